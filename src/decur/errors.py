@@ -1,0 +1,38 @@
+"""What can go wrong through no fault of the code: each ends in one clear line and an exit code."""
+
+
+class DecurError(Exception):
+    """A problem a person can mend. The message names the file or key, and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(DecurError):
+    """A configuration that cannot be run: unknown key, wrong type, value out of range."""
+
+
+class DataError(DecurError):
+    """A data set that cannot be used as a whole: missing root, no pairs, wrong bands."""
+
+
+class BadSampleError(DataError):
+    """One file of a data set that cannot be used; the rest still can.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.path, self.reason)  # so that it survives a worker process
+
+
+class DivergedError(DecurError):
+    """Training that went wrong numerically: a non-finite loss or collapsed embeddings."""
+
+    exit_code = 3
