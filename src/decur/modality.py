@@ -1,0 +1,261 @@
+"""What a sensor is: the one structure that data, encoders and files on disk agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from decur.errors import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `decur --help` needs a Modality's name only
+    from torch import Tensor
+
+Scaling = Literal["standard", "range", "image"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One sensor: its bands in order, their statistics, and how raw values become [0, 1].
+
+    Everything that must travel with weights to use them rightly. Saved in every checkpoint and
+    exported encoder.
+
+    Args:
+        name: short name, also the folder's and the dictionary key's ("s1", "rgb").
+        bands: names of the bands in the order of the channels.
+        mean: of each band, in raw units; needed by `scaling="standard"`.
+        std: standard deviation of each band, in raw units.
+        scaling: how raw values become [0, 1]. "standard": clip((x - mean + 2 std) / (4 std)), the
+            8-bit compression of the DeCUR paper (appendix B.1) without its rounding; "range":
+            linear from `value_range`; "image": from the minimum to the maximum of each image and
+            band, after the cut (what the authors do for elevation tiles).
+        value_range: raw values that become 0 and 1 under `scaling="range"`.
+        cut: percentage of the pixels of each image and band that count as outliers, half at either
+            end; they are clipped to the rest before scaling (2 for SAR, appendix B.1).
+        nodata: raw value that means "no measurement"; NaN always does. Such pixels become 0.5.
+        size: height and width in pixels; images of another size are resized to it. None: taken
+            from the data.
+        augmentation: name of the augmentation recipe that is feasible for this sensor (see
+            `decur.views`): "optical", "sar", "dem" or "hha".
+
+    Raises:
+        ConfigError: if the fields contradict each other.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scaling: Scaling = "standard"
+    value_range: tuple[float, float] = (0.0, 255.0)
+    cut: float = 0.0
+    nodata: float | None = None
+    size: tuple[int, int] | None = None
+    augmentation: str = "optical"
+
+    def __post_init__(self) -> None:
+        for field in ("bands", "mean", "std", "value_range", "size"):
+            value = getattr(self, field)
+            if isinstance(value, list):  # YAML and JSON have no tuples
+                object.__setattr__(self, field, tuple(value))
+        where = f"modality {self.name!r}"
+        if not self.bands:
+            raise ConfigError(f"{where}: needs at least one band")
+        if self.scaling not in get_args(Scaling):
+            raise ConfigError(
+                f"{where}: scaling is {self.scaling!r}; choose from {', '.join(get_args(Scaling))}"
+            )
+        if self.scaling == "standard" and (self.mean is None or self.std is None):
+            raise ConfigError(
+                f"{where}: scaling 'standard' needs mean and std of each band; "
+                "`decur stats ROOT` computes them"
+            )
+        for field in ("mean", "std"):
+            value = getattr(self, field)
+            if value is not None and len(value) != len(self.bands):
+                raise ConfigError(
+                    f"{where}: {len(value)} values in {field} for {len(self.bands)} bands"
+                )
+        if self.std is not None and min(self.std) <= 0 and self.scaling == "standard":
+            raise ConfigError(f"{where}: a band with std 0 carries nothing; drop it or set its std")
+        if self.value_range[0] >= self.value_range[1]:
+            raise ConfigError(f"{where}: value_range must rise, is {self.value_range}")
+        if not 0 <= self.cut < 100:
+            raise ConfigError(f"{where}: cut is a percentage in [0, 100), is {self.cut}")
+
+    @property
+    def channels(self) -> int:
+        """Number of bands."""
+        return len(self.bands)
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Bring raw values into [0, 1] (DeCUR paper, appendix B.1).
+
+        Args:
+            images: (..., C, H, W) of any real dtype, in raw units.
+
+        Returns:
+            (..., C, H, W) float32 in [0, 1]; 0.5 where there is no measurement.
+
+        Raises:
+            DataError: if the number of channels is not that of `bands`.
+        """
+        from decur.scaling import scale  # needs torch
+
+        return scale(images, self)
+
+    def with_(self, **changes: Any) -> Modality:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for YAML and JSON: no tuples, no unset fields."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in plain.items() if v is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Modality:
+        """The inverse of `to_dict`; `preset: NAME` starts from a preset, other keys change it.
+
+        Raises:
+            ConfigError: for unknown keys or presets.
+        """
+        values = dict(values)
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known - {"preset"})
+        if unknown:
+            raise ConfigError(
+                f"modality {values.get('name', '?')!r}: unknown key {unknown[0]!r}; "
+                f"known are preset, {', '.join(sorted(known))}"
+            )
+        preset = values.pop("preset", None)
+        if preset is not None:
+            return cls.preset(preset).with_(**values)
+        missing = sorted({"name", "bands"} - set(values))
+        if missing:
+            raise ConfigError(f"modality {values.get('name', '?')!r}: {missing[0]!r} is missing")
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str) -> Modality:
+        """A well-known sensor by name; see `PRESETS`.
+
+        Raises:
+            ConfigError: if there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"no modality preset {name!r}; choose from {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    def differences(self, other: Modality) -> list[str]:
+        """What keeps data of `other` from being fed to an encoder of this modality, in words.
+
+        Names and sizes may differ; bands, their order, and the scaling may not.
+        """
+        checked = ("bands", "scaling", "mean", "std", "value_range", "cut", "nodata")
+        irrelevant = {"standard": ("value_range",), "range": ("mean", "std")}.get(
+            self.scaling, ("mean", "std", "value_range")
+        )
+        return [
+            f"{field}: {getattr(self, field)} != {getattr(other, field)}"
+            for field in checked
+            if field not in irrelevant and getattr(self, field) != getattr(other, field)
+        ]
+
+
+def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, Modality]:
+    """Modalities by name, from YAML (as `decur stats` writes it), a mapping, or nothing.
+
+    Args:
+        source: a YAML file, a mapping `{name: preset name or fields}`, or None.
+
+    Returns:
+        `{name: Modality}`, in the order given; empty for None.
+
+    Raises:
+        ConfigError: naming the file or key that is wrong.
+    """
+    if source is None:
+        return {}
+    if isinstance(source, str | Path):
+        import yaml
+
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file of modalities; `decur stats ROOT` writes one")
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path}: not a readable YAML file ({reason})") from error
+        if not isinstance(loaded, Mapping):
+            raise ConfigError(f"{path}: must hold a mapping of modality names to their fields")
+        source = loaded
+    modalities: dict[str, Modality] = {}
+    for name, value in source.items():
+        if isinstance(value, Modality):
+            modalities[name] = value.with_(name=name)
+        elif isinstance(value, str):
+            modalities[name] = Modality.preset(value).with_(name=name)
+        elif isinstance(value, Mapping):
+            modalities[name] = Modality.from_dict({**value, "name": name})
+        else:
+            raise ConfigError(f"modality {name!r}: needs a preset's name or a mapping of fields")
+    return modalities
+
+
+# Statistics in raw units, each with its source.
+# SSL4EO-S12 (Wang et al. 2023), as in the DeCUR authors' code: S1 in dB, S2 L1C in DN.
+_S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
+
+PRESETS: dict[str, Modality] = {
+    modality.name: modality
+    for modality in (
+        Modality(
+            name="sentinel1",
+            bands=("VV", "VH"),
+            mean=(-12.548, -20.192),
+            std=(5.257, 5.912),
+            cut=2.0,
+            augmentation="sar",
+        ),
+        Modality(
+            name="sentinel2-l1c",
+            bands=_S2_BANDS,
+            mean=(1605.575, 1390.782, 1314.873, 1363.524, 1549.444, 2091.749, 2371.717)
+            + (2299.905, 2560.295, 830.066, 22.104, 2177.072, 1524.065),
+            std=(786.787, 850.348, 875.065, 1138.850, 1122.178, 1161.592, 1274.392)
+            + (1248.429, 1345.527, 577.316, 51.154, 1336.099, 1136.538),
+        ),
+        # BigEarthNet v1 (Sumbul et al. 2019), statistics of its authors' bigearthnet-models.
+        Modality(
+            name="sentinel2-l2a",
+            bands=tuple(band for band in _S2_BANDS if band != "B10"),
+            mean=(340.767, 429.943, 614.217, 590.236, 950.684, 1792.463, 2075.468)
+            + (2218.946, 2266.460, 2246.061, 1594.427, 1009.327),
+            std=(554.813, 572.416, 582.879, 675.887, 729.898, 1096.015, 1273.454)
+            + (1365.456, 1356.138, 1302.329, 1079.191, 818.867),
+        ),
+        Modality(name="rgb", bands=("R", "G", "B"), scaling="range"),
+        # Elevation has no scale that fits both a plain and a mountain: each tile to its own
+        # percentiles 1 and 99, as the DeCUR authors do for GeoNRW.
+        Modality(name="dem", bands=("height",), scaling="image", cut=2.0, augmentation="dem"),
+        Modality(
+            name="hha",
+            bands=("disparity", "height", "angle"),
+            scaling="range",
+            augmentation="hha",
+        ),
+        # Metres; SUN RGB-D clips at 8 m, and 0 is a hole.
+        Modality(
+            name="depth",
+            bands=("depth",),
+            scaling="range",
+            value_range=(0.0, 8.0),
+            nodata=0.0,
+            augmentation="hha",
+        ),
+    )
+}

@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from decur import Modality
+from decur.errors import ConfigError, DataError
+from decur.modality import PRESETS, load_modalities
+from decur.scaling import percentiles
+
+RNG = np.random.default_rng(0)
+
+
+def plain(**changes):
+    fields = {"name": "x", "bands": ("a", "b"), "mean": (1.0, 20.0), "std": (2.0, 5.0)}
+    return Modality(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "bands", "augmentation"),
+    [
+        ("sentinel1", 2, "sar"),
+        ("sentinel2-l1c", 13, "optical"),
+        ("sentinel2-l2a", 12, "optical"),
+        ("rgb", 3, "optical"),
+        ("dem", 1, "dem"),
+        ("hha", 3, "hha"),
+        ("depth", 1, "hha"),
+    ],
+)
+def test_presets(name, bands, augmentation):
+    preset = Modality.preset(name)
+    assert (preset.channels, preset.augmentation) == (bands, augmentation)
+    assert len(set(preset.bands)) == bands
+    if preset.scaling == "standard":
+        assert len(preset.mean) == len(preset.std) == bands
+        assert min(preset.std) > 0
+
+
+def test_sentinel2_presets_differ_in_the_cirrus_band():
+    l1c, l2a = Modality.preset("sentinel2-l1c"), Modality.preset("sentinel2-l2a")
+    assert set(l1c.bands) - set(l2a.bands) == {"B10"}
+    assert l1c.mean[l1c.bands.index("B10")] == 22.104
+
+
+@pytest.mark.parametrize("preset", list(PRESETS.values()), ids=list(PRESETS))
+def test_round_trip_through_yaml_and_json(preset):
+    assert Modality.from_dict(yaml.safe_load(yaml.safe_dump(preset.to_dict()))) == preset
+    assert Modality.from_dict(json.loads(json.dumps(preset.to_dict()))) == preset
+
+
+def test_standard_scaling_is_that_of_the_paper():
+    x = RNG.normal((1, 20), (4, 10), (3, 8, 8, 2)).transpose(0, 3, 1, 2)
+    mean, std = np.array([1.0, 20.0])[:, None, None], np.array([2.0, 5.0])[:, None, None]
+    expected = np.clip((x - mean + 2 * std) / (4 * std), 0, 1)
+    torch.testing.assert_close(
+        plain().scale(torch.from_numpy(x)), torch.from_numpy(expected).float()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float64])
+def test_range_scaling_of_any_type(dtype):
+    x = torch.tensor([[[0, 51, 255]]], dtype=dtype)
+    scaled = plain(bands=("a",), mean=None, std=None, scaling="range").scale(x)
+    assert scaled.dtype == torch.float32
+    torch.testing.assert_close(scaled, torch.tensor([[[0, 0.2, 1]]]))
+
+
+@pytest.mark.parametrize("cut", [2.0, 10.0])
+def test_cut_clips_each_image_and_band_to_its_percentiles(cut):
+    x = RNG.gamma(1, 5, (3, 2, 20, 20)).astype(np.float32)
+    limits = [cut / 2, 100 - cut / 2]
+    low, high = np.percentile(x, limits, axis=(2, 3), keepdims=True, method="nearest")
+    mean, std = np.array([1.0, 20.0])[:, None, None], np.array([2.0, 5.0])[:, None, None]
+    expected = np.clip((np.clip(x, low, high) - mean + 2 * std) / (4 * std), 0, 1)
+    torch.testing.assert_close(
+        plain(cut=cut).scale(torch.from_numpy(x)), torch.from_numpy(expected).float()
+    )
+
+
+def test_cut_takes_no_account_of_missing_pixels():
+    x = RNG.normal(size=(1, 20, 20)).astype(np.float32)
+    x[0, :7] = np.nan
+    low, high = (p.item() for p in percentiles(torch.from_numpy(x), 1, 99))
+    expected = np.percentile(x[~np.isnan(x)], [1, 99], method="nearest")
+    np.testing.assert_allclose([low, high], expected)
+
+
+def test_image_scaling_spans_each_image():
+    x = torch.stack([torch.linspace(100, 900, 64), torch.linspace(-5, 5, 64)]).reshape(2, 1, 8, 8)
+    image = plain(bands=("a",), mean=None, std=None, scaling="image").scale(x)
+    torch.testing.assert_close(image[0], image[1])
+    assert (image.amin().item(), image.amax().item()) == (0, 1)
+    flat = plain(bands=("a",), mean=None, std=None, scaling="image").scale(torch.ones(1, 8, 8))
+    assert flat.isfinite().all()
+
+
+def test_missing_pixels_become_one_half():
+    x = torch.tensor([[[1.0, torch.nan, -9999.0]], [[20.0, 20.0, 20.0]]])
+    scaled = plain(nodata=-9999.0).scale(x)
+    assert scaled[0].tolist() == [[0.5, 0.5, 0.5]]
+    nothing = plain(cut=2.0).scale(torch.full((2, 4, 4), torch.nan))
+    assert (nothing == 0.5).all()
+
+
+def test_scaling_other_bands_is_refused():
+    with pytest.raises(DataError, match=r"'x' has 2 bands \(a, b\).*\(3, 4, 4\)"):
+        plain().scale(torch.zeros(3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"bands": ()}, "at least one band"),
+        ({"scaling": "log"}, "choose from standard, range, image"),
+        ({"mean": None}, "decur stats"),
+        ({"mean": (1.0,)}, "1 values in mean for 2 bands"),
+        ({"std": (1.0, 2.0, 3.0)}, "3 values in std for 2 bands"),
+        ({"std": (1.0, 0.0)}, "std 0"),
+        ({"value_range": (1.0, 1.0)}, "must rise"),
+        ({"cut": 100.0}, "percentage"),
+    ],
+)
+def test_contradictions(changes, match):
+    with pytest.raises(ConfigError, match=match) as caught:
+        plain(**changes)
+    assert "'x'" in str(caught.value)
+
+
+def test_unknown_keys_and_presets():
+    with pytest.raises(ConfigError, match="unknown key 'bnads'"):
+        Modality.from_dict({"name": "x", "bnads": ["a"]})
+    with pytest.raises(ConfigError, match="'bands' is missing"):
+        Modality.from_dict({"name": "x"})
+    with pytest.raises(ConfigError, match="no modality preset 'sentinel9'; choose from sentinel1"):
+        Modality.preset("sentinel9")
+
+
+def test_differences_name_what_matters():
+    assert plain().differences(plain(name="other", size=(8, 8), augmentation="sar")) == []
+    assert plain().differences(plain(value_range=(0.0, 1.0))) == []
+    assert plain().differences(plain(cut=2.0)) == ["cut: 0.0 != 2.0"]
+    assert plain().differences(plain(bands=("b", "a"))) == ["bands: ('a', 'b') != ('b', 'a')"]
+    rgb = Modality.preset("rgb")
+    assert rgb.differences(rgb.with_(mean=(1.0, 1.0, 1.0))) == []
+    assert len(rgb.differences(rgb.with_(value_range=(0.0, 1.0)))) == 1
+
+
+def test_load_modalities_from_a_mapping_and_a_file(tmp_path):
+    given = {"s1": "sentinel1", "s2": {"preset": "rgb", "size": [8, 8]}, "dem": PRESETS["dem"]}
+    loaded = load_modalities(given)
+    assert list(loaded) == [m.name for m in loaded.values()] == ["s1", "s2", "dem"]
+    assert loaded["s1"] == PRESETS["sentinel1"].with_(name="s1")
+    assert loaded["s2"].size == (8, 8)
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump({name: m.to_dict() for name, m in loaded.items()}))
+    assert load_modalities(path) == load_modalities(str(path))
+    assert load_modalities(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("s1: [1", "not a readable YAML"),
+        ("- s1", "must hold a mapping"),
+        ("s1: 5", "'s1': needs a preset's name"),
+        ("s1: {colour: red}", "'s1': unknown key 'colour'"),
+    ],
+)
+def test_wrong_files_of_modalities(tmp_path, text, match):
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=match) as caught:
+        load_modalities(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="no such file of modalities"):
+        load_modalities(tmp_path / "other.yaml")
