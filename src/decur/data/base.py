@@ -1,0 +1,187 @@
+"""What every data set gives: samples of modalities, some of which may be missing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from decur.errors import BadSampleError
+from decur.modality import Modality
+
+
+class Sample(TypedDict):
+    """One place: its pictures by modality (any may be missing), and what is known of it."""
+
+    id: str
+    images: dict[str, Tensor]  # (C, H, W), raw units, uint8 or float32
+    target: NotRequired[dict[str, Tensor]]
+    bad: NotRequired[tuple[str, str]]  # file and reason, where the sample could not be read
+
+
+class Batch(TypedDict):
+    """Samples stacked. Absent images are zeros and False in `present`."""
+
+    images: dict[str, Tensor]  # (B, C, H, W)
+    present: dict[str, Tensor]  # (B,) bool
+    target: dict[str, Tensor]  # (B, ...)
+    ids: list[str]
+    bad: list[tuple[str, str]]  # (file, reason) of every sample that could not be read
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a label is.
+
+    Args:
+        kind: "class" (one of `classes`: int64 scalar, -1 unknown), "multilabel" (float32 vector
+            of 0/1, NaN unknown), "scalar" (float32 number, NaN unknown), "mask" (int64 (H, W),
+            255 unknown).
+        classes: names in order of their index; empty for scalars.
+        modalities: sensors that can see it, where the data set knows; empty for all.
+    """
+
+    kind: Literal["class", "multilabel", "scalar", "mask"]
+    classes: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+
+    def unknown(self, size: tuple[int, int] = (1, 1)) -> Tensor:
+        """The value that stands for "not labelled"; `size` is a mask's height and width."""
+        if self.kind == "class":
+            return torch.tensor(-1)
+        if self.kind == "mask":
+            return torch.full(size, 255, dtype=torch.int64)
+        if self.kind == "multilabel":
+            return torch.full((len(self.classes),), torch.nan)
+        return torch.tensor(torch.nan)
+
+
+class PairedDataset(Dataset[Sample], ABC):
+    """Base of every data set. Knows files and samples; nothing of methods or views.
+
+    Attributes:
+        modalities: `{name: Modality}`, each with its `size` set.
+        ids: of the samples, in index order.
+        present: `{name: (N,) bool array}`: which samples have which modality.
+        targets: `{name: Target}`; empty where nothing is labelled.
+        groups: for each sample the name of its group (a scene, a cluster of tiles) that must not
+            be split between training and test; None where the data names none.
+    """
+
+    modalities: dict[str, Modality]
+    ids: list[str]
+    present: dict[str, np.ndarray]
+    targets: dict[str, Target]
+    groups: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    def describe(self) -> str:
+        """One line for the log: how many samples, and how many lack which sensor."""
+        n = len(self)
+        parts = [f"{n} samples"]
+        for name, has in self.present.items():
+            bands = self.modalities[name].channels
+            size = self.modalities[name].size
+            shape = f"{bands} x {size[0]} x {size[1]}" if size else f"{bands} bands"
+            lacking = n - int(has.sum())
+            parts.append(f"{name} ({shape}" + (f", {lacking} absent)" if lacking else ")"))
+        return ", ".join(parts)
+
+
+class SkipBad(Dataset[Sample]):
+    """Turns a bad sample into one without images, so that a run survives one corrupt file.
+
+    Args:
+        dataset: any data set.
+    """
+
+    def __init__(self, dataset: PairedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.dataset[index]
+        except BadSampleError as error:
+            return {
+                "id": self.dataset.ids[index],
+                "images": {},
+                "bad": (error.path, error.reason),
+            }
+
+
+class Collate:
+    """Samples to a `Batch`; a class and no closure, so that it reaches worker processes.
+
+    Args:
+        modalities: those of the data set, sizes set.
+        targets: those of the data set.
+    """
+
+    def __init__(self, modalities: dict[str, Modality], targets: dict[str, Target]) -> None:
+        self.modalities = modalities
+        self.targets = targets
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Stack samples; those without a modality get zeros and False in `present`."""
+        images, present = {}, {}
+        for name, modality in self.modalities.items():
+            has = [name in sample["images"] for sample in samples]
+            present[name] = torch.tensor(has)
+            images[name] = self._stack([s["images"].get(name) for s in samples], modality)
+        target = {
+            name: torch.stack(
+                [
+                    s.get("target", {}).get(name, spec.unknown(self._mask_size(samples, name)))
+                    for s in samples
+                ]
+            )
+            for name, spec in self.targets.items()
+        }
+        return {
+            "images": images,
+            "present": present,
+            "target": target,
+            "ids": [sample["id"] for sample in samples],
+            "bad": [sample["bad"] for sample in samples if "bad" in sample],
+        }
+
+    @staticmethod
+    def _stack(pictures: list[Tensor | None], modality: Modality) -> Tensor:
+        there = [picture for picture in pictures if picture is not None]
+        assert modality.size is not None, f"{modality.name}: the data set must set the size"
+        same = there[0].dtype if len({p.dtype for p in there}) == 1 else torch.float32
+        shape = (len(pictures), modality.channels, *modality.size)
+        stacked = torch.zeros(shape, dtype=same)  # (B, C, H, W)
+        for row, picture in enumerate(pictures):
+            if picture is not None:
+                stacked[row] = picture
+        return stacked
+
+    def _mask_size(self, samples: Sequence[Sample], name: str) -> tuple[int, int]:
+        for sample in samples:
+            mask = sample.get("target", {}).get(name)
+            if mask is not None and mask.ndim == 2:
+                return (mask.shape[0], mask.shape[1])
+        return next(iter(self.modalities.values())).size or (1, 1)

@@ -1,0 +1,86 @@
+"""`decur stats`: what the bands of a folder hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from decur.config import Parser
+from decur.data.bands import PERCENTS, BandStatistics
+from decur.data.folder import modality_files
+from decur.data.stats import compute_stats, write_modalities
+from decur.errors import ConfigError
+from decur.modality import load_modalities
+
+
+def stats(arguments: Sequence[str]) -> None:
+    """Run `decur stats ARGUMENTS`: compute, print, and write band statistics.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    parser = Parser(
+        "decur stats",
+        "Mean, standard deviation, range and percentiles of each band of ROOT/<modality>/<id>.*, "
+        "as YAML that --data.modalities takes.",
+    )
+    parser.usage = "decur stats ROOT [--out FILE] [--modalities FILE] [--workers N]"
+    parser.add_argument("root", type=str, help="Folder of pairs.")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        help="File to write; by default ROOT/modalities.yaml, which pretraining then finds.",
+    )
+    parser.add_argument(
+        "--modalities",
+        type=str | None,
+        help="YAML of modalities to keep: only mean and std are replaced.",
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Reading threads.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
+    settings = parser.parse(arguments)
+    out = Path(settings.out or Path(settings.root) / "modalities.yaml")
+    if out.exists() and not settings.overwrite:
+        raise ConfigError(f"{out}: exists already; choose another --out, or --overwrite it")
+    known = load_modalities(settings.modalities)
+    files = modality_files(settings.root, tuple(known) or None)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=sum(map(len, files.values())))
+        found = compute_stats(
+            settings.root, known or None, settings.workers, lambda n: progress.advance(task, n)
+        )
+    for name, statistics in found.items():
+        _print(name, statistics)
+    try:
+        write_modalities(out, found, known or None)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose --out") from error
+    print(f"written: {out}")
+
+
+def _print(name: str, statistics: BandStatistics) -> None:
+    modality = statistics.to_modality(name)
+    title = f"{name}: {statistics.images} images"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("band", "mean", "std", "min", *(f"p{p:g}" for p in PERCENTS), "max"):
+        justify: Literal["left", "right"] = "left" if column == "band" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    percentiles = statistics.percentiles()  # (percents, bands)
+    for i, band in enumerate(modality.bands):
+        values = (statistics.mean[i], statistics.std[i], statistics.minimum[i])
+        row = (*values, *percentiles[:, i], statistics.maximum[i])
+        table.add_row(band, *(f"{value:.4g}" for value in row))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for line in statistics.report():
+        if line.startswith("share of pixels"):
+            console.print(line, highlight=False)
+    for path, reason in statistics.bad:
+        console.print(f"left out: {path}: {reason}", highlight=False, markup=False)

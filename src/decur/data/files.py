@@ -1,0 +1,279 @@
+"""Picture files to tensors: GeoTIFF, JPEG 2000, PNG, JPEG and NumPy arrays."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from decur.errors import BadSampleError, DataError
+
+RASTER = frozenset({".tif", ".tiff", ".jp2"})  # read by rasterio
+PICTURE = frozenset({".png", ".jpg", ".jpeg"})  # read by Pillow
+EXTENSIONS = RASTER | PICTURE | {".npy"}
+
+# What Pillow raises for files that are cut short or corrupt.
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB"}
+_AS_COPIED = "copy or download the file anew, or delete it"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself before its pixels are read.
+
+    Args:
+        bands: their number.
+        size: height and width in pixels.
+        is_byte: whether the pixels are 8-bit.
+        names: of the bands, where the file has one for each.
+    """
+
+    bands: int
+    size: tuple[int, int]
+    is_byte: bool
+    names: tuple[str, ...] | None = None
+
+
+def read_image(path: str | Path, bands: int | None = None, nodata: float | None = None) -> Tensor:
+    """Read the pixels of one file.
+
+    Palette and CMYK pictures become RGB. A NumPy array is (H, W) or (C, H, W).
+
+    Args:
+        path: .tif, .tiff, .jp2, .png, .jpg, .jpeg or .npy.
+        bands: number of bands the file must have; None takes any.
+        nodata: raw value that means "no measurement", besides NaN and the file's own.
+
+    Returns:
+        (C, H, W), in raw units: uint8 where the file is 8-bit, else float32. Pixels without a
+        measurement are NaN (which makes an 8-bit picture that has any float32).
+
+    Raises:
+        BadSampleError: for a file that is missing, empty, cut short, of another number of bands,
+            without one measured pixel, or with infinite values.
+        DataError: for an unknown extension, or if the reader is not installed.
+    """
+    path = _existing(path)
+    own_nodata: float | None = None
+    if path.suffix.lower() in RASTER:
+        pixels, own_nodata = _read_raster(path)
+    elif path.suffix.lower() in PICTURE:
+        pixels = _read_picture(path)
+    else:
+        pixels = _read_array(path, bands)
+    if bands is not None and pixels.shape[0] != bands:
+        raise BadSampleError(
+            path,
+            f"has {_bands(pixels.shape[0])}, its modality {bands}; correct `bands` or the file",
+        )
+    if pixels.size == 0:
+        raise BadSampleError(path, f"has no pixels (shape {pixels.shape}); {_AS_COPIED}")
+    holes = {value for value in (own_nodata, nodata) if value is not None}
+    return _checked(path, _to_tensor(path, pixels), holes)
+
+
+def read_mask(path: str | Path) -> Tensor:
+    """Read a picture of class indices; of a palette picture the indices, not the colours.
+
+    Returns:
+        (H, W) int64.
+
+    Raises:
+        BadSampleError: as `read_image`; also for more than one band or fractions.
+    """
+    path = _existing(path)
+    if path.suffix.lower() in PICTURE:
+        pixels = torch.from_numpy(_read_picture(path, palette_indices=True).astype(np.int64))
+    else:
+        pixels = read_image(path)
+    if pixels.shape[0] != 1:
+        raise BadSampleError(
+            path, f"a mask has one band of class indices, this has {len(pixels)}; convert it"
+        )
+    if pixels.is_floating_point():
+        pixels = pixels.nan_to_num(255)
+        if (pixels != pixels.round()).any():
+            raise BadSampleError(path, "a mask holds whole numbers, this has fractions; convert it")
+    return pixels[0].long()
+
+
+def read_header(path: str | Path) -> Header:
+    """Read a file's number of bands and size without its pixels.
+
+    Raises:
+        BadSampleError, DataError: as `read_image`.
+    """
+    path = _existing(path)
+    suffix = path.suffix.lower()
+    if suffix in RASTER:
+        rasterio = _rasterio(suffix)
+        try:
+            with rasterio.Env(**_GDAL), rasterio.open(path) as source:
+                names = tuple(name for name in source.descriptions if name)
+                return Header(
+                    bands=source.count,
+                    size=(source.height, source.width),
+                    is_byte=all(kind == "uint8" for kind in source.dtypes),
+                    names=names if len(set(names)) == source.count else None,
+                )
+        except rasterio.errors.RasterioError as error:
+            raise BadSampleError(path, _unreadable(error)) from error
+    if suffix in PICTURE:
+        try:
+            with Image.open(path) as picture:
+                mode = _mode(picture)
+                deep = mode.startswith(("I", "F")) or _is_deep_colour(picture)
+                return Header(len(Image.new(mode, (1, 1)).getbands()), picture.size[::-1], not deep)
+        except _PILLOW_ERRORS as error:
+            raise BadSampleError(path, _unreadable(error)) from error
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+    shape = _channels_first(path, array.shape)
+    return Header(shape[0], shape[1:], array.dtype == np.uint8)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix.lower() not in EXTENSIONS:
+        raise DataError(
+            f"{path}: cannot read this kind of file; use {', '.join(sorted(EXTENSIONS))}"
+        )
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BadSampleError(path, "no such file; restore it or remove its id") from error
+    if size == 0:
+        raise BadSampleError(path, f"is empty (0 bytes); {_AS_COPIED}")
+    return path
+
+
+# GDAL lists the whole folder at each opening otherwise: seconds where it holds 250,000 files.
+_GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+
+
+@cache
+def _rasterio(suffix: str) -> Any:
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning
+    except ImportError as error:
+        raise DataError(f"reading {suffix} needs rasterio: pip install 'decur[eo]'") from error
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no map
+    return rasterio
+
+
+def _read_raster(path: Path) -> tuple[np.ndarray, float | None]:
+    rasterio = _rasterio(path.suffix.lower())
+    try:
+        with rasterio.Env(**_GDAL), rasterio.open(path) as source:
+            return source.read(), source.nodata
+    except (rasterio.errors.RasterioError, ValueError) as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+
+
+def _read_picture(path: Path, palette_indices: bool = False) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            if _is_deep_colour(picture):  # Pillow would drop the lower 8 bits without a word
+                return _read_deep_colour(path)
+            picture.load()
+            keep = palette_indices and picture.mode in ("1", "P")
+            pixels = np.asarray(picture if keep else picture.convert(_mode(picture)))
+    except _PILLOW_ERRORS as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+
+
+def _mode(picture: Image.Image) -> str:
+    """The Pillow mode a picture is read in."""
+    if picture.mode == "P" and "transparency" in picture.info:
+        return "RGBA"
+    return _MODES.get(picture.mode, picture.mode)
+
+
+def _is_deep_colour(picture: Image.Image) -> bool:
+    """Whether this is a PNG of 16 bits and more than one band."""
+    return picture.format == "PNG" and any(
+        isinstance(tile.args, str)
+        and tile.args.endswith(";16B")
+        and len(tile.args.split(";")[0]) > 1
+        for tile in getattr(picture, "tile", ())
+    )
+
+
+def _read_deep_colour(path: Path) -> np.ndarray:
+    from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
+
+    encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    try:
+        return decode_image(encoded, ImageReadMode.UNCHANGED).numpy()
+    except RuntimeError as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+
+
+def _read_array(path: Path, bands: int | None) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+    return array.reshape(_channels_first(path, array.shape, bands))
+
+
+def _channels_first(
+    path: Path, shape: tuple[int, ...], bands: int | None = None
+) -> tuple[int, int, int]:
+    """The shape as (C, H, W); refuses what looks like (H, W, C) rather than guess."""
+    if len(shape) == 2:
+        return (1, *shape)
+    if len(shape) != 3:
+        raise BadSampleError(path, f"has shape {shape}; save it as (C, H, W) or (H, W)")
+    c, h, w = shape
+    if c != bands and (w == bands or w < min(c, h)):
+        raise BadSampleError(path, f"has shape {shape}, which looks like (H, W, C); save (C, H, W)")
+    return (c, h, w)
+
+
+def _to_tensor(path: Path, pixels: np.ndarray) -> Tensor:
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8)
+    if pixels.dtype == np.uint8:
+        return torch.from_numpy(np.array(pixels, order="C"))
+    if pixels.dtype.kind not in "iuf":
+        raise BadSampleError(path, f"has pixels of type {pixels.dtype}; save real numbers")
+    with np.errstate(over="ignore"):  # float64 beyond float32 is found as infinite below
+        return torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
+
+
+def _checked(path: Path, image: Tensor, holes: set[float]) -> Tensor:
+    for value in holes:
+        hole = torch.eq(image, value)  # NaN equals nothing, and needs nothing done
+        if hole.any():
+            image = image.to(torch.float32).masked_fill(hole, torch.nan)
+    if image.is_floating_point():
+        if image.isinf().any():
+            raise BadSampleError(
+                path, "has infinite values; write pixels without a measurement as NaN"
+            )
+        if image.isnan().all():
+            raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
+    return image
+
+
+def _bands(n: int) -> str:
+    return f"{n} band" if n == 1 else f"{n} bands"
+
+
+def _unreadable(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"is no picture or is cut short; {_AS_COPIED}"
+    return f"cannot be read ({' '.join(str(error).split())}); {_AS_COPIED}"

@@ -1,0 +1,315 @@
+"""A folder of pairs: one sub-folder a modality, files of the same name belong together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from decur.data.bands import guess_augmentation
+from decur.data.base import PairedDataset, Sample, Target
+from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_mask
+from decur.data.stats import stats_of_files
+from decur.data.tables import Labels, read_splits
+from decur.errors import BadSampleError, DataError
+from decur.modality import Modality, load_modalities
+
+log = logging.getLogger(__name__)
+
+MASK = "mask"  # the folder of masks, and the name of their target
+UNKNOWN_CLASS = 255  # in masks
+
+_LAYOUT = "expected ROOT/<modality>/<id>.tif|png|jpg|jp2|npy"
+_HEADERS = 50  # files of a modality whose headers tell its size
+_STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
+
+
+class PairedFolder(PairedDataset):
+    """Pairs from `root/<modality>/<id>.<tif|tiff|jp2|png|jpg|jpeg|npy>`.
+
+    Pairing is by id, the file's name without extension, never by order. An id that lacks a
+    modality is kept and marked absent. Images of another size than their modality's are resized
+    (bilinear with antialiasing; a pixel stays measured where at least half of what makes it was).
+
+    Beside the modalities there may be
+
+    * `modalities.yaml`, as `decur stats` writes it, with bands, statistics and scaling;
+    * `labels.csv`: `id` and a column for each label, see `decur.data.tables.Labels`;
+    * `mask/<id>.png`: class indices, 255 unknown, resized (nearest) to the first modality's size;
+      `mask/classes.txt` may name the classes, one a line;
+    * `splits.csv`: `id`, `split`, and `group` or `cluster`, of samples that belong together.
+
+    Args:
+        root: the folder.
+        modalities: those to read, in order: a YAML file or a mapping as `load_modalities` takes.
+            None: `root/modalities.yaml` where there is one; else every sub-folder with pictures
+            but `mask`. Then 8-bit data is scaled by its range and other data by the statistics of
+            up to 200 files, and the augmentation follows from the folder's name.
+        split: which split of splits.csv; None for all samples.
+        missing: "keep" samples that lack a modality, or "drop" them.
+
+    Raises:
+        DataError: if there is no data set to be made of this, naming file and remedy.
+        ConfigError: for wrong `modalities`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        modalities: dict[str, Any] | str | Path | None = None,
+        split: str | None = None,
+        missing: Literal["keep", "drop"] = "keep",
+    ) -> None:
+        self.root = Path(root)
+        if modalities is None and (self.root / "modalities.yaml").is_file():
+            modalities = self.root / "modalities.yaml"
+        given = load_modalities(modalities)
+        folders = modality_files(self.root, tuple(given) or None)
+        samples = _pair(self.root, folders, missing)
+        wanted, groups = read_splits(self.root / "splits.csv", set(samples), split)
+        self.ids = [id_ for id_ in samples if wanted is None or id_ in wanted]
+        if not self.ids:
+            raise DataError(f"{self.root}: no complete sample in split {split!r}; missing='keep'?")
+        self._files = {
+            name: [files.get(id_) for id_ in self.ids] for name, files in folders.items()
+        }
+        self.present = {
+            name: np.array([file is not None for file in files])
+            for name, files in self._files.items()
+        }
+        self.groups = [groups.get(id_, id_) for id_ in self.ids] if groups is not None else None
+        # From all files, not from the split's: each split must see the same modalities.
+        self.modalities = {
+            name: _complete(name, list(files.values()), given.get(name))
+            for name, files in folders.items()
+        }
+        self.targets = {}
+        self._labels = None
+        if (self.root / "labels.csv").is_file():
+            self._labels = Labels(self.root / "labels.csv", set(samples))
+            self.targets |= self._labels.targets
+        self._masks = _scan(self.root / MASK) if (self.root / MASK).is_dir() else {}
+        if self._masks:
+            if MASK in self.targets:
+                raise DataError(
+                    f"{self.root / 'labels.csv'}: column {MASK!r} and folder {MASK!r} clash; "
+                    "rename the column"
+                )
+            self.targets[MASK] = Target("mask", _mask_classes(self.root / MASK, self._masks))
+
+    def read(self, index: int) -> Sample:
+        """Read one sample; its target holds a mask only where there is one.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+        id_ = self.ids[index]
+        images = {}
+        for name, modality in self.modalities.items():
+            file = self._files[name][index]
+            if file is not None:
+                images[name] = _resize(
+                    read_image(file, modality.channels, modality.nodata), modality.size
+                )
+        sample: Sample = {"id": id_, "images": images}
+        if self.targets:
+            sample["target"] = self._labels[id_] if self._labels else {}
+        if id_ in self._masks:
+            sample["target"][MASK] = self._read_mask(self._masks[id_])
+        return sample
+
+    def _read_mask(self, file: str) -> Tensor:
+        mask = read_mask(file)  # (H, W)
+        classes = len(self.targets[MASK].classes)
+        valid = (mask == UNKNOWN_CLASS) | ((mask >= 0) & (mask < classes))
+        if not valid.all():
+            raise BadSampleError(
+                file,
+                f"has class {int(mask[~valid][0])}, known are 0 to {classes - 1} and 255 "
+                f"(unknown); list all classes in {self.root / MASK / 'classes.txt'}",
+            )
+        size = next(iter(self.modalities.values())).size
+        if mask.shape != size:
+            # Nearest keeps class indices; float32 holds 0 to 255 exactly.
+            mask = interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+        return mask
+
+    def describe(self) -> str:
+        """One line for the log: samples, sensors and how many samples lack them, labels."""
+        line = super().describe()
+        if self.targets:
+            line += f", labels: {', '.join(self.targets)}"
+        if self.groups is not None:
+            line += f", {len(set(self.groups))} groups"
+        return line
+
+
+def modality_files(
+    root: str | Path, names: Sequence[str] | None = None
+) -> dict[str, dict[str, str]]:
+    """List the picture files of each modality below a root.
+
+    Args:
+        root: the folder.
+        names: of the modalities; None takes every sub-folder with pictures but `mask`.
+
+    Returns:
+        `{modality: {id: file}}`, ids sorted.
+
+    Raises:
+        DataError: if the root or a folder is missing or empty, or a modality has two files of
+            one id.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; {_LAYOUT}")
+    if names is not None:
+        for name in names:
+            if not (root / name).is_dir():
+                there = ", ".join(_subfolders(root)) or "no folders at all"
+                raise DataError(f"{root / name}: modality {name!r} has no folder; there is {there}")
+        return {name: _scan(root / name, needed=True) for name in names}
+    folders = {}
+    for name in _subfolders(root):
+        # An empty folder is a download that failed; one with other files is somebody's notes.
+        files = _scan(root / name, needed=not any((root / name).iterdir()))
+        if files:
+            folders[name] = files
+    if not folders:
+        raise DataError(f"{root}: no sub-folder with pictures; {_LAYOUT}")
+    return folders
+
+
+def _subfolders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.is_dir() and entry.name != MASK and not entry.name.startswith(".")
+        )
+
+
+def _scan(folder: Path, needed: bool = False) -> dict[str, str]:
+    """Files by id, sorted; `needed` refuses a folder without any."""
+    files: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            id_, extension = os.path.splitext(entry.name)
+            if extension.lower() not in EXTENSIONS or entry.name.startswith("."):
+                continue
+            if id_ in files:
+                both = " and ".join(sorted((os.path.basename(files[id_]), entry.name)))
+                raise DataError(f"{folder}: two files for id {id_!r}, {both}; keep one")
+            files[id_] = entry.path
+    if needed and not files:
+        raise DataError(f"{folder}: holds no pictures; fill it or remove it; {_LAYOUT}")
+    return dict(sorted(files.items()))
+
+
+def _pair(root: Path, folders: dict[str, dict[str, str]], missing: str) -> list[str]:
+    """Ids to use, sorted."""
+    if missing not in ("keep", "drop"):
+        raise DataError(f"missing is {missing!r}; choose 'keep' or 'drop'")
+    counts = Counter(id_ for files in folders.values() for id_ in files)
+    if len(folders) > 1 and max(counts.values()) == 1:
+        examples = ", ".join(f"{name}/{next(iter(files))}" for name, files in folders.items())
+        raise DataError(
+            f"{root}: no id has two modalities (for example {examples}); "
+            "give the files of one place the same name in each folder"
+        )
+    complete = sorted(id_ for id_, count in counts.items() if count == len(folders))
+    if missing == "drop" and not complete:
+        raise DataError(f"{root}: no id has all of {', '.join(folders)}; use missing='keep'")
+    return complete if missing == "drop" else sorted(counts)
+
+
+def _spaced(files: list[str], at_most: int) -> list[str]:
+    """Evenly spaced ones, first and last among them."""
+    if len(files) <= at_most:
+        return files
+    return [files[i] for i in np.linspace(0, len(files) - 1, at_most).round().astype(int)]
+
+
+def _complete(name: str, files: list[str], modality: Modality | None) -> Modality:
+    """The modality with everything set: guessed if not given, size from the files' headers."""
+    headers: list[Header] = []
+    for file in _spaced(files, _HEADERS):
+        try:
+            headers.append(read_header(file))
+        except BadSampleError as error:
+            first_bad = error
+    if not headers:
+        raise DataError(f"modality {name!r}: none of its files can be read; the first: {first_bad}")
+    bands = Counter(header.bands for header in headers).most_common(1)[0][0]
+    if modality is None:
+        modality = _guess(name, files, headers)
+    if bands != modality.channels:
+        raise DataError(
+            f"modality {name!r} is given {modality.channels} bands ({', '.join(modality.bands)}), "
+            f"its files have {bands}; correct `bands`, or leave modalities out to take the files'"
+        )
+    if modality.size is None:
+        sizes = Counter(header.size for header in headers if header.bands == bands)
+        modality = modality.with_(size=sizes.most_common(1)[0][0])
+    return modality
+
+
+def _guess(name: str, files: list[str], headers: list[Header]) -> Modality:
+    if all(header.is_byte for header in headers):
+        bands = Counter(header.bands for header in headers).most_common(1)[0][0]
+        modality = Modality(
+            name=name,
+            bands=headers[0].names or tuple(f"band{i + 1}" for i in range(bands)),
+            scaling="range",
+            augmentation=guess_augmentation(name),
+        )
+        source = "8-bit files"
+    else:
+        sample = _spaced(files, _STATS_FILES)
+        modality = stats_of_files(sample, workers=2).to_modality(name)
+        source = f"statistics of {len(sample)} of {len(files)} files"
+    log.info(
+        "modality %r: scaling %r from %s, augmentation %r by its name; "
+        "`decur stats ROOT` writes modalities.yaml from all files",
+        name,
+        modality.scaling,
+        source,
+        modality.augmentation,
+    )
+    return modality
+
+
+def _mask_classes(folder: Path, masks: dict[str, str]) -> tuple[str, ...]:
+    named = folder / "classes.txt"
+    if named.is_file():
+        return tuple(line.strip() for line in named.read_text().splitlines() if line.strip())
+    highest = 0
+    for file in _spaced(list(masks.values()), _STATS_FILES):
+        try:
+            mask = read_mask(file)
+        except BadSampleError:
+            continue  # comes up again when it is read as a sample
+        highest = max(highest, int(mask.masked_fill(mask == UNKNOWN_CLASS, 0).max()))
+    return tuple(str(index) for index in range(highest + 1))
+
+
+def _resize(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Bilinear, antialiased; without smearing NaN over all that the filter touches."""
+    if size is None or image.shape[-2:] == size:
+        return image
+    x = image[None].float()  # (1, C, H, W)
+    measured = ~x.isnan()
+    weight = measured.float()
+    x = interpolate(x.nan_to_num(0), size, mode="bilinear", antialias=True)
+    if not measured.all():
+        weight = interpolate(weight, size, mode="bilinear", antialias=True)
+        x = torch.where(weight >= 0.5, x / weight.clamp_min(0.5), torch.nan)
+    return x[0].round().to(torch.uint8) if image.dtype == torch.uint8 else x[0]

@@ -1,0 +1,33 @@
+"""What several tests need."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def make_pairs(tmp_path):
+    """Write a paired folder of .npy (or 8-bit .png) pictures with something in common."""
+
+    def make(bands: dict[str, int], samples: int, size: int, kind: str = "npy") -> Path:
+        root = tmp_path / "pairs"
+        rng = np.random.default_rng(0)
+        for name in bands:
+            (root / name).mkdir(parents=True)
+        for i in range(samples):
+            shared = np.kron(rng.normal(size=(4, 4)), np.ones((size // 4, size // 4)))
+            for name, channels in bands.items():
+                picture = shared + 0.5 * rng.normal(size=(channels, size, size))
+                file = root / name / f"{i:04d}.{kind}"
+                if kind == "npy":
+                    np.save(file, picture.astype(np.float32))
+                else:
+                    byte = np.clip(128 + 40 * picture, 0, 255).astype(np.uint8)
+                    Image.fromarray(byte[0] if channels == 1 else np.moveaxis(byte, 0, -1)).save(
+                        file
+                    )
+        return root
+
+    return make

@@ -1,0 +1,194 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from make_folder import write, write_raster
+from PIL import Image
+
+from decur.data import files
+from decur.data.files import read_header, read_image, read_mask
+from decur.errors import BadSampleError, DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("extension", "dtype", "bands"),
+    [
+        (".tif", "uint8", 1),
+        (".tiff", "uint16", 13),
+        (".tif", "int16", 2),
+        (".tif", "float32", 3),
+        (".tif", "float64", 12),
+        (".jp2", "uint16", 1),
+        (".jp2", "uint8", 3),
+        (".png", "uint8", 1),
+        (".png", "uint8", 3),
+        (".png", "uint8", 4),
+        (".png", "uint16", 1),
+        (".npy", "uint8", 5),
+        (".npy", "int16", 1),
+        (".npy", "float64", 2),
+        (".npy", "bool", 1),
+    ],
+)
+def test_pixels_come_back_as_written(tmp_path, extension, dtype, bands):
+    pixels = RNG.uniform(0, 200, (bands, 20, 24)).astype(dtype)
+    path = write(tmp_path / f"a{extension}", pixels)
+    image = read_image(path, bands)
+    assert image.shape == (bands, 20, 24)
+    assert image.dtype == (torch.uint8 if dtype in ("uint8", "bool") else torch.float32)
+    np.testing.assert_array_equal(image.numpy(), pixels.astype(image.numpy().dtype))
+    header = read_header(path)
+    assert (header.bands, header.size) == (bands, (20, 24))
+    assert header.is_byte == (dtype == "uint8")
+
+
+def test_jpeg_is_close_to_what_was_written(tmp_path):
+    smooth = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)
+    image = read_image(write(tmp_path / "a.jpg", smooth))
+    assert image.shape == (1, 32, 32)
+    assert np.abs(image[0].numpy().astype(int) - smooth).max() <= 3
+
+
+def test_extension_in_capitals(tmp_path):
+    path = write(tmp_path / "a.png", np.ones((4, 4), np.uint8)).rename(tmp_path / "a.PNG")
+    assert read_image(path).shape == (1, 4, 4)
+
+
+def test_16_bit_colour_png_keeps_its_lower_bits(tmp_path):
+    pixels = RNG.integers(0, 65536, (5, 7, 3)).astype(">u2")
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    path = tmp_path / "deep.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    np.testing.assert_array_equal(read_image(path).numpy(), np.moveaxis(pixels, -1, 0))
+    assert not read_header(path).is_byte
+
+
+def test_palette_gives_colours_to_images_and_indices_to_masks(tmp_path):
+    indices = RNG.integers(0, 3, (6, 6)).astype(np.uint8)
+    picture = Image.frombytes("P", (6, 6), indices.tobytes())
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    path = tmp_path / "a.png"
+    picture.save(path)
+    expected = np.eye(3, dtype=np.uint8)[indices] * 255  # (H, W, 3)
+    np.testing.assert_array_equal(read_image(path).numpy(), np.moveaxis(expected, -1, 0))
+    assert read_header(path).bands == 3
+    mask = read_mask(path)
+    assert mask.dtype == torch.int64
+    np.testing.assert_array_equal(mask.numpy(), indices)
+
+
+def test_mask_from_raster_and_its_faults(tmp_path):
+    pixels = np.array([[[0, 1], [7, -1]]], np.int16)
+    mask = read_mask(write(tmp_path / "a.tif", pixels, nodata=-1))
+    assert mask.tolist() == [[0, 1], [7, 255]]
+    with pytest.raises(BadSampleError, match="one band"):
+        read_mask(write(tmp_path / "b.png", np.zeros((3, 4, 4), np.uint8)))
+    with pytest.raises(BadSampleError, match="fractions"):
+        read_mask(write(tmp_path / "c.npy", np.full((4, 4), 0.5)))
+
+
+def test_nodata_becomes_nan(tmp_path):
+    pixels = np.array([[[1.0, -9999.0], [2.0, 3.0]]], np.float32)
+    own = read_image(write(tmp_path / "a.tif", pixels, nodata=-9999))
+    named = read_image(write(tmp_path / "b.tif", pixels), nodata=-9999)
+    expected = np.where(pixels == -9999, np.nan, pixels)
+    np.testing.assert_array_equal(own.numpy(), expected)
+    np.testing.assert_array_equal(named.numpy(), expected)
+    byte = np.array([[0, 5]], np.uint8)
+    assert read_image(write(tmp_path / "c.png", byte)).dtype == torch.uint8
+    assert read_image(write(tmp_path / "c.png", byte), nodata=0).isnan().tolist() == [
+        [[True, False]]
+    ]
+
+
+def test_band_names_only_where_each_has_its_own(tmp_path):
+    pixels = np.ones((2, 4, 4), np.float32)
+    named = write_raster(tmp_path / "a.tif", pixels, names=("VV", "VH"))
+    twice = write_raster(tmp_path / "b.tif", pixels, names=("bands", "bands"))
+    assert read_header(named).names == ("VV", "VH")
+    assert read_header(twice).names is None
+
+
+def _cut(path, keep):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    return path
+
+
+@pytest.mark.parametrize("extension", [".tif", ".png", ".jpg", ".jp2", ".npy"])
+@pytest.mark.parametrize("keep", [0, 0.02, 0.6])
+def test_truncated_files_name_file_and_remedy(tmp_path, extension, keep):
+    pixels = RNG.integers(0, 255, (1, 64, 64)).astype(np.uint8)
+    path = _cut(write(tmp_path / f"a{extension}", pixels), keep)
+    with pytest.raises(BadSampleError, match=r"copy or download") as caught:
+        read_image(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "match"),
+    [
+        ("a.tif", np.full((2, 4, 4), np.nan, np.float32), "no measured pixel"),
+        ("a.tif", np.full((2, 4, 4), -1, np.int16), "no measured pixel"),
+        ("a.npy", np.full((2, 4, 4), np.inf, np.float32), "infinite"),
+        ("a.npy", np.full((2, 4, 4), 1e300), "infinite"),
+        ("a.tif", np.ones((1, 4, 4), np.float32), "has 1 band, its modality 2"),
+        ("a.png", np.ones((3, 4, 4), np.uint8), "has 3 bands, its modality 2"),
+        ("a.npy", np.ones((4, 4, 2)), r"looks like \(H, W, C\)"),
+        ("a.npy", np.ones((1, 2, 4, 4)), r"save it as \(C, H, W\)"),
+        ("a.npy", np.ones((2, 0, 4)), "no pixels"),
+        ("a.npy", np.ones((2, 4, 4), complex), "complex"),
+    ],
+)
+def test_unusable_pixels(tmp_path, name, pixels, match):
+    path = write(tmp_path / name, pixels)
+    with pytest.raises(BadSampleError, match=match) as caught:
+        read_image(path, bands=2, nodata=-1)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_array_of_objects_is_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(BadSampleError):
+        read_image(tmp_path / "a.npy")
+
+
+def test_array_without_known_bands_is_not_guessed(tmp_path):
+    with pytest.raises(BadSampleError, match="looks like"):
+        read_header(write(tmp_path / "a.npy", np.ones((16, 16, 3))))
+    assert read_image(write(tmp_path / "b.npy", np.ones((100, 16, 16)))).shape == (100, 16, 16)
+
+
+def test_missing_file_and_unknown_extension(tmp_path):
+    with pytest.raises(BadSampleError, match="no such file"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match="cannot read this kind"):
+        read_image(tmp_path / "a.gif")
+
+
+def test_without_rasterio_the_remedy_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.tif", np.ones((1, 4, 4), np.uint8))
+    files._rasterio.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    with pytest.raises(DataError, match=r"reading \.tif needs rasterio.*decur\[eo\]"):
+        read_image(path)
+    files._rasterio.cache_clear()

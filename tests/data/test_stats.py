@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import yaml
+from make_folder import make_folder, write
+
+from decur.data import BandStatistics, PairedFolder, SyntheticScenes, compute_stats
+from decur.data.bands import guess_augmentation
+from decur.data.stats import stats_of_files, write_modalities
+from decur.errors import DataError
+from decur.modality import load_modalities
+
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+
+RNG = np.random.default_rng(0)
+
+
+def assert_is(stats, pixels):
+    """`stats` against NumPy in float64 on all pixels at once, (C, P)."""
+    x = pixels.astype(np.float64)
+    np.testing.assert_array_equal(stats.count, (~np.isnan(x)).sum(1))
+    np.testing.assert_allclose(stats.mean, np.nanmean(x, 1), rtol=1e-12)
+    np.testing.assert_allclose(stats.std, np.nanstd(x, 1), rtol=1e-12)
+    np.testing.assert_array_equal(stats.minimum, np.nanmin(x, 1))
+    np.testing.assert_array_equal(stats.maximum, np.nanmax(x, 1))
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [999], [3, 4, 500], list(range(50, 1000, 50))])
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_any_partition_merges_to_the_whole(cuts, offset):
+    pixels = RNG.normal(offset, 3, (3, 1000))
+    pixels[0, 100:300] = np.nan
+    pixels[1, :3] = np.nan  # a part without any measured pixel
+    parts = [BandStatistics.of_image(part) for part in np.split(pixels, cuts, axis=1)]
+    left = right = None
+    for part in parts:
+        left = part if left is None else left.merge(part)
+    for part in reversed(parts):
+        right = part if right is None else part.merge(right)
+    assert_is(left, pixels)
+    assert_is(right, pixels)
+
+
+def test_percentiles_of_bytes_are_exact():
+    pixels = RNG.integers(0, 256, (2, 4000), dtype=np.uint8)
+    stats = BandStatistics.of_image(pixels[:, :100]).merge(BandStatistics.of_image(pixels[:, 100:]))
+    percents = (0, 1, 2, 50, 98, 99, 100)
+    expected = np.percentile(pixels, percents, axis=1, method="nearest")
+    np.testing.assert_array_equal(stats.percentiles(percents), expected)
+
+
+def test_percentiles_of_floats_within_the_error_stated(tmp_path):
+    pixels = RNG.normal(size=(40, 1, 64, 64)).astype(np.float32)
+    paths = [write(tmp_path / f"{i}.npy", image) for i, image in enumerate(pixels)]
+    found = stats_of_files(paths).percentiles((1, 50, 98))[:, 0]
+    drawn = 500_000
+    for percent, value in zip((1, 50, 98), found, strict=True):
+        rank = 100 * (pixels <= value).mean()
+        assert abs(rank - percent) < 5 * np.sqrt(percent * (100 - percent) / drawn)
+
+
+def test_of_files_any_number_of_workers(tmp_path):
+    pixels = RNG.normal(5, 2, (70, 2, 8, 8)).astype(np.float32)
+    pixels[3, 0, :4] = np.nan
+    paths = [write(tmp_path / f"{i:02d}.npy", image) for i, image in enumerate(pixels)]
+    alone, many = stats_of_files(paths, workers=1), stats_of_files(paths, workers=4)
+    assert_is(alone, pixels.transpose(1, 0, 2, 3).reshape(2, -1))
+    np.testing.assert_array_equal(alone.m2, many.m2)
+    np.testing.assert_array_equal(alone.pixels, many.pixels)
+
+
+def test_nodata_counts_nowhere_and_suspects_are_reported(tmp_path):
+    pixels = np.array([[[0, 0, 1, 3, -9999]]], np.int16)
+    path = write(tmp_path / "a.tif", pixels)
+    stats = stats_of_files([path])
+    assert stats.suspects.tolist() == [[2, 1]]
+    assert "set nodata: -9999" in "\n".join(stats.report())
+    stats = stats_of_files([path], nodata=-9999)
+    assert (stats.count.tolist(), stats.mean.tolist()) == ([4], [1.0])
+    assert "-9999" not in "\n".join(stats.report())
+
+
+def test_bytes_with_holes_are_still_bytes(tmp_path):
+    write(tmp_path / "a.png", np.array([[0, 2, 4]], np.uint8))
+    stats = stats_of_files([tmp_path / "a.png"], nodata=0)
+    assert stats.is_byte
+    assert stats.mean.tolist() == [3.0]
+    assert stats.percentiles((0, 100)).tolist() == [[2.0], [4.0]]
+
+
+def test_bad_files_are_left_out_and_listed(tmp_path):
+    good = write(tmp_path / "b.npy", np.full((1, 4, 4), 2.0))
+    (tmp_path / "a.npy").write_bytes(b"")
+    stats = stats_of_files([tmp_path / "a.npy", good])
+    assert stats.images == 1
+    assert stats.bad[0][0].endswith("a.npy")
+    assert "1 bad files left out" in "\n".join(stats.report())
+    with pytest.raises(DataError, match=r"none of 1 files can be read; the first: .*a\.npy"):
+        stats_of_files([tmp_path / "a.npy"])
+
+
+def test_different_numbers_of_bands_are_refused(tmp_path):
+    paths = [write(tmp_path / f"{n}.npy", np.ones((n, 4, 4))) for n in (1, 2)]
+    with pytest.raises(DataError, match="put them into different folders"):
+        stats_of_files(paths)
+
+
+def test_written_modalities_are_read_again(tmp_path):
+    root = make_folder(tmp_path, {"rgb": ["a", "b"]}, bands={"rgb": 3})
+    for id_ in "ab":
+        write(root / "s1" / f"{id_}.npy", RNG.normal(-12, 3, (2, 8, 8)))
+    statistics = compute_stats(root, workers=2)
+    written = write_modalities(root / "modalities.yaml", statistics)
+    assert load_modalities(root / "modalities.yaml") == written
+    assert "# percentile 98: " in (root / "modalities.yaml").read_text()
+    assert (written["rgb"].scaling, written["s1"].scaling) == ("range", "standard")
+    np.testing.assert_allclose(written["s1"].mean, statistics["s1"].mean, rtol=1e-6)
+    data = PairedFolder(root)
+    assert data.modalities["s1"] == written["s1"].with_(size=(8, 8))
+    assert not list(root.glob("*.part"))
+
+
+def test_known_modalities_keep_all_but_their_statistics(tmp_path):
+    make_folder(tmp_path, {"s1": ["a"], "other": ["a"]}, bands={"s1": 2})
+    known = load_modalities({"s1": "sentinel1"})
+    statistics = compute_stats(tmp_path, known)
+    assert list(statistics) == ["s1"]
+    written = write_modalities(tmp_path / "m.yaml", statistics, known)["s1"]
+    assert (written.bands, written.cut) == (("VV", "VH"), 2.0)
+    np.testing.assert_allclose(written.mean, statistics["s1"].mean, rtol=1e-6)
+    assert list(yaml.safe_load((tmp_path / "m.yaml").read_text())) == ["s1"]
+
+
+def test_of_a_data_set_equals_of_its_samples():
+    data = SyntheticScenes(5, size=16)
+    statistics = compute_stats(data)
+    for name in data.modalities:
+        images = np.stack([data[i]["images"][name].numpy() for i in range(5)], 1)
+        assert_is(statistics[name], images.reshape(len(images), -1))
+        assert statistics[name].names == data.modalities[name].bands
+
+
+def test_of_a_folder_with_a_bad_sample(tmp_path):
+    root = make_folder(tmp_path, {"s1": ["a", "b"], "s2": ["a", "b"]})
+    data = PairedFolder(root)
+    (root / "s2" / "b.png").write_bytes(b"")
+    statistics = compute_stats(data)
+    assert statistics["s1"].images == 1
+    assert [path.rsplit("/", 1)[1] for path, _ in statistics["s1"].bad] == ["b.png"]
+
+
+def test_augmentation_by_name():
+    names = ("S1RTC", "radar", "DEM", "dsm", "hha", "depth", "S2L1C", "rgb")
+    expected = ["sar", "sar", "dem", "dem", "hha", "hha", "optical", "optical"]
+    assert [guess_augmentation(name) for name in names] == expected
