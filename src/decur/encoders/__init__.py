@@ -1,0 +1,7 @@
+"""A view to feature maps, a pooled vector, and an embedding."""
+
+from decur.encoders.backbone import TimmEncoder, build_encoder, list_encoders
+from decur.encoders.base import Encoder
+from decur.encoders.projector import Projector
+
+__all__ = ["Encoder", "Projector", "TimmEncoder", "build_encoder", "list_encoders"]

@@ -1,0 +1,129 @@
+"""Encoders from timm: any CNN or ViT that gives feature maps."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from decur.encoders.base import Encoder
+from decur.errors import ConfigError
+from decur.modality import Modality
+
+VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
+
+
+class TimmEncoder(Encoder):
+    """A timm model without its classifier.
+
+    Its state dict has timm's own keys, so weights go in and out of plain timm models.
+
+    Args:
+        name: a timm model name.
+        channels: number of input bands.
+        pretrained: start from timm's weights (downloads them).
+        **options: further arguments of `timm.create_model`.
+
+    Raises:
+        ConfigError: if timm has no such model, or it gives no feature maps.
+    """
+
+    def __init__(
+        self, name: str, channels: int, *, pretrained: bool = False, **options: Any
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.options = dict(options)
+        self.backbone: Any = _create(name, channels, pretrained, options)
+        info = self.backbone.feature_info
+        stages = len(info)
+        if isinstance(self.backbone, timm.models.VisionTransformer):
+            self.indices = sorted({(i + 1) * stages // VIT_STAGES - 1 for i in range(VIT_STAGES)})
+        else:
+            self.indices = list(range(stages))
+        self.channels = [info[i]["num_chs"] for i in self.indices]
+        self.strides = [info[i]["reduction"] for i in self.indices]
+        self.dim = self.backbone.num_features
+        self.register_state_dict_post_hook(_strip_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
+        return self.backbone.forward_intermediates(x, indices=self.indices, intermediates_only=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        return self.backbone(x)
+
+
+def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any]) -> Any:
+    arguments = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0, **options}
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "see decur.encoders.list_encoders()"
+        )
+        raise ConfigError(f"no encoder {name!r}; {hint}")
+    try:
+        try:
+            # a ViT has one input size; this lets it take others, as crops differ from pictures
+            model = timm.create_model(name, dynamic_img_size=True, **arguments)
+        except TypeError:
+            model = timm.create_model(name, **arguments)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"encoder {name!r}: {' '.join(str(error).split())}") from error
+    if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
+        raise ConfigError(f"encoder {name!r} gives no feature maps; choose another of timm's")
+    return model
+
+
+def _strip_prefix(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
+) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}backbone.")]:
+        state[prefix + key.removeprefix(f"{prefix}backbone.")] = state.pop(key)
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}backbone.{key.removeprefix(prefix)}"] = state.pop(key)
+
+
+def build_encoder(
+    name: str, modality: Modality | int, *, pretrained: bool = False, **options: Any
+) -> Encoder:
+    """Build an encoder by name.
+
+    Args:
+        name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps.
+        modality: the sensor, or only its number of bands.
+        pretrained: start from timm's weights (downloads them).
+        **options: further arguments of `timm.create_model`.
+
+    Returns:
+        The encoder, its `modality` set where one was given.
+
+    Raises:
+        ConfigError: for an unknown name, with the closest known ones.
+
+    Example:
+        >>> import torch
+        >>> encoder = build_encoder("resnet18", 13)
+        >>> [m.shape[-1] for m in encoder.forward_features(torch.zeros(1, 13, 64, 64))]
+        [32, 16, 8, 4, 2]
+    """
+    channels = modality if isinstance(modality, int) else modality.channels
+    encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
+    encoder.modality = None if isinstance(modality, int) else modality
+    return encoder
+
+
+def list_encoders(pattern: str = "*") -> list[str]:
+    """Names that `build_encoder` takes.
+
+    Args:
+        pattern: a shell pattern, as "resnet*".
+    """
+    return timm.list_models(pattern)

@@ -1,0 +1,68 @@
+"""Encoders: shapes as promised, timm's keys, any number of bands, clear refusals."""
+
+import pytest
+import timm
+import torch
+
+from decur import Modality
+from decur.encoders import Projector, build_encoder, list_encoders
+from decur.errors import ConfigError, DataError
+
+NAMES = ["resnet18", "resnet50", "vit_small_patch16_224"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bands", [1, 13])
+def test_shapes_are_those_promised(name, bands):
+    encoder = build_encoder(name, bands).eval()
+    x = torch.rand(2, bands, 64, 96)
+    with torch.no_grad():
+        maps, pooled = encoder.forward_features(x), encoder(x)
+    assert [m.shape[1] for m in maps] == encoder.channels
+    assert [(64 // m.shape[2], 96 // m.shape[3]) for m in maps] == [(s, s) for s in encoder.strides]
+    assert pooled.shape == (2, encoder.dim)
+    assert len(maps) >= 4
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_small_patch16_224"])
+def test_state_dict_is_timms_own(name):
+    encoder = build_encoder(name, 5)
+    plain = timm.create_model(name, in_chans=5, num_classes=0, **encoder.options)
+    plain.load_state_dict(encoder.state_dict(), strict=True)
+    torch.nn.init.normal_(next(plain.parameters()))
+    encoder.load_state_dict(plain.state_dict(), strict=True)
+    x = torch.rand(1, 5, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(x), plain.eval()(x))
+
+
+def test_a_nested_encoder_keeps_its_keys_apart():
+    both = torch.nn.ModuleDict({"s1": build_encoder("resnet18", 2)})
+    keys = set(both.state_dict())
+    assert "s1.conv1.weight" in keys and not any("backbone" in key for key in keys)
+    both.load_state_dict(both.state_dict(), strict=True)
+
+
+def test_unknown_name_suggests():
+    with pytest.raises(ConfigError, match="resnet50"):
+        build_encoder("resnet_50", 3)
+    assert "resnet50" in list_encoders("resnet5*")
+
+
+def test_another_sensor_is_refused():
+    encoder = build_encoder("resnet18", Modality.preset("sentinel1"))
+    encoder.check(Modality.preset("sentinel1"))
+    with pytest.raises(DataError, match="bands"):
+        encoder.check(Modality.preset("sentinel2-l1c"))
+
+
+def test_projector_is_the_papers():
+    projector = Projector(512, 128)
+    kinds = [type(m).__name__ for m in projector]
+    block = ["Linear", "BatchNorm1d", "ReLU"]
+    assert kinds == [*block, *block, "Linear"]
+    assert all(m.bias is None for m in projector if isinstance(m, torch.nn.Linear))
+    assert projector(torch.rand(4, 512)).shape == (4, 128)
+    assert Projector(512, layers=0).dim == 512
+    with pytest.raises(ConfigError, match="width"):
+        Projector(512, width=0)
