@@ -1,0 +1,110 @@
+"""What monitors read off embeddings and features: no gradients, this process's rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from decur.objectives.batch import Embeddings, GlobalBatch, Present
+from decur.objectives.redundancy import standardise
+
+
+@torch.no_grad()
+def alignment(
+    embeddings: Embeddings, parts: Mapping[str, slice], present: Present | None = None
+) -> dict[str, Tensor]:
+    """How correlation matrices stand: what DeCUR drives to 1 and to 0, whatever the objective.
+
+    Under `torch.distributed` each process sees its own rows: average over processes to log.
+
+    Args:
+        embeddings: `{modality: (view 1, view 2)}`, each (N, K).
+        parts: dimensions by name, as `Objective.parts`.
+        present: `{modality: (N,) bool}`; None where every sample has every modality.
+
+    Returns:
+        Float32 scalars: "diagonal/PART/A-B", the mean diagonal of the correlation (Eq. 1) between
+        the first views of two modalities; "offdiag_rms/A-B", the root mean square of all that is
+        off its diagonal; "diagonal/intra/A", the mean diagonal between a modality's two views. NaN
+        where fewer than two samples can tell.
+
+    Raises:
+        ConfigError: if shapes or names do not fit.
+    """
+    dim = next(iter(embeddings.values()))[0].shape[-1] if embeddings else 0
+    batch = GlobalBatch(embeddings, present, dim, distributed=False)
+    some = next(iter(embeddings.values()))[0]
+    unknown = torch.full((), torch.nan, device=some.device)
+    found: dict[str, Tensor] = {}
+    with torch.autocast(some.device.type, enabled=False):
+        for name in batch.names:
+            samples = batch.samples(name)
+            diagonal = unknown
+            if samples.size > 1:
+                a, b = (standardise(batch.take((name, view), samples)) for view in (0, 1))  # (N, K)
+                diagonal = (a * b).sum(0) / samples.size  # (K,)
+            found[f"diagonal/intra/{name}"] = diagonal.mean()
+        for name_a, name_b in combinations(batch.names, 2):
+            samples = batch.samples(name_a, name_b)
+            diagonal, rms = unknown.expand(dim), unknown
+            if samples.size > 1:
+                a, b = (standardise(batch.take((name, 0), samples)) for name in (name_a, name_b))
+                diagonal = (a * b).sum(0) / samples.size  # (K,)
+                squares = _sum_of_squares(a, b) - diagonal.square().sum()
+                rms = (squares / max(dim * (dim - 1), 1)).clamp_min(0).sqrt()
+            for part, dims in parts.items():
+                found[f"diagonal/{part}/{name_a}-{name_b}"] = diagonal[dims].mean()
+            found[f"offdiag_rms/{name_a}-{name_b}"] = rms
+    return found
+
+
+def _sum_of_squares(a: Tensor, b: Tensor) -> Tensor:
+    """Of all entries of C = A^T B / N, by the smaller of C and the Gram matrices; A, B: (N, K)."""
+    n, k = a.shape
+    if 2 * n < k:
+        return ((a @ a.T) * (b @ b.T)).sum() / n**2
+    return (a.T @ b / n).square().sum()
+
+
+@torch.no_grad()
+def effective_rank(x: Tensor) -> Tensor:
+    """Effective rank: how many directions the rows of x fill (RankMe, Garrido et al. 2023, Eq. 1).
+
+    The exponential of the entropy of the normalised singular values, here of the centred matrix:
+    from 1 (a line, or a single point: collapsed) to min(N - 1, D). In float64, by the eigenvalues
+    of the smaller Gram matrix.
+
+    Args:
+        x: (N, D) embeddings or features.
+
+    Returns:
+        Float64 scalar, at least 1; NaN if x is not finite.
+    """
+    x = x.cpu() if x.device.type == "mps" else x  # which has no float64
+    x = x.double()
+    x = x - x.mean(0)  # (N, D)
+    gram = x @ x.T if len(x) <= x.shape[1] else x.T @ x
+    if not gram.isfinite().all():
+        return gram.new_full((), torch.nan)
+    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()  # (min(N, D),)
+    shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.special.entr(shares).sum().exp()
+
+
+@torch.no_grad()
+def spread(x: Tensor) -> Tensor:
+    """How much of x varies from row to row: 0 for constant features, about 1 for centred ones.
+
+    Args:
+        x: (N, D) embeddings or features.
+
+    Returns:
+        Float32 scalar: the mean over dimensions of the standard deviation over the batch, divided
+        by the root mean square of x.
+    """
+    x = x.float()
+    rms = x.square().mean().sqrt()
+    return x.std(0, correction=0).mean() / rms.clamp_min(torch.finfo(torch.float32).tiny)

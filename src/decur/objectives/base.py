@@ -1,0 +1,123 @@
+"""What every pretraining method is: embeddings in, named loss terms out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from decur.errors import ConfigError
+from decur.objectives.batch import Embeddings, GlobalBatch, Operand, Present
+from decur.objectives.distributed import with_sum_over_processes
+
+
+class Objective(nn.Module, ABC):
+    """Base of every method: pure mathematics on embeddings.
+
+    Float32 inside, whatever comes in and whether or not autocast is on. Under `torch.distributed`
+    the embeddings of all processes make one batch: term values are those of the whole batch on
+    every process, and the mean of the parameters' gradients over the processes (what DDP forms) is
+    the gradient of one process that holds the whole batch. All processes must call it together.
+
+    Args:
+        dim: width of the embeddings, K.
+
+    Attributes:
+        dim: K.
+        parts: which dimensions are "common" and which "unique"; empty parts are left out.
+        needs_whole_batch: why the gradients of small batches do not add up to that of a large one,
+            so that gradient accumulation changes the method; None where they do.
+        least_modalities: the smallest number of modalities on which the method makes sense.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    needs_whole_batch: ClassVar[str | None] = None
+    least_modalities: ClassVar[int] = 1
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ConfigError(f"dim is the width of the embeddings, at least 1; is {dim}")
+        self.dim = dim
+        self.parts: dict[str, slice] = {"common": slice(0, dim)}
+
+    def forward(self, embeddings: Embeddings, present: Present | None = None) -> dict[str, Tensor]:
+        """Loss and its terms.
+
+        Args:
+            embeddings: `{modality: (view 1, view 2)}`, each (N, K), N samples of this process.
+            present: `{modality: (N,) bool}`, which samples have it; None where all do. Intra terms
+                are over the samples that have the modality, cross terms over those that have both.
+                Fewer than two make a term zero, with a zero gradient.
+
+        Returns:
+            "loss" and one key for each term, "NAME/MODALITY" or "NAME/MODALITY-MODALITY". Terms
+            carry their weights: the loss is their sum.
+
+        Raises:
+            ConfigError: if shapes or names do not fit, or there are too few modalities.
+        """
+        self.check_modalities(list(embeddings))
+        device = next(iter(embeddings.values()))[0].device
+        with torch.autocast(device.type, enabled=False):
+            shares = self.terms(GlobalBatch(embeddings, present, self.dim))
+            values = with_sum_over_processes(torch.stack(list(shares.values())))
+            return {"loss": values.sum(), **dict(zip(shares, values.unbind(), strict=True))}
+
+    @abstractmethod
+    def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
+        """This process's share of each weighted term; the shares add up over the processes."""
+
+    def check_modalities(self, names: list[str]) -> None:
+        """See that the method makes sense on these modalities.
+
+        Raises:
+            ConfigError: if there are too few.
+        """
+        if len(names) < self.least_modalities:
+            raise ConfigError(
+                f"{type(self).__name__} compares modalities: it needs at least "
+                f"{self.least_modalities}, got {', '.join(names) or 'none'}; "
+                "BarlowTwins, VICReg and SimCLR train on one"
+            )
+
+    def normalised_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each term divided by the number of dimensions that it sums over, for the log.
+
+        Args:
+            terms: what `forward` returned.
+
+        Returns:
+            The same without "loss", detached.
+        """
+        return {
+            key: value.detach() / self.dimensions(key.split("/")[0])
+            for key, value in terms.items()
+            if key != "loss"
+        }
+
+    def dimensions(self, term: str) -> int:
+        """Number of dimensions that a term ("intra", "common", ...) sums over; 1 if it averages."""
+        if term == "intra":
+            return self.dim
+        part = self.parts.get(term)
+        return part.stop - part.start if part else 1
+
+
+def cross_pairs(names: list[str]) -> dict[str, tuple[Operand, Operand]]:
+    """What a cross-modal method compares: the first views of each two modalities (Algorithm 1).
+
+    A single modality is compared with itself: its two views.
+
+    Returns:
+        `{"s1-s2": (("s1", 0), ("s2", 0)), ...}`, or `{"s1": (("s1", 0), ("s1", 1))}`.
+    """
+    if len(names) == 1:
+        return {names[0]: ((names[0], 0), (names[0], 1))}
+    return {f"{a}-{b}": ((a, 0), (b, 0)) for a, b in combinations(names, 2)}

@@ -1,0 +1,71 @@
+"""Rows of every process, in the order of ranks, with gradients that flow back to their owners.
+
+With `torch.distributed` not initialised, or a single process, everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather  # its backward sums over the processes
+
+
+def world() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather_integers(values: list[int], device: torch.device) -> list[list[int]]:
+    """The same few integers of each process, in the order of ranks."""
+    _, size = world()
+    if size == 1:
+        return [values]
+    own = torch.tensor(values, device=device)
+    everyone = [torch.empty_like(own) for _ in range(size)]
+    dist.all_gather(everyone, own)
+    return torch.stack(everyone).tolist()  # in one transfer
+
+
+def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate the rows of all processes, which may hold different numbers of them.
+
+    Args:
+        rows: (n, ...) of this process.
+        counts: number of rows of each process.
+
+    Returns:
+        (sum of counts, ...). The gradient of `rows` is the sum of what all processes send back.
+    """
+    if len(counts) == 1:
+        return rows
+    most = max(counts)
+    if len(rows) < most:  # collectives need equal shapes; the filling is cut off again below
+        rows = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, most - len(rows)))
+    # The group by name: the default of all_gather is the one of when torch was imported.
+    gathered = all_gather(rows, dist.group.WORLD)  # world x (most, ...)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+
+def with_sum_over_processes(shares: Tensor) -> Tensor:
+    """Give shares of a loss the value of the whole, and the gradient that DDP expects.
+
+    DDP averages gradients over the processes. The gradient of the whole is the sum of those of the
+    shares, so each share is multiplied by the number of processes.
+
+    Args:
+        shares: what this process has computed of each loss term.
+
+    Returns:
+        Same shape; values are the sums over the processes, the same on each.
+    """
+    _, size = world()
+    if size == 1:
+        return shares
+    whole = shares.detach().clone()
+    dist.all_reduce(whole)
+    scaled = size * shares
+    return scaled + (whole - scaled).detach()
