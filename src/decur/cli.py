@@ -1,0 +1,116 @@
+"""The `decur` command: thin, and quick to answer: each command imports what it needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+COMMANDS = {
+    "demo": "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
+    "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
+    "stats": "band statistics of a folder, as YAML for --data.modalities",
+    "recipes": "list the configurations that ship with decur, or print one",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: `decur COMMAND ...`. Exits 0, 2 for what a person can mend, 3 for divergence."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from decur import __version__
+
+        print(f"decur {__version__}")
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        _fail(f"no command {command!r}; choose from {', '.join(COMMANDS)}", 2)
+    # OpenMP threads that spin while they wait for each other starve whatever shares the cores with
+    # them, the loader's workers first. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    _run(globals()[f"_{command}"], rest)
+
+
+def _run(command: Callable[[list[str]], Any], arguments: list[str]) -> None:
+    from decur.errors import DecurError
+
+    try:
+        command(arguments)
+    except DecurError as error:
+        _fail(" ".join(str(error).split()), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # `decur recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        code = getattr(error, "exit_code", None)  # a run that was told to stop, and saved itself
+        if code is None:
+            raise
+        print(f"stopped by {error}; the same command goes on from here", file=sys.stderr)
+        sys.exit(code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: decur COMMAND [--help] [--config FILE-OR-RECIPE] [--key value ...]",
+            "",
+            "Multimodal self-supervised learning: what sensors share, what only one of them sees.",
+            "",
+            *lines,
+            "",
+            "Start with `decur demo`. With your own pairs in FOLDER/<sensor>/<id>.tif|png|jpg|npy:",
+            "`decur pretrain --data.root FOLDER`. Each command explains itself with --help.",
+        ]
+    )
+
+
+def _pretrain(arguments: list[str]) -> None:
+    from decur.pretrain.command import main as pretrain
+
+    pretrain(arguments)
+
+
+def _demo(arguments: list[str]) -> None:
+    from decur.demo import main as demo
+
+    demo(arguments)
+
+
+def _stats(arguments: list[str]) -> None:
+    from decur.data.command import stats
+
+    stats(arguments)
+
+
+def _recipes(arguments: list[str]) -> None:
+    from decur.config import Parser, describe, recipes
+    from decur.errors import ConfigError
+
+    parser = Parser("decur recipes", "List the configurations that ship with decur, or print one.")
+    parser.add_argument("name", nargs="?", type=str, help="The recipe to print.")
+    name = parser.parse(arguments).name
+    found = recipes()
+    if name is None:
+        width = max(map(len, found))
+        print("\n".join(f"{key:<{width}}  {describe(text)}" for key, text in found.items()))
+    elif name in found:
+        print(found[name], end="")
+    else:
+        raise ConfigError(f"no recipe {name!r}; `decur recipes` lists them")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Recipes, and configurations that end in one clear line when they are wrong."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from decur.errors import ConfigError
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that ship with the package: `{name: YAML text}`."""
+    folder = resources.files("decur") / "recipes"
+    found = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {name: found[name].read_text() for name in sorted(found)}
+
+
+def describe(text: str) -> str:
+    """The first line of a recipe's header comment."""
+    return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
+
+
+def find_config(name: str) -> list[dict[str, Any]]:
+    """A configuration, preceded by what it is based on (`base: NAME`), the foundation first.
+
+    Args:
+        name: a file, or a recipe's name.
+
+    Raises:
+        ConfigError: if there is neither, or it is no YAML mapping.
+    """
+    shipped = recipes()
+    if Path(name).is_file():
+        where, text = name, Path(name).read_text(errors="replace")
+    elif name in shipped:
+        where, text = f"recipe {name}", shipped[name]
+    else:
+        close = difflib.get_close_matches(name, shipped, n=3) or list(shipped)
+        raise ConfigError(
+            f"--config {name}: no such file and no such recipe; recipes: {', '.join(close)} "
+            "(`decur recipes` lists all)"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must be a YAML mapping of keys to values")
+    base = values.pop("base", None)
+    return [*(find_config(base) if base else []), values]
+
+
+class _ConfigAction(ActionConfigFile):
+    """`--config FILE-OR-RECIPE`, with `base:` in either."""
+
+    def __call__(
+        self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        for layer in find_config(values):
+            super().__call__(parser, cfg, yaml.safe_dump(layer), option_string)
+
+
+class Parser(ArgumentParser):
+    """A typed parser of command lines and YAML.
+
+    Args:
+        prog: the command's name.
+        description: what it does, shown by --help.
+    """
+
+    def __init__(
+        self, prog: str | None = None, description: str | None = None, **kwargs: Any
+    ) -> None:
+        kwargs["exit_on_error"] = False
+        if prog:  # jsonargparse makes inner parsers of this class without a name
+            kwargs["usage"] = f"{prog} [--help] [--config FILE-OR-RECIPE] [--key value ...]"
+        super().__init__(prog=prog, description=description, **kwargs)
+
+    def add_config(self) -> None:
+        """Add `--config FILE-OR-RECIPE`."""
+        self.add_argument(
+            "--config",
+            action=_ConfigAction,
+            metavar="FILE-OR-RECIPE",
+            help="A YAML file or the name of a recipe (`decur recipes` lists them). Later options "
+            "override it.",
+        )
+
+    def parse(self, arguments: Sequence[str]) -> Namespace:
+        """Parse a command line.
+
+        Raises:
+            ConfigError: in one line, naming the key.
+        """
+        try:
+            return self.parse_args(list(arguments))
+        except ArgumentError as error:
+            raise ConfigError(self._one_line(str(error))) from error
+
+    def _one_line(self, message: str) -> str:
+        key = re.search(r'Parser key "([\w./-]+)"', message)
+        where = key[1] if key else ""
+        inner = re.search(
+            r"given class_path '([\w.]+)':\s*(.*?)(?:\n\s*- Expected|$)", message, re.S
+        )
+        if inner:
+            name, text = inner[1].rsplit(".", 1)[-1], " ".join(inner[2].split())
+            if missing := re.search(r"arguments are required: ([\w, ]+)", text):
+                first = missing[1].split(",")[0]
+                return f"{where}.{first}: is required by {name}; give --{where}.{first} VALUE"
+            if unknown := re.search(r"Option '([\w.]+)' is not accepted", text):
+                return f"{where}.{unknown[1]}: {name} takes no such key; see --{where}.help {name}"
+            if nested := re.search(r'Parser key "([\w./]+)": (.*)', text):
+                return f"{where}.{nested[1]}: {_plain(nested[2])}"
+            return f"{where}: {name}: {_plain(text)}"
+        if "dot import path" in message or "Import path" in message:
+            value = re.search(r"(?:Given value: |path string: |class_path )'?([\w.]+)", message)
+            given = value[1] if value else "the value"
+            return f"{where}: no class {given!r}; see --help for the known ones"
+        if unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+            return self._suggest(f"{unknown[1]}.{unknown[2]}")
+        if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+            return self._suggest(unknown[1])
+        if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message, re.I):
+            return self._suggest(unknown[1])
+        if union := re.search(r"Subtypes: \[(.*?)\]\s+Errors:.*Given value: (.*)", message, re.S):
+            return f"{where}: expected {_alternatives(union[1])}, got '{union[2].strip()}'"
+        text = _plain(" ".join(message.split()))
+        return f"{where}: {text.split(': ', 1)[-1]}" if where else text
+
+    def _suggest(self, key: str) -> str:
+        known = [a.dest for a in self._actions if a.dest not in ("help", "config")]
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see `{self.prog} --help`"
+        return f"{key}: unknown key; {hint}"
+
+
+def _alternatives(types: str) -> str:
+    """What may be given, from the list of a Union's types."""
+    inside = re.findall(r"typing\.Literal\[([^\]]*)\]", types)
+    if inside:
+        return "one of " + ", ".join(dict.fromkeys(re.findall(r"[\w-]+", " ".join(inside))))
+    return " or ".join(_plain(part) for part in types.split(", ")).replace("NoneType", "null")
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"<class '(?:[\w]+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"\. Got value: (.*)", r", got '\1'", text)
+    return text.replace("Expected a ", "expected ").strip()

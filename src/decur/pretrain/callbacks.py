@@ -1,0 +1,219 @@
+"""Where the numbers of a run go: `metrics.csv`, TensorBoard, the terminal."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from decur.checkpoint import RunFolder, atomic
+from decur.errors import DataError
+from decur.pretrain.loading import PairedData
+from decur.pretrain.module import Pretrainer
+from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
+from decur.pretrain.settings import MonitorSettings
+
+
+def read_metrics(run: RunFolder) -> list[dict[str, float]]:
+    """Rows of `metrics.csv`, one an epoch; a value that an epoch lacks is left out."""
+    if not run.metrics.is_file():
+        return []
+    with run.metrics.open(newline="") as file:
+        return [
+            {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
+    """Write `metrics.csv` whole: few rows, and columns may join later."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic(run.metrics) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class EpochLog(Callback):
+    """At each epoch's end: means of the epoch, ranks, probes; to file, TensorBoard and terminal.
+
+    Args:
+        run: the run's folder.
+        settings: what is computed how often.
+        console: where the line of an epoch goes.
+        every_steps: how often the loss of a step goes to TensorBoard.
+    """
+
+    def __init__(
+        self, run: RunFolder, settings: MonitorSettings, console: Console, every_steps: int = 50
+    ) -> None:
+        self.run, self.settings, self.console = run, settings, console
+        self.every_steps = every_steps
+        self.rows: list[dict[str, float]] = []
+        self._started, self._steps = time.monotonic(), 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the rows of epochs before the one that a resumed run goes on with."""
+        epoch = trainer.current_epoch
+        self.rows = [row for row in read_metrics(self.run) if row["epoch"] <= epoch]
+        self._started, self._steps = time.monotonic(), 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started, self._steps = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Loss and rate of some steps to TensorBoard: an epoch can take hours."""
+        self._steps += 1
+        if (batch_idx + 1) % self.every_steps == 0 and outputs is not None:
+            values = {"step/loss": float(outputs["loss"]), **_rates(trainer)}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step)
+
+    def pairs_per_second(self, pl_module: Pretrainer) -> float:
+        """Samples trained on in a second of this epoch, over all processes."""
+        return self._steps * pl_module.batch_size / max(1e-9, time.monotonic() - self._started)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Collect, write, print; stop a run that has collapsed."""
+        assert isinstance(pl_module, Pretrainer)
+        pl_module.check_finite()
+        speed = self.pairs_per_second(pl_module)
+        means = pl_module.meter.means()
+        pl_module.meter.reset()
+        if trainer.world_size > 1:
+            means = {
+                key: float(
+                    trainer.strategy.reduce(
+                        torch.tensor(value, device=pl_module.device), reduce_op="mean"
+                    )
+                )
+                for key, value in means.items()
+            }
+        epoch = trainer.current_epoch + 1
+        row = {"epoch": epoch, "step": trainer.global_step, **means, **_rates(trainer)}
+        found: dict[str, float] = {}
+        every = self.settings.every_epochs
+        if every and (epoch % every == 0 or epoch == trainer.max_epochs):
+            if trainer.is_global_zero:
+                found = self._monitor(trainer, pl_module)
+            found = trainer.strategy.broadcast(found)
+        row = {**row, **found, "pairs_per_second": speed}
+        if trainer.is_global_zero:
+            self.rows.append(row)
+            write_metrics(self.run, self.rows)
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, epoch)
+            self.console.print(epoch_line(row, trainer.max_epochs or 0), highlight=False)
+        refuse_collapse(found, self.settings.min_rank)
+
+    def _monitor(self, trainer: L.Trainer, model: Pretrainer) -> dict[str, float]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PairedData):
+            return {}
+        encoded = encode(model, data, self.settings.samples)
+        return {**ranks(encoded), **probes(encoded, data, model.seed)}
+
+
+def _rates(trainer: L.Trainer) -> dict[str, float]:
+    return {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+
+
+def epoch_line(row: dict[str, float], epochs: int) -> str:
+    """What a person wants to see of an epoch, in one line."""
+    parts = [f"epoch {row['epoch']:.0f}/{epochs}", f"loss {row['loss']:.4g}"]
+    for part in ("common", "unique"):
+        diagonals = [v for k, v in row.items() if k.startswith(f"diagonal/{part}/")]
+        if diagonals:
+            parts.append(f"{part} diagonal {sum(diagonals) / len(diagonals):+.3f}")
+    effective = {k.rsplit("/", 1)[1]: v for k, v in row.items() if k.startswith("rank/features/")}
+    if effective:
+        parts.append("rank " + " ".join(f"{name} {rank:.1f}" for name, rank in effective.items()))
+    parts.append(f"{row['pairs_per_second']:.0f} pairs/s")
+    return "  ".join(parts)
+
+
+class PairsProgressBar(RichProgressBar):
+    """A progress bar with pairs/s.
+
+    Args:
+        epochs: whose clock it shows.
+    """
+
+    def __init__(self, epochs: EpochLog) -> None:
+        super().__init__(leave=False)
+        self.epochs = epochs
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Loss and pairs/s instead of a version number."""
+        assert isinstance(pl_module, Pretrainer)
+        return {"pairs/s": f"{self.epochs.pairs_per_second(pl_module):.0f}"}
+
+
+def progress_bar(epochs: EpochLog) -> list[Callback]:
+    """A bar for people; nothing for log files, which get a line an epoch."""
+    return [PairsProgressBar(epochs)] if sys.stdout.isatty() else []
+
+
+class BadSamples(Callback):
+    """Lists samples that cannot be read, and stops the run when they are too many.
+
+    Args:
+        run: the run's folder.
+        limit: share of the data set.
+        samples: in the data set.
+    """
+
+    def __init__(self, run: RunFolder, limit: float, samples: int) -> None:
+        self.run, self.limit, self.samples = run, limit, samples
+        self.seen: dict[str, str] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember what an interrupted run has listed."""
+        if self.run.bad_samples.is_file():
+            with self.run.bad_samples.open(newline="") as file:
+                self.seen = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look for bad samples before their batch is trained on.
+
+        Raises:
+            DataError: if more than `limit` of the data set is bad.
+        """
+        new = {path: reason for path, reason in batch["bad"] if path not in self.seen}
+        if not new:
+            return
+        self.seen.update(new)
+        with self.run.bad_samples.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(["file", "reason"])
+            writer.writerows(new.items())
+        if len(self.seen) > self.limit * self.samples:
+            path, reason = next(iter(new.items()))
+            raise DataError(
+                f"{len(self.seen)} of {self.samples} samples could not be read, more than "
+                f"loader.max_bad {self.limit:g} allows; the last: {path}: {reason}; all are in "
+                f"{self.run.bad_samples}"
+            )
+
+
+def tensorboard(run: RunFolder) -> TensorBoardLogger:
+    """TensorBoard events in the run's folder."""
+    return TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)

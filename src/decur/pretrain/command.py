@@ -1,0 +1,92 @@
+"""`decur pretrain`: the command line of a pretraining run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+from jsonargparse import Namespace
+
+from decur.checkpoint import RunFolder
+from decur.config import Parser
+from decur.errors import ConfigError
+from decur.pretrain.run import FIXED, Pretrained, pretrain
+
+_DEFAULTS = {
+    "data": {"class_path": "decur.data.PairedFolder"},
+    "objective": {"class_path": "decur.objectives.DeCUR"},
+    "trainer.max_epochs": 100,
+}
+
+
+_ABOUT = (
+    "Pretrain one encoder for each sensor on unlabelled pairs. A folder with "
+    "<modality>/<id>.tif|png|... is all it needs: decur pretrain --data.root FOLDER"
+)
+
+
+def build_parser(prog: str = "decur pretrain", about: str = _ABOUT) -> Parser:
+    """The parser of `decur pretrain`: the arguments of `pretrain`, and those of Lightning.
+
+    Args:
+        prog: the command's name.
+        about: what it does, shown by --help.
+    """
+    parser = Parser(prog, about)
+    parser.add_config()
+    parser.add_function_arguments(pretrain, skip={"trainer", "config"})
+    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, skip=FIXED)
+    parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
+    parser.add_argument("--overwrite", action="store_true", help="Start --run anew, deleting it.")
+    # one number for both: the objective sees what the projector gives
+    parser.link_arguments("projector.width", "objective.init_args.dim")
+    parser.set_defaults(_DEFAULTS)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
+    """Parse; `--resume --run FOLDER` alone takes the configuration from the folder.
+
+    Raises:
+        ConfigError: in one line, naming the key.
+    """
+    parser = build_parser()
+    arguments = list(arguments)
+    if "--resume" in arguments and not any(a.startswith("--config") for a in arguments):
+        folder = RunFolder(Path(parser.parse(arguments).run))
+        if folder.config.is_file():
+            arguments = ["--config", str(folder.config), *arguments]
+    return parser, parser.parse(arguments)
+
+
+def main(arguments: Sequence[str]) -> Pretrained:
+    """Run `decur pretrain ARGUMENTS`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    parser, settings = parse(arguments)
+    folder = RunFolder(Path(settings.run))
+    resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
+    if resume and not folder.saved_checkpoints():
+        raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
+    if overwrite:
+        _remove(folder)
+    text = parser.dump(settings, skip_none=False, skip_validation=True)
+    settings.pop("config", None)
+    made = parser.instantiate_classes(settings)
+    options = made.pop("trainer").as_dict()
+    return pretrain(**vars(made), trainer=options, config=text)
+
+
+def _remove(folder: RunFolder) -> None:
+    """Delete a run, and nothing that is not one."""
+    if not folder.path.exists():
+        return
+    if not folder.config.is_file():
+        raise ConfigError(
+            f"--overwrite: {folder.path} does not look like a run (no config.yaml); not deleting it"
+        )
+    shutil.rmtree(folder.path)

@@ -1,0 +1,189 @@
+"""Pictures of a run: what the network sees, and what it makes of it. Needs matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decur.data.base import Batch
+from decur.modality import Modality
+from decur.pretrain.module import Pretrainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = list[dict[str, float]]
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
+    """A picture of any sensor for the eye: true colour where there is one, else grey.
+
+    Bands are stretched from their 2nd to their 98th percentile.
+
+    Args:
+        image: (C, H, W) in [0, 1].
+        modality: names its bands.
+
+    Returns:
+        (H, W, 3) in [0, 1].
+    """
+    names = [band.lower() for band in modality.bands]
+    shown = [0, 0, 0]
+    for colours in (("b4", "b3", "b2"), ("r", "g", "b"), ("red", "green", "blue")):
+        if set(colours) <= set(names):
+            shown = [names.index(colour) for colour in colours]
+            break
+    else:
+        if modality.channels == 3:
+            shown = [0, 1, 2]
+    x = image[shown].float().cpu().numpy()  # (3, H, W)
+    low, high = np.percentile(x, (2, 98), axis=(1, 2), keepdims=True)
+    return np.moveaxis(np.clip((x - low) / np.maximum(high - low, 1e-6), 0, 1), 0, -1)
+
+
+def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
+    """Each sensor's picture of some samples, with the two views that training makes of it.
+
+    Args:
+        model: whose views are made.
+        batch: raw samples.
+        rows: at most how many samples.
+    """
+    views = {k: (a.cpu(), b.cpu()) for k, (a, b) in model.make_views(batch, epoch=0).items()}
+    rows = min(rows, len(batch["ids"]))
+    columns = 3 * len(model.modalities)
+    figure, axes = _subplots(rows, columns, width=1.3)
+    for r in range(rows):
+        for c, (name, modality) in enumerate(model.modalities.items()):
+            trio = axes[r, 3 * c : 3 * c + 3]
+            pictures = (modality.scale(batch["images"][name][r : r + 1])[0], *views[name])
+            for i, axis in enumerate(trio):
+                axis.axis("off")
+                if batch["present"][name][r]:
+                    picture = pictures[i] if i == 0 else pictures[i][r]
+                    axis.imshow(render(picture, modality), interpolation="nearest")
+                else:
+                    axis.text(0.5, 0.5, "absent", ha="center", va="center", fontsize=7)
+                if r == 0:
+                    axis.set_title((name, "view 1", "view 2")[i], fontsize=8)
+    return figure
+
+
+def loss_terms(rows: Rows) -> Figure:
+    """Each loss term over the epochs, divided by its number of dimensions."""
+    figure, axes = _subplots(1, 1, width=7, height=3.5)
+    axis = axes[0, 0]
+    for key in _keys(rows, lambda key: key.endswith("/dim")):
+        axis.plot(*_curve(rows, key), label=key.removesuffix("/dim"), marker=".")
+    axis.set(xlabel="epoch", ylabel="loss term per dimension")
+    if _positive(rows, "/dim"):
+        axis.set_yscale("log")
+    _finish(axis)
+    return figure
+
+
+def diagonals(rows: Rows) -> Figure:
+    """Mean diagonal of the cross-correlation on common and on unique dimensions over the epochs."""
+    figure, axes = _subplots(1, 1, width=7, height=3.5)
+    axis = axes[0, 0]
+    styles = {"common": "-", "unique": "--", "intra": ":"}
+    for key in _keys(rows, lambda key: key.startswith("diagonal/")):
+        _, part, between = key.split("/", 2)
+        axis.plot(*_curve(rows, key), styles[part], label=f"{part} {between}", marker=".")
+    axis.axhline(0, color="grey", linewidth=0.5)
+    axis.set(xlabel="epoch", ylabel="mean diagonal of C", ylim=(-0.15, 1.05))
+    _finish(axis)
+    return figure
+
+
+def rank_curves(rows: Rows) -> Figure | None:
+    """Effective rank of features and embeddings over the epochs; None where none was measured."""
+    return _curves(rows, "rank/", "effective rank")
+
+
+def probe_curves(rows: Rows) -> Figure | None:
+    """Linear probes over the epochs, one panel a label; None where nothing is labelled."""
+    labels = list(dict.fromkeys(k.split("/")[1] for k in _keys(rows, _linear)))
+    if not labels:
+        return None
+    figure, axes = _subplots(1, len(labels), width=3, height=2.8)
+    for axis, label in zip(axes[0], labels, strict=True):
+        for key in _keys(rows, lambda k, label=label: _linear(k) and k.split("/")[1] == label):
+            axis.plot(*_curve(rows, key), label=key.split("/")[2], marker=".")
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("epoch")
+        axis.set_ylim(bottom=max(-0.25, axis.get_ylim()[0]))
+        _finish(axis, legend=axis is axes[0, -1])
+    axes[0, 0].set_ylabel("linear probe")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG and let go of the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return path
+
+
+def _linear(key: str) -> bool:
+    return key.startswith("probe/") and key.endswith("/linear")
+
+
+def _curves(rows: Rows, prefix: str, ylabel: str) -> Figure | None:
+    keys = _keys(rows, lambda key: key.startswith(prefix))
+    if not keys:
+        return None
+    figure, axes = _subplots(1, 1, width=7, height=3)
+    for key in keys:
+        axes[0, 0].plot(*_curve(rows, key), label=key.removeprefix(prefix), marker=".")
+    axes[0, 0].set(xlabel="epoch", ylabel=ylabel)
+    _finish(axes[0, 0])
+    return figure
+
+
+def _keys(rows: Rows, wanted: Any) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row if wanted(key)))
+
+
+def _curve(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    there = [row for row in rows if key in row]
+    return [row["epoch"] for row in there], [row[key] for row in there]
+
+
+def _finish(axis: Any, legend: bool = True) -> None:
+    axis.xaxis.get_major_locator().set_params(integer=True)  # epochs
+    axis.grid(alpha=0.3)
+    if legend:
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _positive(rows: Rows, suffix: str) -> bool:
+    return all(v > 0 for row in rows for k, v in row.items() if k.endswith(suffix))
+
+
+def _subplots(rows: int, columns: int, width: float, height: float | None = None) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (width * columns, (height or width) * rows)
+    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no window, no global state
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def first_batch(batches: Any) -> Batch:
+    """The first batch, read with torch's randomness untouched."""
+    with torch.random.fork_rng(devices=[]):
+        return next(iter(batches))

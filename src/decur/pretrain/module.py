@@ -1,0 +1,320 @@
+"""The training step: a batch to views, to embeddings, to the objective's loss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from decur.data.base import Batch
+from decur.encoders import Encoder, Projector, build_encoder
+from decur.errors import ConfigError, DivergedError
+from decur.modality import Modality
+from decur.objectives import Objective
+from decur.objectives.alignment import alignment, spread
+from decur.pretrain.loading import PairedData
+from decur.pretrain.meter import Meter
+from decur.pretrain.optim import build_optimizer, cosine_with_warmup
+from decur.pretrain.settings import (
+    EncoderSettings,
+    OptimizerSettings,
+    ProjectorSettings,
+    ViewSettings,
+)
+from decur.views import Views, sample_seeds
+
+CONSTANT = 1e-5  # spread of embeddings, relative to their size, below which they are constant
+
+
+class Pretrainer(L.LightningModule):
+    """An encoder and a projector for each sensor, trained with one objective (DeCUR, Fig. 2).
+
+    Args:
+        modalities: `{name: Modality}` of the data.
+        objective: any of `decur.objectives`, for embeddings as wide as the projector's.
+        encoder: an encoder's name, one for each modality, or settings.
+        projector: settings; by default as wide as the objective expects.
+        views: settings; by default 224-px views.
+        optimizer: settings; by default LARS as in the paper.
+        batch_size: over all processes; only for `optimizer.scale_lr`.
+        seed: of views and dropout.
+        channels_last: keep pictures with their channels innermost, which ConvNets like.
+        compile: run encoders and projectors through `torch.compile`.
+        monitor_batches: how many batches of each epoch the correlations are computed on.
+
+    Raises:
+        ConfigError: if the objective's width is not the projector's, or a name cannot be used.
+
+    Example:
+        >>> from decur.data import SyntheticScenes
+        >>> from decur.objectives import DeCUR
+        >>> scenes = SyntheticScenes(samples=64)
+        >>> model = Pretrainer(scenes.modalities, DeCUR(dim=256), encoder="resnet18")
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        objective: Objective,
+        encoder: str | dict[str, str] | EncoderSettings = "resnet50",
+        projector: ProjectorSettings | None = None,
+        views: ViewSettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        *,
+        batch_size: int = 256,
+        seed: int = 0,
+        channels_last: bool = True,
+        compile: bool = False,
+        monitor_batches: int = 16,
+    ) -> None:
+        super().__init__()
+        encoder = encoder if isinstance(encoder, EncoderSettings) else EncoderSettings(encoder)
+        projector = projector or ProjectorSettings(width=objective.dim)
+        views = views or ViewSettings()
+        self.view_settings = views
+        self.modalities = dict(modalities)
+        objective.check_modalities(list(self.modalities))
+        self.objective = objective
+        self.optimizer_settings = optimizer or OptimizerSettings()
+        self.batch_size, self.seed, self.channels_last = batch_size, seed, channels_last
+        self.monitor_batches = monitor_batches
+        self.views = Views(self.modalities, views.size, views.shared_geometry, views.augment)
+        self.encoders = nn.ModuleDict()
+        self.projectors = nn.ModuleDict()
+        for name, modality in self.modalities.items():
+            if "." in name:
+                raise ConfigError(f"modality {name!r}: a name must not hold a dot; rename it")
+            built = build_encoder(
+                encoder.of(name), modality, pretrained=encoder.pretrained, **encoder.options
+            )
+            head = Projector(built.dim, projector.width, projector.layers)
+            if head.dim != objective.dim:
+                raise ConfigError(
+                    f"projector: embeddings of {name!r} have width {head.dim}, the objective "
+                    f"expects {objective.dim}; set projector.width to {head.dim}"
+                )
+            self.encoders[name], self.projectors[name] = built, head
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        if compile:
+            for module in (*self.encoders.values(), *self.projectors.values()):
+                module.compile()  # in place, so names and state dict stay
+        self.meter = Meter()
+        self._unchecked: tuple[list[str], Tensor] | None = None
+
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of one sensor."""
+        found = self.encoders[modality]
+        assert isinstance(found, Encoder)
+        return found
+
+    def embed(self, images: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Features and embeddings of pictures as they are.
+
+        Args:
+            images: `{name: (B, C, H, W)}` in [0, 1], of any of the modalities.
+
+        Returns:
+            `{name: (B, D)}` from the encoders and `{name: (B, K)}` from the projectors.
+        """
+        features = {name: self.encoders[name](self._layout(x)) for name, x in images.items()}
+        return features, {name: self.projectors[name](h) for name, h in features.items()}
+
+    def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The two views of each modality that training sees in an epoch.
+
+        Args:
+            batch: raw values, on any device.
+            epoch: views are a function of (seed, epoch, sample id).
+
+        Returns:
+            `{name: two tensors (B, C, size, size)}` in [0, 1].
+        """
+        images = {name: m.scale(batch["images"][name]) for name, m in self.modalities.items()}
+        return self.views(images, sample_seeds(batch["ids"], self.seed, epoch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Loss of one batch; None where no sample of it can be used."""
+        views = self.make_views(batch, self.current_epoch)
+        present = dict(batch["present"])
+        embeddings = {}
+        for name, pair in views.items():
+            embeddings[name], present[name] = self._embed_present(name, pair, present[name])
+        everything = all(bool(has.all()) for has in present.values())
+        on_device = {name: has.to(self.device) for name, has in present.items()}
+        terms = self.objective(embeddings, None if everything else on_device)
+        self._watch(terms, embeddings, present, on_device, batch_idx)
+        return terms["loss"] if terms["loss"].requires_grad else None
+
+    def _embed_present(
+        self, name: str, pair: tuple[Tensor, Tensor], present: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Embed the samples that have the modality: others must not touch batch statistics."""
+        encoder, projector = self.encoders[name], self.projectors[name]
+
+        def embed(view: Tensor) -> Tensor:
+            return projector(encoder(self._layout(view)))
+
+        if bool(present.all()):  # `present` stays on the CPU: no wait for the device
+            return (embed(pair[0]), embed(pair[1])), present
+        rows = present.nonzero()[:, 0].to(self.device)
+        if len(rows) < 2 and self._alone:  # batch statistics need two
+            empty = torch.zeros(len(present), self.objective.dim, device=self.device)
+            return (empty, empty), torch.zeros_like(present)
+        scattered = []
+        for view in pair:
+            z = embed(view[rows])  # (n, K)
+            scattered.append(z.new_zeros(len(present), z.shape[1]).index_copy(0, rows, z))
+        return (scattered[0], scattered[1]), present
+
+    @property
+    def _alone(self) -> bool:
+        return self._trainer is None or self.trainer.world_size == 1
+
+    def _layout(self, x: Tensor) -> Tensor:
+        if self.dtype not in (torch.float32, x.dtype):  # trainer.precision "bf16-true" or such
+            x = x.to(self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    # -- watching -------------------------------------------------------------------------------
+
+    def _watch(
+        self,
+        terms: dict[str, Tensor],
+        embeddings: dict[str, tuple[Tensor, Tensor]],
+        present: dict[str, Tensor],
+        on_device: dict[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        values = {name: value.detach().float() for name, value in terms.items()}
+        with torch.no_grad():
+            spreads = {}
+            for name, (z, _) in embeddings.items():  # z: (N, K)
+                if present[name].sum() > 1:
+                    there = z if bool(present[name].all()) else z[on_device[name]]
+                    spreads[f"spread/{name}"] = spread(there.float())
+        self._refuse_divergence({**values, **spreads})
+        for name, value in values.items():
+            self.meter.add(name, value)
+        for name, value in self.objective.normalised_terms(values).items():
+            self.meter.add(f"{name}/dim", value)
+        steps = int(self.trainer.num_training_batches) if self._trainer else 1
+        if batch_idx % max(1, steps // max(1, self.monitor_batches)) == 0:
+            watched = alignment(embeddings, self.objective.parts, on_device)
+            for name, value in watched.items():
+                self.meter.add(name, value)
+
+    def _refuse_divergence(self, values: dict[str, Tensor]) -> None:
+        """Stop on a non-finite loss or constant embeddings.
+
+        On a GPU the values of a step are read during the next one, when they have long arrived,
+        so that the step does not wait for them.
+        """
+        packed = torch.stack(list(values.values()))
+        now = (list(values), packed.to("cpu", non_blocking=True))
+        ready, self._unchecked = (self._unchecked, now) if packed.is_cuda else (now, None)
+        if ready is not None:
+            self.check_finite(ready)
+
+    def check_finite(self, ready: tuple[list[str], Tensor] | None = None) -> None:
+        """Refuse the values of a step that are not checked yet.
+
+        Raises:
+            DivergedError: naming the term.
+        """
+        if ready is None:
+            ready, self._unchecked = self._unchecked, None
+            if ready is None:
+                return
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        for name, value in zip(ready[0], ready[1].tolist(), strict=True):
+            where = f"step {self.global_step} (epoch {self.current_epoch})"
+            if name.startswith("spread/"):
+                if value < CONSTANT:
+                    raise DivergedError(
+                        f"collapse at {where}: the embeddings of {name[7:]!r} are constant; lower "
+                        "optimizer.lr, or look at figures/views.png whether the pictures are empty"
+                    )
+            elif value != value or abs(value) == float("inf"):
+                raise DivergedError(
+                    f"non-finite loss at {where}: term {name!r} is {value}; lower optimizer.lr, "
+                    "or use trainer.precision bf16-mixed or 32-true instead of 16-mixed"
+                )
+
+    # -- Lightning ------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser and a cosine schedule over the steps of the whole run."""
+        optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size)
+        per_epoch = self._steps_per_epoch()
+        total = self.trainer.max_steps
+        if total < 0:
+            total = per_epoch * (self.trainer.max_epochs or 1)
+        warmup = round(self.optimizer_settings.warmup_epochs * per_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup(step, total, warmup)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _steps_per_epoch(self) -> int:
+        """Counted here: Lightning's own estimate would start the loader before a run is resumed."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PairedData):
+            total = int(self.trainer.estimated_stepping_batches)
+            return total // max(1, self.trainer.max_epochs or 1)
+        steps, limit = data.steps_per_epoch, self.trainer.limit_train_batches
+        return min(steps, limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
+        """Pictures to the device; presence and ids stay, they steer and are not computed with."""
+        images = {k: v.to(device, non_blocking=True) for k, v in batch["images"].items()}
+        return {**batch, "images": images}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make dropout and its like a function of (seed, epoch, step, rank)."""
+        rank = 0 if self._trainer is None else self.global_rank
+        key = f"{self.seed}/{self.current_epoch}/{batch_idx}/{rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know of."""
+        checkpoint["decur"] = {
+            "meter": self.meter.state_dict(),
+            "modalities": {name: m.to_dict() for name, m in self.modalities.items()},
+            "encoders": {name: self.encoder(name).name for name in self.encoders},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from a checkpoint of the same architecture.
+
+        Raises:
+            ConfigError: if it is of another one.
+        """
+        saved = checkpoint.get("decur")
+        if saved is None:
+            raise ConfigError("the checkpoint was not written by decur")
+        own = {name: self.encoder(name).name for name in self.encoders}
+        if saved["encoders"] != own:
+            raise ConfigError(
+                f"the checkpoint holds encoders {saved['encoders']}, this run has {own}; "
+                "set encoder.name to match, or choose another run folder with --run"
+            )
+        state, mine = checkpoint["state_dict"], self.state_dict()
+        for key in sorted(set(state) ^ set(mine)) or [
+            key for key in mine if state[key].shape != mine[key].shape
+        ]:
+            shapes = [tuple(s[key].shape) if key in s else "nothing" for s in (state, mine)]
+            raise ConfigError(
+                f"the checkpoint is of another architecture: {key} is {shapes[0]} in it and "
+                f"{shapes[1]} here; use the configuration it was made with"
+            )
+        self.meter.load_state_dict(saved["meter"])

@@ -1,0 +1,80 @@
+"""Optimiser groups and learning-rate schedule of DeCUR's appendix B.1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from timm.optim import Lars
+from torch import nn
+
+from decur.pretrain.settings import OptimizerSettings
+
+
+def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights, and what is exempt from LARS adaptation and weight decay.
+
+    Exempt are biases, parameters of normalisations, learned scales, and what an encoder itself
+    names (`no_weight_decay` of timm's transformers: position embedding, class token).
+    """
+    named_exempt = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, child in module.named_modules()
+        if callable(getattr(child, "no_weight_decay", None))
+        for name in child.no_weight_decay()
+    }
+    weights: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or name in named_exempt
+            (exempt if plain else weights).append(parameter)
+    return weights, exempt
+
+
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, batch_size: int
+) -> torch.optim.Optimizer:
+    """LARS or AdamW over the two groups of `parameter_groups`.
+
+    Args:
+        module: whose parameters are trained.
+        settings: names and rates.
+        batch_size: over all processes; scales the rates where asked for.
+    """
+    scale = batch_size / 256 if settings.scale_lr else 1.0
+    lr, lr_bias, decay = settings.rates()
+    weights, exempt = parameter_groups(module)
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "lr": lr * scale, "weight_decay": decay},
+        # timm's LARS adapts only where there is weight decay: none here means no adaptation
+        {"params": exempt, "lr": lr_bias * scale, "weight_decay": 0.0},
+    ]
+    if settings.name == "lars":
+        return Lars(groups, momentum=settings.momentum)
+    return torch.optim.AdamW(groups)
+
+
+def describe_groups(optimizer: torch.optim.Optimizer) -> str:
+    """One line a group: how many parameters, at which rate and decay."""
+    names = ("weights", "biases and norms")
+    return "; ".join(
+        f"{name}: {sum(p.numel() for p in group['params']):,} at lr {group['lr']:g}, "
+        f"decay {group['weight_decay']:g}"
+        for name, group in zip(names, optimizer.param_groups, strict=True)
+    )
+
+
+def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate at a step: linear warm-up, then a half cosine to 0.
+
+    Args:
+        step: from 0.
+        total: steps of the run.
+        warmup: steps of the warm-up.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,0 +1,168 @@
+"""Batches, optimiser groups, schedule, probes, meters: each alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from decur.data import Target
+from decur.encoders import build_encoder
+from decur.errors import ConfigError, DivergedError
+from decur.pretrain.loading import EpochBatches, ResumableLoader
+from decur.pretrain.meter import Meter
+from decur.pretrain.monitors import refuse_collapse
+from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
+from decur.pretrain.probe import probe
+from decur.pretrain.settings import LoaderSettings, OptimizerSettings
+
+
+def test_processes_share_each_batch_without_repeats_or_losses():
+    whole = list(EpochBatches(103, 12, seed=3))
+    shares = [list(EpochBatches(103, 12, 3, rank, world=3)) for rank in range(3)]
+    assert len(whole) == 103 // 12 and all(len(batch) == 12 for batch in whole)
+    assert [[i for share in shares for i in share[step]] for step in range(len(whole))] == whole
+    assert len({i for batch in whole for i in batch}) == 12 * len(whole)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    batches, again = EpochBatches(40, 8, seed=1), EpochBatches(40, 8, seed=1)
+    first = list(batches)
+    batches.set_epoch(1)
+    second = list(batches)
+    assert first != second
+    again.set_epoch(1)
+    assert list(again) == second
+    batches.set_epoch(0)
+    assert list(batches) == first
+    assert list(EpochBatches(40, 8, seed=2)) != first
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch():
+    def loader():
+        return ResumableLoader(list(range(40)), batch_sampler=EpochBatches(40, 8, seed=1))
+
+    batches = loader().batch_sampler
+    batches.set_epoch(2)
+    expected = list(batches)
+    resumed = loader()
+    resumed.load_state_dict({"epoch": 2, "batch": 3})
+    resumed.batch_sampler.set_epoch(
+        2
+    )  # as Lightning does, after the start of the iterator or before
+    assert [batch.tolist() for batch in resumed] == expected[3:]
+    assert len(resumed) == 5  # of the whole epoch: progress counts on
+    resumed.batch_sampler.set_epoch(3)
+    assert len(list(resumed)) == 5
+
+
+def test_batches_that_cannot_be_made_are_refused():
+    with pytest.raises(ConfigError, match="more than the 5 samples"):
+        EpochBatches(5, 8, seed=0)
+    with pytest.raises(ConfigError, match="does not divide among 3"):
+        EpochBatches(50, 8, seed=0, world=3)
+    with pytest.raises(ConfigError, match="batch_size"):
+        LoaderSettings(batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_biases_norms_and_position_embeddings_are_exempt(name):
+    module = nn.ModuleDict({"s1": build_encoder(name, 2)})
+    weights, exempt = parameter_groups(module)
+    names = {id(p): key for key, p in module.named_parameters()}
+    assert len(weights) + len(exempt) == len(names)
+    for p in exempt:
+        assert p.ndim <= 1 or "pos_embed" in names[id(p)] or "cls_token" in names[id(p)]
+    assert all(p.ndim > 1 for p in weights)
+    assert ("vit" in name) == any("pos_embed" in names[id(p)] for p in exempt)
+
+
+def test_lars_steps_are_those_of_the_paper():
+    """You et al. 2017 with momentum 0.9; biases plain SGD at their own rate (appendix B.1)."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    w, b = (p.detach().double().clone() for p in (layer.weight, layer.bias))
+    optimizer = build_optimizer(layer, OptimizerSettings(), batch_size=256)
+    vw, vb = torch.zeros_like(w), torch.zeros_like(b)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (layer(torch.ones(1, 3)) ** 2).sum().backward()
+        gw, gb = layer.weight.grad.double(), layer.bias.grad.double()
+        trust = 0.001 * w.norm() / (gw.norm() + 1e-6 * w.norm())
+        vw = 0.9 * vw + trust * (gw + 1e-6 * w)
+        vb = 0.9 * vb + gb
+        w, b = w - 0.2 * vw, b - 0.0048 * vb
+        optimizer.step()
+        assert torch.allclose(layer.weight.double(), w, rtol=1e-5)
+        assert torch.allclose(layer.bias.double(), b, rtol=1e-5)
+
+
+def test_rates_have_the_papers_defaults_and_scale_on_request():
+    assert OptimizerSettings().rates() == (0.2, 0.0048, 1e-6)
+    assert OptimizerSettings("adamw").rates() == (1e-4, 1e-4, 0.01)
+    scaled = build_optimizer(nn.Linear(2, 2), OptimizerSettings(scale_lr=True), batch_size=512)
+    assert [group["lr"] for group in scaled.param_groups] == [0.4, 0.0096]
+
+
+def test_the_schedule_is_a_cosine_after_a_warmup():
+    assert cosine_with_warmup(0, 100, 0) == 1
+    assert cosine_with_warmup(50, 100, 0) == pytest.approx(0.5)
+    assert cosine_with_warmup(100, 100, 0) == pytest.approx(0)
+    assert [cosine_with_warmup(i, 14, 4) for i in range(4)] == [0.25, 0.5, 0.75, 1]
+    assert cosine_with_warmup(4 + 3, 14, 4) == pytest.approx((1 + math.cos(math.pi * 0.3)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["class", "multilabel", "scalar"])
+def test_a_probe_finds_what_is_there_and_nothing_else(kind):
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=400)
+    informative = np.stack([factor, *rng.normal(size=(5, 400))], axis=1).astype(np.float32)
+    noise = rng.normal(size=(400, 6)).astype(np.float32)
+    labels = {
+        "class": (factor > 0).astype(int),
+        "multilabel": np.stack([factor > 0, factor > 0.5], axis=1).astype(np.float32),
+        "scalar": factor,
+    }[kind]
+    scores = probe({"a": informative, "b": noise}, labels, Target(kind, ("x", "y")))
+    chance = {"class": 0.5, "multilabel": labels.mean(), "scalar": 0.0}[kind]
+    assert scores["a/linear"] > 0.95 and scores["a+b/linear"] > 0.85
+    assert scores["a/knn"] > 0.6
+    assert abs(scores["b/linear"] - chance) < 0.12 and abs(scores["b/knn"] - chance) < 0.15
+
+
+def test_a_probe_leaves_out_unknown_labels_absent_sensors_and_split_groups():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.float32)
+    x[::5], y[1::5] = np.nan, -1
+    assert probe({"a": x}, y, Target("class", ("no", "yes")))["a/linear"] > 0.9
+    # a label that only names the group cannot be told for groups that were not seen
+    groups = [f"g{i // 10}" for i in range(200)]
+    member = np.repeat(np.arange(20), 10).astype(np.float32)
+    code = np.eye(20, dtype=np.float32)[member.astype(int)]
+    target = Target("class", tuple(map(str, range(20))))
+    assert probe({"a": code}, member, target, groups)["a/linear"] < 0.2
+    assert probe({"a": code}, member, target)["a/linear"] > 0.8
+    assert probe({"a": x[:10]}, y[:10], Target("class", ("no", "yes"))) == {}
+
+
+def test_a_meter_survives_being_saved():
+    meter, other = Meter(), Meter()
+    for value in (1.0, 2.0, 6.0):
+        meter.add("x", torch.tensor(value))
+    other.load_state_dict(meter.state_dict())
+    other.add("x", torch.tensor(3.0))
+    assert meter.means() == {"x": 3.0} and other.means() == {"x": 3.0}
+    other.add("x", torch.tensor(float("nan")))
+    other.add("never", torch.tensor(float("nan")))
+    assert other.means() == {"x": 3.0}
+    meter.reset()
+    assert meter.means() == {}
+
+
+def test_collapsed_features_are_refused():
+    refuse_collapse({"rank/features/s1": 9.0, "rank/embedding/s1": 1.0}, limit=1.5)
+    for rank in (1.0, float("nan")):
+        with pytest.raises(DivergedError, match="'s1'"):
+            refuse_collapse({"rank/features/s1": rank}, limit=1.5)

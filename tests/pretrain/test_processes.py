@@ -1,0 +1,74 @@
+"""Two processes train as one that holds the whole batch."""
+
+import csv
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import multiprocessing, nn
+
+from decur.objectives import list_objectives
+from decur.pretrain.batchnorm import SyncBatchNorms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [m.__name__ for m in list_objectives().values()])
+def test_two_processes_train_as_one(objective, tiny, tiny_process):
+    # LARS: AdamW makes whole steps of gradients that are zero but for rounding
+    options = (f"--objective={objective}", "--trainer.precision=64-true", "--optimizer.name=lars")
+    options += ("--optimizer.lr=0.2",)
+    alone = tiny(*options, name="alone")
+    process, together = tiny_process(
+        *options,
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.accelerator=cpu",
+        name="together",
+    )
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error[-2000:]
+    for path in sorted((alone / "encoders").iterdir()):
+        a, b = load_file(path), load_file(together / "encoders" / path.name)
+        for key in a:
+            assert torch.allclose(a[key].double(), b[key].double(), rtol=1e-4, atol=1e-6), key
+    rows = [list(csv.DictReader((f / "metrics.csv").open())) for f in (alone, together)]
+    for one, two in zip(*rows, strict=True):
+        assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
+    assert out.count("epoch 2/2") == 1  # one process speaks
+
+
+def _normalise(rank: int, world: int, folder: str, counts: list[int]) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
+    torch.manual_seed(0)
+    whole = torch.randn(sum(counts), 3, 4, dtype=torch.float64)
+    weight = torch.randn_like(whole)
+    own = list(torch.split(whole, counts))[rank].clone().requires_grad_()
+    norm = SyncBatchNorms().apply(nn.Sequential(nn.BatchNorm1d(3).double()))
+    norm[0].weight.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    out = norm(own)
+    (out * torch.split(weight, counts)[rank]).sum().backward()
+    torch.save((out.detach(), own.grad, norm.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("counts", [[4, 4], [7, 0]])
+def test_normalisation_on_the_cpu_is_over_all_processes(counts, tmp_path):
+    multiprocessing.spawn(_normalise, (2, str(tmp_path), counts), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    torch.manual_seed(0)
+    whole = torch.randn(sum(counts), 3, 4, dtype=torch.float64)
+    weight = torch.randn_like(whole)
+    whole.requires_grad_()
+    norm = nn.BatchNorm1d(3).double()
+    norm.weight.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    out = norm(whole)
+    (out * weight).sum().backward()
+    assert torch.allclose(torch.cat([f[0] for f in found]), out, rtol=1e-10)
+    assert torch.allclose(torch.cat([f[1] for f in found]), whole.grad, rtol=1e-9, atol=1e-12)
+    for _, _, state in found:
+        for key, value in norm.state_dict().items():
+            assert torch.allclose(state[f"0.{key}"], value), key

@@ -1,0 +1,146 @@
+"""What cannot be run ends in one clear line; what goes wrong while running says so at once."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from decur.cli import main
+from decur.encoders import Projector, TimmEncoder
+from decur.objectives import DeCUR
+
+SMALL = [
+    *("--encoder.name=test_resnet", "--projector.width=16", "--views.size=24"),
+    *("--loader.batch_size=8", "--loader.workers=0", "--trainer.max_epochs=1"),
+    *("--optimizer.name=adamw", "--monitor.every_epochs=0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config=demmo"], "no such recipe; recipes: demo"),
+        (["--config=demo", "--view.size=3"], "view.size: unknown key; did you mean views.size?"),
+        (["--config=demo", "--views.size=big"], "views.size: expected int, got 'big'"),
+        (["--config=demo", "--objective.comon=0.5"], "objective.comon: DeCUR takes no such key"),
+        (["--config=demo", "--objective.common=much"], "objective.common: expected float"),
+        (["--config=demo", "--objective.common=1.5"], "common"),
+        (["--config=demo", "--objective=Nope"], "objective: no class 'Nope'"),
+        (["--config=demo", "--encoder.name=resnet_18"], "no encoder 'resnet_18'; did you mean"),
+        (["--config=demo", "--views.augment.sar={blur: 1}"], "blur"),
+        (["--config=demo", "--optimizer.lr=-1"], "optimizer.lr: must not be negative"),
+        (["--config=demo", "--loader.max_bad=2"], "loader.max_bad: a share in [0, 1]"),
+        (["--config=demo", "--loader.batch_size=99999"], "more than the 2048 samples"),
+        (["--config=demo", "--projector.layers=0"], "set projector.width to 96"),
+        (["--config=demo", "--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches"),
+        (["--config=demo", "--trainer.max_epochs=x"], "max_epochs: expected int or null, got 'x'"),
+        (["--config=demo", "--trainer.precision=7"], "trainer.precision: expected one of 64, 32"),
+        (["--config=demo", "--trainer.accelerator=abacus"], "trainer: "),
+        (["--config=demo", "--resume"], "holds no checkpoint"),
+        (["--config=ombria"], "data.root: is required by PairedFolder"),
+        (["--config=ombria", "--data.root=/no/where"], "/no/where"),
+        ([], "data.root: is required by PairedFolder"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, said, refused, tmp_path):
+    assert said in refused("pretrain", f"--run={tmp_path / 'run'}", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("views: {sizee: 3}", "views.sizee: unknown key; did you mean views.size?"),
+        ("viewss: {size: 3}", "viewss.size: unknown key"),
+        ("views: [", "not valid YAML"),
+        ("- 1", "must be a YAML mapping"),
+        ("data: {class_path: PairedFolder, init_args: {rot: x}}", "data.rot: PairedFolder takes"),
+    ],
+)
+def test_a_wrong_file_ends_in_one_line(text, said, refused, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert said in refused("pretrain", f"--run={tmp_path / 'run'}", f"--config={path}")
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tiny, refused, tmp_path):
+    folder = tiny("--trainer.max_epochs=1")
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    same = ["pretrain", "--config", str(folder / "config.yaml"), f"--run={folder}"]
+    line = refused(*same, "--projector.width=64")
+    assert "projector.width 32, not 64" in line and "--overwrite" in line
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == kept
+    main([*same, "--loader.workers=1"])  # what does not change the result may change
+    main([*same, "--projector.width=64", "--overwrite"])
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1").touch()
+    assert "not deleting" in refused(
+        "pretrain", "--config=demo", f"--run={precious}", "--overwrite"
+    )
+    assert (precious / "chapter1").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tiny, refused):
+    folder = tiny("--trainer.max_epochs=1")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("test_resnet", "test_efficientnet"))
+    line = refused("pretrain", "--config", str(config), f"--run={folder}")
+    assert "test_resnet" in line and "encoder.name" in line
+
+
+def test_bad_samples_are_skipped_and_listed(make_pairs, tmp_path):
+    root = make_pairs({"s1": 1, "s2": 3}, samples=24, size=24)
+    (root / "s1" / "0003.npy").write_bytes(b"")
+    np.save(root / "s2" / "0005.npy", np.full((3, 24, 24), np.nan, np.float32))
+    folder = tmp_path / "run"
+    main(["pretrain", f"--data.root={root}", f"--run={folder}", "--loader.max_bad=0.1", *SMALL])
+    listed = {
+        row["file"]: row["reason"] for row in csv.DictReader((folder / "bad_samples.csv").open())
+    }
+    assert {name.rsplit("/", 2)[1] + name.rsplit("/", 1)[1] for name in listed} == {
+        "s10003.npy",
+        "s20005.npy",
+    }
+    assert all(listed.values())
+
+
+def test_too_many_bad_samples_stop_the_run(make_pairs, tmp_path, refused):
+    root = make_pairs({"s1": 1, "s2": 3}, samples=24, size=24)
+    for i in range(8):
+        (root / "s1" / f"{i:04d}.npy").write_bytes(b"")
+    line = refused("pretrain", f"--data.root={root}", f"--run={tmp_path / 'run'}", *SMALL)
+    assert "loader.max_bad 0.01" in line and "bad_samples.csv" in line
+
+
+def test_a_non_finite_term_stops_the_run_and_is_named(tiny, refused, monkeypatch):
+    folder = tiny("--trainer.max_epochs=2")
+    real = DeCUR.forward
+
+    def forward(self, embeddings, present=None):
+        terms = real(self, embeddings, present)
+        return {**terms, "unique/optical-sar": torch.tensor(float("nan"))}
+
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    last.unlink()  # go on after the first epoch, and go wrong
+    monkeypatch.setattr(DeCUR, "forward", forward)
+    again = ["pretrain", "--config", str(folder / "config.yaml"), f"--run={folder}"]
+    line = refused(*again, code=3)
+    assert "unique/optical-sar" in line and "nan" in line and "epoch 1" in line
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000003.ckpt"]
+
+
+def test_constant_embeddings_are_a_collapse(tiny_arguments, refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(Projector, "forward", lambda self, x: 0 * x[:, :32] + 1)
+    line = refused("pretrain", *tiny_arguments, f"--run={tmp_path / 'run'}", code=3)
+    assert "collapse at step 0" in line and "'optical'" in line and "constant" in line
+
+
+def test_features_on_a_line_are_a_collapse(tiny_arguments, refused, monkeypatch, tmp_path):
+    real = TimmEncoder.forward
+    monkeypatch.setattr(
+        TimmEncoder, "forward", lambda self, x: real(self, x)[:, :1] * torch.arange(1.0, 97.0)
+    )
+    line = refused("pretrain", *tiny_arguments, f"--run={tmp_path / 'run'}", code=3)
+    assert "'optical' have effective rank 1.0" in line
+    assert not list((tmp_path / "run").glob("checkpoints/*"))  # nothing good to keep yet

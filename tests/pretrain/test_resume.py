@@ -1,0 +1,116 @@
+"""An interrupted run ends as the uninterrupted one: bit for bit."""
+
+import errno
+import logging
+import os
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decur.checkpoint import RunFolder, atomic
+from decur.errors import DataError
+from decur.pretrain.saving import newest_checkpoint
+
+OFTEN = ("--checkpoint.every_minutes=0", "--trainer.max_epochs=4")  # after each of 12 steps
+
+
+def encoders(folder):
+    return {p.name: load_file(p) for p in sorted((folder / "encoders").glob("*.safetensors"))}
+
+
+def assert_same_run(a, b):
+    left, right = encoders(a), encoders(b)
+    assert left.keys() == right.keys() and len(left) == 2
+    for name in left:
+        for key in left[name]:
+            assert torch.equal(left[name][key], right[name][key]), (name, key)
+    timeless = [
+        [row.rsplit(",", 1)[0] for row in (f / "metrics.csv").read_text().splitlines()]
+        for f in (a, b)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def wait_for(folder, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        found = [int(p.stem.split("-")[1]) for p in (folder / "checkpoints").glob("step-*.ckpt")]
+        if max(found, default=0) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint of step {step}: {process.communicate()}")
+
+
+def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(tiny, tiny_process):
+    whole = tiny(*OFTEN, name="whole")
+
+    process, folder = tiny_process(*OFTEN, name="broken")
+    wait_for(folder, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "encoders").exists()
+
+    process, folder = tiny_process(*OFTEN, "--loader.workers=2", "--resume", name="broken")
+    wait_for(folder, 5, process)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: workers are told, too
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert "the same command goes on from here" in error and "Traceback" not in error
+    assert not list((folder / "checkpoints").glob(".*"))  # nothing half written
+
+    tiny(*OFTEN, name="broken")  # the same command, without --resume
+    assert_same_run(whole, folder)
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, caplog):
+    whole = tiny("--trainer.max_epochs=3", name="whole")
+    broken = tiny("--trainer.max_epochs=3", name="broken")
+    # as if the run had died after its second epoch, with the disk damaged
+    last = sorted((broken / "checkpoints").glob("*.ckpt"))[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    for path in (broken / "encoders").iterdir():
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        tiny("--trainer.max_epochs=3", name="broken")
+    assert f"{last} is damaged" in caplog.text
+    assert_same_run(whole, broken)
+
+
+def test_all_checkpoints_damaged_is_an_error(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "step-000000001.ckpt").write_bytes(b"PK nothing")
+    with pytest.raises(DataError, match="--overwrite"):
+        newest_checkpoint(folder)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_the_run(tiny, monkeypatch, caplog):
+    real, calls = torch.save, []
+
+    def save(thing, path, *rest):
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"part of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(thing, path, *rest)
+
+    monkeypatch.setattr("decur.pretrain.saving.torch.save", save)
+    with caplog.at_level(logging.WARNING):
+        folder = tiny("--trainer.max_epochs=3")
+    assert "No space left" in caplog.text
+    steps = [path.name for path in sorted((folder / "checkpoints").iterdir())]
+    assert steps == ["step-000000003.ckpt", "step-000000009.ckpt"]
+    assert newest_checkpoint(RunFolder(folder)).name == steps[-1]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "sub" / "file"
+    with atomic(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]

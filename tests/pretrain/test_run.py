@@ -1,0 +1,125 @@
+"""A run from the command line: what it leaves, and that it repeats."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decur import Modality
+from decur.checkpoint import load_encoder
+from decur.cli import main
+from decur.config import find_config, recipes
+
+
+def weights(folder):
+    return {
+        path.stem: load_file(path) for path in sorted((folder / "encoders").glob("*.safetensors"))
+    }
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[m][key], b[m][key]) for m in a for key in a[m])
+
+
+def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp_path):
+    folder = tiny()
+    for name in ("config.yaml", "metrics.csv", "report.html", "figures/views.png"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("loss", "diagonals", "ranks", "probes"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
+    assert list((folder / "tensorboard").glob("events*"))
+    assert len(list((folder / "checkpoints").glob("*.ckpt"))) == 2
+
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for key in (
+        *("loss", "intra/sar", "common/optical-sar", "unique/optical-sar"),
+        *("common/optical-sar/dim", "diagonal/common/optical-sar", "offdiag_rms/optical-sar"),
+        *("diagonal/unique/optical-sar", "rank/features/sar", "rank/embedding/optical"),
+        *("probe/cover/optical/linear", "probe/moisture/sar/knn", "probe/cloud/optical+sar/knn"),
+    ):
+        assert float(rows[-1][key]) == float(rows[-1][key]), key
+    terms = [
+        float(rows[0][k])
+        for k in rows[0]
+        if k.count("/") == 1 and k.split("/")[0] in ("intra", "common", "unique")
+    ]
+    assert sum(terms) == pytest.approx(float(rows[0]["loss"]), rel=1e-5)
+
+    encoder = load_encoder(folder / "encoders" / "sar.safetensors")
+    assert isinstance(encoder.modality, Modality) and encoder.modality.bands == ("VV", "VH")
+    assert encoder(torch.rand(2, 2, 40, 40)).shape == (2, encoder.dim)
+
+    again = tmp_path / "again"
+    main(["pretrain", "--config", str(folder / "config.yaml"), "--run", str(again)])
+    assert equal(weights(folder), weights(again))
+
+    other = tiny("--seed=1", "--monitor.every_epochs=0", name="other")
+    assert not equal(weights(folder), weights(other))
+
+
+def test_the_report_holds_its_pictures_and_no_link(tiny):
+    page = (tiny("--trainer.max_epochs=1") / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http://" not in page and "https://" not in page and 'src="figures' not in page
+    assert "2048" not in page and "48 samples" in page
+
+
+def test_monitors_change_nothing(tiny):
+    watched = tiny()
+    unwatched = tiny("--monitor.every_epochs=0", "--monitor.batches=1", name="unwatched")
+    assert equal(weights(watched), weights(unwatched))
+
+
+def test_workers_change_nothing(tiny):
+    quick = ("--monitor.every_epochs=0", "--trainer.max_epochs=1")
+    assert equal(weights(tiny(*quick)), weights(tiny("--loader.workers=2", *quick, name="two")))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_runs(name, tmp_path, make_pairs):
+    text = recipes()[name]
+    assert text.startswith("# ") and "command" in text and "hardware" in text
+    layers = find_config(name)
+    arguments = ["--monitor.every_epochs=0", f"--run={tmp_path / 'run'}"]
+    if layers[0]["data"]["class_path"].endswith("PairedFolder"):
+        arguments.append(f"--data.root={make_pairs({'s1': 1, 's2': 3}, samples=16, size=32)}")
+    else:
+        arguments += ["--data.samples=16", "--data.size=32"]
+    arguments += [
+        *("--encoder.name=test_resnet", "--projector.width=16", "--views.size=24"),
+        *("--loader.batch_size=8", "--loader.workers=0", "--trainer.max_epochs=1"),
+    ]
+    main(["pretrain", f"--config={name}", *arguments])
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert list((run / "encoders").glob("*.safetensors"))
+    if len(layers) == 1:  # whatever was given how, the file that is kept says it all
+        main(["pretrain", f"--config={run / 'config.yaml'}", f"--run={again}"])
+        assert equal(weights(run), weights(again))
+
+
+def test_three_sensors_and_absent_ones(tmp_path, make_pairs):
+    root = make_pairs({"a": 1, "b": 2, "c": 3}, samples=24, size=24)
+    for i in range(0, 24, 3):
+        (root / "b" / f"{i:04d}.npy").unlink()
+    folder = tmp_path / "run"
+    main(
+        [
+            "pretrain",
+            f"--data.root={root}",
+            f"--run={folder}",
+            "--encoder.name={a: test_resnet, b: test_efficientnet, c: test_vit}",
+            "--projector.width=16",
+            "--views.size=32",
+            "--loader.batch_size=8",
+            "--loader.workers=0",
+            "--trainer.max_epochs=1",
+            "--optimizer.name=adamw",
+        ]
+    )
+    row = next(csv.DictReader((folder / "metrics.csv").open()))
+    assert {"common/a-b", "common/a-c", "common/b-c", "unique/b-c"} <= set(row)
+    assert all(float(value) == float(value) for value in row.values() if value)
+    assert set(weights(folder)) == {"a", "b", "c"}
