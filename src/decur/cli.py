@@ -11,6 +11,7 @@ from typing import Any
 COMMANDS = {
     "demo": "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
     "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
+    "transfer": "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
     "stats": "band statistics of a folder, as YAML for --data.modalities",
     "recipes": "list the configurations that ship with decur, or print one",
 }
@@ -81,6 +82,12 @@ def _pretrain(arguments: list[str]) -> None:
     from decur.pretrain.command import main as pretrain
 
     pretrain(arguments)
+
+
+def _transfer(arguments: list[str]) -> None:
+    from decur.transfer.command import main as transfer
+
+    transfer(arguments)
 
 
 def _demo(arguments: list[str]) -> None:

@@ -117,7 +117,7 @@ def pretrain(
     """
     folder = RunFolder(Path(run))
     console = Console(soft_wrap=True)
-    _quiet_lightning()
+    quiet_lightning()
     options = {key: value for key, value in (trainer or {}).items() if value is not None}
     options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
     _refuse_accumulation(options, objective)
@@ -320,7 +320,8 @@ def _last_values(rows: list[dict[str, float]]) -> str:
     )
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
+    """Silence what Lightning says that a person cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (

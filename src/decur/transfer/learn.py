@@ -1,0 +1,96 @@
+"""From a split and a model to what the task keeps of the test part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from decur.data import PairedDataset
+from decur.pretrain import LoaderSettings
+from decur.transfer.fit import Engine, Trainee, image_loader, steps_of
+from decur.transfer.models import Fusion, LateFusion
+from decur.transfer.probe import fit_ridge, fit_sgd
+from decur.transfer.settings import FitSettings
+from decur.transfer.splits import Rows
+from decur.transfer.survey import Survey
+from decur.transfer.tasks import Kept, Task
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What is learned from what.
+
+    Args:
+        data: the data set.
+        task: the label.
+        train: rows to train on.
+        test: rows to test on.
+        settings: complete ones.
+        loader: batches and workers.
+        engine: where it runs.
+        size: height and width that pictures are resized to; None for their own.
+        seed: of validation parts, order and augmentation.
+    """
+
+    data: PairedDataset
+    task: Task
+    train: Rows
+    test: Rows
+    settings: FitSettings
+    loader: LoaderSettings
+    engine: Engine
+    size: int | None
+    seed: int
+
+    def probe(self, model: LateFusion, seen: Survey, kind: str) -> tuple[float | None, Kept]:
+        """Learn a linear head on the vectors of frozen encoders.
+
+        Args:
+            model: whose head is learned.
+            seen: vectors and labels.
+            kind: "ridge" or "sgd".
+
+        Returns:
+            The ridge's regularisation, and what is kept of the test part.
+        """
+        labels, x = seen.labels[self.train], _vectors(seen, model, self.train)
+        strength: float | None = None
+        if kind == "sgd":
+            fit_sgd(
+                *(x, labels, self.task, model.head, self.engine, self.settings),
+                *(self.loader.batch_size, self.seed),
+            )
+        else:
+            names = self.data.groups
+            groups = np.array(names)[self.train] if names is not None else None
+            model.head, strength = fit_ridge(x, labels, self.task, groups, self.seed)
+        with torch.no_grad():
+            output = model.head(torch.from_numpy(_vectors(seen, model, self.test)))
+        truth = torch.from_numpy(seen.labels[self.test])
+        return strength, self.task.keep(output, truth, len(self.test))
+
+    def train_on_pictures(self, model: Fusion) -> Kept:
+        """Train the head, and the encoders unless frozen; what is kept of the test part."""
+        names = list(model.encoders)
+        batches = image_loader(self.data, self.train, self.task, names, self.loader, self.seed)
+        trainee = Trainee(
+            model,
+            self.task,
+            self.settings,
+            steps_of(self.settings, batches),
+            {name: self.data.modalities[name] for name in names},
+            self.size,
+        )
+        self.engine.fit(trainee, batches)
+        if isinstance(model, LateFusion):
+            self.task.finish(model.head)
+        tested = image_loader(self.data, self.test, self.task, names, self.loader)
+        return self.engine.test(trainee, tested, len(self.test))
+
+
+def _vectors(seen: Survey, model: Fusion, rows: Rows) -> NDArray[Any]:
+    return np.concatenate([seen.features[name][rows] for name in model.encoders], axis=1)

@@ -1,0 +1,239 @@
+"""Encoders with a head: late fusion of vectors, an FCN on feature maps (appendix B.2)."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from decur.checkpoint import atomic
+from decur.encoders import Encoder, build_encoder
+from decur.errors import DataError
+from decur.modality import Modality
+
+FORMAT = 1  # of model files
+MAPS = 3  # last feature maps of each encoder that the FCN reads
+
+
+class Fusion(nn.Module, ABC):
+    """One encoder for each sensor, and what joins them.
+
+    Args:
+        encoders: `{modality: encoder}`, each with its `modality`.
+        outputs: length of the output, classes or 1.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], outputs: int) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.outputs = outputs
+        self.frozen = False
+
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of one sensor."""
+        found = self.encoders[modality]
+        assert isinstance(found, Encoder)
+        return found
+
+    def freeze(self) -> None:
+        """Keep the encoders as they are: no gradient, eval mode, batch statistics fixed."""
+        self.frozen = True
+        self.encoders.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Fusion:
+        """Training or eval mode; frozen encoders stay in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.encoders.eval()
+        return self
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Pictures to the output.
+
+        Args:
+            images: `{modality: (B, C, H, W)}` in [0, 1].
+            present: `{modality: (B,) bool}`, where some samples lack a sensor. The features of an
+                absent one are zeros.
+            size: height and width of a map to give; the first picture's by default.
+
+        Returns:
+            (B, outputs), or (B, outputs, *size) for maps.
+        """
+
+    def _encode(self, name: str, x: Tensor, present: Tensor | None, maps: bool) -> list[Tensor]:
+        """Vector or feature maps of one sensor, zeros where absent; none if it is nowhere there."""
+        encoder = self.encoder(name)
+        there = slice(None) if present is None or bool(present.all()) else present.to(x.device)
+        if isinstance(there, Tensor):
+            count = int(there.sum())
+            if count == 0 or (count == 1 and encoder.training):  # batch statistics need two
+                return []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            found = encoder.forward_features(x[there])[-MAPS:] if maps else [encoder(x[there])]
+        if isinstance(there, slice):
+            return found
+        rows = there.nonzero()[:, 0]
+        return [f.new_zeros(len(x), *f.shape[1:]).index_copy(0, rows, f) for f in found]
+
+
+class LateFusion(Fusion):
+    """Pooled vectors of all sensors, concatenated, to one linear layer (appendix B.2).
+
+    Args:
+        encoders: `{modality: encoder}`.
+        outputs: length of the output.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], outputs: int) -> None:
+        super().__init__(encoders, outputs)
+        self.head = nn.Linear(sum(encoder.dim for encoder in encoders.values()), outputs)
+
+    def forward(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """See `Fusion.forward`."""
+        vectors = []
+        for name in self.encoders:
+            x = images[name]
+            found = self._encode(name, x, present[name] if present else None, maps=False)
+            vectors += found or [x.new_zeros(len(x), self.encoder(name).dim)]  # (B, D)
+        return self.head(torch.cat(vectors, dim=1))  # (B, outputs)
+
+
+class FCN(Fusion):
+    """Last three feature maps of all sensors to one map of classes (Long et al. 2015; B.2).
+
+    The paper concatenates the sensors' maps, upsamples them and classifies each of the three by a
+    1x1 convolution. A 1x1 convolution of concatenated maps is the sum of one for each of them,
+    and it commutes with upsampling, so each map is classified as it is, then upsampled and added:
+    the same function, far cheaper, and the sensors' maps need not agree in size. The biases of
+    all convolutions act as their sum; here that is one.
+
+    Args:
+        encoders: `{modality: encoder}`.
+        outputs: number of classes.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], outputs: int) -> None:
+        super().__init__(encoders, outputs)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.ModuleList(
+                    nn.Conv2d(channels, outputs, 1, bias=False)
+                    for channels in encoder.channels[-MAPS:]
+                )
+                for name, encoder in encoders.items()
+            }
+        )
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(
+        self,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """See `Fusion.forward`."""
+        first = images[next(iter(self.encoders))]
+        size = size or (first.shape[-2], first.shape[-1])
+        total = self.bias[:, None, None].expand(len(first), self.outputs, *size)  # (B, K, H, W)
+        for name, heads in self.heads.items():
+            maps = self._encode(name, images[name], present[name] if present else None, maps=True)
+            assert isinstance(heads, nn.ModuleList)
+            for head, features in zip(heads, maps, strict=False):  # no maps: nothing to add
+                total = total + interpolate(head(features), size, mode="bilinear")
+        return total
+
+
+_MODELS: dict[str, type[LateFusion] | type[FCN]] = {"late_fusion": LateFusion, "fcn": FCN}
+
+
+def save_model(model: Fusion, path: Path, about: Mapping[str, Any]) -> Path:
+    """Write a model with its sensors, as safetensors.
+
+    Args:
+        model: any of this module.
+        path: file to write.
+        about: what else its metadata shall hold, plain types: target, classes, input size.
+    """
+    from safetensors.torch import save_file
+
+    kind = next(name for name, made in _MODELS.items() if isinstance(model, made))
+    header = {
+        "format": FORMAT,
+        "model": kind,
+        "outputs": model.outputs,
+        "encoders": {
+            name: {
+                "encoder": model.encoder(name).name,
+                "options": model.encoder(name).options,
+                "modality": _modality_of(model.encoder(name)).to_dict(),
+            }
+            for name in model.encoders
+        },
+        **about,
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(state, temporary, metadata={"decur-transfer": json.dumps(header)})
+    return path
+
+
+def load_model(path: str | Path) -> tuple[Fusion, dict[str, Any]]:
+    """Read a model that `decur transfer` wrote.
+
+    Args:
+        path: its `model.safetensors`.
+
+    Returns:
+        The model in eval mode on the CPU, and its metadata: `target`, `kind`, `classes`, `size`
+        (height and width that pictures are resized to, None for their own).
+
+    Raises:
+        DataError: if the file is missing, damaged, or no model of decur's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; `decur transfer` writes model.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("decur-transfer")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
+    if text is None:
+        raise DataError(f"{path}: not written by `decur transfer`; load_encoder reads encoders")
+    header = json.loads(text)
+    if header["format"] > FORMAT:
+        raise DataError(f"{path}: written by a newer decur (format {header['format']}); upgrade")
+    encoders = {
+        name: build_encoder(
+            part["encoder"], Modality.from_dict(part["modality"]), **part["options"]
+        )
+        for name, part in header["encoders"].items()
+    }
+    model = _MODELS[header["model"]](encoders, header["outputs"])
+    model.load_state_dict(state)
+    return model.eval(), header
+
+
+def _modality_of(encoder: Encoder) -> Modality:
+    assert encoder.modality is not None  # gather_encoders gives none without
+    return encoder.modality

@@ -1,0 +1,96 @@
+"""A class for each pixel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from decur.data.folder import UNKNOWN_CLASS
+from decur.transfer.tasks.base import Array, Kept, Task, draw_confusion
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAVED_PIXELS = 2**25  # test masks of more pixels are not saved one by one
+
+
+class Segmentation(Task):
+    """A class for each pixel: cross-entropy; mean IoU and overall accuracy over all pixels."""
+
+    main = "mIoU"
+    dense = True
+    measured = ("confusion",)
+
+    def known(self, labels: Array) -> NDArray[np.bool_]:
+        """Surveyed masks (N, C) count each class's pixels; a sample without any is unknown."""
+        return np.asarray(labels.sum(axis=1) > 0)
+
+    def missing_classes(self, labels: Array) -> list[str]:
+        """Classes without a pixel."""
+        return [self.target.classes[i] for i in np.flatnonzero(labels.sum(axis=0) == 0)]
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (B, C, H, W) and (B, H, W), over the known pixels."""
+        losses = cross_entropy(output, labels, ignore_index=UNKNOWN_CLASS, reduction="sum")
+        # a crop may hold unknown pixels only: a loss of 0, not 0 / 0
+        return losses / (labels != UNKNOWN_CLASS).sum().clamp_min(1)
+
+    def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
+        """Confusion matrix of each sample, (B, C, C) by true and predicted class; small masks."""
+        guess = output.argmax(dim=1)  # (B, H, W)
+        kept = {"confusion": confusion_of_masks(guess, labels, self.outputs).cpu().numpy()}
+        if samples * guess[0].numel() <= SAVED_PIXELS:
+            kept["output"] = guess.to(torch.uint8).cpu().numpy()
+            kept["truth"] = labels.to(torch.uint8).cpu().numpy()
+        return kept
+
+    def metrics(self, kept: Kept) -> dict[str, float]:
+        """`mIoU` over the classes that are there or predicted, and `overall_accuracy`."""
+        matrix = kept["confusion"].sum(axis=0)  # (C, C)
+        ious = _ious(matrix)
+        return {
+            "mIoU": float(np.nanmean(ious)) if not np.isnan(ious).all() else np.nan,
+            "overall_accuracy": float(np.trace(matrix) / max(1, matrix.sum())),
+        }
+
+    def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
+        """IoU of each class, NaN where it is neither there nor predicted; pixels."""
+        matrix = kept["confusion"].sum(axis=0)
+        return {
+            name: {"IoU": float(iou), "n": int(pixels)}
+            for name, iou, pixels in zip(
+                self.target.classes, _ious(matrix), matrix.sum(axis=1), strict=True
+            )
+        }
+
+    def draw(self, kept: Kept) -> Figure:
+        """The confusion matrix over all pixels."""
+        return draw_confusion(kept["confusion"].sum(axis=0), self.target.classes)
+
+
+def confusion_of_masks(guess: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Confusion matrix of each mask, unknown pixels left out.
+
+    Args:
+        guess: (B, H, W) predicted classes.
+        truth: (B, H, W) true classes, 255 unknown.
+        classes: C, how many there are.
+
+    Returns:
+        (B, C, C) counts, true class by predicted class.
+    """
+    sample = torch.arange(len(truth), device=truth.device)[:, None, None]  # (B, 1, 1)
+    cell = (sample * classes + truth) * classes + guess  # (B, H, W)
+    counts = torch.bincount(cell[truth != UNKNOWN_CLASS], minlength=len(truth) * classes**2)
+    return counts.reshape(len(truth), classes, classes)
+
+
+def _ious(matrix: Array) -> NDArray[np.float64]:
+    inter = np.diag(matrix).astype(np.float64)
+    union = matrix.sum(axis=0) + matrix.sum(axis=1) - inter
+    return np.where(union > 0, inter / np.maximum(union, 1), np.nan)

@@ -1,0 +1,215 @@
+"""Splits, draws, the survey and its cache, probes: each alone."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from decur.data import PairedFolder, SyntheticScenes, Target
+from decur.encoders import TimmEncoder
+from decur.errors import ConfigError, DataError
+from decur.pretrain import LoaderSettings
+from decur.transfer.fit import rate_factor
+from decur.transfer.probe import fit_ridge
+from decur.transfer.settings import FitSettings
+from decur.transfer.splits import Joined, draw_fraction, fold_split, shared_groups
+from decur.transfer.survey import survey
+from decur.transfer.tasks import make_task
+
+HERE = LoaderSettings(workers=0)
+
+
+def test_folds_never_split_a_group_and_test_every_sample_once():
+    rng = np.random.default_rng(0)
+    groups = [f"g{i}" for i in rng.integers(0, 17, 200)]
+    rows = np.sort(rng.choice(200, 150, replace=False))
+    tested = []
+    for fold in range(5):
+        train, test = fold_split(rows, groups, 5, fold, seed=0)
+        assert shared_groups(groups, train, test) == 0
+        assert set(train) | set(test) == set(rows) and not set(train) & set(test)
+        tested += test.tolist()
+    assert sorted(tested) == rows.tolist()
+
+
+def test_folds_without_groups_are_shuffled_by_seed():
+    rows = np.arange(100)
+    first, again, other = (fold_split(rows, None, 5, 1, seed)[1] for seed in (0, 0, 1))
+    assert (first == again).all() and set(first) != set(other) and len(first) == 20
+    assert first.tolist() != list(range(20, 40))
+
+
+@pytest.mark.parametrize(
+    ("groups", "folds", "fold", "said"),
+    [
+        (None, 5, 5, "fold: must lie in 0 to 4"),
+        (["a"] * 5 + ["b"] * 5, 3, 0, "needs 2 to 2 for 2 groups"),
+        (None, 11, 0, "needs 2 to 10 for 10 labelled samples"),
+    ],
+)
+def test_folds_that_cannot_be_made_are_refused(groups, folds, fold, said):
+    with pytest.raises(ConfigError, match=said):
+        fold_split(np.arange(10), groups, folds, fold, 0)
+
+
+def test_a_fraction_is_drawn_without_replacement_by_seed_and_nested():
+    rows = np.arange(1000) * 3
+    tenth, again, other = (draw_fraction(rows, 0.1, seed) for seed in (0, 0, 1))
+    assert len(np.unique(tenth)) == 100 and set(tenth) <= set(rows)
+    assert (tenth == again).all() and set(tenth) != set(other)
+    assert set(draw_fraction(rows, 0.01, 0)) < set(tenth)
+    assert (draw_fraction(rows, 1.0, 0) == rows).all()
+
+
+def test_a_fraction_keeps_every_class_and_says_so(caplog):
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    with caplog.at_level(logging.INFO):
+        drawn = draw_fraction(np.arange(1000), 0.02, 0, labels, ("a", "b", "rare"))
+    assert np.bincount(labels[drawn]).tolist() == [18, 2, 1]
+    assert len(caplog.messages) == 1 and "'rare'" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
+def test_a_fraction_out_of_range_is_refused(fraction):
+    with pytest.raises(ConfigError, match="label_fraction"):
+        draw_fraction(np.arange(10), fraction, 0)
+
+
+def test_the_survey_holds_vectors_and_labels(scenes, encoders, tmp_path):
+    seen = survey(scenes, "cover", encoders, tmp_path, HERE)
+    for i in (0, 59):
+        sample = scenes[i]
+        assert (seen.labels[i] == sample["target"]["cover"].numpy()).all()
+        for name, encoder in encoders.items():
+            with torch.no_grad():
+                vector = encoder(encoder.modality.scale(sample["images"][name])[None])[0]
+            assert np.allclose(seen.features[name][i], vector, atol=1e-5)
+    assert isinstance(seen.features["sar"], np.memmap)
+    pixels = survey(scenes, "mask", {}, tmp_path, HERE).labels
+    expected = np.bincount(scenes[7]["target"]["mask"].ravel().numpy(), minlength=6)
+    assert (pixels[7] == expected).all()
+
+
+def test_encoders_run_once_for_the_same_weights_data_and_size(encoders, tmp_path, monkeypatch):
+    calls = []
+    real = TimmEncoder.forward
+    monkeypatch.setattr(
+        TimmEncoder, "forward", lambda self, x: (calls.append(len(x)), real(self, x))[1]
+    )
+
+    def images_seen(target="cover", size=None, **options):
+        calls.clear()
+        data = SyntheticScenes(**{"samples": 20, "size": 32, **options}, modalities=list(encoders))
+        survey(data, target, encoders, tmp_path, HERE, size)
+        return sum(calls)
+
+    assert images_seen() == 40
+    assert images_seen() == 0
+    assert images_seen(target="moisture") == 0  # another label, the same features
+    assert images_seen(size=48) == 40
+    assert images_seen(seed=1) == 40
+    assert images_seen(samples=19) == 38
+    with torch.no_grad():
+        next(encoders["sar"].parameters()).add_(1e-3)
+    assert images_seen() == 20  # of one sensor only
+    assert images_seen() == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_changed_labels_csv_is_read_again(label_folder, encoders, tmp_path):
+    root = label_folder({0: "a", 1: "b"})
+    first = survey(PairedFolder(root), "kind", {}, tmp_path / "cache", HERE)
+    (root / "labels.csv").write_text("id,kind:class\n0000,b\n0001,a\n")
+    second = survey(PairedFolder(root), "kind", {}, tmp_path / "cache", HERE)
+    assert first.labels[:3].tolist() == [0, 1, -1] and second.labels[:3].tolist() == [1, 0, -1]
+
+
+def test_an_interrupted_survey_leaves_nothing_half_done(scenes, encoders, tmp_path, monkeypatch):
+    def fail(self, x):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TimmEncoder, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        survey(scenes, "cover", encoders, tmp_path, HERE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unreadable_samples_are_unknown_up_to_a_limit(label_folder, tmp_path):
+    root = label_folder({i: "ab"[i % 2] for i in range(40)})
+    (root / "s1" / "0003.npy").write_bytes(b"")
+    data = PairedFolder(root)
+    seen = survey(data, "kind", {}, tmp_path, LoaderSettings(workers=0, max_bad=0.1))
+    assert seen.labels[3] == -1 and (seen.labels[:3] >= 0).all()
+    assert len(seen.bad) == 1 and "0003" in seen.bad[0][0]
+    with pytest.raises(DataError, match=r"more than loader\.max_bad"):
+        survey(data, "kind", {}, tmp_path, HERE)
+
+
+def test_joined_data_reads_either_part():
+    parts = SyntheticScenes(5, 32), SyntheticScenes(7, 32, start=100)
+    both = Joined(*parts)
+    assert len(both) == 12 and both.ids[5] == "0000100"
+    for i in (0, 4, 5, 11):
+        expected = parts[i > 4][i - 5 if i > 4 else i]
+        assert torch.equal(both[i]["images"]["sar"], expected["images"]["sar"])
+    with pytest.raises(DataError, match="differ in their modalities"):
+        Joined(parts[0], SyntheticScenes(5, 32, modalities=["sar"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels_of"),
+    [
+        ("class", lambda x: (x[:, 3] > 0).astype(np.int64)),
+        ("multilabel", lambda x: (x[:, [3, 5]] > 0).astype(np.float32)),
+        ("scalar", lambda x: 100 + 20 * x[:, 3]),
+    ],
+)
+def test_the_ridge_finds_what_is_planted(kind, labels_of):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(600, 30)) * rng.uniform(0.1, 10, 30) + 5).astype(np.float32)
+    planted = (x - x.mean(0)) / x.std(0)
+    labels = labels_of(planted)
+    task = make_task("y", Target(kind, () if kind == "scalar" else ("a", "b")))
+    layer, strength = fit_ridge(x[:400], labels[:400], task)
+    with torch.no_grad():
+        output = layer(torch.from_numpy(x[400:]))
+    score = task.metrics(task.keep(output, torch.from_numpy(labels[400:])))[task.main]
+    assert score > (0.85 if kind == "class" else 0.95) and strength <= 100
+    noise = rng.permutation(labels[:400])
+    assert fit_ridge(x[:400], noise, task)[1] > strength or kind != "scalar"
+
+
+def test_the_ridge_never_sees_a_held_out_group_it_chooses_by():
+    """Features that name the group and labels that follow it: worthless on other groups."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    x = np.concatenate([np.eye(40)[groups], rng.normal(size=(400, 5))], axis=1).astype(np.float32)
+    labels = rng.normal(size=40)[groups].astype(np.float32)
+    task = make_task("y", Target("scalar"))
+    leaky, honest = fit_ridge(x, labels, task)[1], fit_ridge(x, labels, task, groups)[1]
+    assert leaky <= 1 and honest >= 100
+
+
+def test_a_handful_of_samples_still_gives_a_head(caplog):
+    task = make_task("y", Target("class", ("a", "b")))
+    layer, strength = fit_ridge(np.eye(2, dtype=np.float32), np.array([0, 1]), task)
+    assert strength == 100 and torch.isfinite(layer.weight).all()
+    assert "too few" in caplog.text
+
+
+def test_schedules_and_defaults_are_the_papers():
+    frozen = FitSettings().complete("multilabel", freeze=True)
+    assert (frozen.name, frozen.lr, frozen.weight_decay) == ("sgd", 0.5, 0)
+    assert (frozen.momentum, frozen.epochs, frozen.crop) == (0.9, 100, (0.8, 1.0))
+    factors = [rate_factor(done, frozen) for done in (0, 0.59, 0.6, 0.8)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.01])
+    assert FitSettings().complete("class", freeze=False).lr == 0.05
+    mask = FitSettings().complete("mask", freeze=True)
+    assert (mask.name, mask.lr, mask.weight_decay) == ("adamw", 1e-4, 0.01)
+    assert (mask.epochs, mask.crop, rate_factor(0.9, mask)) == (30, (0.2, 1.0), 1)
+    poly = FitSettings(name="sgd", schedule="poly", steps=40000).complete("mask", freeze=False)
+    assert (poly.lr, poly.weight_decay) == (0.01, 1e-5)
+    assert rate_factor(0.5, poly) == pytest.approx(0.5**0.9)
+    with pytest.raises(ConfigError, match=r"fit\.crop"):
+        FitSettings(crop=(0.5, 1.2))

@@ -1,0 +1,279 @@
+"""The whole command: what it leaves, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, average_precision_score, r2_score
+
+from decur.checkpoint import save_encoder
+from decur.cli import main
+from decur.data import PairedFolder, SyntheticScenes
+from decur.encoders import TimmEncoder
+from decur.modality import Modality
+from decur.pretrain import LoaderSettings
+from decur.transfer import FitSettings, load_model, transfer
+
+SCENES = [
+    *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),
+    "--data.modalities=[optical,sar]",
+]
+SHORT = ["--fit.epochs=1", "--loader.batch_size=16"]
+LEFT = ("results.json", "predictions.npz", "model.safetensors", "train_ids.txt", "report.html")
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def weights_of(folder, part="encoders."):
+    state = load_file(folder / "model.safetensors")
+    return {key: value for key, value in state.items() if key.startswith(part)}
+
+
+@pytest.mark.parametrize(
+    ("target", "metrics"),
+    [("cover", {"mAP_micro", "mAP_macro"}), ("moisture", {"R2", "MAE"})],
+)
+@pytest.mark.parametrize("how", [["--freeze=true"], ["--freeze=false", *SHORT]])
+def test_labels_of_pictures(target, metrics, how, transferred, run_folder):
+    folder = transferred(*SCENES, f"--encoders={run_folder}", f"--target={target}", *how)
+    for name in (*LEFT, "config.yaml", "figures/transfer.png"):
+        assert (folder / name).stat().st_size > 0, name
+    found = results_of(folder)
+    assert set(found["metrics"]) == metrics and found["modalities"] == ["optical", "sar"]
+    assert (found["train"], found["test"], found["groups"]) == (48, 12, None)
+    for value in found["metrics"].values():
+        low, high = value["interval"]
+        assert low <= high
+    kept = np.load(folder / "predictions.npz")
+    score = (
+        average_precision_score(kept["truth"], kept["output"], average="micro")
+        if target == "cover"
+        else r2_score(kept["truth"], kept["output"])
+    )
+    assert score == pytest.approx(
+        found["metrics"]["mAP_micro" if target == "cover" else "R2"]["value"]
+    )
+
+    # the saved model gives what was tested, and the truth is the data's
+    model, about = load_model(folder / "model.safetensors")
+    scenes = SyntheticScenes(60, 32, modalities=["optical", "sar"])
+    row = scenes.ids.index(str(kept["ids"][3]))
+    sample = scenes[row]
+    images = {n: scenes.modalities[n].scale(x)[None] for n, x in sample["images"].items()}
+    with torch.no_grad():
+        output = model(images)[0].numpy()
+    assert np.allclose(output, kept["output"][3], atol=1e-3, rtol=1e-3)
+    assert np.allclose(sample["target"][target], kept["truth"][3])
+    assert about["classes"] == list(scenes.targets[target].classes)
+
+    ids = (folder / "train_ids.txt").read_text().split()
+    assert not set(ids) & set(kept["ids"].tolist()) and len(ids) == 48
+    original = {
+        f"encoders.{n}.{key}": value
+        for n in ("optical", "sar")
+        for key, value in load_file(run_folder / "encoders" / f"{n}.safetensors").items()
+    }
+    same = [torch.equal(original[key], value) for key, value in weights_of(folder).items()]
+    assert all(same) if how == ["--freeze=true"] else np.mean(same) < 0.1
+
+
+@pytest.mark.parametrize("freeze", ["true", "false"])
+def test_masks(freeze, transferred, run_folder):
+    folder = transferred(
+        *(*SCENES, f"--encoders={run_folder}", "--target=mask", f"--freeze={freeze}"), *SHORT
+    )
+    found, kept = results_of(folder), np.load(folder / "predictions.npz")
+    matrix = kept["confusion"].sum(0)
+    truth, guess = kept["truth"], kept["output"]
+    assert truth.shape == (12, 32, 32) and matrix.sum() == truth.size
+    assert found["metrics"]["overall_accuracy"]["value"] == accuracy_score(
+        truth.ravel(), guess.ravel()
+    )
+    inter = [((truth == c) & (guess == c)).sum() for c in range(6)]
+    union = [((truth == c) | (guess == c)).sum() for c in range(6)]
+    ious = [i / u for i, u in zip(inter, union, strict=True) if u]
+    assert found["metrics"]["mIoU"]["value"] == pytest.approx(np.mean(ious))
+    assert set(found["by_class"]) == {"water", "forest", "crop", "grass", "bare", "built"}
+    original = load_file(run_folder / "encoders" / "sar.safetensors")
+    same = [
+        torch.equal(original[key.removeprefix("encoders.sar.")], value)
+        for key, value in weights_of(folder, "encoders.sar.").items()
+    ]
+    assert all(same) if freeze == "true" else np.mean(same) < 0.1
+    assert (folder / "metrics.csv").read_text().startswith("epoch,step,loss\n1,3,")
+
+
+@pytest.mark.parametrize("probe", ["ridge", "sgd"])
+def test_a_planted_class_is_found_by_splits(probe, bright, transferred):
+    folder = transferred(
+        *(f"--data.root={bright}", "--modalities", "s1"),
+        *(f"--probe={probe}", "--train_split=train", "--test_split=test"),
+    )
+    found = results_of(folder)
+    assert found["metrics"]["accuracy"]["value"] == 1.0
+    assert (found["train"], found["test"]) == (30, 10)
+    ids = {int(i) for i in (folder / "train_ids.txt").read_text().split()}
+    assert ids == {i for i in range(40) if i % 4}
+    assert found["modalities"] == ["s1"] and set(found["by_class"]) == {"bright", "dark"}
+
+    again = folder.with_name("again")
+    main(["transfer", "--config", str(folder / "config.yaml"), f"--run={again}"])
+    assert results_of(again)["metrics"] == found["metrics"]
+
+
+def test_groups_stay_whole_and_are_what_is_resampled(bright, transferred):
+    folder = transferred(f"--data.root={bright}", "--folds=4", "--fold=1")
+    found = results_of(folder)
+    train = {int(i) // 4 for i in (folder / "train_ids.txt").read_text().split()}
+    test = {int(i) // 4 for i in np.load(folder / "predictions.npz")["ids"]}
+    assert not train & test and train | test == set(range(10))
+    assert found["groups"] == len(test)
+
+
+def test_a_missing_sensor_and_absent_pictures(bright, transferred, caplog):
+    for i in range(0, 40, 5):
+        (bright / "s1" / f"{i:04d}.npy").unlink()
+    both = transferred(f"--data.root={bright}")
+    assert results_of(both)["train"] + results_of(both)["test"] == 40
+    assert np.isfinite(np.load(both / "predictions.npz")["output"]).all()
+    one = transferred(f"--data.root={bright}", "--modalities", "s1", name="one")
+    assert results_of(one)["train"] + results_of(one)["test"] == 32
+    tuned = transferred(f"--data.root={bright}", "--freeze=false", *SHORT, name="tuned")
+    assert np.isfinite(np.load(tuned / "predictions.npz")["output"]).all()
+
+
+def test_a_second_run_takes_the_vectors_of_the_first(transferred, run_folder, monkeypatch):
+    calls = []
+    real = TimmEncoder.forward
+    monkeypatch.setattr(
+        TimmEncoder, "forward", lambda self, x: (calls.append(len(x)), real(self, x))[1]
+    )
+    common = [*SCENES, f"--encoders={run_folder}", "--target=cover"]
+    folder = transferred(*common)
+    assert sum(calls) == 120 and not results_of(folder)["seconds"]["cached"]
+    cache = f"--cache={folder / 'cache'}"
+    for change in (["--label_fraction=0.25"], ["--seed=3"], ["--probe=sgd", "--fit.epochs=2"]):
+        other = transferred(*common, cache, *change, name="other")
+        assert sum(calls) == 120 and results_of(other)["seconds"]["cached"]
+        assert not (other / "cache").exists()
+
+
+def test_a_fraction_is_drawn_and_a_run_repeats(transferred, run_folder):
+    common = [*SCENES, f"--encoders={run_folder}", "--target=mask", "--label_fraction=0.5"]
+    runs = [
+        transferred(*common, *SHORT, "--freeze=false", *more, name=name)
+        for name, more in (("a", []), ("b", []), ("c", ["--seed=1"]))
+    ]
+    states = [load_file(folder / "model.safetensors") for folder in runs]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
+    assert results_of(runs[0])["train"] == 24
+
+
+def test_python_takes_data_to_test_on(encoders, run_folder, tmp_path):
+    train, test = (
+        SyntheticScenes(n, 32, modalities=["sar"], start=start) for n, start in ((40, 0), (10, 900))
+    )
+    done = transfer(
+        *(train, test, str(run_folder), "moisture"),
+        run=str(tmp_path / "run"),
+        loader=LoaderSettings(workers=0),
+        fit=FitSettings(),
+        bootstrap=0,
+        device="cpu",
+    )
+    assert done.results["test"] == 10 and done.results["modalities"] == ["sar"]
+    assert "interval" not in done.results["metrics"]["R2"]
+    assert yaml.safe_load((tmp_path / "run" / "results.json").read_text()) == done.results
+
+
+def test_encoders_are_refused_where_they_do_not_fit(refused, run_folder, encoders, tmp_path):
+    cover = [*SCENES, "--target=cover"]
+    three = [*SCENES[:-1], f"--encoders={run_folder}", "--target=cover"]
+    line = refused(*three, "--modalities", "elevation")
+    assert "none for modality 'elevation'" in line and "optical, sar" in line
+    assert "has no 's3'; choose from optical, sar" in refused(*cover, "--modalities", "s3")
+    assert "no such file or folder" in refused(*cover, "--encoders=/no/where")
+    assert "no encoders/*.safetensors" in refused(*cover, f"--encoders={tmp_path}")
+    swapped = encoders["sar"]
+    swapped.modality = swapped.modality.with_(bands=("VH", "VV"))
+    file = save_encoder(swapped, tmp_path / "swapped.safetensors")
+    line = refused(*cover, "--encoders", str(file))
+    assert "bands: ('VH', 'VV') != ('VV', 'VH')" in line and "swapped.safetensors" in line
+    twice = [str(run_folder), str(file)]
+    assert "are both for 'sar'; give one" in refused(*cover, "--encoders", *twice)
+    swapped.modality = Modality("radar", ("VV", "VH"), scaling="range")
+    save_encoder(swapped, file)
+    assert "which has radar" in refused(*cover, "--encoders", str(file))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "several labels, choose from cover (multilabel), mask (mask)"),
+        (["--target=clouds"], "no label 'clouds'; choose from cover (multilabel)"),
+        (["--target=cover", "--label_fraction=0"], "label_fraction: a share in (0, 1], is 0"),
+        (["--target=cover", "--label_fraction=1.2"], "label_fraction"),
+        (["--target=cover", "--size=0"], "size: height and width in pixels"),
+        (["--target=cover", "--precision=8"], "precision"),
+        (["--target=cover", "--fold=7"], "fold: must lie in 0 to 4"),
+        (["--target=cover", "--fit.lr=-1"], "fit.lr: must not be negative"),
+        (["--target=cover", "--probe=svm"], "probe"),
+        (["--target=cover", "--test_split=test"], "train_split: is missing"),
+        (["--target=cover", "--train_split=a", "--test_split=b"], "has no splits"),
+        (["--target=moisture", "--probe=sgd"], "a scalar takes ridge"),
+        (["--target=cover", "--encoder.name=resnet_18"], "did you mean"),
+        (["--target=cover", "--fitt.lr=1"], "fitt.lr: unknown key"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, said, refused):
+    assert said in refused(*SCENES, *arguments)
+
+
+def test_labels_are_refused_where_they_do_not_suffice(label_folder, refused, transferred):
+    some = {i: "ab"[i % 2] for i in range(40)}
+    root = label_folder({**some, 4: "rare", 8: "rare"})
+    by_split = ["--train_split=train", "--test_split=test"]
+    line = refused(f"--data.root={root}", *by_split)
+    assert "class 'rare' of 'kind' has 2 test samples and none to train on" in line
+    assert "choose from test, train" in refused(
+        f"--data.root={root}", "--train_split=train", "--test_split=val"
+    )
+    (root / "labels.csv").write_text("id,kind:class\n0001,a\n0002,b\n0003,a\n")
+    assert "the test part is empty" in refused(f"--data.root={root}", *by_split)
+    (root / "labels.csv").write_text("id,kind:class\nelsewhere,a\n0002,\n")
+    assert "no sample has a known label 'kind'" in refused(f"--data.root={root}")
+    (root / "labels.csv").unlink()
+    assert "the data has no labels" in refused(f"--data.root={root}")
+
+
+def test_what_cannot_be_begun_leaves_earlier_results_alone(transferred):
+    folder = transferred(*SCENES, "--target=cover")
+    before = (folder / "results.json").read_text(), (folder / "config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        transferred(*SCENES, "--target=cover", "--fold=9")
+    assert before == ((folder / "results.json").read_text(), (folder / "config.yaml").read_text())
+
+
+def test_a_pretraining_run_is_not_written_over(refused, run_folder, tmp_path):
+    line = refused(*SCENES, "--target=cover", f"--run={run_folder}")
+    assert "holds a pretraining run" in line
+    assert not (run_folder / "config.yaml").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(transferred, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        transferred(*SCENES, "--target=moisture", "--freeze=false", *SHORT, "--fit.lr=1e30")
+    assert stopped.value.code == 3
+    assert "non-finite loss in epoch 1: lower fit.lr" in capsys.readouterr().err
+
+
+def test_groups_on_both_sides_are_said(bright, transferred, caplog):
+    transferred(f"--data.root={bright}", "--train_split=train", "--test_split=test")
+    assert "10 groups are in the training and in the test part" in caplog.text
+    assert PairedFolder(bright).groups is not None
