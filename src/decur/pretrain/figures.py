@@ -30,7 +30,7 @@ def available() -> bool:
 def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     """A picture of any sensor for the eye: true colour where there is one, else grey.
 
-    Bands are stretched from their 2nd to their 98th percentile.
+    Stretched from the 2nd to the 98th percentile of what is shown, all bands alike: colours stay.
 
     Args:
         image: (C, H, W) in [0, 1].
@@ -49,8 +49,8 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
         if modality.channels == 3:
             shown = [0, 1, 2]
     x = image[shown].float().cpu().numpy()  # (3, H, W)
-    low, high = np.percentile(x, (2, 98), axis=(1, 2), keepdims=True)
-    return np.moveaxis(np.clip((x - low) / np.maximum(high - low, 1e-6), 0, 1), 0, -1)
+    low, high = np.percentile(x, (2, 98))
+    return np.moveaxis(np.clip((x - low) / max(high - low, 1e-6), 0, 1), 0, -1)
 
 
 def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:

@@ -21,7 +21,7 @@ class EncoderSettings:
     Args:
         name: a timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
         pretrained: start from timm's weights instead of from scratch (downloads them).
-        options: further arguments of `timm.create_model`.
+        options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits

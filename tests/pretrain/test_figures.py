@@ -1,0 +1,47 @@
+"""Pictures for the eye, and curves of what was measured."""
+
+import numpy as np
+import pytest
+import torch
+
+from decur import Modality
+from decur.pretrain import figures
+
+
+@pytest.mark.parametrize(
+    ("bands", "shown"),
+    [
+        (("B2", "B3", "B4", "B8"), (2, 1, 0)),
+        (("R", "G", "B"), (0, 1, 2)),
+        (("a", "b", "c"), (0, 1, 2)),
+        (("VV", "VH"), (0, 0, 0)),
+        (("height",), (0, 0, 0)),
+    ],
+)
+def test_true_colour_where_there_is_one_else_grey(bands, shown):
+    modality = Modality("m", bands, scaling="range")
+    image = torch.rand(len(bands), 40, 40)
+    picture = figures.render(image, modality)
+    x = image[list(shown)].numpy()
+    low, high = np.percentile(x, [2, 98])
+    expected = np.clip((x - low) / (high - low), 0, 1).transpose(1, 2, 0)
+    assert picture.shape == (40, 40, 3)
+    assert np.allclose(picture, expected, atol=1e-6)
+
+
+def test_a_constant_picture_is_shown_and_not_divided_by_zero():
+    picture = figures.render(torch.full((1, 8, 8), 0.3), Modality("m", ("a",), scaling="range"))
+    assert np.isfinite(picture).all()
+
+
+def test_curves_leave_gaps_where_nothing_was_measured():
+    rows = [
+        {"epoch": 1, "common/a-b/dim": 0.5, "probe/x/a/linear": 0.1},
+        {"epoch": 2, "common/a-b/dim": 0.4},
+        {"epoch": 3, "common/a-b/dim": 0.3, "probe/x/a/linear": 0.3},
+    ]
+    (line,) = figures.loss_terms(rows).axes[0].lines
+    assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.4], [3, 0.3]]
+    (line,) = figures.probe_curves(rows).axes[0].lines
+    assert line.get_xydata().tolist() == [[1, 0.1], [3, 0.3]]
+    assert figures.rank_curves(rows) is None
