@@ -1,14 +1,19 @@
 """Data sets of paired sensors: files on disk, or generated scenes, to samples and batches."""
 
+from decur.data.bands import BandStatistics
 from decur.data.base import Batch, Collate, PairedDataset, Sample, SkipBad, Target
 from decur.data.folder import PairedFolder
-from decur.data.stats import BandStatistics, compute_stats, write_modalities
+from decur.data.gaussian import LinearGaussianFactors
+from decur.data.stats import compute_stats, write_modalities
 from decur.data.synthetic import SyntheticScenes
+from decur.data.trifeature import BimodalTrifeature
 
 __all__ = [
     "BandStatistics",
     "Batch",
+    "BimodalTrifeature",
     "Collate",
+    "LinearGaussianFactors",
     "PairedDataset",
     "PairedFolder",
     "Sample",

@@ -2,6 +2,7 @@
 
 from decur.encoders.backbone import TimmEncoder, build_encoder, list_encoders
 from decur.encoders.base import Encoder
+from decur.encoders.mlp import MLPEncoder
 from decur.encoders.projector import Projector
 
-__all__ = ["Encoder", "Projector", "TimmEncoder", "build_encoder", "list_encoders"]
+__all__ = ["Encoder", "MLPEncoder", "Projector", "TimmEncoder", "build_encoder", "list_encoders"]

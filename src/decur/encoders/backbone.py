@@ -1,17 +1,20 @@
-"""Encoders from timm: any CNN or ViT that gives feature maps."""
+"""Encoders by name: any CNN or ViT of timm's that gives feature maps, and our own."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
 from decur.encoders.base import Encoder
+from decur.encoders.mlp import MLPEncoder
 from decur.errors import ConfigError
 from decur.modality import Modality
 
+MLP = "mlp"
 VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
 
 
@@ -97,10 +100,11 @@ def build_encoder(
     """Build an encoder by name.
 
     Args:
-        name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps.
+        name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps; or
+            "mlp", for measurements without a spatial layout (see `MLPEncoder`).
         modality: the sensor, or only its number of bands.
         pretrained: start from timm's weights (downloads them).
-        **options: further arguments of `timm.create_model`.
+        **options: further arguments of `timm.create_model`, or of `MLPEncoder`.
 
     Returns:
         The encoder, its `modality` set where one was given.
@@ -115,9 +119,23 @@ def build_encoder(
         [32, 16, 8, 4, 2]
     """
     channels = modality if isinstance(modality, int) else modality.channels
-    encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
+    encoder: Encoder
+    if name == MLP:
+        encoder = _build_mlp(channels, pretrained, options)
+    else:
+        encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
     encoder.modality = None if isinstance(modality, int) else modality
     return encoder
+
+
+def _build_mlp(channels: int, pretrained: bool, options: dict[str, Any]) -> MLPEncoder:
+    if pretrained:
+        raise ConfigError(f"encoder {MLP!r} has no pretrained weights; set pretrained to false")
+    try:
+        return MLPEncoder(channels, **options)
+    except TypeError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"encoder {MLP!r}: {reason}; its options are width and layers") from error
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
@@ -126,4 +144,4 @@ def list_encoders(pattern: str = "*") -> list[str]:
     Args:
         pattern: a shell pattern, as "resnet*".
     """
-    return timm.list_models(pattern)
+    return fnmatch.filter([MLP], pattern) + timm.list_models(pattern)

@@ -1,0 +1,179 @@
+"""Linear mixtures of shared and unique Gaussian factors: what is common is known exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from decur.data.base import PairedDataset, Sample, Target
+from decur.errors import ConfigError
+from decur.modality import Modality
+
+Array = NDArray[np.float32]
+
+VARIANCE = 0.5  # of each factor
+_HIDDEN = 64  # width of the networks that label the factors
+_CALIBRATION = 8192  # draws whose median is the threshold of a label
+_REACH = 5.0  # standard deviations of the strongest band that become [0, 1]
+# Streams of randomness besides the samples' own.
+_MIXING, _LABELS = 1, 2
+
+
+class LinearGaussianFactors(PairedDataset):
+    """Two "sensors", x and y, that see mixtures of shared and of their own Gaussian factors.
+
+    The setting of Wang et al. 2025 (DisentangledSSL): z_shared, z_x, z_y ~ N(0, 0.5 I),
+    x = [z_x, z_shared] T_x and y = [z_y, z_shared] T_y, the entries of both T uniform in [-1, 1].
+    Labels of two classes come from a random network on each of the three latent vectors.
+
+    A picture has `dim` bands. Each of its `size` x `size` pixels is a measurement of its own: the
+    mixture plus independent noise. So views need no augmentation that would have to know what may
+    be changed in x: a crop of one pixel is another measurement of the same thing (`views.size: 1`
+    and `crop_scale` 1 / size^2, as in the recipe "gaussian"), and the whole picture, averaged, is
+    a good one. With `size=1, noise=0` there is the plain vector of the paper.
+
+    A sample depends on nothing but `seed` and `start + index`; the mixing and the labels on `seed`.
+
+    Targets, each below or above the median: `shared` (of z_shared), `unique_x` (of z_x, seen by x
+    alone), `unique_y` (of z_y, seen by y alone).
+
+    Args:
+        samples: number of pairs.
+        shared_dims: number of shared factors.
+        unique_dims: number of each side's own factors.
+        dim: bands of x and of y.
+        size: height and width of a picture: size^2 measurements.
+        noise: standard deviation of a measurement; that of a band is about 4 by default.
+        seed: of everything.
+        start: index of the first pair; sets that shall not overlap start at different places.
+
+    Attributes:
+        shared_share: share of a side's factors that the other side has too, 0.5 by default.
+        mixing: `{"x": T_x, "y": T_y}`, (unique_dims + shared_dims, dim) each.
+
+    Raises:
+        ConfigError: for numbers out of range.
+
+    Example:
+        >>> pair = LinearGaussianFactors(samples=8)[0]
+        >>> pair["images"]["x"].shape, sorted(pair["target"])
+        (torch.Size([100, 4, 4]), ['shared', 'unique_x', 'unique_y'])
+    """
+
+    def __init__(
+        self,
+        samples: int = 4096,
+        shared_dims: int = 50,
+        unique_dims: int = 50,
+        dim: int = 100,
+        size: int = 4,
+        noise: float = 0.3,
+        seed: int = 0,
+        start: int = 0,
+    ) -> None:
+        for name, value, least in (
+            ("samples", samples, 1),
+            ("shared_dims", shared_dims, 1),
+            ("unique_dims", unique_dims, 1),
+            ("dim", dim, 1),
+            ("size", size, 1),
+            ("noise", noise, 0),
+            ("seed", seed, 0),
+            ("start", start, 0),
+        ):
+            if not value >= least:  # also refuses NaN
+                raise ConfigError(
+                    f"LinearGaussianFactors: {name} must be at least {least}, is {value}"
+                )
+        self.shared_dims, self.unique_dims = shared_dims, unique_dims
+        self.size, self.noise, self.seed, self.start = size, noise, seed, start
+        self.shared_share = shared_dims / (shared_dims + unique_dims)
+        rng = np.random.default_rng([seed, _MIXING])
+        shape = (unique_dims + shared_dims, dim)
+        self.mixing = {name: rng.uniform(-1, 1, shape).astype(np.float32) for name in ("x", "y")}
+        reach = _REACH * max(self._deviation(mixing) for mixing in self.mixing.values())
+        self.modalities = {
+            name: Modality(
+                name=name,
+                bands=tuple(f"{name}{band}" for band in range(dim)),
+                scaling="range",
+                value_range=(-reach, reach),
+                size=(size, size),
+                augmentation="dem",  # geometry alone: brightness or blur mean nothing here
+            )
+            for name in self.mixing
+        }
+        rng = np.random.default_rng([seed, _LABELS])
+        self._labels = {
+            "shared": _Label(rng, shared_dims),
+            "unique_x": _Label(rng, unique_dims),
+            "unique_y": _Label(rng, unique_dims),
+        }
+        self.ids = [f"{start + index:07d}" for index in range(samples)]
+        self.present = {name: np.ones(samples, dtype=bool) for name in self.mixing}
+        seen_by = {"shared": (), "unique_x": ("x",), "unique_y": ("y",)}
+        self.targets = {name: Target("class", ("low", "high"), m) for name, m in seen_by.items()}
+
+    def factors(self, index: int) -> dict[str, Array]:
+        """The latent vectors of a pair by the name of their target."""
+        return self._draw(index)[0]
+
+    def read(self, index: int) -> Sample:
+        """Make one pair."""
+        factors, rng = self._draw(index)
+        images = {}
+        for name, mixing in self.mixing.items():
+            latent = np.concatenate((factors[f"unique_{name}"], factors["shared"]))
+            mean = latent @ mixing  # (dim,)
+            noise = rng.standard_normal((len(mean), self.size, self.size), dtype=np.float32)
+            picture = mean[:, None, None] + np.float32(self.noise) * noise  # (dim, size, size)
+            images[name] = torch.from_numpy(picture)
+        return {
+            "id": self.ids[index],
+            "images": images,
+            "target": {
+                name: torch.tensor(int(label(factors[name])))
+                for name, label in self._labels.items()
+            },
+        }
+
+    def _draw(self, index: int) -> tuple[dict[str, Array], np.random.Generator]:
+        """The factors of a pair, and the generator from which its noise comes."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        rng = np.random.default_rng([self.seed, 0, self.start + index])
+        sizes = {name: label.dims for name, label in self._labels.items()}
+        return {name: _latent(rng, dims) for name, dims in sizes.items()}, rng
+
+    def _deviation(self, mixing: Array) -> float:
+        """Standard deviation of the strongest band of a measurement."""
+        variances = VARIANCE * (mixing**2).sum(axis=0) + self.noise**2  # (dim,)
+        return float(np.sqrt(variances.max()))
+
+
+class _Label:
+    """A random network of one hidden layer whose output is above its median, or not.
+
+    Args:
+        rng: of the weights, and of the draws that the median is taken of.
+        dims: length of the latent vector.
+    """
+
+    def __init__(self, rng: np.random.Generator, dims: int) -> None:
+        self.dims = dims
+        scale = np.float32(1 / np.sqrt(VARIANCE * dims))  # so that hidden units have variance 1
+        self.inner = scale * rng.standard_normal((dims, _HIDDEN), dtype=np.float32)
+        self.bias = rng.standard_normal(_HIDDEN, dtype=np.float32)
+        self.outer = rng.standard_normal(_HIDDEN, dtype=np.float32)
+        self.median = np.median(self._value(_latent(rng, (_CALIBRATION, dims))))
+
+    def __call__(self, latent: Array) -> bool:
+        return bool(self._value(latent) > self.median)
+
+    def _value(self, latent: Array) -> Array:
+        return np.tanh(latent @ self.inner + self.bias) @ self.outer  # (...)
+
+
+def _latent(rng: np.random.Generator, shape: int | tuple[int, ...]) -> Array:
+    return np.float32(np.sqrt(VARIANCE)) * rng.standard_normal(shape, dtype=np.float32)
