@@ -31,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
         _fail(f"no command {command!r}; choose from {', '.join(COMMANDS)}", 2)
-    # OpenMP threads that spin while they wait for each other starve whatever shares the cores with
-    # them, the loader's workers first. Read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin for long while they wait for each other starve whatever shares the
+    # cores with them, the loader's workers first; not to spin at all slows small pictures down.
+    # Read when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     _run(globals()[f"_{command}"], rest)
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from decur.checkpoint import RunFolder, atomic
 from decur.errors import DataError
@@ -147,26 +153,64 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
     return "  ".join(parts)
 
 
-class PairsProgressBar(RichProgressBar):
-    """A progress bar with pairs/s.
+class ProgressBar(Callback):
+    """A bar over the whole run, for people; a log file has a line an epoch instead.
 
     Args:
         epochs: whose clock it shows.
+        console: a terminal; the same as that of `epochs`, whose lines then stay above the bar.
     """
 
-    def __init__(self, epochs: EpochLog) -> None:
-        super().__init__(leave=False)
+    def __init__(self, epochs: EpochLog, console: Console) -> None:
         self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps, {task.fields[speed]:.0f} pairs/s "),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            transient=True,
+            disable=not console.is_terminal,
+        )
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Loss and pairs/s instead of a version number."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show it, from where a resumed run goes on."""
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        if trainer.max_steps > 0:
+            total = min(total, trainer.max_steps)
+        epoch = self._epoch(trainer)
+        self.task = self.bar.add_task(
+            "", total=total, completed=trainer.global_step, epoch=epoch, speed=0
+        )
+        if trainer.is_global_zero:
+            self.bar.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """One step on."""
         assert isinstance(pl_module, Pretrainer)
-        return {"pairs/s": f"{self.epochs.pairs_per_second(pl_module):.0f}"}
+        self.bar.update(
+            self.task,
+            completed=trainer.global_step,
+            epoch=self._epoch(trainer),
+            speed=self.epochs.pairs_per_second(pl_module),
+        )
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take it away, whatever ended the run."""
+        self.bar.stop()
 
-def progress_bar(epochs: EpochLog) -> list[Callback]:
-    """A bar for people; nothing for log files, which get a line an epoch."""
-    return [PairsProgressBar(epochs)] if sys.stdout.isatty() else []
+    @staticmethod
+    def _epoch(trainer: L.Trainer) -> str:
+        return f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
 class BadSamples(Callback):

@@ -26,7 +26,7 @@ from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import (
     BadSamples,
     EpochLog,
-    progress_bar,
+    ProgressBar,
     read_metrics,
     tensorboard,
 )
@@ -138,18 +138,17 @@ def pretrain(
     )
     paired = PairedData(data, loader, seed)
     log = EpochLog(folder, monitor, console, options["log_every_n_steps"])
-    bar = progress_bar(log)
     engine = _engine(
         options,
         logger=tensorboard(folder),
         callbacks=[
             BadSamples(folder, loader.max_bad, len(data)),
             log,
-            *bar,
+            ProgressBar(log, console),
             SaveState(folder, checkpoint),
         ],
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
-        enable_progress_bar=bool(bar),
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
