@@ -14,7 +14,7 @@ from rich.table import Table
 
 from decur.config import Parser
 from decur.data.bands import PERCENTS, BandStatistics
-from decur.data.folder import modality_files
+from decur.data.listing import modality_files
 from decur.data.stats import compute_stats, write_modalities
 from decur.errors import ConfigError
 from decur.modality import load_modalities

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +14,8 @@ from torch.nn.functional import interpolate
 
 from decur.data.bands import guess_augmentation
 from decur.data.base import PairedDataset, Sample, Target
-from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_mask
+from decur.data.files import Header, read_header, read_image, read_mask
+from decur.data.listing import MASK, modality_files, scan
 from decur.data.stats import stats_of_files
 from decur.data.tables import Labels, read_splits
 from decur.errors import BadSampleError, DataError
@@ -24,10 +23,8 @@ from decur.modality import Modality, load_modalities
 
 log = logging.getLogger(__name__)
 
-MASK = "mask"  # the folder of masks, and the name of their target
 UNKNOWN_CLASS = 255  # in masks
 
-_LAYOUT = "expected ROOT/<modality>/<id>.tif|png|jpg|jp2|npy"
 _HEADERS = 50  # files of a modality whose headers tell its size
 _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
 
@@ -96,7 +93,7 @@ class PairedFolder(PairedDataset):
         if (self.root / "labels.csv").is_file():
             self._labels = Labels(self.root / "labels.csv", set(samples))
             self.targets |= self._labels.targets
-        self._masks = _scan(self.root / MASK) if (self.root / MASK).is_dir() else {}
+        self._masks = scan(self.root / MASK) if (self.root / MASK).is_dir() else {}
         if self._masks:
             if MASK in self.targets:
                 raise DataError(
@@ -150,68 +147,6 @@ class PairedFolder(PairedDataset):
         if self.groups is not None:
             line += f", {len(set(self.groups))} groups"
         return line
-
-
-def modality_files(
-    root: str | Path, names: Sequence[str] | None = None
-) -> dict[str, dict[str, str]]:
-    """List the picture files of each modality below a root.
-
-    Args:
-        root: the folder.
-        names: of the modalities; None takes every sub-folder with pictures but `mask`.
-
-    Returns:
-        `{modality: {id: file}}`, ids sorted.
-
-    Raises:
-        DataError: if the root or a folder is missing or empty, or a modality has two files of
-            one id.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; {_LAYOUT}")
-    if names is not None:
-        for name in names:
-            if not (root / name).is_dir():
-                there = ", ".join(_subfolders(root)) or "no folders at all"
-                raise DataError(f"{root / name}: modality {name!r} has no folder; there is {there}")
-        return {name: _scan(root / name, needed=True) for name in names}
-    folders = {}
-    for name in _subfolders(root):
-        # An empty folder is a download that failed; one with other files is somebody's notes.
-        files = _scan(root / name, needed=not any((root / name).iterdir()))
-        if files:
-            folders[name] = files
-    if not folders:
-        raise DataError(f"{root}: no sub-folder with pictures; {_LAYOUT}")
-    return folders
-
-
-def _subfolders(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.is_dir() and entry.name != MASK and not entry.name.startswith(".")
-        )
-
-
-def _scan(folder: Path, needed: bool = False) -> dict[str, str]:
-    """Files by id, sorted; `needed` refuses a folder without any."""
-    files: dict[str, str] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            id_, extension = os.path.splitext(entry.name)
-            if extension.lower() not in EXTENSIONS or entry.name.startswith("."):
-                continue
-            if id_ in files:
-                both = " and ".join(sorted((os.path.basename(files[id_]), entry.name)))
-                raise DataError(f"{folder}: two files for id {id_!r}, {both}; keep one")
-            files[id_] = entry.path
-    if needed and not files:
-        raise DataError(f"{folder}: holds no pictures; fill it or remove it; {_LAYOUT}")
-    return dict(sorted(files.items()))
 
 
 def _pair(root: Path, folders: dict[str, dict[str, str]], missing: str) -> list[str]:

@@ -12,6 +12,7 @@ import yaml
 from decur.data.bands import BandStatistics
 from decur.data.base import PairedDataset
 from decur.data.files import read_header, read_image
+from decur.data.listing import modality_files
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -84,8 +85,6 @@ def compute_stats(
         DataError: if there is nothing to read, naming the folder.
     """
     if not isinstance(source, PairedDataset):
-        from decur.data.folder import modality_files  # imports this module
-
         folders = modality_files(source, tuple(modalities) if modalities else None)
         return {
             name: stats_of_files(

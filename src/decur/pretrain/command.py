@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
 
 from decur.checkpoint import RunFolder
 from decur.config import Parser
@@ -72,8 +73,8 @@ def main(arguments: Sequence[str]) -> Pretrained:
     resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
     if resume and not folder.saved_checkpoints():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
-    if overwrite:
-        _remove(folder)
+    if overwrite and getattr(rank_zero_only, "rank", 0) == 0:
+        _remove(folder)  # others of several processes come when the run is under way
     text = parser.dump(settings, skip_none=False, skip_validation=True)
     settings.pop("config", None)
     made = parser.instantiate_classes(settings)

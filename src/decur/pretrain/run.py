@@ -30,7 +30,7 @@ from decur.pretrain.callbacks import (
     read_metrics,
     tensorboard,
 )
-from decur.pretrain.loading import PairedData
+from decur.pretrain.loading import EpochBatches, PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
 from decur.pretrain.saving import AtomicCheckpointIO, SaveState, newest_checkpoint
@@ -152,12 +152,7 @@ def pretrain(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    if loader.batch_size > len(data):
-        # said here already, before pictures are drawn
-        raise ConfigError(
-            f"loader.batch_size: {loader.batch_size} is more than the {len(data)} samples there "
-            f"are; set it to {max(2, len(data))} or less"
-        )
+    EpochBatches(len(data), loader.batch_size, seed)  # refuses what cannot be filled, at once
     if engine.is_global_zero:
         _introduce(console, folder, data, model, paired, resume)
     engine.fit(model, paired, ckpt_path=resume, weights_only=True)

@@ -1,0 +1,84 @@
+"""Which files a folder of pairs holds: pairing is by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from decur.data.files import EXTENSIONS
+from decur.errors import DataError
+
+MASK = "mask"  # the folder of masks, and the name of their target
+
+_LAYOUT = "expected ROOT/<modality>/<id>.tif|png|jpg|jp2|npy"
+
+
+def modality_files(
+    root: str | Path, names: Sequence[str] | None = None
+) -> dict[str, dict[str, str]]:
+    """List the picture files of each modality below a root.
+
+    Args:
+        root: the folder.
+        names: of the modalities; None takes every sub-folder with pictures but `mask`.
+
+    Returns:
+        `{modality: {id: file}}`, ids sorted.
+
+    Raises:
+        DataError: if the root or a folder is missing or empty, or a modality has two files of
+            one id.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; {_LAYOUT}")
+    if names is not None:
+        for name in names:
+            if not (root / name).is_dir():
+                there = ", ".join(_subfolders(root)) or "no folders at all"
+                raise DataError(f"{root / name}: modality {name!r} has no folder; there is {there}")
+        return {name: scan(root / name, needed=True) for name in names}
+    folders = {}
+    for name in _subfolders(root):
+        # An empty folder is a download that failed; one with other files is somebody's notes.
+        files = scan(root / name, needed=not any((root / name).iterdir()))
+        if files:
+            folders[name] = files
+    if not folders:
+        raise DataError(f"{root}: no sub-folder with pictures; {_LAYOUT}")
+    return folders
+
+
+def _subfolders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.is_dir() and entry.name != MASK and not entry.name.startswith(".")
+        )
+
+
+def scan(folder: Path, needed: bool = False) -> dict[str, str]:
+    """List picture files by id, sorted.
+
+    Args:
+        folder: the folder.
+        needed: refuse it if it has none.
+
+    Raises:
+        DataError: if there are two files of one id, or none and `needed`.
+    """
+    files: dict[str, str] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            id_, extension = os.path.splitext(entry.name)
+            if extension.lower() not in EXTENSIONS or entry.name.startswith("."):
+                continue
+            if id_ in files:
+                both = " and ".join(sorted((os.path.basename(files[id_]), entry.name)))
+                raise DataError(f"{folder}: two files for id {id_!r}, {both}; keep one")
+            files[id_] = entry.path
+    if needed and not files:
+        raise DataError(f"{folder}: holds no pictures; fill it or remove it; {_LAYOUT}")
+    return dict(sorted(files.items()))
