@@ -81,6 +81,15 @@ def test_another_configuration_in_the_same_folder_is_refused(tiny, refused, tmp_
     assert (precious / "chapter1").exists()
 
 
+def test_a_folder_that_is_no_run_is_left_alone(refused, tmp_path):
+    (tmp_path / "metrics.csv").write_text("mine")
+    (tmp_path / "tensorboard").mkdir()
+    line = refused("pretrain", "--config=demo", f"--run={tmp_path}")
+    assert "is not empty and holds no run" in line
+    assert (tmp_path / "metrics.csv").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "tensorboard"]
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(tiny, refused):
     folder = tiny("--trainer.max_epochs=1")
     config = folder / "config.yaml"

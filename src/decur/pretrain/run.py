@@ -189,6 +189,11 @@ def _open(folder: RunFolder, config: str | None) -> Path | None:
                 "folder with --run, or start this one anew with --overwrite"
             )
     if getattr(rank_zero_only, "rank", 0) == 0:
+        ours = folder.config.is_file() or folder.checkpoints.is_dir()
+        if not ours and any(folder.path.iterdir()):
+            raise ConfigError(
+                f"--run {folder.path}: is not empty and holds no run; choose another folder"
+            )
         if resume is None:  # what a start that came to nothing left would be mixed in
             for old in (folder.metrics, folder.bad_samples):
                 old.unlink(missing_ok=True)
