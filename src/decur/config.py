@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,23 @@ def describe(text: str) -> str:
     return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
 
 
+def command_of(text: str) -> str:
+    """Which command a recipe is for: the word after `decur` in its header's line "command"."""
+    found = re.search(r"^#\s*command\s+decur (\w+)", text, re.M)
+    return found[1] if found else ""
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as `{"outer.inner": value}`."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in flatten(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
 def find_config(name: str) -> list[dict[str, Any]]:
     """A configuration, preceded by what it is based on (`base: NAME`), the foundation first.
 
@@ -44,7 +62,7 @@ def find_config(name: str) -> list[dict[str, Any]]:
     else:
         close = difflib.get_close_matches(name, shipped, n=3) or list(shipped)
         raise ConfigError(
-            f"--config {name}: no such file and no such recipe; recipes: {', '.join(close)} "
+            f"{name}: no such file and no such recipe; recipes: {', '.join(close)} "
             "(`decur recipes` lists all)"
         )
     try:
@@ -64,7 +82,8 @@ class _ConfigAction(ActionConfigFile):
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         for layer in find_config(values):
-            super().__call__(parser, cfg, yaml.safe_dump(layer), option_string)
+            text = yaml.safe_dump(layer, sort_keys=False)  # the order may mean something
+            super().__call__(parser, cfg, text, option_string)
 
 
 class Parser(ArgumentParser):
@@ -103,6 +122,20 @@ class Parser(ArgumentParser):
             return self.parse_args(list(arguments))
         except ArgumentError as error:
             raise ConfigError(self._one_line(str(error))) from error
+
+    def parse_layers(self, layers: Sequence[Mapping[str, Any]]) -> Namespace:
+        """Parse mappings as if each were a file given with `--config`, the later over the earlier.
+
+        Raises:
+            ConfigError: in one line, naming the key.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = []
+            for number, layer in enumerate(layers):
+                path = Path(folder) / f"{number}.yaml"
+                path.write_text(yaml.safe_dump(dict(layer), sort_keys=False))
+                arguments += ["--config", str(path)]
+            return self.parse(arguments)
 
     def _one_line(self, message: str) -> str:
         key = re.search(r'Parser key "([\w./-]+)"', message)

@@ -73,10 +73,25 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, caplog):
     last.write_bytes(last.read_bytes()[:1000])
     for path in (broken / "encoders").iterdir():
         path.unlink()
-    with caplog.at_level(logging.WARNING):
-        tiny("--trainer.max_epochs=3", name="broken")
+    with caplog.at_level(logging.WARNING):  # workers read ahead before Lightning says which epoch
+        tiny("--trainer.max_epochs=3", "--loader.workers=1", name="broken")
     assert f"{last} is damaged" in caplog.text
     assert_same_run(whole, broken)
+
+
+def test_a_number_of_steps_ends_within_an_epoch_and_is_resumed_from_the_end_of_one(tiny):
+    options = ("--trainer.max_steps=5", "--trainer.max_epochs=9")  # an epoch has 3
+    whole, broken = (tiny(*options, name=name) for name in ("whole", "broken"))
+    saved = sorted((broken / "checkpoints").glob("*.ckpt"))
+    assert [path.name for path in saved] == ["step-000000003.ckpt", "step-000000005.ckpt"]
+    saved[-1].unlink()
+    tiny(*options, name="broken")
+    assert_same_run(whole, broken)
+    tiny(*options, name="broken")  # it is finished: nothing is trained any more
+    assert_same_run(whole, broken)
+    longer = tiny("--trainer.max_steps=9", "--trainer.max_epochs=9", name="longer")
+    epochs = tiny("--trainer.max_epochs=3", name="epochs")
+    assert_same_run(longer, epochs)
 
 
 def test_all_checkpoints_damaged_is_an_error(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from decur import Modality
 from decur.checkpoint import load_encoder
 from decur.cli import main
-from decur.config import find_config, recipes
+from decur.config import command_of, find_config, recipes
 
 
 def weights(folder):
@@ -78,10 +78,8 @@ def test_workers_change_nothing(tiny):
     assert equal(weights(tiny(*quick)), weights(tiny("--loader.workers=2", *quick, name="two")))
 
 
-@pytest.mark.parametrize("name", recipes())
-def test_every_recipe_runs(name, tmp_path, make_pairs):
-    text = recipes()[name]
-    assert text.startswith("# ") and "command" in text and "hardware" in text
+@pytest.mark.parametrize("name", [n for n, t in recipes().items() if command_of(t) == "pretrain"])
+def test_every_recipe_of_pretraining_runs(name, tmp_path, make_pairs):
     layers = find_config(name)
     arguments = ["--monitor.every_epochs=0", f"--run={tmp_path / 'run'}"]
     if layers[0]["data"]["class_path"].endswith("PairedFolder"):

@@ -178,8 +178,9 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show it, from where a resumed run goes on."""
         total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        if trainer.max_steps > 0:
-            total = min(total, trainer.max_steps)
+        assert isinstance(pl_module, Pretrainer)
+        if pl_module.max_steps is not None:
+            total = min(total, pl_module.max_steps)
         epoch = self._epoch(trainer)
         self.task = self.bar.add_task(
             "", total=total, completed=trainer.global_step, epoch=epoch, speed=0

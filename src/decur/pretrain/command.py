@@ -37,7 +37,13 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT) -> Parser:
     """
     parser = Parser(prog, about)
     parser.add_config()
-    parser.add_function_arguments(pretrain, skip={"trainer", "config"})
+    parser.add_function_arguments(pretrain, skip={"trainer", "config", "modalities"})
+    parser.add_argument(
+        "--modalities",
+        type=str,
+        nargs="+",
+        help="Sensors to train on; by default all of the data.",
+    )
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, skip=FIXED)
     parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
     parser.add_argument("--overwrite", action="store_true", help="Start --run anew, deleting it.")

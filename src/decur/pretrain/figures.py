@@ -64,7 +64,7 @@ def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
     views = {k: (a.cpu(), b.cpu()) for k, (a, b) in model.make_views(batch, epoch=0).items()}
     rows = min(rows, len(batch["ids"]))
     columns = 3 * len(model.modalities)
-    figure, axes = _subplots(rows, columns, width=1.3)
+    figure, axes = subplots(rows, columns, width=1.3)
     for r in range(rows):
         for c, (name, modality) in enumerate(model.modalities.items()):
             trio = axes[r, 3 * c : 3 * c + 3]
@@ -83,7 +83,7 @@ def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
 
 def loss_terms(rows: Rows) -> Figure:
     """Each loss term over the epochs, divided by its number of dimensions."""
-    figure, axes = _subplots(1, 1, width=7, height=3.5)
+    figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
     for key in _keys(rows, lambda key: key.endswith("/dim")):
         axis.plot(*_curve(rows, key), label=key.removesuffix("/dim"), marker=".")
@@ -96,7 +96,7 @@ def loss_terms(rows: Rows) -> Figure:
 
 def diagonals(rows: Rows) -> Figure:
     """Mean diagonal of the cross-correlation on common and on unique dimensions over the epochs."""
-    figure, axes = _subplots(1, 1, width=7, height=3.5)
+    figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
     styles = {"common": "-", "unique": "--", "intra": ":"}
     for key in _keys(rows, lambda key: key.startswith("diagonal/")):
@@ -118,7 +118,7 @@ def probe_curves(rows: Rows) -> Figure | None:
     labels = list(dict.fromkeys(k.split("/")[1] for k in _keys(rows, _linear)))
     if not labels:
         return None
-    figure, axes = _subplots(1, len(labels), width=3, height=2.8)
+    figure, axes = subplots(1, len(labels), width=3, height=2.8)
     for axis, label in zip(axes[0], labels, strict=True):
         for key in _keys(rows, lambda k, label=label: _linear(k) and k.split("/")[1] == label):
             axis.plot(*_curve(rows, key), label=key.split("/")[2], marker=".")
@@ -145,7 +145,7 @@ def _curves(rows: Rows, prefix: str, ylabel: str) -> Figure | None:
     keys = _keys(rows, lambda key: key.startswith(prefix))
     if not keys:
         return None
-    figure, axes = _subplots(1, 1, width=7, height=3)
+    figure, axes = subplots(1, 1, width=7, height=3)
     for key in keys:
         axes[0, 0].plot(*_curve(rows, key), label=key.removeprefix(prefix), marker=".")
     axes[0, 0].set(xlabel="epoch", ylabel=ylabel)
@@ -173,12 +173,20 @@ def _positive(rows: Rows, suffix: str) -> bool:
     return all(v > 0 for row in rows for k, v in row.items() if k.endswith(suffix))
 
 
-def _subplots(rows: int, columns: int, width: float, height: float | None = None) -> Any:
+def subplots(rows: int, columns: int, width: float, height: float | None = None) -> Any:
+    """A figure and its axes (rows, columns), without pyplot: no window and no global state.
+
+    Args:
+        rows: of panels.
+        columns: of panels.
+        width: of a panel, in inches.
+        height: of a panel; None for square ones.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     size = (width * columns, (height or width) * rows)
-    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no window, no global state
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

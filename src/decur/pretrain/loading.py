@@ -88,8 +88,8 @@ class ResumableLoader(DataLoader[Any]):
         self.batch_sampler.epoch, self.batch_sampler.start = self.progress
 
 
-def _ignore_signals(worker: int) -> None:
-    """A scheduler or Ctrl-C signals the whole group; the main process alone decides."""
+def ignore_signals(worker: int) -> None:
+    """Leave signals to the main process: a scheduler or Ctrl-C signals the whole group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -122,6 +122,10 @@ class PairedData(L.LightningDataModule):
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
         batches = EpochBatches(len(self.dataset), self.settings.batch_size, self.seed, rank, world)
+        if self.trainer is not None:
+            # Lightning tells a resumed run's epoch only once workers have read ahead.
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            batches.epoch = progress.processed
         workers = self.settings.processes()
         return ResumableLoader(
             SkipBad(self.dataset),
@@ -129,7 +133,7 @@ class PairedData(L.LightningDataModule):
             collate_fn=Collate(self.dataset.modalities, self.dataset.targets),
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             pin_memory=torch.cuda.is_available(),
             # The loader's own draw of a worker seed would otherwise consume the global state.
             generator=torch.Generator().manual_seed(self.seed),

@@ -46,6 +46,7 @@ class Pretrainer(L.LightningModule):
         channels_last: keep pictures with their channels innermost, which ConvNets like.
         compile: run encoders and projectors through `torch.compile`.
         monitor_batches: how many batches of each epoch the correlations are computed on.
+        max_steps: optimiser steps after which to stop, also in the midst of an epoch.
 
     Raises:
         ConfigError: if the objective's width is not the projector's, or a name cannot be used.
@@ -71,6 +72,7 @@ class Pretrainer(L.LightningModule):
         channels_last: bool = True,
         compile: bool = False,
         monitor_batches: int = 16,
+        max_steps: int | None = None,
     ) -> None:
         super().__init__()
         encoder = encoder if isinstance(encoder, EncoderSettings) else EncoderSettings(encoder)
@@ -82,7 +84,7 @@ class Pretrainer(L.LightningModule):
         self.objective = objective
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.batch_size, self.seed, self.channels_last = batch_size, seed, channels_last
-        self.monitor_batches = monitor_batches
+        self.monitor_batches, self.max_steps = monitor_batches, max_steps
         self.views = Views(self.modalities, views.size, views.shared_geometry, views.augment)
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
@@ -253,9 +255,7 @@ class Pretrainer(L.LightningModule):
         """The optimiser and a cosine schedule over the steps of the whole run."""
         optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size)
         per_epoch = self._steps_per_epoch()
-        total = self.trainer.max_steps
-        if total < 0:
-            total = per_epoch * (self.trainer.max_epochs or 1)
+        total = self.max_steps or per_epoch * (self.trainer.max_epochs or 1)
         warmup = round(self.optimizer_settings.warmup_epochs * per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_with_warmup(step, total, warmup)
@@ -280,7 +280,11 @@ class Pretrainer(L.LightningModule):
         return {**batch, "images": images}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make dropout and its like a function of (seed, epoch, step, rank)."""
+        """Make dropout and its like a function of (seed, epoch, step, rank); stop in time."""
+        if self._trainer is not None and self.max_steps is not None:
+            # Lightning's max_steps does not go on rightly from the end of an epoch
+            steps_now = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+            self.trainer.should_stop = steps_now and self.global_step + 1 >= self.max_steps
         rank = 0 if self._trainer is None else self.global_rank
         key = f"{self.seed}/{self.current_epoch}/{batch_idx}/{rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))

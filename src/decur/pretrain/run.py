@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from rich.console import Console
 
 from decur import report
 from decur.checkpoint import RunFolder, save_encoder
+from decur.config import flatten
 from decur.data import PairedDataset
+from decur.data.selection import select
 from decur.errors import ConfigError
 from decur.objectives import Objective
 from decur.pretrain import figures
@@ -72,6 +75,7 @@ def pretrain(
     data: PairedDataset,
     objective: Objective,
     run: str = "runs/pretrain",
+    modalities: Sequence[str] | None = None,
     encoder: EncoderSettings = EncoderSettings(),  # noqa: B008
     projector: ProjectorSettings = ProjectorSettings(),  # noqa: B008
     views: ViewSettings = ViewSettings(),  # noqa: B008
@@ -94,6 +98,7 @@ def pretrain(
         data: the unlabelled pairs.
         objective: the method.
         run: folder to write.
+        modalities: sensors to train on; None for all of the data.
         encoder: backbones.
         projector: projectors.
         views: augmented views.
@@ -121,6 +126,9 @@ def pretrain(
     options = {key: value for key, value in (trainer or {}).items() if value is not None}
     options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
     _refuse_accumulation(options, objective)
+    data = select(data, modalities)
+    paired = PairedData(data, loader, seed)
+    steps = _take_max_steps(options, paired)
     resume = _open(folder, config)
     L.seed_everything(seed, verbose=False)
     model = Pretrainer(
@@ -135,9 +143,10 @@ def pretrain(
         channels_last=channels_last,
         compile=compile,
         monitor_batches=monitor.batches,
+        max_steps=steps,
     )
-    paired = PairedData(data, loader, seed)
     log = EpochLog(folder, monitor, console, options["log_every_n_steps"])
+    saving = SaveState(folder, checkpoint)
     engine = _engine(
         options,
         logger=tensorboard(folder),
@@ -145,7 +154,7 @@ def pretrain(
             BadSamples(folder, loader.max_bad, len(data)),
             log,
             ProgressBar(log, console),
-            SaveState(folder, checkpoint),
+            saving,
         ],
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
         enable_progress_bar=False,
@@ -155,7 +164,10 @@ def pretrain(
     EpochBatches(len(data), loader.batch_size, seed)  # refuses what cannot be filled, at once
     if engine.is_global_zero:
         _introduce(console, folder, data, model, paired, resume)
-    engine.fit(model, paired, ckpt_path=resume, weights_only=True)
+    try:
+        engine.fit(model, paired, ckpt_path=resume, weights_only=True)
+    finally:  # Lightning does not where training ends in an error
+        saving.teardown(engine, model, "fit")
     if engine.is_global_zero:
         for name in model.modalities:
             save_encoder(model.encoder(name), folder.encoder(name))
@@ -209,20 +221,23 @@ _FREE = ("run", "loader.workers", "checkpoint.", "trainer.devices", "trainer.num
 
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
     """Keys whose values differ between two configurations, and matter."""
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
     for key in sorted(set(old) | set(new)):
         if old.get(key) != new.get(key) and not key.startswith(_FREE):
             yield key, old.get(key), new.get(key)
 
 
-def _flat(values: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        key: value
-        for name, inner in values.items()
-        for key, value in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+def _take_max_steps(options: dict[str, Any], paired: PairedData) -> int | None:
+    """Take `max_steps` out of the options, and leave the epochs that it needs."""
+    steps = options.pop("max_steps", -1)
+    if steps < 0:
+        return None
+    limit, batches = options.get("limit_train_batches", 1.0), paired.steps_per_epoch
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    needed = math.ceil(steps * (options.get("accumulate_grad_batches") or 1) / max(1, batches))
+    epochs = options["max_epochs"]
+    options["max_epochs"] = needed if epochs < 0 else min(epochs, needed)
+    return steps if needed == options["max_epochs"] else None
 
 
 def _refuse_accumulation(options: dict[str, Any], objective: Objective) -> None:

@@ -93,6 +93,11 @@ class SaveState(Checkpoint):
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take them over from Lightning, too, which would end the run unsaved."""
+        for number in self._handlers:
+            signal.signal(number, self._on_signal)
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._handlers.items():
@@ -114,7 +119,7 @@ class SaveState(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save when the time has come or the run is told to stop."""
-        if trainer.is_last_batch:
+        if trainer.is_last_batch or trainer.should_stop:
             return  # the epoch's end follows: a state in between would lose its row of metrics
         self._advance(trainer, trainer.current_epoch, batch_idx + 1)
         due = time.monotonic() - self._saved_at > self.settings.every_minutes * 60

@@ -1,0 +1,49 @@
+"""Some of a data set's sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from decur.data.base import PairedDataset, Sample
+from decur.errors import ConfigError
+
+
+def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDataset:
+    """A data set with some of its sensors, and the samples that have one of them.
+
+    Args:
+        data: any data set.
+        modalities: names of those to keep; None or empty: all, the data set itself.
+
+    Raises:
+        ConfigError: if the data has no such sensor.
+    """
+    for name in modalities or ():
+        if name not in data.modalities:
+            raise ConfigError(
+                f"modalities: the data has no {name!r}; choose from {', '.join(data.modalities)}"
+            )
+    if not modalities or set(modalities) == set(data.modalities):
+        return data
+    return _Selection(data, modalities)
+
+
+class _Selection(PairedDataset):
+    def __init__(self, data: PairedDataset, modalities: Sequence[str]) -> None:
+        self.data = data
+        self.modalities = {n: m for n, m in data.modalities.items() if n in modalities}
+        there = np.logical_or.reduce([data.present[name] for name in self.modalities])
+        self.rows = np.flatnonzero(there)
+        self.ids = [data.ids[row] for row in self.rows]
+        self.present = {name: data.present[name][self.rows] for name in self.modalities}
+        self.targets = data.targets
+        if data.groups is not None:
+            self.groups = [data.groups[row] for row in self.rows]
+
+    def read(self, index: int) -> Sample:
+        """Read one sample, and keep the pictures that are wanted."""
+        sample = self.data.read(int(self.rows[index]))
+        images = {n: x for n, x in sample["images"].items() if n in self.modalities}
+        return {**sample, "images": images}

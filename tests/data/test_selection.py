@@ -1,0 +1,88 @@
+"""Some of the sensors: the samples that are left, and what is left of each."""
+
+import numpy as np
+import pytest
+import torch
+
+from decur import Modality
+from decur.data import PairedDataset
+from decur.data.base import Collate, Sample, Target
+from decur.data.selection import select
+from decur.errors import BadSampleError, ConfigError
+
+# sample: its sensors
+HAS = {"p": "ac", "q": "b", "r": "abc", "s": "c", "t": "bc"}
+
+
+class Places(PairedDataset):
+    """Five places, each seen by some of three sensors; picture and label tell place and sensor."""
+
+    def __init__(self):
+        self.modalities = {
+            name: Modality(name, ("x",), (0.0,), (1.0,), size=(1, 1)) for name in "abc"
+        }
+        self.ids = list(HAS)
+        self.present = {n: np.array([n in sensors for sensors in HAS.values()]) for n in "abc"}
+        self.targets = {"place": Target("scalar")}
+        self.groups = [f"group {id_}" for id_ in HAS]
+
+    def read(self, index: int) -> Sample:
+        id_ = self.ids[index]
+        if id_ == "s":
+            raise BadSampleError("s.tif", "is damaged")
+        images = {n: torch.full((1, 1, 1), 10.0 * index + "abc".index(n)) for n in HAS[id_]}
+        return {"id": id_, "images": images, "target": {"place": torch.tensor(float(index))}}
+
+
+@pytest.fixture
+def places():
+    return Places()
+
+
+@pytest.mark.parametrize("wanted", [None, [], ["a", "b", "c"], ("c", "a", "b")])
+def test_all_sensors_are_the_data_itself(places, wanted):
+    assert select(places, wanted) is places
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"), [("a", "pr"), ("b", "qrt"), ("c", "prst"), ("ab", "pqrt"), ("cb", "pqrst")]
+)
+def test_samples_that_have_none_of_the_sensors_are_left_out(places, wanted, ids):
+    chosen = select(places, list(wanted))
+    assert chosen.ids == list(ids) and len(chosen) == len(ids)
+    assert chosen.groups == [f"group {id_}" for id_ in ids]
+    assert chosen.targets == places.targets
+    assert list(chosen.modalities) == sorted(wanted)  # in the order of the data
+    assert {name: list(has) for name, has in chosen.present.items()} == {
+        name: [name in HAS[id_] for id_ in ids] for name in wanted
+    }
+
+
+def test_a_sample_keeps_its_label_and_the_pictures_that_are_wanted(places):
+    chosen = select(places, ["b", "a"])
+    samples = [chosen[i] for i in range(len(chosen))]
+    assert [(s["id"], s["target"]["place"].item()) for s in samples] == [
+        *(("p", 0.0), ("q", 1.0), ("r", 2.0), ("t", 4.0))
+    ]
+    assert [{name: x.item() for name, x in s["images"].items()} for s in samples] == [
+        *({"a": 0.0}, {"b": 11.0}, {"a": 20.0, "b": 21.0}, {"b": 41.0})
+    ]
+    batch = Collate(chosen.modalities, chosen.targets)(samples)
+    for name in "ab":
+        assert batch["present"][name].tolist() == chosen.present[name].tolist()
+    assert set(places[2]["images"]) == set("abc")  # the data set is as it was
+
+
+def test_data_without_groups_has_none(places):
+    places.groups = None
+    assert select(places, ["a"]).groups is None
+
+
+def test_a_damaged_file_is_named(places):
+    with pytest.raises(BadSampleError, match=r"s\.tif: is damaged"):
+        select(places, ["c"])[2]
+
+
+def test_an_unknown_sensor_is_refused(places):
+    with pytest.raises(ConfigError, match=r"^modalities: the data has no 'd'; .* a, b, c$"):
+        select(places, ["a", "d"])
