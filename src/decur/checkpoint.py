@@ -63,6 +63,10 @@ class RunFolder:
         """The trained encoder of one sensor."""
         return self.path / "encoders" / f"{modality}.safetensors"
 
+    def saved_encoders(self) -> list[Path]:
+        """Files of encoders, by the name of their sensor."""
+        return sorted((self.path / "encoders").glob("*.safetensors"))
+
     def saved_checkpoints(self) -> list[Path]:
         """Checkpoints from the newest to the oldest, by the step in their name."""
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)

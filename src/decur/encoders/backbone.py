@@ -9,12 +9,16 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from decur.encoders.alexnet import AlexNetEncoder
 from decur.encoders.base import Encoder
 from decur.encoders.mlp import MLPEncoder
+from decur.encoders.projected import PROJECTED, ProjectedEncoder
+from decur.encoders.projector import Projector
 from decur.errors import ConfigError
 from decur.modality import Modality
 
 MLP = "mlp"
+ALEXNET = "alexnet"
 VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
 
 
@@ -30,11 +34,12 @@ class TimmEncoder(Encoder):
         **options: further arguments of `timm.create_model`.
 
     Raises:
-        ConfigError: if timm has no such model, or it gives no feature maps.
+        ConfigError: if timm has no such model, it gives no feature maps, or its weights cannot be
+            had.
     """
 
     def __init__(
-        self, name: str, channels: int, *, pretrained: bool = False, **options: Any
+        self, name: str, channels: int, /, *, pretrained: bool = False, **options: Any
     ) -> None:
         super().__init__()
         self.name = name
@@ -75,6 +80,12 @@ def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any])
             model = timm.create_model(name, dynamic_img_size=True, **arguments)
         except TypeError:
             model = timm.create_model(name, **arguments)
+    except OSError as error:  # whatever the hub and its clients raise without a network is one
+        raise ConfigError(
+            f"encoder {name!r}: its pretrained weights cannot be loaded "
+            f"({' '.join(str(error).split())[:200]}); check the connection to the network, or "
+            "load them once where there is one, and timm finds them in its cache"
+        ) from error
     except (TypeError, RuntimeError, ValueError) as error:
         raise ConfigError(f"encoder {name!r}: {' '.join(str(error).split())}") from error
     if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
@@ -100,8 +111,10 @@ def build_encoder(
     """Build an encoder by name.
 
     Args:
-        name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps; or
-            "mlp", for measurements without a spatial layout (see `MLPEncoder`).
+        name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps;
+            "alexnet"; "mlp", for measurements without a spatial layout (see `MLPEncoder`); or
+            "projected", an encoder with a projector (see `ProjectedEncoder`, whose `options` build
+            it again).
         modality: the sensor, or only its number of bands.
         pretrained: start from timm's weights (downloads them).
         **options: further arguments of `timm.create_model`, or of `MLPEncoder`.
@@ -118,24 +131,43 @@ def build_encoder(
         >>> [m.shape[-1] for m in encoder.forward_features(torch.zeros(1, 13, 64, 64))]
         [32, 16, 8, 4, 2]
     """
+    own = {MLP: _build_mlp, ALEXNET: _build_alexnet, PROJECTED: _build_projected}
+    if name in own and pretrained:
+        raise ConfigError(f"encoder {name!r} has no pretrained weights; set pretrained to false")
     channels = modality if isinstance(modality, int) else modality.channels
-    encoder: Encoder
-    if name == MLP:
-        encoder = _build_mlp(channels, pretrained, options)
-    else:
-        encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
+    encoder = (
+        own[name](channels, options)
+        if name in own
+        else TimmEncoder(name, channels, pretrained=pretrained, **options)
+    )
     encoder.modality = None if isinstance(modality, int) else modality
     return encoder
 
 
-def _build_mlp(channels: int, pretrained: bool, options: dict[str, Any]) -> MLPEncoder:
-    if pretrained:
-        raise ConfigError(f"encoder {MLP!r} has no pretrained weights; set pretrained to false")
+def _build_mlp(channels: int, options: dict[str, Any]) -> Encoder:
     try:
         return MLPEncoder(channels, **options)
     except TypeError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"encoder {MLP!r}: {reason}; its options are width and layers") from error
+
+
+def _build_alexnet(channels: int, options: dict[str, Any]) -> Encoder:
+    if options:
+        raise ConfigError(f"encoder {ALEXNET!r}: has no options, got {', '.join(options)}")
+    return AlexNetEncoder(channels)
+
+
+def _build_projected(channels: int, options: dict[str, Any]) -> Encoder:
+    try:
+        encoder = build_encoder(options["encoder"], channels, **options["options"])
+        projector = Projector(encoder.dim, options["width"], options["layers"])
+        return ProjectedEncoder(encoder, projector, options["part"])
+    except KeyError as error:
+        raise ConfigError(
+            f"encoder {PROJECTED!r}: option {error} is missing; it is made of a run's encoder and "
+            "projector, not by name"
+        ) from error
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
@@ -144,4 +176,4 @@ def list_encoders(pattern: str = "*") -> list[str]:
     Args:
         pattern: a shell pattern, as "resnet*".
     """
-    return fnmatch.filter([MLP], pattern) + timm.list_models(pattern)
+    return fnmatch.filter([ALEXNET, MLP], pattern) + timm.list_models(pattern)

@@ -26,7 +26,8 @@ def build_parser() -> Parser:
         type=str,
         nargs="+",
         default=["random"],
-        help="The folder of a run, encoder files, or `random` for fresh weights.",
+        help="Folders of runs, encoder files, `timm:NAME` for timm's pretrained weights (such as "
+        "timm:resnet50.a1_in1k), or `random` for fresh ones.",
     )
     parser.add_argument(
         "--modalities",

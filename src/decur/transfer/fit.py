@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,56 +17,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
-from torch.utils.data import DataLoader, Subset
-from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]
+from torch.utils.data import DataLoader
 
 from decur.checkpoint import RunFolder
-from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data import Batch
+from decur.encoders import Encoder
 from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
-from decur.pretrain import LoaderSettings
 from decur.pretrain.callbacks import write_metrics
+from decur.pretrain.saving import AtomicCheckpointIO
+from decur.transfer.augment import crop_and_flip
+from decur.transfer.loading import PictureLoader
+from decur.transfer.resume import ResumableTraining
 from decur.transfer.settings import FitSettings
-from decur.transfer.splits import Rows
-from decur.transfer.survey import scaled
+from decur.transfer.survey import scaled, weights_digest
 from decur.transfer.tasks import Kept, Task
 
-RATIO = [3 / 4, 4 / 3]  # of a crop's width to its height
 LINES = 10  # of the terminal, for a whole training
-
-
-def crop_and_flip(
-    images: Mapping[str, Tensor], mask: Tensor | None, scale: tuple[float, float]
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Random resized crop and horizontal flip (appendix B.2), the same for all of a sample.
-
-    Args:
-        images: `{modality: (B, C, H, W)}`, each of its own size, which stays.
-        mask: (B, H, W) class indices, cropped alike without mixing classes.
-        scale: smallest and largest area of the crop, as shares of the picture.
-    """
-    first = next(iter(images.values()))
-    count, (height, width) = len(first), first.shape[-2:]
-    drawn = [RandomResizedCrop.get_params(first[0], list(scale), RATIO) for _ in range(count)]
-    box = torch.tensor(drawn, dtype=torch.float32)  # (B, 4): top, left, height, width
-    box /= torch.tensor([height, width, height, width])
-    mirror = 1 - 2 * (torch.rand(count) < 0.5).float()
-    theta = torch.zeros(
-        count, 2, 3
-    )  # from places in the crop, in [-1, 1], to places in the picture
-    theta[:, 0, 0], theta[:, 0, 2] = box[:, 3] * mirror, 2 * box[:, 1] + box[:, 3] - 1
-    theta[:, 1, 1], theta[:, 1, 2] = box[:, 2], 2 * box[:, 0] + box[:, 2] - 1
-    theta = theta.to(first.device)
-
-    def take(x: Tensor, mode: str) -> Tensor:
-        grid = affine_grid(theta, list(x.shape), align_corners=False)
-        return grid_sample(x, grid, mode, padding_mode="border", align_corners=False)
-
-    cropped = {name: take(x, "bilinear") for name, x in images.items()}
-    if mask is not None:  # float32 holds class indices exactly
-        mask = take(mask[:, None].float(), "nearest")[:, 0].long()
-    return cropped, mask
 
 
 class Trainee(L.LightningModule):
@@ -92,13 +61,30 @@ class Trainee(L.LightningModule):
         self.model, self.task, self.settings, self.total = model, task, settings, total
         self.modalities, self.size = dict(modalities), size
         self.samples = 1  # of the test part
-        self.losses: list[Tensor] = []
+        self.losses: list[Tensor] = []  # of the steps of this epoch
+
+    def known_by(self) -> dict[str, object]:
+        """What tells this training from others, apart from its batches; asked before it begins."""
+        encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
+        return {
+            "model": type(self.model).__name__,
+            "encoders": [weights_digest(encoder) for encoder in encoders],
+            "freeze": not any(p.requires_grad for e in encoders for p in e.parameters()),
+            "target": sorted(vars(self.task).items()),
+            "fit": self.settings.plain(),
+            "size": self.size,
+        }
 
     def _pictures(self, batch: Batch) -> dict[str, Tensor]:
         return {
             name: scaled(x, self.modalities[name], self.size) if name in self.modalities else x
             for name, x in batch["images"].items()
         }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Stop after the last step, also in the midst of an epoch."""
+        # not by max_steps: with it, Lightning does not go on rightly from the end of an epoch
+        self.trainer.should_stop = self.global_step + 1 == self.total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -108,7 +94,7 @@ class Trainee(L.LightningModule):
             images, mask = crop_and_flip(images, labels if self.task.dense else None, crop)
             labels = labels if mask is None else mask
         loss = self.task.loss(self._output(images, batch["present"], labels), labels)
-        self.losses.append(loss.detach())
+        self.losses.append(loss.detach().float())
         return loss
 
     def _output(
@@ -144,6 +130,14 @@ class Trainee(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the losses of an epoch that is not over."""
+        checkpoint["losses"] = [float(loss) for loss in self.losses]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the epoch."""
+        self.losses = [torch.tensor(loss) for loss in checkpoint["losses"]]
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Pictures and labels to the device; presence stays, it steers."""
         moved = {
@@ -172,10 +166,20 @@ class _EpochLines(Callback):
         self.folder, self.console = folder, console
         self.rows: list[dict[str, float]] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.rows:  # a training goes on; its epoch may have been the last
+            write_metrics(self.folder, self.rows)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Trainee)
         epoch = trainer.current_epoch + 1
-        loss = float(torch.stack(pl_module.losses).mean())
+        loss = float(torch.stack([x.cpu() for x in pl_module.losses]).mean())
         pl_module.losses.clear()
         if not math.isfinite(loss):
             settings = pl_module.settings
@@ -188,48 +192,6 @@ class _EpochLines(Callback):
         last = trainer.max_epochs or -1
         if last < 0 or epoch == last or epoch % max(1, last // LINES) == 0:
             self.console.print(f"epoch {epoch}  loss {loss:.4g}", highlight=False)
-
-
-def image_loader(
-    data: PairedDataset,
-    rows: Rows,
-    task: Task,
-    modalities: Sequence[str],
-    settings: LoaderSettings,
-    seed: int | None = None,
-) -> DataLoader[Batch]:
-    """Batches of some samples of a data set.
-
-    Args:
-        data: the data set.
-        rows: which samples.
-        task: whose label is loaded.
-        modalities: which sensors are.
-        settings: batches and workers.
-        seed: of a random order; None: in order, every sample.
-
-    Raises:
-        ConfigError: if training is left with a single sample.
-    """
-    batch = min(settings.batch_size, len(rows))
-    if seed is not None and len(rows) < 2:
-        raise ConfigError("label_fraction: training needs 2 samples or more; raise it")
-    workers = settings.processes()
-    return DataLoader(
-        Subset(SkipBad(data), rows.tolist()),  # type: ignore[arg-type]
-        batch_size=batch,
-        shuffle=seed is not None,
-        # batch statistics need two samples
-        drop_last=seed is not None and batch > 1 and len(rows) % batch == 1,
-        collate_fn=Collate(
-            {name: data.modalities[name] for name in modalities},
-            {task.name: task.target},
-        ),
-        num_workers=workers,
-        persistent_workers=workers > 0 and seed is not None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed or 0),
-    )
 
 
 class Engine:
@@ -253,6 +215,7 @@ class Engine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.folder, self.console, self.device, self.precision = folder, console, device, precision
+        self.unfinished = RunFolder(folder.path / "unfinished")
 
     def _trainer(self, **options: Any) -> L.Trainer:
         return L.Trainer(
@@ -260,28 +223,44 @@ class Engine:
             devices=1,
             precision=self.precision,  # type: ignore[arg-type]
             logger=False,
-            enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=sys.stdout.isatty(),
-            **options,
+            **{"enable_checkpointing": False, **options},
         )
 
     def fit(self, trainee: Trainee, loader: DataLoader[Any]) -> None:
         """Train; the model ends on the CPU in eval mode.
 
+        A training on pictures that was interrupted goes on from the state it left in the folder
+        `unfinished`, until `forget`.
+
         Raises:
             DivergedError: if the loss is not finite.
+            Interrupted: when told to stop, once the state is saved.
         """
-        settings = trainee.settings
-        length: dict[str, Any] = (
-            {"max_epochs": -1, "max_steps": settings.steps}
-            if settings.steps
-            else {"max_epochs": settings.epochs}
-        )
-        lines = _EpochLines(self.folder, self.console)
+        callbacks: list[Callback] = [_EpochLines(self.folder, self.console)]
+        saving: ResumableTraining | None = None
+        start: Path | None = None
+        if isinstance(loader, PictureLoader):  # a head on vectors is trained in a moment
+            where = {"device": self.device, "precision": self.precision}
+            saving = ResumableTraining(self.unfinished, loader, {**trainee.known_by(), **where})
+            callbacks.append(saving)
+            start = saving.find()
+        if start is not None:
+            self.console.print(f"resuming  {start}", highlight=False)
         trainee.train()  # Lightning leaves eval mode as it finds it; frozen encoders stay in it
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
-        self._trainer(**length, callbacks=[lines]).fit(trainee, loader)
+        trainer = self._trainer(
+            max_epochs=math.ceil(trainee.total / len(loader)),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=saving is not None,
+        )
+        try:
+            trainer.fit(trainee, loader, ckpt_path=start, weights_only=True)
+        finally:
+            if saving is not None:  # Lightning does not where training ends in an error
+                saving.teardown(trainer, trainee, "fit")
         trainee.model.cpu().eval()
 
     def test(self, trainee: Trainee, loader: DataLoader[Any], samples: int) -> Kept:
@@ -290,6 +269,10 @@ class Engine:
         parts = self._trainer().predict(trainee, loader) or []
         trainee.model.cpu()
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def forget(self) -> None:
+        """Remove what an interrupted training goes on from: its results are written."""
+        shutil.rmtree(self.unfinished.path, ignore_errors=True)
 
 
 def steps_of(settings: FitSettings, loader: DataLoader[Any]) -> int:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from decur.data import PairedDataset
 from decur.pretrain import LoaderSettings
-from decur.transfer.fit import Engine, Trainee, image_loader, steps_of
-from decur.transfer.models import Fusion, LateFusion
-from decur.transfer.probe import fit_ridge, fit_sgd
+from decur.transfer.fit import Engine, Trainee, steps_of
+from decur.transfer.loading import image_loader
+from decur.transfer.maps import OnStoredMaps, StoredMaps
+from decur.transfer.models import FCN, Fusion, LateFusion
+from decur.transfer.probe import fit_logistic, fit_ridge, fit_sgd
 from decur.transfer.settings import FitSettings
 from decur.transfer.splits import Rows
 from decur.transfer.survey import Survey
@@ -52,10 +54,10 @@ class Learning:
         Args:
             model: whose head is learned.
             seen: vectors and labels.
-            kind: "ridge" or "sgd".
+            kind: "ridge", "logistic" or "sgd".
 
         Returns:
-            The ridge's regularisation, and what is kept of the test part.
+            The regularisation that was chosen, none for "sgd"; and what is kept of the test part.
         """
         labels, x = seen.labels[self.train], _vectors(seen, model, self.train)
         strength: float | None = None
@@ -67,11 +69,23 @@ class Learning:
         else:
             names = self.data.groups
             groups = np.array(names)[self.train] if names is not None else None
-            model.head, strength = fit_ridge(x, labels, self.task, groups, self.seed)
+            fit = fit_logistic if kind == "logistic" else fit_ridge
+            model.head, strength = fit(x, labels, self.task, groups, self.seed)
         with torch.no_grad():
             output = model.head(torch.from_numpy(_vectors(seen, model, self.test)))
         truth = torch.from_numpy(seen.labels[self.test])
         return strength, self.task.keep(output, truth, len(self.test))
+
+    def train_on_maps(self, model: FCN, seen: Survey) -> Kept:
+        """Train an FCN's convolutions on the feature maps of frozen encoders, as on pictures."""
+        stored = StoredMaps(self.data, self.task.name, seen)
+        names = list(stored.modalities)
+        batches = image_loader(stored, self.train, self.task, names, self.loader, self.seed)
+        steps = steps_of(self.settings, batches)
+        trainee = Trainee(OnStoredMaps(model), self.task, self.settings, steps, {})
+        self.engine.fit(trainee, batches)
+        tested = image_loader(stored, self.test, self.task, names, self.loader)
+        return self.engine.test(trainee, tested, len(self.test))
 
     def train_on_pictures(self, model: Fusion) -> Kept:
         """Train the head, and the encoders unless frozen; what is kept of the test part."""

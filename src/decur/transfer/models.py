@@ -16,9 +16,9 @@ from decur.checkpoint import atomic
 from decur.encoders import Encoder, build_encoder
 from decur.errors import DataError
 from decur.modality import Modality
+from decur.transfer.survey import MAPS
 
 FORMAT = 1  # of model files
-MAPS = 3  # last feature maps of each encoder that the FCN reads
 
 
 class Fusion(nn.Module, ABC):
@@ -150,12 +150,29 @@ class FCN(Fusion):
     ) -> Tensor:
         """See `Fusion.forward`."""
         first = images[next(iter(self.encoders))]
-        size = size or (first.shape[-2], first.shape[-1])
-        total = self.bias[:, None, None].expand(len(first), self.outputs, *size)  # (B, K, H, W)
+        maps = {
+            name: self._encode(name, images[name], present[name] if present else None, maps=True)
+            for name in self.encoders
+        }
+        return self.classify(maps, size or (first.shape[-2], first.shape[-1]), len(first))
+
+    def classify(
+        self, maps: Mapping[str, list[Tensor]], size: tuple[int, int], batch: int
+    ) -> Tensor:
+        """Feature maps to the output.
+
+        Args:
+            maps: `{modality: (B, C, H, W) each}`; of a modality that is absent none, or zeros.
+            size: height and width of the output.
+            batch: B.
+
+        Returns:
+            (B, outputs, *size).
+        """
+        total = self.bias[:, None, None].expand(batch, self.outputs, *size)  # (B, K, H, W)
         for name, heads in self.heads.items():
-            maps = self._encode(name, images[name], present[name] if present else None, maps=True)
             assert isinstance(heads, nn.ModuleList)
-            for head, features in zip(heads, maps, strict=False):  # no maps: nothing to add
+            for head, features in zip(heads, maps[name], strict=False):  # no maps: nothing to add
                 total = total + interpolate(head(features), size, mode="bilinear")
         return total
 

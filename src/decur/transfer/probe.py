@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -22,7 +23,14 @@ from decur.transfer.tasks import Task
 
 log = logging.getLogger(__name__)
 
-STRENGTHS = np.logspace(-2, 6, 9)  # of the ridge, on standardised features
+Matrix = NDArray[np.float64]
+# Standardised features (N, D), labels and a regularisation to (outputs, D) and (outputs,).
+Solve = Callable[[Matrix, NDArray[Any], Task, float], tuple[Matrix, Matrix]]
+
+RIDGE = np.logspace(-2, 6, 9)  # penalties on standardised features
+LOGISTIC = np.logspace(-5, 3, 9)  # C, the inverse of a penalty, likewise
+ITERATIONS = 1000  # of L-BFGS; far more than a penalty that is worth choosing needs
+NEVER = -1e9  # bias of a class that has no sample
 VALIDATION = 0.2  # share of the training part that chooses among them
 REPEATS, FEW = 5, 2000  # validation parts that are averaged, where there are few samples
 
@@ -34,7 +42,7 @@ def fit_ridge(
     groups: NDArray[Any] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Linear, float]:
-    """Least squares on standardised features, its regularisation chosen on a validation part.
+    """Least squares on standardised features, its penalty chosen on a validation part.
 
     The validation part is a fifth of the training part, whole groups where there are groups, by
     class where a sample has one class; of fewer than 2,000 samples five such parts are averaged.
@@ -48,39 +56,99 @@ def fit_ridge(
         seed: of the validation part.
 
     Returns:
-        The layer, for features as they are, and the regularisation.
+        The layer, for features as they are, and the penalty.
     """
-    aim, features = task.regress(labels), x.astype(np.float64)  # (N, outputs), (N, D)
-    truth = torch.from_numpy(labels)
+    return _fit_chosen(_solve_ridge, RIDGE, x, labels, task, groups, seed)
+
+
+def fit_logistic(
+    x: NDArray[np.float32],
+    labels: NDArray[Any],
+    task: Task,
+    groups: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Linear, float]:
+    """Multinomial logistic regression on standardised features, one class a sample.
+
+    Args:
+        x: (N, D) features of the training part.
+        labels: (N,) known classes of it.
+        task: of kind "class".
+        groups: (N,) that must not be split, if any.
+        seed: of the validation part, which is that of `fit_ridge`.
+
+    Returns:
+        The layer, for features as they are, whose softmax gives the probabilities; and scikit-
+        learn's C, the inverse of the penalty.
+    """
+    return _fit_chosen(_solve_logistic, LOGISTIC, x, labels, task, groups, seed)
+
+
+def _fit_chosen(
+    solve: Solve,
+    strengths: Matrix,
+    x: NDArray[np.float32],
+    labels: NDArray[Any],
+    task: Task,
+    groups: NDArray[Any] | None,
+    seed: int,
+) -> tuple[nn.Linear, float]:
+    """Choose a regularisation on validation parts, then fit everything."""
+    features, truth = x.astype(np.float64), torch.from_numpy(labels)
     scores: list[list[float]] = []
     for fit, held in _validation(labels, task, groups, seed):
         scores.append([])
-        for strength in STRENGTHS:
-            model = _ridge(strength).fit(features[fit], aim[fit])
-            output = model.predict(features[held]).reshape(len(held), -1)
-            kept = task.keep(torch.from_numpy(output), truth[held])
+        for strength in strengths:
+            weight, bias = _standardised(solve, features[fit], labels[fit], task, strength)
+            kept = task.keep(torch.from_numpy(features[held] @ weight.T + bias), truth[held])
             scores[-1].append(task.metrics(kept)[task.main])
-    means = np.array(scores).mean(axis=0) if scores else np.full(len(STRENGTHS), np.nan)
+    means = np.array(scores).mean(axis=0) if scores else np.full(len(strengths), np.nan)
     if np.isnan(means).all():
-        strength = float(STRENGTHS[len(STRENGTHS) // 2])
+        chosen = float(strengths[len(strengths) // 2])
         log.warning(
-            "%d samples are too few to choose the ridge's regularisation; it is %g",
-            len(x),
-            strength,
+            "%d samples are too few to choose the probe's regularisation; it is %g", len(x), chosen
         )
     else:
-        strength = float(STRENGTHS[np.nanargmax(means)])
-    scaler, ridge = (step for _, step in _ridge(strength).fit(features, aim).steps)
-    weight = np.atleast_2d(ridge.coef_) / scaler.scale_  # (outputs, D)
+        chosen = float(strengths[np.nanargmax(means)])
+    weight, bias = _standardised(solve, features, labels, task, chosen)
     layer = nn.Linear(weight.shape[1], len(weight))
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
-        layer.bias.copy_(torch.from_numpy(ridge.intercept_ - weight @ scaler.mean_))
-    return layer, strength
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer, chosen
 
 
-def _ridge(strength: float) -> Any:
-    return make_pipeline(StandardScaler(), Ridge(strength))
+def _standardised(
+    solve: Solve, x: Matrix, labels: NDArray[Any], task: Task, strength: float
+) -> tuple[Matrix, Matrix]:
+    """Solve on standardised features; (outputs, D) and (outputs,) for features as they are."""
+    scaler = StandardScaler().fit(x)
+    weight, bias = solve(scaler.transform(x), labels, task, strength)
+    weight = weight / scaler.scale_
+    return weight, bias - weight @ scaler.mean_
+
+
+def _solve_ridge(
+    x: Matrix, labels: NDArray[Any], task: Task, penalty: float
+) -> tuple[Matrix, Matrix]:
+    fitted = Ridge(penalty).fit(x, task.regress(labels))
+    return fitted.coef_.reshape(-1, x.shape[1]), fitted.intercept_
+
+
+def _solve_logistic(x: Matrix, labels: NDArray[Any], task: Task, c: float) -> tuple[Matrix, Matrix]:
+    weight, bias = np.zeros((task.outputs, x.shape[1])), np.full(task.outputs, NEVER)
+    there = np.unique(labels)
+    if len(there) == 1:  # nothing to tell apart
+        bias[there] = 0
+        return weight, bias
+    with warnings.catch_warnings():  # stopped early is regularised, too; the validation part judges
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(C=c, max_iter=ITERATIONS).fit(x, labels)
+    found, offset = fitted.coef_, fitted.intercept_
+    if len(there) == 2:  # scikit-learn gives the second class's logit over the first one's
+        found, offset = found * [[-0.5], [0.5]], offset * [-0.5, 0.5]
+    weight[there], bias[there] = found, offset
+    return weight, bias
 
 
 def _validation(

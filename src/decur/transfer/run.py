@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from rich.console import Console
 
 from decur.checkpoint import RunFolder, atomic
@@ -23,6 +22,7 @@ from decur.transfer.evaluate import intervals
 from decur.transfer.fit import Engine
 from decur.transfer.learn import Learning
 from decur.transfer.models import FCN, Fusion, LateFusion, save_model
+from decur.transfer.parts import split_parts
 from decur.transfer.results import (
     sentence,
     write_ids,
@@ -31,12 +31,13 @@ from decur.transfer.results import (
     write_results,
 )
 from decur.transfer.settings import FitSettings
-from decur.transfer.sources import gather_encoders
-from decur.transfer.splits import Joined, Rows, draw_fraction, fold_split, shared_groups
+from decur.transfer.sources import MissingBands, Representation, gather_encoders
+from decur.transfer.splits import Joined, draw_fraction
 from decur.transfer.survey import Survey, survey
 from decur.transfer.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
+Probe = Literal["ridge", "logistic", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def transfer(
     freeze: bool = True,
     label_fraction: float = 1.0,
     run: str = "runs/transfer",
-    probe: Literal["ridge", "sgd"] = "ridge",
+    probe: Probe = "ridge",
+    representation: Representation = "features",
+    missing_bands: MissingBands = "refuse",
     encoder: EncoderSettings = EncoderSettings(),  # noqa: B008
     fit: FitSettings = FitSettings(),  # noqa: B008
     loader: LoaderSettings = LoaderSettings(),  # noqa: B008
@@ -79,14 +82,20 @@ def transfer(
     Args:
         data: the labelled data set.
         test_data: a data set to test on; None: one of the folds of `data`.
-        encoders: the folder of a run, encoder files, or "random" for fresh weights.
+        encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights, or
+            "random" for fresh ones.
         target: the label to learn; may be left out where the data has only one.
         modalities: sensors to use; None for all of the data that there is an encoder for.
         freeze: keep the encoders as they are, to the last bit; else fine-tune them.
         label_fraction: share of the training part's labels that is used, drawn by `seed`.
         run: folder to write.
-        probe: the head on frozen vectors: "ridge", its regularisation chosen on a validation
-            part of the training part, or "sgd", the paper's.
+        probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
+            regularisation chosen on a validation part of the training part; or "sgd", the paper's.
+        representation: what of frozen encoders is probed: their "features", or with the projectors
+            of their run, whose folder must be given, the "embedding" or its "common" or "unique"
+            dimensions. The model that is saved then holds the projectors as well.
+        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
+            scaled picture, as the authors insert B10; the bands of the data are found by name.
         encoder: architecture of fresh weights.
         fit: how heads and encoders are trained; what is left open is the paper's.
         loader: batches and workers.
@@ -116,10 +125,11 @@ def transfer(
         raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
     whole = data if test_data is None else Joined(data, test_data)
     task = _task(whole, target)
-    if probe == "sgd" and task.target.kind == "scalar" and freeze:
-        raise ConfigError("probe: sgd is the paper's head for classes; a scalar takes ridge")
+    _refuse(task, freeze, probe, representation)
     settings = fit.complete(task.target.kind, freeze)
-    chosen = gather_encoders(encoders, whole.modalities, modalities, encoder, seed)
+    chosen = gather_encoders(
+        *(encoders, whole.modalities, modalities, encoder, seed), representation, missing_bands
+    )
     engine = Engine(folder, console, device, precision)
     _make(folder)
     quiet_lightning()
@@ -127,10 +137,12 @@ def transfer(
     console.print(f"data      {whole.describe()}", highlight=False)
 
     vectors = freeze and not task.dense
+    maps = freeze and task.dense and not settings.augment  # what never changes is computed once
     home = Path(cache) if cache else folder.path / "cache"
-    seen = survey(whole, task.name, chosen if vectors else {}, home, loader, size, engine.device)
+    once = chosen if vectors or maps else {}
+    seen = survey(whole, task.name, once, home, loader, size, engine.device, maps)
     _list_bad(folder, seen)
-    train, test = _parts(whole, data, task, seen, list(chosen), (folds, fold), seed)
+    train, test = split_parts(whole, data, task, seen, list(chosen), (folds, fold), seed)
     by_class = seen.labels if task.target.kind == "class" else None
     train = draw_fraction(train, label_fraction, seed, by_class, task.target.classes)
     if task.target.kind != "class" and (missing := task.missing_classes(seen.labels[train])):
@@ -148,6 +160,9 @@ def transfer(
     if vectors:
         assert isinstance(model, LateFusion)
         strength, kept = learning.probe(model, seen, probe)
+    elif maps:
+        assert isinstance(model, FCN)
+        kept = learning.train_on_maps(model, seen)
     else:
         kept = learning.train_on_pictures(model)
     trained = time.monotonic()
@@ -164,10 +179,11 @@ def transfer(
         "by_class": task.by_class(kept),
         "encoders": [encoders] if isinstance(encoders, str) else list(encoders),
         "modalities": list(chosen),
+        "representation": representation,
         "freeze": freeze,
-        "model": _how(vectors, probe, task),
+        "model": _how(vectors, probe, representation, task),
         "regularisation": strength,
-        "fit": None if vectors and probe == "ridge" else settings.plain(),
+        "fit": None if vectors and probe != "sgd" else settings.plain(),
         "label_fraction": label_fraction,
         "train": len(train),
         "test": len(test),
@@ -184,6 +200,7 @@ def transfer(
     about = {"target": task.name, "kind": task.target.kind, "classes": list(task.target.classes)}
     save_model(model, folder.path / "model.safetensors", {**about, "size": size})
     write_results(folder, results)
+    engine.forget()  # not before: a test part and its intervals can take long, too
     write_report(folder, results, task, kept)
     _print(console, folder, results)
     return Transferred(folder, results, model)
@@ -200,6 +217,23 @@ def _task(data: PairedDataset, target: str | None) -> Task:
     if target not in data.targets:
         raise ConfigError(f"target: the data has no label {target!r}; choose from {there}")
     return make_task(target, data.targets[target])
+
+
+def _refuse(task: Task, freeze: bool, probe: Probe, representation: Representation) -> None:
+    """What would make no sense together."""
+    kind = task.target.kind
+    if freeze and probe == "sgd" and kind == "scalar":
+        raise ConfigError("probe: sgd is the paper's head for classes; a scalar takes ridge")
+    if freeze and probe == "logistic" and kind != "class":
+        raise ConfigError(
+            f"probe: logistic tells one class a sample from others, and {task.name!r} is a {kind}; "
+            "take ridge"
+        )
+    if representation != "features" and (task.dense or not freeze):
+        what = "a mask needs feature maps" if task.dense else "fine-tuning starts from encoders"
+        raise ConfigError(
+            f"representation: {representation} is for probes, and {what}; take features"
+        )
 
 
 def _make(folder: RunFolder) -> None:
@@ -231,59 +265,20 @@ def _list_bad(folder: RunFolder, seen: Survey) -> None:
             csv.writer(file).writerows([("file", "reason"), *seen.bad])
 
 
-def _parts(
-    whole: PairedDataset,
-    data: PairedDataset,
-    task: Task,
-    seen: Survey,
-    modalities: Sequence[str],
-    folds: tuple[int, int],
-    seed: int,
-) -> tuple[Rows, Rows]:
-    """Labelled samples with one of the sensors at least, to train on and to test on."""
-    known = task.known(seen.labels)
-    if not known.any():
-        raise DataError(
-            f"target: no sample has a known label {task.name!r}; correct labels.csv or mask/"
-        )
-    there = np.logical_or.reduce([whole.present[name] for name in modalities])
-    rows = np.flatnonzero(known & there)
-    if whole is data:
-        train, test = fold_split(rows, data.groups, *folds, seed)
-    else:
-        train, test = rows[rows < len(data)], rows[rows >= len(data)]
-    for part, chosen in (("training", train), ("test", test)):
-        if not len(chosen):
-            raise DataError(
-                f"the {part} part is empty: none of its samples has a known {task.name!r} and one "
-                f"of {', '.join(modalities)}; choose another split or label it"
-            )
-    log.info(
-        "%d of %d samples are labelled and seen: %d to train on, %d to test on",
-        *(len(rows), len(whole), len(train), len(test)),
-    )
-    if shared := shared_groups(whole.groups, train, test):
-        log.warning(
-            "%d groups are in the training and in the test part: the scores flatter; split by "
-            "folds instead",
-            shared,
-        )
-    if task.target.kind == "class":
-        shown = np.unique(seen.labels[test])
-        for name in task.missing_classes(seen.labels[train]):
-            if (label := task.target.classes.index(name)) in shown:
-                raise DataError(
-                    f"target: class {name!r} of {task.name!r} has "
-                    f"{int((seen.labels[test] == label).sum())} test samples and none to train on; "
-                    "choose another --fold or split, or take the class out"
-                )
-    return train, test
-
-
-def _how(vectors: bool, probe: str, task: Task) -> str:
+def _how(vectors: bool, probe: Probe, representation: Representation, task: Task) -> str:
     if task.dense:
         return "FCN"
-    return f"linear head ({probe})" if vectors else "late fusion, linear head"
+    if not vectors:
+        return "late fusion, linear head"
+    return (
+        f"linear head ({probe})"
+        + {
+            "features": "",
+            "embedding": " on the embedding",
+            "common": " on the common dimensions",
+            "unique": " on the unique dimensions",
+        }[representation]
+    )
 
 
 def _print(console: Console, folder: RunFolder, results: dict[str, Any]) -> None:

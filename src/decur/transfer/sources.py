@@ -1,19 +1,30 @@
-"""Where encoders come from: a run's folder, files, or fresh weights."""
+"""Where encoders come from: a run's folder, files, timm's weights, or fresh ones."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from decur.checkpoint import RunFolder, load_encoder
-from decur.encoders import Encoder, build_encoder
+from decur.encoders import Encoder, ProjectedEncoder, build_encoder, select_bands
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
+from decur.objectives import Objective
 from decur.pretrain import EncoderSettings
+from decur.pretrain.restore import restore
 
-RANDOM = "random"
+log = logging.getLogger(__name__)
+
+RANDOM, TIMM = "random", "timm:"
+Representation = Literal["features", "embedding", "common", "unique"]
+MissingBands = Literal["refuse", "empty"]
+_CHOICES = f"a run's folder, encoder files, {TIMM}NAME, or {RANDOM!r}"
 
 
 def gather_encoders(
@@ -22,21 +33,31 @@ def gather_encoders(
     wanted: Sequence[str] | None = None,
     settings: EncoderSettings | None = None,
     seed: int = 0,
+    representation: Representation = "features",
+    missing_bands: MissingBands = "refuse",
 ) -> dict[str, Encoder]:
     """An encoder for each sensor that is used.
 
     Args:
-        source: the folder of a run, encoder files, or "random" for fresh weights.
+        source: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights, their
+            first layer adapted to the bands, or "random" for fresh weights.
         modalities: those of the data.
         wanted: sensors to use; None for all of the data that the source has an encoder for.
-        settings: the architecture of fresh weights.
+        settings: the architecture of fresh weights, and options of timm's.
         seed: of fresh weights.
+        representation: what an encoder's vector is: its own features, or with the projector of
+            its run on top the embedding, or the dimensions of it that the objective calls common
+            or unique.
+        missing_bands: whether data without some of an encoder's bands is refused, or these count
+            as empty: 0 in every scaled picture, as the authors insert B10. Bands go by name then,
+            whatever their order.
 
     Returns:
         `{modality: encoder}` in the order of the data, in eval mode, on the CPU.
 
     Raises:
-        ConfigError: if a wanted sensor is not in the data.
+        ConfigError: if a wanted sensor is not in the data, or the source cannot give the
+            representation.
         DataError: if a sensor has no encoder, a file cannot be read, or an encoder was trained on
             other bands than the data has.
     """
@@ -49,56 +70,123 @@ def gather_encoders(
     if dotted := [name for name in chosen if "." in name]:
         raise ConfigError(f"modality {dotted[0]!r}: a name must not hold a dot; rename it")
     sources = [source] if isinstance(source, str) else list(source)
-    if sources == [RANDOM]:
-        settings = settings or EncoderSettings()
-        torch.manual_seed(seed)
-        return {
-            name: build_encoder(
-                settings.of(name),
-                modalities[name],
-                pretrained=settings.pretrained,
-                **settings.options,
-            ).eval()
-            for name in chosen
-        }
-    files = _files(sources)
+    if made := [given for given in sources if given == RANDOM or given.startswith(TIMM)]:
+        if len(sources) > 1:
+            raise ConfigError(f"encoders: {made[0]!r} is for all sensors; give nothing beside it")
+        if representation != "features":
+            raise ConfigError(_no_projector(representation, made[0]))
+        made_for = {name: modalities[name] for name in chosen}
+        return _make(made[0], made_for, settings or EncoderSettings(), seed)
+    homes = _homes(sources)
     if not wanted:
-        chosen = [name for name in chosen if name in files]
-    missing = [name for name in wanted or chosen or modalities if name not in files]
+        chosen = [name for name in chosen if name in homes]
+    missing = [name for name in wanted or chosen or modalities if name not in homes]
     if missing:
         raise DataError(
             f"encoders: none for modality {missing[0]!r} in {', '.join(sources)}, which has "
-            f"{', '.join(files)}; choose others with --modalities, or name the data's sensors alike"
+            f"{', '.join(homes)}; choose others with --modalities, or name the data's sensors alike"
         )
-    return {name: load_encoder(files[name], modalities[name]) for name in chosen}
+    reopen = cache(restore)  # the sensors of a run share it
+    found = {}
+    for name in chosen:
+        home, modality = homes[name], modalities[name]
+        if representation == "features":
+            found[name] = _fit(load_encoder(home.file), modality, missing_bands, home.file)
+            continue
+        if home.run is None:
+            raise ConfigError(_no_projector(representation, home.file))
+        run = reopen(home.run)
+        part = _part(run.objective, representation, home.run)
+        encoder = _fit(run.encoders[home.file.stem], modality, missing_bands, home.file)
+        found[name] = ProjectedEncoder(encoder, run.projectors[home.file.stem], part).eval()
+    return found
 
 
-def _files(sources: Sequence[str]) -> dict[str, Path]:
-    """Encoder files by the modality they are for."""
-    files: dict[str, Path] = {}
+def _make(
+    source: str, modalities: Mapping[str, Modality], settings: EncoderSettings, seed: int
+) -> dict[str, Encoder]:
+    """Fresh weights or timm's, for all sensors."""
+    torch.manual_seed(seed)
+    return {
+        name: build_encoder(
+            settings.of(name) if source == RANDOM else source.removeprefix(TIMM),
+            modality,
+            pretrained=settings.pretrained or source != RANDOM,
+            **settings.options,
+        ).eval()
+        for name, modality in modalities.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where an encoder lies: its file, and the run if its folder was given."""
+
+    file: Path
+    run: Path | None
+
+
+def _homes(sources: Sequence[str]) -> dict[str, _Home]:
+    """Encoders by the modality they are for."""
+    homes: dict[str, _Home] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found = sorted(RunFolder(path).encoder("*").parent.glob("*.safetensors"))
+            found = RunFolder(path).saved_encoders()
             if not found:
                 raise DataError(
                     f"encoders: {path} holds no encoders/*.safetensors; give a finished run's "
-                    f"folder, encoder files, or {RANDOM!r}"
+                    f"folder, encoder files, {TIMM}NAME, or {RANDOM!r}"
                 )
-            named = {file.stem: file for file in found}
+            named = {file.stem: _Home(file, path) for file in found}
         elif path.is_file():
             modality = load_encoder(path).modality
             assert modality is not None  # else it is no encoder file
-            named = {modality.name: path}
+            named = {modality.name: _Home(path, None)}
         else:
-            raise DataError(
-                f"encoders: {path}: no such file or folder; give a run's folder, encoder files, "
-                f"or {RANDOM!r}"
-            )
-        for name, file in named.items():
-            if name in files:
+            raise DataError(f"encoders: {path}: no such file or folder; give {_CHOICES}")
+        for name, home in named.items():
+            if name in homes:
                 raise ConfigError(
-                    f"encoders: {files[name]} and {file} are both for {name!r}; give one"
+                    f"encoders: {homes[name].file} and {home.file} are both for {name!r}; give one"
                 )
-            files[name] = file
-    return files
+            homes[name] = home
+    return homes
+
+
+def _fit(encoder: Encoder, modality: Modality, missing_bands: MissingBands, file: Path) -> Encoder:
+    """The encoder for the data's bands, if it is for this sensor."""
+    assert encoder.modality is not None  # encoder files have one
+    own = encoder.modality.bands
+    absent = ", ".join(band for band in own if band not in modality.bands)
+    known = set(modality.bands) <= set(own)
+    if missing_bands == "empty" and known and own != modality.bands:
+        encoder = select_bands(encoder, modality.bands)
+        if absent:
+            log.info("%s: the data has no %s, which counts as empty", modality.name, absent)
+    try:
+        encoder.check(modality)
+    except DataError as error:
+        remedy = ""
+        if missing_bands == "refuse" and known and absent:
+            remedy = f"; with --missing_bands empty, {absent} counts as empty"
+        raise DataError(f"{file}: {error}{remedy}") from error
+    return encoder
+
+
+def _part(objective: Objective, representation: Representation, run: Path) -> tuple[int, int]:
+    """The dimensions of the embedding that are wanted: the first, and the one after the last."""
+    parts = {"embedding": slice(None), **objective.parts}
+    if representation not in parts:
+        raise ConfigError(
+            f"representation: {type(objective).__name__} of {run} has no {representation} "
+            f"dimensions; choose from features, {', '.join(parts)}"
+        )
+    return parts[representation].indices(objective.dim)[:2]
+
+
+def _no_projector(representation: Representation, source: object) -> str:
+    return (
+        f"representation: {representation} needs the projector of a run, which {source} has not; "
+        "give the run's folder, or take features"
+    )

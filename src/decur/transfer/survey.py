@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from decur.pretrain import LoaderSettings
 from decur.transfer.splits import Joined
 
 log = logging.getLogger(__name__)
+MAPS = 3  # last feature maps of each encoder that an FCN reads
 FORMAT = 1  # of what is kept; raised when it would come out otherwise
 
 
@@ -34,7 +35,9 @@ class Survey:
     """What one pass finds, one row a sample.
 
     Args:
-        features: `{modality: (N, D) float32}`, memory-mapped; zeros where absent.
+        features: `{modality: (N, D) float32}`, memory-mapped; zeros where absent. Of feature maps
+            `{"modality/0": (N, C, H, W)}`, one for each that an FCN reads.
+        masks: (N, H, W) uint8, memory-mapped, where maps were asked for; else None.
         labels: of one target: (N,) classes or numbers, (N, classes) multilabels; for masks
             (N, classes), the pixels of each class.
         bad: file and reason of what could not be read; its labels are unknown.
@@ -42,6 +45,7 @@ class Survey:
     """
 
     features: dict[str, NDArray[np.float32]]
+    masks: NDArray[np.uint8] | None
     labels: NDArray[Any]
     bad: list[tuple[str, str]]
     computed: bool
@@ -56,8 +60,9 @@ def survey(
     loader: LoaderSettings,
     size: int | None = None,
     device: torch.device | str = "cpu",
+    maps: bool = False,
 ) -> Survey:
-    """Labels of a data set, and the pooled vectors of encoders as they are, without augmentation.
+    """Labels of a data set, and what encoders make of it as they are, without augmentation.
 
     What an earlier pass has left in `cache` is used again: features belong to weights, sensor,
     data and input size, labels to the data. The data is known by its class and settings, its ids,
@@ -72,86 +77,133 @@ def survey(
         loader: batches, workers, tolerance of bad samples.
         size: height and width that pictures are resized to; None for their own.
         device: where the encoders run.
+        maps: keep the feature maps that an FCN reads in place of pooled vectors, and the masks.
 
     Raises:
         DataError: if more of the data is bad than `loader.max_bad` allows.
     """
     known_by = fingerprint(data)
     label_file = cache / f"labels-{_digest(known_by, target)}.npz"
+    mask_file = cache / f"masks-{_digest(known_by, target)}.npy" if maps and encoders else None
     files = {
-        name: cache / f"{name}-{_digest(known_by, name, weights_digest(encoder), size)}.npy"
+        name: {
+            key: cache / f"{key.replace('/', '-')}-{digest}.npy"
+            for key in _keys(name, encoder, maps)
+        }
         for name, encoder in encoders.items()
+        for digest in [_digest(known_by, name, weights_digest(encoder), size)]
     }
-    todo = {name: encoders[name] for name, file in files.items() if not file.is_file()}
-    computed = bool(todo) or not label_file.is_file()
+    missing = {n: e for n, e in encoders.items() if not all(f.is_file() for f in files[n].values())}
+    lacks_masks = mask_file is not None and not mask_file.is_file()
+    computed = bool(missing) or lacks_masks or not label_file.is_file()
     if computed:
-        _pass(data, target, todo, files, label_file, loader, size, torch.device(device))
+        read = _Pass(data, target, missing, loader, size, torch.device(device))
+        read.run({k: f for n in missing for k, f in files[n].items()}, label_file, mask_file)
     else:
         log.info("features and labels are taken from %s", cache)
     with np.load(label_file) as kept:
         labels, bad = kept["labels"], [(str(a), str(b)) for a, b in kept["bad"]]
-    features = {name: np.load(file, mmap_mode="r") for name, file in files.items()}
+    features = {
+        key: np.load(file, mmap_mode="r") for of in files.values() for key, file in of.items()
+    }
     if len(bad) > loader.max_bad * len(data):
         raise DataError(
             f"{len(bad)} of {len(data)} samples could not be read, more than loader.max_bad "
             f"{loader.max_bad:g} allows; the first: {bad[0][0]}: {bad[0][1]}"
         )
-    return Survey(features, labels, bad, computed)
+    masks = np.load(mask_file, mmap_mode="r") if mask_file is not None else None
+    return Survey(features, masks, labels, bad, computed)
 
 
-def _pass(
-    data: PairedDataset,
-    target: str,
-    encoders: Mapping[str, Encoder],
-    files: Mapping[str, Path],
-    label_file: Path,
-    loader: LoaderSettings,
-    size: int | None,
-    device: torch.device,
-) -> None:
-    """Read every sample once; write features and labels, each whole or not at all."""
-    spec = data.targets[target]
-    modalities = {name: data.modalities[name] for name in encoders}
-    label_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = {
-        name: files[name].with_name(f".{files[name].name}.{os.getpid()}.tmp") for name in encoders
-    }
-    kept = {
-        name: np.lib.format.open_memmap(
-            partial[name], mode="w+", dtype=np.float32, shape=(len(data), encoder.dim)
-        )
-        for name, encoder in encoders.items()
-    }
-    homes = {name: encoder.to(device) for name, encoder in encoders.items()}
-    labels: list[NDArray[Any]] = []
-    bad: list[tuple[str, str]] = []
-    start = 0
-    try:
-        for batch in _batches(data, target, modalities, loader):
-            rows = slice(start, start + len(batch["ids"]))
-            labels.append(_surveyed(batch["target"][target], spec))
-            bad += batch["bad"]
-            for name, encoder in homes.items():
-                has = batch["present"][name]
-                if has.any():
-                    raw = batch["images"][name][has].to(device)
-                    vectors = np.zeros((len(has), encoder.dim), np.float32)  # (B, D)
-                    x = scaled(raw, modalities[name], size)
-                    vectors[has.numpy()] = encoder(x).float().cpu().numpy()
-                    kept[name][rows] = vectors
-            start = rows.stop
-        for name, file in files.items():
-            if name in kept:
-                kept[name].flush()
-                partial[name].replace(file)
+def _keys(name: str, encoder: Encoder, maps: bool) -> list[str]:
+    """Names under which an encoder's vector, or its last feature maps, are kept."""
+    return map_names(name, encoder) if maps else [name]
+
+
+def map_names(name: str, encoder: Encoder) -> list[str]:
+    """Names of the feature maps that an FCN reads of a sensor: "s1/0", ..."""
+    return [f"{name}/{number}" for number in range(len(encoder.channels[-MAPS:]))]
+
+
+@dataclass
+class _Pass:
+    """Every sample read once; features, labels and masks written, each whole or not at all."""
+
+    data: PairedDataset
+    target: str
+    encoders: Mapping[str, Encoder]
+    loader: LoaderSettings
+    size: int | None
+    device: torch.device
+
+    def run(self, files: Mapping[str, Path], label_file: Path, mask_file: Path | None) -> None:
+        label_file.parent.mkdir(parents=True, exist_ok=True)
+        spec = self.data.targets[self.target]
+        modalities = {name: self.data.modalities[name] for name in self.encoders}
+        homes = {name: encoder.to(self.device) for name, encoder in self.encoders.items()}
+        labels: list[NDArray[Any]] = []
+        bad: list[tuple[str, str]] = []
+        start = 0
+        with _Arrays(len(self.data)) as arrays:
+            for batch in _batches(self.data, self.target, modalities, self.loader):
+                target = batch["target"][self.target]
+                labels.append(_surveyed(target, spec))
+                bad += batch["bad"]
+                if mask_file is not None:
+                    arrays.write(mask_file, start, target.numpy().astype(np.uint8))
+                for name, encoder in homes.items():
+                    for key, values in self._encode(name, encoder, batch, f"{name}/0" in files):
+                        arrays.write(files[key], start, values)
+                start += len(batch["ids"])
+        for encoder in homes.values():
+            encoder.cpu()
         with atomic(label_file) as temporary, temporary.open("wb") as stream:
             pairs = np.array(bad, dtype=str).reshape(-1, 2)
             np.savez(stream, labels=np.concatenate(labels), bad=pairs)
-    finally:
-        for encoder in homes.values():
-            encoder.cpu()
-        for name in partial:
-            partial[name].unlink(missing_ok=True)
+
+    def _encode(
+        self, name: str, encoder: Encoder, batch: Batch, maps: bool
+    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """What is kept of an encoder, zeros for samples without the sensor."""
+        has = batch["present"][name]
+        raw = batch["images"][name].to(self.device)
+        x = scaled(raw if maps or has.all() else raw[has], self.data.modalities[name], self.size)
+        if not len(x):
+            yield name, np.zeros((len(has), encoder.dim), np.float32)
+            return
+        found = encoder.forward_features(x)[-MAPS:] if maps else [encoder(x)]
+        for key, values in zip(_keys(name, encoder, maps), found, strict=True):
+            rows = values.float().cpu().numpy()  # (B, C, H, W), or (present, D)
+            kept = np.zeros((len(has), *rows.shape[1:]), np.float32)
+            kept[has.numpy()] = rows[has.numpy()] if len(rows) == len(has) else rows
+            yield key, kept
+
+
+class _Arrays:
+    """Arrays of a known number of rows, written as they come, under another name until the end."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._open: dict[Path, tuple[Path, np.memmap[Any, Any]]] = {}
+
+    def write(self, file: Path, start: int, values: NDArray[Any]) -> None:
+        """Write rows from `start` on."""
+        if file not in self._open:
+            partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+            shape = (self.rows, *values.shape[1:])
+            array = np.lib.format.open_memmap(partial, mode="w+", dtype=values.dtype, shape=shape)
+            self._open[file] = (partial, array)
+        self._open[file][1][start : start + len(values)] = values
+
+    def __enter__(self) -> _Arrays:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        for file, (partial, array) in self._open.items():
+            if kind is None:
+                array.flush()
+                partial.replace(file)
+            partial.unlink(missing_ok=True)
 
 
 def _batches(

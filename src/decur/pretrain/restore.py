@@ -1,0 +1,126 @@
+"""A finished run, opened again from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from decur.checkpoint import RunFolder, load_encoder
+from decur.config import Parser
+from decur.encoders import Encoder, Projector
+from decur.errors import ConfigError, DataError
+from decur.objectives import Objective
+from decur.pretrain.saving import newest_checkpoint
+from decur.pretrain.settings import ProjectorSettings
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a run has trained, on the CPU and in eval mode.
+
+    Args:
+        encoders: `{modality: encoder}`, each with its `modality`.
+        projectors: `{modality: projector}`.
+        objective: with what it has learned itself; its `parts` say which dimensions are common.
+    """
+
+    encoders: dict[str, Encoder]
+    projectors: dict[str, Projector]
+    objective: Objective
+
+
+def restore(folder: str | Path) -> Restored:
+    """Open a finished run: its encoder files, its configuration and its newest checkpoint.
+
+    The data it was trained on need not be there. Nothing is unpickled.
+
+    Args:
+        folder: of a run of `decur pretrain`.
+
+    Raises:
+        DataError: if the folder lacks one of the three, they do not belong together, or the
+            objective cannot be made, as when its class is not there.
+    """
+    run = RunFolder(Path(folder))
+    encoders = {file.stem: load_encoder(file) for file in run.saved_encoders()}
+    if not encoders:
+        raise DataError(
+            f"{run.path}: holds no encoders/*.safetensors; give a finished run's folder"
+        )
+    settings, spec = _configuration(run.config)
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        raise DataError(
+            f"{run.checkpoints}: holds no checkpoint, and only there are the projectors; keep the "
+            "last checkpoint of a run"
+        )
+    # mapped: the optimiser's state, most of the file, is never read
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    for name, encoder in encoders.items():
+        if not _same(encoder.state_dict(), _under(state, f"encoders.{name}.")):
+            raise DataError(
+                f"{run.encoder(name)}: holds other weights than {checkpoint.name}; finish the run "
+                f"with `decur pretrain --resume --run {run.path}`"
+            )
+    projectors = {
+        name: Projector(encoder.dim, settings.width, settings.layers)
+        for name, encoder in encoders.items()
+    }
+    for name, projector in projectors.items():
+        _load(projector, state, f"projectors.{name}.", checkpoint)
+    try:
+        objective = _objective(spec, next(iter(projectors.values())).dim)
+    except ConfigError as error:
+        raise DataError(f"{run.config}: {error}") from error
+    _load(objective, state, "objective.", checkpoint)
+    return Restored(encoders, projectors, objective)
+
+
+def _configuration(path: Path) -> tuple[ProjectorSettings, Mapping[str, Any]]:
+    """The projector's settings, and the objective's class and arguments."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, and only it names the objective; `decur pretrain` writes it"
+        )
+    try:
+        values = yaml.safe_load(path.read_text())
+        return ProjectorSettings(**values["projector"]), dict(values["objective"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not the configuration of a run ({reason})") from error
+
+
+def _objective(spec: Mapping[str, Any], dim: int) -> Objective:
+    """Make an objective; its width is the projector's, which alone is written down."""
+    parser = Parser("decur")
+    parser.add_subclass_arguments(Objective, "objective")
+    whole = {**spec, "init_args": {**spec.get("init_args", {}), "dim": dim}}
+    settings = parser.parse(["--objective", json.dumps(whole)])
+    return parser.instantiate_classes(settings).objective
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(
+        value.shape == other[key].shape and torch.equal(value, other[key].to(value.dtype))
+        for key, value in state.items()
+    )
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    try:
+        module.load_state_dict(_under(state, prefix))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{path}: does not fit the run's config.yaml ({reason})") from error
+    module.eval()

@@ -1,0 +1,91 @@
+"""Feature maps of frozen encoders, kept on disk, against training on the pictures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from decur.checkpoint import RunFolder
+from decur.data import PairedFolder
+from decur.encoders import build_encoder
+from decur.pretrain import LoaderSettings
+from decur.transfer import FCN, FitSettings
+from decur.transfer.fit import Engine
+from decur.transfer.learn import Learning
+from decur.transfer.survey import map_names, survey
+from decur.transfer.tasks import make_task
+
+
+@pytest.fixture
+def flooded(make_pairs):
+    """Twenty pairs with masks, one lacking a sensor, one without a mask."""
+    root = make_pairs({"s1": 1, "s2": 3}, samples=20, size=32)
+    (root / "mask").mkdir()
+    for i in range(19):
+        picture = np.load(root / "s2" / f"{i:04d}.npy")
+        Image.fromarray((picture[0] > 0).astype(np.uint8)).save(root / "mask" / f"{i:04d}.png")
+    (root / "s1" / "0003.npy").unlink()
+    return PairedFolder(root)
+
+
+@pytest.fixture
+def frozen(flooded):
+    torch.manual_seed(0)
+    encoders = {n: build_encoder("test_resnet", m).eval() for n, m in flooded.modalities.items()}
+
+    def make():
+        torch.manual_seed(1)
+        model = FCN(encoders, 2)
+        model.freeze()
+        return model
+
+    return make
+
+
+def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_path):
+    task, loader = make_task("mask", flooded.targets["mask"]), LoaderSettings(6, workers=0)
+    settings = FitSettings(augment=False, epochs=3, lr=0.01).complete("mask", freeze=True)
+    train, test = np.arange(12), np.arange(12, 19)
+    kept, models = {}, {}
+    for way in ("maps", "pictures"):
+        model = models[way] = frozen()
+        engine = Engine(RunFolder(tmp_path / way), Console(quiet=True), "cpu")
+        learning = Learning(flooded, task, train, test, settings, loader, engine, 48, seed=5)
+        if way == "maps":
+            seen = survey(
+                flooded, "mask", model.encoders, tmp_path / "cache", loader, 48, maps=True
+            )
+            kept[way] = learning.train_on_maps(model, seen)
+        else:
+            kept[way] = learning.train_on_pictures(model)
+    for a, b in zip(models["maps"].parameters(), models["pictures"].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(models["maps"].bias, frozen().bias)  # something was learned
+    np.testing.assert_array_equal(kept["maps"]["confusion"], kept["pictures"]["confusion"])
+
+
+def test_maps_and_masks_are_kept_and_found_again(flooded, frozen, tmp_path):
+    model, loader = frozen(), LoaderSettings(6, workers=0)
+    arguments = (flooded, "mask", model.encoders, tmp_path, loader)
+    seen, again = survey(*arguments, maps=True), survey(*arguments, maps=True)
+    assert seen.computed and not again.computed
+    encoder = model.encoder("s2")
+    x = flooded.modalities["s2"].scale(flooded[7]["images"]["s2"])[None]
+    with torch.no_grad():
+        maps = encoder.forward_features(x)[-3:]
+    for key, expected in zip(map_names("s2", encoder), maps, strict=True):
+        np.testing.assert_allclose(again.features[key][7], expected[0], rtol=1e-4, atol=1e-5)
+    assert not again.features["s1/0"][3].any() and again.features["s1/0"][4].any()
+    np.testing.assert_array_equal(again.masks[2], flooded[2]["target"]["mask"])
+    assert (again.masks[19] == 255).all()
+    vectors = survey(*arguments)  # the same encoders' vectors are another matter
+    assert vectors.computed and vectors.masks is None and set(vectors.features) == {"s1", "s2"}
+
+
+def test_the_command_runs_a_frozen_fcn_on_stored_maps(flooded, transferred):
+    common = (f"--data.root={flooded.root}", "--target=mask", "--fit.epochs=2", "--folds=2")
+    folder = transferred(*common, "--fit.augment=false")
+    assert list((folder / "cache").glob("s1-0-*.npy")) and (folder / "model.safetensors").is_file()
+    other = transferred(*common, "--fit.augment=false", "--freeze=false", name="tuned")
+    assert not list((other / "cache").glob("s1*.npy"))
