@@ -7,7 +7,7 @@ import time
 import pytest
 
 from decur.cli import COMMANDS, main
-from decur.config import find_config, recipes
+from decur.config import command_of, describe, find_config, recipes
 from decur.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def test_help_needs_no_heavy_import():
     assert out.stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("command", ["pretrain", "stats", "recipes"])
+@pytest.mark.parametrize("command", ["pretrain", "transfer", "compare", "stats", "recipes"])
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -40,10 +40,21 @@ def test_an_unknown_command_is_refused(capsys):
 def test_recipes_are_listed_and_printed(capsys):
     main(["recipes"])
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(recipes())
-    assert all(len(line.split()) > 3 for line in listed)
+    named = {line.split()[0]: line for line in listed if line.startswith("  ")}
+    assert set(named) == set(recipes()) and len(listed) > len(named)
+    assert all(len(line.split()) > 3 for line in named.values())
+    for name, text in recipes().items():
+        above = [line for line in listed[: listed.index(named[name])] if line[0] != " "]
+        assert above[-1] == f"decur {command_of(text)} --config ..."
     main(["recipes", "demo"])
     assert capsys.readouterr().out == recipes()["demo"]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_says_how_to_run_it_on_what(name):
+    text = recipes()[name]
+    assert describe(text) and "# hardware" in text
+    assert f"decur {command_of(text)} --config {name}" in text and command_of(text) in COMMANDS
 
 
 def test_a_base_comes_before_what_builds_on_it(tmp_path):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from decur.cli import main
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -14,6 +16,15 @@ def test_the_readmes_python_runs(code, tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     assert names["features"].shape == (1, 512) and len(names["maps"]) >= 4
+
+
+def test_the_readmes_comparison_can_be_planned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```yaml\n(# mine.yaml.*?)```", README, re.S)
+    Path("mine.yaml").write_text(code)
+    main(["compare", "--config", "mine.yaml", "--dry_run", "true"])
+    # 3 seeds: 4 pretraining runs (two of them apart), 4 methods x 2 tasks x 9 columns
+    assert f"{3 * (4 + 4 * 2 * 9)} to do" in capsys.readouterr().out
 
 
 def test_the_readmes_files_exist():

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
     "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
     "transfer": "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
+    "compare": "methods x label fractions x sensors x seeds: the whole table, resumable",
     "stats": "band statistics of a folder, as YAML for --data.modalities",
     "recipes": "list the configurations that ship with decur, or print one",
 }
@@ -92,6 +93,12 @@ def _transfer(arguments: list[str]) -> None:
     transfer(arguments)
 
 
+def _compare(arguments: list[str]) -> None:
+    from decur.compare.command import main as compare
+
+    compare(arguments)
+
+
 def _demo(arguments: list[str]) -> None:
     from decur.demo import main as demo
 
@@ -105,7 +112,7 @@ def _stats(arguments: list[str]) -> None:
 
 
 def _recipes(arguments: list[str]) -> None:
-    from decur.config import Parser, describe, recipes
+    from decur.config import Parser, command_of, describe, recipes
     from decur.errors import ConfigError
 
     parser = Parser("decur recipes", "List the configurations that ship with decur, or print one.")
@@ -114,7 +121,11 @@ def _recipes(arguments: list[str]) -> None:
     found = recipes()
     if name is None:
         width = max(map(len, found))
-        print("\n".join(f"{key:<{width}}  {describe(text)}" for key, text in found.items()))
+        for command in dict.fromkeys(map(command_of, found.values())):
+            print(f"decur {command} --config ...")
+            for key, text in found.items():
+                if command_of(text) == command:
+                    print(f"  {key:<{width}}  {describe(text)}")
     elif name in found:
         print(found[name], end="")
     else:

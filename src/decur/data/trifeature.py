@@ -26,7 +26,7 @@ Array = NDArray[np.floating[Any]]
 Outline = NDArray[np.complexfloating[Any, Any]]
 
 LEVELS = 10  # of each factor
-RENDERS: dict[Split, int] = {"train": 3, "test": 1}  # pictures of each combination
+RENDERS: dict[Split, int] = {"train": 3, "test": 1}  # drawings of each combination
 DIAMETER = 128 / 224  # of the circle around a shape, as a fraction of the picture's side
 TURN = 45.0  # degrees to either side
 _DARK = 0.3  # of a colour, where its texture is dark
@@ -38,11 +38,11 @@ class BimodalTrifeature(PairedDataset):
     """Two pictures, "a" and "b", of the same shape, each in a texture and a colour of its own.
 
     Ten shapes x ten textures x ten colours. 800 of the 1,000 combinations are for training, each
-    drawn three times; 200 are held out and drawn once, so that the test shows shapes, textures and
-    colours in combinations that were never seen. Held out are those with (shape + texture +
-    colour) mod 10 >= 8: every pair of levels of two factors is held out equally often, so in
-    either split the factors of a picture are independent pairwise. A drawing has its own rotation
-    (45 degrees to either side), place, and phase of the texture, on black.
+    drawn three times; 200 are held out and drawn once (`renders` draws more), so that the test
+    shows shapes, textures and colours in combinations that were never seen. Held out are those
+    with (shape + texture + colour) mod 10 >= 8: every pair of levels of two factors is held out
+    equally often, so in either split the factors of a picture are independent pairwise. A drawing
+    has its own rotation (45 degrees to either side), place, and phase of the texture, on black.
 
     A pair is two drawings of the split with the same shape, drawn with replacement; so b's texture
     and colour are independent of a's. A drawing occurs in many pairs. Everything is a function of
@@ -57,6 +57,8 @@ class BimodalTrifeature(PairedDataset):
         size: height and width in pixels, at least 32; from 64 on all textures can be told apart.
         split: "train" or "test".
         seed: of drawings and pairs; the split is the same for every seed.
+        renders: drawings of each combination; None: 3 for training and 1 for the test, as peers
+            have. More of them show a small network in a short training what a shape is.
 
     Raises:
         ConfigError: for an unknown split, or numbers out of range.
@@ -68,19 +70,30 @@ class BimodalTrifeature(PairedDataset):
     """
 
     def __init__(
-        self, samples: int = 10_000, size: int = 64, split: Split = "train", seed: int = 0
+        self,
+        samples: int = 10_000,
+        size: int = 64,
+        split: Split = "train",
+        seed: int = 0,
+        renders: int | None = None,
     ) -> None:
         if split not in get_args(Split):
             raise ConfigError(
                 f"BimodalTrifeature: split is {split!r}; choose from {', '.join(get_args(Split))}"
             )
-        for name, value, least in (("samples", samples, 1), ("size", size, 32), ("seed", seed, 0)):
+        self.renders = RENDERS[split] if renders is None else renders
+        for name, value, least in (
+            ("samples", samples, 1),
+            ("size", size, 32),
+            ("seed", seed, 0),
+            ("renders", self.renders, 1),
+        ):
             if value < least:
                 raise ConfigError(f"BimodalTrifeature: {name} must be at least {least}, is {value}")
         self.size, self.split, self.seed = size, split, seed
         self.combinations = combinations(split)
-        # Row k of a drawing is render k % RENDERS of combination k // RENDERS; shapes come first.
-        by_shape = len(self.combinations) * RENDERS[split] // LEVELS
+        # Row k of a drawing is render k % renders of combination k // renders; shapes come first.
+        by_shape = len(self.combinations) * self.renders // LEVELS
         rng = np.random.default_rng([seed, _stream(split)])
         drawn = rng.integers(0, (LEVELS, by_shape, by_shape), (samples, 3))
         self.pairs = drawn[:, :1] * by_shape + drawn[:, 1:]  # (samples, 2): drawings of a and b
@@ -101,7 +114,7 @@ class BimodalTrifeature(PairedDataset):
         """Shape, texture and colour, as indices, of a's and of b's picture."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
-        first, second = self.combinations[self.pairs[index] // RENDERS[self.split]]
+        first, second = self.combinations[self.pairs[index] // self.renders]
         return first, second
 
     def read(self, index: int) -> Sample:
@@ -125,7 +138,7 @@ class BimodalTrifeature(PairedDataset):
 
     def _picture(self, number: int) -> Tensor:
         """One drawing, (3, size, size); the same in every pair that it occurs in."""
-        shape, texture, colour = self.combinations[number // RENDERS[self.split]]
+        shape, texture, colour = self.combinations[number // self.renders]
         rng = np.random.default_rng([self.seed, _stream(self.split), number])
         turn, down, right, p, q = rng.uniform((-TURN, 0, 0, 0, 0), (TURN, 1, 1, 1, 1))
         drawn = draw(shape, texture, colour, self.size, turn, (down, right), (p, q))

@@ -1,0 +1,107 @@
+"""A comparison's pictures. Needs matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from decur.compare.table import Column, Line, Scores, Table, header
+from decur.pretrain.figures import subplots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(table: Table) -> Figure:
+    """A table as a picture: over the shares of the labels where there are several, else as dots."""
+    fractions = {column.label_fraction for column in table.columns}
+    tasks = {column.task for column in table.columns}
+    return over_fractions(table) if len(fractions) > 1 and len(tasks) == 1 else dots(table)
+
+
+def over_fractions(table: Table) -> Figure:
+    """Score over share of labels: a line a method, a panel a set of sensors, bars of one spread."""
+    subsets = list(dict.fromkeys(column.modalities for column in table.columns))
+    figure, axes = subplots(1, len(subsets), width=3.4, height=3.2)
+    for axis, subset in zip(axes[0], subsets, strict=True):
+        columns = sorted(
+            (column for column in table.columns if column.modalities == subset),
+            key=lambda column: column.label_fraction,
+        )
+        for number, line in enumerate(table.lines):
+            aside = 1.02 ** (number - (len(table.lines) - 1) / 2)  # so that no bar hides another
+            there = [(c, table.cells[line, c]) for c in columns if _measured(table, line, c)]
+            if there:
+                axis.errorbar(
+                    [100 * column.label_fraction * aside for column, _ in there],
+                    [scores.mean for _, scores in there],
+                    [np.nan_to_num(scores.spread) for _, scores in there],
+                    label=_name(table, line),
+                    marker="o",
+                    markersize=4,
+                    capsize=2,
+                    **_style(table, line),
+                )
+        shares = sorted({100 * column.label_fraction for column in columns})
+        axis.set_xscale("log")
+        axis.set_xticks(shares, [f"{share:g}" for share in shares])
+        axis.minorticks_off()
+        axis.set(title="+".join(subset) or "all sensors", xlabel="labels (%)")
+        axis.grid(alpha=0.3)
+    low, high = (pick(axis.get_ylim()[i] for axis in axes[0]) for i, pick in enumerate((min, max)))
+    for axis in axes[0]:
+        axis.set_ylim(low, high)
+    axes[0, 0].set_ylabel(table.metrics.get(table.columns[0], "score"))
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def dots(table: Table) -> Figure:
+    """Every seed a dot, every mean a bar: a panel a column, a row a method."""
+    _, names = header(table)
+    height = 0.9 + 0.28 * len(table.lines)
+    columns = min(4, len(table.columns))
+    rows = -(-len(table.columns) // columns)
+    figure, axes = subplots(rows, columns, width=2.6, height=height)
+    places = np.arange(len(table.lines))[::-1]  # the first line on top
+    for number, axis in enumerate(axes.flat):
+        if number >= len(table.columns):
+            axis.axis("off")
+            continue
+        column = table.columns[number]
+        for place, line in zip(places, table.lines, strict=True):
+            if not _measured(table, line, column):
+                axis.text(0.5, place, "–", transform=axis.get_yaxis_transform(), va="center")
+                continue
+            scores = table.cells[line, column]
+            style = _style(table, line)
+            values = list(scores.by_seed.values())
+            axis.plot(values, [place] * len(values), "o", markersize=4, alpha=0.6, **style)
+            axis.plot([scores.mean], [place], "|", markersize=14, markeredgewidth=2, **style)
+        axis.set_yticks(places, [_name(table, line) for line in table.lines])
+        axis.set_ylim(-0.6, len(table.lines) - 0.4)
+        if number % columns:
+            axis.tick_params(labelleft=False)
+        axis.set_title(names[number], fontsize=9)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _measured(table: Table, line: Line, column: Column) -> bool:
+    return bool(table.cells.get((line, column), Scores()).by_seed)
+
+
+def _name(table: Table, line: Line) -> str:
+    several = len({other.backbone for other in table.lines}) > 1
+    return f"{line.method}, {line.backbone}" if several else line.method
+
+
+def _style(table: Table, line: Line) -> dict[str, Any]:
+    """A colour for the method, a kind of line for the backbone."""
+    methods = list(dict.fromkeys(other.method for other in table.lines))
+    backbones = list(dict.fromkeys(other.backbone for other in table.lines))
+    return {
+        "color": f"C{methods.index(line.method) % 10}",
+        "linestyle": ("-", "--", ":", "-.")[backbones.index(line.backbone) % 4],
+    }

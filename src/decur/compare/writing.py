@@ -1,0 +1,50 @@
+"""What a comparison leaves in its folder: tables, pictures, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from decur import report
+from decur.checkpoint import RunFolder, atomic
+from decur.compare.formats import cells_csv, latex, markdown, table_csv
+from decur.compare.plan import Cell
+from decur.compare.table import Table, caption, failures, header, rows
+from decur.pretrain import figures
+
+
+def write(folder: RunFolder, tables: Sequence[Table], cells: Sequence[Cell], seeds: int) -> None:
+    """Write `tables.md`, `.tex`, `.csv`, `cells.csv`, pictures, and the section of `report.html`.
+
+    Args:
+        folder: of the comparison.
+        tables: of all that has finished.
+        cells: of the comparison.
+        seeds: how many there are to be.
+    """
+    for name, text in (
+        ("tables.md", markdown(tables, seeds)),
+        ("tables.tex", latex(tables, seeds)),
+        ("tables.csv", table_csv(tables)),
+        ("cells.csv", cells_csv(cells)),
+    ):
+        with atomic(folder.path / name) as temporary:
+            temporary.write_text(text)
+    body = []
+    for number, table in enumerate(tables):
+        labels, names = header(table)
+        body += [
+            report.paragraph(f"{table.title}. {caption(table, seeds).replace('Bold', 'With *')}"),
+            report.table([*labels, *names], rows(table, seeds, bold=lambda text: f"{text} *")),
+            *(report.paragraph(f"Failed: {reason}") for reason in failures(table)),
+        ]
+        if figures.available() and any(scores.by_seed for scores in table.cells.values()):
+            from decur.compare.figures import draw
+
+            name = "compare.png" if number == 0 else f"compare-{number + 1}.png"
+            path = figures.save(draw(table), folder.figures / name)
+            body.append(report.figure(path, f"{table.title}, as in the table above."))
+    if not figures.available():
+        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
+    if folder.config.is_file():
+        body.append(report.details("Configuration", folder.config.read_text()))
+    report.add_section(folder, 10, "compare", "Comparison", "\n".join(body))

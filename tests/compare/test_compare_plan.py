@@ -1,0 +1,400 @@
+"""What a comparison consists of, before anything runs."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from decur.cli import main
+from decur.compare.plan import MethodPlan, Plan, TaskPlan, named
+from decur.config import flatten
+from decur.errors import ConfigError
+from decur.pretrain.command import build_parser as pretrain_parser
+from decur.transfer.command import build_parser as transfer_parser
+
+SCENES = {
+    "class_path": "decur.data.SyntheticScenes",
+    "init_args": {"samples": 40, "size": 16, "modalities": ["optical", "sar"]},
+}
+BOTH, OPTICAL = ["optical", "sar"], ["optical"]
+
+
+def plan(run="runs/c", **changes) -> Plan:
+    """One method, task, backbone and seed, but for what is changed."""
+    parts = {
+        "methods": {"DeCUR": MethodPlan()},
+        "tasks": {"cover": TaskPlan({"target": "cover"})},
+        "backbones": ["test_resnet"],
+        "data": SCENES,
+        "pretrain": {"base": "demo"},
+        "transfer": {},
+        "modalities": [],
+        "label_fractions": [1.0],
+        "seeds": [0],
+        **changes,
+    }
+    return Plan(Path(run), **{**parts, "backbones": named(parts["backbones"])})
+
+
+def cells(command="transfer", **changes):
+    return [cell for cell in plan(**changes).cells() if cell.command == command]
+
+
+def settings(cell):
+    """A cell's configuration, `{"outer.inner": value}`."""
+    return flatten(yaml.safe_load(cell.config))
+
+
+# -- which cells -----------------------------------------------------------------------------------
+
+
+def test_cells_are_the_product_and_each_stands_after_what_it_needs():
+    axes = {
+        "methods": {"random": MethodPlan(pretrain=None), "DeCUR": MethodPlan()},
+        "backbones": ["test_resnet", "resnet18"],
+        "label_fractions": [0.1, 1.0],
+        "modalities": [OPTICAL, ["sar"], BOTH],
+        "seeds": [3, 5],
+    }
+    found = plan(**axes).cells()
+    transfers = {
+        (c.method, c.backbone, c.label_fraction, c.modalities, c.seed): c
+        for c in found
+        if c.command == "transfer"
+    }
+    subsets = [tuple(subset) for subset in axes["modalities"]]
+    assert set(transfers) == set(
+        itertools.product(
+            axes["methods"], axes["backbones"], axes["label_fractions"], subsets, axes["seeds"]
+        )
+    )
+    pretrained = {(c.backbone, c.seed): c for c in found if c.command == "pretrain"}
+    assert set(pretrained) == set(itertools.product(axes["backbones"], axes["seeds"]))
+    assert len({c.folder for c in found}) == len(found) == len(transfers) + len(pretrained)
+    place = {c.folder: number for number, c in enumerate(found)}
+    for (method, backbone, fraction, subset, seed), cell in transfers.items():
+        source = pretrained[backbone, seed].folder
+        assert cell.needs == ((source,) if method == "DeCUR" else ())
+        assert all(place[folder] < place[cell.folder] for folder in cell.needs)
+        chosen = settings(cell)
+        assert chosen["encoders"] == ([str(source)] if method == "DeCUR" else ["random"])
+        assert chosen["encoder.name"] == backbone  # of fresh weights
+        assert (chosen["label_fraction"], chosen["seed"]) == (fraction, seed)
+        assert tuple(chosen["modalities"]) == subset and chosen["run"] == str(cell.folder)
+    # all of a seed before the next: an early table has whole lines
+    assert [c.seed for c in found] == sorted(c.seed for c in found)
+
+
+def test_a_task_has_its_own_sensors_shares_and_methods():
+    found = cells(
+        methods={name: MethodPlan(pretrain=None) for name in ("a", "b")},
+        tasks={
+            "cover": TaskPlan({"target": "cover"}, [OPTICAL, BOTH], [0.1, 0.5]),
+            "cloud": TaskPlan({"target": "cloud"}, methods=["b"]),
+        },
+        modalities=[["sar"]],
+        label_fractions=[1.0],
+    )
+    assert Counter((c.task, c.method) for c in found) == {
+        **{("cover", "a"): 4, ("cover", "b"): 4, ("cloud", "b"): 1}
+    }
+    assert {c.modalities for c in found if c.task == "cover"} == {tuple(OPTICAL), tuple(BOTH)}
+    assert {c.label_fraction for c in found if c.task == "cover"} == {0.1, 0.5}
+    (cloud,) = [c for c in found if c.task == "cloud"]
+    assert (cloud.modalities, cloud.label_fraction) == (("sar",), 1.0)
+    assert settings(cloud)["target"] == "cloud"
+
+
+def test_a_method_takes_part_in_the_tasks_that_it_names():
+    found = cells(
+        methods={"a": MethodPlan(None, tasks=["cloud"]), "b": MethodPlan(None)},
+        tasks={name: TaskPlan({"target": name}) for name in ("cover", "cloud")},
+    )
+    assert {(c.method, c.task) for c in found} == {
+        *(("a", "cloud"), ("b", "cover"), ("b", "cloud"))
+    }
+
+
+def test_apart_pretrains_each_sensor_without_the_others():
+    found = plan(
+        methods={"BT": MethodPlan({"base": "demo-barlowtwins"}, apart=True)},
+        modalities=[OPTICAL, BOTH],
+    ).cells()
+    alone = {c.modalities: c for c in found if c.command == "pretrain"}
+    assert set(alone) == {("optical",), ("sar",)}
+    for sensors, cell in alone.items():
+        assert tuple(settings(cell)["modalities"]) == sensors
+    sources = {c.folder for c in alone.values()}
+    for cell in found:
+        if cell.command == "transfer":
+            assert set(cell.needs) == sources == set(map(Path, settings(cell)["encoders"]))
+
+
+def test_the_label_says_what_a_cell_is():
+    found = plan(modalities=[BOTH], label_fractions=[0.005]).cells()
+    assert [c.label for c in found] == [
+        "pretraining, DeCUR, test_resnet, seed 0",
+        "cover, DeCUR, test_resnet, optical+sar, 0.5 %, seed 0",
+    ]
+
+
+# -- their configuration ---------------------------------------------------------------------------
+
+
+def test_a_configuration_is_whole_and_the_later_layer_wins():
+    (trained,) = cells(
+        "pretrain",
+        pretrain={"base": "demo", "trainer.max_epochs": 7, "views": {"size": 20}},
+        backbones={"small": {"encoder.name": "test_resnet", "projector.width": 64}},
+        methods={"CLIP": MethodPlan({"base": "demo-clip", "views.size": 24})},
+        seeds=[4],
+    )
+    found = settings(trained)
+    assert found["optimizer.lr"] == 0.001 and found["monitor.samples"] == 768  # of the recipe demo
+    assert found["data.init_args.samples"] == 40  # not the recipe's 2048
+    assert found["objective.class_path"].endswith("CLIP")  # of the method's own base
+    assert (found["trainer.max_epochs"], found["views.size"]) == (7, 24)
+    assert (found["projector.width"], found["seed"], trained.backbone) == (64, 4, "small")
+
+    (transferred,) = cells(
+        transfer={"bootstrap": 3, "folds": 4, "loader.workers": 0},
+        tasks={"cover": TaskPlan({"target": "cover", "folds": 3, "probe": "sgd"})},
+        methods={"a": MethodPlan(None, ["timm.safetensors"], transfer={"probe": "ridge"})},
+    )
+    found = settings(transferred)
+    assert (found["bootstrap"], found["folds"], found["probe"]) == (3, 3, "ridge")
+    assert found["encoders"] == ["timm.safetensors"]
+    assert found["data.init_args.samples"] == 40
+
+    for cell, parser in ((trained, pretrain_parser()), (transferred, transfer_parser())):
+        again = parser.parse_layers([yaml.safe_load(cell.config)])
+        values = yaml.safe_load(parser.dump(again, skip_none=False, skip_validation=True))
+        orders = {"resume", "overwrite"}  # to the command
+        assert {k: v for k, v in values.items() if k not in orders} == yaml.safe_load(cell.config)
+
+
+def test_seeds_test_on_folds_unless_the_task_says_what_tests():
+    def folds(**transfer):
+        found = cells(
+            methods={"a": MethodPlan(pretrain=None)},
+            tasks={"cover": TaskPlan({"target": "cover", **transfer})},
+            seeds=[0, 1, 4, 5, 12],
+        )
+        return [settings(cell)["fold"] for cell in found]
+
+    assert folds() == [0, 1, 4, 0, 2]  # of five
+    assert folds(folds=3) == [0, 1, 1, 2, 0]
+    assert folds(fold=3) == [3] * 5
+    assert folds(train_split="train", test_split="test") == [0] * 5
+    assert folds(folds=0)  # left for the transfer to refuse
+
+
+def test_fresh_weights_have_the_backbone_of_the_line():
+    found = cells(
+        methods={"random": MethodPlan(pretrain=None)}, backbones=["test_resnet", "resnet18"]
+    )
+    assert [settings(c)["encoder.name"] for c in found] == ["test_resnet", "resnet18"]
+
+
+# -- their folders ---------------------------------------------------------------------------------
+
+
+def folders(**changes):
+    """Folder names of one pretraining run and one transfer."""
+    return [cell.folder.name for cell in plan(**changes).cells()]
+
+
+def test_a_folder_is_named_alike_wherever_and_however_it_runs():
+    known = folders()
+    assert known == folders(run="/elsewhere/c")
+    assert known == folders(
+        pretrain={
+            "base": "demo",
+            "loader.workers": 3,
+            "checkpoint.every_minutes": 1.0,
+            "trainer.devices": 2,
+        },
+        transfer={"loader": {"workers": 2}, "device": "cpu", "cache": "somewhere"},
+    )
+    assert known[0].startswith("decur-test-resnet-seed0-")
+    assert known[1].startswith("cover-decur-test-resnet-100pc-seed0-")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": [1]},
+        {"pretrain": {"base": "demo", "trainer.max_epochs": 16}},
+        {"pretrain": {"base": "demo", "trainer.precision": "bf16-mixed"}},
+        {"pretrain": {"base": "demo-clip"}},
+        {"methods": {"DeCUR": MethodPlan({"objective.init_args.common": 0.5})}},
+        {"backbones": {"test_resnet": {"encoder": {"name": "test_resnet", "pretrained": True}}}},
+        {"data": {**SCENES, "init_args": {**SCENES["init_args"], "seed": 1}}},
+    ],
+    ids=lambda changes: str(next(iter(changes.items())))[:50],
+)
+def test_another_pretraining_is_another_folder_for_all_that_builds_on_it(changes):
+    assert all(a != b for a, b in zip(folders(), folders(**changes), strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transfer": {"freeze": False}},
+        {"transfer": {"bootstrap": 10}},
+        {"tasks": {"cover": TaskPlan({"target": "cloud"})}},
+        {"methods": {"DeCUR": MethodPlan(transfer={"probe": "sgd"})}},
+        {"label_fractions": [0.5]},
+        {"modalities": [OPTICAL]},
+    ],
+    ids=str,
+)
+def test_another_transfer_builds_on_the_same_pretraining(changes):
+    (trained, transferred), (same, other) = folders(), folders(**changes)
+    assert trained == same and transferred != other
+
+
+def test_encoder_files_of_one_name_are_told_apart():
+    names = [
+        cells(methods={"given": MethodPlan(None, [f"{where}/encoders/optical.safetensors"])})[
+            0
+        ].folder.name
+        for where in ("first", "second")
+    ]
+    assert names[0] != names[1]
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """A comparison that must be refused before anything is written: the line that says why."""
+
+    def run(**changes) -> str:
+        config = {
+            "data": SCENES,
+            "pretrain": {"base": "demo"},
+            "methods": {"DeCUR": {}},
+            "tasks": {"cover": {"transfer": {"target": "cover"}}},
+            "backbones": ["test_resnet"],
+            **changes,
+        }
+        file, folder = tmp_path / "wrong.yaml", tmp_path / "run"
+        file.write_text(yaml.safe_dump(config))
+        with pytest.raises(SystemExit) as stopped:
+            main(["compare", f"--config={file}", f"--run={folder}"])
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert stopped.value.code == 2 and len(lines) == 1 and not folder.exists()
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+COVER = {"target": "cover"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "end"),
+    [
+        (
+            {"methods": {"DeCUR": {}, "CLIP": {"pretrain": {"loader.batchsize": 8}}}},
+            "methods.CLIP: loader.batchsize: unknown key",
+            "did you mean loader.batch_size?",
+        ),
+        (
+            {"methods": {"CLIP": {"pretrain": {"trainer": {"max_epochs": "ten"}}}}},
+            "methods.CLIP: trainer.max_epochs: ",
+            "'ten'",
+        ),
+        (
+            {"methods": {"CLIP": {"pretrain": {"base": "demo-klip"}}}},
+            "methods.CLIP: ",
+            "(`decur recipes` lists all)",
+        ),
+        (
+            {"methods": {"CLIP": {"transfer": {"probes": "sgd"}}}},
+            "tasks.cover of CLIP: probes: unknown key",
+            "did you mean probe?",
+        ),
+        ({"methods": {"CLIP": {"task": ["cover"]}}}, "methods", ""),
+        (
+            {"methods": {"CLIP": {"tasks": ["cloud"]}}},
+            "methods.CLIP.tasks: there is no 'cloud'",
+            "choose from cover",
+        ),
+        ({"methods": {"BT": {"apart": True}}}, "methods.BT.apart: ", "[[s1], [s2]]"),
+        ({"methods": {}}, "methods: is empty", ""),
+        ({"seeds": []}, "seeds: is empty", ""),
+        (
+            {"tasks": {"cover": {"transfer": {**COVER, "bootstraps": 3}}}},
+            "tasks.cover of DeCUR: bootstraps: unknown key",
+            "did you mean bootstrap?",
+        ),
+        (
+            {"tasks": {"cover": {"transfer": {**COVER, "base": "nothing"}}}},
+            "tasks.cover of DeCUR: ",
+            "(`decur recipes` lists all)",
+        ),
+        (
+            {"tasks": {"cover": {"transfer": COVER, "methods": ["clip"]}}},
+            "tasks.cover.methods: there is no 'clip'",
+            "choose from DeCUR",
+        ),
+        (
+            {"tasks": {"cover": {"transfer": COVER, "metric": "mAP"}}},
+            "tasks.cover.metric: there is no 'mAP'; choose from accuracy, ",
+            "overall_accuracy",
+        ),
+        (
+            {"tasks": {"cover": {"transfer": COVER, "published": ["table1-sarr"]}}},
+            "tasks.cover.published: no published table 'table1-sarr'; there is table1-sar",
+            "",
+        ),
+        (
+            {"label_fractions": [0.1, 10]},
+            "tasks.cover: label_fractions are shares in (0, 1], not 10",
+            "",
+        ),
+        ({"tasks": {"cover": {"transfers": COVER}}}, "tasks", ""),
+        ({"seed": [1]}, "seed: unknown key", "did you mean seeds?"),
+        ({"data": {"class_path": "decur.data.Scenes"}}, "methods.DeCUR: data: ", "'Scenes'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_said_in_a_line_before_anything_runs(refused, changes, start, end):
+    line = refused(**changes)
+    assert line.startswith(start) and line.split("; see")[0].endswith(end), line
+
+
+def test_a_wrong_key_is_found_in_the_last_method_and_task():
+    methods = {name: MethodPlan(None) for name in ("a", "b")}
+    tasks = {"cover": TaskPlan(COVER), "cloud": TaskPlan({"targets": "cloud"}, methods=["b"])}
+    with pytest.raises(ConfigError, match=r"^tasks\.cloud of b: targets: unknown key"):
+        plan(methods=methods, tasks=tasks).cells()
+
+
+def test_a_dry_run_prints_the_cells_in_order_and_writes_nothing(tmp_path, capsys):
+    config = {
+        "run": str(tmp_path / "run"),
+        "data": SCENES,
+        "pretrain": {"base": "demo"},
+        "methods": {"zeta": {"pretrain": None}, "alpha": {}, "Mid": {"pretrain": None}},
+        "tasks": {"cover": {"transfer": COVER}},
+        "backbones": ["test_resnet"],
+        "seeds": [0],
+    }
+    file = tmp_path / "compare.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    main(["compare", f"--config={file}", "--dry_run=true"])
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert printed[1:] == [
+        "cells     4: 0 done, 4 to do",
+        "cover, zeta, test_resnet, 100 %, seed 0",
+        "pretraining, alpha, test_resnet, seed 0",
+        "cover, alpha, test_resnet, 100 %, seed 0",
+        "cover, Mid, test_resnet, 100 %, seed 0",
+    ]
+    assert list(tmp_path.iterdir()) == [file]

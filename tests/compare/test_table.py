@@ -1,0 +1,387 @@
+"""Tables against numbers worked out by hand or by another library."""
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from decur.compare.beside import add_published
+from decur.compare.formats import cells_csv, latex, markdown, table_csv
+from decur.compare.plan import Cell, TaskPlan
+from decur.compare.published import read_table
+from decur.compare.table import (
+    caption,
+    failures,
+    header,
+    rows,
+    tabulate,
+)
+
+BOTH = ("optical", "sar")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A cell of a comparison; finished if it gets metrics."""
+
+    def make(
+        method: str, seed: int, *, task="cover", sensors=(), labels=1.0, freeze=True, **metrics
+    ) -> Cell:
+        name = "-".join(map(str, (task, method, *sensors, labels, seed)))
+        folder = Path(tmp_path, re.sub(r"\W", "_", name))
+        folder.mkdir()
+        if metrics:
+            found = {"metrics": {key: {"value": value} for key, value in metrics.items()}}
+            (folder / "results.json").write_text(json.dumps(found))
+            (folder / "cell.json").write_text(json.dumps({"seconds": 1.25}))
+        text = f"freeze: {str(freeze).lower()}\n"
+        return Cell("transfer", folder, text, (), method, "rn", seed, task, tuple(sensors), labels)
+
+    return make
+
+
+@pytest.fixture
+def one_column(make):
+    """A table of a single column from `{method: scores by seed}`."""
+
+    def one_column(metric: str = "accuracy", **methods: list[float]):
+        cells = [
+            make(method, seed, **{metric: value})
+            for method, values in methods.items()
+            for seed, value in enumerate(values)
+        ]
+        (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+        return table
+
+    return one_column
+
+
+def best(table) -> list[str]:
+    return [line.method for (line, _), scores in table.cells.items() if scores.best]
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def test_mean_and_deviation(one_column):
+    table = one_column(a=[0.5, 0.6, 0.9], b=[0.25])
+    a, b = table.cells.values()
+    assert a.mean == pytest.approx(2 / 3)
+    assert a.spread == pytest.approx(math.sqrt(0.26 / 6))  # sum of squares 0.0867 over n - 1
+    assert a.spread == pytest.approx(statistics.stdev([0.5, 0.6, 0.9]))
+    assert b.mean == 0.25 and math.isnan(b.spread)
+    assert rows(table, 3) == [["a", "66.7 ± 20.8"], ["b", "25.0 (1 of 3)"]]
+
+
+# One-sided 5 % points of Student's t for 2 and 4 degrees of freedom, as printed in tables.
+@pytest.mark.parametrize(("shape", "t"), [([-1, 0, 1], 2.920), ([-1, -1, 0, 1, 1], 2.132)])
+@pytest.mark.parametrize("metric", ["accuracy", "MAE"])
+@pytest.mark.parametrize(("factor", "expected"), [(1.01, ["better"]), (0.99, [])])
+def test_best_is_what_a_paired_test_tells_from_the_rest(
+    one_column, shape, t, metric, factor, expected
+):
+    sign, step = (-1 if metric == "MAE" else 1), 0.01
+    other = [0.3, 0.7, 0.4, 0.6, 0.5][: len(shape)]  # seeds differ more than methods do
+    margin = factor * t * step * statistics.stdev(shape) / math.sqrt(len(shape))
+    better = [x + sign * (margin + step * d) for x, d in zip(other, shape, strict=True)]
+    assert best(one_column(metric, other=other, better=better)) == expected
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        ({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2, 0.3], "c": [0.4, 0.5, 0.6]}, ["a"]),
+        # above b at every seed, above c only on average
+        ({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2, 0.3], "c": [0.45, 0.65, 0.55]}, []),
+        ({"a": [0.5, 0.6], "b": [0.4, 0.5]}, ["a"]),  # the same distance each time
+        ({"a": [0.5, 0.6], "b": [0.5, 0.6]}, []),
+        ({"a": [0.9], "b": [0.1]}, []),  # one seed tells nothing
+        ({"a": [0.9, 0.8, 0.9], "b": [0.1]}, []),
+        ({"a": [0.9, 0.8, 0.9]}, []),  # nothing to be better than
+    ],
+)
+def test_best_is_better_than_each_other(one_column, methods, expected):
+    assert best(one_column(**methods)) == expected
+
+
+def test_seeds_that_methods_do_not_share_compare_nothing(make):
+    cells = [make("a", s, accuracy=0.9) for s in (0, 1)]
+    cells += [make("b", s, accuracy=0.1) for s in (2, 3)]
+    assert best(tabulate(cells, {}, {"cover": TaskPlan()})[0]) == []
+
+
+def test_what_is_missing_is_said(make):
+    values = {"a": [0.5, 0.7, None], "b": [None] * 3, "c": [None] * 3, "d": [0.5, 0.5, 0.5]}
+    cells = [
+        make(method, seed, **({} if value is None else {"accuracy": value}))
+        for method, scores in values.items()
+        for seed, value in enumerate(scores)
+    ]
+    cells.append(make("d", 0, labels=0.1, accuracy=0.25))
+    reasons = {cell.folder: "too little memory" for cell in cells[3:6]} | {
+        cells[2].folder: "no such file"
+    }
+    (table,) = tabulate(cells, reasons, {"cover": TaskPlan()})
+    assert rows(table, 3) == [
+        ["a", "60.0 ± 14.1 (2 of 3)", "–"],
+        ["b", "failed", "–"],
+        ["c", "…", "–"],  # not its turn yet
+        ["d", "50.0 ± 0.0", "25.0 (1 of 3)"],
+    ]
+    assert failures(table) == [
+        "a, cover, seed 2: no such file",
+        "b, cover, seed 0, 1, 2: too little memory",
+    ]
+
+
+def test_the_metric_is_the_first_or_the_one_that_is_asked_for(make):
+    cells = [make("a", seed, R2=0.8 + seed / 10, MAE=12.0 + seed) for seed in (0, 1)]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    assert rows(table, 2) == [["a", "85.0 ± 7.1"]]
+    assert header(table) == (["method"], ["R2"])
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan(metric="MAE")})
+    assert rows(table, 2) == [["a", "12.500 ± 0.707"]]  # in the label's units
+    assert "percent" not in caption(table, 2)
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan(metric="mIoU")})
+    assert rows(table, 2) == [["a", "failed"]]
+    assert failures(table) == ["a, cover, seed 0, 1: no metric 'mIoU'; there are R2, MAE"]
+
+
+def test_an_undefined_score_is_not_replaced_by_another_metric(make):
+    cells = [make("a", 0, R2=0.5, MAE=3.0), make("a", 1, R2=None, MAE=4.0)]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    assert rows(table, 2) == [["a", "50.0 (1 of 2)"]]
+    assert failures(table) == ["a, cover, seed 1: R2 is undefined on its test part"]
+    assert [row["R2"] for row in csv.DictReader(io.StringIO(cells_csv(cells)))] == ["0.5", ""]
+
+
+# -- which table, which column ---------------------------------------------------------------------
+
+
+def test_tasks_of_a_single_column_stand_side_by_side(make):
+    tasks = {"cover": TaskPlan(), "cloud": TaskPlan(), "relief": TaskPlan()}
+    cells = [make("a", 0, task="cover", labels=f, mAP_micro=f) for f in (0.1, 1.0)]
+    cells += [make("a", 0, task="cloud", R2=0.9), make("a", 0, task="relief", R2=0.8)]
+    tables = tabulate(cells, {}, tasks)
+    assert [table.title for table in tables] == ["cover", "cloud, relief"]
+    assert [header(table)[1] for table in tables] == [["10 %", "100 %"], ["cloud", "relief"]]
+    assert [rows(table, 1) for table in tables] == [
+        [["a", "10.0", "100.0"]],
+        [["a", "90.0", "80.0"]],
+    ]
+
+
+def test_tasks_of_one_table_stand_side_by_side(make):
+    tasks = {"cover": TaskPlan(table="land"), "cloud": TaskPlan(), "use": TaskPlan(table="land")}
+    cells = [
+        make("a", 0, task=task, sensors=sensors, accuracy=0.5)
+        for task in tasks
+        for sensors in (BOTH, ("sar",))
+    ]
+    tables = tabulate(cells, {}, tasks)
+    assert [table.title for table in tables] == ["land", "cloud"]
+    assert header(tables[0])[1] == [
+        *("cover optical+sar", "cover sar", "use optical+sar", "use sar"),
+    ]
+
+
+def test_metrics_that_differ_are_named_in_the_head(make):
+    cells = [make("a", 0, task="cover", mAP_micro=0.5), make("a", 0, task="cloud", MAE=0.5)]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan(), "cloud": TaskPlan()})
+    assert header(table)[1] == ["cover (mAP_micro)", "cloud (MAE)"]
+    assert rows(table, 1) == [["a", "50.0", "0.500"]]
+    assert caption(table, 1).startswith("MAE, mAP_micro (mAP_micro in percent), of one seed")
+
+
+def test_methods_and_tasks_keep_their_order_though_some_lack_others(make):
+    tasks = {"cover": TaskPlan(), "cloud": TaskPlan()}
+    parts = {"zeta": ["cloud"], "alpha": ["cover"], "mid": ["cover", "cloud"]}
+    cells = [make(method, 0, task=task, R2=0.5) for method in parts for task in parts[method]]
+    (table,) = tabulate(cells, {}, tasks)
+    assert header(table)[1] == ["cover", "cloud"]
+    assert rows(table, 1) == [
+        *(["zeta", "–", "50.0"], ["alpha", "50.0", "–"], ["mid", "50.0", "50.0"]),
+    ]
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def test_markdown(make):
+    cells = [
+        make(method, seed, labels=labels, accuracy=value)
+        for labels in (0.1, 1.0)
+        for method, values in (("a|b", (0.5, 0.6)), ("c", (0.7, 0.8)))
+        for seed, value in enumerate(values)
+    ]
+    tables = tabulate(cells, {}, {"cover": TaskPlan()})
+    assert markdown(tables, 2) == (
+        "### cover\n\n"
+        "| method | 10 % | 100 % |\n"
+        "| --- | --: | --: |\n"
+        "| a\\|b | 55.0 ± 7.1 | 55.0 ± 7.1 |\n"
+        "| c | **75.0 ± 7.1** | **75.0 ± 7.1** |\n"
+        "\n"
+        "accuracy in percent: mean ± standard deviation over 2 seeds. Bold: better than every "
+        "other at the 5 % level (paired t-test over seeds).\n"
+    )
+
+
+def test_latex_escapes_what_it_would_read_as_a_command(make):
+    cells = [
+        make(method, seed, task="R&D_1", mAP_micro=value, labels=labels)
+        for method, value in (("50 % #1", 0.5), (r"x^2~{$}\y", 0.75))
+        for seed in (0, 1)
+        for labels in (0.1, 1.0)
+    ]
+    text = latex(tabulate(cells, {}, {"R&D_1": TaskPlan()}), 2)
+    lines = text.splitlines()
+    assert r"method & 10 \% & 100 \% \\" in lines
+    assert r"50 \% \#1 & 50.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0 \\" in lines
+    assert (
+        r"x\textasciicircum{}2\textasciitilde{}\{\$\}\textbackslash{}y"
+        r" & \textbf{75.0 $\pm$ 0.0} & \textbf{75.0 $\pm$ 0.0} \\"
+    ) in lines
+    (title,) = [line for line in lines if line.startswith(r"\caption")]
+    assert title.startswith(r"\caption{R\&D\_1. mAP\_micro in percent: mean $\pm$ standard")
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    plain = re.sub(r"\\[&%$#_{}]", "", text)  # whatever is left is LaTeX's
+    assert plain.count("{") == plain.count("}") and "%" not in plain and "#" not in plain
+
+
+def test_csv_gives_the_numbers_back(make):
+    scores = {"a": [0.51, 0.62, 0.73], "b, c": [0.123456, 0.2]}
+    cells = [
+        make(method, seed, sensors=sensors, labels=0.1, mAP_micro=value, mAP_macro=value / 2)
+        for sensors in ((), BOTH)
+        for method, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    gone = make("b, c", 2, sensors=BOTH, labels=0.1)
+    tables = tabulate([*cells, gone], {gone.folder: "no memory"}, {"cover": TaskPlan()})
+
+    read = list(csv.DictReader(io.StringIO(table_csv(tables))))
+    assert [(row["method"], row["modalities"]) for row in read] == [
+        *(("a", "all"), ("b, c", "all"), ("a", "optical+sar"), ("b, c", "optical+sar")),
+    ]
+    for row in read:
+        values = scores[row["method"]]
+        assert float(row["mean"]) == pytest.approx(statistics.mean(values), abs=1e-6)
+        assert float(row["std"]) == pytest.approx(statistics.stdev(values), abs=1e-6)
+        assert (row["task"], row["metric"]) == ("cover", "mAP_micro")
+        assert int(row["seeds"]) == len(values) and float(row["label_fraction"]) == 0.1
+    assert [row["failed"] for row in read] == ["", "", "", "no memory"]
+
+    read = list(csv.DictReader(io.StringIO(cells_csv([*cells, gone]))))
+    assert len(read) == len(cells)  # one that has not finished is not there
+    for row, cell in zip(read, cells, strict=True):
+        value = scores[cell.method][cell.seed]
+        assert float(row["mAP_micro"]) == value
+        assert float(row["mAP_macro"]) == pytest.approx(value / 2, abs=1e-6)
+        assert (row["method"], int(row["seed"])) == (cell.method, cell.seed)
+        assert row["folder"] == cell.folder.name
+    assert cells_csv([gone]) == ""
+
+
+# -- published scores ------------------------------------------------------------------------------
+
+PRINTED = """
+source: a paper
+data: a set
+metric: mAP
+columns:
+  - {name: few, training: frozen, label_fraction: 0.01, modalities: [s1, s2]}
+  - {name: all, training: frozen, label_fraction: 1, modalities: [s1, s2]}
+  - {name: tuned, training: fine-tuned, label_fraction: 1, modalities: [s1, s2]}
+  - {name: radar, training: frozen, label_fraction: 1, modalities: [s1]}
+rows:
+  - {method: Ours, backbone: ResNet-50, values: [11, 22, 33, 44]}
+  - {method: Theirs, values: [null, 55, null, null]}
+  - {method: Supervised, training: supervised, values: [66, 77, 77, null]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("freeze", "metric", "expected"),
+    [
+        (
+            True,
+            "mAP_micro",
+            [
+                ("Ours, ResNet-50, published", [11, 22, None, 44, 22]),
+                ("Theirs, published", [None, 55, None, None, 55]),
+            ],
+        ),
+        (
+            False,
+            "mAP_micro",
+            [
+                ("Ours, ResNet-50, published", [None, 33, None, None, 33]),
+                ("Supervised, published", [66, 77, None, None, 77]),
+            ],
+        ),
+        (True, "mAP_macro", []),  # the paper's mAP is another
+    ],
+)
+def test_published_scores_stand_in_the_column_that_was_measured_alike(
+    make, freeze, metric, expected
+):
+    measured = [
+        *((("s2", "s1"), 0.01), (("s1", "s2"), 1.0), (("s1", "s2"), 0.1)),
+        *((("s1",), 1.0), ((), 1.0)),  # the last: all sensors, whichever they are
+    ]
+    cells = [
+        make("a", 0, sensors=sensors, labels=labels, freeze=freeze, **{metric: 0.5})
+        for sensors, labels in measured
+    ]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    add_published(table, cells, {"cover": [read_table("printed", PRINTED)]})
+    assert dict(table.published) == dict(expected)
+
+
+def test_published_scores_stand_below_and_only_beside_their_task(make):
+    tasks = ("cover", "use")
+    cells = [make("a", 0, task=t, labels=1.0, sensors=("s1",), mAP_micro=0.5) for t in tasks]
+    tables = tabulate(cells, {}, {task: TaskPlan() for task in tasks})
+    add_published(tables[0], cells, {"use": [read_table("printed", PRINTED)]})
+    assert rows(tables[0], 1) == [
+        ["a", "50.0", "50.0"],
+        ["Ours, ResNet-50, published", "–", "44.0"],
+    ]
+    lines = latex(tables, 1).splitlines()
+    own = lines.index(r"a & 50.0 & 50.0 \\")
+    assert lines[own + 1 : own + 3] == [
+        *(r"\midrule", r"Ours, ResNet-50, published & -- & 44.0 \\"),
+    ]
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def test_pictures_show_the_numbers(make):
+    pytest.importorskip("matplotlib")
+    from decur.compare.figures import draw
+
+    scores = {"a": {0.1: (0.2, 0.4), 1.0: (0.6, 0.8)}, "b": {0.1: (0.3, 0.3)}}
+    cells = [
+        make(method, seed, labels=labels, accuracy=value)
+        for method, by_labels in scores.items()
+        for labels, values in by_labels.items()
+        for seed, value in enumerate(values)
+    ]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    bars = draw(table).axes[0].containers  # over the share of the labels: one line a method
+    assert {bar.get_label(): list(bar.lines[0].get_ydata()) for bar in bars} == {
+        "a": pytest.approx([0.3, 0.7]),
+        "b": [0.3],
+    }
+    (table,) = tabulate([c for c in cells if c.label_fraction < 1], {}, {"cover": TaskPlan()})
+    (axis,) = draw(table).axes  # a dot a seed, a bar at the mean
+    drawn = [sorted(map(float, line.get_xdata())) for line in axis.lines]
+    assert drawn == [[0.2, 0.4], [pytest.approx(0.3)], [0.3, 0.3], [pytest.approx(0.3)]]
