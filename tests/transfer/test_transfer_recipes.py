@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from make_bigearthnet_mm import make_bigearthnet_mm
+from make_geonrw import make_geonrw
 from PIL import Image
 
 from decur.config import command_of, find_config, flatten, recipes
@@ -20,26 +22,24 @@ PAPER = {
 
 
 @pytest.fixture
-def labelled(make_pairs):
-    """A folder with the sensors and labels that a recipe's header asks for."""
+def labelled(make_pairs, tmp_path):
+    """The data that a recipe's header asks for."""
 
     def make(name):
-        sensors = ("rgb", "dem") if "geonrw" in name else ("rgb", "depth")
-        sensors = ("s1", "s2") if "bigearthnet" in name else sensors
-        root = make_pairs({sensors[0]: 3, sensors[1]: 1}, samples=24, size=32)
+        if "bigearthnet" in name:
+            kinds = [["Pastures"], ["Sea and ocean"], ["Pastures", "Sea and ocean"]]
+            splits = {"train": range(12), "val": range(12, 15), "test": range(15, 18)}
+            return make_bigearthnet_mm(tmp_path / "ben", kinds * 6, splits)
+        if "geonrw" in name:
+            return make_geonrw(tmp_path / "nrw", ("bonn", "herne"), side=128)
+        root = make_pairs({"rgb": 3, "depth": 1}, samples=24, size=32)
         ids = [f"{i:04d}" for i in range(24)]
         split = [f"{id_},{'test' if i % 3 == 0 else 'train'}" for i, id_ in enumerate(ids)]
         (root / "splits.csv").write_text("\n".join(["id,split", *split]) + "\n")
-        if "bigearthnet" in name:
-            rows = [
-                f"{id_},{('forest', 'water', 'forest|water')[i % 3]}" for i, id_ in enumerate(ids)
-            ]
-            (root / "labels.csv").write_text("\n".join(["id,cover:multilabel", *rows]) + "\n")
-        else:
-            (root / "mask").mkdir()
-            for i, id_ in enumerate(ids):
-                mask = (np.arange(32) > i)[None].repeat(32, axis=0).astype(np.uint8)
-                Image.fromarray(mask).save(root / "mask" / f"{id_}.png")
+        (root / "mask").mkdir()
+        for i, id_ in enumerate(ids):
+            mask = (np.arange(32) > i)[None].repeat(32, axis=0).astype(np.uint8)
+            Image.fromarray(mask).save(root / "mask" / f"{id_}.png")
         return root
 
     return make

@@ -2,17 +2,23 @@
 
 from decur.data.bands import BandStatistics
 from decur.data.base import Batch, Collate, PairedDataset, Sample, SkipBad, Target
+from decur.data.bigearthnet import BigEarthNetMM
 from decur.data.folder import PairedFolder
 from decur.data.gaussian import LinearGaussianFactors
+from decur.data.geonrw import GeoNRW
+from decur.data.ssl4eo import SSL4EOS12
 from decur.data.stats import compute_stats, write_modalities
 from decur.data.synthetic import SyntheticScenes
 from decur.data.trifeature import BimodalTrifeature
 
 __all__ = [
+    "SSL4EOS12",
     "BandStatistics",
     "Batch",
+    "BigEarthNetMM",
     "BimodalTrifeature",
     "Collate",
+    "GeoNRW",
     "LinearGaussianFactors",
     "PairedDataset",
     "PairedFolder",

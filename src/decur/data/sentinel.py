@@ -1,0 +1,145 @@
+"""What the readers of Sentinel-1 and Sentinel-2 patches share: bands, offsets, statistics."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from decur.data.files import read_image
+from decur.data.folder import _resize
+from decur.errors import BadSampleError, ConfigError
+from decur.modality import Modality
+
+log = logging.getLogger(__name__)
+
+Offset = Literal["auto", 0, 1000]
+
+# Since processing baseline 04.00, in force from 25 January 2022, a Sentinel-2 pixel is the
+# reflectance times 10,000 plus 1000 (ESA, Sentinel-2 Processing Baseline 04.00, 2022).
+SHIFT = 1000
+_FIRST_BASELINE, _FIRST_DAY = 400, "20220125"
+_OWN_BASELINE = 9999  # of products that people process themselves: tells nothing
+
+# The darkest band of a scene has half of its pixels below this, unless it is shifted, or cloud or
+# snow from edge to edge. A little below 1000: negative reflectance is why there is a shift.
+_SHIFTED_FROM = 950.0
+
+
+def read_bands(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
+    """Read files of one band each, resized to one size (bilinear, as the authors do), and stack.
+
+    Args:
+        files: one for each band, in order.
+        size: height and width.
+
+    Returns:
+        (C, H, W) float32, in raw units; NaN where there is no measurement.
+
+    Raises:
+        BadSampleError: naming the file that is missing, unreadable, or compressed to 8 bits.
+    """
+    bands = []
+    for file in files:
+        band = read_image(file, bands=1)
+        if band.dtype == torch.uint8:
+            raise BadSampleError(
+                file, "has 8-bit pixels, of which the raw values are lost; get the raw release"
+            )
+        bands.append(_resize(band, size))
+    return torch.cat(bands)
+
+
+def offset_of(product: str) -> int:
+    """How much too high the pixels of a Sentinel-2 product are: 0, or 1000 after the change.
+
+    Told by the processing baseline in its name (`_N0400_`), else by the first date in it.
+    """
+    baseline = re.search(r"_N(\d{4})(?:_|\b)", product)
+    if baseline and int(baseline[1]) != _OWN_BASELINE:
+        return SHIFT if int(baseline[1]) >= _FIRST_BASELINE else 0
+    day = re.search(r"(?<!\d)(20\d{6})T\d", product)
+    return SHIFT if day and day[1] >= _FIRST_DAY else 0
+
+
+def without_offset(image: Tensor, offset: int) -> Tensor:
+    """The image less the offset, not below 0, which also keeps 0 for "no measurement"."""
+    return (image - offset).clamp_min(0) if offset else image
+
+
+def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
+    """Warn when most of some scenes look shifted and are not corrected, or the other way round.
+
+    Args:
+        scenes: raw images (C, H, W) of Sentinel-2, each with the offset that is taken off it.
+        where: the data set, for the message.
+    """
+    seen = [
+        (bool(image.flatten(1).nanmedian(1).values.nan_to_num(0).min() >= _SHIFTED_FROM), offset)
+        for image, offset in scenes
+    ]
+    kept = sum(shifted and not offset for shifted, offset in seen)
+    lost = sum(offset > 0 and not shifted for shifted, offset in seen)
+    if 2 * kept > len(seen):
+        log.warning(
+            "%s: %d of %d Sentinel-2 scenes have no band darker than %g, as if shifted by %d since "
+            "processing baseline 04.00; if they are, set offset to %d",
+            *(where, kept, len(seen), _SHIFTED_FROM, SHIFT, SHIFT),
+        )
+    if 2 * lost > len(seen):
+        log.warning(
+            "%s: %d is taken off Sentinel-2 scenes, of which %d of %d have a band darker than %g, "
+            "as if never shifted; if so, set offset to 0",
+            *(where, SHIFT, lost, len(seen), _SHIFTED_FROM),
+        )
+
+
+def change_modalities(
+    known: Mapping[str, Modality], changes: Mapping[str, Any] | None
+) -> dict[str, Modality]:
+    """The modalities of a data set with some fields changed, such as their statistics.
+
+    Args:
+        known: those of the data set.
+        changes: `{name: preset or fields}`; what is left out stays. A preset gives the statistics
+            of the bands that the data has: "sentinel2-l1c" fits 12 bands to an encoder of 13.
+
+    Raises:
+        ConfigError: for a sensor that the data has not, an unknown field, or other bands.
+    """
+    made = dict(known)
+    for name, change in (changes or {}).items():
+        if name not in known:
+            raise ConfigError(
+                f"modalities: the data has no {name!r}; choose from {', '.join(known)}"
+            )
+        if isinstance(change, str):
+            made[name] = _of_preset(known[name], Modality.preset(change))
+        elif isinstance(change, Mapping):
+            made[name] = Modality.from_dict({**known[name].to_dict(), **change, "name": name})
+        else:
+            raise ConfigError(f"modality {name!r}: needs a preset's name or a mapping of fields")
+        if made[name].bands != known[name].bands:
+            raise ConfigError(
+                f"modality {name!r}: its bands are {', '.join(known[name].bands)} in this order; "
+                "leave `bands` out"
+            )
+    return made
+
+
+def _of_preset(known: Modality, preset: Modality) -> Modality:
+    """The preset with the name and size of the known modality, and of its bands those it has."""
+    if not set(known.bands) <= set(preset.bands):
+        return preset  # refused by the caller
+    rows = [preset.bands.index(band) for band in known.bands]
+    of_bands = {
+        field: tuple(values[row] for row in rows)
+        for field in ("bands", "mean", "std")
+        if (values := getattr(preset, field)) is not None
+    }
+    return preset.with_(name=known.name, size=known.size, **of_bands)

@@ -1,0 +1,203 @@
+"""SSL4EO-S12 v1.0: Sentinel-1 and Sentinel-2 of 251,079 places in four seasons."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from decur.data.base import PairedDataset, Sample
+from decur.data.sentinel import (
+    Offset,
+    change_modalities,
+    check_offset,
+    offset_of,
+    read_bands,
+    without_offset,
+)
+from decur.errors import BadSampleError, ConfigError, DataError
+from decur.modality import Modality
+
+Product = Literal["s1", "s2c", "s2a"]
+Seasons = Literal["all", "one"]
+
+SIZE = (264, 264)  # of the 10 m bands; those of 20 m have 132 x 132 pixels, those of 60 m 44 x 44
+SEASONS = 4
+_CHECKED = 8  # scenes that are looked at for the offset
+
+PRODUCTS: dict[Product, Modality] = {
+    "s1": Modality.preset("sentinel1"),
+    "s2c": Modality.preset("sentinel2-l1c"),
+    # Statistics of the authors' SSL4EO-S12 repository, in DN.
+    "s2a": Modality.preset("sentinel2-l2a").with_(
+        mean=(752.401, 884.297, 1144.162, 1297.473, 1624.910, 2194.642, 2422.212)
+        + (2517.761, 2581.647, 2645.519, 2368.512, 1805.068),
+        std=(1108.028, 1155.152, 1183.629, 1368.114, 1370.265, 1355.554, 1416.515)
+        + (1474.789, 1439.309, 1582.280, 1455.521, 1343.484),
+    ),
+}
+
+_LAYOUT = (
+    "expected ROOT/{s1,s2c,s2a}/<place, seven digits>/<product>/<band>.tif; unpack s1.tar.gz, "
+    "s2_l1c.tar.gz and s2_l2a.tar.gz of SSL4EO-S12 v1.0, see github.com/zhu-xlab/SSL4EO-S12"
+)
+
+
+class SSL4EOS12(PairedDataset):
+    """SSL4EO-S12, release 1.0, as GeoTIFF files: what the DeCUR paper pretrains on.
+
+    Sentinel-1 GRD in dB (s1: VV, VH), Sentinel-2 L1C (s2c: 13 bands) and L2A (s2a: 12 bands) of
+    251,079 places, 264 x 264 pixels at 10 m, each in four seasons. Published by Wang et al., TU
+    Munich (https://github.com/zhu-xlab/SSL4EO-S12), 1.5 TB packed and 3.7 TB unpacked:
+
+        ROOT/s1/0000000/<product>/VV.tif, VH.tif                     (four products a place)
+        ROOT/s2c/0000000/<product>/B1.tif ... B12.tif
+        ROOT/s2a/0000000/<product>/B1.tif ... B12.tif                (without B10)
+
+    The paper draws one season for each image and sensor, independently. A data set here does not
+    know the epoch, so each place is four samples: each sensor's seasons are put into an order that
+    is a function of (seed, sensor, place), and sample k of a place takes the k-th of each. So the
+    seasons of two sensors are paired at random, each is seen once in an epoch, and packing,
+    workers and resuming change nothing. **An epoch is thus four of the paper's: its 100 are 25.**
+    With `seasons="one"` a place is one sample, the same season in every epoch. A place is named
+    `<place>_<k>`; its group is the place. Where a sensor lacks a place, it is marked absent.
+
+    The reading is our own: torchgeo's class reads one sensor at a time, draws seasons from a
+    global random state, assumes places without the gaps there are, and brings dependencies that
+    nothing else here needs. Fifteen files a sample is slow in any case; pack the data.
+
+    Args:
+        root: the folder.
+        sensors: what to read, `{name: "s1", "s2c" or "s2a"}`; by default s1, and L1C as s2. The
+            names are those of the encoders that come of it: let other data sets' be the same.
+        seasons: "all" or "one" of a place's seasons.
+        seed: of the seasons' order.
+        offset: taken off Sentinel-2: 1000 for products since 25 January 2022; "auto" goes by the
+            dates in the products' names. The release has none such.
+        modalities: changes of the modalities, `{name: preset or fields}`, as `{"s1": {"cut": 0}}`.
+
+    Raises:
+        DataError: if the folder is not laid out like this, saying what was expected and found.
+        ConfigError: for wrong options.
+
+    Source: Wang et al. 2023, "SSL4EO-S12: A Large-Scale Multi-Modal, Multi-Temporal Dataset for
+    Self-Supervised Learning in Earth Observation"; season per image and sensor: DeCUR paper,
+    section 4.
+
+    Example:
+        data = SSL4EOS12("ssl4eo-s12")
+        data[0]["images"]["s2"].shape  # torch.Size([13, 264, 264])
+    """
+
+    groups: list[str]
+
+    def __init__(
+        self,
+        root: str | Path,
+        sensors: dict[str, Product] | None = None,
+        seasons: Seasons = "all",
+        seed: int = 0,
+        offset: Offset = "auto",
+        modalities: dict[str, Any] | None = None,
+    ) -> None:
+        sensors = {"s1": "s1", "s2": "s2c"} if sensors is None else sensors
+        for option, value, known in (
+            *(("sensors", product, get_args(Product)) for product in sensors.values()),
+            ("seasons", seasons, get_args(Seasons)),
+            ("offset", offset, get_args(Offset)),
+        ):
+            if value not in known:
+                choices = ", ".join(str(choice) for choice in known)
+                raise ConfigError(f"SSL4EOS12: {option} has {value!r}; choose from {choices}")
+        if not sensors:
+            raise ConfigError("SSL4EOS12: sensors is empty; name at least one")
+        self.root, self.seed, self.offset, self.sensors = Path(root), seed, offset, sensors
+        known_modalities = {
+            name: PRODUCTS[product].with_(name=name, size=SIZE) for name, product in sensors.items()
+        }
+        self.modalities = change_modalities(known_modalities, modalities)
+        there = {name: _places(self.root / product) for name, product in sensors.items()}
+        places = sorted(set().union(*there.values()))
+        if len(there) > 1 and not set.intersection(*there.values()):
+            examples = ", ".join(f"{sensors[name]}/{min(found)}" for name, found in there.items())
+            both = " and ".join(sensors.values())
+            raise DataError(f"{self.root}: {both} have no place in common ({examples}); {_LAYOUT}")
+        self.seasons = SEASONS if seasons == "all" else 1
+        self.groups = [place for place in places for _ in range(self.seasons)]
+        self.ids = [f"{place}_{k}" for place in places for k in range(self.seasons)]
+        self.present = {
+            name: np.repeat([place in found for place in places], self.seasons)
+            for name, found in there.items()
+        }
+        self.targets = {}
+        for name, product in sensors.items():
+            if product != "s1":
+                check_offset(self._some_scenes(name), self.root / product)
+
+    def read(self, index: int) -> Sample:
+        """Read one place, a season of each sensor.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+        images = {}
+        for name in self.modalities:
+            if self.present[name][index]:
+                product = self._product(name, index)
+                image = self._read(name, product)
+                images[name] = without_offset(image, self._offset(name, product))
+        return {"id": self.ids[index], "images": images}
+
+    def _product(self, name: str, index: int) -> Path:
+        """The folder of the season that a sample takes of a sensor."""
+        place = self.root / self.sensors[name] / self.groups[index]
+        try:
+            with os.scandir(place) as entries:
+                products = sorted(entry.name for entry in entries if entry.is_dir())
+        except OSError as error:
+            raise BadSampleError(place, f"cannot be listed ({error.strerror})") from error
+        if not products:
+            raise BadSampleError(place, "holds no product; unpack the archive anew")
+        order = season_order(self.seed, self.sensors[name], place.name, len(products))
+        return place / products[order[index % self.seasons % len(products)]]
+
+    def _read(self, name: str, product: Path) -> Tensor:
+        modality = self.modalities[name]
+        return read_bands([product / f"{band}.tif" for band in modality.bands], modality.size)
+
+    def _offset(self, name: str, product: Path) -> int:
+        if self.sensors[name] == "s1":
+            return 0
+        return offset_of(product.name) if self.offset == "auto" else self.offset
+
+    def _some_scenes(self, name: str) -> Iterator[tuple[Tensor, int]]:
+        rows = np.flatnonzero(self.present[name])
+        spaced = np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)
+        for row in rows[spaced].tolist():
+            try:
+                product = self._product(name, row)
+                yield self._read(name, product), self._offset(name, product)
+            except BadSampleError:
+                continue  # comes up again when it is read as a sample
+
+
+def season_order(seed: int, sensor: str, place: str, products: int) -> np.ndarray:
+    """The order in which the samples of a place take its products (sorted by name): (products,)."""
+    stream = list(f"{seed}/{sensor}/{place}".encode())
+    return np.random.default_rng(stream).permutation(products)
+
+
+def _places(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; {_LAYOUT}")
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in entries if entry.is_dir()}
+    places = {name for name in names if len(name) == 7 and name.isdigit()}
+    if not places:
+        there = min(names, default="nothing")
+        raise DataError(f"{folder}: no place in what is there ({there}); {_LAYOUT}")
+    return places

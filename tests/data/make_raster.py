@@ -1,0 +1,37 @@
+"""Rasters with a place on earth, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+
+def write_georeferenced(
+    path: Path,
+    pixels: np.ndarray,
+    metres: float,
+    crs: str = "EPSG:32633",
+    corner: tuple[float, float] = (404400, 5342400),
+) -> Path:
+    """Write (H, W) or (C, H, W) pixels, as a GeoTIFF or lossless JPEG 2000.
+
+    Args:
+        path: .tif or .jp2.
+        pixels: of any type.
+        metres: that they cover from north to south.
+        crs: the map projection; by default UTM zone 33N.
+        corner: the upper left one, east and north in metres.
+    """
+    pixels = pixels if pixels.ndim == 3 else pixels[None]
+    bands, height, width = pixels.shape
+    step = metres / height
+    jp2 = {"driver": "JP2OpenJPEG", "REVERSIBLE": "YES", "QUALITY": "100"}
+    kind = jp2 if path.suffix == ".jp2" else {"driver": "GTiff"}
+    shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    place = rasterio.Affine(step, 0, corner[0], 0, -step, corner[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", **kind, **shape, crs=crs, transform=place) as target:
+        target.write(pixels)
+    return path
