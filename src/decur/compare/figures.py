@@ -61,12 +61,16 @@ def dots(table: Table) -> Figure:
     """Every seed a dot, every mean a bar: a panel a column, a row a method."""
     _, names = header(table)
     height = 0.9 + 0.28 * len(table.lines)
-    columns = min(4, len(table.columns))
+    count = len(table.columns)
+    columns = count if count <= 4 else 3 if count % 3 == 0 else 4
     rows = -(-len(table.columns) // columns)
     figure, axes = subplots(rows, columns, width=2.6, height=height)
+    if len(set(table.metrics.values())) == 1:  # then the panels can be compared with each other
+        for axis in axes.flat[1:count]:
+            axis.sharex(axes.flat[0])
     places = np.arange(len(table.lines))[::-1]  # the first line on top
     for number, axis in enumerate(axes.flat):
-        if number >= len(table.columns):
+        if number >= count:
             axis.axis("off")
             continue
         column = table.columns[number]
