@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/scenes.py
+	$(BIN)/python benchmarks/hha.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("decur needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
