@@ -45,6 +45,25 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def read_mapping(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Args:
+        text: YAML.
+        where: what to call it if it is none.
+
+    Raises:
+        ConfigError: if it is no YAML, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must be a YAML mapping of keys to values")
+    return values
+
+
 def find_config(name: str) -> list[dict[str, Any]]:
     """A configuration, preceded by what it is based on (`base: NAME`), the foundation first.
 
@@ -65,12 +84,7 @@ def find_config(name: str) -> list[dict[str, Any]]:
             f"{name}: no such file and no such recipe; recipes: {', '.join(close)} "
             "(`decur recipes` lists all)"
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must be a YAML mapping of keys to values")
+    values = read_mapping(text, where)
     base = values.pop("base", None)
     return [*(find_config(base) if base else []), values]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Literal
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from decur.config import read_mapping
 from decur.errors import ConfigError
 
 Training = Literal["frozen", "fine-tuned", "supervised"]
@@ -218,12 +218,7 @@ def read_table(name: str, text: str) -> PublishedTable:
         ConfigError: naming the table and what is wrong in it.
     """
     where = f"published table {name!r}"
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must be a YAML mapping of keys to values")
+    values = read_mapping(text, where)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PublishedTable, "table")
     try:
