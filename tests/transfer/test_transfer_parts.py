@@ -13,7 +13,7 @@ from decur.pretrain import LoaderSettings
 from decur.transfer.fit import rate_factor
 from decur.transfer.probe import fit_ridge
 from decur.transfer.settings import FitSettings
-from decur.transfer.splits import Joined, draw_fraction, fold_split, shared_groups
+from decur.transfer.splits import draw_fraction, fold_split, join, shared_groups
 from decur.transfer.survey import survey
 from decur.transfer.tasks import make_task
 
@@ -148,13 +148,13 @@ def test_unreadable_samples_are_unknown_up_to_a_limit(label_folder, tmp_path):
 
 def test_joined_data_reads_either_part():
     parts = SyntheticScenes(5, 32), SyntheticScenes(7, 32, start=100)
-    both = Joined(*parts)
+    both = join(*parts)
     assert len(both) == 12 and both.ids[5] == "0000100"
     for i in (0, 4, 5, 11):
         expected = parts[i > 4][i - 5 if i > 4 else i]
         assert torch.equal(both[i]["images"]["sar"], expected["images"]["sar"])
     with pytest.raises(DataError, match="differ in their modalities"):
-        Joined(parts[0], SyntheticScenes(5, 32, modalities=["sar"]))
+        join(parts[0], SyntheticScenes(5, 32, modalities=["sar"]))
 
 
 @pytest.mark.parametrize(

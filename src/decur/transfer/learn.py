@@ -13,7 +13,7 @@ from decur.data import PairedDataset
 from decur.pretrain import LoaderSettings
 from decur.transfer.fit import Engine, Trainee, steps_of
 from decur.transfer.loading import image_loader
-from decur.transfer.maps import OnStoredMaps, StoredMaps
+from decur.transfer.maps import OnStoredMaps, stored_maps
 from decur.transfer.models import FCN, Fusion, LateFusion
 from decur.transfer.probe import fit_logistic, fit_ridge, fit_sgd
 from decur.transfer.settings import FitSettings
@@ -78,7 +78,7 @@ class Learning:
 
     def train_on_maps(self, model: FCN, seen: Survey) -> Kept:
         """Train an FCN's convolutions on the feature maps of frozen encoders, as on pictures."""
-        stored = StoredMaps(self.data, self.task.name, seen)
+        stored = stored_maps(self.data, self.task.name, seen)
         names = list(stored.modalities)
         batches = image_loader(stored, self.train, self.task, names, self.loader, self.seed)
         steps = steps_of(self.settings, batches)

@@ -14,7 +14,7 @@ from decur.transfer.models import FCN
 from decur.transfer.survey import Survey, map_names
 
 
-class StoredMaps(PairedDataset):
+def stored_maps(data: PairedDataset, target: str, seen: Survey) -> PairedDataset:
     """A data set whose pictures are feature maps: each is a "sensor" with channels for bands.
 
     Args:
@@ -22,7 +22,10 @@ class StoredMaps(PairedDataset):
         target: the label, a mask.
         seen: its survey, with maps and masks.
     """
+    return _StoredMaps(data, target, seen)
 
+
+class _StoredMaps(PairedDataset):  # private, so that --help does not offer it
     def __init__(self, data: PairedDataset, target: str, seen: Survey) -> None:
         assert seen.masks is not None  # the survey was asked for maps
         self.maps, self.masks, self.target = seen.features, seen.masks, target

@@ -32,7 +32,7 @@ from decur.transfer.results import (
 )
 from decur.transfer.settings import FitSettings
 from decur.transfer.sources import MissingBands, Representation, gather_encoders
-from decur.transfer.splits import Joined, draw_fraction
+from decur.transfer.splits import draw_fraction, join
 from decur.transfer.survey import Survey, survey
 from decur.transfer.tasks import Task, make_task
 
@@ -123,7 +123,7 @@ def transfer(
     folder, console = RunFolder(Path(run)), Console(soft_wrap=True)
     if size is not None and size < 1:
         raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
-    whole = data if test_data is None else Joined(data, test_data)
+    whole = data if test_data is None else join(data, test_data)
     task = _task(whole, target)
     _refuse(task, freeze, probe, representation)
     settings = fit.complete(task.target.kind, freeze)

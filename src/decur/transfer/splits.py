@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 
 
-class Joined(PairedDataset):
+def join(*parts: PairedDataset) -> PairedDataset:
     """Data sets one after another, as one; to keep their features in one place.
 
     Args:
@@ -25,9 +25,12 @@ class Joined(PairedDataset):
     Raises:
         DataError: saying what differs.
     """
+    return _Joined(*parts)
 
+
+class _Joined(PairedDataset):  # private, so that --help does not offer it
     def __init__(self, *parts: PairedDataset) -> None:
-        self.parts = parts
+        self.joined = parts
         first = parts[0]
         for part in parts[1:]:
             if part.modalities != first.modalities:
@@ -52,7 +55,7 @@ class Joined(PairedDataset):
     def read(self, index: int) -> Sample:
         """Read one sample of whichever part it is in."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[part].read(index - int(self._starts[part]))
+        return self.joined[part].read(index - int(self._starts[part]))
 
 
 def fold_split(

@@ -23,7 +23,6 @@ from decur.encoders import Encoder
 from decur.errors import DataError
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings
-from decur.transfer.splits import Joined
 
 log = logging.getLogger(__name__)
 MAPS = 3  # last feature maps of each encoder that an FCN reads
@@ -237,8 +236,8 @@ def _surveyed(labels: Tensor, spec: Target) -> NDArray[Any]:
 
 def fingerprint(data: PairedDataset) -> str:
     """What tells a data set from another, as `survey` says."""
-    if isinstance(data, Joined):
-        return _digest(*(fingerprint(part) for part in data.parts))
+    if joined := getattr(data, "joined", None):
+        return _digest(*(fingerprint(part) for part in joined))
     public = {key: value for key, value in sorted(vars(data).items()) if key[0] != "_"}
     parts: list[object] = [type(data).__qualname__]
     for key, value in public.items():
