@@ -1,6 +1,7 @@
 """The comparisons that ship: every cell's configuration is right."""
 
 import pytest
+import yaml
 
 from decur.cli import main
 from decur.config import command_of, recipes
@@ -16,3 +17,24 @@ def test_every_comparison_can_be_planned(name, tmp_path, capsys):
     for seed in (0, 1, 2):
         assert any(c.startswith("pretraining, DeCUR") and c.endswith(f"seed {seed}") for c in cells)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr("decur.compare.run.Plan.cells", lambda plan: plans.append(plan) or [])
+    main(
+        [
+            *("compare", "--config=compare-ombria", "--data.root=X", "--dry_run=true"),
+            *("--pretrain.trainer.max_epochs", "1", "--pretrain.trainer.precision=bf16-mixed"),
+            *(f"--run={tmp_path / 'run'}", "--transfer.precision=bf16-mixed"),
+        ]
+    )
+    monkeypatch.undo()
+    cells = plans[0].cells()
+    pretraining = yaml.safe_load(next(c.config for c in cells if c.command == "pretrain"))
+    assert pretraining["trainer"]["max_epochs"] == 1
+    assert pretraining["trainer"]["precision"] == "bf16-mixed"
+    assert pretraining["views"]["size"] == 64 and pretraining["data"]["init_args"]["root"] == "X"
+    transfer = yaml.safe_load(next(c.config for c in cells if c.command == "transfer"))
+    assert transfer["precision"] == "bf16-mixed" and transfer["loader"]["batch_size"] == 16
+    assert set(transfer["data"]["init_args"]["modalities"]) == {"s1", "s2"}

@@ -255,9 +255,16 @@ def _layers(*changes: Changes, data: Changes) -> list[Changes]:
     """What is built on first, then the data, then the changes, the later ones over the earlier."""
     names = [change["base"] for change in changes if change.get("base")]
     bases = [layer for name in names for layer in find_config(name)]
-    own = [{k: v for k, v in change.items() if k != "base"} for change in changes]
-    common = [{"data": data}] if data else []
+    own = [layer for change in changes for layer in _one_by_one(change) if "base" not in layer]
+    whole = {key: data[key] for key in ("class_path", "init_args") if key in data}
+    single = {f"data.{key}": value for key, value in data.items() if key not in whole}
+    common = [{"data": whole} if whole else {}, *_one_by_one(single)]
     return [layer for layer in (*bases, *common, *own) if layer]
+
+
+def _one_by_one(change: Changes) -> list[Changes]:
+    """Each key as a layer: `trainer.max_epochs` would not get on with `trainer` beside it."""
+    return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]
 
 
 @contextmanager
