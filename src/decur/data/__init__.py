@@ -6,13 +6,19 @@ from decur.data.bigearthnet import BigEarthNetMM
 from decur.data.folder import PairedFolder
 from decur.data.gaussian import LinearGaussianFactors
 from decur.data.geonrw import GeoNRW
+from decur.data.nyu import NYUDepthV2
+from decur.data.ombria import Ombria
+from decur.data.rgbx import RGBX
 from decur.data.ssl4eo import SSL4EOS12
 from decur.data.stats import compute_stats, write_modalities
+from decur.data.sunrgbd import SUNRGBD
 from decur.data.synthetic import SyntheticScenes
 from decur.data.trifeature import BimodalTrifeature
 
 __all__ = [
+    "RGBX",
     "SSL4EOS12",
+    "SUNRGBD",
     "BandStatistics",
     "Batch",
     "BigEarthNetMM",
@@ -20,6 +26,8 @@ __all__ = [
     "Collate",
     "GeoNRW",
     "LinearGaussianFactors",
+    "NYUDepthV2",
+    "Ombria",
     "PairedDataset",
     "PairedFolder",
     "Sample",

@@ -1,0 +1,170 @@
+"""What the readers of RGB-D sets share: depth as a modality, its unit, and MATLAB's files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decur.data.folder import _resize
+from decur.errors import BadSampleError, DataError
+from decur.modality import Modality
+
+log = logging.getLogger(__name__)
+
+Depth = Literal["metres", "hha"]
+
+PLAUSIBLE = (0.2, 20.0)  # m: medians of pictures from rooms, taken by the sensors there are
+
+
+def depth_modality(depth: Depth, size: tuple[int, int]) -> Modality:
+    """The modality that a depth picture becomes: "depth" (1 band, m) or "hha" (3 bands, 8-bit)."""
+    return Modality.preset("depth" if depth == "metres" else "hha").with_(size=size)
+
+
+def encode_depth(
+    metres: Tensor, depth: Depth, intrinsics: Sequence[float] | None, size: tuple[int, int]
+) -> Tensor:
+    """Depth as the image of its modality.
+
+    Args:
+        metres: (H, W) float, NaN where there is none.
+        depth: "metres", or "hha" (Gupta et al. 2014), which is computed at the picture's own size.
+        intrinsics: fx, fy, cx, cy in pixels, the first being (0, 0); needed for HHA.
+        size: height and width to resize to.
+
+    Returns:
+        (1, *size) float32 in metres, NaN where there is none; or (3, *size) uint8, there 0.
+    """
+    if depth == "metres":
+        return _resize(metres[None], size)
+    from decur.data.hha import hha
+
+    assert intrinsics is not None
+    coded = hha(metres, intrinsics)
+    if metres.shape == size:
+        return coded
+    # Resized as if holes were NaN: else their zeros would dim what lies around them.
+    holes = metres.isnan()
+    return _resize(coded.float().masked_fill(holes, torch.nan), size).nan_to_num(0).round().byte()
+
+
+def check_metres(pictures: Iterable[Tensor], where: object, remedy: str) -> None:
+    """Warn when the median depth of most of some pictures is none of a room.
+
+    Args:
+        pictures: depth as it is taken to be in metres, NaN where there is none.
+        where: the data set, for the message.
+        remedy: what to do, for the message.
+    """
+    medians = [float(picture.nanmedian()) for picture in pictures]
+    odd = [m for m in medians if not PLAUSIBLE[0] <= m <= PLAUSIBLE[1]]
+    if 2 * len(odd) > len(medians):
+        log.warning(
+            "%s: the median depth of %d of %d pictures is outside %g to %g m, of the first %.3g; "
+            "is it in metres? %s",
+            *(where, len(odd), len(medians), *PLAUSIBLE, odd[0], remedy),
+        )
+
+
+def read_mat(file: Path, names: Sequence[str], layout: str) -> dict[str, Any]:
+    """Read variables of a .mat file before version 7.3, structures as dictionaries.
+
+    Raises:
+        DataError: if there is no such file, it cannot be read, or a variable is missing.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; {layout}")
+    try:
+        found = loadmat(file, variable_names=names, simplify_cells=True)
+    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file}: cannot be read as .mat ({reason}); download it anew") from error
+    if missing := [name for name in names if name not in found]:
+        raise DataError(f"{file}: has no variable {missing[0]!r}; {layout}")
+    return {name: found[name] for name in names}
+
+
+class Mat73:
+    """A .mat file of version 7.3, which is HDF5: opened when first read, in each process anew.
+
+    Arrays are those of MATLAB with their axes reversed.
+
+    Args:
+        file: the file.
+        names: datasets that it must have.
+        layout: for messages.
+
+    Raises:
+        DataError: if there is no such file, it cannot be read, or a dataset is missing.
+    """
+
+    def __init__(self, file: Path, names: Sequence[str], layout: str) -> None:
+        self.file = file
+        self._process: int | None = None
+        self._opened: Any = None
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; {layout}")
+        for name in names:
+            if name not in self._open():
+                there = ", ".join(sorted(self._open()))
+                raise DataError(f"{file}: has no {name!r} (it has {there}); {layout}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a dataset."""
+        return tuple(self._open()[name].shape)
+
+    def read(self, name: str, row: int) -> np.ndarray:
+        """One row of a dataset; of a column of references, what the row refers to.
+
+        Raises:
+            BadSampleError: naming the file, if it is cut short or corrupt there.
+        """
+        import h5py
+
+        opened = self._open()
+        try:
+            value = opened[name][row]
+            if getattr(value, "dtype", None) == h5py.ref_dtype:
+                value = opened[value[0]][()]
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise BadSampleError(
+                self.file, f"row {row} of {name} cannot be read ({reason}); download it anew"
+            ) from error
+        return np.asarray(value)
+
+    def strings(self, name: str) -> list[str]:
+        """A cell array of strings, (1, N)."""
+        opened = self._open()
+        return ["".join(map(chr, opened[cell][()].ravel())) for cell in opened[name][()].ravel()]
+
+    def _open(self) -> Any:
+        if self._process != os.getpid():  # a handle does not survive a fork
+            try:
+                import h5py
+            except ImportError as error:
+                raise DataError(
+                    f"reading {self.file} needs h5py: pip install 'decur[rgbd]'"
+                ) from error
+            try:
+                self._opened = h5py.File(self.file, "r")
+            except OSError as error:
+                reason = " ".join(str(error).split())
+                raise DataError(
+                    f"{self.file}: cannot be read as .mat 7.3 ({reason}); download it anew"
+                ) from error
+            self._process = os.getpid()
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": None, "_opened": None}

@@ -1,0 +1,265 @@
+"""RGB-X folders: a photograph, a second picture X and a label, as CMX and its followers have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from decur.data.bands import guess_augmentation
+from decur.data.base import PairedDataset, Sample, Target
+from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_mask
+from decur.data.folder import UNKNOWN_CLASS, _resize
+from decur.data.listing import scan
+from decur.data.sentinel import change_modalities
+from decur.errors import BadSampleError, ConfigError, DataError
+from decur.modality import PRESETS, Modality
+
+SPLITS = ("train", "test")
+
+_LABEL = "Label"
+_LABELS_READ = 200  # to tell how many classes there are, where it is not said
+_LAYOUT = (
+    "expected ROOT/RGB/<name>.jpg, ROOT/HHA/<name>.jpg (or another X), ROOT/Label/<name>.png, "
+    "ROOT/train.txt and test.txt; packed sets are linked from "
+    "https://github.com/huaaaliu/RGBX_Semantic_Segmentation"
+)
+
+
+class RGBX(PairedDataset):
+    """A set for RGB-X segmentation: photographs with depth as HHA, or another picture X.
+
+    NYU-Depth v2, SUN RGB-D and others are passed on in this layout by CMX (Zhang et al., linked
+    from https://github.com/huaaaliu/RGBX_Semantic_Segmentation) and who came after:
+
+        ROOT/{RGB,HHA,Label}/<name>.{jpg,png}
+        ROOT/train.txt, test.txt     (a line: `<name>`, or `RGB/<name>.jpg Label/<name>.png`)
+
+    The label is the mask `label`. In most sets its 0 is no class but "not labelled": 1 becomes
+    class 0, and 0 becomes 255. Pictures of another size than the first are resized to it. A name
+    whose RGB or X is missing is kept and marked absent.
+
+    Args:
+        root: the folder.
+        split: "train" or "test"; None for the names of both files, or, where there are none, for
+            all pictures.
+        x: folder of the second picture; its name, lower-case, is the modality's.
+        classes: names of the classes, or their number; None: as many as 200 labels show, which may
+            miss rare ones.
+        zero_is_void: whether 0 in a label is "not labelled"; false where it is class 0, as in
+            MFNet.
+        size: height and width; None: those of the first picture.
+        modalities: changes of the modalities, `{name: preset or fields}`.
+
+    Raises:
+        DataError: if the folder is not laid out like this, saying what was expected and found.
+        ConfigError: for wrong options.
+
+    Source: Zhang et al. 2023, "CMX: Cross-Modal Fusion for RGB-X Semantic Segmentation With
+    Transformers".
+
+    Example:
+        data = RGBX("NYUDepthv2", split="train", classes=40)
+        data[0]["images"]["hha"].shape  # torch.Size([3, 480, 640])
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        x: str = "HHA",
+        classes: list[str] | int | None = None,
+        zero_is_void: bool = True,
+        size: tuple[int, int] | None = None,
+        modalities: dict[str, Any] | None = None,
+    ) -> None:
+        if split not in (*SPLITS, None):
+            raise ConfigError(f"RGBX: split is {split!r}; choose from train, test, None")
+        if isinstance(classes, int) and classes < 1:
+            raise ConfigError(f"RGBX: classes is {classes}; there is at least one")
+        if x.lower() == "rgb" or x == _LABEL:
+            raise ConfigError(f"RGBX: x is {x!r}; name the folder of the second picture")
+        self.root, self.zero_is_void = Path(root), zero_is_void
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder; {_LAYOUT}")
+        listed = {name: _names(self.root / f"{name}.txt") for name in SPLITS}
+        folders = {"rgb": self.root / "RGB", x.lower(): self.root / x}
+        files = {name: _files(folder, listed.values()) for name, folder in folders.items()}
+        names = _wanted(self.root, split, listed, files)
+        self.ids = [name for name in names if any(name in found for found in files.values())]
+        if not self.ids:
+            example = next(iter(names), "")
+            raise DataError(
+                f"{self.root}: none of the {len(names)} names of split {split!r} has a picture in "
+                f"RGB or {x}, for example {example!r}; {_LAYOUT}"
+            )
+        self._files = {name: [found.get(i) for i in self.ids] for name, found in files.items()}
+        self.present = {
+            name: np.array([file is not None for file in found])
+            for name, found in self._files.items()
+        }
+        header = {name: _header(folders[name], found.values()) for name, found in files.items()}
+        size = (size[0], size[1]) if size else header["rgb"].size
+        known = {name: _modality(name, header[name], size) for name in files}
+        self.modalities = change_modalities(known, modalities)
+        labels = _files(self.root / _LABEL, listed.values(), needed=False)
+        self._labels = [labels.get(id_) for id_ in self.ids]
+        self.targets = {}
+        if labels:
+            if classes is None:
+                classes = _count(sorted(labels.values()), zero_is_void)
+            if isinstance(classes, int):
+                first = int(zero_is_void)
+                classes = [str(index) for index in range(first, classes + first)]
+            self.targets["label"] = Target("mask", tuple(classes))
+
+    def read(self, index: int) -> Sample:
+        """Read one sample; its target holds a mask only where there is a label.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+        sample: Sample = {"id": self.ids[index], "images": {}}
+        for name, modality in self.modalities.items():
+            file = self._files[name][index]
+            if file is not None:
+                sample["images"][name] = _resize(
+                    read_image(file, modality.channels, modality.nodata), modality.size
+                )
+        if self.targets:
+            label = self._labels[index]
+            sample["target"] = {} if label is None else {"label": self._read_label(label)}
+        return sample
+
+    def _read_label(self, file: str) -> Tensor:
+        label = read_label(file, self.zero_is_void)
+        classes = len(self.targets["label"].classes)
+        unknown = (label >= classes) & (label != UNKNOWN_CLASS)
+        if unknown.any():
+            first = int(self.zero_is_void)
+            raise BadSampleError(
+                file,
+                f"has value {int(label[unknown][0]) + first}, the {classes} classes are {first} to "
+                f"{classes - 1 + first}; set `classes`",
+            )
+        return resize_label(label, self.modalities["rgb"].size)
+
+
+def read_label(file: str | Path, zero_is_void: bool) -> Tensor:
+    """Read a picture of class indices: (H, W) int64, 255 where it is not labelled."""
+    label = read_mask(file)
+    if zero_is_void:
+        label = torch.where((label == 0) | (label == UNKNOWN_CLASS), UNKNOWN_CLASS + 1, label) - 1
+    return label
+
+
+def resize_label(label: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Resize class indices (H, W) without mixing them."""
+    if size is None or label.shape == size:
+        return label
+    return interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+
+
+def _names(file: Path) -> list[str] | None:
+    """The names that a file of a split lists; None where there is no such file."""
+    if not file.is_file():
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as text ({error}); {_LAYOUT}") from error
+    names = [_name(line.split()[0]) for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{file}: names no picture; {_LAYOUT}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{file}: {twice!r} comes twice; keep one line of it")
+    return names
+
+
+def _name(entry: str) -> str:
+    path = PurePosixPath(entry)
+    if path.parts[0] == "RGB":
+        path = path.relative_to("RGB")
+    return str(path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path)
+
+
+def _files(folder: Path, listed: Iterable[list[str] | None], needed: bool = True) -> dict[str, str]:
+    """`{name: file}` of the pictures in a folder, and in those sub-folders that names are of."""
+    if not folder.is_dir():
+        if not needed:
+            return {}
+        there = ", ".join(sorted(e.name for e in folder.parent.iterdir())[:8]) or "nothing"
+        raise DataError(f"{folder}: no such folder (there is {there}); {_LAYOUT}")
+    names = [name for of_split in listed for name in of_split or ()]
+    parents = {str(PurePosixPath(name).parent) for name in names} | {"."}
+    files: dict[str, str] = {}
+    for parent in sorted(parents):
+        if (folder / parent).is_dir():
+            for stem, file in scan(folder / parent).items():
+                files[str(PurePosixPath(parent) / stem)] = file
+    if needed and not files:
+        raise DataError(f"{folder}: holds no pictures; {_LAYOUT}")
+    return files
+
+
+def _wanted(
+    root: Path,
+    split: str | None,
+    listed: dict[str, list[str] | None],
+    files: dict[str, dict[str, str]],
+) -> list[str]:
+    if split is not None:
+        names = listed[split]
+        if names is None:
+            raise DataError(f"{root / f'{split}.txt'}: no such file; {_LAYOUT}")
+        return names
+    both = [name for of_split in listed.values() for name in of_split or ()]
+    if len(set(both)) < len(both):
+        twice = next(name for name in both if both.count(name) > 1)
+        raise DataError(f"{root}: {twice!r} is in train.txt and in test.txt; take it out of one")
+    return both or sorted(set().union(*files.values()))
+
+
+def _header(folder: Path, files: Iterable[str]) -> Header:
+    """Of the first file that can be read."""
+    error: BadSampleError | None = None
+    for file in files:
+        try:
+            return read_header(file)
+        except BadSampleError as bad:
+            error = error or bad
+    raise DataError(f"{folder}: no picture can be read, the first because: {error}") from error
+
+
+def _modality(name: str, header: Header, size: tuple[int, int]) -> Modality:
+    preset = PRESETS.get(name)
+    if header.is_byte:
+        bands = tuple(f"band{i + 1}" for i in range(header.bands))
+        if preset is not None and preset.channels == header.bands:
+            bands = preset.bands
+        scaling: dict[str, Any] = {"scaling": "range"}
+    else:  # of an unknown unit: each picture to its own range
+        bands = tuple(f"band{i + 1}" for i in range(header.bands))
+        scaling = {"scaling": "image", "cut": 2.0, "nodata": 0.0}
+    return Modality(
+        name=name, bands=bands, size=size, augmentation=guess_augmentation(name), **scaling
+    )
+
+
+def _count(labels: Sequence[str], zero_is_void: bool) -> int:
+    """The number of classes that some labels show."""
+    spaced = np.linspace(0, len(labels) - 1, min(_LABELS_READ, len(labels))).round().astype(int)
+    highest = 0
+    for row in spaced:
+        try:
+            label = read_label(labels[row], zero_is_void)
+        except BadSampleError:
+            continue  # comes up again when it is read as a sample
+        highest = max(highest, int(label.masked_fill(label == UNKNOWN_CLASS, 0).max()))
+    return highest + 1
