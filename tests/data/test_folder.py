@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from decur import Modality
 from decur.data import Collate, PairedFolder, SkipBad
 from decur.data.files import read_image
-from decur.data.folder import _resize
+from decur.data.resizing import resize
 from decur.errors import BadSampleError, ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -104,14 +104,14 @@ def test_other_sizes_are_resized_to_the_modality(tmp_path):
 def test_resize_keeps_nan_where_it_is():
     x = torch.rand(2, 16, 16)
     plain = interpolate(x[None], (8, 8), mode="bilinear", antialias=True)[0]
-    torch.testing.assert_close(_resize(x, (8, 8)), plain)
+    torch.testing.assert_close(resize(x, (8, 8)), plain)
     x[:, :8, :8] = torch.nan
-    out = _resize(x, (8, 8))
+    out = resize(x, (8, 8))
     assert out[:, :3, :3].isnan().all()
     assert not out[:, 5:].isnan().any()
     assert not out[:, :, 5:].isnan().any()
     constant = torch.where(x.isnan(), x, torch.tensor(3.0))
-    valid = _resize(constant, (8, 8))
+    valid = resize(constant, (8, 8))
     torch.testing.assert_close(valid[~valid.isnan()], torch.full_like(valid[~valid.isnan()], 3.0))
 
 

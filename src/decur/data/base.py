@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from decur.errors import BadSampleError
+from decur.errors import BadSampleError, ConfigError
 from decur.modality import Modality
 
 
@@ -185,3 +185,14 @@ class Collate:
             if mask is not None and mask.ndim == 2:
                 return (mask.shape[0], mask.shape[1])
         return next(iter(self.modalities.values())).size or (1, 1)
+
+
+def check_choice(reader: str, option: str, value: object, known: Sequence[object]) -> None:
+    """See that an option of a data set is one of those there are.
+
+    Raises:
+        ConfigError: naming the data set, the option and the choices.
+    """
+    if value not in known:
+        choices = ", ".join(str(choice) for choice in known)
+        raise ConfigError(f"{reader}: {option} is {value!r}; choose from {choices}")

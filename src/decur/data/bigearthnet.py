@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.sentinel import (
     Offset,
     change_modalities,
@@ -23,7 +23,7 @@ from decur.data.sentinel import (
     read_bands,
     without_offset,
 )
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
 log = logging.getLogger(__name__)
@@ -149,9 +149,7 @@ class BigEarthNetMM(PairedDataset):
             ("offset", offset, get_args(Offset)),
             ("split", split, (*SPLITS, None)),
         ):
-            if value not in known:
-                choices = ", ".join(str(choice) for choice in known)
-                raise ConfigError(f"BigEarthNetMM: {name} is {value!r}; choose from {choices}")
+            check_choice("BigEarthNetMM", name, value, known)
         self.root, self.offset, self.classes = Path(root), offset, classes
         self._folders = {"s1": self.root / s1_folder, "s2": self.root / s2_folder}
         there = {name: _patches(folder) for name, folder in self._folders.items()}

@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.folder import _resize
+from decur.data.hha import PLAUSIBLE, hha
+from decur.data.resizing import resize
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
 log = logging.getLogger(__name__)
 
 Depth = Literal["metres", "hha"]
-
-PLAUSIBLE = (0.2, 20.0)  # m: medians of pictures from rooms, taken by the sensors there are
 
 
 def depth_modality(depth: Depth, size: tuple[int, int]) -> Modality:
@@ -43,16 +42,14 @@ def encode_depth(
         (1, *size) float32 in metres, NaN where there is none; or (3, *size) uint8, there 0.
     """
     if depth == "metres":
-        return _resize(metres[None], size)
-    from decur.data.hha import hha
-
+        return resize(metres[None], size)
     assert intrinsics is not None
     coded = hha(metres, intrinsics)
     if metres.shape == size:
         return coded
     # Resized as if holes were NaN: else their zeros would dim what lies around them.
     holes = metres.isnan()
-    return _resize(coded.float().masked_fill(holes, torch.nan), size).nan_to_num(0).round().byte()
+    return resize(coded.float().masked_fill(holes, torch.nan), size).nan_to_num(0).round().byte()
 
 
 def check_metres(pictures: Iterable[Tensor], where: object, remedy: str) -> None:

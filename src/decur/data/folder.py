@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from decur.data.bands import guess_augmentation
 from decur.data.base import PairedDataset, Sample, Target
 from decur.data.files import Header, read_header, read_image, read_mask
 from decur.data.listing import MASK, modality_files, scan
+from decur.data.resizing import resize, resize_mask
 from decur.data.stats import stats_of_files
 from decur.data.tables import Labels, read_splits
 from decur.errors import BadSampleError, DataError
@@ -113,7 +112,7 @@ class PairedFolder(PairedDataset):
         for name, modality in self.modalities.items():
             file = self._files[name][index]
             if file is not None:
-                images[name] = _resize(
+                images[name] = resize(
                     read_image(file, modality.channels, modality.nodata), modality.size
                 )
         sample: Sample = {"id": id_, "images": images}
@@ -133,11 +132,7 @@ class PairedFolder(PairedDataset):
                 f"has class {int(mask[~valid][0])}, known are 0 to {classes - 1} and 255 "
                 f"(unknown); list all classes in {self.root / MASK / 'classes.txt'}",
             )
-        size = next(iter(self.modalities.values())).size
-        if mask.shape != size:
-            # Nearest keeps class indices; float32 holds 0 to 255 exactly.
-            mask = interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].long()
-        return mask
+        return resize_mask(mask, next(iter(self.modalities.values())).size)
 
     def describe(self) -> str:
         """One line for the log: samples, sensors and how many samples lack them, labels."""
@@ -234,17 +229,3 @@ def _mask_classes(folder: Path, masks: dict[str, str]) -> tuple[str, ...]:
             continue  # comes up again when it is read as a sample
         highest = max(highest, int(mask.masked_fill(mask == UNKNOWN_CLASS, 0).max()))
     return tuple(str(index) for index in range(highest + 1))
-
-
-def _resize(image: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Bilinear, antialiased; without smearing NaN over all that the filter touches."""
-    if size is None or image.shape[-2:] == size:
-        return image
-    x = image[None].float()  # (1, C, H, W)
-    measured = ~x.isnan()
-    weight = measured.float()
-    x = interpolate(x.nan_to_num(0), size, mode="bilinear", antialias=True)
-    if not measured.all():
-        weight = interpolate(weight, size, mode="bilinear", antialias=True)
-        x = torch.where(weight >= 0.5, x / weight.clamp_min(0.5), torch.nan)
-    return x[0].round().to(torch.uint8) if image.dtype == torch.uint8 else x[0]

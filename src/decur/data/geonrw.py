@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.files import read_header, read_image, read_mask
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
@@ -83,9 +83,7 @@ class GeoNRW(PairedDataset):
             ("split", split, (*SPLITS, None)),
             ("dem_channels", dem_channels, (1, 3)),
         ):
-            if value not in known:
-                choices = ", ".join(str(choice) for choice in known)
-                raise ConfigError(f"GeoNRW: {name} is {value!r}; choose from {choices}")
+            check_choice("GeoNRW", name, value, known)
         if grid < 1:
             raise ConfigError(f"GeoNRW: grid is the tiles along a side, at least 1, is {grid}")
         self.root, self.grid = Path(root), grid

@@ -26,7 +26,7 @@ _GRAVITY_STEPS = (45.0,) * 5 + (15.0,) * 5  # degrees
 _FLOOR_SEEN = -90.0  # a lowest point above it is not the floor ...
 _FLOOR = -130.0  # ... which then is taken to lie here, seen from the camera
 
-_PLAUSIBLE = (0.2, 20.0)  # m, of a picture's median
+PLAUSIBLE = (0.2, 20.0)  # m: medians of pictures from rooms, taken by the sensors there are
 
 
 def measured(depth: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _check_depth(pictures: Tensor, valid: Tensor) -> None:
     empty = (~valid.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise DataError(f"no pixel with a depth in picture {empty[0]} of the batch; leave it out")
-    low, high = _PLAUSIBLE
+    low, high = PLAUSIBLE
     sparse = torch.where(valid, pictures, math.nan)[:, ::4, ::4]
     for index, median in enumerate(sparse.flatten(1).nanmedian(1).values.tolist()):
         if median < low or median > high:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
-from decur.data.folder import _resize
-from decur.data.rgbx import resize_label
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.data.resizing import resize, resize_mask
+from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
 SPLITS = ("train", "test")
@@ -81,9 +80,7 @@ class NYUDepthV2(PairedDataset):
             ("depth", depth, get_args(Depth)),
             ("classes", classes, (40, None)),
         ):
-            if value not in known:
-                choices = ", ".join(str(choice) for choice in known)
-                raise ConfigError(f"NYUDepthV2: {name} is {value!r}; choose from {choices}")
+            check_choice("NYUDepthV2", name, value, known)
         self.root, self.depth = Path(root), depth
         self._depths = "depths" if filled else "rawDepths"
         names = ("images", self._depths, "scenes", *(("labels",) if classes else ()))
@@ -128,7 +125,7 @@ class NYUDepthV2(PairedDataset):
         images = {}
         for name in self.modalities:
             if name == "rgb":
-                images[name] = _resize(photograph, self._size)
+                images[name] = resize(photograph, self._size)
             else:
                 images[name] = encode_depth(metres, self.depth, INTRINSICS, self._size)
         sample: Sample = {"id": self.ids[index], "images": images}
@@ -148,7 +145,7 @@ class NYUDepthV2(PairedDataset):
                 f"row {row} of labels has class {raw.max()}, classMapping40.mat knows 1 to "
                 f"{len(self._to_40) - 1}; get both from {_LAYOUT}",
             )
-        return resize_label(torch.from_numpy(self._to_40[raw]), self._size)
+        return resize_mask(torch.from_numpy(self._to_40[raw]), self._size)
 
     def _some_depths(self) -> Iterator[Tensor]:
         spaced = np.linspace(0, len(self._rows) - 1, min(_CHECKED, len(self._rows))).astype(int)

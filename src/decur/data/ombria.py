@@ -10,11 +10,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.files import read_image, read_mask
-from decur.data.folder import _resize
-from decur.data.rgbx import resize_label
-from decur.errors import ConfigError, DataError
+from decur.data.resizing import resize, resize_mask
+from decur.errors import DataError
 from decur.modality import Modality
 
 SPLITS = ("train", "test", "2021")
@@ -81,9 +80,7 @@ class Ombria(PairedDataset):
         self, root: str | Path, split: str | None = None, size: Literal[128, 256] = 256
     ) -> None:
         for name, value, known in (("split", split, (*SPLITS, None)), ("size", size, SIZES)):
-            if value not in known:
-                choices = ", ".join(str(choice) for choice in known)
-                raise ConfigError(f"Ombria: {name} is {value!r}; choose from {choices}")
+            check_choice("Ombria", name, value, known)
         self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; {_LAYOUT}")
@@ -113,7 +110,7 @@ class Ombria(PairedDataset):
         sample: Sample = {"id": self.ids[index], "images": {}, "target": {}}
         for name, modality in self.modalities.items():
             if file := files.get(f"{name}_{date}"):
-                sample["images"][name] = _resize(read_image(file, modality.channels), modality.size)
+                sample["images"][name] = resize(read_image(file, modality.channels), modality.size)
         # The masks of both sensors are the same.
         mask = files.get(f"s1_{_MASK}", files.get(f"s2_{_MASK}"))
         if date == "after" and mask is not None:
@@ -176,4 +173,4 @@ def _add(files: Files, key: str, file: str) -> None:
 
 def _read_flood(file: str, size: tuple[int, int] | None) -> Tensor:
     mask = read_mask(file)  # (H, W), 0 and 1, or 0 and 255
-    return resize_label((mask > (0 if int(mask.max()) <= 1 else 127)).long(), size)
+    return resize_mask((mask > (0 if int(mask.max()) <= 1 else 127)).long(), size)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from decur.data.bands import guess_augmentation
 from decur.data.base import PairedDataset, Sample, Target
 from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_mask
-from decur.data.folder import UNKNOWN_CLASS, _resize
+from decur.data.folder import UNKNOWN_CLASS
 from decur.data.listing import scan
+from decur.data.resizing import resize, resize_mask
 from decur.data.sentinel import change_modalities
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import PRESETS, Modality
@@ -128,7 +128,7 @@ class RGBX(PairedDataset):
         for name, modality in self.modalities.items():
             file = self._files[name][index]
             if file is not None:
-                sample["images"][name] = _resize(
+                sample["images"][name] = resize(
                     read_image(file, modality.channels, modality.nodata), modality.size
                 )
         if self.targets:
@@ -147,7 +147,7 @@ class RGBX(PairedDataset):
                 f"has value {int(label[unknown][0]) + first}, the {classes} classes are {first} to "
                 f"{classes - 1 + first}; set `classes`",
             )
-        return resize_label(label, self.modalities["rgb"].size)
+        return resize_mask(label, self.modalities["rgb"].size)
 
 
 def read_label(file: str | Path, zero_is_void: bool) -> Tensor:
@@ -156,13 +156,6 @@ def read_label(file: str | Path, zero_is_void: bool) -> Tensor:
     if zero_is_void:
         label = torch.where((label == 0) | (label == UNKNOWN_CLASS), UNKNOWN_CLASS + 1, label) - 1
     return label
-
-
-def resize_label(label: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Resize class indices (H, W) without mixing them."""
-    if size is None or label.shape == size:
-        return label
-    return interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
 
 def _names(file: Path) -> list[str] | None:

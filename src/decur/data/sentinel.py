@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decur.data.files import read_image
-from decur.data.folder import _resize
+from decur.data.resizing import resize
 from decur.errors import BadSampleError, ConfigError
 from decur.modality import Modality
 
@@ -51,7 +51,7 @@ def read_bands(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
             raise BadSampleError(
                 file, "has 8-bit pixels, of which the raw values are lost; get the raw release"
             )
-        bands.append(_resize(band, size))
+        bands.append(resize(band, size))
     return torch.cat(bands)
 
 

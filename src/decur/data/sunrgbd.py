@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
 from decur.data.files import read_image
-from decur.data.folder import _resize
-from decur.data.rgbx import resize_label
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.data.resizing import resize, resize_mask
+from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
 log = logging.getLogger(__name__)
@@ -95,9 +94,7 @@ class SUNRGBD(PairedDataset):
             ("depth", depth, get_args(Depth)),
             ("classes", classes, (37, None)),
         ):
-            if value not in known:
-                choices = ", ".join(str(choice) for choice in known)
-                raise ConfigError(f"SUNRGBD: {name} is {value!r}; choose from {choices}")
+            check_choice("SUNRGBD", name, value, known)
         self.root, self.depth, self._size = Path(root), depth, (size[0], size[1])
         self._folder = "depth_bfx" if filled else "depth"
         toolbox = self.root / "SUNRGBDtoolbox"
@@ -141,7 +138,7 @@ class SUNRGBD(PairedDataset):
                 continue
             if name == "rgb":
                 photograph = read_image(_only_file(self._scene(index) / "image"), bands=3)
-                sample["images"][name] = _resize(photograph, self._size)
+                sample["images"][name] = resize(photograph, self._size)
             else:
                 sample["images"][name] = self._read_depth(index)
         if self._labels is not None:
@@ -170,7 +167,7 @@ class SUNRGBD(PairedDataset):
                 f"{raw.max()}); download it anew",
             )
         label = torch.from_numpy(raw.T.astype(np.int64)) - 1  # MATLAB's axes are reversed
-        return resize_label(label.masked_fill(label < 0, 255), self._size)
+        return resize_mask(label.masked_fill(label < 0, 255), self._size)
 
     def _some_depths(self) -> Iterator[Tensor]:
         rows = np.flatnonzero(self.present[list(self.modalities)[1]])
