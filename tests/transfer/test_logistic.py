@@ -112,3 +112,22 @@ def test_the_command_refuses_it_for_others(target, kind, refused):
     scenes = ["--data=SyntheticScenes", "--data.samples=60", "--data.size=32"]
     line = refused(*scenes, f"--target={target}", "--probe=logistic")
     assert f"{target!r} is a {kind}; take ridge" in line
+
+
+def test_penalties_beyond_those_that_overfit_are_not_tried(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 150))  # 320 to fit, so a weak penalty fits the noise
+    labels = (x[:, 0] + 2 * rng.normal(size=400) > 0).astype(np.int64)
+    tried = []
+    solve = probe._solve_logistic
+    monkeypatch.setattr(
+        probe,
+        "_solve_logistic",
+        lambda x, labels, task, c: tried.append(c) or solve(x, labels, task, c),
+    )
+    _, chosen = fit_logistic(x.astype(np.float32), labels, task_of(2))
+    stopped = max(tried)
+    tried.clear()
+    monkeypatch.setattr(probe, "PATIENCE", len(LOGISTIC))
+    _, best = fit_logistic(x.astype(np.float32), labels, task_of(2))
+    assert chosen == best and chosen < stopped < max(tried) == LOGISTIC[-1]

@@ -29,6 +29,7 @@ Solve = Callable[[Matrix, NDArray[Any], Task, float], tuple[Matrix, Matrix]]
 
 RIDGE = np.logspace(-2, 6, 9)  # penalties on standardised features
 LOGISTIC = np.logspace(-5, 3, 9)  # C, the inverse of a penalty, likewise
+PATIENCE = 2  # values of C that are worse, after which weaker penalties are not tried
 ITERATIONS = 1000  # of L-BFGS; far more than a penalty that is worth choosing needs
 NEVER = -1e9  # bias of a class that has no sample
 VALIDATION = 0.2  # share of the training part that chooses among them
@@ -58,7 +59,7 @@ def fit_ridge(
     Returns:
         The layer, for features as they are, and the penalty.
     """
-    return _fit_chosen(_solve_ridge, RIDGE, x, labels, task, groups, seed)
+    return _fit_chosen(_solve_ridge, RIDGE, len(RIDGE), x, labels, task, groups, seed)
 
 
 def fit_logistic(
@@ -69,6 +70,9 @@ def fit_logistic(
     seed: int = 0,
 ) -> tuple[nn.Linear, float]:
     """Multinomial logistic regression on standardised features, one class a sample.
+
+    The penalty is weakened from one that is too strong until two in a row have been worse than the
+    best on the validation part: those still weaker take minutes, and overfit.
 
     Args:
         x: (N, D) features of the training part.
@@ -81,12 +85,13 @@ def fit_logistic(
         The layer, for features as they are, whose softmax gives the probabilities; and scikit-
         learn's C, the inverse of the penalty.
     """
-    return _fit_chosen(_solve_logistic, LOGISTIC, x, labels, task, groups, seed)
+    return _fit_chosen(_solve_logistic, LOGISTIC, PATIENCE, x, labels, task, groups, seed)
 
 
 def _fit_chosen(
     solve: Solve,
     strengths: Matrix,
+    patience: int,
     x: NDArray[np.float32],
     labels: NDArray[Any],
     task: Task,
@@ -95,14 +100,20 @@ def _fit_chosen(
 ) -> tuple[nn.Linear, float]:
     """Choose a regularisation on validation parts, then fit everything."""
     features, truth = x.astype(np.float64), torch.from_numpy(labels)
-    scores: list[list[float]] = []
-    for fit, held in _validation(labels, task, groups, seed):
-        scores.append([])
-        for strength in strengths:
+    parts = _validation(labels, task, groups, seed)
+    means = np.full(len(strengths), np.nan)
+    best, worse = -np.inf, 0
+    for tried, strength in enumerate(strengths):
+        scores = []
+        for fit, held in parts:
             weight, bias = _standardised(solve, features[fit], labels[fit], task, strength)
             kept = task.keep(torch.from_numpy(features[held] @ weight.T + bias), truth[held])
-            scores[-1].append(task.metrics(kept)[task.main])
-    means = np.array(scores).mean(axis=0) if scores else np.full(len(strengths), np.nan)
+            scores.append(task.metrics(kept)[task.main])
+        means[tried] = np.mean(scores) if scores else np.nan
+        worse = worse + 1 if means[tried] < best else 0
+        best = np.fmax(best, means[tried])
+        if worse == patience:
+            break
     if np.isnan(means).all():
         chosen = float(strengths[len(strengths) // 2])
         log.warning(
