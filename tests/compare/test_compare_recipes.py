@@ -1,20 +1,23 @@
 """The comparisons that ship: every cell's configuration is right."""
 
+import re
+
 import pytest
 import yaml
 
 from decur.cli import main
-from decur.config import command_of, recipes
+from decur.config import command_of, find_config, recipes
 
 
 @pytest.mark.parametrize("name", [n for n, t in recipes().items() if command_of(t) == "compare"])
 def test_every_comparison_can_be_planned(name, tmp_path, capsys):
-    root = ["--data.root=anywhere"] if "data.root" in recipes()[name] else []
+    roots = re.findall(r"--([a-z.]*data\.root)", recipes()[name])
+    root = [f"--{key}=anywhere" for key in roots]
     main(["compare", f"--config={name}", f"--run={tmp_path / 'run'}", "--dry_run=true", *root])
     lines = capsys.readouterr().out.splitlines()
     cells = [line.strip() for line in lines[2:]]
     assert f"{len(cells)}: 0 done, {len(cells)} to do" in lines[1] and len(set(cells)) == len(cells)
-    for seed in (0, 1, 2):
+    for seed in find_config(name)[0].get("seeds", (0, 1, 2)):
         assert any(c.startswith("pretraining, DeCUR") and c.endswith(f"seed {seed}") for c in cells)
     assert not (tmp_path / "run").exists()
 

@@ -160,21 +160,42 @@ def test_missing_depth_is_no_surface():
     assert (out[2][valid] >= 38).all()
 
 
-@pytest.mark.parametrize("line", ["row", "column", "diagonal", "point"])
-def test_pixels_on_a_line_have_no_angle(line):
-    depth = torch.zeros(30, 30)
-    along = torch.arange(30)
-    if line == "row":
-        depth[15] = 2
-    elif line == "column":
-        depth[:, 15] = 2
-    elif line == "diagonal":
-        depth[along, along] = 2 + 0.03 * along
-    else:
-        depth[15, 15] = 2
-    out = hha(depth, (30.0, 30.0, 15.0, 15.0))
-    assert (out[2] == 0).all()
-    assert (out[0][depth > 0] > 0).all()
+@pytest.mark.parametrize(
+    ("step", "count"),
+    [
+        *[((0, 1), 14), ((1, 0), 14), ((1, 1), 14), ((1, -1), 14)],  # windows of 4 to 7 pixels
+        *[((1, 2), 7), ((2, 1), 7), ((3, -1), 5), ((0, 3), 5)],  # with gaps: of 2 and 3
+        *[((0, 1), 2), ((0, 1), 1)],
+    ],
+)
+def test_pixels_on_a_line_have_no_angle(step, count):
+    """Beside a room, whose surfaces keep theirs; one pixel off the line makes it a plane."""
+    depth = room(size=(48, 96))[0].float()
+    depth[:, 33:] = 0  # no window of 21 x 21, which tell gravity, shows both the room and the line
+    alone = hha(depth, SMALL)[2]
+    start = 24 - step[0] * (count // 2), 75 - step[1] * (count // 2)
+    line = [(start[0] + step[0] * k, start[1] + step[1] * k) for k in range(count)]
+    for k, (row, column) in enumerate(line):
+        depth[row, column] = 1.5 + 0.05 * k  # between the room's floor and its wall
+    rows, columns = torch.tensor(line).T
+    angle = hha(depth, SMALL)[2]
+    assert (angle[rows, columns] == 0).all()
+    assert (hha(depth, SMALL)[0][rows, columns] > 0).all()
+    assert torch.equal(angle[:, :33], alone[:, :33]) and (alone[:, :33] >= 38).all()
+
+    middle = line[count // 2]
+    aside = (middle[0] + 1, middle[1]) if step[0] == 0 else (middle[0], middle[1] + 1)
+    depth[aside] = 1.6
+    angle = hha(depth, SMALL)[2]
+    near = torch.tensor(  # a window of 7 x 7 that has three pixels not in a line
+        [
+            max(abs(row - aside[0]), abs(column - aside[1])) <= 3
+            and sum(max(abs(row - r), abs(column - c)) <= 3 for r, c in line) >= 2
+            for row, column in line
+        ]
+    )
+    assert torch.equal(angle[rows, columns] > 0, near)
+    assert near.any() == (count > 1)
 
 
 def test_ground_is_130_cm_below_where_none_is_seen():

@@ -1,12 +1,18 @@
 """On real files, read in place; see ../shared/data/README.md."""
 
+import csv
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from decur.checkpoint import load_encoder
+from decur.cli import main
 from decur.data import Collate, PairedFolder, SkipBad, compute_stats
 from decur.data.files import read_header, read_image, read_mask
 from decur.errors import BadSampleError, DataError
@@ -20,6 +26,17 @@ pytestmark = [
 ]
 
 SENSORS = {"S1RTC": 2, "S2L1C": 13, "S2L2A": 12, "DEM": 1}
+PRESETS = {"S1RTC": "sentinel1", "S2L1C": "sentinel2-l1c", "S2L2A": "sentinel2-l2a", "DEM": "dem"}
+
+
+def pretrained(run, *arguments):
+    """Two steps of `decur pretrain` with a tiny encoder; the run's metrics, `{name: number}`."""
+    tiny = ["--encoder.name=test_resnet", "--projector.width=16", "--views.size=48"]
+    tiny += ["--loader.workers=0", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+    tiny += ["--monitor.every_epochs=0", "--trainer.accelerator=cpu", f"--run={run}"]
+    main(["pretrain", *arguments, *tiny])
+    (row,) = csv.DictReader((run / "metrics.csv").open())
+    return {key: float(value) for key, value in row.items() if value and key != "time"}
 
 
 def test_ombria_is_1388_pairs_in_groups():
@@ -67,6 +84,24 @@ def test_terramesh_is_four_sensors():
     assert 1 <= label.min() <= label.max() <= 9
 
 
+@pytest.mark.parametrize("sensors", [("S1RTC", "S2L2A", "DEM"), tuple(SENSORS)])
+def test_terramesh_pretrains_all_pairs_of_its_sensors(sensors, tmp_path):
+    (tmp_path / "sensors.yaml").write_text(
+        yaml.safe_dump({name: PRESETS[name] for name in sensors}, sort_keys=False)
+    )
+    given = (f"--data.root={REAL / 'terramesh'}", f"--data.modalities={tmp_path / 'sensors.yaml'}")
+    metrics = pretrained(tmp_path / "run", *given, "--loader.batch_size=2")
+    assert all(np.isfinite(list(metrics.values())))
+    for a, b in combinations(sensors, 2):
+        assert {f"common/{a}-{b}", f"unique/{a}-{b}"} <= {key.split("loss/")[-1] for key in metrics}
+    for name in sensors:
+        encoder = load_encoder(tmp_path / "run" / "encoders" / f"{name}.safetensors")
+        assert encoder.modality.channels == SENSORS[name]
+    data = PairedFolder(REAL / "terramesh", tmp_path / "sensors.yaml")
+    for name, image in data[0]["images"].items():  # presets, of other data, still fit these scenes
+        assert data.modalities[name].scale(image).std() > 0.02, name
+
+
 def test_terramesh_inferred_and_its_statistics():
     statistics = compute_stats(REAL / "terramesh", workers=2)
     inferred = PairedFolder(REAL / "terramesh").modalities
@@ -97,15 +132,38 @@ def test_sen1floods11_bad_chips_are_told_apart():
 
 
 def test_sen1floods11_as_a_folder_skips_the_empty_chip(tmp_path):
-    for file in (REAL / "sen1floods11" / "S1").iterdir():
-        target = tmp_path / "s1" / file.name.replace("_S1Hand", "")
-        target.parent.mkdir(exist_ok=True)
-        target.symlink_to(file)
-    data = PairedFolder(tmp_path, {"s1": {"preset": "sentinel1", "size": [64, 64]}})
-    batch = Collate(data.modalities, {})([SkipBad(data)[i] for i in range(3)])
+    for sensor, folder, ending in (("s1", "S1", "_S1Hand"), ("s2", "S2", "_S2Hand")):
+        (tmp_path / sensor).mkdir()
+        for file in (REAL / "sen1floods11" / folder).iterdir():
+            (tmp_path / sensor / file.name.replace(ending, "")).symlink_to(file)
+    (tmp_path / "mask").mkdir()
+    for file in (REAL / "sen1floods11" / "Labels").iterdir():
+        label = read_mask(file).numpy()
+        label[label == -1] = 255  # not labelled
+        picture = tmp_path / "mask" / f"{file.stem.replace('_LabelHand', '')}.png"
+        Image.fromarray(label.astype(np.uint8)).save(picture)
+    presets = {"s1": "sentinel1", "s2": "sentinel2-l1c"}
+    sized = {name: {"preset": preset, "size": [64, 64]} for name, preset in presets.items()}
+    data = PairedFolder(tmp_path, sized)
+    assert data.ids == ["Ghana_83483", "Paraguay_34417", "Spain_7370579"]
+    batch = Collate(data.modalities, data.targets)([SkipBad(data)[i] for i in range(3)])
     assert batch["present"]["s1"].tolist() == [True, False, True]
-    assert len(batch["bad"]) == 1
-    assert "Paraguay_34417" in batch["bad"][0][0]
+    assert batch["present"]["s2"].tolist() == [False, False, True]
+    (bad,) = batch["bad"]
+    assert "Paraguay_34417" in bad[0] and not any("\n" in str(part) for part in bad)
+    spain, ghana = batch["target"]["mask"][2], batch["target"]["mask"][0]
+    assert set(spain.unique().tolist()) >= {0, 1} and set(ghana.unique().tolist()) == {255}
+
+
+def test_sen1floods11_unlabelled_pixels_are_told_of_in_one_line(tmp_path):
+    name = "Spain_7370579"
+    for folder, file in (("s1", f"S1/{name}_S1Hand.tif"), ("mask", f"Labels/{name}_LabelHand.tif")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.tif").symlink_to(REAL / "sen1floods11" / file)
+    (tmp_path / "mask" / "classes.txt").write_text("dry\nflooded\n")
+    with pytest.raises(BadSampleError, match=rf"mask/{name}\.tif.*class -1.*0 to 1 and 255") as bad:
+        PairedFolder(tmp_path, {"s1": "sentinel1"})[0]
+    assert "\n" not in str(bad.value)
 
 
 def test_bigearthnet_bands_read_at_their_own_sizes():
@@ -132,3 +190,35 @@ def test_seven_scenes_depth_in_millimetres():
     depth = data[0]["images"]["depth"]
     assert depth.shape == (1, 480, 640)
     assert not (depth == 65535).any()
+
+
+def test_seven_scenes_pretrains_colour_with_depth_that_has_holes(tmp_path):
+    root = tmp_path / "pairs"
+    for folder in ("rgb", "depth"):
+        (root / folder).mkdir(parents=True)
+        for file in (REAL / "seven_scenes" / folder).iterdir():
+            (root / folder / file.name).symlink_to(file)
+    far = []
+    for file in sorted((root / "depth").iterdir()):
+        millimetres = np.array(Image.open(file))
+        if (millimetres == 65535).any():  # a modality has one value for no measurement: make it 0
+            far.append(file.stem)
+            millimetres[millimetres == 65535] = 0
+            file.unlink()
+            Image.fromarray(millimetres).save(file)
+    assert far == ["000850", "000860", "000870", "000880", "000890"]
+    sensors = {"rgb": "rgb", "depth": {"preset": "depth", "value_range": [0, 8000], "nodata": 0}}
+    (tmp_path / "sensors.yaml").write_text(yaml.safe_dump(sensors, sort_keys=False))
+    data = PairedFolder(root, tmp_path / "sensors.yaml")
+    raw = np.array(Image.open(REAL / "seven_scenes" / "depth" / "000850.png"))
+    depth = data[data.ids.index("000850")]["images"]["depth"][0]
+    np.testing.assert_array_equal(depth.isnan(), (raw == 0) | (raw == 65535))
+    scaled = data.modalities["depth"].scale(depth[None])[0]
+    assert (scaled[depth.isnan()] == 0.5).all()
+    known = ~depth.isnan()
+    np.testing.assert_allclose(scaled[known], raw[known.numpy()] / 8000, rtol=1e-6)
+    given = (f"--data.root={root}", f"--data.modalities={tmp_path / 'sensors.yaml'}")
+    metrics = pretrained(tmp_path / "run", *given, "--loader.batch_size=8")
+    assert all(np.isfinite(list(metrics.values())))
+    encoder = load_encoder(tmp_path / "run" / "encoders" / "depth.safetensors")
+    assert encoder.modality.nodata == 0 and encoder.modality.value_range == (0, 8000)

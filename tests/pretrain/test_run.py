@@ -4,6 +4,9 @@ import csv
 
 import pytest
 import torch
+from make_geonrw import make_geonrw
+from make_ssl4eo_s12 import make_ssl4eo_s12
+from make_sunrgbd import make_sunrgbd
 from safetensors.torch import load_file
 
 from decur import Modality
@@ -82,12 +85,25 @@ def test_workers_change_nothing(tiny):
 def test_every_recipe_of_pretraining_runs(name, tmp_path, make_pairs):
     layers = find_config(name)
     arguments = ["--monitor.every_epochs=0", f"--run={tmp_path / 'run'}"]
-    if layers[0]["data"]["class_path"].endswith("PairedFolder"):
-        arguments.append(f"--data.root={make_pairs({'s1': 1, 's2': 3}, samples=16, size=32)}")
-    else:
-        arguments += ["--data.samples=16", "--data.size=32"]
+    root = tmp_path / "data"
+    match layers[0]["data"]["class_path"].rpartition(".")[2]:
+        case "PairedFolder":
+            root = make_pairs({"s1": 1, "s2": 3}, samples=16, size=32)
+            arguments.append(f"--data.root={root}")
+        case "SSL4EOS12":
+            places = range(4)
+            arguments.append(f"--data.root={make_ssl4eo_s12(root, {'s1': places, 's2c': places})}")
+        case "GeoNRW":
+            arguments.append(f"--data.root={make_geonrw(root, ['bonn'])}")
+        case "SUNRGBD":
+            scenes = [f"kv1/NYUdata/NYU{i:04d}" for i in range(16)]
+            made = make_sunrgbd(root, {"train": scenes[:8], "test": scenes[8:]})
+            arguments += [f"--data.root={made}", "--data.size=[48,64]"]
+        case _:
+            arguments += ["--data.samples=16", "--data.size=32"]
     arguments += [
-        *("--encoder.name=test_resnet", "--projector.width=16", "--views.size=24"),
+        f"--encoder.name={'test_vit' if 'vit' in name.split('-') else 'test_resnet'}",
+        *("--projector.width=16", f"--views.size={32 if 'vit' in name.split('-') else 24}"),
         *("--loader.batch_size=8", "--loader.workers=0", "--trainer.max_epochs=1"),
     ]
     main(["pretrain", f"--config={name}", *arguments])

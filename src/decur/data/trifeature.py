@@ -229,10 +229,9 @@ def _cross() -> Outline:
     return np.concatenate([arm * 1j**quarter for quarter in range(4)])
 
 
-def _heart() -> Outline:
-    t = np.linspace(0, 2 * np.pi, 61)
-    up = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return (16 * np.sin(t) ** 3 - 1j * (up + 2.5)) / 17
+def _hourglass() -> Outline:
+    half = np.array([-0.14, -0.75 - 0.66j, 0.75 - 0.66j])
+    return np.concatenate((half, -half))
 
 
 SHAPES: dict[str, Outline] = {
@@ -245,7 +244,7 @@ SHAPES: dict[str, Outline] = {
     "bar": _corners(20, 160, 200, 340),
     "cross": _cross(),
     "star": _star(),
-    "heart": _heart(),
+    "hourglass": _hourglass(),
 }
 
 

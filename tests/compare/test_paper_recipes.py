@@ -1,0 +1,167 @@
+"""The recipes of the paper's tables: its settings, its scores, and encoders that fit the tasks."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from make_bigearthnet_mm import make_bigearthnet_mm
+from make_geonrw import make_geonrw
+from make_nyu import make_nyu
+from make_ssl4eo_s12 import make_ssl4eo_s12
+from make_sunrgbd import make_sunrgbd
+
+from decur.cli import main
+from decur.compare.published import find, published_table, published_tables
+from decur.config import command_of, describe, recipes
+from decur.pretrain import OptimizerSettings
+from decur.pretrain.command import parse
+
+LARS, ADAMW = ("lars", 0.2, 0.0048, 1e-6), ("adamw", 1e-4, 1e-4, 0.01)
+# Section 4 and appendix B.1, typed from the paper: share of common dimensions, batch, passes over
+# the data, samples of a picture in one of our epochs, optimiser with rates and decay.
+PRETRAINED = {
+    "ssl4eo": (0.875, 256, 100, 4, LARS),
+    "ssl4eo-vit": (0.875, 256, 100, 4, ADAMW),
+    "geonrw": (0.75, 256, 100, 1, LARS),
+    "geonrw-vit": (0.75, 256, 100, 1, ADAMW),
+    "sunrgbd": (0.75, 128, 200, 1, LARS),
+}
+# The rows of its tables that are pretrained with what there is here, each under our name of it.
+ROWS = {
+    "compare-ssl4eo": {
+        **{"random": "Rand. Init.", "supervised": "Supervised", "SimCLR": "SimCLR-cross"},
+        **{"CLIP": "CLIP", "Barlow Twins": "Barlow Twins", "Barlow Twins, SAR": "BT-SAR"},
+        **{"VICReg": "VICReg", "DeCUR": "DeCUR (ours)"},
+    },
+    "compare-ssl4eo-vit": {"random": "Rand. Init.", "SimCLR": "SimCLR", "DeCUR": "DeCUR (ours)"},
+    "compare-geonrw": {
+        **{"random": "Rand. Init.", "supervised": "Supervised", "SimCLR": "SimCLR-cross"},
+        **{"CLIP": "CLIP", "Barlow Twins": "Barlow Twins", "VICReg": "VICReg"},
+        **{"Barlow Twins, RGB": "BarlowTwins-RGB", "DeCUR": "DeCUR (ours)"},
+    },
+    "compare-geonrw-vit": {"random": "Rand. Init.", "SimCLR": "SimCLR", "DeCUR": "DeCUR (ours)"},
+    "compare-sunrgbd": {"random": "FCN", "CLIP": "FCN (CLIP)", "DeCUR": "FCN (DeCUR)"},
+}
+SCORED = {name for name, text in recipes().items() if re.search(r"^# score ", text, re.M)}
+
+
+def cells_of(name, monkeypatch, tmp_path, *arguments):
+    """The cells of a comparison that ships."""
+    plans = []
+    with monkeypatch.context() as patched:
+        patched.setattr("decur.compare.run.Plan.cells", lambda plan: plans.append(plan) or [])
+        given = (f"--run={tmp_path / 'run'}", "--dry_run=true", *arguments)
+        main(["compare", f"--config={name}", *given])
+    return plans[0].cells()
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_pretraining_is_as_the_paper_says(name):
+    common, batch, passes, repeats, (optimiser, *rates) = PRETRAINED[name]
+    settings = parse([f"--config={name}", "--data.root=X"])[1]
+    losses = settings.objective.init_args
+    weights = {losses.lambda_common, losses.lambda_unique, losses.lambda_intra}
+    assert settings.objective.class_path.endswith(".DeCUR") and losses.common == common
+    assert weights == {0.0051} and losses.intra and losses.decouple
+    assert (settings.projector.width, settings.projector.layers) == (8192, 3)
+    assert settings.encoder.name == ("vit_small_patch16_224" if "vit" in name else "resnet50")
+    assert settings.loader.batch_size == batch and settings.views.size == 224
+    assert settings.trainer.max_epochs * repeats == passes
+    assert settings.optimizer.name == optimiser and not settings.optimizer.warmup_epochs
+    assert OptimizerSettings(**vars(settings.optimizer)).rates() == pytest.approx(rates)
+    assert settings.optimizer.momentum == 0.9 and not settings.optimizer.scale_lr
+
+
+def test_every_recipe_of_the_paper_says_its_score():
+    of_paper = {name for name, text in recipes().items() if "(Table" in describe(text)}
+    assert of_paper == SCORED - set(ROWS) and set(ROWS) < SCORED
+    assert set(PRETRAINED) == {n for n in of_paper if command_of(recipes()[n]) == "pretrain"}
+
+
+@pytest.mark.parametrize("name", sorted(SCORED))
+def test_a_score_in_a_header_is_one_of_decur_in_the_table_it_names(name):
+    header = re.search(r"^# score +(.*?)^(?:# [a-z]|[^#])", recipes()[name], re.M | re.S)[1]
+    told = re.split(r"\(Table (\d)\)", header)
+    tables, scores = told[1::2], [re.findall(r"\d\d\.\d", part) for part in told[::2]]
+    if len(tables) == 1:  # of all that is said
+        scores = [[score for part in scores for score in part]]
+    for number, part in zip(tables, scores, strict=False):
+        printed = {
+            f"{value:.1f}"
+            for table, found in published_tables().items()
+            if table.startswith(f"table{number}-")
+            for row in found.rows
+            if "DeCUR" in row.method or "w/o. DA" in row.method
+            for value in row.values
+            if value is not None
+        }
+        assert part and set(part) <= printed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeypatch):
+    roots = [f"--{key}=X" for key in re.findall(r"--([a-z.]*data\.root)", recipes()[name])]
+    tasks = yaml.safe_load(recipes()[name])["tasks"]
+    printed = {"mAP_micro": "mAP", "mIoU": "mIoU"}
+    compared = set()
+    for cell in cells_of(name, monkeypatch, tmp_path, *roots):
+        if cell.command == "pretrain":
+            continue
+        frozen = yaml.safe_load(cell.config)["freeze"]
+        task = tasks[cell.task]
+        rows = {
+            score.row.method
+            for table in task["published"]
+            for score in find(
+                published_table(table),
+                training="frozen" if frozen else ("fine-tuned", "supervised"),
+                label_fraction=cell.label_fraction,
+                modalities=cell.modalities,
+                metric=printed[task["metric"]],
+            )
+        }
+        assert ROWS[name][cell.method] in rows, cell.label
+        compared.add(cell.method)
+    assert compared == set(ROWS[name])
+
+
+def make_data(name, tmp_path):
+    """Command-line arguments that name tiny data for a comparison."""
+    root = tmp_path / "data"
+    if "ssl4eo" in name:
+        make_ssl4eo_s12(root / "ssl4eo", {"s1": range(2), "s2c": range(2)})
+        kinds = [["Pastures"], ["Sea and ocean"], ["Pastures", "Sea and ocean"]] * 4
+        splits = {"train": range(8), "val": range(8, 9), "test": range(9, 12)}
+        make_bigearthnet_mm(root / "ben", kinds, splits)
+        return [f"--pretrain.data.root={root / 'ssl4eo'}", f"--transfer.data.root={root / 'ben'}"]
+    if "geonrw" in name:
+        return [f"--data.root={make_geonrw(root, ('bonn', 'herne'), side=128)}"]
+    scenes = [f"kv1/NYUdata/NYU{i:04d}" for i in range(12)]
+    make_sunrgbd(root, {"train": scenes[:8], "test": scenes[8:]})
+    make_nyu(root, range(1, 9), range(9, 13))
+    return [f"--data.root={root}", "--data.size=[48,64]"]
+
+
+@pytest.mark.parametrize("name", ["compare-ssl4eo", "compare-geonrw-vit", "compare-sunrgbd"])
+def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, monkeypatch):
+    vit = name.endswith("-vit")
+    encoder = f"--encoder.name={'test_vit' if vit else 'test_resnet'}"
+    cells = cells_of(name, monkeypatch, tmp_path, *make_data(name, tmp_path))
+    cells = [cell for cell in cells if cell.method == "DeCUR"]
+    chosen = {cell.task: cell for cell in reversed(cells) if "optical-only" not in cell.task}
+    for cell in reversed(chosen.values()):  # one of each task, after the pretraining
+        short = [encoder, "--loader.workers=0", "--loader.batch_size=4"]
+        if cell.command == "pretrain":
+            short += ["--projector.width=16", "--views.size=32", "--trainer.max_epochs=1"]
+        else:
+            steps = yaml.safe_load(cell.config)["fit"]["steps"]
+            short += ["--fit.steps=1" if steps else "--fit.epochs=1", "--size=32", "--device=cpu"]
+            short.append("--label_fraction=1")
+        cell.folder.parent.mkdir(parents=True, exist_ok=True)
+        config = cell.folder.with_suffix(".yaml")
+        config.write_text(cell.config)
+        main([cell.command, f"--config={config}", *short])
+    transfers = [cell.folder for cell in chosen.values() if cell.command == "transfer"]
+    assert len(transfers) == {"compare-ssl4eo": 4, "compare-geonrw-vit": 1}.get(name, 2)
+    assert all((Path(folder) / "results.json").is_file() for folder in transfers)
