@@ -105,6 +105,17 @@ def test_missing_pixels_become_one_half():
     assert (nothing == 0.5).all()
 
 
+def test_several_values_can_mean_no_measurement():
+    modality = plain(nodata=[0, 65535])
+    again = Modality.from_dict(modality.to_dict())
+    assert again == modality and not again.differences(modality)
+    assert again.differences(plain(nodata=0))
+    x = torch.tensor([0.0, 65535.0, 1.0, 65534.0]).reshape(1, 2, 2).repeat(modality.channels, 1, 1)
+    missing = (modality.scale(x) != plain(nodata=None).scale(x))[0].flatten()
+    assert missing.tolist() == [True, True, False, False]
+    assert (modality.scale(x)[0].flatten()[:2] == 0.5).all()
+
+
 def test_scaling_other_bands_is_refused():
     with pytest.raises(DataError, match=r"'x' has 2 bands \(a, b\).*\(3, 4, 4\)"):
         plain().scale(torch.zeros(3, 4, 4))

@@ -34,7 +34,8 @@ class Modality:
         value_range: raw values that become 0 and 1 under `scaling="range"`.
         cut: percentage of the pixels of each image and band that count as outliers, half at either
             end; they are clipped to the rest before scaling (2 for SAR, appendix B.1).
-        nodata: raw value that means "no measurement"; NaN always does. Such pixels become 0.5.
+        nodata: raw value that means "no measurement", or several of them; NaN always does. Such
+            pixels become 0.5.
         size: height and width in pixels; images of another size are resized to it. None: taken
             from the data.
         augmentation: name of the augmentation recipe that is feasible for this sensor (see
@@ -51,12 +52,12 @@ class Modality:
     scaling: Scaling = "standard"
     value_range: tuple[float, float] = (0.0, 255.0)
     cut: float = 0.0
-    nodata: float | None = None
+    nodata: float | tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     augmentation: str = "optical"
 
     def __post_init__(self) -> None:
-        for field in ("bands", "mean", "std", "value_range", "size"):
+        for field in ("bands", "mean", "std", "value_range", "nodata", "size"):
             value = getattr(self, field)
             if isinstance(value, list):  # YAML and JSON have no tuples
                 object.__setattr__(self, field, tuple(value))

@@ -20,7 +20,7 @@ def scale(images: Tensor, modality: Modality) -> Tensor:
         )
     x = images.to(torch.float32)  # (..., C, H, W)
     if modality.nodata is not None:
-        x = torch.where(x == modality.nodata, torch.nan, x)
+        x = torch.where(torch.isin(x, x.new_tensor(modality.nodata)), torch.nan, x)
     if modality.cut or modality.scaling == "image":
         low, high = percentiles(x, modality.cut / 2, 100 - modality.cut / 2)  # (..., C, 1, 1)
         x = x.clamp(low, high)

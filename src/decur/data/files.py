@@ -42,7 +42,11 @@ class Header:
     names: tuple[str, ...] | None = None
 
 
-def read_image(path: str | Path, bands: int | None = None, nodata: float | None = None) -> Tensor:
+def read_image(
+    path: str | Path,
+    bands: int | None = None,
+    nodata: float | tuple[float, ...] | None = None,
+) -> Tensor:
     """Read the pixels of one file.
 
     Palette and CMYK pictures become RGB. A NumPy array is (H, W) or (C, H, W).
@@ -50,7 +54,7 @@ def read_image(path: str | Path, bands: int | None = None, nodata: float | None 
     Args:
         path: .tif, .tiff, .jp2, .png, .jpg, .jpeg or .npy.
         bands: number of bands the file must have; None takes any.
-        nodata: raw value that means "no measurement", besides NaN and the file's own.
+        nodata: raw values that mean "no measurement", besides NaN and the file's own.
 
     Returns:
         (C, H, W), in raw units: uint8 where the file is 8-bit, else float32. Pixels without a
@@ -76,7 +80,8 @@ def read_image(path: str | Path, bands: int | None = None, nodata: float | None 
         )
     if pixels.size == 0:
         raise BadSampleError(path, f"has no pixels (shape {pixels.shape}); {_AS_COPIED}")
-    holes = {value for value in (own_nodata, nodata) if value is not None}
+    named = nodata if isinstance(nodata, tuple) else (nodata,)
+    holes = {value for value in (own_nodata, *named) if value is not None}
     return _checked(path, _to_tensor(path, pixels), holes)
 
 

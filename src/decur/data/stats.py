@@ -24,7 +24,7 @@ _SAMPLED_PIXELS = 500_000  # a band, over all images together
 
 def stats_of_files(
     paths: Sequence[str | Path],
-    nodata: float | None = None,
+    nodata: float | tuple[float, ...] | None = None,
     workers: int = 1,
     advance: Advance | None = None,
 ) -> BandStatistics:
@@ -32,7 +32,7 @@ def stats_of_files(
 
     Args:
         paths: of the files.
-        nodata: raw value that means "no measurement", besides NaN and the files' own.
+        nodata: raw values that mean "no measurement", besides NaN and the files' own.
         workers: threads that read; the result does not depend on their number.
         advance: told now and then how many more files have been read.
 
