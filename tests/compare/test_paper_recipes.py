@@ -66,6 +66,7 @@ def test_pretraining_is_as_the_paper_says(name):
     assert weights == {0.0051} and losses.intra and losses.decouple
     assert (settings.projector.width, settings.projector.layers) == (8192, 3)
     assert settings.encoder.name == ("vit_small_patch16_224" if "vit" in name else "resnet50")
+    assert settings.encoder.attention == (None if "vit" in name else "rda")
     assert settings.loader.batch_size == batch and settings.views.size == 224
     assert settings.trainer.max_epochs * repeats == passes
     assert settings.optimizer.name == optimiser and not settings.optimizer.warmup_epochs

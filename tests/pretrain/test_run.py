@@ -63,6 +63,16 @@ def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp
     assert not equal(weights(folder), weights(other))
 
 
+@pytest.mark.parametrize("attention", ["rda", "{layer1: cbam, layer4: da}"])
+def test_attention_is_a_key_of_the_encoder(attention, tiny, tmp_path):
+    folder = tiny(f"--encoder.attention={attention}", "--monitor.every_epochs=0")
+    stages = {key.partition(".attention")[0] for key in weights(folder)["sar"] if "attention" in key}
+    assert stages == ({"layer3", "layer4"} if attention == "rda" else {"layer1", "layer4"})
+    again = tmp_path / "again"
+    main(["pretrain", "--config", str(folder / "config.yaml"), "--run", str(again)])
+    assert equal(weights(folder), weights(again))
+
+
 def test_the_report_holds_its_pictures_and_no_link(tiny):
     page = (tiny("--trainer.max_epochs=1") / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 4

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
 from decur.encoders.alexnet import AlexNetEncoder
+from decur.encoders.attention import attach
 from decur.encoders.base import Encoder
 from decur.encoders.mlp import MLPEncoder
 from decur.encoders.projected import PROJECTED, ProjectedEncoder
@@ -25,26 +27,38 @@ VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
 class TimmEncoder(Encoder):
     """A timm model without its classifier.
 
-    Its state dict has timm's own keys, so weights go in and out of plain timm models.
+    Its state dict has timm's own keys, so weights go in and out of plain timm models; those of an
+    attention are `<stage>.attention.*`.
 
     Args:
         name: a timm model name.
         channels: number of input bands.
         pretrained: start from timm's weights (downloads them).
+        attention: what follows which stage, as `{"layer3": "rda", "layer4": "rda"}`, or only its
+            name for the last two stages: "rda", "da" or "cbam".
         **options: further arguments of `timm.create_model`.
 
     Raises:
-        ConfigError: if timm has no such model, it gives no feature maps, or its weights cannot be
-            had.
+        ConfigError: if timm has no such model, it gives no feature maps, its weights cannot be
+            had, or it cannot have this attention.
     """
 
     def __init__(
-        self, name: str, channels: int, /, *, pretrained: bool = False, **options: Any
+        self,
+        name: str,
+        channels: int,
+        /,
+        *,
+        pretrained: bool = False,
+        attention: str | Mapping[str, str] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.name = name
         self.options = dict(options)
         self.backbone: Any = _create(name, channels, pretrained, options)
+        if attention:
+            self.options["attention"] = attach(self.backbone, name, attention)
         info = self.backbone.feature_info
         stages = len(info)
         if isinstance(self.backbone, timm.models.VisionTransformer):
@@ -117,7 +131,8 @@ def build_encoder(
             it again).
         modality: the sensor, or only its number of bands.
         pretrained: start from timm's weights (downloads them).
-        **options: further arguments of `timm.create_model`, or of `MLPEncoder`.
+        **options: further arguments of `TimmEncoder` (`attention`, and what `timm.create_model`
+            takes), or of `MLPEncoder`.
 
     Returns:
         The encoder, its `modality` set where one was given.

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from decur.data.base import Batch
-from decur.encoders import Encoder, Projector, build_encoder
+from decur.encoders import Encoder, Projector
 from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.objectives import Objective
@@ -91,9 +91,7 @@ class Pretrainer(L.LightningModule):
         for name, modality in self.modalities.items():
             if "." in name:
                 raise ConfigError(f"modality {name!r}: a name must not hold a dot; rename it")
-            built = build_encoder(
-                encoder.of(name), modality, pretrained=encoder.pretrained, **encoder.options
-            )
+            built = encoder.build(name, modality)
             head = Projector(built.dim, projector.width, projector.layers)
             if head.dim != objective.dim:
                 raise ConfigError(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from decur.errors import ConfigError
+from decur.modality import Modality
+
+if TYPE_CHECKING:
+    from decur.encoders import Encoder
 
 
 def _check(condition: bool, message: str) -> None:
@@ -21,12 +25,28 @@ class EncoderSettings:
     Args:
         name: a timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
         pretrained: start from timm's weights instead of from scratch (downloads them).
+        attention: what follows the last two stages of a CNN ("rda", "da" or "cbam"), or each
+            stage, as `{layer3: rda, layer4: rda}`.
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits
     pretrained: bool = False
+    attention: dict[str, str] | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, name: str, modality: Modality) -> Encoder:
+        """The encoder for one modality.
+
+        Raises:
+            ConfigError: naming what there is not.
+        """
+        from decur.encoders import build_encoder
+
+        options = {"attention": self.attention} if self.attention else {}
+        return build_encoder(
+            self.of(name), modality, pretrained=self.pretrained, **options, **self.options
+        )
 
     def of(self, modality: str) -> str:
         """The architecture for one modality."""

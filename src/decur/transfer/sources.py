@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from decur.checkpoint import RunFolder, load_encoder
-from decur.encoders import Encoder, ProjectedEncoder, build_encoder, select_bands
+from decur.encoders import Encoder, ProjectedEncoder, select_bands
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective
@@ -106,16 +106,10 @@ def _make(
     source: str, modalities: Mapping[str, Modality], settings: EncoderSettings, seed: int
 ) -> dict[str, Encoder]:
     """Fresh weights or timm's, for all sensors."""
+    if source != RANDOM:
+        settings = replace(settings, name=source.removeprefix(TIMM), pretrained=True)
     torch.manual_seed(seed)
-    return {
-        name: build_encoder(
-            settings.of(name) if source == RANDOM else source.removeprefix(TIMM),
-            modality,
-            pretrained=settings.pretrained or source != RANDOM,
-            **settings.options,
-        ).eval()
-        for name, modality in modalities.items()
-    }
+    return {name: settings.build(name, modality).eval() for name, modality in modalities.items()}
 
 
 @dataclass(frozen=True)

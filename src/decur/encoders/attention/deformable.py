@@ -1,0 +1,191 @@
+"""Deformable attention: each place looks at a few points, which the picture itself moves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample, scaled_dot_product_attention
+
+from decur.encoders.attention.base import Stage, attention
+
+HEAD, GROUP = 128, 256  # channels of a head, and of a group that shares its points
+
+
+class Inspection(NamedTuple):
+    """What a deformable attention did with a map; g groups, h heads, n sampled points.
+
+    Attributes:
+        points: (B, g, n, 2) places that are sampled, x and y, from -1 (left, top) to 1.
+        offsets: (B, g, n, 2) how far they were moved from the centres of their cells.
+        attention: (B, h, H * W, n) weight of each point for each place; sums to 1 over the points.
+    """
+
+    points: Tensor
+    offsets: Tensor
+    attention: Tensor
+
+
+class DeformableAttention(nn.Module):
+    """Deformable multi-head attention on a feature map.
+
+    Every place asks (a query); keys and values come from a coarse grid of points, moved by offsets
+    that a small network reads off the queries, one grid a group of channels. A learned bias for
+    the distance between place and point is read continuously from a table that spans the map
+    whatever its size, so a module trained on one size of pictures takes others.
+
+    A new module samples the centres of the grid's cells; wherever training moves the points, they
+    stay inside the map.
+
+    Args:
+        channels: C of the map, divisible by `heads` and by `groups`.
+        heads: h; a head has C / h channels.
+        groups: g of channels that have points of their own; divides `heads`.
+        stride: r; the grid has a point for every r x r places.
+        kernel: of the offset network's depthwise convolution, odd.
+        size: height and width of the map that the table of biases is made for.
+        residual: add the map to the result: RDA instead of DA (section 3.2).
+
+    Shapes:
+        (B, C, H, W) to (B, C, H, W).
+
+    Source: DeCUR paper, section 3.2 and appendix B.1; Xia et al. 2022, 2023 (DAT, DAT++). As the
+    authors' code does, offsets pass no tanh.
+
+    Example:
+        >>> module = DeformableAttention(256, heads=2, groups=1, stride=2, kernel=5, size=(14, 14))
+        >>> module(torch.zeros(1, 256, 14, 14)).shape
+        torch.Size([1, 256, 14, 14])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        groups: int,
+        stride: int,
+        kernel: int,
+        size: tuple[int, int],
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.heads, self.groups, self.stride, self.residual = heads, groups, stride, residual
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        width = channels // groups
+        move = nn.Conv2d(width, 2, 1, bias=False)
+        nn.init.zeros_(move.weight)  # a random network would scatter the points
+        self.offset = nn.Sequential(
+            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width),
+            _ChannelNorm(width),
+            nn.GELU(),
+            move,
+        )
+        self.bias = nn.Parameter(torch.empty(heads, 2 * size[0] - 1, 2 * size[1] - 1))
+        nn.init.trunc_normal_(self.bias, std=0.01)
+
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, C, H, W) the map that asks, and whose points are moved.
+            source: (B, C, any, any) the map that is sampled; `x` itself by default.
+        """
+        q, k, v, bias, _, _ = self._prepare(x, x if source is None else source)
+        y = scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, HW, C / h)
+        return self._finish(x, y)
+
+    def inspect(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Inspection]:
+        """What `forward` returns, and the points, offsets and weights behind it."""
+        q, k, v, bias, points, offsets = self._prepare(x, x if source is None else source)
+        attention = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)  # (B, h, HW, n)
+        return self._finish(x, attention @ v), Inspection(points, offsets, attention)
+
+    def _prepare(self, x: Tensor, source: Tensor) -> tuple[Tensor, ...]:
+        batch, channels, height, width = x.shape
+        query = self.query(x)
+        # Coordinates and sampling in float32: in bfloat16 a point would miss its place by a cell.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        grouped = query.reshape(batch * self.groups, -1, height, width)
+        offsets = self.offset(grouped).to(exact)  # (B g, 2, H / r, W / r), y and x
+        offsets = offsets.movedim(1, -1).flip(-1)  # (B g, H / r, W / r, 2), x and y
+        rows, columns = offsets.shape[1:3]
+        points = (_centres(rows, columns, offsets) + offsets).clamp(-1, 1)
+        grouped = source.to(exact).reshape(batch * self.groups, -1, *source.shape[-2:])
+        sampled = grid_sample(
+            grouped, points, padding_mode="border", align_corners=False
+        )  # (B g, C / g, H / r, W / r)
+        sampled = sampled.to(x.dtype).reshape(batch, channels, *sampled.shape[-2:])
+        q, k, v = (
+            tensor.reshape(batch, self.heads, -1, tensor[0, 0].numel()).mT
+            for tensor in (query, self.key(sampled), self.value(sampled))
+        )  # (B, h, HW, C / h), twice (B, h, n, C / h)
+        points = points.reshape(batch, self.groups, -1, 2)
+        bias = self._distance_bias(points, height, width).to(q.dtype)
+        return q, k, v, bias, points, offsets.reshape_as(points)
+
+    def _distance_bias(self, points: Tensor, height: int, width: int) -> Tensor:
+        """Bias of each place for each point: (B, g, n, 2) to (B, h, H W, n)."""
+        places = _centres(height, width, points).reshape(-1, 1, 2)
+        distance = (places - points.flatten(0, 1)[:, None]) / 2  # (B g, HW, n, 2), parts of the map
+        # From the first place to the last is the whole table: H - 1 steps of 1 / H.
+        extent = distance.new_tensor([width, height])
+        distance = distance * extent / (extent - 1).clamp_min(1)
+        table = self.bias.to(points.dtype).reshape(self.groups, -1, *self.bias.shape[-2:])
+        found = grid_sample(
+            table.repeat(len(points), 1, 1, 1), distance, padding_mode="border", align_corners=True
+        )  # (B g, h / g, HW, n)
+        return found.reshape(len(points), self.heads, height * width, -1)
+
+    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
+        y = self.out(y.mT.reshape(x.shape))
+        return x + y if self.residual else y
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _centres(height: int, width: int, like: Tensor) -> Tensor:
+    """Centres of the cells of a grid over the map: (height, width, 2), x and y in (-1, 1)."""
+    y, x = (
+        (torch.arange(steps, device=like.device, dtype=like.dtype) * 2 + 1) / steps - 1
+        for steps in (height, width)
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+def for_stage(stage: Stage, residual: bool) -> DeformableAttention:
+    """The attention that the paper has after a stage, and its like for other widths and stages.
+
+    The last stage's has a point for every place and a 3 x 3 offset kernel; of each one before, the
+    stride doubles and the kernel grows by 2, so that all stages sample about as many points
+    (Xia et al. 2023). Heads have 128 channels and groups 256 where the width divides by them.
+    """
+    heads, groups = (stage.channels // w if stage.channels % w == 0 else 1 for w in (HEAD, GROUP))
+    return DeformableAttention(
+        stage.channels,
+        heads=heads,
+        groups=groups,
+        stride=2**stage.later,
+        kernel=2 * stage.later + 3,
+        size=stage.size,
+        residual=residual,
+    )
+
+
+@attention("rda")
+def _rda(stage: Stage) -> DeformableAttention:
+    return for_stage(stage, residual=True)
+
+
+@attention("da")
+def _da(stage: Stage) -> DeformableAttention:
+    return for_stage(stage, residual=False)
