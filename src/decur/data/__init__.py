@@ -3,6 +3,7 @@
 from decur.data.bands import BandStatistics
 from decur.data.base import Batch, Collate, PairedDataset, Sample, SkipBad, Target
 from decur.data.bigearthnet import BigEarthNetMM
+from decur.data.bigearthnet_v2 import BigEarthNetV2
 from decur.data.folder import PairedFolder
 from decur.data.gaussian import LinearGaussianFactors
 from decur.data.geonrw import GeoNRW
@@ -10,6 +11,7 @@ from decur.data.nyu import NYUDepthV2
 from decur.data.ombria import Ombria
 from decur.data.rgbx import RGBX
 from decur.data.ssl4eo import SSL4EOS12
+from decur.data.ssl4eo_v11 import SSL4EOS12v11
 from decur.data.stats import compute_stats, write_modalities
 from decur.data.sunrgbd import SUNRGBD
 from decur.data.synthetic import SyntheticScenes
@@ -22,6 +24,7 @@ __all__ = [
     "BandStatistics",
     "Batch",
     "BigEarthNetMM",
+    "BigEarthNetV2",
     "BimodalTrifeature",
     "Collate",
     "GeoNRW",
@@ -30,6 +33,7 @@ __all__ = [
     "Ombria",
     "PairedDataset",
     "PairedFolder",
+    "SSL4EOS12v11",
     "Sample",
     "SkipBad",
     "SyntheticScenes",

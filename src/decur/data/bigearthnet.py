@@ -10,18 +10,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target, check_choice
+from decur.data.base import Sample, Target, check_choice
 from decur.data.sentinel import (
     Offset,
+    PatchPairs,
     change_modalities,
-    check_offset,
     offset_of,
-    read_bands,
-    without_offset,
 )
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
@@ -30,7 +27,6 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 SIZE = (120, 120)  # of the 10 m bands; those of 20 m have 60 x 60 pixels, those of 60 m 20 x 20
-_CHECKED = 8  # scenes that are looked at for the offset
 
 # CORINE Land Cover, level 3, in the order of the authors' label_indices.json (Sumbul et al. 2021).
 CLASSES_43 = (
@@ -73,7 +69,7 @@ _GATHERED: dict[str, tuple[int, ...]] = {
     "Marine waters": (40, 41, 42),
 }
 CLASSES_19 = tuple(_GATHERED)
-_TO_19 = {CLASSES_43[old]: new for new, olds in enumerate(_GATHERED.values()) for old in olds}
+TO_19 = {CLASSES_43[old]: new for new, olds in enumerate(_GATHERED.values()) for old in olds}
 _TO_43 = {name: index for index, name in enumerate(CLASSES_43)}
 
 # Statistics of its authors' bigearthnet-models, S1 in dB, S2 in DN.
@@ -91,7 +87,7 @@ _LAYOUT = (
 )
 
 
-class BigEarthNetMM(PairedDataset):
+class BigEarthNetMM(PatchPairs):
     """BigEarthNet-MM, release 1: 590,326 pairs of patches of 120 x 120 pixels in ten countries.
 
     Sentinel-1 in dB (VV, VH) and Sentinel-2 L2A (12 bands, resized to 120 x 120), with the land
@@ -150,32 +146,22 @@ class BigEarthNetMM(PairedDataset):
             ("split", split, (*SPLITS, None)),
         ):
             check_choice("BigEarthNetMM", name, value, known)
-        self.root, self.offset, self.classes = Path(root), offset, classes
-        self._folders = {"s1": self.root / s1_folder, "s2": self.root / s2_folder}
+        self.offset, self.classes = offset, classes
+        self._folders = {"s1": Path(root) / s1_folder, "s2": Path(root) / s2_folder}
         there = {name: _patches(folder) for name, folder in self._folders.items()}
-        pairs = _pairs(self.root, split, self._folders["s1"], there["s1"])
-        found = {s2: s1 for s2, s1 in pairs.items() if s2 in there["s2"] or s1 in there["s1"]}
-        if not found:
-            raise DataError(
-                f"{self.root}: none of the {len(pairs)} pairs of split {split!r} is in {s1_folder} "
-                f"or {s2_folder}, for example {next(iter(pairs), '')!r}; {_LAYOUT}"
-            )
-        if lost := len(pairs) - len(found):
-            log.warning("%s: %d of %d pairs have no files", self.root, lost, len(pairs))
-        self.ids = sorted(found)
-        self._names = {"s1": [found[id_] for id_ in self.ids], "s2": self.ids}
-        self.present = {
-            name: np.array([patch in there[name] for patch in names])
-            for name, names in self._names.items()
-        }
-        self.modalities = change_modalities(_MODALITIES, modalities)
-        self.groups = [id_.rsplit("_", 2)[0] for id_ in self.ids]
-        self.targets = {}
+        super().__init__(
+            Path(root),
+            _pairs(Path(root), split, self._folders["s1"], there["s1"]),
+            there,
+            change_modalities(_MODALITIES, modalities),
+            f"split {split!r}",
+            _LAYOUT,
+        )
         if classes is not None:
             self.targets["cover"] = Target(
                 "multilabel", CLASSES_19 if classes == 19 else CLASSES_43
             )
-        check_offset(self._some_scenes(), self.root)
+        self._check_offset()
 
     def read(self, index: int) -> Sample:
         """Read one pair.
@@ -183,25 +169,15 @@ class BigEarthNetMM(PairedDataset):
         Raises:
             BadSampleError: naming the file, if a band or the labels cannot be used.
         """
-        sample: Sample = {"id": self.ids[index], "images": {}}
         about = self._about(index)
-        if self.targets:
-            sample["target"] = {"cover": self._cover(index, about)}
-        if self.present["s1"][index]:
-            sample["images"]["s1"] = self._read("s1", index)
-        if self.present["s2"][index]:
-            image = self._read("s2", index)
-            sample["images"]["s2"] = without_offset(image, self._offset(index, about))
-        return sample
+        target = {"cover": self._cover(index, about)} if self.targets else {}
+        images = self.images(index, self._offset(index, about))
+        sample: Sample = {"id": self.ids[index], "images": images}
+        return {**sample, "target": target} if target else sample
 
-    def _read(self, name: str, index: int) -> Tensor:
-        modality = self.modalities[name]
-        files = [self._file(name, index, f"{_band_name(band)}.tif") for band in modality.bands]
-        return read_bands(files, modality.size)
-
-    def _file(self, name: str, index: int, ending: str) -> Path:
-        patch = self._names[name][index]
-        return self._folders[name] / patch / f"{patch}_{ending}"
+    def folder(self, name: str, patch: str) -> Path:
+        """Where the files of a patch of "s1" or "s2" lie."""
+        return self._folders[name] / patch
 
     def _about(self, index: int) -> dict[str, Any]:
         """What the JSON says of the patch; nothing where no labels are wanted."""
@@ -209,11 +185,12 @@ class BigEarthNetMM(PairedDataset):
 
     def _json(self, index: int) -> Path:
         name = "s2" if self.present["s2"][index] else "s1"  # both hold the labels
-        return self._file(name, index, "labels_metadata.json")
+        return self.file(name, index, "labels_metadata.json")
 
-    def _offset(self, index: int, about: Mapping[str, Any]) -> int:
+    def _offset(self, index: int, about: Mapping[str, Any] | None = None) -> int:
         if self.offset != "auto":
             return self.offset
+        about = self._about(index) if about is None else about
         return offset_of(str(about.get("tile_source", self.ids[index])))
 
     def _cover(self, index: int, about: Mapping[str, Any]) -> Tensor:
@@ -226,19 +203,10 @@ class BigEarthNetMM(PairedDataset):
                 raise BadSampleError(
                     file, f"has label {label!r}, which is none of the 43 classes of CORINE"
                 )
-            row = (_TO_19 if self.classes == 19 else _TO_43).get(label)
+            row = (TO_19 if self.classes == 19 else _TO_43).get(label)
             if row is not None:
                 vector[row] = 1
         return vector
-
-    def _some_scenes(self) -> Iterator[tuple[Tensor, int]]:
-        rows = np.flatnonzero(self.present["s2"])
-        spaced = np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)
-        for row in rows[spaced].tolist():
-            try:
-                yield self._read("s2", row), self._offset(row, self._about(row))
-            except BadSampleError:
-                continue  # comes up again when it is read as a sample
 
 
 def _patches(folder: Path) -> set[str]:
@@ -317,8 +285,3 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise BadSampleError(file, "must hold a JSON mapping; restore it from the archive")
     return about
-
-
-def _band_name(band: str) -> str:
-    """As files spell it: B01 for B1."""
-    return f"B0{band[1]}" if len(band) == 2 and band[1].isdigit() else band

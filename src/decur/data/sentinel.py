@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from decur.data.base import PairedDataset
 from decur.data.files import read_image
 from decur.data.resizing import resize
-from decur.errors import BadSampleError, ConfigError
+from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,108 @@ _OWN_BASELINE = 9999  # of products that people process themselves: tells nothin
 # The darkest band of a scene has half of its pixels below this, unless it is shifted, or cloud or
 # snow from edge to edge. A little below 1000: negative reflectance is why there is a shift.
 _SHIFTED_FROM = 950.0
+_CHECKED = 8  # scenes that are looked at for the offset
+
+
+class PatchPairs(PairedDataset):
+    """Base of data sets of S1 and S2 patches: a folder each, of one file a band.
+
+    A pair is named after its S2 patch. Its group is the acquisition that this was cut from: what
+    stands before the third `_` of the name.
+
+    Args:
+        root: the folder, for messages.
+        pairs: `{S2 patch: S1 patch}` of what is wanted.
+        there: `{"s1": patches, "s2": patches}` that have a folder.
+        modalities: "s1" and "s2", sizes set.
+        wanted: what the pairs are, for messages, as "split 'train'".
+        layout: what was expected, for messages.
+
+    Raises:
+        DataError: if none of the pairs is there.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        pairs: Mapping[str, str],
+        there: Mapping[str, set[str]],
+        modalities: dict[str, Modality],
+        wanted: str,
+        layout: str,
+    ) -> None:
+        found = {s2: s1 for s2, s1 in pairs.items() if s2 in there["s2"] or s1 in there["s1"]}
+        if not found:
+            raise DataError(
+                f"{root}: none of the {len(pairs)} pairs of {wanted} has a folder of its patches, "
+                f"for example {next(iter(pairs), '')!r}; {layout}"
+            )
+        if lost := len(pairs) - len(found):
+            log.warning("%s: %d of %d pairs have no files", root, lost, len(pairs))
+        self.root, self.modalities, self.targets = root, modalities, {}
+        self.ids = sorted(found)
+        self._names = {"s1": [found[id_] for id_ in self.ids], "s2": self.ids}
+        self.present = {
+            name: np.array([patch in there[name] for patch in names])
+            for name, names in self._names.items()
+        }
+        self.groups = ["_".join(id_.split("_")[:3]) for id_ in self.ids]
+
+    def images(self, index: int, offset: int) -> dict[str, Tensor]:
+        """The pictures of a pair, `offset` taken off that of S2.
+
+        Raises:
+            BadSampleError: naming the file, if a band cannot be used.
+        """
+        images = {name: self._read(name, index) for name, has in self.present.items() if has[index]}
+        if "s2" in images:
+            images["s2"] = without_offset(images["s2"], offset)
+        return images
+
+    @abstractmethod
+    def folder(self, name: str, patch: str) -> Path:
+        """Where the files of a patch of "s1" or "s2" lie."""
+
+    def file(self, name: str, index: int, ending: str) -> Path:
+        """One file of a patch of "s1" or "s2"."""
+        patch = self._names[name][index]
+        return self.folder(name, patch) / f"{patch}_{ending}"
+
+    def _read(self, name: str, index: int) -> Tensor:
+        modality = self.modalities[name]
+        files = [self.file(name, index, f"{band_in_file(band)}.tif") for band in modality.bands]
+        return read_bands(files, modality.size)
+
+    @abstractmethod
+    def _offset(self, index: int) -> int: ...
+
+    def _check_offset(self) -> None:
+        check_offset(
+            some_scenes(self.present["s2"], lambda row: (self._read("s2", row), self._offset(row))),
+            self.root,
+        )
+
+
+def band_in_file(band: str) -> str:
+    """A band of Sentinel-2 as files spell it: B01 for B1."""
+    return f"B0{band[1]}" if len(band) == 2 and band[1].isdigit() else band
+
+
+def some_scenes(
+    has: np.ndarray, scene: Callable[[int], tuple[Tensor, int]]
+) -> Iterator[tuple[Tensor, int]]:
+    """A few scenes from all over a data set, for `check_offset`.
+
+    Args:
+        has: (N,) bool: which samples have the sensor.
+        scene: reads a sample's raw image and the offset that is taken off it.
+    """
+    rows = np.flatnonzero(has)
+    for row in rows[np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)].tolist():
+        try:
+            yield scene(row)
+        except BadSampleError:
+            continue  # comes up again when it is read as a sample
 
 
 def read_bands(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:

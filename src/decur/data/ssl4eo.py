@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +19,7 @@ from decur.data.sentinel import (
     check_offset,
     offset_of,
     read_bands,
+    some_scenes,
     without_offset,
 )
 from decur.errors import BadSampleError, ConfigError, DataError
@@ -27,7 +30,6 @@ Seasons = Literal["all", "one"]
 
 SIZE = (264, 264)  # of the 10 m bands; those of 20 m have 132 x 132 pixels, those of 60 m 44 x 44
 SEASONS = 4
-_CHECKED = 8  # scenes that are looked at for the offset
 
 PRODUCTS: dict[Product, Modality] = {
     "s1": Modality.preset("sentinel1"),
@@ -47,7 +49,91 @@ _LAYOUT = (
 )
 
 
-class SSL4EOS12(PairedDataset):
+class PlacesInSeasons(PairedDataset):
+    """Base of the releases of SSL4EO-S12: places that each sensor saw in some seasons.
+
+    Args:
+        root: the folder.
+        sensors: what to read, `{name: product}`.
+        seasons: "all" or "one" of a place's seasons.
+        seed: of the seasons' order.
+        offset: taken off Sentinel-2.
+        modalities: changes of the modalities.
+        products: the modality of each product.
+
+    Raises:
+        ConfigError: for wrong options.
+    """
+
+    groups: list[str]
+
+    def __init__(
+        self,
+        root: str | Path,
+        sensors: dict[str, Product] | None,
+        seasons: Seasons,
+        seed: int,
+        offset: Offset,
+        modalities: dict[str, Any] | None,
+        products: Mapping[Product, Modality],
+    ) -> None:
+        reader = type(self).__name__
+        sensors = {"s1": "s1", "s2": "s2c"} if sensors is None else sensors
+        for option, value, known in (
+            *(("sensors", product, get_args(Product)) for product in sensors.values()),
+            ("seasons", seasons, get_args(Seasons)),
+            ("offset", offset, get_args(Offset)),
+        ):
+            if value not in known:
+                choices = ", ".join(str(choice) for choice in known)
+                raise ConfigError(f"{reader}: {option} has {value!r}; choose from {choices}")
+        if not sensors:
+            raise ConfigError(f"{reader}: sensors is empty; name at least one")
+        self.root, self.seed, self.offset, self.sensors = Path(root), seed, offset, sensors
+        self.seasons = SEASONS if seasons == "all" else 1
+        self.targets = {}
+        known_modalities = {
+            name: products[product].with_(name=name, size=SIZE) for name, product in sensors.items()
+        }
+        self.modalities = change_modalities(known_modalities, modalities)
+
+    def _set_places(self, places: Sequence[str], there: Mapping[str, Sequence[bool]]) -> None:
+        """Name the samples: those of a place lie side by side.
+
+        Args:
+            places: in order.
+            there: for each sensor, which of the places it saw.
+        """
+        self.groups = [place for place in places for _ in range(self.seasons)]
+        self.ids = [f"{place}_{k}" for place in places for k in range(self.seasons)]
+        self.present = {
+            name: np.repeat(np.array(has, bool), self.seasons) for name, has in there.items()
+        }
+
+    def read(self, index: int) -> Sample:
+        """Read one place, a season of each sensor.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+        images = {
+            name: without_offset(*self._scene(name, index))
+            for name in self.modalities
+            if self.present[name][index]
+        }
+        return {"id": self.ids[index], "images": images}
+
+    @abstractmethod
+    def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
+        """A sample's raw image of a sensor, and the offset that is taken off it."""
+
+    def _season(self, name: str, index: int, seasons: int) -> int:
+        """Which of a place's seasons a sample takes of a sensor."""
+        order = season_order(self.seed, self.sensors[name], self.groups[index], seasons)
+        return int(order[index % self.seasons % seasons])
+
+
+class SSL4EOS12(PlacesInSeasons):
     """SSL4EO-S12, release 1.0, as GeoTIFF files: what the DeCUR paper pretrains on.
 
     Sentinel-1 GRD in dB (s1: VV, VH), Sentinel-2 L1C (s2c: 13 bands) and L2A (s2a: 12 bands) of
@@ -93,8 +179,6 @@ class SSL4EOS12(PairedDataset):
         data[0]["images"]["s2"].shape  # torch.Size([13, 264, 264])
     """
 
-    groups: list[str]
-
     def __init__(
         self,
         root: str | Path,
@@ -104,53 +188,27 @@ class SSL4EOS12(PairedDataset):
         offset: Offset = "auto",
         modalities: dict[str, Any] | None = None,
     ) -> None:
-        sensors = {"s1": "s1", "s2": "s2c"} if sensors is None else sensors
-        for option, value, known in (
-            *(("sensors", product, get_args(Product)) for product in sensors.values()),
-            ("seasons", seasons, get_args(Seasons)),
-            ("offset", offset, get_args(Offset)),
-        ):
-            if value not in known:
-                choices = ", ".join(str(choice) for choice in known)
-                raise ConfigError(f"SSL4EOS12: {option} has {value!r}; choose from {choices}")
-        if not sensors:
-            raise ConfigError("SSL4EOS12: sensors is empty; name at least one")
-        self.root, self.seed, self.offset, self.sensors = Path(root), seed, offset, sensors
-        known_modalities = {
-            name: PRODUCTS[product].with_(name=name, size=SIZE) for name, product in sensors.items()
-        }
-        self.modalities = change_modalities(known_modalities, modalities)
-        there = {name: _places(self.root / product) for name, product in sensors.items()}
+        super().__init__(root, sensors, seasons, seed, offset, modalities, PRODUCTS)
+        there = {name: _places(self.root / product) for name, product in self.sensors.items()}
         places = sorted(set().union(*there.values()))
         if len(there) > 1 and not set.intersection(*there.values()):
-            examples = ", ".join(f"{sensors[name]}/{min(found)}" for name, found in there.items())
-            both = " and ".join(sensors.values())
+            examples = ", ".join(
+                f"{self.sensors[name]}/{min(found)}" for name, found in there.items()
+            )
+            both = " and ".join(self.sensors.values())
             raise DataError(f"{self.root}: {both} have no place in common ({examples}); {_LAYOUT}")
-        self.seasons = SEASONS if seasons == "all" else 1
-        self.groups = [place for place in places for _ in range(self.seasons)]
-        self.ids = [f"{place}_{k}" for place in places for k in range(self.seasons)]
-        self.present = {
-            name: np.repeat([place in found for place in places], self.seasons)
-            for name, found in there.items()
-        }
-        self.targets = {}
-        for name, product in sensors.items():
+        self._set_places(
+            places, {name: [place in found for place in places] for name, found in there.items()}
+        )
+        for name, product in self.sensors.items():
             if product != "s1":
-                check_offset(self._some_scenes(name), self.root / product)
+                scenes = some_scenes(self.present[name], partial(self._scene, name))
+                check_offset(scenes, self.root / product)
 
-    def read(self, index: int) -> Sample:
-        """Read one place, a season of each sensor.
-
-        Raises:
-            BadSampleError: naming the file, if it cannot be used.
-        """
-        images = {}
-        for name in self.modalities:
-            if self.present[name][index]:
-                product = self._product(name, index)
-                image = self._read(name, product)
-                images[name] = without_offset(image, self._offset(name, product))
-        return {"id": self.ids[index], "images": images}
+    def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
+        product, modality = self._product(name, index), self.modalities[name]
+        image = read_bands([product / f"{band}.tif" for band in modality.bands], modality.size)
+        return image, self._offset(name, product)
 
     def _product(self, name: str, index: int) -> Path:
         """The folder of the season that a sample takes of a sensor."""
@@ -162,27 +220,12 @@ class SSL4EOS12(PairedDataset):
             raise BadSampleError(place, f"cannot be listed ({error.strerror})") from error
         if not products:
             raise BadSampleError(place, "holds no product; unpack the archive anew")
-        order = season_order(self.seed, self.sensors[name], place.name, len(products))
-        return place / products[order[index % self.seasons % len(products)]]
-
-    def _read(self, name: str, product: Path) -> Tensor:
-        modality = self.modalities[name]
-        return read_bands([product / f"{band}.tif" for band in modality.bands], modality.size)
+        return place / products[self._season(name, index, len(products))]
 
     def _offset(self, name: str, product: Path) -> int:
         if self.sensors[name] == "s1":
             return 0
         return offset_of(product.name) if self.offset == "auto" else self.offset
-
-    def _some_scenes(self, name: str) -> Iterator[tuple[Tensor, int]]:
-        rows = np.flatnonzero(self.present[name])
-        spaced = np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)
-        for row in rows[spaced].tolist():
-            try:
-                product = self._product(name, row)
-                yield self._read(name, product), self._offset(name, product)
-            except BadSampleError:
-                continue  # comes up again when it is read as a sample
 
 
 def season_order(seed: int, sensor: str, place: str, products: int) -> np.ndarray:
