@@ -28,6 +28,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/scenes.py
 	$(BIN)/python benchmarks/hha.py
+	$(BIN)/python benchmarks/packing.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("decur needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'

@@ -13,6 +13,8 @@ COMMANDS = {
     "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
     "transfer": "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
     "compare": "methods x label fractions x sensors x seeds: the whole table, resumable",
+    "pack": "any data set into a few large files, read fast from a disk or an object store",
+    "bench": "how fast data is read, decoded, collated, moved and augmented: what starves a GPU",
     "stats": "band statistics of a folder, as YAML for --data.modalities",
     "recipes": "list the configurations that ship with decur, or print one",
 }
@@ -103,6 +105,18 @@ def _demo(arguments: list[str]) -> None:
     from decur.demo import main as demo
 
     demo(arguments)
+
+
+def _pack(arguments: list[str]) -> None:
+    from decur.data.packing.command import main as pack
+
+    pack(arguments)
+
+
+def _bench(arguments: list[str]) -> None:
+    from decur.bench import main as bench
+
+    bench(arguments)
 
 
 def _stats(arguments: list[str]) -> None:

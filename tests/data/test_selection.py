@@ -86,3 +86,9 @@ def test_a_damaged_file_is_named(places):
 def test_an_unknown_sensor_is_refused(places):
     with pytest.raises(ConfigError, match=r"^modalities: the data has no 'd'; .* a, b, c$"):
         select(places, ["a", "d"])
+
+
+def test_the_order_is_the_whole_data_sets_without_those_left_out(places):
+    places.order = lambda rng: np.array([4, 0, 3, 1, 2])
+    some = select(places, ["b"])  # q, r, t
+    assert [some.ids[i] for i in some.order(np.random.default_rng(0))] == ["t", "q", "r"]

@@ -66,7 +66,8 @@ def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp
 @pytest.mark.parametrize("attention", ["rda", "{layer1: cbam, layer4: da}"])
 def test_attention_is_a_key_of_the_encoder(attention, tiny, tmp_path):
     folder = tiny(f"--encoder.attention={attention}", "--monitor.every_epochs=0")
-    stages = {key.partition(".attention")[0] for key in weights(folder)["sar"] if "attention" in key}
+    keys = [key for key in weights(folder)["sar"] if "attention" in key]
+    stages = {key.partition(".attention")[0] for key in keys}
     assert stages == ({"layer3", "layer4"} if attention == "rda" else {"layer1", "layer4"})
     again = tmp_path / "again"
     main(["pretrain", "--config", str(folder / "config.yaml"), "--run", str(again)])

@@ -9,6 +9,7 @@ from decur.data.gaussian import LinearGaussianFactors
 from decur.data.geonrw import GeoNRW
 from decur.data.nyu import NYUDepthV2
 from decur.data.ombria import Ombria
+from decur.data.packing import PackedPairs
 from decur.data.rgbx import RGBX
 from decur.data.ssl4eo import SSL4EOS12
 from decur.data.ssl4eo_v11 import SSL4EOS12v11
@@ -31,6 +32,7 @@ __all__ = [
     "LinearGaussianFactors",
     "NYUDepthV2",
     "Ombria",
+    "PackedPairs",
     "PairedDataset",
     "PairedFolder",
     "SSL4EOS12v11",

@@ -94,6 +94,16 @@ class PairedDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
 
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The order of an epoch of training, each sample once: (N,) indices.
+
+        Fully random; a data set that is read from afar has one that suits it.
+
+        Args:
+            rng: of the epoch.
+        """
+        return rng.permutation(len(self))
+
     def describe(self) -> str:
         """One line for the log: how many samples, and how many lack which sensor."""
         n = len(self)

@@ -47,3 +47,10 @@ class _Selection(PairedDataset):
         sample = self.data.read(int(self.rows[index]))
         images = {n: x for n, x in sample["images"].items() if n in self.modalities}
         return {**sample, "images": images}
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The order that suits the whole data set, without the samples that are left out."""
+        position = np.full(len(self.data), -1)
+        position[self.rows] = np.arange(len(self.rows))
+        order = position[self.data.order(rng)]
+        return order[order >= 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -28,6 +28,8 @@ class EpochBatches(Sampler[list[int]]):
         seed: of the run.
         rank: of this process.
         world: number of processes.
+        order: what makes an epoch's order of a generator; None for any order. A data set that is
+            read from afar has its own.
 
     Raises:
         ConfigError: if the batch does not divide among the processes, or there are fewer samples
@@ -35,7 +37,13 @@ class EpochBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, samples: int, batch_size: int, seed: int, rank: int = 0, world: int = 1
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         if batch_size % world:
             raise ConfigError(
@@ -47,7 +55,7 @@ class EpochBatches(Sampler[list[int]]):
                 f"set it to {max(2, samples)} or less"
             )
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.order = rank, world, order
         self.epoch = 0
         self.start = 0  # first batch of this epoch to give; above 0 when a run goes on
 
@@ -65,7 +73,8 @@ class EpochBatches(Sampler[list[int]]):
         return self.samples // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.samples)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.samples) if self.order is None else self.order(rng)
         share = self.batch_size // self.world
         for step in range(self.start, len(self)):
             first = step * self.batch_size + self.rank * share
@@ -121,7 +130,14 @@ class PairedData(L.LightningDataModule):
         world, rank = 1, 0
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
-        batches = EpochBatches(len(self.dataset), self.settings.batch_size, self.seed, rank, world)
+        batches = EpochBatches(
+            len(self.dataset),
+            self.settings.batch_size,
+            self.seed,
+            rank,
+            world,
+            self.dataset.order,
+        )
         if self.trainer is not None:
             # Lightning tells a resumed run's epoch only once workers have read ahead.
             progress: Any = self.trainer.fit_loop.epoch_progress.current

@@ -1,0 +1,202 @@
+"""`decur.json` and `samples.npz`: what packed data says of itself, beside litdata's index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decur.data.base import PairedDataset, Target
+from decur.errors import DataError
+from decur.modality import Modality
+
+HEADER, SAMPLES, INDEX = "decur.json", "samples.npz", "index.json"
+FORMAT = 1  # raised when older readers would misread it
+
+_REMEDY = "copy it anew, or pack the data again"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the bytes of packed data; a run goes on only with the same.
+
+    Args:
+        format: `FORMAT`.
+        data: class of the data set.
+        source: its fingerprint.
+        samples: their number, bad ones among them.
+        per_chunk: samples in a chunk.
+        compression: "zstd" or None.
+        quantized: whether images were scaled to 8 bits.
+    """
+
+    format: int
+    data: str
+    source: str
+    samples: int
+    per_chunk: int
+    compression: str | None
+    quantized: bool
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.samples // self.per_chunk)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One file of litdata's index.
+
+    Args:
+        name: of the file.
+        size: in bytes.
+        samples: in it.
+    """
+
+    name: str
+    size: int
+    samples: int
+
+
+def fingerprint(data: PairedDataset) -> str:
+    """What tells a data set from others: sensors, ids, presence, targets and groups, not pixels."""
+    state = hashlib.sha256()
+    modalities = {name: m.to_dict() for name, m in data.modalities.items()}
+    targets = {name: asdict(target) for name, target in data.targets.items()}
+    state.update(json.dumps([modalities, targets, data.ids, data.groups]).encode())
+    for name in data.modalities:
+        state.update(np.packbits(data.present[name]).tobytes())
+    return state.hexdigest()
+
+
+def write_header(
+    folder: Path,
+    plan: Plan,
+    data: PairedDataset,
+    modalities: Mapping[str, Modality],
+    rows: np.ndarray,
+    bad: list[list[str]],
+) -> None:
+    """Write `samples.npz`, then `decur.json`, whose presence means that all is there.
+
+    Args:
+        folder: of the packed data.
+        plan: what decided its bytes.
+        data: what was packed.
+        modalities: of the images as packed.
+        rows: indices of the samples that were packed.
+        bad: id, file and reason of those that could not be read.
+    """
+    arrays = {"ids": np.array([data.ids[row].encode() for row in rows])}
+    arrays |= {f"present/{name}": data.present[name][rows] for name in modalities}
+    if data.groups is not None:
+        names, group = np.unique([data.groups[row].encode() for row in rows], return_inverse=True)
+        arrays |= {"group_names": names, "group": group.astype(np.uint32)}
+    with open(folder / (SAMPLES + ".tmp"), "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    (folder / (SAMPLES + ".tmp")).replace(folder / SAMPLES)
+    header = {
+        "format": FORMAT,
+        "samples": len(rows),
+        "modalities": {name: modality.to_dict() for name, modality in modalities.items()},
+        "targets": {name: asdict(target) for name, target in data.targets.items()},
+        "bad": bad,
+        "plan": asdict(plan),
+    }
+    replace_text(folder / HEADER, json.dumps(header, indent=1))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole whenever it is there."""
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(text)
+    part.replace(path)
+
+
+def read_header(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays of packed data.
+
+    Args:
+        folder: where the files lie.
+        where: what to call them in messages.
+
+    Raises:
+        DataError: if they are missing, damaged or of another format.
+    """
+    if not (folder / HEADER).is_file():
+        remedy = "`decur pack DATA OUT` writes one; one that was interrupted goes on"
+        raise DataError(f"{where}: is no packed data (no {HEADER}); {remedy}")
+    header = read_json(folder / HEADER)
+    if header.get("format") != FORMAT:
+        raise DataError(
+            f"{folder / HEADER}: format {header.get('format')!r}, this decur reads {FORMAT}; "
+            "upgrade decur or pack the data again"
+        )
+    lacking = {"samples", "modalities", "targets", "bad"} - set(header)
+    if lacking:
+        raise DataError(f"{folder / HEADER}: {min(lacking)!r} is missing; {_REMEDY}")
+    try:
+        with np.load(folder / SAMPLES, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder / SAMPLES}: cannot be read ({error}); {_REMEDY}") from error
+    wanted = ["ids", *(f"present/{name}" for name in header["modalities"])]
+    for name in wanted:
+        if len(arrays.get(name, ())) != header["samples"]:
+            raise DataError(f"{folder / SAMPLES}: {name!r} is missing or too short; {_REMEDY}")
+    return header, arrays
+
+
+def read_targets(header: Mapping[str, Any]) -> dict[str, Target]:
+    """The targets of a header."""
+    return {
+        name: Target(t["kind"], tuple(t["classes"]), tuple(t["modalities"]))
+        for name, t in header["targets"].items()
+    }
+
+
+def read_index(folder: Path) -> list[Chunk]:
+    """The chunks of litdata's index.
+
+    Raises:
+        DataError: if it is missing, damaged, or of a kind that `decur pack` does not write: some
+            of those are unpickled by litdata.
+    """
+    index = read_json(folder / INDEX)
+    config = index.get("config") or {}
+    kind = [config.get(k) for k in ("data_format", "compression", "encryption", "item_loader")]
+    if kind != [["bytes"], None, None, "PyTreeLoader"]:
+        raise DataError(
+            f"{folder / INDEX}: holds {kind[0]}, not what `decur pack` writes; refused, since "
+            "other formats may run code; pack the data with decur"
+        )
+    try:
+        chunks = [Chunk(c["filename"], c["chunk_bytes"], c["chunk_size"]) for c in index["chunks"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / INDEX}: {error} is missing; {_REMEDY}") from error
+    for chunk in chunks:
+        if Path(chunk.name).name != chunk.name:
+            raise DataError(f"{folder / INDEX}: chunk {chunk.name!r} is no file's name; {_REMEDY}")
+    return chunks
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DataError: if it cannot be read, or holds anything else.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: is no header; {_REMEDY}")
+    return values

@@ -1,0 +1,416 @@
+"""Packed data gives what the source gives, and says so where it cannot."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from make_folder import make_folder, write
+from make_ssl4eo_s12 import make_ssl4eo_s12
+from torch.utils.data import DataLoader, Subset
+
+from decur import Modality
+from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
+from decur.data.packing import pack
+from decur.data.packing.verifying import verify
+from decur.data.packing.writing import parse_part, quantized
+from decur.errors import BadSampleError, ConfigError, DataError
+from decur.pretrain.loading import EpochBatches
+
+pytest.importorskip("litdata")
+
+SMALL = 0.003  # MB: a few samples in a chunk
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ids = [f"{i:02}" for i in range(37)]
+    root = make_folder(tmp_path / "src", {"a": ids, "b": ids[4:]}, bands={"a": 3})
+    rng = np.random.default_rng(1)
+    write(root / "b" / "05.npy", rng.normal(size=(1, 8, 8)).astype(np.float32))
+    (root / "b" / "05.png").unlink()
+    for id_ in ids[:20]:
+        write(root / "mask" / f"{id_}.png", rng.integers(0, 3, (8, 8), dtype=np.uint8))
+    rows = [f"{i},{'xyz'[int(i) % 3]},{int(i) / 7},{int(i) % 2}" for i in ids[:-2]]
+    (root / "labels.csv").write_text("\n".join(["id,kind,height,wet", *rows]))
+    rows = [f"{i},train,{int(i) // 4}" for i in ids]
+    (root / "splits.csv").write_text("\n".join(["id,split,group", *rows]))
+    (root / "a" / "07.png").write_bytes(b"")
+    return PairedFolder(root)
+
+
+def assert_same_sample(one, other):
+    assert one["id"] == other["id"]
+    for key in ("images", "target"):
+        mine, theirs = one.get(key, {}), other.get(key, {})
+        assert set(mine) == set(theirs)
+        for name, tensor in mine.items():
+            assert tensor.dtype == theirs[name].dtype and tensor.shape == theirs[name].shape
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0, equal_nan=True)
+
+
+def files(folder):
+    """Contents by name, without the time of writing."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    index = json.loads(found.pop("index.json"))
+    return found, index["chunks"], index["config"]
+
+
+class AllKinds(PairedDataset):
+    """Every kind of target, some unknown; a sensor missing in places."""
+
+    def __init__(self):
+        self.modalities = {
+            name: Modality(name=name, bands=("x",), scaling="range", size=(4, 4)) for name in "ab"
+        }
+        self.ids = [f"é{i}" for i in range(9)]
+        self.present = {"a": np.ones(9, bool), "b": np.arange(9) % 2 == 0}
+        self.targets = {
+            "class": Target("class", ("p", "q")),
+            "many": Target("multilabel", ("p", "q", "r"), modalities=("a",)),
+            "number": Target("scalar"),
+            "mask": Target("mask", ("p", "q")),
+        }
+
+    def read(self, index):
+        """A function of the index."""
+        rng = torch.Generator().manual_seed(index)
+        images = {"a": torch.rand(1, 4, 4, generator=rng)}
+        if self.present["b"][index]:
+            images["b"] = torch.randint(0, 9, (1, 4, 4), generator=rng, dtype=torch.int16)
+        target = {"class": torch.tensor(index % 2), "number": torch.tensor(float("nan"))}
+        if index % 3:
+            target["many"] = torch.rand(3, generator=rng).round()
+            target["mask"] = torch.randint(0, 2, (4, 4), generator=rng)
+        return {"id": self.ids[index], "images": images, "target": target}
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_folder_comes_back_as_it_was(folder, tmp_path, compression):
+    assert pack(folder, tmp_path / "out", compression, chunk_mb=SMALL)
+    packed = PackedPairs(tmp_path / "out")
+    kept = [i for i, id_ in enumerate(folder.ids) if id_ != "07"]
+    assert len(packed.chunks) > 3 and packed.ids == [folder.ids[i] for i in kept]
+    assert packed.modalities == folder.modalities and packed.targets == folder.targets
+    assert packed.groups == [folder.groups[i] for i in kept]
+    for name, has in folder.present.items():
+        assert (packed.present[name] == has[kept]).all()
+    for row, i in enumerate(kept):
+        assert_same_sample(packed[row], folder[i])
+    assert_same_sample(packed[-1], folder[-1])
+    ((id_, path, reason),) = packed.bad
+    assert id_ == "07" and path.endswith("07.png") and "empty" in reason
+    packed[0]["images"]["a"].zero_()  # a reader's own memory
+    assert_same_sample(packed[0], folder[0])
+    with pytest.raises(IndexError):
+        packed[36]
+
+
+def test_every_kind_of_target_survives(tmp_path):
+    data = AllKinds()
+    pack(data, tmp_path / "out", chunk_mb=0.001)
+    packed = PackedPairs(tmp_path / "out")
+    assert packed.targets == data.targets and packed.groups is None
+    for i in range(9):
+        assert_same_sample(packed[i], data[i])
+
+
+def test_ssl4eo_with_its_seasons_gives_the_same_samples(tmp_path):
+    root = make_ssl4eo_s12(tmp_path / "src", {"s1": [0, 3], "s2c": [0, 3]})
+    data = SSL4EOS12(root)
+    pack(data, tmp_path / "out", chunk_mb=10)
+    packed = PackedPairs(tmp_path / "out")
+    assert packed.ids == data.ids and packed.groups == data.groups
+    assert packed.modalities == data.modalities
+    for i in range(len(data)):
+        assert_same_sample(packed[i], data[i])
+
+
+def test_8_bits_are_the_scaled_values_rounded(folder, tmp_path):
+    data = PairedFolder(
+        folder.root,
+        {
+            "a": {"bands": ["r", "g", "b"], "mean": [90, 100, 110], "std": [40, 50, 60], "cut": 5},
+            "b": {"bands": ["b"], "scaling": "image"},
+        },
+    )
+    pack(data, tmp_path / "out", quantize=True, chunk_mb=SMALL)
+    packed = PackedPairs(tmp_path / "out")
+    assert packed.modalities["a"] == quantized(data.modalities["a"])
+    for name, modality in data.modalities.items():
+        stored = packed[5]["images"][name]
+        wanted = modality.scale(data[5]["images"][name])
+        assert stored.dtype == torch.uint8
+        off = (packed.modalities[name].scale(stored) - wanted).abs().max()
+        assert off <= 0.5 / 255 + 1e-6
+
+
+def test_workers_change_no_byte(folder, tmp_path):
+    pack(folder, tmp_path / "one", chunk_mb=SMALL)
+    pack(folder, tmp_path / "two", chunk_mb=SMALL, workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_parts_in_any_order_make_the_same_whole(folder, tmp_path):
+    pack(folder, tmp_path / "whole", chunk_mb=SMALL)
+    assert not pack(folder, tmp_path / "parts", chunk_mb=SMALL, part="2/3")
+    with pytest.raises(DataError, match=r"no decur\.json"):
+        PackedPairs(tmp_path / "parts")
+    assert not pack(folder, tmp_path / "parts", chunk_mb=SMALL, part="3/3")
+    assert pack(folder, tmp_path / "parts", chunk_mb=SMALL, part="1/3")
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+
+
+def test_a_slurm_array_is_as_many_parts(monkeypatch):
+    assert parse_part(None) == (1, 1)
+    for name, value in {"COUNT": 4, "MIN": 2, "STEP": 2, "ID": 6}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert parse_part(None) == (3, 4) and parse_part("1/2") == (1, 2)
+    for wrong in ("0/2", "3/2", "half"):
+        with pytest.raises(ConfigError, match="part"):
+            parse_part(wrong)
+
+
+def test_after_sigkill_the_same_command_ends_with_the_same_bytes(folder, tmp_path):
+    pack(folder, tmp_path / "whole", chunk_mb=SMALL)
+    code = (
+        "import sys, time; from decur.data import PairedFolder; from decur.data.packing import pack"
+        "\nclass Slow(PairedFolder):\n"
+        "    def read(self, i):\n        time.sleep(0.05); return super().read(i)\n"
+        "Slow.__name__ = 'PairedFolder'\n"
+        f"pack(Slow(sys.argv[1]), sys.argv[2], chunk_mb={SMALL}, workers=1)"
+    )
+    out = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder.root), str(out)])
+    end = time.monotonic() + 60
+    while len(list(out.glob("chunk-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("chunk-*")}
+    assert len(before) >= 2 and not (out / "decur.json").exists()
+    assert pack(folder, out, chunk_mb=SMALL)
+    done = sorted(before, key=lambda name: before[name])[:2]
+    assert all((out / name).stat().st_mtime_ns == before[name] for name in done)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_line_and_resumable(folder, tmp_path, monkeypatch):
+    pack(folder, tmp_path / "whole", chunk_mb=SMALL)
+    from litdata.streaming.writer import BinaryWriter
+
+    true = BinaryWriter.write_chunk_to_file
+
+    def full(self, data, filename, compress=None):
+        if "-2." in filename:
+            raise OSError(28, "No space left on device")
+        true(self, data, filename, compress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BinaryWriter, "write_chunk_to_file", full)
+        with pytest.raises(DataError, match=r"No space left.*same command goes on"):
+            pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    assert len(list((tmp_path / "out").glob("chunk-*"))) == 2
+    assert pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_too_many_bad_samples_are_tried_anew(folder, tmp_path):
+    pack(folder, tmp_path / "whole", chunk_mb=SMALL)
+    true = (folder.root / "a" / "08.png").read_bytes()
+    for id_ in ("08", "09"):
+        (folder.root / "a" / f"{id_}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3 of 37 samples cannot be read.*07\.png"):
+        pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    (folder.root / "a" / "08.png").write_bytes(true)
+    assert pack(folder, tmp_path / "out", chunk_mb=SMALL, max_bad=0.06)
+    packed = PackedPairs(tmp_path / "out")
+    assert [id_ for id_, *_ in packed.bad] == ["07", "09"]
+    assert_same_sample(packed[7], folder[8])
+
+
+def test_another_source_or_option_is_refused(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    assert pack(folder, tmp_path / "out", chunk_mb=SMALL)  # nothing left to do
+    with pytest.raises(ConfigError, match="compression None, not 'zstd'"):
+        pack(folder, tmp_path / "out", "zstd", chunk_mb=SMALL)
+    with pytest.raises(ConfigError, match="not empty"):
+        pack(folder, folder.root)
+    with pytest.raises(ConfigError, match="chunk_mb"):
+        pack(folder, tmp_path / "other", chunk_mb=0)
+    other = AllKinds()
+    other.ids = ["same"] * 9
+    with pytest.raises(DataError, match="'same': two samples"):
+        pack(other, tmp_path / "other")
+
+
+def flip(path, at=-5):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_finds_one_flipped_bit(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    verify(PackedPairs(tmp_path / "out"))
+    path = tmp_path / "out" / "chunk-0-1.bin"
+    flip(path)
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"1 of 36 samples are damaged: .*chunk-0-1\.bin"):
+            verify(PackedPairs(tmp_path / "out"), workers)
+    flip(path)
+    verify(PackedPairs(tmp_path / "out"))
+
+
+def test_a_damaged_compressed_sample_is_a_bad_sample(folder, tmp_path):
+    pack(folder, tmp_path / "out", "zstd", chunk_mb=SMALL)
+    packed = PackedPairs(tmp_path / "out")
+    path = tmp_path / "out" / packed.chunks[0].name
+    for at in (4, 90, 100, 110, 120, 200):  # the table, lengths, frames
+        flip(path, at)
+        data = SkipBad(PackedPairs(tmp_path / "out"))
+        for i in range(packed.chunks[0].samples):
+            sample = data[i]
+            assert sample["images"] or "damaged" in sample["bad"][1]
+        flip(path, at)
+    flip(path, 4)
+    with pytest.raises(BadSampleError, match=r"chunk-0-0\.bin: .*table of samples is wrong"):
+        PackedPairs(tmp_path / "out")[0]
+
+
+def test_cut_short_missing_and_foreign_files_are_one_line_each(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    whole = PackedPairs(tmp_path / "out")
+
+    def copy(name):
+        return shutil.copytree(tmp_path / "out", tmp_path / name)
+
+    chunk = copy("cut") / "chunk-0-2.bin"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"chunk-0-2\.bin: has \d+ bytes, should have \d+"):
+        PackedPairs(tmp_path / "cut")
+    (copy("gone") / "chunk-0-0.bin").unlink()
+    with pytest.raises(DataError, match=r"chunk-0-0\.bin: no such file"):
+        PackedPairs(tmp_path / "gone")
+    (tmp_path / "out" / "chunk-0-0.bin").unlink()  # while it is being read
+    with pytest.raises(BadSampleError, match="no such file"):
+        whole[0]
+    (copy("npz") / "samples.npz").write_bytes(b"PK")
+    for broken in ("gone", "npz"):
+        with pytest.raises(DataError, match=broken):
+            PackedPairs(tmp_path / broken)
+    (copy("json") / "decur.json").write_text('{"format": 2}')
+    with pytest.raises(DataError, match="format 2"):
+        PackedPairs(tmp_path / "json")
+    with pytest.raises(DataError, match="is no packed data"):
+        PackedPairs(tmp_path / "nowhere")
+
+
+def test_pickles_are_refused_and_never_opened(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    index = tmp_path / "out" / "index.json"
+    values = json.loads(index.read_text())
+    for key, value in (("data_format", ["pickle"]), ("compression", "zstd")):
+        changed = {**values, "config": {**values["config"], key: value}}
+        index.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="refused"):
+            PackedPairs(tmp_path / "out")
+    values["chunks"][0]["filename"] = "../elsewhere"
+    index.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="no file's name"):
+        PackedPairs(tmp_path / "out")
+
+
+def test_a_pickle_in_samples_is_refused(folder, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "harm"),))
+
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    np.savez(tmp_path / "out" / "samples.npz", ids=np.array([Harm()], dtype=object))
+    with pytest.raises(DataError, match="samples"):
+        PackedPairs(tmp_path / "out")
+    (tmp_path / "out" / "samples.npz").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(DataError, match="samples"):
+        PackedPairs(tmp_path / "out")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_litdata_reads_the_same_items(folder, tmp_path):
+    from litdata import StreamingDataset
+
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    packed = PackedPairs(tmp_path / "out")
+    theirs = StreamingDataset(str(tmp_path / "out"))
+    assert len(theirs) == len(packed)
+    for i in (0, 9, 35):
+        assert bytes(theirs[i]) == packed.read_bytes(i).tobytes()
+
+
+# -- an object store ----------------------------------------------------------------------------
+
+
+def test_a_store_is_read_through_a_cache_of_limited_size(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    near, cache = PackedPairs(tmp_path / "out"), tmp_path / "cache"
+    size = max(chunk.size for chunk in near.chunks)
+    far = PackedPairs(f"local:{tmp_path / 'out'}", cache=cache, cache_gb=2 * size / 1e9)
+    assert far.ids == near.ids
+    for i in np.random.default_rng(0).permutation(len(far)).tolist():
+        assert_same_sample(far[i], near[i])
+        assert sum(p.stat().st_size for p in cache.glob("chunk-*.bin")) <= 2 * size
+    loader = DataLoader(far, batch_size=None, num_workers=2)  # two who delete and download
+    assert [sample["id"] for sample in loader] == near.ids
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        PackedPairs(f"local:{tmp_path / 'nowhere'}", cache=tmp_path / "other")
+
+
+def test_the_order_from_a_store_suits_its_chunks(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    far = PackedPairs(f"local:{tmp_path / 'out'}", cache=tmp_path / "cache", window=2)
+    near = PackedPairs(tmp_path / "out")
+    orders = [far.order(np.random.default_rng([0, epoch])) for epoch in (0, 0, 1)]
+    assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()
+    assert all(sorted(order) == list(range(36)) for order in orders)
+    in_chunk = np.repeat(np.arange(len(far.chunks)), [c.samples for c in far.chunks])
+    seen = in_chunk[orders[0]]
+    spans = [np.flatnonzero(seen == c) for c in range(len(far.chunks))]
+    most = 2 * max(c.samples for c in far.chunks)
+    assert all(span[-1] - span[0] < most for span in spans)  # each chunk within its window
+    assert (near.order(np.random.default_rng(3)) == np.random.default_rng(3).permutation(36)).all()
+
+
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_two_ranks_with_two_workers_share_an_epoch_without_repeats_or_losses(
+    folder, tmp_path, where
+):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    root = tmp_path / "out" if where == "folder" else f"local:{tmp_path / 'out'}"
+    data = PackedPairs(root, cache=tmp_path / "cache", window=2)
+
+    def ids(rank, start=0):
+        batches = EpochBatches(len(data), 6, seed=1, rank=rank, world=2, order=data.order)
+        batches.set_epoch(3)
+        batches.start = start
+        loader = DataLoader(
+            data,
+            batch_sampler=batches,
+            num_workers=2,
+            collate_fn=lambda samples: [sample["id"] for sample in samples],
+        )
+        return list(loader)
+
+    ranks = [ids(0), ids(1)]
+    seen = [id_ for rank in ranks for batch in rank for id_ in batch]
+    assert len(data) == 36 and sorted(seen) == data.ids  # uneven chunks, even batches
+    for rank in (0, 1):
+        assert ids(rank, start=2) == ranks[rank][2:]  # resumed in the middle
+    some = Subset(data, range(31))  # the last, smaller batch is dropped, nothing else
+    assert len(EpochBatches(len(some), 6, seed=1)) == 5
