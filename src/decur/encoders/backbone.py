@@ -35,7 +35,7 @@ class TimmEncoder(Encoder):
         channels: number of input bands.
         pretrained: start from timm's weights (downloads them).
         attention: what follows which stage, as `{"layer3": "rda", "layer4": "rda"}`, or only its
-            name for the last two stages: "rda", "da" or "cbam".
+            name for the last two stages: "rda", "da", "cbam" or "cross_da".
         **options: further arguments of `timm.create_model`.
 
     Raises:

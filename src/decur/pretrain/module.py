@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from decur.data.base import Batch
 from decur.encoders import Encoder, Projector
+from decur.encoders.attention import encode
 from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.objectives import Objective
@@ -122,7 +123,7 @@ class Pretrainer(L.LightningModule):
         Returns:
             `{name: (B, D)}` from the encoders and `{name: (B, K)}` from the projectors.
         """
-        features = {name: self.encoders[name](self._layout(x)) for name, x in images.items()}
+        features = encode(self.encoders, {name: self._layout(x) for name, x in images.items()})
         return features, {name: self.projectors[name](h) for name, h in features.items()}
 
     def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -141,10 +142,7 @@ class Pretrainer(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of one batch; None where no sample of it can be used."""
         views = self.make_views(batch, self.current_epoch)
-        present = dict(batch["present"])
-        embeddings = {}
-        for name, pair in views.items():
-            embeddings[name], present[name] = self._embed_present(name, pair, present[name])
+        embeddings, present = self._embed_present(views, batch["present"])
         everything = all(bool(has.all()) for has in present.values())
         on_device = {name: has.to(self.device) for name, has in present.items()}
         terms = self.objective(embeddings, None if everything else on_device)
@@ -152,25 +150,37 @@ class Pretrainer(L.LightningModule):
         return terms["loss"] if terms["loss"].requires_grad else None
 
     def _embed_present(
-        self, name: str, pair: tuple[Tensor, Tensor], present: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Embed the samples that have the modality: others must not touch batch statistics."""
-        encoder, projector = self.encoders[name], self.projectors[name]
+        self, views: Mapping[str, tuple[Tensor, Tensor]], present: Mapping[str, Tensor]
+    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        """Embed the samples that have a modality: others must not touch batch statistics.
 
-        def embed(view: Tensor) -> Tensor:
-            return projector(encoder(self._layout(view)))
-
-        if bool(present.all()):  # `present` stays on the CPU: no wait for the device
-            return (embed(pair[0]), embed(pair[1])), present
-        rows = present.nonzero()[:, 0].to(self.device)
-        if len(rows) < 2 and self._alone:  # batch statistics need two
-            empty = torch.zeros(len(present), self.objective.dim, device=self.device)
-            return (empty, empty), torch.zeros_like(present)
-        scattered = []
-        for view in pair:
-            z = embed(view[rows])  # (n, K)
-            scattered.append(z.new_zeros(len(present), z.shape[1]).index_copy(0, rows, z))
-        return (scattered[0], scattered[1]), present
+        `present` stays on the CPU: no wait for the device. A modality of which one process alone
+        has fewer than two samples counts as absent: batch statistics need two.
+        """
+        few = {name for name, has in present.items() if self._alone and int(has.sum()) < 2}
+        present = {n: torch.zeros_like(has) if n in few else has for n, has in present.items()}
+        rows = {
+            name: has.nonzero()[:, 0].to(self.device)
+            for name, has in present.items()
+            if not bool(has.all())
+        }
+        found: dict[str, list[Tensor]] = {name: [] for name in views}
+        for view in (0, 1):
+            images = {
+                name: self._layout(pair[view][rows[name]] if name in rows else pair[view])
+                for name, pair in views.items()
+                if name not in few
+            }
+            for name, h in encode(self.encoders, images, present).items():
+                z = self.projectors[name](h)  # (n, K)
+                if name in rows:
+                    everyone = z.new_zeros(len(present[name]), z.shape[1])
+                    z = everyone.index_copy(0, rows[name], z)
+                found[name].append(z)
+        for name in few:
+            empty = torch.zeros(len(present[name]), self.objective.dim, device=self.device)
+            found[name] = [empty, empty]
+        return {name: (first, second) for name, (first, second) in found.items()}, present
 
     @property
     def _alone(self) -> bool:

@@ -25,8 +25,8 @@ class EncoderSettings:
     Args:
         name: a timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
         pretrained: start from timm's weights instead of from scratch (downloads them).
-        attention: what follows the last two stages of a CNN ("rda", "da" or "cbam"), or each
-            stage, as `{layer3: rda, layer4: rda}`.
+        attention: what follows the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
+            from sensor to sensor), or each stage, as `{layer3: rda, layer4: rda}`.
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
     """
 

@@ -11,13 +11,22 @@ from torch import nn
 
 from decur.encoders.attention.base import ATTENTIONS, Stage
 from decur.encoders.attention.cbam import CBAM
+from decur.encoders.attention.cross import CrossDeformableAttention, encode
 from decur.encoders.attention.deformable import DeformableAttention, Inspection
 from decur.errors import ConfigError
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ATTENTIONS", "CBAM", "DeformableAttention", "Inspection", "attach"]
+__all__ = [
+    "ATTENTIONS",
+    "CBAM",
+    "CrossDeformableAttention",
+    "DeformableAttention",
+    "Inspection",
+    "attach",
+    "encode",
+]
 
 PICTURE = 224  # px, which the paper's pictures have
 LAST = 2  # stages that have an attention where only its name is given (section 3.2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -106,43 +106,50 @@ class DeformableAttention(nn.Module):
         return self._finish(x, attention @ v), Inspection(points, offsets, attention)
 
     def _prepare(self, x: Tensor, source: Tensor) -> tuple[Tensor, ...]:
-        batch, channels, height, width = x.shape
         query = self.query(x)
         # Coordinates and sampling in float32: in bfloat16 a point would miss its place by a cell.
         exact = torch.promote_types(x.dtype, torch.float32)
-        grouped = query.reshape(batch * self.groups, -1, height, width)
-        offsets = self.offset(grouped).to(exact)  # (B g, 2, H / r, W / r), y and x
+        offsets = self.offset(self._grouped(query)).to(exact)  # (B g, 2, H / r, W / r), y and x
         offsets = offsets.movedim(1, -1).flip(-1)  # (B g, H / r, W / r, 2), x and y
         rows, columns = offsets.shape[1:3]
         points = (_centres(rows, columns, offsets) + offsets).clamp(-1, 1)
-        grouped = source.to(exact).reshape(batch * self.groups, -1, *source.shape[-2:])
         sampled = grid_sample(
-            grouped, points, padding_mode="border", align_corners=False
+            self._grouped(source.to(exact)), points, padding_mode="border", align_corners=False
         )  # (B g, C / g, H / r, W / r)
-        sampled = sampled.to(x.dtype).reshape(batch, channels, *sampled.shape[-2:])
+        sampled = sampled.to(x.dtype).unflatten(0, (-1, self.groups)).flatten(1, 2)
         q, k, v = (
-            tensor.reshape(batch, self.heads, -1, tensor[0, 0].numel()).mT
+            tensor.unflatten(1, (self.heads, -1)).flatten(3).mT
             for tensor in (query, self.key(sampled), self.value(sampled))
         )  # (B, h, HW, C / h), twice (B, h, n, C / h)
-        points = points.reshape(batch, self.groups, -1, 2)
-        bias = self._distance_bias(points, height, width).to(q.dtype)
-        return q, k, v, bias, points, offsets.reshape_as(points)
+        points, offsets = (
+            tensor.flatten(1, 2).unflatten(0, (-1, self.groups)) for tensor in (points, offsets)
+        )  # (B, g, n, 2)
+        bias = self._distance_bias(points, *x.shape[-2:]).to(q.dtype)
+        return q, k, v, bias, points, offsets
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (B g, C / g, H, W)
 
     def _distance_bias(self, points: Tensor, height: int, width: int) -> Tensor:
         """Bias of each place for each point: (B, g, n, 2) to (B, h, H W, n)."""
-        places = _centres(height, width, points).reshape(-1, 1, 2)
+        places = _centres(height, width, points).flatten(0, 1)[:, None]  # (HW, 1, 2)
         distance = (places - points.flatten(0, 1)[:, None]) / 2  # (B g, HW, n, 2), parts of the map
         # From the first place to the last is the whole table: H - 1 steps of 1 / H.
-        extent = distance.new_tensor([width, height])
-        distance = distance * extent / (extent - 1).clamp_min(1)
-        table = self.bias.to(points.dtype).reshape(self.groups, -1, *self.bias.shape[-2:])
+        x, y = (
+            d * (n / max(n - 1, 1))
+            for d, n in zip(distance.unbind(-1), (width, height), strict=True)
+        )
+        table = self.bias.to(points.dtype).unflatten(0, (self.groups, -1))
         found = grid_sample(
-            table.repeat(len(points), 1, 1, 1), distance, padding_mode="border", align_corners=True
+            table.repeat(len(points), 1, 1, 1),
+            torch.stack((x, y), -1),
+            padding_mode="border",
+            align_corners=True,
         )  # (B g, h / g, HW, n)
-        return found.reshape(len(points), self.heads, height * width, -1)
+        return found.unflatten(0, (-1, self.groups)).flatten(1, 2)
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
-        y = self.out(y.mT.reshape(x.shape))
+        y = self.out(y.mT.flatten(1, 2).unflatten(2, x.shape[-2:]))  # (B, C, H, W)
         return x + y if self.residual else y
 
 
@@ -162,7 +169,14 @@ def _centres(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
-def for_stage(stage: Stage, residual: bool) -> DeformableAttention:
+Kind = TypeVar("Kind", bound=DeformableAttention)
+
+
+def for_stage(
+    stage: Stage,
+    residual: bool,
+    kind: type[Kind] = DeformableAttention,  # type: ignore[assignment]
+) -> Kind:
     """The attention that the paper has after a stage, and its like for other widths and stages.
 
     The last stage's has a point for every place and a 3 x 3 offset kernel; of each one before, the
@@ -170,7 +184,7 @@ def for_stage(stage: Stage, residual: bool) -> DeformableAttention:
     (Xia et al. 2023). Heads have 128 channels and groups 256 where the width divides by them.
     """
     heads, groups = (stage.channels // w if stage.channels % w == 0 else 1 for w in (HEAD, GROUP))
-    return DeformableAttention(
+    return kind(
         stage.channels,
         heads=heads,
         groups=groups,
