@@ -42,22 +42,24 @@ ROWS = {
         **{"Barlow Twins, RGB": "BarlowTwins-RGB", "DeCUR": "DeCUR (ours)"},
     },
     "compare-geonrw-vit": {"random": "Rand. Init.", "SimCLR": "SimCLR", "DeCUR": "DeCUR (ours)"},
-    **dict.fromkeys(
-        ("compare-attention-ssl4eo", "compare-attention-geonrw"),
-        {
+    **{
+        f"compare-attention-{data}": {
             **{"DeCUR": "w/o. DA", "DeCUR, DA": "with DA", "DeCUR, RDA": "with RDA"},
             **{"DeCUR, cross DA": "Cross DA", "DeCUR, CBAM": "CBAM"},
-        },
-    ),
-    **dict.fromkeys(
-        ("compare-loss-ssl4eo", "compare-loss-geonrw"),
-        {
+        }
+        for data in ("ssl4eo", "geonrw")
+    },
+    **{
+        f"compare-loss-{data}": {
             **{"DeCUR": "DeCUR (ours)", "DeCUR without intra": "w/o intra"},
             "DeCUR without intra and decoupling": "w/o intra&decoup.",
             "DeCUR without decoupling": "w/o decoup.",
-        },
-    ),
+        }
+        for data in ("ssl4eo", "geonrw")
+    },
     "compare-sunrgbd": {"random": "FCN", "CLIP": "FCN (CLIP)", "DeCUR": "FCN (DeCUR)"},
+    "compare-sunrgbd-cmx": {"ImageNet": "CMX-B2", "DeCUR": "CMX-B2 (DeCUR)"},
+    "compare-nyu-cmx": {"ImageNet": "CMX-B5", "DeCUR": "CMX-B5 (DeCUR)"},
 }
 SCORED = {name for name, text in recipes().items() if re.search(r"^# score ", text, re.M)}
 
@@ -135,7 +137,7 @@ def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeyp
                 published_table(table),
                 training="frozen" if frozen else ("fine-tuned", "supervised"),
                 label_fraction=cell.label_fraction,
-                modalities=cell.modalities,
+                modalities=cell.modalities or None,  # named where not all are used
                 metric=printed[task["metric"]],
             )
         }
@@ -163,10 +165,12 @@ def make_data(name, tmp_path):
     return [f"--data.root={root}", "--data.size=[48,64]"]
 
 
-@pytest.mark.parametrize("name", ["compare-ssl4eo", "compare-geonrw-vit", "compare-sunrgbd"])
+@pytest.mark.parametrize(
+    "name", ["compare-ssl4eo", "compare-geonrw-vit", "compare-sunrgbd", "compare-sunrgbd-cmx"]
+)
 def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, monkeypatch):
-    vit = name.endswith("-vit")
-    encoder = f"--encoder.name={'test_vit' if vit else 'test_resnet'}"
+    tiny = {"vit": "test_vit", "cmx": "mit_b0"}.get(name[-3:], "test_resnet")
+    encoder, size = f"--encoder.name={tiny}", 64 if tiny == "mit_b0" else 32
     cells = cells_of(name, monkeypatch, tmp_path, *make_data(name, tmp_path))
     cells = [cell for cell in cells if cell.method == "DeCUR"]
     chosen = {cell.task: cell for cell in reversed(cells) if "optical-only" not in cell.task}
@@ -176,12 +180,13 @@ def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, mon
             short += ["--projector.width=16", "--views.size=32", "--trainer.max_epochs=1"]
         else:
             steps = yaml.safe_load(cell.config)["fit"]["steps"]
-            short += ["--fit.steps=1" if steps else "--fit.epochs=1", "--size=32", "--device=cpu"]
-            short.append("--label_fraction=1")
+            short += ["--fit.steps=1" if steps else "--fit.epochs=1", f"--size={size}"]
+            short += ["--device=cpu", "--label_fraction=1"]
+            short += ["--fit.piece=[48,48]", "--test_scales=[1]"] if tiny == "mit_b0" else []
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         config = cell.folder.with_suffix(".yaml")
         config.write_text(cell.config)
         main([cell.command, f"--config={config}", *short])
     transfers = [cell.folder for cell in chosen.values() if cell.command == "transfer"]
-    assert len(transfers) == {"compare-ssl4eo": 4, "compare-geonrw-vit": 1}.get(name, 2)
+    assert len(transfers) == {"compare-ssl4eo": 4, "compare-sunrgbd": 2}.get(name, 1)
     assert all((Path(folder) / "results.json").is_file() for folder in transfers)

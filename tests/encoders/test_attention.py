@@ -13,7 +13,17 @@ from decur.encoders.attention import ATTENTIONS, CBAM, DeformableAttention
 from decur.errors import ConfigError
 
 
-def make(channels=8, heads=4, groups=2, stride=2, kernel=3, size=(5, 6), residual=True, moved=0.5):
+def make(
+    channels=8,
+    heads=4,
+    groups=2,
+    stride=2,
+    kernel=3,
+    size=(5, 6),
+    residual=True,
+    moved=0.5,
+    centred=True,
+):
     """A module in float64 whose every number matters."""
     torch.manual_seed(0)
     module = DeformableAttention(
@@ -24,6 +34,7 @@ def make(channels=8, heads=4, groups=2, stride=2, kernel=3, size=(5, 6), residua
         kernel=kernel,
         size=size,
         residual=residual,
+        centred=centred,
     ).double()
     with torch.no_grad():
         module.offset[-1].weight.normal_(std=moved)
@@ -62,10 +73,16 @@ def sampled_points(module, query, source):
         places, samples = [], []
         for i in range(rows):
             for j in range(columns):
-                y = min(max((2 * i + 1) / rows - 1 + offsets[i, j, 0].item(), -1), 1)
-                x = min(max((2 * j + 1) / columns - 1 + offsets[i, j, 1].item(), -1), 1)
+                if module.centred:
+                    y, x = (2 * i + 1) / rows - 1, (2 * j + 1) / columns - 1
+                else:  # the authors': from half a place to half a place past the last
+                    y = (i + 0.5) / (rows - 1) * 2 - 1
+                    x = (j + 0.5) / (columns - 1) * 2 - 1
+                y = min(max(y + offsets[i, j, 0].item(), -1), 1)
+                x = min(max(x + offsets[i, j, 1].item(), -1), 1)
                 row, column = (
-                    (c + 1) / 2 * n - 0.5 for c, n in zip((y, x), source.shape[1:], strict=True)
+                    (c + 1) / 2 * n - 0.5 if module.centred else (c + 1) / 2 * (n - 1)
+                    for c, n in zip((y, x), source.shape[1:], strict=True)
                 )
                 places.append((y, x))
                 samples.append(at(source[own], row, column))
@@ -91,8 +108,12 @@ def reference(module, x, source):
                 logits = []
                 for n, (py, px) in enumerate(places):
                     # distance in steps of the map, to the table's: 2 H - 1 steps become its rows
-                    dy = ((2 * i + 1) / height - 1 - py) / 2 * height
-                    dx = ((2 * j + 1) / width - 1 - px) / 2 * width
+                    if module.centred:
+                        dy = ((2 * i + 1) / height - 1 - py) / 2 * height
+                        dx = ((2 * j + 1) / width - 1 - px) / 2 * width
+                    else:
+                        dy = (i / (height - 1) * 2 - 1 - py) / 2 * (height - 1)
+                        dx = (j / (width - 1) * 2 - 1 - px) / 2 * (width - 1)
                     ty = (dy / max(height - 1, 1) + 1) / 2 * (table_h - 1)
                     tx = (dx / max(width - 1, 1) + 1) / 2 * (table_w - 1)
                     bias = at(module.bias[h : h + 1], ty, tx)[0]
@@ -115,6 +136,19 @@ def test_deformable_attention_is_its_equations(size, stride, kernel, residual):
     torch.testing.assert_close(y, expected)
     assert inspection.attention.shape[:3] == (2, 4, size[0] * size[1])
     assert inspection.points.abs().max() <= 1 and inspection.points.shape[:2] == (2, 2)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((5, 6), 2), ((4, 3), 1)])
+def test_the_authors_geometry_is_theirs(size, stride):
+    module = make(stride=stride, centred=False)
+    x = torch.randn(2, 8, *size, dtype=torch.float64)
+    expected = torch.stack([reference(module, one, one) for one in x])
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module.inspect(x)[0], expected)
+    module.centred = True
+    assert not torch.allclose(module(x), expected)
+    module.centred = False
+    assert module(torch.randn(1, 8, 1, 1).double()).isfinite().all()  # undefined in their code
 
 
 def test_keys_and_values_can_come_from_another_map():

@@ -18,7 +18,11 @@ PAPER = {
     "geonrw-finetune": ("adamw", 1e-4, None, 0.01, 30, None, 256),
     "sunrgbd-fcn": ("sgd", 0.01, None, 1e-5, None, 40_000, 8),
     "nyu-fcn": ("sgd", 0.01, None, 1e-5, None, 40_000, 8),
+    # "the same settings of CMX": its section IV-B and appendix A
+    "sunrgbd-cmx": ("adamw", 6e-5, None, 0.01, 200, None, 8),
+    "nyu-cmx": ("adamw", 6e-5, None, 0.01, 500, None, 6),
 }
+CMX_SCALES = [0.5, 0.75, 1, 1.25, 1.5, 1.75]  # of its code, within its paper's "[0.5, 1.75]"
 
 
 @pytest.fixture
@@ -32,6 +36,8 @@ def labelled(tmp_path):
             return make_bigearthnet_mm(tmp_path / "ben", kinds * 6, splits)
         if "geonrw" in name:
             return make_geonrw(tmp_path / "nrw", ("bonn", "herne"), side=128)
+        if name == "nyu-cmx":  # the camera is known at its true size only
+            return make_nyu(tmp_path / "nyu", range(1, 9), range(9, 11), (480, 640))
         if "nyu" in name:
             return make_nyu(tmp_path / "nyu", range(1, 17), range(17, 21))
         scenes = [f"kv1/NYUdata/NYU{i:04d}" for i in range(20)]
@@ -50,13 +56,17 @@ def test_every_recipe_is_compared_with_the_paper():
 def test_a_recipe_runs_as_the_paper_says(name, labelled, transferred, tmp_path):
     optimiser, lr, momentum, decay, epochs, steps, batch = PAPER[name]
     short = ["--fit.steps=2"] if steps else ["--fit.epochs=2"]
-    if name == "sunrgbd-fcn":
+    if name.startswith("sunrgbd"):
         short.append("--data.size=[48,64]")  # else all pictures are resized to the camera's size
+    if cmx := "cmx" in name:
+        short += ["--encoder.name=mit_b0", "--test_scales=[1,1.25]"]
+        small = "--fit.piece=[48,48]" if name.startswith("sunrgbd") else "--data.size=[48,64]"
+        short.append(small)
     folder = transferred(
         *(
             f"--config={name}",
             f"--data.root={labelled(name)}",
-            "--size=32",
+            f"--size={64 if cmx else 32}",
             *short,
             f"--run={tmp_path / name}",
         ),
@@ -65,13 +75,21 @@ def test_a_recipe_runs_as_the_paper_says(name, labelled, transferred, tmp_path):
     results = json.loads((folder / "results.json").read_text())
     assert results["freeze"] == (name in ("bigearthnet-linear", "geonrw-frozen"))
     assert results["modalities"] == (["rgb"] if "fcn" in name else results["modalities"])
+    assert results["model"] == "CMX" or not cmx
     fit = results["fit"]
     assert (fit["name"], fit["lr"], fit["weight_decay"]) == (optimiser, lr, decay)
     assert momentum in (None, fit["momentum"])
-    assert fit["schedule"] == {"sgd": "poly" if steps else "steps", "adamw": "constant"}[optimiser]
+    poly = steps or cmx
+    assert fit["schedule"] == ("poly" if poly else {"sgd": "steps", "adamw": "constant"}[optimiser])
     if fit["schedule"] == "steps":
         assert [round(share * epochs) for share in fit["milestones"]] == [60, 80]
     given = [flatten(layer) for layer in find_config(name)]
     kept = {key: value for layer in given for key, value in layer.items()}
     assert kept["loader.batch_size"] == batch
     assert (kept.get("fit.epochs"), kept.get("fit.steps")) == (epochs, steps)
+    if cmx:
+        assert (kept["test_scales"], kept["test_flip"]) == ([0.75, 1, 1.25], True)
+        assert (fit["warmup_epochs"], fit["scales"]) == (10, CMX_SCALES)
+        size = {"sunrgbd-cmx": ("mit_b2", [480, 480]), "nyu-cmx": ("mit_b5", None)}
+        assert (kept["encoder.name"], kept["fit.piece"]) == size[name]
+        assert results["modalities"] == ["rgb", "hha"]

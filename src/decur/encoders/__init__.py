@@ -3,6 +3,7 @@
 from decur.encoders.backbone import TimmEncoder, build_encoder, list_encoders
 from decur.encoders.bands import select_bands
 from decur.encoders.base import Encoder
+from decur.encoders.mit import MiTEncoder
 from decur.encoders.mlp import MLPEncoder
 from decur.encoders.projected import ProjectedEncoder
 from decur.encoders.projector import Projector
@@ -10,6 +11,7 @@ from decur.encoders.projector import Projector
 __all__ = [
     "Encoder",
     "MLPEncoder",
+    "MiTEncoder",
     "ProjectedEncoder",
     "Projector",
     "TimmEncoder",

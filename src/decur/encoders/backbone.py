@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from decur.encoders.alexnet import AlexNetEncoder
 from decur.encoders.attention import attach
 from decur.encoders.base import Encoder
+from decur.encoders.mit import CHANNELS as MITS
+from decur.encoders.mit import MiTEncoder
 from decur.encoders.mlp import MLPEncoder
 from decur.encoders.projected import PROJECTED, ProjectedEncoder
 from decur.encoders.projector import Projector
@@ -126,7 +128,8 @@ def build_encoder(
 
     Args:
         name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps;
-            "alexnet"; "mlp", for measurements without a spatial layout (see `MLPEncoder`); or
+            "mit_b0" to "mit_b5" (see `MiTEncoder`); "alexnet"; "mlp", for measurements without a
+            spatial layout (see `MLPEncoder`); or
             "projected", an encoder with a projector (see `ProjectedEncoder`, whose `options` build
             it again).
         modality: the sensor, or only its number of bands.
@@ -150,13 +153,21 @@ def build_encoder(
     if name in own and pretrained:
         raise ConfigError(f"encoder {name!r} has no pretrained weights; set pretrained to false")
     channels = modality if isinstance(modality, int) else modality.channels
-    encoder = (
-        own[name](channels, options)
-        if name in own
-        else TimmEncoder(name, channels, pretrained=pretrained, **options)
-    )
+    encoder: Encoder
+    if name in MITS:
+        encoder = _build_mit(name, channels, pretrained, options)
+    elif name in own:
+        encoder = own[name](channels, options)
+    else:
+        encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
     encoder.modality = None if isinstance(modality, int) else modality
     return encoder
+
+
+def _build_mit(name: str, channels: int, pretrained: bool, options: dict[str, Any]) -> Encoder:
+    if options:
+        raise ConfigError(f"encoder {name!r}: has no options, got {', '.join(options)}")
+    return MiTEncoder(name, channels, pretrained=pretrained)
 
 
 def _build_mlp(channels: int, options: dict[str, Any]) -> Encoder:
@@ -191,4 +202,4 @@ def list_encoders(pattern: str = "*") -> list[str]:
     Args:
         pattern: a shell pattern, as "resnet*".
     """
-    return fnmatch.filter([ALEXNET, MLP], pattern) + timm.list_models(pattern)
+    return fnmatch.filter([ALEXNET, *MITS, MLP], pattern) + timm.list_models(pattern)

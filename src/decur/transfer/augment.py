@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]
+
+from decur.data.folder import UNKNOWN_CLASS
 
 RATIO = [3 / 4, 4 / 3]  # of a crop's width to its height
 
@@ -28,18 +30,74 @@ def crop_and_flip(
     box = torch.tensor(drawn, dtype=torch.float32)  # (B, 4): top, left, height, width
     box /= torch.tensor([height, width, height, width])
     mirror = 1 - 2 * (torch.rand(count) < 0.5).float()
-    theta = torch.zeros(
-        count, 2, 3
-    )  # from places in the crop, in [-1, 1], to places in the picture
+    theta = _affine(box, mirror).to(first.device)
+    cropped = {
+        name: _take(x, theta, (x.shape[-2], x.shape[-1]), "bilinear") for name, x in images.items()
+    }
+    if mask is not None:  # float32 holds class indices exactly
+        size = (mask.shape[-2], mask.shape[-1])
+        mask = _take(mask[:, None].float(), theta, size, "nearest")[:, 0].long()
+    return cropped, mask
+
+
+def scale_and_flip(
+    images: Mapping[str, Tensor],
+    mask: Tensor,
+    scales: Sequence[float],
+    piece: tuple[int, int] | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Random enlargement, a piece of the result, and horizontal flip, the same for all of a sample.
+
+    Where a shrunken picture is smaller than the piece, it lies in its middle; around it pictures
+    are 0 and the mask is unknown.
+
+    Args:
+        images: `{modality: (B, C, H, W)}`, each of its own size.
+        mask: (B, H, W) class indices, 255 unknown.
+        scales: factors, one of which is drawn for each sample.
+        piece: height and width of the result, in pixels of the mask; None: of the mask. A picture
+            of another size than the mask's keeps its ratio to it.
+
+    Returns:
+        Pictures and mask of the piece's size.
+
+    Source: Zhang et al. 2023 (CMX), section IV-B and appendix A.
+    """
+    count, (height, width) = len(mask), mask.shape[-2:]
+    piece = piece or (height, width)
+    scale = torch.tensor(scales)[torch.randint(len(scales), (count,))]  # (B,)
+    share = torch.tensor(piece) / (torch.tensor([height, width]) * scale[:, None])  # (B, 2)
+    place = torch.where(share < 1, torch.rand(count, 2), 0.5)
+    box = torch.cat([(1 - share) * place, share], dim=1)  # (B, 4): top, left, height, width
+    mirror = 1 - 2 * (torch.rand(count) < 0.5).float()
+    theta = _affine(box, mirror).to(mask.device)
+    taken = {}
+    for name, x in images.items():
+        own = (round(piece[0] * x.shape[-2] / height), round(piece[1] * x.shape[-1] / width))
+        inside = _take(torch.ones_like(x[:, :1]), theta, own, "nearest", "zeros")
+        # zeros outside at once would fade the picture's own border
+        taken[name] = _take(x, theta, own, "bilinear") * inside
+    shifted = mask[:, None].float() - UNKNOWN_CLASS  # what is 0 outside
+    mask = _take(shifted, theta, piece, "nearest", "zeros")[:, 0].long() + UNKNOWN_CLASS
+    return taken, mask
+
+
+def _affine(box: Tensor, mirror: Tensor) -> Tensor:
+    """From places in a crop, in [-1, 1], to places in the picture.
+
+    Args:
+        box: (B, 4) top, left, height, width as shares of the picture.
+        mirror: (B,) -1 for a flip, else 1.
+    """
+    theta = torch.zeros(len(box), 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = box[:, 3] * mirror, 2 * box[:, 1] + box[:, 3] - 1
     theta[:, 1, 1], theta[:, 1, 2] = box[:, 2], 2 * box[:, 0] + box[:, 2] - 1
-    theta = theta.to(first.device)
+    return theta
 
-    def take(x: Tensor, mode: str) -> Tensor:
-        grid = affine_grid(theta, list(x.shape), align_corners=False)
-        return grid_sample(x, grid, mode, padding_mode="border", align_corners=False)
 
-    cropped = {name: take(x, "bilinear") for name, x in images.items()}
-    if mask is not None:  # float32 holds class indices exactly
-        mask = take(mask[:, None].float(), "nearest")[:, 0].long()
-    return cropped, mask
+def _take(
+    x: Tensor, theta: Tensor, size: tuple[int, int], mode: str, outside: str = "border"
+) -> Tensor:
+    """(B, C, H, W) to (B, C, *size)."""
+    grid = affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
+    return grid_sample(x, grid, mode, padding_mode=outside, align_corners=False)

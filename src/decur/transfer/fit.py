@@ -26,7 +26,8 @@ from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.saving import AtomicCheckpointIO
-from decur.transfer.augment import crop_and_flip
+from decur.transfer.augment import crop_and_flip, scale_and_flip
+from decur.transfer.averaging import Averaging
 from decur.transfer.loading import PictureLoader
 from decur.transfer.resume import ResumableTraining
 from decur.transfer.settings import FitSettings
@@ -46,6 +47,8 @@ class Trainee(L.LightningModule):
         total: steps of the whole training, for the schedule.
         modalities: sensors whose raw pictures come in; none if they need no scaling.
         size: height and width that pictures are resized to; None for their own.
+        warmup: steps of it.
+        averaging: what a mask that is tested is the mean of.
     """
 
     def __init__(
@@ -56,9 +59,12 @@ class Trainee(L.LightningModule):
         total: int,
         modalities: Mapping[str, Modality],
         size: int | None = None,
+        warmup: int = 0,
+        averaging: Averaging = Averaging(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.model, self.task, self.settings, self.total = model, task, settings, total
+        self.warmup, self.averaging = warmup, averaging
         self.modalities, self.size = dict(modalities), size
         self.samples = 1  # of the test part
         self.losses: list[Tensor] = []  # of the steps of this epoch
@@ -89,13 +95,22 @@ class Trainee(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         images, labels = self._pictures(batch), batch["target"][self.task.name]
-        crop = self.settings.crop
-        if self.modalities and self.settings.augment and crop is not None:
-            images, mask = crop_and_flip(images, labels if self.task.dense else None, crop)
-            labels = labels if mask is None else mask
+        images, labels = self._augmented(images, labels)
         loss = self.task.loss(self._output(images, batch["present"], labels), labels)
         self.losses.append(loss.detach().float())
         return loss
+
+    def _augmented(
+        self, images: dict[str, Tensor], labels: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        crop, scales, piece = self.settings.crop, self.settings.scales, self.settings.piece
+        if not (self.modalities and self.settings.augment):
+            return images, labels
+        if scales:
+            return scale_and_flip(images, labels, scales, piece)
+        assert crop is not None  # complete settings have one
+        images, mask = crop_and_flip(images, labels if self.task.dense else None, crop)
+        return images, labels if mask is None else mask
 
     def _output(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor], labels: Tensor
@@ -106,7 +121,12 @@ class Trainee(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Kept:
         """What the metrics need."""
         labels = batch["target"][self.task.name]
-        output = self._output(self._pictures(batch), batch["present"], labels)
+        images, present = self._pictures(batch), batch["present"]
+        if self.averaging.trivial:
+            output = self._output(images, present, labels)
+        else:
+            size = (labels.shape[-2], labels.shape[-1])
+            output = self.averaging.output(self.model, images, present, size)
         return self.task.keep(output, labels, self.samples)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -122,13 +142,16 @@ class Trainee(L.LightningModule):
             if self.settings.name == "sgd"
             else torch.optim.AdamW(trained, **rate)
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_factor(step / self.total, self.settings)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _rate(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return rate_factor(step / self.total, self.settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the losses of an epoch that is not over."""
@@ -279,3 +302,8 @@ def steps_of(settings: FitSettings, loader: DataLoader[Any]) -> int:
     """Optimiser steps of the whole training."""
     assert settings.epochs is not None
     return settings.steps or settings.epochs * len(loader)
+
+
+def warmup_of(settings: FitSettings, loader: DataLoader[Any]) -> int:
+    """Steps of them in which the rate rises."""
+    return round(settings.warmup_epochs * len(loader))

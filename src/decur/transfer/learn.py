@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from decur.data import PairedDataset
 from decur.pretrain import LoaderSettings
-from decur.transfer.fit import Engine, Trainee, steps_of
+from decur.transfer.averaging import Averaging
+from decur.transfer.fit import Engine, Trainee, steps_of, warmup_of
 from decur.transfer.loading import image_loader
 from decur.transfer.maps import OnStoredMaps, stored_maps
 from decur.transfer.models import FCN, Fusion, LateFusion
@@ -36,6 +37,7 @@ class Learning:
         engine: where it runs.
         size: height and width that pictures are resized to; None for their own.
         seed: of validation parts, order and augmentation.
+        averaging: what a mask that is tested is the mean of.
     """
 
     data: PairedDataset
@@ -47,6 +49,7 @@ class Learning:
     engine: Engine
     size: int | None
     seed: int
+    averaging: Averaging = field(default_factory=Averaging)
 
     def probe(self, model: LateFusion, seen: Survey, kind: str) -> tuple[float | None, Kept]:
         """Learn a linear head on the vectors of frozen encoders.
@@ -82,7 +85,8 @@ class Learning:
         names = list(stored.modalities)
         batches = image_loader(stored, self.train, self.task, names, self.loader, self.seed)
         steps = steps_of(self.settings, batches)
-        trainee = Trainee(OnStoredMaps(model), self.task, self.settings, steps, {})
+        warmup = warmup_of(self.settings, batches)
+        trainee = Trainee(OnStoredMaps(model), self.task, self.settings, steps, {}, warmup=warmup)
         self.engine.fit(trainee, batches)
         tested = image_loader(stored, self.test, self.task, names, self.loader)
         return self.engine.test(trainee, tested, len(self.test))
@@ -98,6 +102,8 @@ class Learning:
             steps_of(self.settings, batches),
             {name: self.data.modalities[name] for name in names},
             self.size,
+            warmup_of(self.settings, batches),
+            self.averaging,
         )
         self.engine.fit(trainee, batches)
         if isinstance(model, LateFusion):

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from decur.transfer.fit import Engine, Trainee, steps_of
+from decur.transfer.fit import Engine, Trainee, steps_of, warmup_of
 from decur.transfer.settings import FitSettings
 from decur.transfer.tasks import Task
 
@@ -240,5 +240,6 @@ def fit_sgd(
         batch_size=None,
         generator=torch.Generator().manual_seed(seed),
     )
-    trainee = Trainee(_HeadOnly(head), task, settings, steps_of(settings, loader), {})
+    steps, warmup = steps_of(settings, loader), warmup_of(settings, loader)
+    trainee = Trainee(_HeadOnly(head), task, settings, steps, {}, warmup=warmup)
     engine.fit(trainee, loader)

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 from rich.console import Console
 
 from decur.checkpoint import RunFolder, atomic
 from decur.data import PairedDataset
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError
 from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.pretrain.run import quiet_lightning
+from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent
+from decur.transfer.averaging import Averaging
 from decur.transfer.evaluate import intervals
 from decur.transfer.fit import Engine
+from decur.transfer.fusion import Fusion
 from decur.transfer.learn import Learning
-from decur.transfer.models import FCN, Fusion, LateFusion, save_model
+from decur.transfer.models import FCN, HEADS, LateFusion, save_model
 from decur.transfer.parts import split_parts
 from decur.transfer.results import (
     sentence,
@@ -34,10 +38,9 @@ from decur.transfer.settings import FitSettings
 from decur.transfer.sources import MissingBands, Representation, gather_encoders
 from decur.transfer.splits import draw_fraction, join
 from decur.transfer.survey import Survey, survey
-from decur.transfer.tasks import Task, make_task
+from decur.transfer.tasks import Task
 
 log = logging.getLogger(__name__)
-Probe = Literal["ridge", "logistic", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,15 @@ def transfer(
     label_fraction: float = 1.0,
     run: str = "runs/transfer",
     probe: Probe = "ridge",
+    head: Head = "fcn",
     representation: Representation = "features",
     missing_bands: MissingBands = "refuse",
     encoder: EncoderSettings = EncoderSettings(),  # noqa: B008
     fit: FitSettings = FitSettings(),  # noqa: B008
     loader: LoaderSettings = LoaderSettings(),  # noqa: B008
     size: int | None = None,
+    test_scales: tuple[float, ...] = (1.0,),
+    test_flip: bool = False,
     folds: int = 5,
     fold: int = 0,
     bootstrap: int = 1000,
@@ -91,6 +97,7 @@ def transfer(
         run: folder to write.
         probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
             regularisation chosen on a validation part of the training part; or "sgd", the paper's.
+        head: of masks: the paper's "fcn", or "cmx", which fuses two MiT encoders stage by stage.
         representation: what of frozen encoders is probed: their "features", or with the projectors
             of their run, whose folder must be given, the "embedding" or its "common" or "unique"
             dimensions. The model that is saved then holds the projectors as well.
@@ -100,6 +107,9 @@ def transfer(
         fit: how heads and encoders are trained; what is left open is the paper's.
         loader: batches and workers.
         size: height and width that pictures are resized to; None for their own.
+        test_scales: the mask of a test picture is the mean of what the model gives for it resized
+            by each of these factors.
+        test_flip: and for each of them mirrored.
         folds: into how many parts `data` is split, whole groups where it names groups.
         fold: which of them tests, from 0.
         bootstrap: resamples of the test part for the 95 % interval; 0 for none.
@@ -124,8 +134,8 @@ def transfer(
     if size is not None and size < 1:
         raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
     whole = data if test_data is None else join(data, test_data)
-    task = _task(whole, target)
-    _refuse(task, freeze, probe, representation)
+    task, averaging = choose_task(whole, target), Averaging(tuple(test_scales), test_flip)
+    refuse(task, freeze, probe, representation, head, averaging)
     settings = fit.complete(task.target.kind, freeze)
     chosen = gather_encoders(
         *(encoders, whole.modalities, modalities, encoder, seed), representation, missing_bands
@@ -135,14 +145,19 @@ def transfer(
     quiet_lightning()
     L.seed_everything(seed, verbose=False)
     console.print(f"data      {whole.describe()}", highlight=False)
+    model: Fusion = (HEADS[head] if task.dense else LateFusion)(chosen, task.outputs)
 
     vectors = freeze and not task.dense
-    maps = freeze and task.dense and not settings.augment  # what never changes is computed once
+    # what never changes is computed once
+    same = not settings.augment and averaging.trivial and isinstance(model, FCN)
+    maps = freeze and task.dense and same
     home = Path(cache) if cache else folder.path / "cache"
     once = chosen if vectors or maps else {}
     seen = survey(whole, task.name, once, home, loader, size, engine.device, maps)
     _list_bad(folder, seen)
     train, test = split_parts(whole, data, task, seen, list(chosen), (folds, fold), seed)
+    if head == "cmx":
+        refuse_absent(whole, np.concatenate([train, test]), list(chosen))
     by_class = seen.labels if task.target.kind == "class" else None
     train = draw_fraction(train, label_fraction, seed, by_class, task.target.classes)
     if task.target.kind != "class" and (missing := task.missing_classes(seen.labels[train])):
@@ -152,10 +167,9 @@ def transfer(
     ready = time.monotonic()
 
     task.prepare(seen.labels[train])
-    model: Fusion = (FCN if task.dense else LateFusion)(chosen, task.outputs)
     if freeze:
         model.freeze()
-    learning = Learning(whole, task, train, test, settings, loader, engine, size, seed)
+    learning = Learning(whole, task, train, test, settings, loader, engine, size, seed, averaging)
     strength: float | None = None
     if vectors:
         assert isinstance(model, LateFusion)
@@ -181,12 +195,14 @@ def transfer(
         "modalities": list(chosen),
         "representation": representation,
         "freeze": freeze,
-        "model": _how(vectors, probe, representation, task),
+        "model": _how(vectors, probe, representation, task, head),
         "regularisation": strength,
         "fit": None if vectors and probe != "sgd" else settings.plain(),
         "label_fraction": label_fraction,
         "train": len(train),
         "test": len(test),
+        "test_scales": list(averaging.scales),
+        "test_flip": averaging.flip,
         "groups": len(set(test_groups)) if test_groups else None,
         "bad": len(seen.bad),
         "seed": seed,
@@ -204,36 +220,6 @@ def transfer(
     write_report(folder, results, task, kept)
     _print(console, folder, results)
     return Transferred(folder, results, model)
-
-
-def _task(data: PairedDataset, target: str | None) -> Task:
-    there = ", ".join(f"{name} ({spec.kind})" for name, spec in data.targets.items())
-    if not there:
-        raise DataError("target: the data has no labels; add labels.csv or mask/ to its folder")
-    if target is None:
-        if len(data.targets) > 1:
-            raise ConfigError(f"target: the data has several labels, choose from {there}")
-        target = next(iter(data.targets))
-    if target not in data.targets:
-        raise ConfigError(f"target: the data has no label {target!r}; choose from {there}")
-    return make_task(target, data.targets[target])
-
-
-def _refuse(task: Task, freeze: bool, probe: Probe, representation: Representation) -> None:
-    """What would make no sense together."""
-    kind = task.target.kind
-    if freeze and probe == "sgd" and kind == "scalar":
-        raise ConfigError("probe: sgd is the paper's head for classes; a scalar takes ridge")
-    if freeze and probe == "logistic" and kind != "class":
-        raise ConfigError(
-            f"probe: logistic tells one class a sample from others, and {task.name!r} is a {kind}; "
-            "take ridge"
-        )
-    if representation != "features" and (task.dense or not freeze):
-        what = "a mask needs feature maps" if task.dense else "fine-tuning starts from encoders"
-        raise ConfigError(
-            f"representation: {representation} is for probes, and {what}; take features"
-        )
 
 
 def _make(folder: RunFolder) -> None:
@@ -265,9 +251,11 @@ def _list_bad(folder: RunFolder, seen: Survey) -> None:
             csv.writer(file).writerows([("file", "reason"), *seen.bad])
 
 
-def _how(vectors: bool, probe: Probe, representation: Representation, task: Task) -> str:
+def _how(
+    vectors: bool, probe: Probe, representation: Representation, task: Task, head: Head
+) -> str:
     if task.dense:
-        return "FCN"
+        return head.upper()
     if not vectors:
         return "late fusion, linear head"
     return (

@@ -30,6 +30,10 @@ class FitSettings:
         milestones: shares of the run after each of which "steps" divides the rate by 10.
         augment: random resized crops and horizontal flips, the same for all sensors and the mask.
         crop: smallest and largest area of a crop, as shares of the picture.
+        scales: in place of `crop`, for masks: factors, one of which each picture is enlarged by
+            before a piece is cut out of it; what a shrunken one lacks is 0, its mask unknown (CMX).
+        piece: height and width of that piece; None: the picture's own.
+        warmup_epochs: in which the rate rises linearly to where the schedule goes on.
 
     Raises:
         ConfigError: for a number out of range.
@@ -45,9 +49,12 @@ class FitSettings:
     milestones: tuple[float, ...] = (0.6, 0.8)
     augment: bool = True
     crop: tuple[float, float] | None = None
+    scales: tuple[float, ...] = ()
+    piece: tuple[int, int] | None = None
+    warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("lr", "weight_decay", "momentum"):
+        for key in ("lr", "weight_decay", "momentum", "warmup_epochs"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise ConfigError(f"fit.{key}: must not be negative, is {value:g}")
@@ -57,6 +64,13 @@ class FitSettings:
                 raise ConfigError(f"fit.{key}: must be 1 or more, is {value}")
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ConfigError(f"fit.crop: needs 0 < low <= high <= 1, is {list(self.crop)}")
+        if any(scale <= 0 for scale in self.scales):
+            raise ConfigError(f"fit.scales: factors greater than 0, are {list(self.scales)}")
+        if self.piece is not None and (min(self.piece) < 1 or not self.scales):
+            raise ConfigError(
+                f"fit.piece: height and width in pixels, with fit.scales, is {list(self.piece)}; "
+                "set fit.scales, or leave it out"
+            )
 
     def complete(self, kind: str, freeze: bool) -> FitSettings:
         """A copy in which nothing is left open.
@@ -64,7 +78,12 @@ class FitSettings:
         Args:
             kind: of the target: "class", "multilabel", "scalar" or "mask".
             freeze: whether the encoders stay as they are.
+
+        Raises:
+            ConfigError: for scales where there is no mask.
         """
+        if self.scales and kind != "mask":
+            raise ConfigError(f"fit.scales: are for masks, not for a {kind}; take fit.crop")
         defaults = dict(_PAPER[kind])
         if defaults["name"] == "sgd" and freeze:
             defaults["lr"] = 0.5

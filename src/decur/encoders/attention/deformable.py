@@ -46,6 +46,10 @@ class DeformableAttention(nn.Module):
         kernel: of the offset network's depthwise convolution, odd.
         size: height and width of the map that the table of biases is made for.
         residual: add the map to the result: RDA instead of DA (section 3.2).
+        centred: whether -1 and 1 are the map's edges, and the points start at the centres of their
+            cells. False: -1 and 1 are the centres of the outermost places, and the points start
+            half a cell further down and right, the last ones at the end: the geometry of the
+            authors' code, which their released weights need.
 
     Shapes:
         (B, C, H, W) to (B, C, H, W).
@@ -69,9 +73,11 @@ class DeformableAttention(nn.Module):
         kernel: int,
         size: tuple[int, int],
         residual: bool = True,
+        centred: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.groups, self.stride, self.residual = heads, groups, stride, residual
+        self.centred = centred
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -112,9 +118,13 @@ class DeformableAttention(nn.Module):
         offsets = self.offset(self._grouped(query)).to(exact)  # (B g, 2, H / r, W / r), y and x
         offsets = offsets.movedim(1, -1).flip(-1)  # (B g, H / r, W / r, 2), x and y
         rows, columns = offsets.shape[1:3]
-        points = (_centres(rows, columns, offsets) + offsets).clamp(-1, 1)
+        start = _grid(rows, columns, offsets, 1, 0 if self.centred else 1)
+        points = (start + offsets).clamp(-1, 1)
         sampled = grid_sample(
-            self._grouped(source.to(exact)), points, padding_mode="border", align_corners=False
+            self._grouped(source.to(exact)),
+            points,
+            padding_mode="border",
+            align_corners=not self.centred,
         )  # (B g, C / g, H / r, W / r)
         sampled = sampled.to(x.dtype).unflatten(0, (-1, self.groups)).flatten(1, 2)
         q, k, v = (
@@ -132,16 +142,17 @@ class DeformableAttention(nn.Module):
 
     def _distance_bias(self, points: Tensor, height: int, width: int) -> Tensor:
         """Bias of each place for each point: (B, g, n, 2) to (B, h, H W, n)."""
-        places = _centres(height, width, points).flatten(0, 1)[:, None]  # (HW, 1, 2)
+        first, less = (1, 0) if self.centred else (0, 1)
+        places = _grid(height, width, points, first, less).flatten(0, 1)[:, None]  # (HW, 1, 2)
         distance = (places - points.flatten(0, 1)[:, None]) / 2  # (B g, HW, n, 2), parts of the map
-        # From the first place to the last is the whole table: H - 1 steps of 1 / H.
+        # From the first place to the last is the whole table: H - 1 steps of 1 / H if centred.
         x, y = (
-            d * (n / max(n - 1, 1))
+            d * (n / max(n - 1, 1)) if self.centred else d
             for d, n in zip(distance.unbind(-1), (width, height), strict=True)
         )
         table = self.bias.to(points.dtype).unflatten(0, (self.groups, -1))
         found = grid_sample(
-            table.repeat(len(points), 1, 1, 1),
+            table.repeat(points.shape[0], 1, 1, 1),
             torch.stack((x, y), -1),
             padding_mode="border",
             align_corners=True,
@@ -160,10 +171,16 @@ class _ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def _centres(height: int, width: int, like: Tensor) -> Tensor:
-    """Centres of the cells of a grid over the map: (height, width, 2), x and y in (-1, 1)."""
+def _grid(height: int, width: int, like: Tensor, first: int, less: int) -> Tensor:
+    """Places in the map, (height, width, 2) as x and y.
+
+    The i-th of n is at (2 i + first) / (n - less) - 1: with (1, 0) the centres of cells, with
+    (0, 1) the outermost at -1 and 1.
+    """
     y, x = (
-        (torch.arange(steps, device=like.device, dtype=like.dtype) * 2 + 1) / steps - 1
+        (torch.arange(steps, device=like.device, dtype=like.dtype) * 2 + first)
+        / max(steps - less, 0.5)  # so that a single point starts at the end, as theirs does
+        - 1
         for steps in (height, width)
     )
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
@@ -176,6 +193,7 @@ def for_stage(
     stage: Stage,
     residual: bool,
     kind: type[Kind] = DeformableAttention,  # type: ignore[assignment]
+    centred: bool = True,
 ) -> Kind:
     """The attention that the paper has after a stage, and its like for other widths and stages.
 
@@ -192,6 +210,7 @@ def for_stage(
         kernel=2 * stage.later + 3,
         size=stage.size,
         residual=residual,
+        centred=centred,
     )
 
 
@@ -203,3 +222,8 @@ def _rda(stage: Stage) -> DeformableAttention:
 @attention("da")
 def _da(stage: Stage) -> DeformableAttention:
     return for_stage(stage, residual=False)
+
+
+@attention("rda_official")
+def _rda_official(stage: Stage) -> DeformableAttention:
+    return for_stage(stage, residual=True, centred=False)

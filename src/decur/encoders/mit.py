@@ -1,0 +1,105 @@
+"""Mix Transformers, the encoders of SegFormer, from segmentation-models-pytorch's stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from decur.encoders.base import Encoder
+from decur.errors import ConfigError
+
+CHANNELS = {  # of the four stages (Xie et al. 2021, Table 6)
+    "mit_b0": [32, 64, 160, 256],
+    **{f"mit_b{size}": [64, 128, 320, 512] for size in range(1, 6)},
+}
+SMALLEST = 29  # pixels, below which the first stage's keys, reduced by 8, are none
+
+
+class MiTEncoder(Encoder):
+    """A Mix Transformer (Xie et al. 2021, "SegFormer") without SegFormer's decoder.
+
+    Its state dict has the keys of the NVlabs release (`patch_embed1.proj.weight`,
+    `block1.0.norm1.weight`, ..., `norm4.weight`). Each feature map is normalised by its stage's
+    last layer normalisation; the vector is the mean of the last one over all places. Pictures of
+    any size from 29 px are taken; a map has a step for each begun stride, so that sides of
+    multiples of 32 px waste nothing. Stochastic depth is the release's, up to 0.1.
+
+    Attributes:
+        stages: how many stages there are, see `stage`.
+
+    Args:
+        name: "mit_b0" to "mit_b5".
+        bands: number of input bands.
+        pretrained: start from weights of ImageNet (downloads them), the first layer adapted.
+
+    Raises:
+        ConfigError: for another name, without segmentation-models-pytorch, or if the weights
+            cannot be had.
+    """
+
+    stages = 4
+
+    def __init__(self, name: str, bands: int, /, *, pretrained: bool = False) -> None:
+        super().__init__()
+        if name not in CHANNELS:
+            raise ConfigError(f"no encoder {name!r}; choose from {', '.join(CHANNELS)}")
+        self.name, self.options = name, {}
+        self.channels, self.strides = list(CHANNELS[name]), [4, 8, 16, 32]
+        self.dim = self.channels[-1]
+        made = _create(name, bands, pretrained)
+        for number in range(1, self.stages + 1):
+            for part in ("patch_embed", "block", "norm"):
+                self.add_module(f"{part}{number}", getattr(made, f"{part}{number}"))
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """One stage alone, for models that change the maps between stages.
+
+        Args:
+            number: of the stage, from 0.
+            x: the picture (B, bands, H, W) for stage 0, else the map of the stage before.
+
+        Returns:
+            (B, channels[number], ...), half the height and width of the map before, rounded up;
+            a quarter of the picture.
+        """
+        if number == 0 and min(x.shape[-2:]) < SMALLEST:
+            raise ConfigError(
+                f"encoder {self.name!r}: takes pictures of {SMALLEST} px or more, these have "
+                f"{x.shape[-2]} x {x.shape[-1]}; raise views.size or size, or take another encoder"
+            )
+        for part in ("patch_embed", "block", "norm"):
+            x = self.get_submodule(f"{part}{number + 1}")(x)
+        return x.contiguous()
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps: (B, channels[i], H / strides[i], W / strides[i]), rounded up."""
+        maps = []
+        for number in range(self.stages):
+            x = self.stage(number, x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        return self.forward_features(x)[-1].mean((2, 3))
+
+
+def _create(name: str, bands: int, pretrained: bool) -> nn.Module:
+    try:
+        from segmentation_models_pytorch.encoders import get_encoder
+    except ImportError as error:
+        raise ConfigError(
+            f"encoder {name!r} needs segmentation-models-pytorch: pip install 'decur[mit]'"
+        ) from error
+    try:
+        made: Any = get_encoder(
+            name, in_channels=bands, depth=5, weights="imagenet" if pretrained else None
+        )
+    except OSError as error:  # whatever the hub and its clients raise without a network is one
+        raise ConfigError(
+            f"encoder {name!r}: its pretrained weights cannot be loaded "
+            f"({' '.join(str(error).split())[:200]}); check the connection to the network, or "
+            "load them once where there is one, and they are found in the hub's cache"
+        ) from error
+    return made
