@@ -1,0 +1,180 @@
+"""Neighbours of embeddings, also across sensors: radar in, optical out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur.embed.embedding import read_header, require_pyarrow
+from decur.embed.model import WHOLE
+from decur.errors import ConfigError, DataError
+
+Part = Literal["common", "unique", "embedding", "features"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of one sensor.
+
+    Args:
+        ids: of the samples.
+        values: (N, D) float32.
+    """
+
+    ids: list[str]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The nearest of each query, the nearest first.
+
+    Args:
+        ids: k of them for each query; fewer where there are no more.
+        similarity: cosines, in the same order.
+    """
+
+    ids: list[list[str]]
+    similarity: list[list[float]]
+
+
+def default_part(folder: str | Path) -> Part:
+    """What is comparable across sensors: the common part, else the embedding, else features."""
+    widths = read_header(Path(folder))["widths"]
+    return "common" if "common" in widths else "embedding" if len(widths) > 1 else "features"
+
+
+def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> Vectors:
+    """Vectors of one sensor from a folder that `embed` wrote, complete or not yet.
+
+    Args:
+        folder: of embeddings.
+        modality: which sensor.
+        part: which columns; "embedding" is all parts of it together.
+
+    Raises:
+        ConfigError: if there is no such sensor or part.
+        DataError: if it holds no embeddings, or a file of it cannot be read.
+    """
+    require_pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = Path(folder)
+    header = read_header(folder)
+    if modality not in header["modalities"]:
+        raise ConfigError(
+            f"{folder}: has no {modality!r}; choose from {', '.join(header['modalities'])}"
+        )
+    parts = list(header["parts"])
+    known = ["features", *([WHOLE] if parts else []), *(p for p in parts if p != WHOLE)]
+    if part not in known:
+        raise ConfigError(f"--part {part}: {folder} has {', '.join(known)}; choose one of them")
+    columns = parts if part == WHOLE else [part]
+    ids: list[str] = []
+    values: list[NDArray[np.float32]] = []
+    width = sum(header["widths"][column][modality] for column in columns)
+    for path in sorted(folder.glob("part-*.parquet")):
+        try:
+            table = pq.read_table(
+                path, columns=["id", *columns], filters=[("modality", "=", modality)]
+            )
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{path}: {reason}; delete it and embed again") from error
+        for batch in table.to_batches():
+            ids += batch["id"].to_pylist()
+            values += [
+                np.concatenate(
+                    [batch[c].flatten().to_numpy().reshape(len(batch), -1) for c in columns],
+                    axis=1,
+                )
+            ]
+    if not ids:
+        raise DataError(f"{folder}: has no rows of {modality!r}; run `decur embed` to its end")
+    whole = np.concatenate(values).reshape(len(ids), width)
+    return Vectors(ids, np.ascontiguousarray(whole, dtype=np.float32))
+
+
+def nearest(
+    queries: Vectors, base: Vectors, k: int = 8, index: str = "Flat", same: bool = False
+) -> Hits:
+    """The k vectors of `base` with the highest cosine, for each query.
+
+    Args:
+        queries: what to look for.
+        base: where to look.
+        k: how many.
+        index: as faiss' `index_factory` takes it: "Flat" is exact, others ("HNSW32", "IVF256,Flat")
+            are faster on millions and approximate.
+        same: whether both are of one sensor: a query is then no hit of its own.
+
+    Raises:
+        ConfigError: if k is below 1, faiss is not installed or knows no such index.
+        DataError: if the vectors differ in width.
+    """
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells that it was loaded
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigError("neighbors needs faiss: pip install 'decur[embed]'") from error
+    if k < 1:
+        raise ConfigError(f"--k: at least 1, is {k}")
+    dim = base.values.shape[1]
+    if queries.values.shape[1] != dim:
+        raise DataError(
+            f"queries are {queries.values.shape[1]} wide and what is searched {dim}: features of "
+            "different encoders; take --part common of a run with projectors"
+        )
+    wanted = min(k + same, len(base.ids))
+    looked_for, searched = _unit(queries.values), _unit(base.values)
+    try:
+        made = faiss.index_factory(dim, index, faiss.METRIC_INNER_PRODUCT)
+        if not made.is_trained:
+            made.train(searched)
+        made.add(searched)
+    except RuntimeError as error:
+        reason = str(error).rsplit("Error", 1)[-1].strip(": \n")[:150]
+        raise ConfigError(f"--index {index}: faiss refuses it ({reason}); Flat is exact") from error
+    cosines, rows = made.search(looked_for, wanted)
+    ids, similarity = [], []
+    for query, found, scores in zip(queries.ids, rows, cosines, strict=True):
+        kept = [
+            (base.ids[row], float(score))
+            for row, score in zip(found, scores, strict=True)
+            if row >= 0 and not (same and base.ids[row] == query)
+        ][:k]
+        ids.append([name for name, _ in kept])
+        similarity.append([score for _, score in kept])
+    return Hits(ids, similarity)
+
+
+def choose(vectors: Vectors, ids: Sequence[str]) -> Vectors:
+    """Some vectors by their ids.
+
+    Raises:
+        DataError: naming one that is not there.
+    """
+    rows = {name: row for row, name in enumerate(vectors.ids)}
+    for name in ids:
+        if name not in rows:
+            raise DataError(f"--query {name}: no such id; there are {vectors.ids[0]}, ...")
+    return Vectors(list(ids), vectors.values[[rows[name] for name in ids]])
+
+
+def recall(queries: Vectors, hits: Hits, k: int) -> float:
+    """Share of the queries whose own place is among the first k hits."""
+    found = [name in ids[:k] for name, ids in zip(queries.ids, hits.ids, strict=True)]
+    return sum(found) / len(found)
+
+
+def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.maximum(norms, np.finfo(np.float32).tiny)

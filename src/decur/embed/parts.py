@@ -1,0 +1,258 @@
+"""A data set in parts, each a Parquet file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch.utils.data import DataLoader, Dataset
+
+from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.embed.model import Columns, EmbeddingModel
+from decur.errors import DataError
+from decur.pretrain import LoaderSettings
+from decur.pretrain.loading import ignore_signals
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BEHIND = 2  # batches that may wait to be written while the device goes on
+BAD = b"bad"
+
+
+class PartBatch(Batch):
+    """A batch of one part; parts do not share batches."""
+
+    part: int
+    last: bool  # of its part
+
+
+class _Batches(Dataset[PartBatch]):
+    """Some batches of a data set, read and collated."""
+
+    def __init__(
+        self, data: PairedDataset, names: Sequence[str], rows: list[tuple[int, bool, range]]
+    ) -> None:
+        self.data, self.rows = SkipBad(data), rows
+        self.collate = Collate({name: data.modalities[name] for name in names}, {})
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> PartBatch:
+        part, last, rows = self.rows[index]
+        return {**self.collate([self.data[i] for i in rows]), "part": part, "last": last}
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class PartData(L.LightningDataModule):
+    """The parts that are still missing, shared among the processes.
+
+    Which samples a part holds does not depend on the number of processes.
+
+    Args:
+        data: any data set.
+        names: sensors to read.
+        settings: batch size, workers.
+        folder: where the parts are.
+        size: samples of a part.
+    """
+
+    def __init__(
+        self,
+        data: PairedDataset,
+        names: Sequence[str],
+        settings: LoaderSettings,
+        folder: Path,
+        size: int,
+    ) -> None:
+        super().__init__()
+        # fewer parts may be missing than there are processes
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.data, self.names, self.settings = data, list(names), settings
+        self.folder, self.size = folder, size
+
+    def predict_dataloader(self) -> DataLoader[PartBatch]:
+        """Batches of this process."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        todo: list[int] = []
+        if rank == 0:
+            for old in self.folder.glob(".part-*.tmp"):  # of a command that was killed
+                old.unlink(missing_ok=True)
+            count = -(-len(self.data) // self.size)
+            todo = [n for n in range(count) if not part_file(self.folder, n).is_file()]
+        todo = self.trainer.strategy.broadcast(todo)  # one that comes late sees parts of others
+        step, rows = max(1, self.settings.batch_size // world), []
+        for part in todo[rank::world]:
+            stop = min((part + 1) * self.size, len(self.data))
+            for first in range(part * self.size, stop, step):
+                rows.append((part, first + step >= stop, range(first, min(first + step, stop))))
+        workers = min(self.settings.processes(), len(rows))
+        return DataLoader(
+            _Batches(self.data, self.names, rows),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+            # the loader's own draw of a worker seed would otherwise consume the global state
+            generator=torch.Generator().manual_seed(0),
+        )
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """Where a part lies."""
+    return folder / f"part-{number:06}.parquet"
+
+
+def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object]) -> pa.Schema:
+    """Columns of a part.
+
+    Args:
+        widths: `{column: {modality: dimensions}}`; a column is of fixed width where all sensors
+            have the same.
+        about: kept with each part under the key "decur", as JSON.
+    """
+    import pyarrow as pa
+
+    fields = [("id", pa.string()), ("modality", pa.string())]
+    for column, dims in widths.items():
+        alike = len(set(dims.values())) == 1
+        fields.append((column, pa.list_(pa.float32(), next(iter(dims.values())) if alike else -1)))
+    return pa.schema(fields, metadata={"decur": json.dumps(about)})
+
+
+class _Job(TypedDict):
+    part: int
+    last: bool
+    ids: dict[str, list[str]]
+    found: dict[str, Columns]
+    bad: list[tuple[str, str]]
+
+
+class PartWriter(BasePredictionWriter):
+    """Writes a row group for each batch and sensor; a part gets its name when it is whole.
+
+    Writing happens in a thread of its own, so that the device does not wait for the disk.
+
+    Args:
+        folder: where the parts are.
+        layout: as `schema` gives it.
+        limit: samples that may be bad before this process stops.
+    """
+
+    def __init__(self, folder: Path, layout: pa.Schema, limit: float) -> None:
+        super().__init__(write_interval="batch")
+        self.folder, self.layout, self.limit = folder, layout, limit
+        self.bad = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: list[Future[None]] = []
+        self._open: Any = None
+        self._bad: list[tuple[str, str]] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Hand a batch to the thread.
+
+        Raises:
+            DataError: if too many samples are bad, or the disk takes no more.
+        """
+        assert isinstance(pl_module, EmbeddingModel)
+        self.bad += len(batch["bad"])
+        if self.bad > self.limit:
+            path, reason = batch["bad"][-1]
+            raise DataError(
+                f"{self.bad} samples could not be read, more than loader.max_bad allows; the last: "
+                f"{path}: {reason}"
+            )
+        ids = {
+            name: [i for i, has in zip(batch["ids"], batch["present"][name], strict=True) if has]
+            for name in prediction
+        }
+        job: _Job = {
+            "part": batch["part"],
+            "last": batch["last"],
+            "ids": ids,
+            "found": prediction,
+            "bad": batch["bad"],
+        }
+        self._waiting.append(self._pool.submit(self._write, job))
+        while len(self._waiting) > _BEHIND or (self._waiting and self._waiting[0].done()):
+            self._wait(self._waiting.pop(0))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Wait until all is written."""
+        while self._waiting:
+            self._wait(self._waiting.pop(0))
+
+    def close(self) -> None:
+        """Let go of the thread, and of the part that an error has cut off."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._open is not None:
+            writer, partial = self._open
+            with suppress(OSError):  # a full disk, of which another error tells already
+                writer.close()
+            partial.unlink(missing_ok=True)
+            self._open = None
+
+    def _wait(self, job: Future[None]) -> None:
+        try:
+            job.result()
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot be written ({error.strerror or error}); make room, then "
+                "give the same command again"
+            ) from error
+
+    def _write(self, job: _Job) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = part_file(self.folder, job["part"])
+        if self._open is None:
+            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            # vectors neither repeat nor compress
+            writer = pq.ParquetWriter(
+                partial, self.layout, compression="none", use_dictionary=["modality"]
+            )
+            self._open, self._bad = (writer, partial), []
+        writer, partial = self._open
+        self._bad += job["bad"]
+        for name, columns in job["found"].items():
+            ids = job["ids"][name]
+            arrays = [pa.array(ids), pa.array([name] * len(ids))]
+            for column, x in columns.items():
+                flat = pa.array(x.contiguous().cpu().numpy().ravel())
+                if pa.types.is_fixed_size_list(self.layout.field(column).type):
+                    arrays.append(pa.FixedSizeListArray.from_arrays(flat, x.shape[1]))
+                else:
+                    offsets = pa.array(range(0, x.numel() + 1, x.shape[1]), pa.int32())
+                    arrays.append(pa.ListArray.from_arrays(offsets, flat))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=self.layout))
+        if job["last"]:
+            writer.add_key_value_metadata({BAD.decode(): json.dumps(self._bad)})
+            writer.close()
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut can leave the name on empty blocks
+            partial.replace(path)
+            self._open = None

@@ -1,0 +1,147 @@
+"""Neighbours against all pairs of cosines in numpy, and the picture of them."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from decur.checkpoint import load_encoder, save_encoder
+from decur.cli import main
+from decur.data import PairedFolder
+from decur.embed import Vectors, embed, nearest, read_vectors
+from decur.errors import ConfigError, DataError
+from decur.modality import Modality
+from decur.pretrain import LoaderSettings
+
+BATCH = LoaderSettings(batch_size=4, workers=0)
+CPU = {"accelerator": "cpu"}
+
+
+def cosines(a, b):
+    a, b = (x.astype(np.float64) for x in (a, b))
+    return (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+
+
+@pytest.fixture
+def vectors():
+    rng = np.random.default_rng(0)
+    ids = [f"p{i}" for i in range(60)]
+    first = rng.normal(size=(60, 16)).astype(np.float32) * rng.uniform(0.1, 9, (60, 1))
+    second = first + 0.1 * rng.normal(size=(60, 16))
+    return Vectors(ids, first.astype(np.float32)), Vectors(ids, second.astype(np.float32))
+
+
+def test_hits_are_those_of_brute_force(vectors):
+    radar, optical = vectors
+    hits = nearest(radar, optical, k=5)
+    table = cosines(radar.values, optical.values)
+    for row, (ids, scores) in enumerate(zip(hits.ids, hits.similarity, strict=True)):
+        order = np.argsort(-table[row])[:5]
+        assert ids == [optical.ids[i] for i in order]
+        np.testing.assert_allclose(scores, table[row][order], atol=1e-5)
+
+
+def test_the_true_partner_comes_first(vectors):
+    hits = nearest(*vectors, k=1)
+    assert np.mean([ids == [q] for q, ids in zip(vectors[0].ids, hits.ids, strict=True)]) > 0.95
+
+
+def test_a_query_is_no_hit_of_its_own(vectors):
+    radar, _ = vectors
+    hits = nearest(radar, radar, k=4, same=True)
+    table = cosines(radar.values, radar.values)
+    np.fill_diagonal(table, -2)
+    for row, ids in enumerate(hits.ids):
+        assert ids == [radar.ids[i] for i in np.argsort(-table[row])[:4]]
+
+
+def test_more_than_there_are_gives_all(vectors):
+    radar, optical = vectors
+    few = Vectors(optical.ids[:3], optical.values[:3])
+    assert all(sorted(ids) == ["p0", "p1", "p2"] for ids in nearest(radar, few, k=9).ids)
+    assert all(len(ids) == 2 for ids in nearest(few, few, k=9, same=True).ids)
+
+
+def test_an_approximate_index_agrees_mostly(vectors):
+    exact, near = nearest(*vectors, k=1), nearest(*vectors, k=1, index="HNSW32")
+    assert np.mean([a == b for a, b in zip(exact.ids, near.ids, strict=True)]) > 0.9
+
+
+def test_what_cannot_be_searched_is_refused(vectors):
+    radar, optical = vectors
+    with pytest.raises(DataError, match="16 wide"):
+        nearest(radar, Vectors(optical.ids, optical.values[:, :8]))
+    with pytest.raises(ConfigError, match="faiss refuses"):
+        nearest(radar, optical, index="Nonsense")
+    with pytest.raises(ConfigError, match="--k"):
+        nearest(radar, optical, k=0)
+
+
+def test_the_embedding_is_its_parts_side_by_side(embedded):
+    common, unique, whole = (
+        read_vectors(embedded.folder, "s2", part) for part in ("common", "unique", "embedding")
+    )
+    assert common.ids == whole.ids and len(set(whole.ids)) == 20
+    np.testing.assert_array_equal(whole.values, np.hstack([common.values, unique.values]))
+
+
+def test_two_sensors_that_see_the_same_find_each_other(pairs, run, tmp_path):
+    """One encoder and one picture for both sensors: each place must find itself."""
+    file = str(run / "encoders" / "s1.safetensors")
+    (pairs.root / "s0").symlink_to(pairs.root / "s1")
+    like = pairs.modalities["s1"]
+    twins = PairedFolder(
+        pairs.root,
+        modalities={"s1": like, "s0": Modality.from_dict({**like.to_dict(), "name": "s0"})},
+    )
+    encoder = load_encoder(file)
+    encoder.modality = twins.modalities["s0"]
+    other = save_encoder(encoder, tmp_path / "s0.safetensors")
+    out = embed(twins, [file, str(other)], str(tmp_path / "twins"), loader=BATCH, trainer=CPU)
+    vectors = [read_vectors(out.folder, name) for name in ("s0", "s1")]
+    hits = nearest(*vectors, k=1)
+    assert [ids[0] for ids in hits.ids] == vectors[0].ids
+
+
+def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
+    table, picture = tmp_path / "hits.csv", tmp_path / "hits.png"
+    (pairs.root / "modalities.yaml").write_text(
+        "s1: {bands: [a], scaling: range, value_range: [-3, 3]}\n"
+        "s2: {bands: [a, b, c], scaling: range, value_range: [-3, 3]}\n"
+    )
+    main(
+        [
+            *("neighbors", str(embedded.folder), "--from", "s1", "--to", "s2", "--k", "3"),
+            *("--query", "0001", "0003", "--out", str(table), "--picture", str(picture)),
+            *("--data.root", str(pairs.root)),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "s1 to s2, common, 20 searched" in said and "0003" in said
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    radar, optical = (read_vectors(embedded.folder, name, "common") for name in ("s1", "s2"))
+    expected = cosines(radar.values, optical.values)[radar.ids.index("0003")]
+    best = optical.ids[int(expected.argmax())]
+    assert next(r["hit"] for r in rows if r["query"] == "0003") == best and len(rows) == 6
+    assert picture.stat().st_size > 5000
+    main(["neighbors", str(embedded.folder), "--k", "3"])
+    assert "own place among the first 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--query", "nobody"), "nobody: no such id"),
+        (("--from", "radar"), "no 'radar'"),
+        (("--picture", "x.png"), "give --data.root"),
+        (("--k", "0"), "--k"),
+        (("--index", "Nonsense"), "Nonsense"),
+    ],
+)
+def test_a_wrong_question_is_refused_in_a_line(embedded, refused, arguments, says):
+    assert says in refused("neighbors", str(embedded.folder), *arguments)
+
+
+def test_no_embeddings_no_search(refused, tmp_path):
+    assert "holds no embeddings" in refused("neighbors", str(tmp_path))
