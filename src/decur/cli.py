@@ -13,6 +13,10 @@ COMMANDS = {
     "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
     "transfer": "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
     "compare": "methods x label fractions x sensors x seeds: the whole table, resumable",
+    "import": "weights of others, the DeCUR authors' among them, as encoder files",
+    "export": "an encoder for timm, torchgeo, ONNX or torch.export, with its scaling",
+    "embed": "a run or encoders and data in, embeddings out as Parquet; resumable, on many GPUs",
+    "neighbors": "search embeddings across sensors: radar in, optical out, with a picture",
     "pack": "any data set into a few large files, read fast from a disk or an object store",
     "bench": "how fast data is read, decoded, collated, moved and augmented: what starves a GPU",
     "stats": "band statistics of a folder, as YAML for --data.modalities",
@@ -101,10 +105,34 @@ def _compare(arguments: list[str]) -> None:
     compare(arguments)
 
 
+def _embed(arguments: list[str]) -> None:
+    from decur.embed.command import main as embed
+
+    embed(arguments)
+
+
+def _neighbors(arguments: list[str]) -> None:
+    from decur.embed.command import neighbors
+
+    neighbors(arguments)
+
+
 def _demo(arguments: list[str]) -> None:
     from decur.demo import main as demo
 
     demo(arguments)
+
+
+def _import(arguments: list[str]) -> None:
+    from decur.exchange.command import import_
+
+    import_(arguments)
+
+
+def _export(arguments: list[str]) -> None:
+    from decur.exchange.command import export
+
+    export(arguments)
 
 
 def _pack(arguments: list[str]) -> None:

@@ -1,0 +1,115 @@
+"""`decur import` and `decur export`: weights from and for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from decur.config import Parser, read_mapping
+from decur.errors import ConfigError
+from decur.exchange.exporting import Format, export_encoder
+from decur.exchange.importing import Compat, Layout, Normalised, import_weights
+
+
+def import_(arguments: Sequence[str]) -> list[Path]:
+    """Run `decur import ARGUMENTS`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    parser = Parser(
+        "decur import",
+        "Weights of others as encoder files that --encoders takes: the DeCUR authors' checkpoints, "
+        "torchgeo's, plain torchvision or timm ResNets and ViTs, NVlabs' MiT.",
+    )
+    parser.usage = "decur import FILE --out FOLDER [--modality NAME=PRESET ...] [--compat official]"
+    parser.add_argument("file", type=str, help="Weights: .pth, .pt, .bin or .safetensors.")
+    parser.add_argument("--out", type=str, required=True, help="Folder for encoders/<name>.*.")
+    parser.add_argument(
+        "--layout", type=Layout, default="auto", help="What the file has to be; auto finds out."
+    )
+    parser.add_argument(
+        "--modality",
+        type=str,
+        nargs="+",
+        help="NAME=PRESET or NAME=FILE (its fields as YAML or JSON), one an encoder, in order.",
+    )
+    parser.add_argument(
+        "--normalised",
+        type=Normalised,
+        default="auto",
+        help="Whether the weights expect ImageNet's normalisation, which is then folded into them; "
+        "auto: those with its classifier, and every MiT.",
+    )
+    parser.add_argument(
+        "--compat",
+        type=Compat | None,
+        help="official: what the authors' weights alone need (the geometry of their attention).",
+    )
+    settings = parser.parse(arguments)
+    files = import_weights(
+        settings.file,
+        settings.out,
+        layout=settings.layout,
+        modalities=_modalities(settings.modality),
+        normalised=settings.normalised,
+        compat=settings.compat,
+    )
+    for file in files:
+        print(f"written: {file}")
+    print(f"use: decur transfer --encoders {settings.out} --data.root FOLDER --target NAME")
+    return files
+
+
+def export(arguments: Sequence[str]) -> list[Path]:
+    """Run `decur export ARGUMENTS`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    parser = Parser(
+        "decur export",
+        "An encoder for other programs: timm's or torchgeo's state dict, ONNX, torch.export. What "
+        "its input is goes into a JSON beside it.",
+    )
+    parser.usage = "decur export ENCODER --format timm|torchgeo|onnx|torch --out FILE"
+    parser.add_argument("encoder", type=str, help="An encoder file of a run.")
+    parser.add_argument("--format", type=Format, required=True, help="What to write.")
+    parser.add_argument("--out", type=str, required=True, help="The file.")
+    parser.add_argument(
+        "--scaling", type=bool, default=False, help="Let the graph take raw values and scale them."
+    )
+    parser.add_argument(
+        "--size",
+        type=tuple[int, int] | None,
+        help="[height, width] of a graph for one size only; by default it takes any.",
+    )
+    settings = parser.parse(arguments)
+    files = export_encoder(
+        settings.encoder,
+        settings.out,
+        settings.format,
+        scaling=settings.scaling,
+        size=settings.size,
+    )
+    for file in files:
+        print(f"written: {file}")
+    return files
+
+
+def _modalities(given: Sequence[str] | None) -> dict[str, Any]:
+    """`NAME=PRESET` and `NAME=FILE` as `{name: preset or fields}`."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"--modality: {text!r} is not NAME=PRESET, as s1=sentinel1")
+        if name in found:
+            raise ConfigError(f"--modality: {name!r} is given twice; each encoder has its own")
+        if Path(value).is_file():
+            fields = read_mapping(Path(value).read_text(errors="replace"), value)
+            found[name] = fields.get(name, fields.get("modality", fields))
+        else:
+            found[name] = value
+    return found

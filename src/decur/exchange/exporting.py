@@ -1,0 +1,239 @@
+"""Encoders for other programs: plain state dicts, ONNX, torch.export, each with its scaling."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from decur.checkpoint import atomic, load_encoder
+from decur.encoders import Encoder, TimmEncoder
+from decur.errors import ConfigError
+from decur.modality import Modality
+
+Format = Literal["timm", "torchgeo", "onnx", "torch"]
+Size = tuple[int, int]
+
+SUFFIXES = {
+    "timm": (".safetensors", ".pth"),
+    "torchgeo": (".pth",),
+    "onnx": (".onnx",),
+    "torch": (".pt2",),
+}
+TORCHGEO = ("resnet18", "resnet50", "resnet152", "vit_small_patch16_224")
+OPSET = 18
+TRACED, TRIED = (3, (224, 256)), (2, (192, 160))  # pictures and their sizes; multiples of 32
+TOLERANCE = 1e-4  # of the graph's vectors, relative to the largest number
+
+
+def export_encoder(
+    encoder: str | Path,
+    out: str | Path,
+    format: Format,
+    *,
+    scaling: bool = False,
+    size: Size | None = None,
+) -> list[Path]:
+    """Write an encoder for another program, and beside it its modality as JSON.
+
+    A graph is run once on pictures of another number and size before it is kept.
+
+    Args:
+        encoder: an encoder file.
+        out: the file: .safetensors or .pth for "timm", .pth for "torchgeo", .onnx, .pt2 for
+            "torch" (`torch.export.load`). `<out>.json` holds architecture, modality and what the
+            input is; so do the metadata of .onnx and .safetensors.
+        format: "timm": a state dict that `timm.create_model(name, in_chans=..., num_classes=0)`
+            loads strictly; "torchgeo": the same, of an architecture of torchgeo's; "onnx" and
+            "torch": a graph from "image" (B, C, H, W) to "vector" (B, D), of any batch and size;
+            that of "torch" insists on multiples of 32 px, from 64.
+        scaling: let the graph take raw values and scale them, as `Modality.scale` does.
+        size: height and width, where the graph shall take this size only.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: if the architecture cannot have this format, naming the reason.
+        DataError: if the encoder file cannot be read.
+    """
+    out = Path(out)
+    if out.suffix not in SUFFIXES[format]:
+        raise ConfigError(
+            f"--out: {out} must end in {' or '.join(SUFFIXES[format])} for --format {format}"
+        )
+    model = load_encoder(encoder)
+    about = {
+        "encoder": model.name,
+        "options": model.options,
+        "input": "raw values" if scaling else "values in [0, 1], as the modality scales them",
+        "modality": _modality(model).to_dict(),
+    }
+    if format in ("timm", "torchgeo"):
+        if scaling or size:
+            raise ConfigError(
+                f"--{'scaling' if scaling else 'size'}: a state dict has no graph to hold it; "
+                "take --format onnx or torch"
+            )
+        _write_state(model, out, format, about)
+    else:
+        modality = _modality(model)
+        if scaling and format == "onnx" and (modality.cut or modality.scaling == "image"):
+            raise ConfigError(
+                f"--scaling: modality {modality.name!r} is cut at percentiles, and ONNX does not "
+                "say where pixels without a measurement (NaN) are sorted; take --format torch, or "
+                "scale before the graph"
+            )
+        write = _write_onnx if format == "onnx" else _write_program
+        with _one_line(format, model.name, size):
+            program = _trace(model, scaling, size)
+            with atomic(out) as temporary:
+                run = write(program, temporary, about, _free(size))
+                _compare(run, model, scaling, size)
+    sidecar = out.with_name(f"{out.name}.json")
+    sidecar.write_text(json.dumps(about, indent=2) + "\n")
+    return [out, sidecar]
+
+
+class _Graph(nn.Module):
+    """An encoder, with or without the scaling of raw values before it."""
+
+    def __init__(self, encoder: Encoder, scaling: bool) -> None:
+        super().__init__()
+        self.encoder, self.modality = encoder, _modality(encoder) if scaling else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.encoder(image if self.modality is None else self.modality.scale(image))
+
+
+def _modality(encoder: Encoder) -> Modality:
+    assert encoder.modality is not None  # encoder files have one
+    return encoder.modality
+
+
+def _write_state(encoder: Encoder, out: Path, format: Format, about: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    name = encoder.name.split(".")[0]  # timm's tag names weights, which these are no more
+    attention = encoder.options.get("attention")
+    if not isinstance(encoder, TimmEncoder) or attention:
+        what = "attention" if attention else f"encoder {name!r}"
+        raise ConfigError(f"--format {format}: {format} has no such {what}; take onnx or torch")
+    if format == "torchgeo" and name not in TORCHGEO:
+        raise ConfigError(
+            f"--format torchgeo: it has no encoder {name!r}, but {', '.join(TORCHGEO)}; take timm"
+        )
+    state = {key: value.detach().contiguous() for key, value in encoder.state_dict().items()}
+    with atomic(out) as temporary:
+        if out.suffix == ".pth":
+            torch.save(state, temporary)
+        else:
+            save_file(state, temporary, metadata={"decur.export": json.dumps(about)})
+
+
+@contextmanager
+def _one_line(format: Format, name: str, size: Size | None) -> Iterator[None]:
+    """Whatever the exporters raise, in one line; without the pages that they print."""
+    noisy = [logging.getLogger(module) for module in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"--out: cannot be written ({error}); choose another") from error
+    except Exception as error:  # the tracers have dozens of classes, and layers raise any
+        reason = " ".join(str(error).split())[:200]
+        remedy = "take another --format" if size else "try a fixed --size, or another --format"
+        raise ConfigError(
+            f"--format {format}: encoder {name!r} cannot be a graph "
+            f"({type(error).__name__}: {reason}); {remedy}"
+        ) from error
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _pictures(encoder: Encoder, batch: int, size: Size) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(batch, _modality(encoder).channels, *size, generator=generator)
+
+
+def _free(size: Size | None) -> dict[int, str]:
+    """Axes of the pictures that a graph leaves open, and their names."""
+    return {0: "batch"} | ({2: "height", 3: "width"} if size is None else {})
+
+
+def _trace(encoder: Encoder, scaling: bool, size: Size | None) -> torch.export.ExportedProgram:
+    from torch.export import Dim
+
+    batch, example = TRACED
+    return torch.export.export(
+        _Graph(encoder, scaling).eval(),
+        (_pictures(encoder, batch, size or example),),
+        dynamic_shapes=(dict.fromkeys(_free(size), Dim.DYNAMIC),),
+        # Shapes are checked when the graph runs: while it is traced, they would become conditions
+        # on the size, as "no multiple of 32 plus 1".
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _write_program(
+    program: torch.export.ExportedProgram, path: Path, about: dict[str, Any], free: dict[int, str]
+) -> Callable[[Tensor], Tensor]:
+    with path.open("wb") as file:  # a name without the suffix is refused, a stream is not
+        torch.export.save(program, file, extra_files={"decur.json": json.dumps(about)})
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, path: Path, about: dict[str, Any], free: dict[int, str]
+) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"--format onnx needs {error.name}: pip install 'decur[export]'"
+        ) from error
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        input_names=["image"],
+        output_names=["vector"],
+        dynamic_shapes=(free,),  # their names only
+    )
+    assert made is not None
+    made.model.metadata_props["decur.export"] = json.dumps(about)
+    made.save(path, external_data=False)  # one file
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
+
+
+@torch.no_grad()
+def _compare(
+    run: Callable[[Tensor], Tensor], encoder: Encoder, scaling: bool, size: Size | None
+) -> None:
+    batch, other = TRIED
+    pictures = _pictures(encoder, batch, size or other)
+    expected = _Graph(encoder, scaling).eval()(pictures)
+    difference = float((run(pictures) - expected).abs().max() / expected.abs().max().clamp_min(1))
+    if not difference <= TOLERANCE:
+        raise ConfigError(
+            f"the graph of encoder {encoder.name!r} gives other vectors (by {difference:.1e}); "
+            "nothing is written; take another --format"
+        )

@@ -1,0 +1,261 @@
+"""Weights of others as encoder files: which key belongs to which sensor's encoder, and where."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from decur.checkpoint import RunFolder, save_encoder
+from decur.encoders import Encoder, build_encoder
+from decur.errors import ConfigError, DataError
+from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
+from decur.modality import Modality, load_modalities
+
+log = logging.getLogger(__name__)
+
+Layout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]
+Normalised = Literal["auto", "imagenet", "none"]
+Compat = Literal["official"]
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of pictures in [0, 1]
+IMAGENET_CLASSES = 1000
+_CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
+_OPTIONAL = re.compile(r".*\.num_batches_tracked")  # old files have none
+
+# What the authors' weights saw, by the number of bands: their code cuts no outliers of SAR.
+_SEEN = {
+    2: Modality.preset("sentinel1").with_(name="s1", cut=0.0),
+    13: Modality.preset("sentinel2-l1c").with_(name="s2"),
+}
+
+
+def import_weights(
+    file: str | Path,
+    out: str | Path,
+    *,
+    layout: Layout = "auto",
+    modalities: Mapping[str, str | Mapping[str, Any]] | None = None,
+    normalised: Normalised = "auto",
+    compat: Compat | None = None,
+) -> list[Path]:
+    """Turn weights of others into encoder files with the modality that they were trained on.
+
+    Read are checkpoints of the DeCUR authors (both encoders with projectors, or one backbone, with
+    or without deformable attention), torchgeo's weights from them, plain torchvision or timm
+    ResNets and ViTs, and the NVlabs release of MiT. Nothing is unpickled but tensors.
+
+    Weights that expect pictures with ImageNet's mean subtracted and divided by its standard
+    deviation get both folded into their first layers, as our encoders take [0, 1]: the same
+    numbers, but for the outermost ring of places, where a first convolution that pads with zeros
+    pads with black in place of the mean colour.
+
+    Args:
+        file: `.pth`, `.pt`, `.bin` or `.safetensors`.
+        out: folder that gets `encoders/<modality>.safetensors`, which `--encoders` takes.
+        layout: what the file has to be; "auto" takes what its keys say. "torchgeo" is a plain
+            ResNet or ViT of 2 or 13 bands.
+        modalities: `{name: preset or fields}` in the order of the file's encoders; by default
+            Sentinel-1 as "s1" and Sentinel-2 L1C as "s2" where the numbers of bands are 2 and 13,
+            "rgb" for one plain encoder of 3. That "s1" is not cut at percentiles, as the authors'
+            code has it; `{"s1": "sentinel1", "s2": "sentinel2-l1c"}` fits data that is.
+        normalised: whether the weights expect ImageNet's normalisation; "auto": those that come
+            with a classifier of its 1000 classes, and every MiT.
+        compat: "official" for what the authors' weights alone need: the geometry of their
+            attention and the one module that both sensors shared while training; an elevation
+            encoder of three equal bands becomes one of a single band.
+
+    Returns:
+        The files.
+
+    Raises:
+        DataError: if the file cannot be read, holds names that match nothing or shapes that
+            differ (they are listed), or only one of two encoders.
+        ConfigError: if modalities do not fit the encoders, or `compat` is needed.
+    """
+    file = Path(file)
+    state = _read(file)
+    parts = split(file, state)
+    joint = len(parts) == 2
+    authors = any(key for key in state if JOINT.match(key) or SINGLE.match(key))
+    kinds = [kind_of(file, part) for part in parts]
+    _check_layout(file, layout, "decur" if authors else kinds[0], parts, kinds)
+    bands = [part.state[FIRST[kind]].shape[1] for part, kind in zip(parts, kinds, strict=True)]
+    chosen = _modalities(file, bands, joint, modalities)
+    if any(part.attention for part in parts):
+        _share(file, parts, compat)
+    encoders = []
+    for part, kind, modality in zip(parts, kinds, chosen, strict=True):
+        classes = _drop_classifier(part.state)
+        if normalised == "imagenet" or (
+            normalised == "auto"
+            and part.state[FIRST[kind]].shape[1] == 3
+            and (kind == "mit" or classes == IMAGENET_CLASSES)
+        ):
+            _fold(file, part.state, kind)
+        _fit_bands(file, part.state[FIRST[kind]].shape[1], part, kind, modality, compat)
+        encoders.append(_build(file, part, kind, modality))
+    folder = RunFolder(Path(out))
+    return [
+        save_encoder(encoder, folder.encoder(modality.name))
+        for encoder, modality in zip(encoders, chosen, strict=True)
+    ]
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file, whatever it is wrapped in."""
+    if not file.is_file():
+        raise DataError(f"{file}: no such file of weights; download it first and give its path")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            loaded: Any = load_file(file)
+        else:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors have an error class each
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"{file}: no file of plain tensors ({type(error).__name__}: {reason}); save its "
+            "state dict alone, or download it again"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise DataError(f"{file}: holds no state dict; a mapping of names to tensors is needed")
+    if other := [key for key, value in loaded.items() if not isinstance(value, Tensor)]:
+        raise DataError(f"{file}: {listed(other)} are no tensors; save the state dict alone")
+    return dict(loaded)
+
+
+def _check_layout(
+    file: Path, layout: Layout, found: str, parts: Sequence[Part], kinds: Sequence[str]
+) -> None:
+    if layout == "torchgeo":
+        bands = parts[0].state[FIRST[kinds[0]]].shape[1]
+        fits = found in ("resnet", "vit") and bands in _SEEN
+    else:
+        fits = layout in ("auto", found)
+    if not fits:
+        raise ConfigError(
+            f"--layout: {file} is not of layout {layout!r}, its keys are those of {found!r}; "
+            "give that one, or auto"
+        )
+
+
+def _modalities(
+    file: Path,
+    bands: Sequence[int],
+    joint: bool,
+    given: Mapping[str, str | Mapping[str, Any]] | None,
+) -> list[Modality]:
+    counts = " and ".join(map(str, bands))
+    if given:
+        found = list(load_modalities(given).values())
+        if len(found) != len(bands):
+            raise ConfigError(
+                f"--modality: {file} holds {len(bands)} encoders (of {counts} bands), "
+                f"{len(found)} modalities are given; name one for each, in this order"
+            )
+        return found
+    if all(n in _SEEN for n in bands) and len(set(bands)) == len(bands):
+        return [_SEEN[n] for n in bands]
+    if not joint and bands[0] == 3:
+        return [Modality.preset("rgb")]
+    example = " ".join(f"--modality {name}=PRESET" for name in ("one", "other")[: len(bands)])
+    raise ConfigError(
+        f"--modality: {file} holds encoders of {counts} bands, which do not tell their sensors; "
+        f"give {example}"
+    )
+
+
+def _share(file: Path, parts: Sequence[Part], compat: Compat | None) -> None:
+    """Give each sensor the attention that its backbone was trained with."""
+    if compat != "official":
+        raise ConfigError(
+            f"{file}: its deformable attention was trained with the geometry of the authors' code, "
+            "which gives other numbers than ours; import it with --compat official"
+        )
+    if len(parts) == 2:  # both sensors ran through the first one's module (their `forward`)
+        if not parts[0].attention:
+            raise DataError(f"{file}: holds no da1_l3 and da1_l4, which both encoders need")
+        parts[1].attention = parts[0].attention
+    elif parts[0].module == "2":
+        log.warning(
+            "%s: its attention da2 was never trained, as the authors' code ran both sensors "
+            "through da1; import their joint checkpoint for the one this backbone was trained with",
+            file,
+        )
+
+
+def _drop_classifier(state: dict[str, Tensor]) -> int:
+    """Remove the last layer; how many classes it had."""
+    removed = {key: state.pop(key) for key in list(state) if _CLASSIFIER.fullmatch(key)}
+    return max((len(value) for value in removed.values()), default=0)
+
+
+def _fold(file: Path, state: dict[str, Tensor], kind: str) -> None:
+    """Let the first layers take [0, 1]: W (x - m) / s + b is (W / s) x + b - sum(W m / s)."""
+    weight = state[FIRST[kind]]
+    if weight.shape[1] != 3:
+        raise ConfigError(
+            f"--normalised: {file} has {weight.shape[1]} bands, ImageNet's mean and deviation are "
+            "of 3; give none"
+        )
+    mean, std = (weight.new_tensor(values)[:, None, None] for values in IMAGENET)
+    shift = (weight * mean / std).sum((1, 2, 3))  # (channels,)
+    state[FIRST[kind]] = weight / std
+    if kind == "resnet":  # no bias, but batch normalisation subtracts its mean
+        key, shift = "bn1.running_mean", -shift
+    else:
+        key = FIRST[kind].replace("weight", "bias")
+    if key in state and state[key].shape == shift.shape:  # else it is listed with what is wrong
+        state[key] = state[key] - shift
+
+
+def _fit_bands(
+    file: Path, bands: int, part: Part, kind: str, modality: Modality, compat: Compat | None
+) -> None:
+    if modality.channels == bands:
+        return
+    equal = (modality.channels, bands) == (1, 3)
+    if equal and compat == "official":  # equal bands add up
+        part.state[FIRST[kind]] = part.state[FIRST[kind]].sum(1, keepdim=True)
+        return
+    remedy = "choose another"
+    if equal:
+        remedy = "with --compat official its three equal bands become one"
+    raise ConfigError(
+        f"--modality: {modality.name!r} has {modality.channels} bands, the {part.label} of {file} "
+        f"takes {bands}; {remedy}"
+    )
+
+
+def _build(file: Path, part: Part, kind: str, modality: Modality) -> Encoder:
+    name = architecture(file, part, kind)
+    options: dict[str, Any] = {}
+    if part.attention:
+        options["attention"] = {"layer3": "rda_official", "layer4": "rda_official"}
+    encoder = build_encoder(name, modality, **options)
+    state, expected = {**part.state, **part.attention}, encoder.state_dict()
+    problems = {
+        "names that match nothing": [key for key in state if key not in expected],
+        "names that are missing": [
+            key for key in expected if key not in state and not _OPTIONAL.fullmatch(key)
+        ],
+        "shapes that differ": [
+            f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
+            for key, value in state.items()
+            if key in expected and value.shape != expected[key].shape
+        ],
+    }
+    if found := [f"{what}: {listed(keys)}" for what, keys in problems.items() if keys]:
+        raise DataError(f"{file}: the {part.label} is no {name}; {'; '.join(found)}")
+    encoder.load_state_dict({**expected, **state})
+    return encoder.eval()
