@@ -8,8 +8,9 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(BIN)/decur demo
 
+# A process a core, of one thread each: most tests are too small for more.
 test: $(INSTALLED)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
