@@ -277,10 +277,15 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _finish(parser: Parser, settings: Namespace, home: Path, name: str) -> tuple[Path, str]:
-    """A cell's folder, named by its configuration's digest, and the configuration with it."""
+    """A cell's folder, named by its configuration's digest, and the configuration with it.
+
+    The digest is of what differs from the defaults: an option that a later version adds does not
+    make a new cell of one that is done.
+    """
     for order in ("resume", "overwrite"):  # to the command; no part of a run's configuration
         settings.pop(order, None)
-    values = flatten(yaml.safe_load(parser.dump(settings, skip_none=False, skip_validation=True)))
+    differing = parser.dump(settings, skip_none=False, skip_default=True, skip_validation=True)
+    values = flatten(yaml.safe_load(differing))
     matters = {key: value for key, value in values.items() if not _FREE.match(key)}
     if "encoders" in matters:  # a comparison that is moved stays what it is
         own = home.parent / "pretrain"
