@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from decur.modality import Modality
 
 if TYPE_CHECKING:
     from decur.encoders import Encoder
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of encoder files; raised when their metadata changes
 
@@ -58,6 +62,18 @@ class RunFolder:
     def bad_samples(self) -> Path:
         """Files that could not be read, and why."""
         return self.path / "bad_samples.csv"
+
+    def list_bad(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Write `bad_samples` anew, and say so; no file where all could be read.
+
+        Args:
+            bad: file and reason of each.
+        """
+        self.bad_samples.unlink(missing_ok=True)
+        if bad:
+            with atomic(self.bad_samples) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file).writerows([("file", "reason"), *bad])
+            log.warning("%d samples cannot be read, see %s", len(bad), self.bad_samples)
 
     def encoder(self, modality: str) -> Path:
         """The trained encoder of one sensor."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from decur.checkpoint import atomic
+from decur.checkpoint import RunFolder, atomic
 from decur.data import PairedDataset
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parts import BAD, PartData, PartWriter, part_file, schema
@@ -27,7 +25,6 @@ from decur.pretrain.run import quiet_lightning
 from decur.transfer.sources import MissingBands
 from decur.transfer.survey import fingerprint
 
-log = logging.getLogger(__name__)
 HEADER = "embeddings.json"
 FORMAT = 1  # of the folder; raised when it would come out otherwise
 _MOST = 4096  # samples of a part: what a killed run does again, at most
@@ -235,12 +232,7 @@ def _finish(
         except (OSError, pa.ArrowInvalid) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{path}: {reason}; delete it and embed again") from error
-    listed = folder / "bad_samples.csv"
-    listed.unlink(missing_ok=True)
-    if bad:
-        with atomic(listed) as temporary, temporary.open("w", newline="") as stream:
-            csv.writer(stream).writerows([("file", "reason"), *bad])
-        log.warning("%d samples cannot be read, see %s", len(bad), listed)
+    RunFolder(folder).list_bad(bad)
     text = ", ".join(f"{name} {count}" for name, count in rows.items())
     console.print(f"rows        {text}\nwritten     {folder}", highlight=False)
     return Embedded(folder, rows, bad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from decur.transfer.results import (
 from decur.transfer.settings import FitSettings
 from decur.transfer.sources import MissingBands, Representation, gather_encoders
 from decur.transfer.splits import draw_fraction, join
-from decur.transfer.survey import Survey, survey
+from decur.transfer.survey import survey
 from decur.transfer.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ def transfer(
     home = Path(cache) if cache else folder.path / "cache"
     once = chosen if vectors or maps else {}
     seen = survey(whole, task.name, once, home, loader, size, engine.device, maps)
-    _list_bad(folder, seen)
+    folder.list_bad(seen.bad)
     train, test = split_parts(whole, data, task, seen, list(chosen), (folds, fold), seed)
     if head == "cmx":
         refuse_absent(whole, np.concatenate([train, test]), list(chosen))
@@ -241,14 +240,6 @@ def _begin(folder: RunFolder, config: str | None) -> None:
     if config is not None:
         with atomic(folder.config) as temporary:
             temporary.write_text(config)
-
-
-def _list_bad(folder: RunFolder, seen: Survey) -> None:
-    folder.bad_samples.unlink(missing_ok=True)
-    if seen.bad:
-        log.warning("%d samples cannot be read, see %s", len(seen.bad), folder.bad_samples)
-        with folder.bad_samples.open("w", newline="") as file:
-            csv.writer(file).writerows([("file", "reason"), *seen.bad])
 
 
 def _how(

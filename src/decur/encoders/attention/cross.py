@@ -19,6 +19,8 @@ from decur.errors import ConfigError
 
 Present = Mapping[str, Tensor]
 
+NAME = "cross_da"
+
 
 class CrossDeformableAttention(DeformableAttention):
     """Deformable attention whose keys and values come from the other sensor's map.
@@ -29,7 +31,7 @@ class CrossDeformableAttention(DeformableAttention):
     """
 
 
-@attention("cross_da")
+@attention(NAME)
 def _cross_da(stage: Stage) -> CrossDeformableAttention:
     return for_stage(stage, residual=False, kind=CrossDeformableAttention)
 
@@ -66,8 +68,9 @@ def encode(
 
 
 def is_crossing(encoder: nn.Module) -> bool:
-    """Whether an encoder has attention to another one."""
-    return any(isinstance(module, CrossDeformableAttention) for module in encoder.modules())
+    """Whether an encoder has attention to another one: asked at every step, so by its options."""
+    options: Any = getattr(encoder, "options", {})
+    return NAME in options.get("attention", {}).values()
 
 
 def _step(
