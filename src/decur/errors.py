@@ -32,6 +32,12 @@ class BadSampleError(DataError):
         return type(self), (self.path, self.reason)  # so that it survives a worker process
 
 
+class ProcessLostError(DecurError):
+    """One of several processes that died or cannot be reached: the others end, too."""
+
+    exit_code = 4
+
+
 class DivergedError(DecurError):
     """Training that went wrong numerically: a non-finite loss or collapsed embeddings."""
 

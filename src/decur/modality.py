@@ -12,7 +12,7 @@ from decur.errors import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to import, and `decur --help` needs a Modality's name only
     from torch import Tensor
 
-Scaling = Literal["standard", "range", "image"]
+Scaling = Literal["standard", "range", "image", "zscore"]
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,18 @@ class Modality:
     Args:
         name: short name, also the folder's and the dictionary key's ("s1", "rgb").
         bands: names of the bands in the order of the channels.
-        mean: of each band, in raw units; needed by `scaling="standard"`.
+        mean: of each band, in raw units; needed by `scaling="standard"` and "zscore".
         std: standard deviation of each band, in raw units.
         scaling: how raw values become [0, 1]. "standard": clip((x - mean + 2 std) / (4 std)), the
             8-bit compression of the DeCUR paper (appendix B.1) without its rounding; "range":
             linear from `value_range`; "image": from the minimum to the maximum of each image and
-            band, after the cut (what the authors do for elevation tiles).
+            band, after the cut (what the authors do for elevation tiles); "zscore": (x - mean) /
+            std as it is, not in [0, 1]: what weights of others want, and not for pretraining.
         value_range: raw values that become 0 and 1 under `scaling="range"`.
         cut: percentage of the pixels of each image and band that count as outliers, half at either
             end; they are clipped to the rest before scaling (2 for SAR, appendix B.1).
         nodata: raw value that means "no measurement", or several of them; NaN always does. Such
-            pixels become 0.5.
+            pixels become 0.5, the mean under "zscore".
         size: height and width in pixels; images of another size are resized to it. None: taken
             from the data.
         augmentation: name of the augmentation recipe that is feasible for this sensor (see
@@ -68,9 +69,10 @@ class Modality:
             raise ConfigError(
                 f"{where}: scaling is {self.scaling!r}; choose from {', '.join(get_args(Scaling))}"
             )
-        if self.scaling == "standard" and (self.mean is None or self.std is None):
+        measured = self.scaling in ("standard", "zscore")
+        if measured and (self.mean is None or self.std is None):
             raise ConfigError(
-                f"{where}: scaling 'standard' needs mean and std of each band; "
+                f"{where}: scaling {self.scaling!r} needs mean and std of each band; "
                 "`decur stats ROOT` computes them"
             )
         for field in ("mean", "std"):
@@ -79,7 +81,7 @@ class Modality:
                 raise ConfigError(
                     f"{where}: {len(value)} values in {field} for {len(self.bands)} bands"
                 )
-        if self.std is not None and min(self.std) <= 0 and self.scaling == "standard":
+        if self.std is not None and min(self.std) <= 0 and measured:
             raise ConfigError(f"{where}: a band with std 0 carries nothing; drop it or set its std")
         if self.value_range[0] >= self.value_range[1]:
             raise ConfigError(f"{where}: value_range must rise, is {self.value_range}")
@@ -98,7 +100,8 @@ class Modality:
             images: (..., C, H, W) of any real dtype, in raw units.
 
         Returns:
-            (..., C, H, W) float32 in [0, 1]; 0.5 where there is no measurement.
+            (..., C, H, W) float32 in [0, 1], 0.5 where there is no measurement; under "zscore" of
+            any size, and 0 there.
 
         Raises:
             DataError: if the number of channels is not that of `bands`.
@@ -156,9 +159,12 @@ class Modality:
         Names and sizes may differ; bands, their order, and the scaling may not.
         """
         checked = ("bands", "scaling", "mean", "std", "value_range", "cut", "nodata")
-        irrelevant = {"standard": ("value_range",), "range": ("mean", "std")}.get(
-            self.scaling, ("mean", "std", "value_range")
-        )
+        irrelevant = {
+            "standard": ("value_range",),
+            "zscore": ("value_range",),
+            "range": ("mean", "std"),
+            "image": ("mean", "std", "value_range"),
+        }[self.scaling]
         return [
             f"{field}: {getattr(self, field)} != {getattr(other, field)}"
             for field in checked

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from decur.errors import DataError
 from decur.modality import Modality
+from decur.sending import send
 
 NO_MEASUREMENT = 0.5  # what an average value becomes under "standard": neither dark nor bright
 
@@ -20,21 +23,27 @@ def scale(images: Tensor, modality: Modality) -> Tensor:
         )
     x = images.to(torch.float32)  # (..., C, H, W)
     if modality.nodata is not None:
-        x = torch.where(torch.isin(x, x.new_tensor(modality.nodata)), torch.nan, x)
+        x = torch.where(torch.isin(x, _constants(modality.nodata, x)), torch.nan, x)
     if modality.cut or modality.scaling == "image":
         low, high = percentiles(x, modality.cut / 2, 100 - modality.cut / 2)  # (..., C, 1, 1)
         x = x.clamp(low, high)
-    if modality.scaling == "standard":
+    if modality.scaling in ("standard", "zscore"):
         assert modality.mean is not None and modality.std is not None
-        mean = x.new_tensor(modality.mean)[:, None, None]
-        std = x.new_tensor(modality.std)[:, None, None]
-        x = (x - mean + 2 * std) / (4 * std)
+        mean = _constants(modality.mean, x)[:, None, None]
+        std = _constants(modality.std, x)[:, None, None]
+        if modality.scaling == "zscore":
+            return (x - mean).div_(std).nan_to_num_(0)
+        x = (x - mean).add_(2 * std).div_(4 * std)
     elif modality.scaling == "range":
         bottom, top = modality.value_range
-        x = (x - bottom) / (top - bottom)
+        x = (x - bottom).div_(top - bottom)
     else:
-        x = (x - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
-    return x.clamp(0, 1).nan_to_num(NO_MEASUREMENT)
+        x = (x - low).div_((high - low).clamp_min(torch.finfo(torch.float32).tiny))
+    return x.clamp_(0, 1).nan_to_num_(NO_MEASUREMENT)  # in place: nothing else holds it by now
+
+
+def _constants(values: float | Sequence[float], like: Tensor) -> Tensor:
+    return send(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 def percentiles(images: Tensor, *percents: float) -> list[Tensor]:

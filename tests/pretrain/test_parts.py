@@ -150,12 +150,12 @@ def test_a_probe_leaves_out_unknown_labels_absent_sensors_and_split_groups():
 def test_a_meter_survives_being_saved():
     meter, other = Meter(), Meter()
     for value in (1.0, 2.0, 6.0):
-        meter.add("x", torch.tensor(value))
+        meter.add({"x": torch.tensor(value)})
     other.load_state_dict(meter.state_dict())
-    other.add("x", torch.tensor(3.0))
+    other.add({"x": torch.tensor(3.0)})
     assert meter.means() == {"x": 3.0} and other.means() == {"x": 3.0}
-    other.add("x", torch.tensor(float("nan")))
-    other.add("never", torch.tensor(float("nan")))
+    other.add({"x": torch.tensor(float("nan"))})
+    other.add({"never": torch.tensor(float("nan"))})
     assert other.means() == {"x": 3.0}
     meter.reset()
     assert meter.means() == {}

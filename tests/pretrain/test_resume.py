@@ -3,15 +3,18 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from decur.checkpoint import RunFolder, atomic
 from decur.errors import DataError
+from decur.pretrain.command import main as pretrain
 from decur.pretrain.saving import newest_checkpoint
 
 OFTEN = ("--checkpoint.every_minutes=0", "--trainer.max_epochs=4")  # after each of 12 steps
@@ -63,6 +66,18 @@ def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(tiny, tiny_
 
     tiny(*OFTEN, name="broken")  # the same command, without --resume
     assert_same_run(whole, folder)
+
+
+def test_the_folder_alone_is_enough_also_where_options_have_come_since(tiny):
+    whole = tiny("--trainer.max_epochs=2", name="whole")
+    broken = tiny("--trainer.max_epochs=2", name="broken")
+    sorted((broken / "checkpoints").glob("*.ckpt"))[-1].unlink()
+    shutil.rmtree(broken / "encoders")
+    config = yaml.safe_load((broken / "config.yaml").read_text())
+    del config["encoder"]["checkpointing"], config["data"]["init_args"]["noise"]
+    (broken / "config.yaml").write_text(yaml.safe_dump(config))
+    pretrain(["--resume", f"--run={broken}"])
+    assert_same_run(whole, broken)
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, caplog):

@@ -52,9 +52,10 @@ class Objective(nn.Module, ABC):
 
         Args:
             embeddings: `{modality: (view 1, view 2)}`, each (N, K), N samples of this process.
-            present: `{modality: (N,) bool}`, which samples have it; None where all do. Intra terms
-                are over the samples that have the modality, cross terms over those that have both.
-                Fewer than two make a term zero, with a zero gradient.
+            present: `{modality: (N,) bool}`, which samples have it; None where all do. On the CPU
+                nothing waits for the device. Intra terms are over the samples that have the
+                modality, cross terms over those that have both. Fewer than two make a term zero,
+                with a zero gradient.
 
         Returns:
             "loss" and one key for each term, "NAME/MODALITY" or "NAME/MODALITY-MODALITY". Terms

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from decur.errors import ConfigError
 from decur.objectives.distributed import gather_integers, gather_rows, world
+from decur.sending import send
 
 Embeddings = Mapping[str, tuple[Tensor, Tensor]]
 Present = Mapping[str, Tensor]
@@ -25,7 +26,8 @@ class GlobalBatch:
 
     Args:
         embeddings: `{modality: (view 1, view 2)}`, each (N, K), N samples of this process.
-        present: `{modality: (N,) bool}`; None where every sample has every modality.
+        present: `{modality: (N,) bool}`; None where every sample has every modality. On the CPU
+            nothing waits for the device: how many samples a term has is known on the host.
         dim: K that is expected.
         distributed: take in the rows of the other processes too.
 
@@ -50,11 +52,14 @@ class GlobalBatch:
         everyone = gather_integers(own, device) if distributed else [own]
         self._counts = [count for count, _ in everyone]  # samples of each process
         self._first = sum(self._counts[: self.rank])  # first row of this process
+        self._device = device
         self._masks: dict[str, Tensor] | None = None
         if any(masked for _, masked in everyone):
-            everything = torch.ones(rows, dtype=torch.bool, device=device)
-            masks = [(present or {}).get(name, everything).to(device) for name in self.names]
-            stacked = gather_rows(torch.stack(masks, 1).to(torch.uint8), self._counts)
+            everything = torch.ones(rows, dtype=torch.bool)
+            masks = [(present or {}).get(name, everything).cpu() for name in self.names]
+            stacked = torch.stack(masks, 1)  # (n, M)
+            if self.world > 1:
+                stacked = gather_rows(send(stacked.to(torch.uint8), device), self._counts).cpu()
             self._masks = dict(zip(self.names, stacked.bool().T, strict=True))  # (N,) each
         self._selections: list[Selection] = []
         self._of_names: dict[frozenset[str], Selection] = {}
@@ -82,13 +87,14 @@ class GlobalBatch:
         for known in self._selections:
             if known.same_as(index):  # so that what is computed of it once serves every term
                 return known
-        self._selections.append(Selection(total, slice(first, last), index))
+        rows = None if index is None else send(index, self._device)
+        self._selections.append(Selection(total, slice(first, last), index, rows))
         return self._selections[-1]
 
     def take(self, operand: Operand, samples: Selection) -> Tensor:
         """A view's embeddings of the selected samples of all processes: (N', K) float32."""
         z = self._view(operand)  # (N, K)
-        return z if samples.index is None else z.index_select(0, samples.index)
+        return z if samples.rows is None else z.index_select(0, samples.rows)
 
     def _view(self, operand: Operand) -> Tensor:
         if operand not in self._views:
@@ -116,13 +122,17 @@ class Selection:
     Args:
         size: how many.
         own: which of them are this process's.
-        index: (size,) their rows; None for all.
+        index: (size,) their rows, on the CPU; None for all.
+        rows: the same on the device of the embeddings.
     """
 
-    def __init__(self, size: int, own: slice, index: Tensor | None = None) -> None:
+    def __init__(
+        self, size: int, own: slice, index: Tensor | None = None, rows: Tensor | None = None
+    ) -> None:
         self.size = size
         self.own = own
         self.index = index
+        self.rows = rows
 
     def same_as(self, index: Tensor | None) -> bool:
         """Whether `index` names the same samples."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from decur.errors import ConfigError
@@ -28,19 +29,10 @@ class CPUSyncBatchNorm(_BatchNorm):
         if alone or not self.training:
             return super().forward(input)
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        axes = [0, *range(2, x.ndim)]
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        # The group by name: the default is the one of when torch was imported.
-        count = torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype)
-        dist.all_reduce(count)
-        mean = all_reduce(x.sum(axes), group=dist.group.WORLD) / count  # (C,)
-        centred = x - mean.view(shape)
-        # Twice over the batch: the difference of mean squares would lose what it is about.
-        variance = all_reduce(centred.square().sum(axes), group=dist.group.WORLD) / count  # (C,)
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
+        out, mean, variance, counts = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        samples, values = counts.tolist()
+        if samples > 1:  # a single one is left out, as by one process alone
+            self._track(mean, variance * (values / max(1.0, values - 1)))
         return out.to(input.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -53,6 +45,58 @@ class CPUSyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), step)
 
 
+class _Normalise(torch.autograd.Function):
+    """Normalisation by the statistics of all processes: one collective forward, one backward.
+
+    Means and sums of squares of each process are merged as by Chan, Golub and LeVeque (1983): the
+    difference of mean squares would lose what it is about.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, C, ...) to the same; mean and variance (C,); samples and values a channel."""
+        axes, shape = _axes(x)
+        values = x.numel() // x.shape[1]
+        own_mean = x.sum(axes) / max(1, values)  # (C,)
+        squares = (x - own_mean.view(shape)).square().sum(axes)  # (C,)
+        own = torch.cat((own_mean, squares, x.new_tensor([len(x), values])))  # (2C + 2,)
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, own)
+        means, squares = (torch.stack(everyone)[:, :-2]).chunk(2, dim=1)  # (world, C) each
+        counts = torch.stack(everyone)[:, -2:]  # (world, 2)
+        n, total = counts[:, 1:], counts.sum(0)
+        count = total[1].clamp_min(1)
+        mean = (n * means).sum(0) / count
+        variance = (squares + n * (means - mean).square()).sum(0) / count
+        scale = torch.rsqrt(variance + eps)  # (C,)
+        normal = (x - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normal, weight, scale, count)
+        ctx.mark_non_differentiable(mean, variance, total)
+        out = normal if weight is None else normal * weight.view(shape)
+        return out if bias is None else out + bias.view(shape), mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        """Of the sum over the processes; those of weight and bias are this process's share."""
+        normal, weight, scale, count = ctx.saved_tensors
+        axes, shape = _axes(normal)
+        own = torch.stack((grads[0].sum(axes), (grads[0] * normal).sum(axes)))  # (2, C)
+        whole = own.clone()
+        dist.all_reduce(whole)
+        constant, slope = ((part / count).view(shape) for part in whole)
+        grad = (grads[0] - constant - normal * slope) * scale.view(shape)
+        if weight is None:
+            return grad, None, None, None
+        return grad * weight.view(shape), own[1], own[0], None
+
+
+def _axes(x: Tensor) -> tuple[list[int], list[int]]:
+    """What statistics are over, and how those of channels are laid against x."""
+    return [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+
+
 class SyncBatchNorms(LayerSync):
     """Makes each batch normalisation of a model see the batch of all processes.
 
@@ -63,14 +107,19 @@ class SyncBatchNorms(LayerSync):
         """Replace the layers."""
         if next(model.parameters()).is_cuda:
             return convert_sync_batchnorm(model)  # knows timm's layers with an activation inside
-        return _convert(model)
+        return convert_on_cpu(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Leave the layers: alone, they are what they were."""
         return model
 
 
-def _convert(module: nn.Module) -> nn.Module:
+def convert_on_cpu(module: nn.Module) -> nn.Module:
+    """Replace batch normalisations by `CPUSyncBatchNorm`, weights and names kept.
+
+    Raises:
+        ConfigError: for one of a kind that is not known.
+    """
     if isinstance(module, _BatchNorm) and type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
         synced = CPUSyncBatchNorm(
             module.num_features,
@@ -89,5 +138,5 @@ def _convert(module: nn.Module) -> nn.Module:
             "the CPU; use a GPU, one process, or an encoder with plain batch normalisation"
         )
     for name, child in module.named_children():
-        module.add_module(name, _convert(child))
+        module.add_module(name, convert_on_cpu(child))
     return module

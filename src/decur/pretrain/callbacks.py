@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -101,22 +100,13 @@ class EpochLog(Callback):
         speed = self.pairs_per_second(pl_module)
         means = pl_module.meter.means()
         pl_module.meter.reset()
-        if trainer.world_size > 1:
-            means = {
-                key: float(
-                    trainer.strategy.reduce(
-                        torch.tensor(value, device=pl_module.device), reduce_op="mean"
-                    )
-                )
-                for key, value in means.items()
-            }
         epoch = trainer.current_epoch + 1
         row = {"epoch": epoch, "step": trainer.global_step, **means, **_rates(trainer)}
         found: dict[str, float] = {}
         every = self.settings.every_epochs
         if every and (epoch % every == 0 or epoch == trainer.max_epochs):
-            if trainer.is_global_zero:
-                found = self._monitor(trainer, pl_module)
+            if trainer.is_global_zero or pl_module.is_sharded:
+                found = self._monitor(trainer, pl_module)  # of a shard alone nothing can be told
             found = trainer.strategy.broadcast(found)
         row = {**row, **found, "pairs_per_second": speed}
         if trainer.is_global_zero:

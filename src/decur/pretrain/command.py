@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,10 +63,28 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
     parser = build_parser()
     arguments = list(arguments)
     if "--resume" in arguments and not any(a.startswith("--config") for a in arguments):
-        folder = RunFolder(Path(parser.parse(arguments).run))
+        # all that can be known before the configuration is there: its folder
+        only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        only.add_argument("--run", default=parser.get_default("run"))
+        folder = RunFolder(Path(only.parse_known_args(arguments)[0].run))
         if folder.config.is_file():
             arguments = ["--config", str(folder.config), *arguments]
     return parser, parser.parse(arguments)
+
+
+def complete(config: Path) -> str:
+    """A kept configuration with the keys that have come since, at their defaults.
+
+    Args:
+        config: as `pretrain` keeps it.
+
+    Raises:
+        ConfigError: in one line, for a key that is no more.
+    """
+    parser = build_parser()
+    settings = parser.parse(["--config", str(config)])
+    settings.pop("resume"), settings.pop("overwrite")
+    return parser.dump(settings, skip_none=False, skip_validation=True)
 
 
 def main(arguments: Sequence[str]) -> Pretrained:

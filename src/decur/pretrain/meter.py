@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from decur.sending import send
 
 
 class Meter:
@@ -13,31 +18,58 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
+        # Values that come together are kept together: few kernels a step, however many there are.
+        self._totals: dict[tuple[str, ...], Tensor] = {}  # sums and counts of n names: (2, n)
+        self._loaded: dict[str, tuple[float, float]] = {}  # of names that did not come up again
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add one value."""
-        value = value.detach().float()
-        there = (~value.isnan()).float()
-        value = value.nan_to_num(0.0)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counts[name] = self.counts[name] + there if name in self.counts else there
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add a value to each name.
+
+        Args:
+            values: scalars on one device.
+        """
+        names = tuple(values)
+        new = torch.stack([value.detach().float() for value in values.values()])  # (n,)
+        new = torch.stack((new.nan_to_num(0.0), (~new.isnan()).float()))
+        if names not in self._totals:
+            before = [self._loaded.pop(name, (0.0, 0.0)) for name in names]
+            self._totals[names] = send(torch.tensor(before).T.contiguous(), new.device)
+        self._totals[names] = self._totals[names] + new
 
     def means(self) -> dict[str, float]:
-        """The mean of each name that was measured at all."""
-        measured = {name: float(count) for name, count in self.counts.items() if count > 0}
-        return {name: float(self.sums[name]) / count for name, count in measured.items()}
+        """The mean over all processes of each name that was measured at all, by any of them."""
+        return {name: total / count for name, (total, count) in self.whole().items() if count}
+
+    def whole(self) -> dict[str, tuple[float, float]]:
+        """What `state_dict` gives, summed over all processes, which must call it together.
+
+        In one exchange: a process may have measured what another has not.
+        """
+        own = self.state_dict()
+        if not (dist.is_available() and dist.is_initialized()):
+            return own
+        everyone: list[dict[str, tuple[float, float]]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(everyone, own)
+        found: dict[str, tuple[float, float]] = {}
+        for state in everyone:
+            for name, (total, count) in state.items():
+                before = found.get(name, (0.0, 0.0))
+                found[name] = (before[0] + total, before[1] + count)
+        return found
 
     def reset(self) -> None:
         """Forget everything."""
-        self.sums, self.counts = {}, {}
+        self._totals, self._loaded = {}, {}
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
-        """Plain numbers."""
-        return {name: (float(self.sums[name]), float(self.counts[name])) for name in self.sums}
+        """Sum and count of each name, as plain numbers."""
+        state: dict[str, tuple[float, float]] = {}
+        for names, totals in self._totals.items():
+            for name, total, count in zip(names, *totals.tolist(), strict=True):
+                before = state.get(name, (0.0, 0.0))
+                state[name] = (before[0] + total, before[1] + count)
+        return {**state, **self._loaded}
 
-    def load_state_dict(self, state: dict[str, tuple[float, float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, tuple[float, float]]) -> None:
         """Go on from `state`."""
-        self.sums = {name: torch.tensor(total) for name, (total, _) in state.items()}
-        self.counts = {name: torch.tensor(count) for name, (_, count) in state.items()}
+        self._totals, self._loaded = {}, {name: (s, n) for name, (s, n) in state.items()}

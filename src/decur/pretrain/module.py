@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from decur.data.base import Batch
 from decur.encoders import Encoder, Projector
 from decur.encoders.attention import encode
-from decur.errors import ConfigError, DivergedError
+from decur.encoders.checkpointing import batch_statistics
+from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment, spread
+from decur.pretrain.absent import nothing, stand_ins
+from decur.pretrain.compiling import Compile, Networks, pays
+from decur.pretrain.divergence import Divergence
 from decur.pretrain.loading import PairedData
 from decur.pretrain.meter import Meter
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup
@@ -27,9 +31,9 @@ from decur.pretrain.settings import (
     ProjectorSettings,
     ViewSettings,
 )
+from decur.pretrain.sharding import average_gradients, shard
+from decur.sending import send
 from decur.views import Views, sample_seeds
-
-CONSTANT = 1e-5  # spread of embeddings, relative to their size, below which they are constant
 
 
 class Pretrainer(L.LightningModule):
@@ -45,7 +49,8 @@ class Pretrainer(L.LightningModule):
         batch_size: over all processes; only for `optimizer.scale_lr`.
         seed: of views and dropout.
         channels_last: keep pictures with their channels innermost, which ConvNets like.
-        compile: run encoders and projectors through `torch.compile`.
+        compile: run encoders and projectors through `torch.compile`; "auto": where it pays, see
+            `decur.pretrain.compiling.pays`.
         monitor_batches: how many batches of each epoch the correlations are computed on.
         max_steps: optimiser steps after which to stop, also in the midst of an epoch.
 
@@ -71,7 +76,7 @@ class Pretrainer(L.LightningModule):
         batch_size: int = 256,
         seed: int = 0,
         channels_last: bool = True,
-        compile: bool = False,
+        compile: Compile = "auto",
         monitor_batches: int = 16,
         max_steps: int | None = None,
     ) -> None:
@@ -102,11 +107,13 @@ class Pretrainer(L.LightningModule):
             self.encoders[name], self.projectors[name] = built, head
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        if compile:
-            for module in (*self.encoders.values(), *self.projectors.values()):
-                module.compile()  # in place, so names and state dict stay
+        self.compile_networks = compile
+        self._recomputes = encoder.checkpointing
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._called: Networks | None = None
+        self._steps = 0  # of the whole run
         self.meter = Meter()
-        self._unchecked: tuple[list[str], Tensor] | None = None
+        self.divergence = Divergence()
 
     def encoder(self, modality: str) -> Encoder:
         """The encoder of one sensor."""
@@ -143,10 +150,9 @@ class Pretrainer(L.LightningModule):
         """Loss of one batch; None where no sample of it can be used."""
         views = self.make_views(batch, self.current_epoch)
         embeddings, present = self._embed_present(views, batch["present"])
-        everything = all(bool(has.all()) for has in present.values())
-        on_device = {name: has.to(self.device) for name, has in present.items()}
-        terms = self.objective(embeddings, None if everything else on_device)
-        self._watch(terms, embeddings, present, on_device, batch_idx)
+        complete = all(bool(has.all()) for has in present.values())
+        terms = self.objective(embeddings, None if complete else present)
+        self._watch(terms, embeddings, present, batch_idx)
         return terms["loss"] if terms["loss"].requires_grad else None
 
     def _embed_present(
@@ -160,27 +166,39 @@ class Pretrainer(L.LightningModule):
         few = {name for name, has in present.items() if self._alone and int(has.sum()) < 2}
         present = {n: torch.zeros_like(has) if n in few else has for n, has in present.items()}
         rows = {
-            name: has.nonzero()[:, 0].to(self.device)
+            name: send(has.nonzero()[:, 0], self.device)
             for name, has in present.items()
             if not bool(has.all())
         }
+        blank = stand_ins(self.encoders, {n: index for n, index in rows.items() if n not in few})
         found: dict[str, list[Tensor]] = {name: [] for name in views}
+        encoders, projectors = self._networks().of(rows)
         for view in (0, 1):
             images = {
-                name: self._layout(pair[view][rows[name]] if name in rows else pair[view])
-                for name, pair in views.items()
+                name: self._layout(_choose(x, rows.get(name), name in blank))
+                for name, x in ((name, pair[view]) for name, pair in views.items())
                 if name not in few
             }
-            for name, h in encode(self.encoders, images, present).items():
-                z = self.projectors[name](h)  # (n, K)
+            for name, h in encode(encoders, images, present).items():
+                z = projectors[name](h[:0] if name in blank else h)  # (n, K)
                 if name in rows:
                     everyone = z.new_zeros(len(present[name]), z.shape[1])
                     z = everyone.index_copy(0, rows[name], z)
                 found[name].append(z)
         for name in few:
             empty = torch.zeros(len(present[name]), self.objective.dim, device=self.device)
+            empty = empty + nothing((self.encoders[name], self.projectors[name]), empty)
             found[name] = [empty, empty]
         return {name: (first, second) for name, (first, second) in found.items()}, present
+
+    def _networks(self) -> Networks:
+        """How a step calls the encoders and projectors: settled at the first one."""
+        if self._called is None:
+            chosen = self.compile_networks
+            if chosen == "auto":
+                chosen = self._alone and not self.is_sharded and pays(self.device, self._steps)
+            self._called = Networks(self.encoders, self.projectors, chosen)
+        return self._called
 
     @property
     def _alone(self) -> bool:
@@ -198,73 +216,42 @@ class Pretrainer(L.LightningModule):
         terms: dict[str, Tensor],
         embeddings: dict[str, tuple[Tensor, Tensor]],
         present: dict[str, Tensor],
-        on_device: dict[str, Tensor],
         batch_idx: int,
     ) -> None:
         values = {name: value.detach().float() for name, value in terms.items()}
         with torch.no_grad():
             spreads = {}
             for name, (z, _) in embeddings.items():  # z: (N, K)
-                if present[name].sum() > 1:
-                    there = z if bool(present[name].all()) else z[on_device[name]]
-                    spreads[f"spread/{name}"] = spread(there.float())
-        self._refuse_divergence({**values, **spreads})
-        for name, value in values.items():
-            self.meter.add(name, value)
-        for name, value in self.objective.normalised_terms(values).items():
-            self.meter.add(f"{name}/dim", value)
+                there = present[name].nonzero()[:, 0]
+                if len(there) > 1:
+                    z = z if len(there) == len(z) else z.index_select(0, send(there, z.device))
+                    spreads[f"spread/{name}"] = spread(z.float())
+        step = f"step {self.global_step} (epoch {self.current_epoch})"
+        self.divergence.watch(step, {**values, **spreads})
+        normalised = self.objective.normalised_terms(values)
+        self.meter.add({**values, **{f"{name}/dim": v for name, v in normalised.items()}})
         steps = int(self.trainer.num_training_batches) if self._trainer else 1
         if batch_idx % max(1, steps // max(1, self.monitor_batches)) == 0:
-            watched = alignment(embeddings, self.objective.parts, on_device)
-            for name, value in watched.items():
-                self.meter.add(name, value)
+            self.meter.add(alignment(embeddings, self.objective.parts, present))
 
-    def _refuse_divergence(self, values: dict[str, Tensor]) -> None:
-        """Stop on a non-finite loss or constant embeddings.
-
-        On a GPU the values of a step are read during the next one, when they have long arrived,
-        so that the step does not wait for them.
-        """
-        packed = torch.stack(list(values.values()))
-        now = (list(values), packed.to("cpu", non_blocking=True))
-        ready, self._unchecked = (self._unchecked, now) if packed.is_cuda else (now, None)
-        if ready is not None:
-            self.check_finite(ready)
-
-    def check_finite(self, ready: tuple[list[str], Tensor] | None = None) -> None:
-        """Refuse the values of a step that are not checked yet.
+    def check_finite(self) -> None:
+        """Refuse what earlier steps have computed, waiting for it.
 
         Raises:
             DivergedError: naming the term.
         """
-        if ready is None:
-            ready, self._unchecked = self._unchecked, None
-            if ready is None:
-                return
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-        for name, value in zip(ready[0], ready[1].tolist(), strict=True):
-            where = f"step {self.global_step} (epoch {self.current_epoch})"
-            if name.startswith("spread/"):
-                if value < CONSTANT:
-                    raise DivergedError(
-                        f"collapse at {where}: the embeddings of {name[7:]!r} are constant; lower "
-                        "optimizer.lr, or look at figures/views.png whether the pictures are empty"
-                    )
-            elif value != value or abs(value) == float("inf"):
-                raise DivergedError(
-                    f"non-finite loss at {where}: term {name!r} is {value}; lower optimizer.lr, "
-                    "or use trainer.precision bf16-mixed or 32-true instead of 16-mixed"
-                )
+        self.divergence.check()
 
     # -- Lightning ------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser and a cosine schedule over the steps of the whole run."""
-        optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size)
+        clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+        optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size, not clips)
         per_epoch = self._steps_per_epoch()
         total = self.max_steps or per_epoch * (self.trainer.max_epochs or 1)
         warmup = round(self.optimizer_settings.warmup_epochs * per_epoch)
+        self._steps, self._called = total, None
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_with_warmup(step, total, warmup)
         )
@@ -297,10 +284,33 @@ class Pretrainer(L.LightningModule):
         key = f"{self.seed}/{self.current_epoch}/{batch_idx}/{rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a part of the weights (trainer.strategy fsdp)."""
+        return getattr(self, "_device_mesh", None) is not None
+
+    def configure_model(self) -> None:
+        """Divide the weights among processes where the strategy asks for it."""
+        if self.is_sharded:
+            shard(self, self.encoders, self.projectors)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Keep batch statistics, which layers that are computed again would enter twice."""
+        if self._recomputes:
+            self._statistics = [(b, b.clone()) for b in batch_statistics(self.encoders)]
+
+    def on_after_backward(self) -> None:
+        """Put them back; average gradients of what is too small to be divided."""
+        for buffer, kept in self._statistics:
+            buffer.copy_(kept)
+        self._statistics = []
+        if self.is_sharded:
+            average_gradients(self.objective)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know of."""
         checkpoint["decur"] = {
-            "meter": self.meter.state_dict(),
+            "meter": self.meter.whole(),
             "modalities": {name: m.to_dict() for name, m in self.modalities.items()},
             "encoders": {name: self.encoder(name).name for name in self.encoders},
         }
@@ -329,4 +339,11 @@ class Pretrainer(L.LightningModule):
                 f"the checkpoint is of another architecture: {key} is {shapes[0]} in it and "
                 f"{shapes[1]} here; use the configuration it was made with"
             )
-        self.meter.load_state_dict(saved["meter"])
+        if self._trainer is None or self.trainer.is_global_zero:  # it is of all processes together
+            self.meter.load_state_dict(saved["meter"])
+
+
+def _choose(images: Tensor, rows: Tensor | None, stand_in: bool) -> Tensor:
+    if stand_in:
+        return images[:1]
+    return images if rows is None else images.index_select(0, rows)

@@ -11,6 +11,8 @@ from torch import nn
 
 from decur.pretrain.settings import OptimizerSettings
 
+_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices that torch 2.6 has fused optimisers for
+
 
 def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Weights, and what is exempt from LARS adaptation and weight decay.
@@ -34,14 +36,19 @@ def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 
 
 def build_optimizer(
-    module: nn.Module, settings: OptimizerSettings, batch_size: int
+    module: nn.Module, settings: OptimizerSettings, batch_size: int, fuse: bool = True
 ) -> torch.optim.Optimizer:
     """LARS or AdamW over the two groups of `parameter_groups`.
+
+    AdamW is one kernel for many parameters where torch has one for their device. On GPUs timm's
+    LARS takes all parameters at once; on CPUs one by one, so that each stays in the caches.
 
     Args:
         module: whose parameters are trained.
         settings: names and rates.
         batch_size: over all processes; scales the rates where asked for.
+        fuse: False where gradients are clipped in mixed precision, which Lightning refuses for
+            fused optimisers.
     """
     scale = batch_size / 256 if settings.scale_lr else 1.0
     lr, lr_bias, decay = settings.rates()
@@ -51,9 +58,30 @@ def build_optimizer(
         # timm's LARS adapts only where there is weight decay: none here means no adaptation
         {"params": exempt, "lr": lr_bias * scale, "weight_decay": 0.0},
     ]
+    optimizer: torch.optim.Optimizer
     if settings.name == "lars":
-        return Lars(groups, momentum=settings.momentum)
-    return torch.optim.AdamW(groups)
+        optimizer = Lars(groups, momentum=settings.momentum)
+    else:  # None leaves the choice to torch, which never fuses by itself
+        fused = True if fuse and _can_fuse(weights + exempt) else None
+        optimizer = torch.optim.AdamW(groups, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernels)
+    return optimizer
+
+
+def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Leave the choice of kernels out of a state: it may come from another device or strategy."""
+    groups = [
+        {**saved, **{key: own[key] for key in ("foreach", "fused") if key in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    if len(groups) != len(state["param_groups"]):
+        return state  # torch says what does not fit
+    return {**state, "param_groups": groups}
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    """Whether torch has a fused kernel for all of these: it refuses where it has none."""
+    return all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ from decur.pretrain.callbacks import (
     read_metrics,
     tensorboard,
 )
+from decur.pretrain.compiling import Compile
 from decur.pretrain.loading import EpochBatches, PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
+from decur.pretrain.processes import reporting_lost_processes
 from decur.pretrain.saving import AtomicCheckpointIO, SaveState, newest_checkpoint
 from decur.pretrain.settings import (
     CheckpointSettings,
@@ -46,6 +49,7 @@ from decur.pretrain.settings import (
     ProjectorSettings,
     ViewSettings,
 )
+from decur.pretrain.sharding import Sharded, gather
 
 # Of Lightning's Trainer: what a run decides itself, and what has no meaning without validation.
 FIXED = {
@@ -85,7 +89,7 @@ def pretrain(
     checkpoint: CheckpointSettings = CheckpointSettings(),  # noqa: B008
     seed: int = 0,
     channels_last: bool = True,
-    compile: bool = False,
+    compile: Compile = "auto",
     trainer: dict[str, Any] | None = None,
     config: str | None = None,
 ) -> Pretrained:
@@ -108,7 +112,8 @@ def pretrain(
         checkpoint: how often the state is saved.
         seed: of weights, order, views and dropout.
         channels_last: keep pictures with their channels innermost, which ConvNets like.
-        compile: run encoders and projectors through torch.compile.
+        compile: run encoders and projectors through torch.compile; auto: in long runs on one GPU,
+            where it pays.
         trainer: options of Lightning's Trainer.
         config: the complete configuration as YAML, kept as `config.yaml`.
 
@@ -125,13 +130,16 @@ def pretrain(
     quiet_lightning()
     options = {key: value for key, value in (trainer or {}).items() if value is not None}
     options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
+    if options.get("strategy") == "fsdp":
+        options["strategy"] = Sharded()
     _refuse_accumulation(options, objective)
     data = select(data, modalities)
     paired = PairedData(data, loader, seed)
     steps = _take_max_steps(options, paired)
     resume = _open(folder, config)
     L.seed_everything(seed, verbose=False)
-    model = Pretrainer(
+    make = partial(
+        Pretrainer,
         data.modalities,
         objective,
         encoder,
@@ -145,6 +153,7 @@ def pretrain(
         monitor_batches=monitor.batches,
         max_steps=steps,
     )
+    model = make()
     log = EpochLog(folder, monitor, console, options["log_every_n_steps"])
     saving = SaveState(folder, checkpoint)
     engine = _engine(
@@ -165,9 +174,12 @@ def pretrain(
     if engine.is_global_zero:
         _introduce(console, folder, data, model, paired, resume)
     try:
-        engine.fit(model, paired, ckpt_path=resume, weights_only=True)
+        with reporting_lost_processes(engine):
+            engine.fit(model, paired, ckpt_path=resume, weights_only=True)
     finally:  # Lightning does not where training ends in an error
         saving.teardown(engine, model, "fit")
+    if model.is_sharded:
+        model = gather(model, make())
     if engine.is_global_zero:
         for name in model.modalities:
             save_encoder(model.encoder(name), folder.encoder(name))
@@ -195,7 +207,9 @@ def _open(folder: RunFolder, config: str | None) -> Path | None:
         raise ConfigError(f"--run {folder.path}: cannot be made ({error.strerror})") from error
     resume = newest_checkpoint(folder)
     if resume is not None and config is not None and folder.config.is_file():
-        for key, before, now in _changes(folder.config.read_text(), config):
+        from decur.pretrain.command import complete  # which knows every key's default
+
+        for key, before, now in _changes(complete(folder.config), config):
             raise ConfigError(
                 f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
                 "folder with --run, or start this one anew with --overwrite"
@@ -216,7 +230,10 @@ def _open(folder: RunFolder, config: str | None) -> Path | None:
 
 
 # What may differ when a run goes on, since it does not change the result.
-_FREE = ("run", "loader.workers", "checkpoint.", "trainer.devices", "trainer.num_nodes")
+_FREE = (
+    *("run", "loader.workers", "checkpoint.", "encoder.checkpointing"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+)
 
 
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
@@ -338,6 +355,8 @@ def quiet_lightning() -> None:
     """Silence what Lightning says that a person cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # but for why it kills this process: another one has died
+    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
     for text in (
         ".*does not have many workers.*",
         ".*overridden `transfer_batch_to_device`.*",

@@ -28,12 +28,15 @@ class EncoderSettings:
         attention: what follows the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
             from sensor to sensor), or each stage, as `{layer3: rda, layer4: rda}`.
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
+        checkpointing: compute activations again in the backward pass in place of keeping them:
+            a third more work, and memory for larger encoders or batches; the same result.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits
     pretrained: bool = False
     attention: dict[str, str] | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    checkpointing: bool = False
 
     def build(self, name: str, modality: Modality) -> Encoder:
         """The encoder for one modality.
@@ -42,11 +45,15 @@ class EncoderSettings:
             ConfigError: naming what there is not.
         """
         from decur.encoders import build_encoder
+        from decur.encoders.checkpointing import checkpoint_activations
 
         options = {"attention": self.attention} if self.attention else {}
-        return build_encoder(
+        encoder = build_encoder(
             self.of(name), modality, pretrained=self.pretrained, **options, **self.options
         )
+        if self.checkpointing:
+            checkpoint_activations(encoder)
+        return encoder
 
     def of(self, modality: str) -> str:
         """The architecture for one modality."""

@@ -14,14 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decur.sending import send
+
 _BLOCK = 64  # rows of the blur that are multiplied at once; fastest on CPUs, harmless on GPUs
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor to the device, without waiting for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:

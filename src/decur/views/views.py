@@ -81,6 +81,12 @@ class Views(nn.Module):
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or min(sides) < 1:
             raise ConfigError(f"views: size is {size}; needs one or two positive whole numbers")
+        for name, modality in modalities.items():
+            if modality.scaling == "zscore":
+                raise ConfigError(
+                    f"views: modality {name!r} has scaling 'zscore', and views are of pictures in "
+                    "[0, 1]; take 'standard', with the same mean and std"
+                )
         overrides = overrides or {}
         unknown = sorted(set(overrides) - set(modalities) - {"all"})
         if unknown:

@@ -1,0 +1,103 @@
+"""Encoders and projectors through `torch.compile`, where it pays, and without where it fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from decur.encoders.attention.cross import is_crossing
+
+log = logging.getLogger(__name__)
+
+Compile = bool | Literal["auto"]
+Modules = dict[str, nn.Module]
+
+# Compiling two ResNets takes minutes. If a tenth of a step of a tenth of a second is saved, that is
+# paid back after some thousands of steps.
+PAYS_AFTER = 10_000
+
+
+def pays(device: torch.device, steps: int) -> bool:
+    """Whether a run on one device is of the kind that compiling makes shorter.
+
+    Not on a CPU, whose libraries are faster than what is generated for it, and not for few steps.
+
+    Args:
+        device: that trains.
+        steps: of the whole run, so that it is the same when a run goes on.
+    """
+    return device.type == "cuda" and steps >= PAYS_AFTER
+
+
+class Networks:
+    """Encoders and projectors as a training step calls them: compiled, or as they are.
+
+    A compiled network is one for one shape, and the modules themselves are left alone: what else
+    calls them, in another mode or with another number of pictures, compiles nothing. If the first
+    compilation fails, all run as they are, and one line says so. Encoders that attend to each other
+    are stepped together, and never compiled.
+
+    Args:
+        encoders: `{modality: encoder}`.
+        projectors: `{modality: projector}`.
+        compiled: whether to compile, when first called.
+    """
+
+    def __init__(self, encoders: nn.ModuleDict, projectors: nn.ModuleDict, compiled: bool) -> None:
+        self.failed = False
+        self._plain = (dict(encoders.items()), dict(projectors.items()))
+        self._compiled = self._plain
+        if compiled:
+            log.info("compiling encoders and projectors: the first step takes minutes")
+            self._compiled = (self._compile(self._plain[0]), self._compile(self._plain[1]))
+
+    def of(self, partial: Container[str]) -> tuple[Modules, Modules]:
+        """Encoders and projectors for one step.
+
+        Args:
+            partial: modalities that only some of the samples have. Theirs stay as they are: if
+                compiled for each number of samples, a step would depend on which numbers came
+                before, and a run that goes on would end differently.
+        """
+        encoders, projectors = (
+            {name: (plain if name in partial else compiled)[name] for name in plain}
+            for plain, compiled in zip(self._plain, self._compiled, strict=True)
+        )
+        return encoders, projectors
+
+    def _compile(self, modules: Modules) -> Modules:
+        return {
+            name: module if is_crossing(module) else _Compiled(module, self)
+            for name, module in modules.items()
+        }
+
+
+class _Compiled(nn.Module):
+    """A network, compiled; it is no part of the model, whose names therefore stay."""
+
+    def __init__(self, module: nn.Module, group: Networks) -> None:
+        super().__init__()
+        self.plain, self.group = module, group
+        self.runs = False  # whether it has ever
+        self.compiled: Any = torch.compile(module, dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.group.failed:
+            return self.plain(x)
+        try:
+            y = self.compiled(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler fails in many ways
+            if self.runs:
+                raise
+            self.group.failed = True
+            reason = " ".join(str(error).split())[:200]
+            log.warning("compile: failed, the run goes on without it (%s)", reason)
+            return self.plain(x)
+        self.runs = True
+        return y

@@ -1,0 +1,242 @@
+"""The training step: nothing waits for the device, and whatever makes it faster keeps its result.
+
+Half precision: the loss is within 1 % of the float32 one, and the gradient of each encoder has a
+cosine of at least 0.98 with it where only projectors and objective are in bfloat16, of at least
+0.85 where the encoders are, too: activations with 8 bits in a small, random network with batch
+normalisation cost that much. channels_last and compiling: 1e-4 and 0.999.
+"""
+
+import functools
+import logging
+import math
+
+import pytest
+import torch
+
+from decur.data import SyntheticScenes
+from decur.data.base import Collate
+from decur.errors import DivergedError
+from decur.objectives import list_objectives
+from decur.pretrain import Pretrainer
+from decur.pretrain.compiling import PAYS_AFTER, pays
+from decur.pretrain.divergence import Divergence
+from decur.pretrain.optim import build_optimizer
+from decur.pretrain.settings import (
+    EncoderSettings,
+    OptimizerSettings,
+    ProjectorSettings,
+    ViewSettings,
+)
+
+OBJECTIVES = list_objectives()
+SAMPLES, WIDTH = 48, 48
+
+
+@pytest.fixture(scope="module")
+def batch():
+    scenes = SyntheticScenes(samples=SAMPLES, size=48, modalities=["optical", "sar"])
+    return Collate(scenes.modalities, scenes.targets)([scenes[i] for i in range(SAMPLES)])
+
+
+def lacking(batch, rows):
+    """The same batch with a modality that some samples lack."""
+    has = torch.ones(SAMPLES, dtype=torch.bool)
+    has[rows] = False
+    return {**batch, "present": {**batch["present"], "sar": has}}
+
+
+def build(objective="decur", encoder="test_resnet", **options):
+    torch.manual_seed(0)
+    scenes = SyntheticScenes(samples=2, modalities=["optical", "sar"])
+    return Pretrainer(
+        scenes.modalities,
+        OBJECTIVES[objective](dim=WIDTH),
+        encoder,
+        ProjectorSettings(WIDTH),
+        ViewSettings(size=32),
+        **options,
+    )
+
+
+def step(model, batch, half=False):
+    """Loss and each encoder's gradient of one step."""
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = model.training_step(batch, 0)
+    loss.backward()
+    return loss.item(), {
+        name: torch.cat([p.grad.flatten().double() for p in encoder.parameters()])
+        for name, encoder in model.encoders.items()
+    }
+
+
+def assert_close(found, expected, loss, cosine):
+    assert found[0] == pytest.approx(expected[0], rel=loss)
+    for name, gradient in expected[1].items():
+        assert torch.cosine_similarity(found[1][name], gradient, dim=0) > cosine, name
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Compile with another backend than the default, which takes minutes."""
+
+    def choose(backend):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+
+    yield choose
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_layout_and_half_precision_keep_loss_and_gradient(objective, batch, monkeypatch):
+    exact = step(build(objective, channels_last=False), batch)
+    assert_close(step(build(objective), batch), exact, 1e-4, 0.999)
+    assert_close(step(build(objective), batch, half=True), exact, 0.01, 0.85)
+    model = build(objective)
+    for encoder in model.encoders.values():
+
+        def in_float32(x, forward=encoder.forward):
+            with torch.autocast("cpu", enabled=False):
+                return forward(x)
+
+        monkeypatch.setattr(encoder, "forward", in_float32)
+    assert_close(step(model, batch, half=True), exact, 0.01, 0.98)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True])
+def test_compiled_it_is_the_same_step(half, batch):
+    exact = step(build(compile=False, channels_last=False), batch)
+    bounds = (0.01, 0.85) if half else (1e-4, 0.999)
+    assert_close(step(build(compile=True), batch, half), exact, *bounds)
+
+
+def test_compiling_keeps_names_and_is_for_whole_batches_in_training(batch, backend):
+    compiled, runs = [], []
+
+    def watched(graph, inputs):
+        compiled.append(inputs[-1].shape)
+        return lambda *a: runs.append(1) or graph(*a)
+
+    backend(watched)
+    model, plain = build(encoder="mlp", compile=True), build(encoder="mlp", compile=False)
+    assert_close(step(model, batch), step(plain, batch), 1e-5, 0.9999)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    graphs, calls = len(compiled), len(runs)
+    assert graphs and calls == 8  # two views through two encoders and two projectors
+    for rows in (slice(0, 3), slice(0, 9)):
+        assert_close(
+            step(model, lacking(batch, rows)), step(plain, lacking(batch, rows)), 1e-4, 0.99
+        )
+    model.eval()
+    model.embed({"sar": torch.rand(5, 2, 32, 32)})
+    assert len(compiled) == graphs  # of "optical" alone: sar has ever other numbers of pictures
+    assert len(runs) == calls + 8
+
+
+def test_where_compiling_fails_one_line_says_so_and_the_run_goes_on(batch, backend, caplog):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler\nhere")
+
+    backend(broken)
+    model = build(encoder="mlp", compile=True)
+    with caplog.at_level(logging.WARNING, "decur"):
+        found = [step(model, batch) for _ in range(2)]
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(lines) == 1 and "the run goes on without it" in lines[0]
+    assert "no compiler here" in lines[0] and "\n" not in lines[0]
+    plain = build(encoder="mlp", compile=False)
+    for result in found:
+        assert_close(result, step(plain, batch), 1e-6, 0.99999)
+
+
+def test_errors_of_a_network_are_its_own(batch, backend, monkeypatch):
+    backend("eager")
+    model = build(encoder="mlp", compile=True)
+
+    def forward(x):
+        raise ValueError("wrong picture")
+
+    monkeypatch.setattr(model.encoders["sar"], "forward", forward)
+    with pytest.raises(ValueError, match="wrong picture"):
+        step(model, batch)
+
+
+def test_compiling_by_itself_is_for_long_runs_on_a_gpu():
+    assert pays(torch.device("cuda"), PAYS_AFTER)
+    assert not pays(torch.device("cuda"), PAYS_AFTER - 1)
+    assert not pays(torch.device("cpu"), 10 * PAYS_AFTER)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_to_the_same_end(tiny, backend):
+    backend("aot_eager")
+    whole = tiny("--compile=true", "--trainer.max_steps=5", name="whole")
+    tiny("--compile=true", "--trainer.max_steps=5", "--checkpoint.every_minutes=0", name="broken")
+    broken = whole.parent / "broken"
+    torch._dynamo.reset()
+    for path in sorted((broken / "checkpoints").glob("*.ckpt"))[1:]:
+        path.unlink()
+    for path in (broken / "encoders").iterdir():
+        path.unlink()
+    tiny("--compile=true", "--trainer.max_steps=5", "--checkpoint.every_minutes=0", name="broken")
+    for path in (whole / "encoders").iterdir():
+        assert path.read_bytes() == (broken / "encoders" / path.name).read_bytes()
+
+
+def test_values_are_checked_once_they_have_arrived():
+    class Event:
+        there = False
+
+        def query(self):
+            return self.there
+
+        def synchronize(self):
+            self.there = True
+
+    divergence, event = Divergence(), Event()
+    wrong = torch.tensor([1.0, math.nan])
+    divergence._unchecked.append(("step 7", ["loss", "intra/sar"], wrong, event))
+    divergence.watch("step 8", {"loss": torch.tensor(1.0)})  # does not wait
+    with pytest.raises(DivergedError, match="step 7: term 'intra/sar'"):
+        divergence.check()
+    with pytest.raises(DivergedError, match=r"step 9: the embeddings of 'sar'"):
+        divergence.watch("step 9", {"spread/sar": torch.tensor(0.0)})
+    divergence.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+@pytest.mark.parametrize("absent", [0, 5])
+@pytest.mark.parametrize("attention", [None, "rda", "cross_da"])
+def test_on_a_gpu_no_step_waits(objective, optimizer, absent, attention, batch):
+    """Views, encoders, objective, backward, optimiser and what is watched, without one wait."""
+    if attention and (objective, optimizer) != ("decur", "lars"):
+        pytest.skip("attention has nothing to do with these")
+    options = {} if attention is None else {"attention": attention}
+    encoder = EncoderSettings("resnet18" if attention else "test_resnet", **options)
+    model = build(objective, encoder, monitor_batches=1).cuda()
+    built = build_optimizer(model, OptimizerSettings(optimizer), 256)
+    batch = lacking(batch, slice(0, absent)) if absent else batch
+    pinned = {name: x.pin_memory() for name, x in batch["images"].items()}
+
+    def train(index):
+        model.on_train_batch_start(batch, index)
+        on_gpu = model.transfer_batch_to_device({**batch, "images": pinned}, model.device, 0)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model.training_step(on_gpu, index)
+        loss.backward()
+        built.step()
+        built.zero_grad()
+
+    for index in range(3):  # what is built once may wait
+        train(index)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for index in range(3):
+            train(index)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    model.check_finite()
