@@ -7,11 +7,16 @@ r"""`embed`, from samples to Parquet on disk, against the encoders' own forward.
 Both run in this process, in turn, on the same pairs of 2 + 13 bands held in memory; the bare
 forward takes scaled pictures that lie on the device already. Embedding is timed from its second
 batch until all is on disk, so that what starts once (engine, workers) does not count. Medians.
+
+What is measured is what embedding costs beside the forward, not the reading of pictures, which
+workers do at the same time. On a CPU both would share its cores: there the forward, bare or not,
+gets one thread fewer than there are cores for each worker, so that it is never interrupted by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -139,6 +144,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.samples < 2 * args.batch:
         parser.error("--samples: two batches or more")
+    if args.device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - args.workers))
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")  # not used
     data = Held(args.samples - args.samples % args.batch, args.pixels)

@@ -24,6 +24,11 @@ def test_shapes_are_those_promised(name, bands):
     assert len(maps) >= 4
 
 
+def test_the_width_is_that_of_the_vector_where_layers_follow_the_last_map():
+    encoder = build_encoder("mobilenetv3_small_050", 2).eval()
+    assert encoder(torch.rand(1, 2, 32, 32)).shape == (1, encoder.dim)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vit_small_patch16_224"])
 def test_state_dict_is_timms_own(name):
     encoder = build_encoder(name, 5)

@@ -62,7 +62,7 @@ def embed(
 
     Args:
         data: any data set.
-        encoders: folders of runs, encoder files, "timm:NAME", or "random".
+        encoders: folders of runs, encoder files, "timm:NAME", "torchgeo:NAME", or "random".
         out: folder to write.
         modalities: sensors to use; None for all of the data that there is an encoder for.
         projector: False leaves the embedding out.

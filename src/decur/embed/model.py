@@ -52,7 +52,8 @@ class EmbeddingModel(L.LightningModule):
         self.widths = {"features": {n: int(e.dim) for n, e in self.encoders.items()}}  # type: ignore[arg-type]
         for part, dims in parts.items():
             self.widths[part] = dict.fromkeys(encoders, dims.stop - dims.start)
-        self.modalities = {name: modalities[name] for name in encoders}
+        # weights of others may want another scaling than the data's
+        self.modalities = {name: e.modality or modalities[name] for name, e in encoders.items()}
         self.parts, self.size = dict(parts), size
         self.to(memory_format=torch.channels_last)
         self.eval()
@@ -65,6 +66,7 @@ class EmbeddingModel(L.LightningModule):
             if (has := present[name]).any():
                 raw = batch["images"][name]
                 raw = raw if has.all() else raw[has.to(raw.device)]
+                raw = raw.contiguous(memory_format=torch.channels_last)  # while it is small
                 x = scaled(raw, modality, self.size).to(self.dtype)
                 images[name] = x.contiguous(memory_format=torch.channels_last)
         found: dict[str, Columns] = {}

@@ -10,9 +10,11 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from decur.encoders.adapted import ADAPTED, AdaptedEncoder
 from decur.encoders.alexnet import AlexNetEncoder
 from decur.encoders.attention import attach
 from decur.encoders.base import Encoder
+from decur.encoders.geo import TORCHGEO, build_geo
 from decur.encoders.mit import CHANNELS as MITS
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.mlp import MLPEncoder
@@ -69,7 +71,8 @@ class TimmEncoder(Encoder):
             self.indices = list(range(stages))
         self.channels = [info[i]["num_chs"] for i in self.indices]
         self.strides = [info[i]["reduction"] for i in self.indices]
-        self.dim = self.backbone.num_features
+        # some have layers between the last map and the vector
+        self.dim = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -129,9 +132,9 @@ def build_encoder(
     Args:
         name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps;
             "mit_b0" to "mit_b5" (see `MiTEncoder`); "alexnet"; "mlp", for measurements without a
-            spatial layout (see `MLPEncoder`); or
-            "projected", an encoder with a projector (see `ProjectedEncoder`, whose `options` build
-            it again).
+            spatial layout (see `MLPEncoder`); "torchgeo:NAME", an architecture of torchgeo's that
+            timm has not (see `decur.encoders.geo`); or what wraps another and whose `options` build
+            it again: "projected" (`ProjectedEncoder`) and "adapted" (`AdaptedEncoder`).
         modality: the sensor, or only its number of bands.
         pretrained: start from timm's weights (downloads them).
         **options: further arguments of `TimmEncoder` (`attention`, and what `timm.create_model`
@@ -149,8 +152,11 @@ def build_encoder(
         >>> [m.shape[-1] for m in encoder.forward_features(torch.zeros(1, 13, 64, 64))]
         [32, 16, 8, 4, 2]
     """
-    own = {MLP: _build_mlp, ALEXNET: _build_alexnet, PROJECTED: _build_projected}
-    if name in own and pretrained:
+    own = {
+        **{MLP: _build_mlp, ALEXNET: _build_alexnet},
+        **{PROJECTED: _build_projected, ADAPTED: _build_adapted},
+    }
+    if pretrained and (name in own or name.startswith(TORCHGEO)):
         raise ConfigError(f"encoder {name!r} has no pretrained weights; set pretrained to false")
     channels = modality if isinstance(modality, int) else modality.channels
     encoder: Encoder
@@ -158,6 +164,8 @@ def build_encoder(
         encoder = _build_mit(name, channels, pretrained, options)
     elif name in own:
         encoder = own[name](channels, options)
+    elif name.startswith(TORCHGEO):
+        encoder = build_geo(name.removeprefix(TORCHGEO), channels, options)
     else:
         encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
     encoder.modality = None if isinstance(modality, int) else modality
@@ -194,6 +202,18 @@ def _build_projected(channels: int, options: dict[str, Any]) -> Encoder:
             f"encoder {PROJECTED!r}: option {error} is missing; it is made of a run's encoder and "
             "projector, not by name"
         ) from error
+
+
+def _build_adapted(channels: int, options: dict[str, Any]) -> Encoder:
+    try:
+        kept = [options[key] for key in ("rows", "mean", "std")]
+        encoder = build_encoder(options["encoder"], len(kept[0]), **options["options"])
+    except KeyError as error:
+        raise ConfigError(
+            f"encoder {ADAPTED!r}: option {error} is missing; it is made of weights of others, not "
+            "by name"
+        ) from error
+    return AdaptedEncoder(encoder, *kept)
 
 
 def list_encoders(pattern: str = "*") -> list[str]:

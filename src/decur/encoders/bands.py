@@ -72,4 +72,8 @@ def _first_weights(encoder: Encoder) -> dict[str, torch.Tensor]:
                     "plain convolution of the bands; give the data all of them"
                 )
             found[key] = value.detach()
+    if not found:  # an adapted encoder's weights do not know of the data's bands
+        raise DataError(
+            f"encoder {encoder.name!r} cannot do without a band; adapt its weights anew"
+        )
     return found

@@ -46,4 +46,8 @@ class ProjectedEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """The part of the embedding: (B, C, H, W) in [0, 1] to (B, stop - start)."""
-        return self.projector(self.encoder(x))[:, self.part]
+        return self.project(self.encoder(x))
+
+    def project(self, h: Tensor) -> Tensor:
+        """The same from the vector of the encoder inside, (B, D)."""
+        return self.projector(h)[:, self.part]

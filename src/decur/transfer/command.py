@@ -27,7 +27,9 @@ def build_parser() -> Parser:
         nargs="+",
         default=["random"],
         help="Folders of runs, encoder files, `timm:NAME` for timm's pretrained weights (such as "
-        "timm:resnet50.a1_in1k), or `random` for fresh ones.",
+        "timm:resnet50.a1_in1k), `torchgeo:NAME` for torchgeo's (such as "
+        "torchgeo:ResNet50_Weights.SENTINEL2_ALL_MOCO; `torchgeo:NAME@data` keeps the data's "
+        "scaling), `SENSOR=` before either where several sensors fit, or `random` for fresh ones.",
     )
     parser.add_argument(
         "--modalities",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders import Encoder
+from decur.encoders.attention import encode, encode_maps
+from decur.modality import Modality
 from decur.transfer.survey import MAPS
 
 
@@ -30,6 +32,12 @@ class Fusion(nn.Module, ABC):
         """The encoder of one sensor."""
         found = self.encoders[modality]
         assert isinstance(found, Encoder)
+        return found
+
+    def modality(self, name: str) -> Modality:
+        """How the pictures of one sensor are scaled for its encoder."""
+        found = self.encoder(name).modality
+        assert found is not None  # gather_encoders gives none without
         return found
 
     def freeze(self) -> None:
@@ -63,17 +71,32 @@ class Fusion(nn.Module, ABC):
             (B, outputs), or (B, outputs, *size) for maps.
         """
 
-    def _encode(self, name: str, x: Tensor, present: Tensor | None, maps: bool) -> list[Tensor]:
-        """Vector or feature maps of one sensor, zeros where absent; none if it is nowhere there."""
-        encoder = self.encoder(name)
-        there = slice(None) if present is None or bool(present.all()) else present.to(x.device)
-        if isinstance(there, Tensor):
-            count = int(there.sum())
-            if count == 0 or (count == 1 and encoder.training):  # batch statistics need two
-                return []
+    def _encode(
+        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None, maps: bool
+    ) -> dict[str, list[Tensor]]:
+        """Vector or last feature maps of each sensor that is somewhere there, zeros where not."""
+        rows: dict[str, Tensor] = {}  # of sensors that some samples lack
+        given: dict[str, Tensor] = {}
+        for name in self.encoders:
+            has = present[name].cpu() if present else None
+            if has is None or bool(has.all()):
+                given[name] = images[name]
+                continue
+            count = int(has.sum())
+            if count == 0 or (count == 1 and self.encoder(name).training):
+                continue  # batch statistics need two
+            rows[name] = has.nonzero()[:, 0].to(images[name].device)
+            given[name] = images[name][rows[name]]
+        there = {name: present[name].cpu() for name in given} if present else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            found = encoder.forward_features(x[there])[-MAPS:] if maps else [encoder(x[there])]
-        if isinstance(there, slice):
-            return found
-        rows = there.nonzero()[:, 0]
-        return [f.new_zeros(len(x), *f.shape[1:]).index_copy(0, rows, f) for f in found]
+            found = (
+                {n: m[-MAPS:] for n, m in encode_maps(self.encoders, given, there).items()}
+                if maps
+                else {n: [v] for n, v in encode(self.encoders, given, there).items()}
+            )
+        for name, at in rows.items():
+            count = len(images[name])
+            found[name] = [
+                f.new_zeros(count, *f.shape[1:]).index_copy(0, at, f) for f in found[name]
+            ]
+        return found

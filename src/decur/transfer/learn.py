@@ -100,7 +100,7 @@ class Learning:
             self.task,
             self.settings,
             steps_of(self.settings, batches),
-            {name: self.data.modalities[name] for name in names},
+            {name: model.modality(name) for name in names},
             self.size,
             warmup_of(self.settings, batches),
             self.averaging,

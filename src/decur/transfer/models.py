@@ -41,11 +41,10 @@ class LateFusion(Fusion):
         size: tuple[int, int] | None = None,
     ) -> Tensor:
         """See `Fusion.forward`."""
-        vectors = []
+        found, vectors = self._encode(images, present, maps=False), []
         for name in self.encoders:
             x = images[name]
-            found = self._encode(name, x, present[name] if present else None, maps=False)
-            vectors += found or [x.new_zeros(len(x), self.encoder(name).dim)]  # (B, D)
+            vectors += found.get(name) or [x.new_zeros(len(x), self.encoder(name).dim)]  # (B, D)
         return self.head(torch.cat(vectors, dim=1))  # (B, outputs)
 
 
@@ -84,10 +83,7 @@ class FCN(Fusion):
     ) -> Tensor:
         """See `Fusion.forward`."""
         first = images[next(iter(self.encoders))]
-        maps = {
-            name: self._encode(name, images[name], present[name] if present else None, maps=True)
-            for name in self.encoders
-        }
+        maps = self._encode(images, present, maps=True)
         return self.classify(maps, size or (first.shape[-2], first.shape[-1]), len(first))
 
     def classify(
@@ -96,7 +92,7 @@ class FCN(Fusion):
         """Feature maps to the output.
 
         Args:
-            maps: `{modality: (B, C, H, W) each}`; of a modality that is absent none, or zeros.
+            maps: `{modality: (B, C, H, W) each}`; of one that is absent left out, or zeros.
             size: height and width of the output.
             batch: B.
 
@@ -106,7 +102,7 @@ class FCN(Fusion):
         total = self.bias[:, None, None].expand(batch, self.outputs, *size)  # (B, K, H, W)
         for name, heads in self.heads.items():
             assert isinstance(heads, nn.ModuleList)
-            for head, features in zip(heads, maps[name], strict=False):  # no maps: nothing to add
+            for head, features in zip(heads, maps.get(name, []), strict=False):
                 total = total + interpolate(head(features), size, mode="bilinear")
         return total
 
@@ -134,7 +130,7 @@ def save_model(model: Fusion, path: Path, about: Mapping[str, Any]) -> Path:
             name: {
                 "encoder": model.encoder(name).name,
                 "options": model.encoder(name).options,
-                "modality": _modality_of(model.encoder(name)).to_dict(),
+                "modality": model.modality(name).to_dict(),
             }
             for name in model.encoders
         },
@@ -184,8 +180,3 @@ def load_model(path: str | Path) -> tuple[Fusion, dict[str, Any]]:
     model = _MODELS[header["model"]](encoders, header["outputs"])
     model.load_state_dict(state)
     return model.eval(), header
-
-
-def _modality_of(encoder: Encoder) -> Modality:
-    assert encoder.modality is not None  # gather_encoders gives none without
-    return encoder.modality

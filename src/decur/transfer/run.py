@@ -87,8 +87,8 @@ def transfer(
     Args:
         data: the labelled data set.
         test_data: a data set to test on; None: one of the folds of `data`.
-        encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights, or
-            "random" for fresh ones.
+        encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
+            "torchgeo:NAME" for torchgeo's, or "random" for fresh ones.
         target: the label to learn; may be left out where the data has only one.
         modalities: sensors to use; None for all of the data that there is an encoder for.
         freeze: keep the encoders as they are, to the last bit; else fine-tune them.

@@ -1,4 +1,4 @@
-"""Where encoders come from: a run's folder, files, timm's weights, or fresh ones."""
+"""Where encoders come from: a run's folder, files, weights of others, or fresh ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ from decur.modality import Modality
 from decur.objectives import Objective
 from decur.pretrain import EncoderSettings
 from decur.pretrain.restore import restore
+from decur.transfer.outside import (
+    TIMM,
+    MissingBands,
+    Outside,
+    load_outside,
+    normalised,
+    parse,
+    sensor_of,
+)
 
 log = logging.getLogger(__name__)
 
-RANDOM, TIMM = "random", "timm:"
+RANDOM = "random"
 Representation = Literal["features", "embedding", "common", "unique"]
-MissingBands = Literal["refuse", "empty"]
-_CHOICES = f"a run's folder, encoder files, {TIMM}NAME, or {RANDOM!r}"
+_CHOICES = f"a run's folder, encoder files, torchgeo:NAME, {TIMM}NAME, or {RANDOM!r}"
 
 
 def gather_encoders(
@@ -39,8 +47,9 @@ def gather_encoders(
     """An encoder for each sensor that is used.
 
     Args:
-        source: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights, their
-            first layer adapted to the bands, or "random" for fresh weights.
+        source: folders of runs, encoder files, weights of others as `[SENSOR=]torchgeo:NAME` (see
+            `load_outside`) and `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for
+            all sensors where none is named), or "random" for fresh weights.
         modalities: those of the data.
         wanted: sensors to use; None for all of the data that the source has an encoder for.
         settings: the architecture of fresh weights, and options of timm's.
@@ -50,10 +59,11 @@ def gather_encoders(
             or unique.
         missing_bands: whether data without some of an encoder's bands is refused, or these count
             as empty: 0 in every scaled picture, as the authors insert B10. Bands go by name then,
-            whatever their order.
+            whatever their order; those of torchgeo's weights always do.
 
     Returns:
-        `{modality: encoder}` in the order of the data, in eval mode, on the CPU.
+        `{modality: encoder}` in the order of the data, in eval mode, on the CPU. Its `modality`
+        says how its pictures are scaled: weights of others may want it otherwise than the data.
 
     Raises:
         ConfigError: if a wanted sensor is not in the data, or the source cannot give the
@@ -77,19 +87,35 @@ def gather_encoders(
             raise ConfigError(_no_projector(representation, made[0]))
         made_for = {name: modalities[name] for name in chosen}
         return _make(made[0], made_for, settings or EncoderSettings(), seed)
-    homes = _homes(sources)
+    parsed = {given: parse(given) for given in sources}
+    outside = [weights for weights in parsed.values() if weights is not None]
+    homes = _homes([given for given, weights in parsed.items() if weights is None])
+    of_others = _sensors(outside, homes, {name: modalities[name] for name in chosen})
     if not wanted:
-        chosen = [name for name in chosen if name in homes]
-    missing = [name for name in wanted or chosen or modalities if name not in homes]
+        chosen = [name for name in chosen if name in homes or name in of_others]
+    known = [*homes, *of_others]
+    missing = [name for name in wanted or chosen or modalities if name not in known]
     if missing:
         raise DataError(
             f"encoders: none for modality {missing[0]!r} in {', '.join(sources)}, which has "
-            f"{', '.join(homes)}; choose others with --modalities, or name the data's sensors alike"
+            f"{', '.join(known)}; choose others with --modalities, or name the data's sensors alike"
         )
     reopen = cache(restore)  # the sensors of a run share it
-    found = {}
+    found: dict[str, Encoder] = {}
     for name in chosen:
-        home, modality = homes[name], modalities[name]
+        modality = modalities[name]
+        if name in of_others:
+            given = of_others[name]
+            if representation != "features":
+                raise ConfigError(_no_projector(representation, given.text))
+            if given.carrier == TIMM:
+                alone = {name: modality}
+                made_of = f"{TIMM}{given.name}"
+                found.update(_make(made_of, alone, settings or EncoderSettings(), seed))
+            else:
+                found[name] = load_outside(given, modality, missing_bands)
+            continue
+        home = homes[name]
         if representation == "features":
             found[name] = _fit(load_encoder(home.file), modality, missing_bands, home.file)
             continue
@@ -109,7 +135,24 @@ def _make(
     if source != RANDOM:
         settings = replace(settings, name=source.removeprefix(TIMM), pretrained=True)
     torch.manual_seed(seed)
-    return {name: settings.build(name, modality).eval() for name, modality in modalities.items()}
+    made = {name: settings.build(name, modality) for name, modality in modalities.items()}
+    if source != RANDOM:
+        made = {name: normalised(encoder) for name, encoder in made.items()}
+    return {name: encoder.eval() for name, encoder in made.items()}
+
+
+def _sensors(
+    outside: Sequence[Outside], homes: Mapping[str, _Home], modalities: Mapping[str, Modality]
+) -> dict[str, Outside]:
+    """Weights of others by the sensor they are for."""
+    found: dict[str, Outside] = {}
+    for given in outside:
+        name = sensor_of(given, modalities)
+        if name in found or name in homes:
+            other = found[name].text if name in found else homes[name].file
+            raise ConfigError(f"encoders: {other} and {given.text} are both for {name!r}; give one")
+        found[name] = given
+    return found
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from decur.checkpoint import atomic
 from decur.data import Batch, Collate, PairedDataset, SkipBad, Target
 from decur.encoders import Encoder
+from decur.encoders.attention import encode, encode_maps, is_crossing
 from decur.errors import DataError
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings
@@ -64,9 +65,10 @@ def survey(
     """Labels of a data set, and what encoders make of it as they are, without augmentation.
 
     What an earlier pass has left in `cache` is used again: features belong to weights, sensor,
-    data and input size, labels to the data. The data is known by its class and settings, its ids,
-    and the names, sizes and times of what lies directly in its root; a picture changed in place
-    goes unnoticed (delete the cache then).
+    data and input size, labels to the data; features of encoders that attend to each other belong
+    to both. The data is known by its class and settings, its ids, and the names, sizes and times
+    of what lies directly in its root; a picture changed in place goes unnoticed (delete the cache
+    then).
 
     Args:
         data: any data set.
@@ -90,9 +92,10 @@ def survey(
             for key in _keys(name, encoder, maps)
         }
         for name, encoder in encoders.items()
-        for digest in [_digest(known_by, name, weights_digest(encoder), size)]
+        for digest in [_digest(known_by, name, *_weights(name, encoders), size)]
     }
-    missing = {n: e for n, e in encoders.items() if not all(f.is_file() for f in files[n].values())}
+    absent = [n for n in encoders if not all(f.is_file() for f in files[n].values())]
+    missing = {n: e for n, e in encoders.items() if {n, *_crossing(n, encoders)} & {*absent}}
     lacks_masks = mask_file is not None and not mask_file.is_file()
     computed = bool(missing) or lacks_masks or not label_file.is_file()
     if computed:
@@ -112,6 +115,19 @@ def survey(
         )
     masks = np.load(mask_file, mmap_mode="r") if mask_file is not None else None
     return Survey(features, masks, labels, bad, computed)
+
+
+def _crossing(name: str, encoders: Mapping[str, Encoder]) -> list[str]:
+    """Sensors whose maps the encoder of this one attends to."""
+    if not is_crossing(encoders[name]):
+        return []
+    return [other for other, e in encoders.items() if other != name and is_crossing(e)]
+
+
+def _weights(name: str, encoders: Mapping[str, Encoder]) -> list[str]:
+    """What tells apart the vectors of a sensor, as far as encoders go."""
+    others = [(other, weights_digest(encoders[other])) for other in _crossing(name, encoders)]
+    return [weights_digest(encoders[name]), *(part for other in others for part in other)]
 
 
 def _keys(name: str, encoder: Encoder, maps: bool) -> list[str]:
@@ -150,9 +166,8 @@ class _Pass:
                 bad += batch["bad"]
                 if mask_file is not None:
                     arrays.write(mask_file, start, target.numpy().astype(np.uint8))
-                for name, encoder in homes.items():
-                    for key, values in self._encode(name, encoder, batch, f"{name}/0" in files):
-                        arrays.write(files[key], start, values)
+                for key, values in self._encode(homes, batch, mask_file is not None):
+                    arrays.write(files[key], start, values)
                 start += len(batch["ids"])
         for encoder in homes.values():
             encoder.cpu()
@@ -161,21 +176,39 @@ class _Pass:
             np.savez(stream, labels=np.concatenate(labels), bad=pairs)
 
     def _encode(
-        self, name: str, encoder: Encoder, batch: Batch, maps: bool
+        self, encoders: Mapping[str, Encoder], batch: Batch, maps: bool
     ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """What is kept of an encoder, zeros for samples without the sensor."""
-        has = batch["present"][name]
-        raw = batch["images"][name].to(self.device)
-        x = scaled(raw if maps or has.all() else raw[has], self.data.modalities[name], self.size)
-        if not len(x):
-            yield name, np.zeros((len(has), encoder.dim), np.float32)
-            return
-        found = encoder.forward_features(x)[-MAPS:] if maps else [encoder(x)]
-        for key, values in zip(_keys(name, encoder, maps), found, strict=True):
-            rows = values.float().cpu().numpy()  # (B, C, H, W), or (present, D)
-            kept = np.zeros((len(has), *rows.shape[1:]), np.float32)
-            kept[has.numpy()] = rows[has.numpy()] if len(rows) == len(has) else rows
-            yield key, kept
+        """What is kept of the encoders, zeros for samples without the sensor."""
+        present = {name: batch["present"][name] for name in encoders}
+        images = {}
+        for name, encoder in encoders.items():
+            assert encoder.modality is not None  # gather_encoders gives none without
+            if (has := present[name]).any():
+                raw = batch["images"][name].to(self.device)
+                images[name] = scaled(
+                    raw if has.all() else raw[has.to(raw.device)], encoder.modality, self.size
+                )
+        found = (
+            {n: m[-MAPS:] for n, m in encode_maps(encoders, images, present).items()}
+            if maps
+            else {n: [v] for n, v in encode(encoders, images, present).items()}
+        )
+        for name, encoder in encoders.items():
+            if name not in found and not maps:
+                yield name, np.zeros((len(present[name]), encoder.dim), np.float32)
+                continue
+            of = found[name] if name in found else self._like(encoder, batch["images"][name])
+            for key, values in zip(_keys(name, encoder, maps), of, strict=True):
+                rows = values.float().cpu().numpy()  # (present, D) or (present, C, H, W)
+                kept = np.zeros((len(present[name]), *rows.shape[1:]), np.float32)
+                kept[present[name].numpy()] = rows
+                yield key, kept
+
+    def _like(self, encoder: Encoder, raw: Tensor) -> list[Tensor]:
+        """No maps, of the shape that there would be."""
+        assert encoder.modality is not None
+        x = scaled(raw[:1].to(self.device), encoder.modality, self.size)
+        return [y[:0] for y in encoder.forward_features(x)[-MAPS:]]
 
 
 class _Arrays:

@@ -11,7 +11,12 @@ from torch import nn
 
 from decur.encoders.attention.base import ATTENTIONS, Stage
 from decur.encoders.attention.cbam import CBAM
-from decur.encoders.attention.cross import CrossDeformableAttention, encode
+from decur.encoders.attention.cross import (
+    CrossDeformableAttention,
+    encode,
+    encode_maps,
+    is_crossing,
+)
 from decur.encoders.attention.deformable import DeformableAttention, Inspection
 from decur.errors import ConfigError
 
@@ -26,6 +31,8 @@ __all__ = [
     "Inspection",
     "attach",
     "encode",
+    "encode_maps",
+    "is_crossing",
 ]
 
 PICTURE = 224  # px, which the paper's pictures have

@@ -1,6 +1,7 @@
 """Attention from one sensor to another: encoders that are stepped stage by stage together.
 
-Nothing outside this file knows of it, but for those who call `encode` in place of the encoders.
+Nothing outside this file knows of it, but for those who call `encode` or `encode_maps` in place of
+the encoders, and ask `is_crossing` whose vectors belong together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch.nn.functional import interpolate
 
 from decur.encoders.attention.base import Stage, attention
 from decur.encoders.attention.deformable import DeformableAttention, for_stage
+from decur.encoders.projected import ProjectedEncoder
 from decur.errors import ConfigError
+from decur.sending import send
 
 Present = Mapping[str, Tensor]
 
@@ -56,21 +59,60 @@ def encode(
         ConfigError: if encoders that attend to each other are more than two, or differ in where
             they do.
     """
-    crossing = [name for name in images if is_crossing(encoders[name])]
+    crossing = _crossing(encoders, images)
     vectors = {name: encoders[name](x) for name, x in images.items() if name not in crossing}
-    if len(crossing) == 1:
-        vectors[crossing[0]] = encoders[crossing[0]](images[crossing[0]])
-    elif crossing:
+    if crossing:
         last = _step(encoders, {name: images[name] for name in crossing}, present)
         for name, maps in last.items():
             vectors[name] = _backbone(encoders[name]).forward_head(maps[-1])
+            if isinstance(projected := encoders[name], ProjectedEncoder):
+                vectors[name] = projected.project(vectors[name])
     return {name: vectors[name] for name in images}
+
+
+def encode_maps(
+    encoders: nn.ModuleDict | Mapping[str, nn.Module],
+    images: Mapping[str, Tensor],
+    present: Present | None = None,
+) -> dict[str, list[Tensor]]:
+    """Feature maps of all sensors, one a stage; the sibling of `encode`.
+
+    Args:
+        encoders: as `encode` takes them.
+        images: as `encode` takes them.
+        present: as `encode` takes it.
+
+    Returns:
+        `{modality: (n, channels[i], h_i, w_i) each}`.
+
+    Raises:
+        ConfigError: as `encode` does.
+    """
+    crossing = _crossing(encoders, images)
+    maps = _step(encoders, {n: images[n] for n in crossing}, present) if crossing else {}
+    for name, x in images.items():
+        if name not in maps:
+            encoder: Any = encoders[name]
+            maps[name] = encoder.forward_features(x)
+    return {name: maps[name] for name in images}
 
 
 def is_crossing(encoder: nn.Module) -> bool:
     """Whether an encoder has attention to another one: asked at every step, so by its options."""
-    options: Any = getattr(encoder, "options", {})
-    return NAME in options.get("attention", {}).values()
+    options: Any = getattr(_inner(encoder), "options", {})
+    return NAME in (options.get("attention") or {}).values()
+
+
+def _crossing(
+    encoders: nn.ModuleDict | Mapping[str, nn.Module], images: Mapping[str, Tensor]
+) -> list[str]:
+    """Sensors whose encoders run together; one alone attends to itself."""
+    crossing = [name for name in images if is_crossing(encoders[name])]
+    return crossing if len(crossing) > 1 else []
+
+
+def _inner(encoder: nn.Module) -> Any:
+    return encoder.encoder if isinstance(encoder, ProjectedEncoder) else encoder
 
 
 def _step(
@@ -128,14 +170,14 @@ def _source(maps: Mapping[str, Tensor], name: str, other: str, present: Present 
     if not bool((present[name] & present[other]).any()):
         return own
     row = present[other].cumsum(0).sub(1).where(present[other], -1)  # (B,) of the other's maps
-    row = row[present[name]].to(own.device)  # (n,)
+    row = send(row[present[name]], own.device)  # (n,)
     if own.shape[-2:] != source.shape[-2:]:
         own = interpolate(own, source.shape[-2:], mode="bilinear")
     return torch.where((row >= 0)[:, None, None, None], source[row.clamp_min(0)], own)
 
 
 def _backbone(encoder: nn.Module) -> Any:
-    backbone = encoder.backbone
+    backbone = _inner(encoder).backbone
     if not isinstance(backbone, ResNet):
         raise ConfigError(
             f"encoder.attention: cross_da follows stages of a ResNet, this is a "
