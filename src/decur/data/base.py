@@ -94,6 +94,16 @@ class PairedDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
 
+    def read_bytes(self, index: int) -> np.ndarray | None:
+        """The bytes of one sample as they are stored, not decoded: (bytes,) uint8.
+
+        None where a sample is no file or part of one, or the data set does not tell them apart.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be read.
+        """
+        return None
+
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The order of an epoch of training, each sample once: (N,) indices.
 

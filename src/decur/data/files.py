@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -145,6 +146,21 @@ def read_header(path: str | Path) -> Header:
         raise BadSampleError(path, _unreadable(error)) from error
     shape = _channels_first(path, array.shape)
     return Header(shape[0], shape[1:], array.dtype == np.uint8)
+
+
+def read_files(paths: Sequence[str | Path]) -> np.ndarray:
+    """The bytes of files, one after the other and not decoded: (bytes,) uint8.
+
+    Raises:
+        BadSampleError: naming the file that cannot be read.
+    """
+    found = []
+    for path in paths:
+        try:
+            found.append(np.fromfile(path, dtype=np.uint8))
+        except OSError as error:
+            raise BadSampleError(path, _unreadable(error)) from error
+    return np.concatenate(found)
 
 
 def _existing(path: str | Path) -> Path:
