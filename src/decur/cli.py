@@ -10,15 +10,17 @@ from typing import Any
 
 COMMANDS = {
     "demo": "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
+    "plan": "what a pretraining run will cost in hours and memory, on one GPU and on many",
     "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
     "transfer": "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
     "compare": "methods x label fractions x sensors x seeds: the whole table, resumable",
+    "explain": "what is common and what is unique in a run: pictures, arrays, a report",
     "import": "weights of others, the DeCUR authors' among them, as encoder files",
     "export": "an encoder for timm, torchgeo, ONNX or torch.export, with its scaling",
     "embed": "a run or encoders and data in, embeddings out as Parquet; resumable, on many GPUs",
     "neighbors": "search embeddings across sensors: radar in, optical out, with a picture",
     "pack": "any data set into a few large files, read fast from a disk or an object store",
-    "bench": "how fast data is read, decoded, collated, moved and augmented: what starves a GPU",
+    "bench": "how fast data, views, loss and a step are, and how far from what the device can do",
     "stats": "band statistics of a folder, as YAML for --data.modalities",
     "recipes": "list the configurations that ship with decur, or print one",
 }
@@ -93,6 +95,12 @@ def _pretrain(arguments: list[str]) -> None:
     pretrain(arguments)
 
 
+def _plan(arguments: list[str]) -> None:
+    from decur.plan.command import main as plan
+
+    plan(arguments)
+
+
 def _transfer(arguments: list[str]) -> None:
     from decur.transfer.command import main as transfer
 
@@ -103,6 +111,12 @@ def _compare(arguments: list[str]) -> None:
     from decur.compare.command import main as compare
 
     compare(arguments)
+
+
+def _explain(arguments: list[str]) -> None:
+    from decur.explain.command import main as explain
+
+    explain(arguments)
 
 
 def _embed(arguments: list[str]) -> None:
@@ -142,7 +156,10 @@ def _pack(arguments: list[str]) -> None:
 
 
 def _bench(arguments: list[str]) -> None:
-    from decur.bench import main as bench
+    # Or torch's profiler calls it an error that there is no GPU. Read when torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from decur.bench.command import main as bench
 
     bench(arguments)
 

@@ -175,3 +175,32 @@ def test_the_shared_factor_is_seen_by_all(sensor):
 def test_wrong_arguments(arguments, match):
     with pytest.raises(ConfigError, match=match):
         SyntheticScenes(**arguments)
+
+
+def test_clouds_are_where_they_hide_the_ground():
+    data = SyntheticScenes(40, size=32, seed=2, modalities=["sar", "optical"])
+    shares = [float(data[i]["target"]["cloud"]) for i in range(40)]
+    masks = [data.clouds(i) for i in range(40)]
+    assert [float(m.float().mean()) for m in masks] == pytest.approx(shares)
+    assert masks[0].shape == (32, 32)
+    cloudy = max(range(40), key=shares.__getitem__)
+    blue = data[cloudy]["images"]["optical"][0]
+    assert blue[masks[cloudy]].mean() > 2 * blue[~masks[cloudy]].mean()
+    with pytest.raises(IndexError):
+        data.clouds(40)
+
+
+def test_a_band_of_noise_changes_nothing_else():
+    plain, noisy = (SyntheticScenes(20, size=32, seed=2, noise=noise) for noise in (False, True))
+    bands = noisy.modalities["optical"]
+    assert bands.bands == (*plain.modalities["optical"].bands, "noise")
+    for i in range(20):
+        one, other = plain[i]["images"], noisy[i]["images"]
+        assert torch.equal(one["optical"], other["optical"][:6])
+        assert torch.equal(one["sar"], other["sar"])
+        assert torch.equal(one["elevation"], other["elevation"])
+    extra = torch.stack([noisy[i]["images"]["optical"][6] for i in range(20)])
+    assert float(extra.mean()) == pytest.approx(bands.mean[6], abs=0.01)
+    assert float(extra.std()) == pytest.approx(bands.std[6], abs=0.01)
+    flat = extra.flatten(1).numpy()
+    assert abs(np.corrcoef(flat) - np.eye(20)).max() < 0.15

@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from decur.data.base import PairedDataset, Sample, Target
 from decur.errors import ConfigError
@@ -26,6 +27,7 @@ PRESENT_SHARE = 0.02  # a class that covers less of a scene does not count as pr
 
 # Surface reflectance by class (rows) and band (columns).
 OPTICAL_BANDS = ("blue", "green", "red", "red edge", "nir", "swir")
+NOISE = "noise"
 _REFLECTANCE = np.array(
     [
         [0.060, 0.065, 0.045, 0.035, 0.025, 0.015],
@@ -97,6 +99,8 @@ class SyntheticScenes(PairedDataset):
         seed: of all scenes.
         modalities: any of "optical", "sar", "elevation", in order.
         start: index of the first scene; sets that shall not overlap start at different places.
+        noise: give the optical sensor one more band, "noise", that tells nothing of the scene:
+            independent numbers between 0 and 1. What explains an encoder must find it unimportant.
 
     Raises:
         ConfigError: for unknown modalities, or numbers out of range.
@@ -109,6 +113,7 @@ class SyntheticScenes(PairedDataset):
         seed: int = 0,
         modalities: Sequence[str] = ("optical", "sar", "elevation"),
         start: int = 0,
+        noise: bool = False,
     ) -> None:
         unknown = [name for name in modalities if name not in _BANDS]
         if unknown or not modalities or len(set(modalities)) < len(modalities):
@@ -124,7 +129,7 @@ class SyntheticScenes(PairedDataset):
         ):
             if value < least:
                 raise ConfigError(f"SyntheticScenes: {name} must be at least {least}, is {value}")
-        self.size, self.seed, self.start = size, seed, start
+        self.size, self.seed, self.start, self.noise = size, seed, start, noise
         self.modalities = {
             name: Modality(
                 name=name,
@@ -136,6 +141,13 @@ class SyntheticScenes(PairedDataset):
             )
             for name in modalities
         }
+        if noise and "optical" in modalities:
+            plain = self.modalities["optical"]
+            assert plain.mean is not None
+            assert plain.std is not None
+            self.modalities["optical"] = plain.with_(
+                bands=(*plain.bands, NOISE), mean=(*plain.mean, 0.5), std=(*plain.std, 12**-0.5)
+            )
         self.ids = [f"{start + index:07d}" for index in range(samples)]
         self.present = {name: np.ones(samples, dtype=bool) for name in modalities}
         self.targets = {"cover": Target("multilabel", CLASSES), "mask": Target("mask", CLASSES)}
@@ -145,17 +157,17 @@ class SyntheticScenes(PairedDataset):
 
     def read(self, index: int) -> Sample:
         """Make one scene."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        number = self.start + index
-        land = _draw_land(np.random.default_rng([self.seed, number]), self.size)
+        land = self._land(index)
         images: dict[str, np.ndarray] = {}
         factors: dict[str, float] = {}
         for name in self.modalities:
-            # Each sensor its own stream: it sees the same whether or not the others look.
-            rng = np.random.default_rng([self.seed, number, 1 + list(_BANDS).index(name)])
+            rng = self._stream(index, name)
             if name == "optical":
-                images[name], factors["cloud"] = _see_optical(rng, land)
+                images[name], clouds = _see_optical(rng, land)
+                factors["cloud"] = float(clouds.mean())
+                if self.noise:
+                    extra = rng.random((1, self.size, self.size), dtype=np.float32)
+                    images[name] = np.concatenate([images[name], extra])
             elif name == "sar":
                 images[name], factors["moisture"] = _see_sar(rng, land)
             else:
@@ -170,6 +182,21 @@ class SyntheticScenes(PairedDataset):
                 **{name: torch.tensor(value) for name, value in factors.items()},
             },
         }
+
+    def clouds(self, index: int) -> Tensor:
+        """Where clouds hide the ground of one scene from the optical sensor: (H, W) bool."""
+        _, clouds = _see_optical(self._stream(index, "optical"), self._land(index))
+        return torch.from_numpy(clouds)
+
+    def _land(self, index: int) -> _Land:
+        if not 0 <= index < len(self):
+            raise IndexError(f"scene {index} of {len(self)}")
+        return _draw_land(np.random.default_rng([self.seed, self.start + index]), self.size)
+
+    def _stream(self, index: int, sensor: str) -> np.random.Generator:
+        """Each sensor its own: it sees the same whether or not the others look."""
+        number = 1 + list(_BANDS).index(sensor)
+        return np.random.default_rng([self.seed, self.start + index, number])
 
 
 @dataclass(frozen=True)
@@ -227,8 +254,8 @@ def _streets(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.where(street, np.float32(-1.2), 0.9 + 0.7 * roofs).astype(np.float32)
 
 
-def _see_optical(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, float]:
-    """(6, H, W) reflectance, and the share of clouds."""
+def _see_optical(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, np.ndarray]:
+    """(6, H, W) reflectance, and where clouds are: (H, W) bool."""
     size = len(land.cover)
     image = np.take(_REFLECTANCE.T, land.cover, axis=1)  # (6, H, W)
     green = np.where(land.cover == CROP, land.green, np.float32(0))
@@ -236,6 +263,7 @@ def _see_optical(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, flo
     image *= 1 + _TEXTURE[land.cover] * land.texture + _FIELD_TONE[land.cover] * land.tone
     illumination = rng.uniform(0.8, 1.2)
     share = rng.uniform(0.02, 0.5) if rng.random() < 0.5 else 0.0
+    clouds = np.zeros((size, size), dtype=bool)
     if share:
         (field,) = _fields(rng, size, ((2.4, 1),))
         field -= _upper(field, share)  # positive in the cloud
@@ -245,10 +273,10 @@ def _see_optical(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, flo
         image *= 1 - 0.55 * shadow
         white = cloud * (0.9 + 0.1 * np.clip(field, -1, 2))
         image += (_CLOUD[:, None, None] - image) * white
-        share = float((field > 0).mean())
+        clouds = field > 0
     image *= illumination
     image += 0.014 * (rng.random(image.shape, dtype=np.float32) - 0.5)  # quantisation, std 0.004
-    return np.maximum(image, 0.001, dtype=np.float32), share
+    return np.maximum(image, 0.001, dtype=np.float32), clouds
 
 
 def _see_sar(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, float]:

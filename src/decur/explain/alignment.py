@@ -1,0 +1,274 @@
+"""Alignment histogram: how far two sensors agree in each dimension (Eq. 7, Fig. 5a)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur.explain.base import (
+    Analysis,
+    Arrays,
+    DoesNotApply,
+    Watch,
+    register,
+    text,
+    unwatched,
+)
+from decur.explain.loading import Encoded, SampleLoader, encoded
+from decur.explain.model import Checkpoint
+from decur.explain.style import part_colour, part_line
+from decur.report import paragraph, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Float = NDArray[np.float64]
+
+CHUNK = 256  # rows read at a time
+BINS = 20  # of (0, 1), the paper's range
+MISALIGNED = 0.25  # of the loss: C_ii below one half
+
+
+def alignment(
+    checkpoint: Checkpoint,
+    loader: SampleLoader,
+    watch: Watch = unwatched,
+    beside: Sequence[Checkpoint] = (),
+    batch: int = 256,
+) -> Arrays:
+    """Diagonal of the cross-correlation (Eq. 1) of each two sensors: C_ii for every dimension i.
+
+    Over one batch, as the paper has it, and over all samples; of pictures as they are, without
+    augmentation.
+
+    Args:
+        checkpoint: the run.
+        loader: the samples.
+        watch: shows how far it is.
+        beside: more runs, on the same samples.
+        batch: samples of the one batch, evenly spaced.
+
+    Returns:
+        "runs" and "pairs", names; for run number R "R/parts", "R/bounds" (parts, 2), and for each
+        pair that it has "R/A-B/all" and "R/A-B/batch", (K,) each, with their numbers of samples,
+        "R/A-B/samples" (2,).
+
+    Raises:
+        DoesNotApply: if there are no two sensors, or fewer than two samples have both.
+    """
+    runs = [checkpoint, *beside]
+    arrays: Arrays = {"runs": text(*(run.name for run in runs))}
+    pairs: dict[str, None] = {}
+    for number, run in enumerate(runs):
+        arrays[f"{number}/parts"] = text(*run.parts)
+        arrays[f"{number}/bounds"] = np.array([[d.start, d.stop] for d in run.parts.values()])
+        if len(run.modalities) < 2:
+            continue
+        whole = encoded(run, loader, watch)
+        for a, b in watch(list(combinations(run.modalities, 2)), _pairs(len(run.modalities))):
+            rows = np.flatnonzero(whole.present(a, b))
+            if len(rows) < 2:
+                continue
+            key = f"{number}/{a}-{b}"
+            spaced = np.linspace(0, len(rows) - 1, min(batch, len(rows))).round().astype(int)
+            arrays[f"{key}/all"] = diagonal(_chunks(whole, a, b, rows))
+            arrays[f"{key}/batch"] = diagonal(_chunks(whole, a, b, rows[spaced]))
+            arrays[f"{key}/samples"] = np.array([len(rows), len(spaced)])
+            pairs[f"{a}-{b}"] = None
+    if not pairs:
+        one = all(len(run.modalities) < 2 for run in runs)
+        raise DoesNotApply(
+            "It compares sensors, and the run has one."
+            if one
+            else "It needs samples that have two sensors, and fewer than two do."
+        )
+    return {**arrays, "pairs": text(*pairs)}
+
+
+def diagonal(chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Float:
+    """Correlation of each column of A with that of B, in one pass over their rows (Eq. 1).
+
+    Sums of squares about the running means, merged chunk by chunk (Chan, Golub and LeVeque 1983):
+    exact whatever the means and the chunks. In float64.
+
+    Args:
+        chunks: rows of A and B, (n, K) each.
+
+    Returns:
+        (K,); 0 where a column is constant to the precision of what came in.
+    """
+    seen = 0
+    mean_a = mean_b = squares_a = squares_b = product = np.zeros(0)
+    rounding = 0.0
+    for part_a, part_b in chunks:
+        rounding = max(np.finfo(x.dtype).eps for x in (part_a, part_b))
+        a, b = part_a.astype(np.float64), part_b.astype(np.float64)  # (n, K)
+        new_a, new_b = a.mean(0), b.mean(0)
+        a, b = a - new_a, b - new_b
+        new = (a**2).sum(0), (b**2).sum(0), (a * b).sum(0)
+        if not seen:
+            mean_a, mean_b, (squares_a, squares_b, product) = new_a, new_b, new
+        else:
+            n = len(a)
+            delta_a, delta_b = new_a - mean_a, new_b - mean_b
+            weight = seen * n / (seen + n)
+            squares_a = squares_a + new[0] + delta_a**2 * weight
+            squares_b = squares_b + new[1] + delta_b**2 * weight
+            product = product + new[2] + delta_a * delta_b * weight
+            mean_a, mean_b = (
+                mean_a + delta_a * n / (seen + n),
+                mean_b + delta_b * n / (seen + n),
+            )
+        seen += len(a)
+    varies = (squares_a > seen * (rounding * mean_a) ** 2) & (
+        squares_b > seen * (rounding * mean_b) ** 2
+    )
+    scale = np.sqrt(squares_a) * np.sqrt(squares_b)
+    return np.divide(product, scale, out=np.zeros_like(product), where=varies & (scale > 0))
+
+
+def losses(diagonal: Float) -> Float:
+    """(1 - C_ii)^2, Eq. 7."""
+    return (1 - diagonal) ** 2
+
+
+def histogram(values: Float) -> NDArray[np.int64]:
+    """Counts in `BINS` equal bins of [0, 1] and, last, of what is above 1: (BINS + 1,)."""
+    counts, _ = np.histogram(values, bins=BINS, range=(0, 1))
+    return np.append(counts, (values > 1).sum())
+
+
+def plot_batch(arrays: Arrays) -> Figure:
+    """The histogram of one batch, as in Fig. 5a."""
+    return _histograms(arrays, "batch")
+
+
+def plot_all(arrays: Arrays) -> Figure:
+    """The histogram over all samples."""
+    return _histograms(arrays, "all")
+
+
+def findings(arrays: Arrays) -> str:
+    """What came out: a sentence a pair, and a table of all runs, pairs and parts."""
+    runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
+    rows: list[list[object]] = []
+    sentences = []
+    for pair in pairs:
+        for number, run in enumerate(runs):
+            key = f"{number}/{pair}"
+            if f"{key}/all" not in arrays:
+                continue
+            told = []
+            for part, dims in _parts(arrays, number).items():
+                c = arrays[f"{key}/all"][dims]
+                loss, once = losses(c), losses(arrays[f"{key}/batch"][dims])
+                bad = float((loss > MISALIGNED).mean())
+                rows.append(
+                    [run, pair, part, len(c), float(c.mean()), float(loss.mean())]
+                    + [float(once.mean()), f"{bad:.0%}", f"{(loss > 1).mean():.0%}"]
+                )
+                told.append(f"{loss.mean():.2f} on its {len(c)} {part} dimensions ({bad:.0%} are")
+            n, once_n = arrays[f"{key}/samples"]
+            sentences.append(
+                f"{pair} in {run}: over {n} samples the mean loss is "
+                + ", ".join(f"{part} misaligned)" for part in told)
+                + f". The one batch has {once_n} samples."
+            )
+    reading = (
+        "The loss is 0 where two sensors agree in a dimension and 1 where they have nothing to do "
+        "with each other; misaligned is a loss above "
+        f"{MISALIGNED} (a correlation below one half). What lies above 1 correlates negatively: "
+        "of a dimension without correlation that is as likely as not, so about half of well "
+        "decoupled dimensions are there. It is counted in the last bin."
+    )
+    head = ["run", "sensors", "part", "dimensions", "mean C_ii", "mean loss", "of one batch"]
+    return (
+        "".join(paragraph(sentence) for sentence in sentences)
+        + table([*head, "misaligned", "above 1"], rows)
+        + paragraph(reading)
+    )
+
+
+def _pairs(modalities: int) -> int:
+    return modalities * (modalities - 1) // 2
+
+
+def _chunks(
+    whole: Encoded, a: str, b: str, rows: NDArray[Any]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        yield whole.embeddings[a][some], whole.embeddings[b][some]
+
+
+def _parts(arrays: Arrays, number: int) -> dict[str, slice]:
+    bounds = arrays[f"{number}/bounds"].tolist()
+    return {
+        part: slice(*ends)
+        for part, ends in zip(arrays[f"{number}/parts"].tolist(), bounds, strict=True)
+    }
+
+
+def _histograms(arrays: Arrays, which: str) -> Figure:
+    from decur.pretrain.figures import subplots
+
+    runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
+    panels = [(pair, number) for pair in pairs for number in range(len(runs))]
+    columns = len(runs) if len(runs) > 1 else min(3, len(pairs))
+    rows = -(-len(panels) // columns)
+    width = 5.5 if columns == 1 else 8.6 / columns
+    figure, axes = subplots(rows, columns, width=width, height=2.9 if rows == 1 else 2.2)
+    edges = np.linspace(0, 1 + 1 / BINS, BINS + 2)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (pair, number) in zip(axes.flat, panels, strict=False):
+        title = pair if len(runs) == 1 else f"{runs[number]}: {pair}"
+        axis.set_title(title, fontsize=9)
+        if f"{number}/{pair}/{which}" not in arrays:
+            axis.axis("off")
+            axis.text(0.5, 0.5, "not in this run", ha="center", va="center", fontsize=9)
+            continue
+        loss = losses(arrays[f"{number}/{pair}/{which}"])
+        for part, dims in _parts(arrays, number).items():
+            axis.stairs(histogram(loss[dims]), edges, fill=True, alpha=0.3, color=part_colour(part))
+            axis.stairs(
+                histogram(loss[dims]),
+                edges,
+                color=part_colour(part),
+                linestyle=part_line(part),
+                linewidth=1.5,
+                label=f"{part} ({dims.stop - dims.start})",
+            )
+        axis.axvspan(1, edges[-1], color="grey", alpha=0.15, linewidth=0)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1.025], ["0", "0.25", "0.5", "0.75", "> 1"])
+        axis.tick_params(labelsize=8)
+        axis.set_xlim(0, edges[-1])
+        axis.legend(fontsize=8, frameon=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("dimensions", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel(r"$(1 - C_{ii})^2$", fontsize=9)
+    return figure
+
+
+register(
+    Analysis(
+        name="alignment",
+        title="Alignment of dimensions",
+        about=(
+            "For each dimension of the embedding, how far two sensors agree in it: (1 - C_ii)^2, "
+            "with C_ii the correlation of the dimension between the sensors over samples (Eq. 7 "
+            "of the paper, Fig. 5a). Common dimensions should pile up at 0, unique ones at 1. "
+            "First over one batch, as in the paper, then over all samples."
+        ),
+        arrays=alignment,
+        plots={"batch": plot_batch, "all": plot_all},
+        findings=findings,
+        several=True,
+        order=10,
+    )
+)

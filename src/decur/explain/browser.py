@@ -1,0 +1,247 @@
+"""Sample browser: pictures, what is salient in them, and what is near them, one card a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from decur.errors import ConfigError
+from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
+from decur.explain.browser_cards import SMALL, findings
+from decur.explain.loading import Encoded, SampleLoader, encoded
+from decur.explain.model import Checkpoint
+from decur.explain.spatial import saliency_maps
+from decur.pretrain.figures import render
+
+Float = NDArray[np.float64]
+
+SIDE = 128  # pixels of a sample's picture
+MOST = 200  # samples: the page is to stay one that can be mailed
+_CHUNK = 1024  # rows read at a time
+
+
+def browser(
+    checkpoint: Checkpoint,
+    loader: SampleLoader,
+    watch: Watch = unwatched,
+    shown: int = 24,
+    neighbors: int = 4,
+) -> Arrays:
+    """Pictures, saliency and nearest neighbours of some samples, evenly spaced.
+
+    Neighbours are those of the highest cosine among all samples, over the common dimensions where
+    the run tells them apart and over all where not; each standardised over the samples, sensor by
+    sensor, as the loss sees them.
+
+    Args:
+        checkpoint: the run.
+        loader: the samples.
+        watch: shows how far it is.
+        shown: how many samples.
+        neighbors: how many of each, in each sensor.
+
+    Returns:
+        "ids", "modalities", "parts" and "part" (which is compared), names. For each sensor M:
+        "M/present" (n,), "M/picture" (n, s, s, 3) uint8, "M/P/saliency" (n, s, s) uint8 for each
+        part P, relative to the picture's highest; "M/neighbor" (t, s, s, 3) uint8 pictures of
+        neighbours, "M/neighbor_ids" (t,). From sensor A to B: "A-B/nearest" (n, k), rows of
+        "B/neighbor", -1 for none, "A-B/cosine" (n, k), and "A-B/rank" (n,), that of the sample's
+        own picture among all, from 1; 0 where it has none. "searched" (M,), the number of samples
+        of each sensor.
+
+    Raises:
+        ConfigError: for numbers out of range.
+        DoesNotApply: if no sample can be read.
+    """
+    for key, value, most in (("shown", shown, MOST), ("neighbors", neighbors, 16)):
+        if not 1 <= value <= most:
+            raise ConfigError(f"options.browser.{key}: from 1 to {most}, is {value}")
+    whole = encoded(checkpoint, loader, watch)
+    names = list(checkpoint.modalities)
+    has = {name: whole.present(name) for name in names}
+    there = np.flatnonzero(np.logical_or.reduce(list(has.values())))
+    if not len(there):
+        raise DoesNotApply("None of the samples can be read.")
+    rows = there[np.linspace(0, len(there) - 1, min(shown, len(there))).round().astype(int)]
+    part = "common" if "common" in checkpoint.parts else ""
+    dims = checkpoint.parts.get(part, slice(None))
+    arrays: Arrays = {
+        "ids": text(*(loader.ids[row] for row in rows)),
+        "modalities": text(*names),
+        "parts": text(*checkpoint.parts),
+        "part": text(part),
+        "searched": np.array([has[name].sum() for name in names]),
+    }
+    arrays |= _pictures(checkpoint, loader, whole, rows, watch)
+    standards = {name: _statistics(whole, name, dims, has[name]) for name in names}
+    wanted: dict[str, NDArray[np.int64]] = {}
+    for b in names:
+        found: dict[str, tuple[NDArray[np.int64], Float, NDArray[np.int64]]] = {}
+        for a in names:
+            queries = _unit(whole.embeddings[a][rows][:, dims], standards[a])
+            mine = _unit(whole.embeddings[b][rows][:, dims], standards[b])
+            chunks = _units(whole, b, dims, standards[b])
+            found[a] = _nearest(queries, mine, rows, chunks, neighbors, itself=a != b)
+        used = np.unique(np.concatenate([nearest.ravel() for nearest, _, _ in found.values()]))
+        wanted[b] = used[used >= 0]
+        for a, (nearest, cosine, rank) in found.items():
+            place = np.searchsorted(wanted[b], nearest)
+            arrays[f"{a}-{b}/nearest"] = np.where(nearest < 0, -1, place)
+            arrays[f"{a}-{b}/cosine"] = cosine.astype(np.float32)
+            if a != b:
+                arrays[f"{a}-{b}/rank"] = np.where(has[b][rows], rank, 0)
+    for name, used in wanted.items():
+        arrays[f"{name}/neighbor"] = _small(checkpoint, loader, name, used, watch)
+        arrays[f"{name}/neighbor_ids"] = text(*(loader.ids[row] for row in used))
+    return arrays
+
+
+def _pictures(
+    checkpoint: Checkpoint, loader: SampleLoader, whole: Encoded, rows: NDArray[Any], watch: Watch
+) -> Arrays:
+    """Pictures and saliency of some rows."""
+    few = SampleLoader(
+        loader.data, settings=loader.settings, among=[loader.indices[row] for row in rows]
+    )
+    statistics = {name: whole.statistics(name) for name in checkpoint.modalities}
+    parts: list[Arrays] = []
+    for batch in watch(few, len(few)):
+        try:
+            # with the paper's mean, a third of the pictures are salient for nothing
+            salient = saliency_maps(checkpoint, batch, statistics, score="energy")
+        except DoesNotApply:
+            salient = {}
+        found: Arrays = {}
+        for name in checkpoint.modalities:
+            has = batch["present"][name].numpy()
+            found[f"{name}/present"] = has
+            found[f"{name}/picture"] = np.zeros((len(has), SIDE, SIDE, 3), np.uint8)
+            if has.any():
+                found[f"{name}/picture"][has] = _rendered(checkpoint, batch, name, SIDE)
+            for part in checkpoint.parts if salient else ():
+                maps = np.zeros((len(has), SIDE, SIDE), np.uint8)
+                if has.any():
+                    x = salient[name][part][:, None]
+                    x = interpolate(x, (SIDE, SIDE), mode="bilinear")[:, 0]
+                    highest = x.amax((1, 2), keepdim=True).clamp_min(1e-12)
+                    maps[has] = (255 * x / highest).round().byte().numpy()
+                found[f"{name}/{part}/saliency"] = maps
+        parts.append(found)
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _small(
+    checkpoint: Checkpoint, loader: SampleLoader, name: str, rows: NDArray[Any], watch: Watch
+) -> NDArray[np.uint8]:
+    """Small pictures of some rows, all of which have the sensor."""
+    if not len(rows):
+        return np.zeros((0, SMALL, SMALL, 3), np.uint8)
+    few = SampleLoader(
+        loader.data, settings=loader.settings, among=[loader.indices[row] for row in rows]
+    )
+    return np.concatenate(
+        [_rendered(checkpoint, batch, name, SMALL) for batch in watch(few, len(few))]
+    )
+
+
+def _rendered(checkpoint: Checkpoint, batch: Any, name: str, side: int) -> NDArray[np.uint8]:
+    """(n, side, side, 3), of the samples that have the sensor."""
+    modality, shown = checkpoint.modalities[name], []
+    for raw in batch["images"][name][batch["present"][name]]:
+        picture = torch.from_numpy(render(modality.scale(raw[None])[0], modality)).movedim(-1, 0)
+        larger = picture.shape[-1] < side  # its pixels stay to be seen
+        resized = interpolate(
+            picture[None],
+            (side, side),
+            **({"mode": "nearest"} if larger else {"mode": "bilinear", "antialias": True}),
+        )[0]
+        shown.append((255 * resized.clamp(0, 1)).round().byte().movedim(0, -1).numpy())
+    return np.stack(shown)
+
+
+def _statistics(
+    whole: Encoded, name: str, dims: slice, has: NDArray[np.bool_]
+) -> tuple[Float, Float]:
+    """Mean and standard deviation of each dimension, over the samples that have the sensor."""
+    mean, std = (x.double().cpu().numpy()[dims] for x in whole.statistics(name))
+    return mean, np.maximum(std, 1e-5)
+
+
+def _unit(rows: NDArray[Any], standard: tuple[Float, Float]) -> Float:
+    z = (rows - standard[0]) / standard[1]
+    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+
+
+def _units(
+    whole: Encoded, name: str, dims: slice, standard: tuple[Float, Float]
+) -> Iterator[tuple[int, Float]]:
+    """Standardised embeddings of length 1, chunk by chunk, each with its first row."""
+    every = whole.embeddings[name]
+    for start in range(0, len(every), _CHUNK):
+        yield start, _unit(every[start : start + _CHUNK, dims], standard)
+
+
+def _nearest(
+    queries: Float,
+    mine: Float,
+    own: NDArray[np.int64],
+    chunks: Iterator[tuple[int, Float]],
+    k: int,
+    itself: bool,
+) -> tuple[NDArray[np.int64], Float, NDArray[np.int64]]:
+    """The k rows of the highest cosine, kept while chunks pass by.
+
+    Args:
+        queries: (n, K) of length 1; NaN for none.
+        mine: (n, K) what is searched has of the same samples; NaN for none.
+        own: (n,) which rows these are.
+        chunks: rows of what is searched, of length 1; NaN for those that are not there.
+        k: how many.
+        itself: whether a query may find its own row.
+
+    Returns:
+        Rows (n, k), -1 for none; cosines (n, k); and the rank (n,) of the own row, from 1, 0 for
+        none.
+    """
+    best = np.full((len(queries), k), -np.inf)
+    rows = np.full((len(queries), k), -1, np.int64)
+    to_own = (queries * mine).sum(1)  # (n,)
+    rank = np.isfinite(to_own).astype(np.int64)
+    for start, chunk in chunks:
+        cosine = queries @ chunk.T  # (n, c)
+        cosine[np.isnan(cosine)] = -np.inf
+        places = np.broadcast_to(np.arange(start, start + len(chunk)), cosine.shape)
+        others = places != own[:, None]
+        rank += (others & (cosine > to_own[:, None])).sum(1)
+        if not itself:
+            cosine = np.where(others, cosine, -np.inf)
+        cosines, candidates = np.hstack([best, cosine]), np.hstack([rows, places])
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(cosines, order, 1)
+        rows = np.take_along_axis(candidates, order, 1)
+    return np.where(np.isfinite(best), rows, -1), best, rank
+
+
+register(
+    Analysis(
+        name="browser",
+        title="Samples, one by one",
+        about=(
+            "Some samples, evenly spaced. Each card opens to what each sensor's picture is salient "
+            "for (Grad-CAM of the part's energy, which does not hang on the sign of dimensions; "
+            "blue: common, orange: unique; brightest at the picture's highest) and to its nearest "
+            "neighbours in each sensor, with their cosine. Neighbours across sensors should show "
+            "the same kind of place: what both of them see."
+        ),
+        arrays=browser,
+        plots={},
+        findings=findings,
+        order=70,
+        needs=("captum",),
+    )
+)

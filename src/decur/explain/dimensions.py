@@ -1,0 +1,210 @@
+"""Dimension map: t-SNE in which each dimension of the embedding is a point (Fig. 1 and 8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur.explain.base import (
+    Analysis,
+    Arrays,
+    DoesNotApply,
+    Watch,
+    register,
+    text,
+    unwatched,
+)
+from decur.explain.loading import SampleLoader, encoded
+from decur.explain.model import Checkpoint
+from decur.explain.style import modality_colours, part_colour
+from decur.explain.tsne import lay_out
+from decur.report import paragraph, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEWEST = 8  # samples that make a dimension a point
+
+
+def dimensions(
+    checkpoint: Checkpoint,
+    loader: SampleLoader,
+    watch: Watch = unwatched,
+    samples: int = 512,
+    perplexity: float = 30,
+    seed: int = 0,
+) -> Arrays:
+    """A map on which each dimension of each sensor's embedding is a point (Algorithm 2).
+
+    A dimension's features are its standardised values on samples that all sensors see: two
+    dimensions are near where they correlate. Those that do not vary are left out.
+
+    Args:
+        checkpoint: the run.
+        loader: the samples.
+        watch: shows how far it is.
+        samples: how many, evenly spaced.
+        perplexity: of t-SNE.
+        seed: of t-SNE.
+
+    Returns:
+        "modalities", "parts", names; for each point "xy" (P, 2), its "modality" and "part" (P,) by
+        number, its "dimension" (P,), "nearest" (P,), the point that correlates with it best, and
+        "across" (P,), that among the other sensors, -1 where there is none; "samples" and
+        "constant", how many samples there are and dimensions left out.
+
+    Raises:
+        DoesNotApply: if too few samples have all sensors, or too few dimensions vary.
+    """
+    names = list(checkpoint.modalities)
+    whole = encoded(checkpoint, loader, watch)
+    rows = np.flatnonzero(whole.present(*names))
+    if len(rows) < FEWEST:
+        raise DoesNotApply(
+            f"It needs {FEWEST} samples or more that all sensors see; there are {len(rows)}."
+        )
+    rows = rows[np.linspace(0, len(rows) - 1, min(samples, len(rows))).round().astype(int)]
+    part_of = np.full(checkpoint.dim, -1)
+    for number, dims in enumerate(checkpoint.parts.values()):
+        part_of[dims] = number
+    points, modality, dimension = [], [], []
+    for number, name in enumerate(names):
+        z = whole.embeddings[name][rows].T.astype(np.float64)  # (K, n)
+        z -= z.mean(1, keepdims=True)
+        spread = np.sqrt((z**2).mean(1, keepdims=True))
+        varies = spread[:, 0] > np.finfo(np.float32).eps * np.abs(
+            whole.embeddings[name][rows[0]]
+        ).astype(np.float64)
+        kept = np.flatnonzero(varies & (part_of >= 0))
+        points.append((z[kept] / spread[kept]).astype(np.float32))
+        modality.append(np.full(len(kept), number))
+        dimension.append(kept)
+    where, sensor, features = (np.concatenate(each) for each in (dimension, modality, points))
+    xy, nearest = lay_out(features, perplexity, seed, watch)
+    return {
+        "modalities": text(*names),
+        "parts": text(*checkpoint.parts),
+        "xy": xy,
+        "modality": sensor,
+        "part": part_of[where],
+        "dimension": where,
+        "nearest": nearest,
+        "across": _across(features, sensor),
+        "samples": np.array(len(rows)),
+        "constant": np.array(len(names) * checkpoint.dim - len(where)),
+    }
+
+
+def plot_map(arrays: Arrays) -> Figure:
+    """The map twice: coloured by sensor, and by part."""
+    from decur.pretrain.figures import subplots
+
+    xy, modality, part = arrays["xy"], arrays["modality"], arrays["part"]
+    sensors, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()
+    colours = modality_colours(sensors)
+    low, high = xy.min(0), xy.max(0)
+    shape = float(np.clip((high - low)[1] / (high - low)[0], 0.5, 1))
+    figure, axes = subplots(1, 2, width=4.4, height=4.2 * shape + 0.6)
+    size = float(np.clip(6000 / len(xy), 1.5, 24))
+    # in a mixed order, so that no kind covers the others
+    order = np.random.default_rng(0).permutation(len(xy))
+    kinds: list[tuple[Any, list[str], list[str]]] = [
+        (modality, sensors, [colours[name] for name in sensors]),
+        (part, parts, [part_colour(name) for name in parts]),
+    ]
+    for axis, (kind, names, palette) in zip(axes[0], kinds, strict=True):
+        for number, name in enumerate(parts):
+            chosen = order[part[order] == number]
+            axis.scatter(
+                *xy[chosen].T,
+                s=size * (2.2 if name == "unique" else 1),
+                c=[palette[i] for i in kind[chosen]],
+                marker="x" if name == "unique" else "o",
+                alpha=0.7,
+                linewidths=0.8 if name == "unique" else 0,
+            )
+        for name, colour in zip(names, palette, strict=True):
+            mark = "x" if name == "unique" else "o"
+            axis.scatter([], [], s=30, color=colour, marker=mark, label=name)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=len(names))
+        axis.set(xticks=[], yticks=[])
+        axis.set_aspect("equal", adjustable="datalim")
+    axes[0, 0].set_title("by sensor (x: unique)" if "unique" in parts else "by sensor", fontsize=9)
+    axes[0, 1].set_title("by part", fontsize=9)
+    return figure
+
+
+def findings(arrays: Arrays) -> str:
+    """What came out: whose neighbour the dimensions of each part are."""
+    parts = arrays["parts"].tolist()
+    sensors = len(arrays["modalities"])
+    total = len(arrays["xy"])
+    about = (
+        f"{total} dimensions of {sensors} sensor{'s' if sensors > 1 else ''}, each a point with "
+        f"its values on {arrays['samples']} samples"
+    )
+    about += f"; {arrays['constant']} do not vary and are left out." if arrays["constant"] else "."
+    rows: list[list[object]] = []
+    for number, name in enumerate(parts):
+        chosen = arrays["part"] == number
+        if chosen.any():
+            shares = neighbours(arrays, chosen)
+            rows.append([name, int(chosen.sum()), *(f"{share:.0%}" for share in shares)])
+    if sensors == 1:
+        return paragraph(about)
+    chance = (sensors - 1) / (total - 1)
+    reading = (
+        "Nearest is meant by correlation, before the points are laid out in a plane. Of all "
+        "points of other sensors, a common dimension should have its own partner nearest, the "
+        f"same dimension there (by chance {sensors * chance:.1%} do), and a unique one should find "
+        "no partner. Two islands of one kind may be mirror images: dimensions that correlate "
+        "negatively lie apart. Distances between islands mean little on such a map."
+    )
+    head = ["part", "points", "nearest in another sensor is its partner"]
+    head += ["nearest of all is in another sensor", "in its own part"]
+    return paragraph(about) + table(head, rows) + paragraph(reading)
+
+
+def neighbours(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Whose neighbours some points are.
+
+    Returns:
+        Shares of those whose best match in other sensors is their partner (the same dimension),
+        and of those whose nearest of all points lies in another sensor, and in their own part.
+    """
+    nearest, across = arrays["nearest"][chosen], arrays["across"][chosen]
+    partner = (across >= 0) & (arrays["dimension"][across] == arrays["dimension"][chosen])
+    other = arrays["modality"][nearest] != arrays["modality"][chosen]
+    own = arrays["part"][nearest] == arrays["part"][chosen]
+    return float(partner.mean()), float(other.mean()), float(own.mean())
+
+
+def _across(features: NDArray[np.float32], sensor: NDArray[Any]) -> NDArray[np.int64]:
+    """The best-correlated point of another sensor; features are standardised, (P, n)."""
+    found = np.full(len(sensor), -1)
+    for number in np.unique(sensor):
+        (others,) = np.nonzero(sensor != number)
+        (own,) = np.nonzero(sensor == number)
+        for some in np.array_split(own, -(-len(own) // 1024)) if len(others) else ():
+            found[some] = others[(features[some] @ features[others].T).argmax(1)]
+    return found
+
+
+register(
+    Analysis(
+        name="dimensions",
+        title="Map of the dimensions",
+        about=(
+            "Each point is one dimension of one sensor's embedding; dimensions that respond alike "
+            "to the same samples lie together (t-SNE; Fig. 1 and 8 of the paper). Common "
+            "dimensions of two sensors should overlap, unique ones lie apart, a sensor each."
+        ),
+        arrays=dimensions,
+        plots={"map": plot_map},
+        findings=findings,
+        order=20,
+        needs=("openTSNE",),
+    )
+)

@@ -1,0 +1,82 @@
+"""What an analysis has found, on disk, with what it depends on: so that it is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decur import __version__
+from decur.checkpoint import atomic
+from decur.data import PairedDataset
+from decur.explain.base import Analysis, Arrays, text
+from decur.explain.loading import SampleLoader
+from decur.explain.model import Checkpoint
+from decur.transfer.survey import fingerprint
+
+FORMAT = 1  # raised when an analysis would come out otherwise
+_ABOUT = "decur"  # key of what belongs to the file and not to the analysis
+
+
+def keep(path: Path, arrays: Arrays, digest: str, samples: str) -> None:
+    """Write arrays, whole or not at all.
+
+    Args:
+        path: an .npz file.
+        arrays: of an analysis.
+        digest: of what they depend on.
+        samples: in words, what they were computed on.
+    """
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **{**arrays, _ABOUT: text(digest, samples)})  # type: ignore[arg-type]
+
+
+def kept(path: Path) -> tuple[Arrays, str, str] | None:
+    """What `keep` has written: arrays, digest, samples; None where nothing readable is there."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        digest, samples = arrays.pop(_ABOUT).tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return arrays, digest, samples
+
+
+def digest_of(
+    analysis: Analysis,
+    checkpoints: Sequence[Checkpoint],
+    loader: SampleLoader,
+    options: Mapping[str, Any],
+) -> str:
+    """What tells the arrays of an analysis from others: weights, data, samples and options.
+
+    Args:
+        analysis: which.
+        checkpoints: the run and those beside it.
+        loader: the samples.
+        options: of the analysis.
+    """
+    parts = (
+        *(FORMAT, __version__, analysis.name, sorted(options.items())),
+        *(fingerprint(loader.data), _bands(loader.data), loader.indices),
+        *(_weights(checkpoint) for checkpoint in checkpoints),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _bands(data: PairedDataset) -> list[str]:
+    return [repr(modality) for modality in data.modalities.values()]
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    parts = [(part, dims.start, dims.stop) for part, dims in checkpoint.parts.items()]
+    made_of = [(name, checkpoint.encoder(name).name) for name in checkpoint.modalities]
+    found = hashlib.sha256(repr((checkpoint.name, checkpoint.size, parts, made_of)).encode())
+    for key, value in sorted(checkpoint.state_dict().items()):
+        found.update(key.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,295 @@
+"""Sample map: t-SNE in which each point is one picture, coloured by sensor and by label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur.data import Target
+from decur.explain.base import (
+    Analysis,
+    Arrays,
+    DoesNotApply,
+    Watch,
+    register,
+    text,
+    unwatched,
+)
+from decur.explain.loading import SampleLoader, encoded
+from decur.explain.model import Checkpoint
+from decur.explain.style import ABSENT, MARKERS, modality_colours
+from decur.explain.tsne import FEWEST, lay_out
+from decur.report import paragraph, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS = 4  # labels shown
+NEIGHBOURS = 10  # on the map, that tell a label
+COMPONENTS = 50  # principal ones that t-SNE sees, as is usual
+# Paul Tol's "muted": colours that the colour-blind can tell apart.
+CLASSES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933")
+
+
+def samples(
+    checkpoint: Checkpoint,
+    loader: SampleLoader,
+    watch: Watch = unwatched,
+    samples: int = 1000,
+    vectors: Literal["embedding", "features"] = "embedding",
+    perplexity: float = 30,
+    seed: int = 0,
+) -> Arrays:
+    """A map on which each picture is a point.
+
+    Vectors are standardised for each sensor and reduced to their first 50 principal components.
+
+    Args:
+        checkpoint: the run.
+        loader: the samples.
+        watch: shows how far it is.
+        samples: at most how many, evenly spaced.
+        vectors: "embedding" puts all sensors on one map; "features", those of the encoder, which
+            no two sensors have in common, makes a map a sensor.
+        perplexity: of t-SNE.
+        seed: of t-SNE.
+
+    Returns:
+        "modalities" and "maps", names; for each point "xy" (P, 2), its "map" and "modality" by
+        number and its "sample" (P,); "labels", names of panels, "label/NAME" (samples,) with NaN
+        unknown, "classes/NAME" (none for numbers); "hidden", labels for which there is no room.
+
+    Raises:
+        DoesNotApply: if there are too few samples for any map.
+    """
+    names = list(checkpoint.modalities)
+    whole = encoded(checkpoint, loader, watch)
+    count = len(loader.indices)
+    rows = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
+    source = whole.embeddings if vectors == "embedding" else whole.features
+    points, modality, sample = [], [], []
+    for number, name in enumerate(names):
+        there = np.flatnonzero(whole.present(name)[rows])
+        points.append(_standardised(source[name][rows[there]]))
+        modality.append(np.full(len(there), number))
+        sample.append(there)
+    maps = {name: [number] for number, name in enumerate(names)}
+    if vectors == "embedding":
+        maps = {"all sensors": list(range(len(names)))}
+    laid: dict[str, tuple[NDArray[Any], ...]] = {}
+    for title, which in maps.items():
+        vector, sensor, row = (
+            np.concatenate([of[i] for i in which]) for of in (points, modality, sample)
+        )
+        if len(vector) >= FEWEST:
+            xy, _ = lay_out(_reduced(vector, seed), perplexity, seed, watch)
+            laid[title] = xy, sensor, row
+    if not laid:
+        raise DoesNotApply(f"A map needs {FEWEST} samples or more; there are {count}.")
+    arrays: Arrays = {
+        "modalities": text(*names),
+        "maps": text(*laid),
+        "map": np.concatenate([np.full(len(of[0]), i) for i, of in enumerate(laid.values())]),
+    }
+    for key, place in (("xy", 0), ("modality", 1), ("sample", 2)):
+        arrays[key] = np.concatenate([of[place] for of in laid.values()])
+    labels = _labels({k: v[rows] for k, v in whole.labels.items()}, loader.data.targets)
+    arrays["labels"], arrays["hidden"] = text(*list(labels)[:PANELS]), text(*list(labels)[PANELS:])
+    for label in arrays["labels"].tolist():
+        arrays[f"label/{label}"], arrays[f"classes/{label}"] = labels[label]
+    return arrays
+
+
+def plot_map(arrays: Arrays) -> Figure:
+    """A row for each map: coloured by sensor, and by each label."""
+    from decur.pretrain.figures import subplots
+
+    maps, labels = arrays["maps"].tolist(), arrays["labels"].tolist()
+    together = maps == ["all sensors"]
+    shown = [None, *labels] if together or not labels else labels
+    panels = [(number, label) for number in range(len(maps)) for label in shown]
+    columns = len(shown) if len(maps) > 1 else min(3, len(panels))
+    width = min(4.4, 8.8 / columns)
+    figure, axes = subplots(-(-len(panels) // columns), columns, width=width, height=width * 1.1)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.set_aspect("equal", adjustable="datalim")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (number, label) in zip(axes.flat, panels, strict=False):
+        chosen = arrays["map"] == number
+        (_by_sensor if label is None else _by_label)(axis, arrays, chosen, label)
+        title = label or "sensor"
+        axis.set_title(title if together else f"{maps[number]}: {title}", fontsize=9)
+    return figure
+
+
+def findings(arrays: Arrays) -> str:
+    """What came out: how much of each label the neighbours on the map tell, by sensor."""
+    names, labels = arrays["modalities"].tolist(), arrays["labels"].tolist()
+    about = f"{len(arrays['xy'])} pictures of {len(np.unique(arrays['sample']))} samples."
+    if not labels:
+        return paragraph(about + " The data has no labels: colours are the sensors.")
+    if len(arrays["hidden"]):
+        about += f" Not shown for want of room: {', '.join(arrays['hidden'].tolist())}."
+    rows: list[list[object]] = []
+    for label in labels:
+        scores = [told(arrays, label, number) for number in range(len(names))]
+        known = arrays[f"label/{label}"]
+        known = known[~np.isnan(known)]
+        if not len(known):
+            continue
+        classes = len(arrays[f"classes/{label}"])
+        chance = np.bincount(known.astype(int)).max() / len(known) if classes else 0.0
+        measure = "accuracy" if classes else "R2"
+        rows.append([label, measure, *(f"{s:.2f}" for s in scores), f"{chance:.2f}"])
+    reading = (
+        f"How well the {NEIGHBOURS} nearest points of the same sensor on the map tell the label of "
+        "a point: what two dimensions have kept, a lower bound of what the vectors hold. A label "
+        "that only one sensor can see should stand out in that sensor's column alone."
+    )
+    head = ["label", "measure", *names, "by chance"]
+    return paragraph(about) + table(head, rows) + paragraph(reading)
+
+
+def told(arrays: Arrays, label: str, modality: int) -> float:
+    """How well neighbours on the map tell a label: accuracy of a class, R2 of a number.
+
+    Args:
+        arrays: of the map.
+        label: which.
+        modality: number of the sensor whose points are asked, and ask.
+
+    Returns:
+        NaN where too few points are labelled.
+    """
+    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.neighbors import NearestNeighbors
+
+    chosen = arrays["modality"] == modality
+    y = arrays[f"label/{label}"][arrays["sample"][chosen]]
+    xy, y = arrays["xy"][chosen][~np.isnan(y)], y[~np.isnan(y)]
+    if len(y) <= NEIGHBOURS:
+        return float("nan")
+    near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(xy).kneighbors()[1]  # (n, NEIGHBOURS)
+    if not len(arrays[f"classes/{label}"]):
+        return float(r2_score(y, y[near].mean(1)))
+    votes = np.stack([(y[near] == value).sum(1) for value in range(int(y.max()) + 1)], axis=1)
+    return float(accuracy_score(y, votes.argmax(1)))
+
+
+def _standardised(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Columns to mean 0 and variance 1; those that do not vary to 0."""
+    if not len(x):
+        return x
+    mean = x.mean(0, dtype=np.float64)
+    spread = x.std(0, dtype=np.float64)
+    varies = spread > np.finfo(np.float32).eps * np.abs(mean)
+    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
+    return ((x - mean) * scale).astype(np.float32)
+
+
+def _reduced(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    from sklearn.decomposition import PCA
+
+    count = min(COMPONENTS, *x.shape)
+    reduced: NDArray[np.float32] = PCA(count, random_state=seed).fit_transform(x)
+    return reduced
+
+
+def _labels(
+    values: dict[str, NDArray[Any]], targets: dict[str, Target]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.str_]]]:
+    """Each label's values with NaN for unknown, and its classes; of multilabels a label a class.
+
+    Those come last, the most evenly split ones first.
+    """
+    found, several = {}, {}
+    for name, y in values.items():
+        target = targets[name]
+        if target.kind == "multilabel":
+            for number, title in enumerate(target.classes):
+                column = y[:, number].astype(np.float64)
+                if np.nanmin(column, initial=np.inf) < np.nanmax(column, initial=-np.inf):
+                    several[f"{name}: {title}"] = column, text("absent", "present")
+        else:
+            unknown = y < 0 if target.kind == "class" else np.isnan(y)
+            known = np.where(unknown, np.nan, y.astype(np.float64))
+            if not np.isnan(known).all():
+                found[name] = known, text(*target.classes) if target.kind == "class" else text()
+    evenly = sorted(several, key=lambda name: abs(np.nanmean(several[name][0]) - 0.5))
+    return found | {name: several[name] for name in evenly}
+
+
+def _by_sensor(axis: Any, arrays: Arrays, chosen: NDArray[np.bool_], label: None) -> None:
+    names = arrays["modalities"].tolist()
+    colours = modality_colours(names)
+    for number, name in enumerate(names):
+        some = chosen & (arrays["modality"] == number)
+        if some.any():
+            marker = MARKERS[number % len(MARKERS)]
+            _points(axis, arrays["xy"][some], marker, color=colours[name], label=name)
+    _legend(axis)
+
+
+def _by_label(axis: Any, arrays: Arrays, chosen: NDArray[np.bool_], label: str) -> None:
+    values = arrays[f"label/{label}"][arrays["sample"]]
+    classes = arrays[f"classes/{label}"].tolist()
+    xy, unknown = arrays["xy"], np.isnan(values)
+    if (chosen & unknown).any():
+        _points(axis, xy[chosen & unknown], "o", color=ABSENT, label="unknown")
+    counts = [int((chosen & (values == number)).sum()) for number in range(len(classes))]
+    order = sorted(range(len(classes)), key=lambda number: -counts[number])
+    shown = sorted(number for number in order[: len(CLASSES)] if counts[number])
+    palette = CLASSES if len(classes) > 2 else ("#999999", CLASSES[1])
+    rest = chosen & ~unknown & ~np.isin(values, shown)
+    if classes and rest.any():
+        _points(axis, xy[rest], "o", color="#777777", label="others")
+    for place, number in enumerate(shown):
+        some = chosen & (values == number)
+        _points(axis, xy[some], "o", color=palette[place], label=classes[number])
+    if classes:
+        _legend(axis)
+        return
+    known = chosen & ~unknown
+    points = _points(axis, xy[known], "o", c=values[known], cmap="viridis")
+    bar = axis.figure.colorbar(points, ax=axis, location="bottom", fraction=0.05, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _points(axis: Any, xy: NDArray[np.float32], marker: str, **how: Any) -> Any:
+    size = float(np.clip(12000 / max(len(xy), 1), 4, 30))
+    return axis.scatter(*xy.T, s=size, marker=marker, linewidths=0, alpha=0.75, **how)
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=3,
+        frameon=False,
+        markerscale=1.5,
+        handletextpad=0.1,
+        columnspacing=0.8,
+    )
+
+
+register(
+    Analysis(
+        name="samples",
+        title="Map of the samples",
+        about=(
+            "Each point is one picture; pictures that the run finds alike lie together (t-SNE of "
+            "the standardised embeddings, all sensors on one map). Colours are the sensors and, "
+            "where the data has them, labels."
+        ),
+        arrays=samples,
+        plots={"map": plot_map},
+        findings=findings,
+        order=25,
+        needs=("openTSNE",),
+    )
+)

@@ -1,0 +1,74 @@
+"""Points laid out in a plane by t-SNE, and whose neighbour each is before that."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from decur.explain.base import DoesNotApply, Watch, unwatched
+
+FEWEST = 8  # points that make a map
+_FEW = 5000
+EXAGGERATED, PLAIN, _EVERY = 250, 500, 25  # iterations: openTSNE's own numbers
+
+
+def lay_out(
+    points: NDArray[np.float32],
+    perplexity: float = 30,
+    seed: int = 0,
+    watch: Watch = unwatched,
+    jobs: int | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """t-SNE of points (van der Maaten and Hinton 2008), as openTSNE computes it.
+
+    Exact neighbours by Euclidean distance, principal components to start from, gradients by
+    interpolation for many points (Linderman et al. 2019): the same map for the same seed.
+
+    Args:
+        points: (n, d).
+        perplexity: neighbours that count, roughly; fewer where there are not three times as many.
+        seed: of the principal components.
+        watch: shows how far it is.
+        jobs: threads; None for torch's number, and for one where points are few: starting
+            threads would take longer.
+
+    Returns:
+        (n, 2), and the index of each point's nearest other point, (n,).
+
+    Raises:
+        DoesNotApply: if there are too few points.
+    """
+    if len(points) < FEWEST:
+        raise DoesNotApply(f"A map needs {FEWEST} points or more; there are {len(points)}.")
+    from openTSNE import TSNE
+    from openTSNE.affinity import PerplexityBasedNN
+    from openTSNE.initialization import pca
+    from openTSNE.nearest_neighbors import PrecomputedNeighbors
+    from sklearn.neighbors import NearestNeighbors
+
+    jobs = jobs or (torch.get_num_threads() if len(points) > _FEW else 1)
+    perplexity = min(perplexity, (len(points) - 1) / 3)
+    search = NearestNeighbors(n_neighbors=int(3 * perplexity), n_jobs=jobs).fit(points)
+    distances, neighbours = search.kneighbors()  # (n, k), without the points themselves
+    affinities = PerplexityBasedNN(
+        knn_index=PrecomputedNeighbors(neighbours, distances), perplexity=perplexity, n_jobs=jobs
+    )
+    steps = (EXAGGERATED + PLAIN) // _EVERY
+    ticks = watch(range(steps), steps)
+
+    def tick(iteration: int, divergence: float, places: NDArray[np.float64]) -> None:
+        next(ticks, None)
+
+    tsne = TSNE(
+        early_exaggeration_iter=EXAGGERATED,
+        n_iter=PLAIN,
+        n_jobs=jobs,
+        random_state=seed,
+        callbacks=tick,
+        callbacks_every_iters=_EVERY,
+    )
+    start = pca(points, random_state=seed)
+    found = tsne.fit(affinities=affinities, initialization=start)
+    next(ticks, None)  # so that a bar ends
+    return np.asarray(found, dtype=np.float32), neighbours[:, 0].astype(np.int64)

@@ -1,0 +1,178 @@
+"""Maps of dimensions and of samples: who lies where, with what is known of them."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import r2_score
+
+from decur.data import Target
+from decur.explain import DoesNotApply, encoded
+from decur.explain import samples as sample_map
+from decur.explain.dimensions import dimensions, findings, neighbours, plot_map
+from decur.explain.tsne import lay_out
+
+pytest.importorskip("openTSNE")
+
+
+def two_clusters(n=60):
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(n, 10)) + 8 * (np.arange(n) % 2)[:, None]).astype(np.float32)
+
+
+def test_clusters_stay_apart_and_neighbours_are_exact():
+    points = two_clusters()
+    xy, nearest = lay_out(points)
+    centres = np.stack([xy[i::2].mean(0) for i in (0, 1)])
+    near = np.linalg.norm(xy[:, None] - centres, axis=2).argmin(1)
+    assert (near == np.arange(60) % 2).all()
+    distances = np.linalg.norm(points[:, None] - points, axis=2) + 1e9 * np.eye(60)
+    np.testing.assert_array_equal(nearest, distances.argmin(1))
+
+
+def test_a_seed_makes_the_same_map():
+    points = two_clusters()
+    first, _ = lay_out(points, seed=3)
+    np.testing.assert_array_equal(first, lay_out(points, seed=3)[0])
+
+
+def test_few_points_lower_the_perplexity_and_fewer_make_no_map():
+    xy, _ = lay_out(two_clusters(8))
+    assert np.isfinite(xy).all()
+    with pytest.raises(DoesNotApply, match="8 points"):
+        lay_out(two_clusters(7))
+
+
+def test_progress_runs_to_its_end():
+    seen = []
+
+    def watch(steps, n):
+        for step in steps:
+            yield step
+            seen.append(n)
+
+    lay_out(two_clusters(12), watch=watch)
+    assert len(seen) == seen[0] == 30
+
+
+@pytest.fixture
+def split_run(tiny_checkpoint, tiny_loader):
+    """Common dimensions nearly alike for both sensors, unique ones by themselves; one constant."""
+    run, loader = tiny_checkpoint(), tiny_loader(60)
+    whole = encoded(run, loader)
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=(60, 12))
+    for name in ("optical", "sar"):
+        whole.embeddings[name][:, :12] = 5 + both + 0.3 * rng.normal(size=(60, 12))
+        own = rng.normal(size=(60, 1)) + 0.3 * rng.normal(size=(60, 4))
+        whole.embeddings[name][:, 12:] = own
+    whole.embeddings["sar"][:, 15] = 0.1
+    return run, loader
+
+
+def test_common_dimensions_find_their_partners(split_run, tmp_path):
+    run, loader = split_run
+    arrays = dimensions(run, loader, samples=50)
+    np.savez(tmp_path / "kept.npz", **arrays)
+    with np.load(tmp_path / "kept.npz") as file:
+        arrays = dict(file)
+    assert len(arrays["xy"]) == 31 and arrays["constant"] == 1 and arrays["samples"] == 50
+    common, unique = (arrays["part"] == number for number in (0, 1))
+    assert common.sum() == 24 and unique.sum() == 7
+    assert neighbours(arrays, common) == (1, 1, 1)
+    partner, other, own = neighbours(arrays, unique)
+    assert partner < 0.5 and other == 0 and own == 1
+    assert len(plot_map(arrays).axes) == 2
+    text = findings(arrays)
+    assert "1 do not vary" in text and "100%" in text
+
+
+def test_best_match_across_against_numpy(split_run):
+    run, loader = split_run
+    arrays = dimensions(run, loader)
+    z = encoded(run, loader).embeddings
+    c = np.corrcoef(z["optical"].T, z["sar"][:, :15].T)[:16, 16:]
+    np.testing.assert_array_equal(arrays["across"][:16], 16 + c.argmax(1))
+    np.testing.assert_array_equal(arrays["across"][16:], c.argmax(0))
+
+
+def test_one_sensor_has_a_map_of_its_own(tiny_checkpoint, tiny_loader):
+    arrays = dimensions(tiny_checkpoint(1), tiny_loader(20, 1))
+    assert (arrays["across"] == -1).all() and "partner" not in findings(arrays)
+    plot_map(arrays)
+
+
+def test_dimensions_need_samples_with_all_sensors(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(20)
+    encoded(run, loader).features["sar"][5:] = np.nan
+    with pytest.raises(DoesNotApply, match="there are 5"):
+        dimensions(run, loader)
+
+
+def test_samples_by_what_each_sensor_sees(tiny_checkpoint, tiny_loader, tmp_path):
+    run, loader = tiny_checkpoint(), tiny_loader(48)
+    whole = encoded(run, loader)
+    cloud = whole.labels["cloud"]
+    whole.embeddings["optical"][:] = np.sin(np.arange(1, 17) * (1 + cloud[:, None]))
+    whole.features["sar"][40:] = np.nan
+    arrays = sample_map.samples(run, loader, perplexity=8)
+    np.savez(tmp_path / "kept.npz", **arrays)
+    with np.load(tmp_path / "kept.npz") as file:
+        arrays = dict(file)
+    assert len(arrays["xy"]) == 48 + 40
+    assert arrays["labels"].tolist()[:2] == ["cloud", "moisture"] and len(arrays["labels"]) == 4
+    assert all(name.startswith("cover: ") for name in arrays["labels"].tolist()[2:])
+    assert sample_map.told(arrays, "cloud", 0) > 0.4 > sample_map.told(arrays, "cloud", 1)
+    assert len(sample_map.plot_map(arrays).axes) == 5 + 1 + 2  # panels, an empty one, colour bars
+    assert "Not shown for want of room" in sample_map.findings(arrays)
+
+
+def test_features_have_a_map_a_sensor(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(24)
+    arrays = sample_map.samples(run, loader, vectors="features")
+    assert arrays["maps"].tolist() == ["optical", "sar"]
+    np.testing.assert_array_equal(arrays["map"], arrays["modality"])
+    assert len(sample_map.plot_map(arrays).axes) == 2 * 4 + 4
+
+
+def test_without_labels_colours_are_the_sensors(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(24)
+    loader.data.targets = {}
+    arrays = sample_map.samples(run, loader, samples=12)
+    assert len(arrays["xy"]) == 24 and not len(arrays["labels"])
+    assert len(sample_map.plot_map(arrays).axes) == 1
+    assert "no labels" in sample_map.findings(arrays)
+
+
+def test_classes_with_unknown_and_many_values(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(48)
+    whole = encoded(run, loader)
+    names = tuple(f"<class {i}>" for i in range(12))
+    loader.data.targets["kind"] = Target("class", names)
+    whole.labels["kind"] = np.arange(48) % 13 - 1
+    arrays = sample_map.samples(run, loader)
+    assert arrays["labels"][2] == "kind"
+    assert np.isnan(arrays["label/kind"]).sum() == 4
+    axis = sample_map.plot_map(arrays).axes[3]
+    told = [entry.get_text() for entry in axis.get_legend().get_texts()]
+    assert "unknown" in told and "others" in told and len(told) == 10
+    text = sample_map.findings(arrays)
+    assert "accuracy" in text
+
+
+def test_neighbours_on_the_map_tell_numbers_by_their_mean():
+    rng = np.random.default_rng(0)
+    xy = rng.normal(size=(80, 2)).astype(np.float32)
+    y = xy[:, 0] + 0.1 * rng.normal(size=80)
+    y[::9] = np.nan
+    arrays = {
+        "xy": xy,
+        "modality": np.zeros(80, int),
+        "sample": np.arange(80),
+        "label/x": y,
+        "classes/x": np.array([], dtype=np.str_),
+    }
+    known = ~np.isnan(y)
+    xy, y = xy[known], y[known]
+    distances = np.linalg.norm(xy[:, None] - xy, axis=2) + 1e9 * np.eye(len(xy))
+    want = r2_score(y, y[np.argsort(distances)[:, :10]].mean(1))
+    assert sample_map.told(arrays, "x", 0) == pytest.approx(want)
+    assert np.isnan(sample_map.told(arrays, "x", 1))

@@ -1,0 +1,259 @@
+"""What sensors tell of each other, where the answer is known: linear and Gaussian."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cross_decomposition import CCA
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+from decur.explain import DoesNotApply, Encoded, encoded
+from decur.explain.held_out import (
+    Halves,
+    canonical,
+    coordinates,
+    places,
+    predicted,
+    split,
+    standardised,
+)
+from decur.explain.shared import findings, shared
+from decur.explain.shared_advice import advice
+from decur.explain.shared_figures import plot_canonical, plot_shared
+from decur.objectives.alignment import effective_rank
+
+N = 900
+TRAIN, TEST = split(N, None, 0)
+HALF = np.repeat([0.9, 0.0], 12)  # of the common dimensions agree
+
+
+def halves(x):
+    return coordinates(standardised(x.astype(np.float32), TRAIN), TRAIN, TEST)
+
+
+def gaussian(rho, width=20, seed=0):
+    """Two sensors that see the same `width` factors, each a share `rho` of its variance."""
+    rng = np.random.default_rng(seed)
+    factors = rng.normal(size=(N, width))
+
+    def sensor():
+        turned = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        return np.sqrt(rho) * factors @ turned + np.sqrt(1 - rho) * rng.normal(size=(N, width))
+
+    return sensor(), sensor()
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_the_shared_variance_is_found(rho):
+    a, b = gaussian(rho)
+    assert predicted(halves(a), halves(b))[0] == pytest.approx(rho**2, abs=0.06)
+
+
+@pytest.mark.parametrize("rho", [0.4, 0.8])
+def test_canonical_correlations_are_those_of_the_population(rho):
+    a, b = gaussian(rho)
+    found = canonical(halves(a), halves(b), 20)
+    assert found.mean() == pytest.approx(rho, abs=0.06)
+
+
+def test_more_dimensions_than_samples_tell_nothing_by_themselves():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, N, 1000))
+    assert predicted(halves(a), halves(b))[0] == pytest.approx(0, abs=0.02)
+    assert np.abs(canonical(halves(a), halves(b), 60)).max() < 0.25
+
+
+def test_a_few_shared_directions_among_many_are_counted():
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(N, 5))
+    a, b = (factors @ rng.normal(size=(5, 1200)) + rng.normal(size=(N, 1200)) for _ in "ab")
+    found = canonical(halves(a), halves(b), 60)
+    assert (found > 0.3).sum() == 5 and found[:5].min() > 0.9
+
+
+@pytest.mark.parametrize("width", [30, 800])
+def test_principal_coordinates_lose_nothing(width):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(N, width)), rng.normal(size=(N, 3))
+    y[:, 0] += 4 * x[:, 0]
+    x, y = (standardised(v.astype(np.float32), TRAIN).astype(np.float64) for v in (x, y))
+    turned = halves(x)
+    assert turned.train.shape[1] == min(width, len(TRAIN) - 1)
+    want = Ridge(7.0, fit_intercept=False).fit(x[TRAIN], y[TRAIN]).predict(x[TEST])
+    got = Ridge(7.0, fit_intercept=False).fit(turned.train, y[TRAIN]).predict(turned.test)
+    np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+def test_shares_weigh_columns_by_their_variance_and_blocks_are_apart():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 4))
+    y = np.hstack([3 * x[:, :1], rng.normal(size=(N, 1)), rng.normal(size=(N, 2))])
+    found = predicted(Halves(x[TRAIN], x[TEST]), Halves(y[TRAIN], y[TEST]), blocks=2)
+    want = r2_score(y[TEST][:, :2], x[TEST][:, :1] * [[3, 0]], multioutput="variance_weighted")
+    np.testing.assert_allclose(found, [want, 0], atol=0.02)
+
+
+def test_canonical_correlations_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, N, 6))
+    b[:, 0] += 2 * a[:, 0]
+    b[:, 1] += a[:, 1]
+    x, y = halves(a), halves(b)
+    fitted = CCA(2, max_iter=5000, tol=1e-12).fit(x.train, y.train)
+    u, v = fitted.transform(x.test, y.test)
+    want = [np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(2)]
+    np.testing.assert_allclose(canonical(x, y, 6)[:2], want, atol=1e-4)
+
+
+def test_groups_stay_whole_and_choose_the_strength():
+    groups = [f"g{i // 10}" for i in range(N)]
+    train, test = split(N, groups, 0)
+    assert not {groups[i] for i in train} & {groups[i] for i in test}
+    assert len(train) + len(test) == N
+    # copies within groups: who leaves one out, sees its twin and fits noise
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(N // 10, 200)), 10, axis=0)
+    y = np.repeat(rng.normal(size=(N // 10, 5)), 10, axis=0)
+    sides = [Halves(v[train], v[test]) for v in (x, y)]
+    alone = predicted(*sides)[0]
+    grouped = predicted(*sides, groups=[groups[i] for i in train])[0]
+    assert grouped > alone and grouped > -0.1
+
+
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_places_against_brute_force(chunk):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(50, 12)).astype(np.float32)
+    b = (a + rng.normal(size=(50, 12))).astype(np.float32)
+    parts = {"common": slice(0, 8), "unique": slice(8, 12)}
+    found = places(a, b, parts, chunk)
+    for name, dims in {**parts, "all": slice(0, 12)}.items():
+        x, y = a[:, dims].astype(float), b[:, dims].astype(float)
+        table = (x @ y.T) / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(y, axis=1)
+        there = [int((table[i] > table[i, i]).sum()) for i in range(50)]
+        back = [int((table[:, i] > table[i, i]).sum()) for i in range(50)]
+        np.testing.assert_array_equal(found[name][0], there)
+        np.testing.assert_array_equal(found[name][1], back)
+
+
+def test_vectors_that_are_all_alike_find_nothing():
+    same = np.ones((20, 3), np.float32)
+    for x in (same, 0 * same):
+        there, back = places(x, x, {"common": slice(0, 3)})["common"]
+        assert (there == 19).all() and (back == 19).all()
+
+
+def made(tiny_checkpoint, tiny_loader, unique_tells=0.0, common_agrees=0.9, rank=None, width=24):
+    """A checkpoint and a loader whose embeddings are replaced by Gaussians with a known answer."""
+    parts = {"common": slice(0, width), "unique": slice(width, 32)}
+    run, loader = tiny_checkpoint(parts=parts), tiny_loader(300)
+    rng = np.random.default_rng(0)
+
+    def pair(count, rho):
+        if rank:
+            both = rng.normal(size=(300, rank)) @ rng.normal(size=(rank, count))
+            both = both / both.std(0)
+        else:
+            both = rng.normal(size=(300, count))
+        noise = rng.normal(size=(2, 300, count))
+        return np.sqrt(rho) * both + np.sqrt(1 - rho) * noise
+
+    common, unique = pair(width, common_agrees), pair(32 - width, unique_tells)
+    z = {
+        name: np.hstack([common[sensor], unique[sensor]]).astype(np.float32)
+        for sensor, name in enumerate(("optical", "sar"))
+    }
+    loader.kept[run] = Encoded(dict(z), z, {})
+    return run, loader
+
+
+def test_the_whole_of_it_on_a_known_answer(tiny_checkpoint, tiny_loader, tmp_path):
+    run, loader = made(tiny_checkpoint, tiny_loader)
+    arrays = shared(run, loader)
+    np.savez(tmp_path / "kept.npz", **arrays)
+    with np.load(tmp_path / "kept.npz") as file:
+        arrays = dict(file)
+    pair = "optical-sar"
+    assert arrays[f"{pair}/samples"].tolist() == [300, 200, 100]
+    np.testing.assert_allclose(arrays[f"{pair}/same/common"], 0.81, atol=0.06)
+    np.testing.assert_allclose(arrays[f"{pair}/same/unique"], 0, atol=0.06)
+    assert np.abs(arrays[f"{pair}/same-chance/common"]).max() < 0.06
+    assert arrays[f"{pair}/recall/common"].min() > 0.95
+    assert arrays[f"{pair}/recall/unique"].max() < 0.1
+    level = arrays[f"{pair}/canonical-chance/common"].max()
+    assert (arrays[f"{pair}/canonical/common"] > level).all()
+    z = standardised(encoded(run, loader).embeddings["sar"], split(300, None, 0)[0])
+    want = effective_rank(torch.from_numpy(z[split(300, None, 0)[0], :24]))
+    assert arrays[f"{pair}/rank/common"][1] == pytest.approx(float(want), rel=1e-6)
+    assert len(plot_shared(arrays).axes) == 3 and len(plot_canonical(arrays).axes) == 1
+    assert "The split looks right" in findings(arrays)
+    again = shared(run, loader)
+    assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"unique_tells": 0.8}, "too small: raise objective.common (now 0.75)"),
+        ({"unique_tells": 0.6, "width": 8}, "too small: raise objective.common (now 0.25)"),
+        ({"unique_tells": 0.5}, "The split looks right"),
+        ({"common_agrees": HALF}, "too large: lower objective.common (now 0.75)"),
+        ({"unique_tells": 0.8, "common_agrees": HALF}, "Train longer"),
+        ({"common_agrees": 0.0}, "share nothing"),
+    ],
+)
+def test_the_advice_follows_its_rules(options, said, tiny_checkpoint, tiny_loader):
+    arrays = shared(*made(tiny_checkpoint, tiny_loader, **options))
+    sentences = advice(arrays, "optical-sar")
+    assert said in sentences[0] and len(sentences) == 1
+
+
+def test_a_low_rank_is_wider_than_needed(tiny_checkpoint, tiny_loader):
+    arrays = shared(*made(tiny_checkpoint, tiny_loader, common_agrees=1.0, rank=1))
+    assert "optical common (1 of 24)" in advice(arrays, "optical-sar")[-1]
+
+
+def test_without_a_split_a_share_to_free_is_named(tiny_checkpoint, tiny_loader):
+    run, loader = made(tiny_checkpoint, tiny_loader, unique_tells=0.0)
+    run.parts = {"common": slice(0, 32)}  # a quarter is misaligned
+    arrays = shared(run, loader)
+    assert "objective.common of about 0.8" in advice(arrays, "optical-sar")[0]
+    whole = encoded(run, loader)
+    whole.embeddings["sar"][:] = whole.embeddings["optical"]
+    assert "nothing speaks for fewer" in advice(shared(run, loader), "optical-sar")[0]
+    assert "recall/all" not in findings(arrays)
+    plot_shared(arrays)
+
+
+def test_three_sensors_make_three_pairs_and_one_none(tiny_checkpoint, tiny_loader):
+    loader = tiny_loader(60, 3)
+    ticks = []
+
+    def watch(steps, n):
+        for step in steps:
+            ticks.append(n)
+            yield step
+
+    run = tiny_checkpoint(3)
+    encoded(run, loader)
+    arrays = shared(run, loader, watch)
+    assert ticks == [21] * 21
+    assert len(arrays["pairs"]) == 3 and len(plot_shared(arrays).axes) == 9
+    with pytest.raises(DoesNotApply, match="has one"):
+        shared(tiny_checkpoint(1), tiny_loader(60, 1))
+    with pytest.raises(DoesNotApply, match="40 samples"):
+        shared(tiny_checkpoint(), tiny_loader(39))
+
+
+def test_collapsed_embeddings_tell_nothing(tiny_checkpoint, tiny_loader):
+    run, loader = made(tiny_checkpoint, tiny_loader)
+    whole = encoded(run, loader)
+    whole.embeddings["sar"][:] = 0.1
+    arrays = shared(run, loader)
+    for part in ("common", "unique"):
+        assert arrays[f"optical-sar/same/{part}"].tolist() == [0, 0]
+        assert not len(arrays[f"optical-sar/canonical/{part}"])
+        assert arrays[f"optical-sar/rank/{part}"][1] == 1
+        assert arrays[f"optical-sar/recall/{part}"].max() == 0
+    assert "share nothing" in findings(arrays)
+    assert plot_shared(arrays) and plot_canonical(arrays)

@@ -1,0 +1,248 @@
+import numpy as np
+import pytest
+import torch
+from planted import batch_of, planted
+
+from decur.data import SyntheticScenes
+from decur.encoders import Projector, build_encoder
+from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
+from decur.explain.maps import cuts
+from decur.explain.spatial import overlap, saliency_maps, spatial
+from decur.explain.spatial_figures import plot_examples, plot_overlap
+from decur.explain.spatial_findings import findings
+from decur.pretrain import LoaderSettings
+
+HALVES = {"common": slice(0, 1), "unique": slice(1, 2)}
+
+
+def checkpoint_of(name, size=64, **options):
+    data = SyntheticScenes(4, size, modalities=["optical", "sar"])
+    torch.manual_seed(0)
+    encoders = {k: build_encoder(name, m, **options) for k, m in data.modalities.items()}
+    projectors = {k: Projector(e.dim, 16, 2) for k, e in encoders.items()}
+    parts = {"common": slice(0, 12), "unique": slice(12, 16)}
+    return Checkpoint("run", encoders, projectors, data.modalities, parts), data
+
+
+def first_batch(data, drop=()):
+    """A batch of all scenes, without the sensors of `drop`: pairs of row and sensor."""
+    batch = next(iter(SampleLoader(data, settings=LoaderSettings(batch_size=8, workers=0))))
+    for row, name in drop:
+        batch["present"][name][row] = False
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "options"),
+    [
+        ("test_resnet", -1, {}),
+        ("test_resnet", -2, {}),
+        ("test_convnext", -1, {}),
+        ("test_convnext", -3, {}),
+        ("test_efficientnet", -1, {}),
+        ("test_vit", -1, {}),
+        ("test_vit", -1, {"global_pool": "avg"}),
+        ("mit_b0", -1, {}),
+        ("alexnet", -1, {}),
+        ("resnet10t", -1, {"attention": {"layer4": "cross_da"}}),
+        ("resnet10t", -2, {"attention": {"layer4": "rda"}}),
+        (
+            "swin_tiny_patch4_window7_224",
+            -1,
+            {"img_size": 64, "window_size": 2, "depths": (1,) * 4},
+        ),
+    ],
+)
+def test_what_follows_a_map_gives_the_encoders_vector(name, stage, options):
+    checkpoint, data = checkpoint_of(name, **options)
+    batch = first_batch(data, drop=[(1, "sar"), (3, "optical")])
+    vectors, _ = checkpoint.embed(batch)
+    found = cuts(checkpoint, batch, stage)
+    assert list(found) == ["optical", "sar"]
+    for sensor, cut in found.items():
+        encoder = checkpoint.encoder(sensor)
+        side = 64 // encoder.strides[stage]
+        assert cut.values.shape[2:] == (side, side) or name == "alexnet"
+        known = vectors[sensor][batch["present"][sensor]]
+        torch.testing.assert_close(cut.head(cut.values), known, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(cut.head(cut.values.flip(1)), known, atol=1e-3)
+
+
+@pytest.mark.parametrize("score", ["mean", "energy"])
+@pytest.mark.parametrize("stage", [-1, -2])
+def test_maps_are_grad_cam_written_out(score, stage):
+    checkpoint, data = checkpoint_of("test_resnet")
+    batch = first_batch(data)
+    _, z = checkpoint.embed(batch)
+    statistics = {name: (x.mean(0), x.std(0, correction=0)) for name, x in z.items()}
+    found = saliency_maps(checkpoint, batch, statistics, score, stage)
+    layer = {-1: "layer4", -2: "layer3"}[stage]
+    assert max(float(maps.max()) for parts in found.values() for maps in parts.values()) > 0
+    for name in ("optical", "sar"):
+        backbone = checkpoint.encoder(name).backbone
+        kept = []
+
+        def keep(module, given, made, kept=kept):
+            kept.append(made.detach().requires_grad_())
+            return kept[-1]
+
+        hook = backbone.get_submodule(layer).register_forward_hook(keep)
+        out = checkpoint.projector(name)(backbone(checkpoint.pictures(batch, name)))
+        hook.remove()
+        out = (out - z[name].mean(0)) / z[name].std(0, correction=0)
+        for part, dims in checkpoint.parts.items():
+            of = out[:, dims].mean(1) if score == "mean" else (out[:, dims] ** 2).mean(1) / 2
+            (slope,) = torch.autograd.grad(of.sum(), kept[0], retain_graph=True)
+            a, slope = kept[0].detach().numpy(), slope.numpy()
+            cam = np.einsum("nchw,nc->nhw", a, slope.mean((2, 3)))  # of either sign
+            upsampled = torch.nn.functional.interpolate(
+                torch.from_numpy(np.maximum(cam, 0))[:, None], (64, 64), mode="bilinear"
+            )[:, 0]
+            scale = float(np.abs(cam).max())
+            torch.testing.assert_close(
+                found[name][part] / scale, upsampled / scale, atol=1e-4, rtol=1e-3
+            )
+
+
+def test_maps_lie_where_each_part_was_planted():
+    checkpoint = planted(["s"], 2, HALVES)
+    corners = [(0, 0), (0, 12), (12, 0), (12, 12)]
+    pictures = []
+    for i in range(4):
+        x = torch.full((2, 16, 16), 0.1)
+        for band, (top, left) in enumerate((corners[i], corners[3 - i])):
+            x[band, top : top + 4, left : left + 4] = 0.5 + 0.1 * i  # means that differ
+        pictures.append({"s": x})
+    batch = batch_of(checkpoint, pictures)
+    for score in ("mean", "energy"):
+        maps = saliency_maps(checkpoint, batch, score=score)["s"]
+        for i in (2, 3):  # brighter than the mean of all: both scores rise with brightness
+            for part, (top, left) in zip(maps, (corners[i], corners[3 - i]), strict=True):
+                y, x = divmod(int(maps[part][i].argmax()), 16)
+                assert top <= y < top + 4
+                assert left <= x < left + 4
+    assert maps["common"][0].max() == 0  # less than the mean: more of it lowers the energy
+
+
+def test_a_map_does_not_depend_on_the_other_samples_of_its_batch(tiny_checkpoint, tiny_loader):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(24)
+    whole = encoded(checkpoint, loader)
+    statistics = {name: whole.statistics(name) for name in checkpoint.modalities}
+    batch = next(iter(loader))
+    alone = {key: value for key, value in batch.items() if key in ("ids", "target", "bad")}
+    for kind in ("images", "present"):
+        alone[kind] = {name: x[5:6] for name, x in batch[kind].items()}
+    for name, maps in saliency_maps(checkpoint, batch, statistics).items():
+        for part, one in saliency_maps(checkpoint, alone, statistics)[name].items():
+            torch.testing.assert_close(maps[part][5:6], one, atol=1e-6, rtol=1e-3)
+
+
+def test_the_sign_of_a_dimension_changes_the_mean_and_not_the_energy(tiny_checkpoint, tiny_loader):
+    batch = next(iter(tiny_loader(12)))
+    plain, turned = tiny_checkpoint(), tiny_checkpoint()
+    turned.projector("sar")[-1].weight[:12] *= -1  # all that are common
+    for score, same in (("energy", True), ("mean", False)):
+        one, other = (
+            saliency_maps(c, batch, score=score)["sar"]["common"] for c in (plain, turned)
+        )
+        scale = max(one.max(), other.max())
+        assert scale > 0
+        assert torch.allclose(one / scale, other / scale, atol=1e-4) == same
+
+
+def test_rows_are_of_the_samples_that_have_the_sensor(tiny_checkpoint, tiny_loader):
+    checkpoint = tiny_checkpoint()
+    batch = next(iter(tiny_loader(12)))
+    batch["present"]["sar"][3:] = False
+    maps = saliency_maps(checkpoint, batch)
+    assert maps["optical"]["common"].shape == (12, 32, 32)
+    assert maps["sar"]["unique"].shape == (3, 32, 32)
+    for of_parts in maps.values():
+        assert list(of_parts) == ["common", "unique"]
+        for saliency in of_parts.values():
+            assert saliency.dtype == torch.float32
+            assert saliency.min() >= 0
+            assert saliency.isfinite().all()
+    batch["present"]["sar"][:] = False
+    assert list(saliency_maps(checkpoint, batch)) == ["optical"]
+
+
+def test_encoders_without_places_say_so(tiny_checkpoint, tiny_loader):
+    batch = next(iter(tiny_loader(4)))
+    with pytest.raises(DoesNotApply, match="no place stands out"):
+        saliency_maps(tiny_checkpoint(encoder="mlp"), batch)
+    with pytest.raises(DoesNotApply, match="stage -9"):
+        saliency_maps(tiny_checkpoint(), batch, stage=-9)
+
+
+def test_overlap_by_hand():
+    a = torch.tensor([[[1.0, 0], [0, 0]], [[3, 4], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]])
+    b = torch.tensor([[[0.0, 2], [0, 0]], [[6, 8], [0, 0]], [[2, 0], [0, 0]], [[1, 0], [0, 0]]])
+    found = overlap(a, b)
+    assert found[:3].tolist() == pytest.approx([0, 1, 0.5])
+    assert found[3].isnan()
+    even = torch.ones(1, 4, 4)
+    assert overlap(even, torch.ones(1, 2, 2)).item() == pytest.approx(1)
+
+
+def test_statistics_are_numpys_over_the_samples_that_have_the_sensor(tiny_checkpoint, tiny_loader):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(20)
+    whole = encoded(checkpoint, loader)
+    embedding = whole.embeddings["sar"]
+    embedding[4:9] = np.nan
+    whole.features["sar"][4:9] = np.nan
+    rows = embedding[~np.isnan(embedding[:, 0])].astype(np.float64)
+    mean, std = whole.statistics("sar")
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(std, rows.std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sensors", [1, 2, 3])
+def test_arrays_are_kept_and_drawn_again(sensors, tiny_checkpoint, tiny_loader, tmp_path):
+    checkpoint, loader = tiny_checkpoint(sensors), tiny_loader(20, sensors)
+    arrays = spatial(checkpoint, loader, examples=3)
+    np.savez(tmp_path / "a.npz", **arrays)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as kept:
+        arrays = dict(kept)
+    pairs = arrays["pairs"].tolist()
+    assert len(pairs) == sensors * (sensors - 1) // 2
+    assert arrays["examples"].tolist() == [loader.ids[0], loader.ids[10], loader.ids[19]]
+    assert arrays["optical/pictures"].shape == (3, 32, 32, 3)
+    assert len(plot_examples(arrays).axes) >= 9
+    html = findings(arrays)
+    for pair in pairs:
+        for part in ("common", "unique"):
+            values = arrays[f"{pair}/{part}/overlap"]
+            assert values.shape == (20,)
+            known = values[np.isfinite(values)]
+            assert ((known >= 0) & (known <= 1)).all()
+            assert f"{len(known)} of 20" in html
+    if pairs:
+        assert len(plot_overlap(arrays).axes) >= len(pairs)
+    else:
+        assert "the run has one" in html
+        with pytest.raises(DoesNotApply, match="the run has one"):
+            plot_overlap(arrays)
+
+
+def test_a_planted_agreement_is_told_from_another_scenes():
+    """Common squares lie at the same place in both sensors, unique ones anywhere."""
+    checkpoint = planted(["a", "b"], 2, HALVES)
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(40):
+        places = [rng.integers(0, 4, 2) * 4 for _ in range(3)]  # common, unique of a, unique of b
+        sample = {}
+        for name, own in (("a", places[1]), ("b", places[2])):
+            x = torch.zeros(2, 16, 16)
+            for band, (top, left) in enumerate((places[0], own)):
+                x[band, top : top + 4, left : left + 4] = 0.2 + 0.6 * rng.random()
+            sample[name] = x
+        pictures.append(sample)
+    batch = batch_of(checkpoint, pictures)
+    maps = saliency_maps(checkpoint, batch)
+    common, unique = (overlap(maps["a"][p], maps["b"][p]) for p in ("common", "unique"))
+    other = overlap(maps["a"]["common"], maps["b"]["common"].roll(20, 0))
+    assert common.nanmean() > 0.99
+    assert unique.nanmean() < 0.35
+    assert other.nanmean() < 0.35

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from planted import batch_of, planted
+
+from decur.data import SyntheticScenes
+from decur.encoders import Projector, build_encoder
+from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
+from decur.explain.spectral import _Picture, findings, spectral
+from decur.explain.spectral_figures import plot_bands
+from decur.pretrain import LoaderSettings
+
+
+def test_a_linear_encoder_has_the_importance_of_its_formula():
+    """Score (sum of x_d / s_d - m_d / s_d) / K over bands d: attribution x / s_d at each pixel."""
+    checkpoint = planted(["s"], 4, {"common": slice(0, 3), "unique": slice(3, 4)})
+    torch.manual_seed(0)
+    x = torch.rand(3, 4, 16, 16)
+    batch = batch_of(checkpoint, [{"s": row} for row in x])
+    std = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    picture = _Picture(checkpoint, batch, "s", (torch.zeros(4), std), "mean")
+    expected = (x.mean((2, 3)) / std).numpy()
+    for pixels in ("absolute", "net"):
+        for part, dims in enumerate(checkpoint.parts.values()):
+            bands, missed, spans = picture.importance(part, 4, 0.0, pixels)
+            known = np.zeros((3, 4))
+            known[:, dims] = expected[:, dims]
+            np.testing.assert_allclose(bands, known / known.sum(1, keepdims=True), atol=1e-5)
+            np.testing.assert_allclose(missed, 0, atol=1e-5)
+            np.testing.assert_allclose(spans, expected[:, dims].mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("pixels", ["absolute", "net"])
+def test_importance_is_the_path_integral_written_out(tiny_checkpoint, tiny_loader, pixels):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(6)
+    statistics = encoded(checkpoint, loader).statistics("optical")
+    found = spectral(checkpoint, loader, steps=5, score="energy", baseline=0.25, pixels=pixels)
+    batch = next(iter(loader))
+    x = checkpoint.pictures(batch, "optical")
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    total = torch.zeros_like(x)
+    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        at = (0.25 + float(node) * (x - 0.25)).requires_grad_()
+        z = checkpoint.projector("optical")(checkpoint.encoder("optical")(at))
+        z = (z - statistics[0]) / statistics[1]
+        (slope,) = torch.autograd.grad((z[:, 12:] ** 2).mean(1).sum() / 2, at)
+        total += float(weight) * slope
+    attribution = (x - 0.25) * total
+    bands = attribution.abs().mean((2, 3))
+    if pixels == "net":
+        bands = attribution.mean((2, 3)).abs()
+    bands = (bands / bands.sum(1, keepdim=True)).numpy()
+    np.testing.assert_allclose(found["optical/unique/importance"], bands, rtol=2e-3, atol=1e-5)
+
+
+def test_a_band_that_the_encoder_ignores_is_worth_nothing(tiny_checkpoint, tiny_loader):
+    checkpoint = tiny_checkpoint()
+    first = next(m for m in checkpoint.encoder("optical").modules() if hasattr(m, "kernel_size"))
+    first.weight[:, 3] = 0
+    arrays = spectral(checkpoint, tiny_loader(6), steps=2)
+    for part in ("common", "unique"):
+        importance = arrays[f"optical/{part}/importance"]
+        assert importance.shape == (6, 6)
+        assert (importance[:, 3] == 0).all()
+        assert (importance[:, [0, 1, 2, 4, 5]] > 0).all()
+        np.testing.assert_allclose(importance.sum(1), 1, rtol=1e-5)
+
+
+def test_exchange_is_the_change_of_the_score_when_one_band_is_another_samples(
+    tiny_checkpoint, tiny_loader
+):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(6)
+    mean, std = encoded(checkpoint, loader).statistics("sar")
+    x = checkpoint.pictures(next(iter(loader)), "sar")
+
+    def common(x):
+        z = checkpoint.projector("sar")(checkpoint.encoder("sar")(x))
+        return ((z - mean) / std)[:, :12].mean(1)
+
+    changes = []
+    for band in range(2):
+        other = x.clone()
+        other[:, band] = x[[3, 4, 5, 0, 1, 2], band]
+        changes.append((common(other) - common(x)).abs())
+    known = torch.stack(changes, 1)
+    known = known / known.sum(1, keepdim=True)
+    found = spectral(checkpoint, loader, steps=1)["sar/common/exchanged"]
+    np.testing.assert_allclose(found, known.numpy(), rtol=1e-2, atol=1e-3)
+    alone = spectral(checkpoint, tiny_loader(1), steps=1)
+    assert alone["sar/common/exchanged"].shape == (0, 2)
+    assert "blue" in findings(alone)
+
+
+def test_the_path_may_start_at_another_sample():
+    """Linear: a band is worth what it differs by between the two."""
+    checkpoint = planted(["s"], 3, {"common": slice(0, 3)})
+    torch.manual_seed(0)
+    x = torch.rand(4, 3, 16, 16)
+    x[:, 1] = torch.rand(16, 16)  # a band that all samples have alike
+    batch = batch_of(checkpoint, [{"s": row} for row in x])
+    picture = _Picture(checkpoint, batch, "s", (torch.zeros(3), torch.ones(3)), "mean")
+    bands, missed, _ = picture.importance(0, 2, "other", "net")
+    known = (x - x[[2, 3, 0, 1]]).mean((2, 3)).abs()
+    np.testing.assert_allclose(bands, known / known.sum(1, keepdim=True), atol=1e-4)
+    np.testing.assert_allclose(bands[:, 1], 0, atol=1e-6)
+    np.testing.assert_allclose(missed, 0, atol=1e-5)
+
+
+def test_more_steps_come_closer_to_completeness(tiny_checkpoint, tiny_loader):
+    few, many = (
+        spectral(tiny_checkpoint(), tiny_loader(6), steps=steps, score="energy")
+        for steps in (2, 48)
+    )
+    for part in ("common", "unique"):
+        assert many[f"sar/{part}/error"] < min(0.1, few[f"sar/{part}/error"])
+
+
+def test_arrays_are_kept_and_drawn_again(tiny_checkpoint, tiny_loader, tmp_path):
+    checkpoint, loader = tiny_checkpoint(3), tiny_loader(20, 3)
+    arrays = spectral(checkpoint, loader, steps=2, samples=7)
+    np.savez(tmp_path / "a.npz", **arrays)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as kept:
+        arrays = dict(kept)
+    assert arrays["optical/common/importance"].shape == (7, 6)
+    assert "elevation/bands" not in arrays
+    html = findings(arrays)
+    assert "elevation has one band" in html
+    assert "7 samples" in html
+    best = arrays["optical/bands"][arrays["optical/common/importance"].mean(0).argmax()]
+    assert f"common dimensions {best}" in html
+    assert len(plot_bands(arrays).axes) == 2
+
+
+def test_one_band_is_nothing_to_compare():
+    data = SyntheticScenes(4, 32, modalities=["elevation"])
+    encoder = build_encoder("test_resnet", data.modalities["elevation"])
+    checkpoint = Checkpoint(
+        "run",
+        {"elevation": encoder},
+        {"elevation": Projector(encoder.dim, 8, 1)},
+        data.modalities,
+        {"common": slice(0, 8)},
+    )
+    with pytest.raises(DoesNotApply, match="each sensor here has one"):
+        spectral(checkpoint, SampleLoader(data, settings=LoaderSettings(workers=0)))
+
+
+def test_samples_without_the_sensor_are_left_out(tiny_checkpoint, tiny_loader):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(8)
+    loader.data.present["sar"][:] = False
+    read = loader.data.read
+
+    def without(index):
+        sample = read(index)
+        if index > 2:
+            del sample["images"]["sar"]
+        return sample
+
+    loader.data.read = without
+    arrays = spectral(checkpoint, loader, steps=2)
+    assert arrays["sar/common/importance"].shape == (3, 2)
+    assert arrays["optical/common/importance"].shape == (8, 6)
+    assert np.isfinite(arrays["sar/common/importance"]).all()
+
+
+def test_encoders_that_attend_to_each_other_are_asked_together():
+    data = SyntheticScenes(5, 64, modalities=["optical", "sar"])
+    torch.manual_seed(0)
+    kept = {"attention": {"layer4": "cross_da"}}
+    encoders = {k: build_encoder("resnet10t", m, **kept) for k, m in data.modalities.items()}
+    projectors = {k: Projector(e.dim, 16, 2) for k, e in encoders.items()}
+    parts = {"common": slice(0, 16)}
+    checkpoint = Checkpoint("run", encoders, projectors, data.modalities, parts)
+    loader = SampleLoader(data, settings=LoaderSettings(batch_size=8, workers=0))
+    batch = next(iter(loader))
+    batch["present"]["sar"][1] = False
+    vectors, _ = checkpoint.embed(batch)
+    standard = torch.zeros(16), torch.ones(16)
+    picture = _Picture(checkpoint, batch, "optical", standard, "mean")
+    both = batch["present"]["sar"]
+    known = checkpoint.scores("optical", vectors["optical"][both], standard)
+    torch.testing.assert_close(picture.scores(picture.x, *picture.others.values()), known)
+    bands, _, _ = picture.importance(0, 2, 0.0, "net")
+    assert bands.shape == (4, 6)

@@ -1,0 +1,100 @@
+"""The page of a run: contents, order, tables; whole and by itself whatever it holds."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from decur import report
+from decur.checkpoint import RunFolder
+
+NASTY = "<i>\"R&D'"
+
+
+class _Outline(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.path, self.links, self.ids, self.sources, self.text = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.links += [given["href"]] if "href" in given else []
+        self.ids += [given["id"]] if "id" in given else []
+        self.sources += [given["src"]] if "src" in given else []
+        if tag not in ("meta", "img", "input"):
+            self.path.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.path.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append((self.path[-1] if self.path else "", data))
+
+
+def _of(run):
+    page = _Outline(run.report.read_text())
+    assert not page.path
+    return page
+
+
+def test_sections_stand_in_order_with_a_list_of_contents(tmp_path):
+    run = RunFolder(tmp_path / NASTY)
+    report.add_section(run, 100, "last", NASTY, report.paragraph("z"))
+    assert not _of(run).links  # a list of one would tell nothing
+    for order, name in ((20, "second"), (3, "first"), (20, "second-half")):
+        report.add_section(run, order, name, name, report.paragraph(NASTY))
+    page = _of(run)
+    names = ["first", "second-half", "second", "last"]
+    assert page.ids == sorted(names, key=page.ids.index) and set(page.ids) == set(names)
+    assert page.ids[0] == "first" and page.ids[-1] == "last"
+    assert page.links == [f"#{name}" for name in page.ids]
+    assert [text for tag, text in page.text if tag == "h1"] == [NASTY]
+    assert [text for tag, text in page.text if tag == "h2"][-1] == NASTY
+
+
+def test_a_section_replaces_its_like_and_no_other(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    report.add_section(run, 10, "my-demo", "mine", "")
+    report.add_section(run, 20, "demo", "old", "")
+    report.add_section(run, 30, "demo", "new", "")
+    assert _of(run).ids == ["my-demo", "demo"] and "old" not in run.report.read_text()
+
+
+def test_numbers_stand_to_the_right_and_text_to_the_left():
+    head = ["name", "share", "count", "spread", "what it is"]
+    rows = [
+        ["a", 0.123456, 12345.6, "0.5 ± 0.1 *", "long " * 10],
+        [NASTY, float("nan"), 7, "–", "3 dogs and a cat"],
+    ]
+    text = report.table(head, rows)
+    page = _Outline(text)
+    cells = [text for tag, text in page.text if tag == "td"]
+    assert cells[:3] == ["a", "0.123", "12,346"] and cells[5:8] == [NASTY, "–", "7"]
+    assert text.count('<td class="number">') == 2 * 3 and text.count('<td class="short">') == 2
+    assert text.count("<td>") == 2 and report.table(["x"], []).count("<th") >= 1
+
+
+def test_pictures_are_inside_the_page(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    card = (report.label(NASTY), report.strip(NASTY, [report.thumbnail(pixels, NASTY)]))
+    run = RunFolder(tmp_path / "run")
+    png = tmp_path / "p.png"
+    png.write_bytes(b"\x89PNG")
+    body = report.cards([card]) + report.figure(png, NASTY) + report.columns([report.note(NASTY)])
+    report.add_section(run, 1, "x", "x", body + report.figure(png))
+    page = _of(run)
+    assert len(page.sources) == 3 and all(s.startswith("data:image/") for s in page.sources)
+    captions = [text for tag, text in page.text if tag == "figcaption"]
+    assert captions == [NASTY, NASTY]  # a figure without one has none
+    assert "i" not in {tag for tag, _ in page.text}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_has_colours_by_day_and_night(tmp_path, scheme):
+    run = RunFolder(tmp_path / "run")
+    report.add_section(run, 1, "x", "x", "")
+    page = run.report.read_text()
+    assert scheme in page and 'name="viewport"' in page
+    assert "http" not in page and "url(" not in page and "@import" not in page
