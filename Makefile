@@ -32,6 +32,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/optimiser.py
+	$(BIN)/python benchmarks/tsne.py
+	$(BIN)/python benchmarks/scaling.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("decur needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
