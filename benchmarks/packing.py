@@ -2,6 +2,7 @@
 
     python benchmarks/packing.py                        # 512 pairs of 2 + 13 bands, 264 px, uint8
     python benchmarks/packing.py --workers 0 --pairs 128
+    python benchmarks/packing.py --pairs 2048 --keep packed   # only the pairs, for `decur bench`
 
 The same pairs lie as a folder of GeoTIFF (`<sensor>/<id>.tif`, one file a sensor, uncompressed
 strips as rasterio writes them), as SSL4EO-S12 lays them out (a GeoTIFF a band, fifteen a pair), as
@@ -92,17 +93,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", help="where the files are made; by default a temporary folder")
+    parser.add_argument("--keep", help="where the packed pairs are left, with nothing measured")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # a tile needs no map
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
         make(root, args.pairs, args.pixels)
         modalities = {
-            name: Modality(name=name, bands=tuple(f"b{i}" for i in range(count)), scaling="range")
+            name: Modality(
+                name=name,
+                bands=tuple(f"b{i}" for i in range(count)),
+                scaling="range",
+                augmentation={"s1": "sar", "s2": "optical"}[name],
+            )
             for name, count in BANDS.items()
         }
         tree = PairedFolder(root / "tree", modalities)
-        pack(tree, root / "packed")
+        pack(tree, Path(args.keep) if args.keep else root / "packed")
+        if args.keep:
+            return
         readers: dict[str, Dataset[Sample]] = {
             "GeoTIFF, a file a band": BandFiles(root / "bands", tree),
             "GeoTIFF, a file a sensor": tree,

@@ -14,6 +14,8 @@ from decur.explain.model import Checkpoint
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
+for _name in sorted(ANALYSES, key=lambda name: ANALYSES[name].order):  # as the report has them
+    ANALYSES[_name] = ANALYSES.pop(_name)
 
 __all__ = [
     "ANALYSES",

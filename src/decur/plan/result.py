@@ -123,6 +123,7 @@ class Plan:
             less = memory.total - memory.activations / 2
             does = "fits" if less <= room else "is still too much"
             yield f"trainer.precision bf16-mixed: about {gigabytes(less)}, which {does}"
+        yield "encoder.checkpointing true, which keeps the inputs of an encoder's blocks alone"
         yield "more devices, among which a batch divides (--gpus)"
 
 
