@@ -143,15 +143,16 @@ class Plan:
             ConfigError: naming the method or task whose configuration is wrong.
         """
         self._check()
+        pretraining, transfer = _Parse(pretrain_parser()), _Parse(transfer_parser())
         found: dict[Path, Cell] = {}
         for seed in self.seeds:
             for method in self.methods:
                 for backbone in self.backbones:
                     with _naming(f"methods.{method}"):
-                        trained = self._pretraining(method, backbone, seed)
+                        trained = self._pretraining(pretraining, method, backbone, seed)
                     sources = [str(cell.folder) for cell in trained]
                     for task in self._tasks(method):
-                        trained += self._transfers(method, backbone, task, seed, sources)
+                        trained += self._transfers(transfer, method, backbone, task, seed, sources)
                     found.update((cell.folder, cell) for cell in trained)
         return list(found.values())
 
@@ -197,18 +198,18 @@ class Plan:
         named = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
         return list(dict.fromkeys(named))
 
-    def _pretraining(self, method: str, backbone: str, seed: int) -> list[Cell]:
+    def _pretraining(self, parse: _Parse, method: str, backbone: str, seed: int) -> list[Cell]:
         plan = self.methods[method]
         if plan.pretrain is None:
             return []
-        parser = pretrain_parser()
         layers = _layers(self.pretrain, self.backbones[backbone], plan.pretrain, data=self.data)
         cells = []
         for sensor in self._sensors() if plan.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
-            settings = parser.parse_layers([*layers, *alone, {"seed": seed}])
+            settings = parse([*layers, *alone])
+            settings.seed = seed
             name = _slug(method, backbone, sensor, f"seed{seed}")
-            folder, text = _finish(parser, settings, self.run / "pretrain", name)
+            folder, text = _finish(parse.parser, settings, self.run / "pretrain", name)
             sensors = (sensor,) if sensor else ()
             cells.append(
                 Cell("pretrain", folder, text, (), method, backbone, seed, modalities=sensors)
@@ -216,16 +217,22 @@ class Plan:
         return cells
 
     def _transfers(
-        self, method: str, backbone: str, task: str, seed: int, sources: Sequence[str]
+        self,
+        parse: _Parse,
+        method: str,
+        backbone: str,
+        task: str,
+        seed: int,
+        sources: Sequence[str],
     ) -> Iterator[Cell]:
         """One line's transfers to one task: all shares of the labels with all sets of sensors."""
-        plan, parser = self.methods[method], transfer_parser()
+        plan = self.methods[method]
         encoder = {k: v for k, v in self.backbones[backbone].items() if k.startswith("encoder")}
         with _naming(f"tasks.{task} of {method}"):
             layers = _layers(
                 *(self.transfer, self.tasks[task].transfer, plan.transfer, encoder), data=self.data
             )
-            settings = parser.parse_layers(layers)
+            settings = parse(layers)
         settings.encoders = list(sources) or plan.encoders
         settings.cache = settings.cache or str(self.run / "cache")
         settings.seed = seed
@@ -238,11 +245,30 @@ class Plan:
                 name = _slug(
                     *(task, method, backbone, *subset, f"{100 * fraction:g}pc", f"seed{seed}")
                 )
-                folder, text = _finish(parser, made, self.run / "transfer", name)
+                folder, text = _finish(parse.parser, made, self.run / "transfer", name)
                 yield Cell(
                     *("transfer", folder, text, tuple(map(Path, sources)), method, backbone, seed),
                     *(task, tuple(subset), fraction),
                 )
+
+
+class _Parse:
+    """Layers to settings, each only once: it takes a tenth of a second, and seeds have the same.
+
+    Args:
+        parser: of the command.
+    """
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+        self._known: dict[str, Namespace] = {}
+
+    def __call__(self, layers: Sequence[Changes]) -> Namespace:
+        """Settings that may be changed."""
+        key = repr(layers)
+        if key not in self._known:
+            self._known[key] = self.parser.parse_layers(layers)
+        return self._known[key].clone()
 
 
 def _refuse_unknown(key: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
