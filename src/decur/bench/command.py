@@ -18,7 +18,7 @@ from rich.table import Table
 
 from decur import __version__
 from decur.bench.data import bench_data, endless
-from decur.bench.device import Rates, measure_device
+from decur.bench.device import Rates, measure_device, open_device
 from decur.bench.floors import computing_dtype
 from decur.bench.loss import bench_loss
 from decur.bench.step import WORLDS, bench_step
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = _parser(name)
     parsed = parser.parse(arguments)
     _check(parsed, name)
-    device = _device(parsed.device)
+    device = open_device(parsed.device)
     made = parser.instantiate_classes(parsed)
     console = Console(soft_wrap=True)
     console.width = max(console.width, 90)
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser(name: str) -> Parser:
-    parser = build_parser(f"decur bench {name}".strip(), _ABOUT)
+    parser = build_parser(f"decur bench {name}".strip(), _ABOUT, starts=False)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=str, default=default, help="What is measured.")
     parser.add_argument("--seconds", type=float, default=3.0, help="Measured, for each row.")
@@ -238,14 +238,6 @@ def _check(parsed: Namespace, name: str) -> None:
         folder = Path(parsed[key]).parent if parsed[key] else Path()
         if not folder.is_dir():
             raise ConfigError(f"--{key} {parsed[key]}: no such folder {folder}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: {name!r} cannot be used ({reason})") from error
 
 
 def _about(device: torch.device, precision: str) -> dict[str, Any]:

@@ -15,6 +15,19 @@ _SIDES = {"cpu": (256, 512, 1024), "cuda": (2048, 4096, 8192)}
 _BUFFERS = {"cpu": (2**20, 2**23, 2**26), "cuda": (2**24, 2**27, 2**29)}
 
 
+def open_device(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from error
+
+
 @dataclass(frozen=True)
 class Rates:
     """What a device reaches in a number format.

@@ -15,6 +15,7 @@ from decur.data.base import PairedDataset, Sample, Target
 from decur.data.files import Header, read_files, read_header, read_image, read_mask
 from decur.data.listing import MASK, modality_files, scan
 from decur.data.resizing import resize, resize_mask
+from decur.data.selection import evenly_spaced
 from decur.data.stats import stats_of_files
 from decur.data.tables import Labels, read_splits
 from decur.errors import BadSampleError, DataError
@@ -172,9 +173,7 @@ def _pair(root: Path, folders: dict[str, dict[str, str]], missing: str) -> list[
 
 def _spaced(files: list[str], at_most: int) -> list[str]:
     """Evenly spaced ones, first and last among them."""
-    if len(files) <= at_most:
-        return files
-    return [files[i] for i in np.linspace(0, len(files) - 1, at_most).round().astype(int)]
+    return [files[i] for i in evenly_spaced(len(files), at_most)]
 
 
 def _complete(name: str, files: list[str], modality: Modality | None) -> Modality:

@@ -16,6 +16,7 @@ from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_m
 from decur.data.folder import UNKNOWN_CLASS
 from decur.data.listing import scan
 from decur.data.resizing import resize, resize_mask
+from decur.data.selection import evenly_spaced
 from decur.data.sentinel import change_modalities
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import PRESETS, Modality
@@ -247,7 +248,7 @@ def _modality(name: str, header: Header, size: tuple[int, int]) -> Modality:
 
 def _count(labels: Sequence[str], zero_is_void: bool) -> int:
     """The number of classes that some labels show."""
-    spaced = np.linspace(0, len(labels) - 1, min(_LABELS_READ, len(labels))).round().astype(int)
+    spaced = evenly_spaced(len(labels), _LABELS_READ)
     highest = 0
     for row in spaced:
         try:

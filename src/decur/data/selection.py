@@ -1,4 +1,4 @@
-"""Some of a data set's sensors."""
+"""Some of a data set: some of its sensors, some of its samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import numpy as np
 
 from decur.data.base import PairedDataset, Sample
 from decur.errors import ConfigError
+
+
+def evenly_spaced(total: int, most: int) -> np.ndarray:
+    """Indices below `total`, first and last among them: all, or `most` of them, (n,) int64.
+
+    Args:
+        total: how many there are to choose from.
+        most: at most how many are wanted.
+    """
+    return np.linspace(0, total - 1, min(most, total)).round().astype(int)
 
 
 def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDataset:

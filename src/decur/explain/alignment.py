@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.data.selection import evenly_spaced
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -74,7 +75,7 @@ def alignment(
             if len(rows) < 2:
                 continue
             key = f"{number}/{a}-{b}"
-            spaced = np.linspace(0, len(rows) - 1, min(batch, len(rows))).round().astype(int)
+            spaced = evenly_spaced(len(rows), batch)
             arrays[f"{key}/all"] = diagonal(_chunks(whole, a, b, rows))
             arrays[f"{key}/batch"] = diagonal(_chunks(whole, a, b, rows[spaced]))
             arrays[f"{key}/samples"] = np.array([len(rows), len(spaced)])

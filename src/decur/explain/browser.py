@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from decur.data.selection import evenly_spaced
 from decur.errors import ConfigError
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
 from decur.explain.browser_cards import SMALL, findings
@@ -67,7 +68,7 @@ def browser(
     there = np.flatnonzero(np.logical_or.reduce(list(has.values())))
     if not len(there):
         raise DoesNotApply("None of the samples can be read.")
-    rows = there[np.linspace(0, len(there) - 1, min(shown, len(there))).round().astype(int)]
+    rows = there[evenly_spaced(len(there), shown)]
     part = "common" if "common" in checkpoint.parts else ""
     dims = checkpoint.parts.get(part, slice(None))
     arrays: Arrays = {

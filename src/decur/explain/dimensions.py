@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.data.selection import evenly_spaced
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -65,7 +66,7 @@ def dimensions(
         raise DoesNotApply(
             f"It needs {FEWEST} samples or more that all sensors see; there are {len(rows)}."
         )
-    rows = rows[np.linspace(0, len(rows) - 1, min(samples, len(rows))).round().astype(int)]
+    rows = rows[evenly_spaced(len(rows), samples)]
     part_of = np.full(checkpoint.dim, -1)
     for number, dims in enumerate(checkpoint.parts.values()):
         part_of[dims] = number

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data.selection import evenly_spaced
 from decur.explain.base import Watch, unwatched
 from decur.explain.model import Checkpoint
 from decur.pretrain import LoaderSettings
@@ -48,8 +49,7 @@ class SampleLoader(DataLoader[Batch]):
     ) -> None:
         self.data, self.settings = data, settings or LoaderSettings()
         pool = range(len(data)) if among is None else among
-        count = len(pool) if samples is None else min(samples, len(pool))
-        spaced = np.linspace(0, len(pool) - 1, count).round().astype(int)
+        spaced = evenly_spaced(len(pool), len(pool) if samples is None else samples)
         self.indices = [int(pool[place]) for place in spaced]
         self.bad: list[tuple[str, str]] = []
         self.kept: weakref.WeakKeyDictionary[Checkpoint, Encoded] = weakref.WeakKeyDictionary()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.data import Target
+from decur.data.selection import evenly_spaced
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -66,8 +67,7 @@ def samples(
     """
     names = list(checkpoint.modalities)
     whole = encoded(checkpoint, loader, watch)
-    count = len(loader.indices)
-    rows = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
+    rows = evenly_spaced(len(loader.indices), samples)
     source = whole.embeddings if vectors == "embedding" else whole.features
     points, modality, sample = [], [], []
     for number, name in enumerate(names):
@@ -87,7 +87,9 @@ def samples(
             xy, _ = lay_out(_reduced(vector, seed), perplexity, seed, watch)
             laid[title] = xy, sensor, row
     if not laid:
-        raise DoesNotApply(f"A map needs {FEWEST} samples or more; there are {count}.")
+        raise DoesNotApply(
+            f"A map needs {FEWEST} samples or more; there are {len(loader.indices)}."
+        )
     arrays: Arrays = {
         "modalities": text(*names),
         "maps": text(*laid),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from decur.data.selection import evenly_spaced
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
     Analysis,
@@ -97,7 +98,7 @@ def shared(
         rows = np.flatnonzero(whole.present(a, b))
         most = max(most, len(rows))
         if len(rows) >= FEWEST:
-            spaced = np.linspace(0, len(rows) - 1, min(samples, len(rows))).round().astype(int)
+            spaced = evenly_spaced(len(rows), samples)
             pairs[f"{a}-{b}"] = a, b, rows[spaced]
     if not pairs:
         raise DoesNotApply(f"It needs {FEWEST} samples that two sensors see; {most} are the most.")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from decur.data import Batch
+from decur.data.selection import evenly_spaced
 from decur.explain.base import Analysis, Arrays, Watch, register, text, unwatched
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.maps import LAST, Cut, cuts
@@ -144,8 +145,7 @@ def spatial(
     pairs = list(combinations(names, 2))
     whole = encoded(checkpoint, loader, watch)
     statistics = {name: whole.statistics(name) for name in names}
-    shown = np.linspace(0, len(loader.indices) - 1, min(examples, len(loader.indices)))
-    wanted = set(shown.round().astype(int).tolist())
+    wanted = set(evenly_spaced(len(loader.indices), examples).tolist())
     sheet = _Sheet(checkpoint)
     overlaps: dict[str, list[Tensor]] = {
         f"{a}-{b}/{part}/{kind}": []

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from decur.bench.device import open_device
 from decur.errors import ConfigError
 from decur.plan.costs import Memory
 from decur.plan.estimate import plan
@@ -25,7 +26,7 @@ _ABOUT = (
     "steps and writes nothing: decur plan --config R --gpus 1 4 8"
 )
 # Of the options of pretraining those that cost nothing.
-_IDLE = ("run", "checkpoint", "config", "resume", "overwrite")
+_IDLE = ("run", "checkpoint", "config")
 
 
 def main(arguments: Sequence[str]) -> Plan:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> Plan:
     Raises:
         DecurError: for whatever a person can mend.
     """
-    parser = build_parser("decur plan", _ABOUT)
+    parser = build_parser("decur plan", _ABOUT, starts=False)
     parser.add_argument(
         "--gpus", type=int, nargs="+", default=[1], help="Numbers of devices to plan for."
     )
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> Plan:
         **{key: value for key, value in made.items() if key not in ("trainer", *_IDLE)},
         trainer=made["trainer"].as_dict(),
         gpus=asked["gpus"],
-        device=_device(asked["device"]),
+        device=open_device(asked["device"]),
         seconds=asked["seconds"],
         link=asked["link"] * 1e9,
         samples=asked["samples"],
@@ -79,14 +80,6 @@ def main(arguments: Sequence[str]) -> Plan:
     if asked["json"] is not None:
         _write(found, Path(asked["json"]))
     return found
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from error
 
 
 def as_dict(found: Plan) -> dict[str, Any]:

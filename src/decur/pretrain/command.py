@@ -29,12 +29,13 @@ _ABOUT = (
 )
 
 
-def build_parser(prog: str = "decur pretrain", about: str = _ABOUT) -> Parser:
+def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool = True) -> Parser:
     """The parser of `decur pretrain`: the arguments of `pretrain`, and those of Lightning.
 
     Args:
         prog: the command's name.
         about: what it does, shown by --help.
+        starts: whether it starts runs, and may be told to go on with one or to delete it.
     """
     parser = Parser(prog, about)
     parser.add_config()
@@ -46,8 +47,11 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT) -> Parser:
         help="Sensors to train on; by default all of the data.",
     )
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, skip=FIXED)
-    parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
-    parser.add_argument("--overwrite", action="store_true", help="Start --run anew, deleting it.")
+    if starts:
+        parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Start --run anew, deleting it."
+        )
     # one number for both: the objective sees what the projector gives
     parser.link_arguments("projector.width", "objective.init_args.dim")
     parser.set_defaults(_DEFAULTS)
@@ -81,9 +85,8 @@ def complete(config: Path) -> str:
     Raises:
         ConfigError: in one line, for a key that is no more.
     """
-    parser = build_parser()
+    parser = build_parser(starts=False)
     settings = parser.parse(["--config", str(config)])
-    settings.pop("resume"), settings.pop("overwrite")
     return parser.dump(settings, skip_none=False, skip_validation=True)
 
 

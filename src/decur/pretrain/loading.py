@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from decur.data.base import Batch, Collate, PairedDataset, SkipBad
+from decur.data.selection import evenly_spaced
 from decur.errors import ConfigError
 from decur.pretrain.settings import LoaderSettings
 
@@ -162,8 +163,7 @@ class PairedData(L.LightningDataModule):
             samples: at most how many.
             batch_size: in each batch.
         """
-        count = min(samples, len(self.dataset))
-        indices = np.linspace(0, len(self.dataset) - 1, count).round().astype(int).tolist()
+        indices = evenly_spaced(len(self.dataset), samples).tolist()
         yield from DataLoader(
             torch.utils.data.Subset(SkipBad(self.dataset), indices),
             batch_size=batch_size,
