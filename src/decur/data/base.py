@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from decur.data.files import read_files
 from decur.errors import BadSampleError, ConfigError
 from decur.modality import Modality
 
@@ -94,15 +96,25 @@ class PairedDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
 
+    def files(self, index: int) -> Sequence[str | Path]:
+        """The files that are read for one sample; none where it has no files of its own.
+
+        Raises:
+            BadSampleError: naming the folder, if it must be listed and cannot be.
+        """
+        return ()
+
     def read_bytes(self, index: int) -> np.ndarray | None:
         """The bytes of one sample as they are stored, not decoded: (bytes,) uint8.
 
-        None where a sample is no file or part of one, or the data set does not tell them apart.
+        Of its `files`, one after the other; None where nothing is read for it. A data set with
+        many samples in a file gives what it reads of that.
 
         Raises:
             BadSampleError: naming the file, if it cannot be read.
         """
-        return None
+        files = self.files(index)
+        return read_files(files) if files else None
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The order of an epoch of training, each sample once: (N,) indices.

@@ -175,6 +175,10 @@ class BigEarthNetMM(PatchPairs):
         sample: Sample = {"id": self.ids[index], "images": images}
         return {**sample, "target": target} if target else sample
 
+    def files(self, index: int) -> list[Path]:
+        """The bands of a pair, and the JSON of its labels."""
+        return [*super().files(index), *([self._json(index)] if self.targets else [])]
+
     def folder(self, name: str, patch: str) -> Path:
         """Where the files of a patch of "s1" or "s2" lie."""
         return self._folders[name] / patch

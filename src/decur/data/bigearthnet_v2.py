@@ -166,6 +166,10 @@ class BigEarthNetV2(PatchPairs):
             sample["target"]["map"] = self._map(index)
         return sample
 
+    def files(self, index: int) -> list[Path]:
+        """The bands of a pair, and its map."""
+        return [*super().files(index), *([self._map_file(index)] if "map" in self.targets else [])]
+
     def folder(self, name: str, patch: str) -> Path:
         """Where the files of a patch of "s1" or "s2" lie."""
         return self._folders[name] / patch.rsplit("_", 3 if name == "s1" else 2)[0] / patch
@@ -173,9 +177,12 @@ class BigEarthNetV2(PatchPairs):
     def _offset(self, index: int) -> int:
         return offset_of(self.ids[index]) if self.offset == "auto" else self.offset
 
-    def _map(self, index: int) -> Tensor:
+    def _map_file(self, index: int) -> Path:
         patch = self.ids[index]
-        file = self._maps / patch.rsplit("_", 2)[0] / patch / f"{patch}_reference_map.tif"
+        return self._maps / patch.rsplit("_", 2)[0] / patch / f"{patch}_reference_map.tif"
+
+    def _map(self, index: int) -> Tensor:
+        file = self._map_file(index)
         codes = read_mask(file)
         if codes.shape != SIZE:
             raise BadSampleError(

@@ -134,11 +134,42 @@ class Mat73:
             if getattr(value, "dtype", None) == h5py.ref_dtype:
                 value = opened[value[0]][()]
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise BadSampleError(
-                self.file, f"row {row} of {name} cannot be read ({reason}); download it anew"
-            ) from error
+            raise self._bad(name, row, error) from error
         return np.asarray(value)
+
+    def read_bytes(self, name: str, row: int) -> np.ndarray:
+        """A row of a dataset as it is stored: (bytes,) uint8; of a reference, what it refers to.
+
+        Chunks that hold other rows, too, are whole.
+
+        Raises:
+            BadSampleError: naming the file, if it is cut short there.
+        """
+        import h5py
+
+        opened = self._open()
+        try:
+            dataset: Any = opened[name]
+            rows: tuple[slice, ...] = (slice(row, row + 1),)
+            if dataset.dtype == h5py.ref_dtype:
+                dataset, rows = opened[dataset[row][0]], ()
+            if dataset.chunks is None:
+                return np.ascontiguousarray(dataset[rows]).reshape(-1).view(np.uint8)
+            whole = rows + tuple(slice(0, n) for n in dataset.shape[len(rows) :])
+            corners = {
+                tuple(s.start // n * n for s, n in zip(part, dataset.chunks, strict=True))
+                for part in dataset.iter_chunks(whole)
+            }
+            stored = [dataset.id.read_direct_chunk(corner)[1] for corner in sorted(corners)]
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise self._bad(name, row, error) from error
+        return np.frombuffer(b"".join(stored), np.uint8)
+
+    def _bad(self, name: str, row: int, error: Exception) -> BadSampleError:
+        reason = " ".join(str(error).split())
+        return BadSampleError(
+            self.file, f"row {row} of {name} cannot be read ({reason}); download it anew"
+        )
 
     def strings(self, name: str) -> list[str]:
         """A cell array of strings, (1, N)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decur.data.bands import guess_augmentation
 from decur.data.base import PairedDataset, Sample, Target
-from decur.data.files import Header, read_files, read_header, read_image, read_mask
+from decur.data.files import Header, read_header, read_image, read_mask
 from decur.data.listing import MASK, modality_files, scan
 from decur.data.resizing import resize, resize_mask
 from decur.data.selection import evenly_spaced
@@ -123,14 +123,11 @@ class PairedFolder(PairedDataset):
             sample["target"][MASK] = self._read_mask(self._masks[id_])
         return sample
 
-    def read_bytes(self, index: int) -> np.ndarray:
-        """The bytes of a sample's pictures, file after file: (bytes,) uint8.
-
-        Raises:
-            BadSampleError: naming the file, if it cannot be read.
-        """
-        files = [files[index] for files in self._files.values()]
-        return read_files([file for file in files if file is not None])
+    def files(self, index: int) -> list[str]:
+        """The pictures of a sample, and its mask."""
+        pictures = [files[index] for files in self._files.values()]
+        files = [*pictures, self._masks.get(self.ids[index])]
+        return [file for file in files if file is not None]
 
     def _read_mask(self, file: str) -> Tensor:
         mask = read_mask(file)  # (H, W)

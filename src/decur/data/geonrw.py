@@ -132,6 +132,10 @@ class GeoNRW(PairedDataset):
                 sample["images"][name] = tile.expand(self.modalities[name].channels, -1, -1).clone()
         return sample
 
+    def files(self, index: int) -> list[str]:
+        """The files of a tile's scene, which are decoded whole, once for tiles read in a row."""
+        return list(self._scenes[self.groups[index]].values())
+
     def _decode(self, files: dict[str, str]) -> dict[str, Tensor]:
         readers: dict[str, Callable[[str], Tensor]] = {
             "rgb": lambda file: read_image(file, bands=3),

@@ -133,6 +133,15 @@ class NYUDepthV2(PairedDataset):
             sample["target"] = {"label": self._read_label(row)}
         return sample
 
+    def read_bytes(self, index: int) -> np.ndarray:
+        """A row of each array that is read, as the file stores it: (bytes,) uint8.
+
+        Raises:
+            BadSampleError: naming the file and the row, if it cannot be read.
+        """
+        names = ["images", self._depths, *(["labels"] if self.targets else [])]
+        return np.concatenate([self._data.read_bytes(name, self._rows[index]) for name in names])
+
     def _read_depth(self, row: int) -> Tensor:
         metres = torch.from_numpy(_upright(self._data.read(self._depths, row)).astype(np.float32))
         return metres.masked_fill((metres <= 0) | ~metres.isfinite(), torch.nan)

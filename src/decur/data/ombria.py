@@ -111,11 +111,15 @@ class Ombria(PairedDataset):
         for name, modality in self.modalities.items():
             if file := files.get(f"{name}_{date}"):
                 sample["images"][name] = resize(read_image(file, modality.channels), modality.size)
-        # The masks of both sensors are the same.
-        mask = files.get(f"s1_{_MASK}", files.get(f"s2_{_MASK}"))
-        if date == "after" and mask is not None:
+        if mask := _mask(files, date):
             sample["target"]["flood"] = _read_flood(mask, self.modalities["s1"].size)
         return sample
+
+    def files(self, index: int) -> list[str]:
+        """The pictures of a pair, and the mask if there is one."""
+        files, date = self._samples[index]
+        pictures = [files.get(f"{name}_{date}") for name in self.modalities]
+        return [file for file in (*pictures, _mask(files, date)) if file is not None]
 
 
 def _places(root: Path, split: str | None) -> dict[str, Files]:
@@ -169,6 +173,11 @@ def _add(files: Files, key: str, file: str) -> None:
     if key in files:
         raise DataError(f"{files[key]} and {file} are of the same place and date; keep one")
     files[key] = file
+
+
+def _mask(files: Files, date: str) -> str | None:
+    """The mask of a place after the flood; those of both sensors are the same."""
+    return files.get(f"s1_{_MASK}", files.get(f"s2_{_MASK}")) if date == "after" else None
 
 
 def _read_flood(file: str, size: tuple[int, int] | None) -> Tensor:

@@ -137,6 +137,11 @@ class RGBX(PairedDataset):
             sample["target"] = {} if label is None else {"label": self._read_label(label)}
         return sample
 
+    def files(self, index: int) -> list[str]:
+        """The pictures of a sample, and its label."""
+        files = [*(self._files[name][index] for name in self.modalities), self._labels[index]]
+        return [file for file in files if file is not None]
+
     def _read_label(self, file: str) -> Tensor:
         label = read_label(file, self.zero_is_void)
         classes = len(self.targets["label"].classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -57,6 +58,14 @@ class _Selection(PairedDataset):
         sample = self.data.read(int(self.rows[index]))
         images = {n: x for n, x in sample["images"].items() if n in self.modalities}
         return {**sample, "images": images}
+
+    def files(self, index: int) -> Sequence[str | Path]:
+        """The files of all sensors, since all are read."""
+        return self.data.files(int(self.rows[index]))
+
+    def read_bytes(self, index: int) -> np.ndarray | None:
+        """The bytes of all sensors, since all are read."""
+        return self.data.read_bytes(int(self.rows[index]))
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The order that suits the whole data set, without the samples that are left out."""

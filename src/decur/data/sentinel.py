@@ -90,6 +90,11 @@ class PatchPairs(PairedDataset):
             images["s2"] = without_offset(images["s2"], offset)
         return images
 
+    def files(self, index: int) -> list[Path]:
+        """The bands of a pair."""
+        there = [name for name, has in self.present.items() if has[index]]
+        return [file for name in there for file in self._bands(name, index)]
+
     @abstractmethod
     def folder(self, name: str, patch: str) -> Path:
         """Where the files of a patch of "s1" or "s2" lie."""
@@ -100,9 +105,11 @@ class PatchPairs(PairedDataset):
         return self.folder(name, patch) / f"{patch}_{ending}"
 
     def _read(self, name: str, index: int) -> Tensor:
-        modality = self.modalities[name]
-        files = [self.file(name, index, f"{band_in_file(band)}.tif") for band in modality.bands]
-        return read_bands(files, modality.size)
+        return read_bands(self._bands(name, index), self.modalities[name].size)
+
+    def _bands(self, name: str, index: int) -> list[Path]:
+        bands = self.modalities[name].bands
+        return [self.file(name, index, f"{band_in_file(band)}.tif") for band in bands]
 
     @abstractmethod
     def _offset(self, index: int) -> int: ...

@@ -205,10 +205,22 @@ class SSL4EOS12(PlacesInSeasons):
                 scenes = some_scenes(self.present[name], partial(self._scene, name))
                 check_offset(scenes, self.root / product)
 
+    def files(self, index: int) -> list[Path]:
+        """The bands of a place, a season of each sensor.
+
+        Raises:
+            BadSampleError: naming the folder, if the seasons of a place cannot be listed.
+        """
+        there = [name for name, has in self.present.items() if has[index]]
+        return [file for name in there for file in self._bands(name, self._product(name, index))]
+
     def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
-        product, modality = self._product(name, index), self.modalities[name]
-        image = read_bands([product / f"{band}.tif" for band in modality.bands], modality.size)
+        product = self._product(name, index)
+        image = read_bands(self._bands(name, product), self.modalities[name].size)
         return image, self._offset(name, product)
+
+    def _bands(self, name: str, product: Path) -> list[Path]:
+        return [product / f"{band}.tif" for band in self.modalities[name].bands]
 
     def _product(self, name: str, index: int) -> Path:
         """The folder of the season that a sample takes of a sensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zipfile
@@ -203,6 +204,20 @@ class SSL4EOS12v11(PlacesInSeasons):
         off = 0 if self.sensors[name] == "s1" else SHIFT if self.offset == "auto" else self.offset
         return resize(torch.from_numpy(image), modality.size), off
 
+    def read_bytes(self, index: int) -> np.ndarray:
+        """The chunks that hold a place's seasons, as the files store them: (bytes,) uint8.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be read.
+        """
+        place, stored = self.groups[index], []
+        for name in (name for name, has in self.present.items() if has[index]):
+            path = self._path(name, int(self._file_of[index // self.seasons]))
+            file = _opened(path)
+            season = self._season(name, index, file.bands.shape[1])
+            stored.append(_chunks(path, file.bands, file.rows.get(place, 0), season))
+        return np.concatenate(stored)
+
     def _pixels(self, name: str, path: Path, file: _File, row: int, season: int) -> np.ndarray:
         """(C, H, W): from the chunk that holds it, which is kept until another file is read."""
         step = file.bands.chunks[0]
@@ -256,6 +271,23 @@ def _open(path: Path, process: int) -> _File:
         )
     rows = {place: row for row, place in enumerate(places)}
     return _File(bands, rows, [name.lower() for name in names])
+
+
+def _chunks(path: Path, bands: Any, row: int, season: int) -> np.ndarray:
+    """The chunks of an array that hold a season of a place, not decompressed: (bytes,) uint8."""
+    within = [range(-(-n // step)) for n, step in zip(bands.shape, bands.chunks, strict=True)][2:]
+    corner = (row // bands.chunks[0], season // bands.chunks[1])
+    keys = [
+        f"{bands.path}/{bands.metadata.encode_chunk_key((*corner, *rest))}"
+        for rest in itertools.product(*within)
+    ]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            there = archive.NameToInfo  # a chunk of zeros alone need not be stored
+            stored = b"".join(archive.read(key) for key in keys if key in there)
+    except _ERRORS as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+    return np.frombuffer(stored, np.uint8)
 
 
 def _files(root: Path, split: str, folder: str) -> set[tuple[str, str]]:

@@ -147,6 +147,32 @@ class SUNRGBD(PairedDataset):
                 sample["target"]["label"] = self._read_label(self._rows[id_])
         return sample
 
+    def files(self, index: int) -> list[Path]:
+        """The pictures of a scene, and for HHA its intrinsics; labels are in one file for all.
+
+        Raises:
+            BadSampleError: naming the folder, if a picture is missing.
+        """
+        scene, files = self._scene(index), []
+        for name, has in self.present.items():
+            if has[index]:
+                files.append(_only_file(scene / ("image" if name == "rgb" else self._folder)))
+            if has[index] and name == "hha":
+                files.append(scene / "intrinsics.txt")
+        return files
+
+    def read_bytes(self, index: int) -> np.ndarray | None:
+        """The bytes of a scene's files, and of its label: (bytes,) uint8.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be read.
+        """
+        stored = super().read_bytes(index)
+        if self._labels is None or stored is None or self.ids[index] not in self._rows:
+            return stored
+        label = self._labels.read_bytes(_SEGMENTATION, self._rows[self.ids[index]])
+        return np.concatenate([stored, label])
+
     def _scene(self, index: int) -> Path:
         return self.root / "SUNRGBD" / self.ids[index]
 
