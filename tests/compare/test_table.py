@@ -13,7 +13,7 @@ import pytest
 from decur.compare.beside import add_published
 from decur.compare.formats import cells_csv, latex, markdown, table_csv
 from decur.compare.plan import Cell, TaskPlan
-from decur.compare.published import read_table
+from decur.compare.published import published_table, read_table
 from decur.compare.table import (
     caption,
     failures,
@@ -107,6 +107,28 @@ def test_best_is_what_a_paired_test_tells_from_the_rest(
 )
 def test_best_is_better_than_each_other(one_column, methods, expected):
     assert best(one_column(**methods)) == expected
+
+
+def test_several_metrics_stand_side_by_side(make):
+    scores = {"a": (0.3, 0.7), "b": (0.4, 0.6)}
+    cells = [
+        make(name, seed, task=task, sensors=["rgb"], freeze=False, mIoU=miou, overall_accuracy=oa)
+        for task in ("SUN", "NYU")
+        for name, (miou, oa) in scores.items()
+        for seed in (0, 1)
+    ]
+    plan = TaskPlan(metric=["mIoU", "overall_accuracy"])
+    (table,) = tabulate(cells, {}, {"SUN": plan, "NYU": plan})
+    add_published(table, cells, {"SUN": [published_table("table3-sunrgbd")]})
+    names = ["SUN (mIoU)", "SUN (overall_accuracy)", "NYU (mIoU)", "NYU (overall_accuracy)"]
+    assert header(table) == (["method"], names)
+    shown = rows(table, 2, bold=lambda text: f"{text}!")
+    assert shown[0] == ["a", *["30.0 ± 0.0", "70.0 ± 0.0!"] * 2]
+    assert shown[1] == ["b", *["40.0 ± 0.0!", "60.0 ± 0.0"] * 2]
+    assert ["FCN (DeCUR), ResNet-50, published", "34.5", "75.5", "–", "–"] in shown
+    assert {row["metric"] for row in csv.DictReader(io.StringIO(table_csv([table])))} == set(
+        plan.metrics
+    )
 
 
 def test_seeds_that_methods_do_not_share_compare_nothing(make):
@@ -385,3 +407,10 @@ def test_pictures_show_the_numbers(make):
     (axis,) = draw(table).axes  # a dot a seed, a bar at the mean
     drawn = [sorted(map(float, line.get_xdata())) for line in axis.lines]
     assert drawn == [[0.2, 0.4], [pytest.approx(0.3)], [0.3, 0.3], [pytest.approx(0.3)]]
+    cells = [make("a", 0, task="map", labels=x, mIoU=x / 2, accuracy=x) for x in (0.1, 1.0)]
+    (table,) = tabulate(cells, {}, {"map": TaskPlan(metric=["mIoU", "accuracy"])})
+    panels = draw(table).axes  # a metric each
+    assert [(axis.get_ylabel(), *axis.containers[0].lines[0].get_ydata()) for axis in panels] == [
+        ("mIoU", 0.05, 0.5),
+        ("accuracy", 0.1, 1.0),
+    ]

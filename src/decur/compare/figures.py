@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,16 @@ def draw(table: Table) -> Figure:
 
 
 def over_fractions(table: Table) -> Figure:
-    """Score over share of labels: a line a method, a panel a set of sensors, bars of one spread."""
+    """Score over share of labels: a line a method, a panel a set of sensors, bars of one spread.
+
+    A row of panels a metric.
+    """
     subsets = list(dict.fromkeys(column.modalities for column in table.columns))
-    figure, axes = subplots(1, len(subsets), width=3.4, height=3.2)
-    for axis, subset in zip(axes[0], subsets, strict=True):
+    metrics = list(dict.fromkeys(column.metric for column in table.columns))
+    figure, axes = subplots(len(metrics), len(subsets), width=3.4, height=3.2)
+    for axis, (metric, subset) in zip(axes.flat, product(metrics, subsets), strict=True):
         columns = sorted(
-            (column for column in table.columns if column.modalities == subset),
+            (c for c in table.columns if (c.metric, c.modalities) == (metric, subset)),
             key=lambda column: column.label_fraction,
         )
         for number, line in enumerate(table.lines):
@@ -49,10 +54,12 @@ def over_fractions(table: Table) -> Figure:
         axis.minorticks_off()
         axis.set(title="+".join(subset) or "all sensors", xlabel="labels (%)")
         axis.grid(alpha=0.3)
-    low, high = (pick(axis.get_ylim()[i] for axis in axes[0]) for i, pick in enumerate((min, max)))
-    for axis in axes[0]:
-        axis.set_ylim(low, high)
-    axes[0, 0].set_ylabel(table.metrics.get(table.columns[0], "score"))
+    for row, metric in zip(axes, metrics, strict=True):
+        low, high = (pick(axis.get_ylim()[i] for axis in row) for i, pick in enumerate((min, max)))
+        for axis in row:
+            axis.set_ylim(low, high)
+        first = next(column for column in table.columns if column.metric == metric)
+        row[0].set_ylabel(table.metrics.get(first, "score"))
     axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -55,7 +55,8 @@ class TaskPlan:
         transfer: changes to the comparison's transfer, keys of `decur transfer`.
         modalities: subsets of the sensors, in place of the comparison's.
         label_fractions: shares of the labels, in place of the comparison's.
-        metric: the one that the table shows, of those in `results.json`; null: the first there.
+        metric: the one that the table shows, or several side by side, of those in `results.json`;
+            null: the first there.
         table: tasks of one table stand side by side; null: each has a table of its own, but those
             that make a single column stand together.
         methods: the methods that take part; null: all.
@@ -65,10 +66,15 @@ class TaskPlan:
     transfer: Changes = field(default_factory=dict)
     modalities: list[list[str]] | None = None
     label_fractions: list[float] | None = None
-    metric: str | None = None
+    metric: str | list[str] | None = None
     table: str | None = None
     methods: list[str] | None = None
     published: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> Sequence[str | None]:
+        """The metrics of the table, each a column for itself; None stands for the first there."""
+        return [self.metric] if isinstance(self.metric, str) else self.metric or [None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class Plan:
                 raise ConfigError(f"{key}: is empty; name one at least")
         for name, task in self.tasks.items():
             _refuse_unknown(f"tasks.{name}.methods", task.methods, self.methods)
-            _refuse_unknown(f"tasks.{name}.metric", [task.metric] if task.metric else [], SIGNS)
+            _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], SIGNS)
             for fraction in self.fractions(name):
                 if not 0 < fraction <= 1:
                     raise ConfigError(

@@ -27,11 +27,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Column:
-    """What a column of a table is."""
+    """What a column of a table is; its metric None: the first of its task."""
 
     task: str
     modalities: tuple[str, ...]
     label_fraction: float
+    metric: str | None = None
 
 
 @dataclass
@@ -104,27 +105,29 @@ def tabulate(
     for cell in cells:
         if cell.command != "transfer":
             continue
-        column = Column(cell.task, cell.modalities, cell.label_fraction)
         line = Line(cell.method, cell.backbone)
         table = found.setdefault(cell.task, Table(cell.task, {}, [], [], {}))
-        if column not in table.columns:
-            table.columns.append(column)
         if line not in table.lines:
             table.lines.append(line)
-        scores = table.cells.setdefault((line, column), Scores())
-        if is_done(cell):
-            there = read_scores(cell.folder)
-            metric = tasks[cell.task].metric or next(iter(there))
-            value = there.get(metric)
-            if value is not None:
-                scores.by_seed[cell.seed] = value
-                table.metrics[column] = metric
-            elif metric in there:
-                scores.failed[cell.seed] = f"{metric} is undefined on its test part"
-            else:
-                scores.failed[cell.seed] = f"no metric {metric!r}; there are {', '.join(there)}"
-        elif cell.folder in failed:
-            scores.failed[cell.seed] = failed[cell.folder]
+        there = read_scores(cell.folder) if is_done(cell) else {}
+        for wanted in tasks[cell.task].metrics:
+            column = Column(cell.task, cell.modalities, cell.label_fraction, wanted)
+            if column not in table.columns:
+                table.columns.append(column)
+            scores = table.cells.setdefault((line, column), Scores())
+            if there:
+                metric = wanted or next(iter(there))
+                value = there.get(metric)
+                if value is not None:
+                    scores.by_seed[cell.seed] = value
+                    table.metrics[column] = metric
+                elif metric in there:
+                    scores.failed[cell.seed] = f"{metric} is undefined on its test part"
+                else:
+                    known = ", ".join(there)
+                    scores.failed[cell.seed] = f"no metric {metric!r}; there are {known}"
+            elif cell.folder in failed:
+                scores.failed[cell.seed] = failed[cell.folder]
     tables = _side_by_side(found, tasks)
     order = list(dict.fromkeys(Line(cell.method, cell.backbone) for cell in cells))
     for table in tables:
@@ -141,7 +144,8 @@ def _side_by_side(found: Mapping[str, Table], tasks: Mapping[str, TaskPlan]) -> 
     groups: dict[str, list[Table]] = {}
     for task, plan in tasks.items():  # in this order, whichever was run first
         if table := found.get(task):
-            alone = "" if len(table.columns) == 1 else task  # "": all that have a single column
+            single = len({(c.modalities, c.label_fraction) for c in table.columns}) == 1
+            alone = "" if single else task  # "": all that have a single column
             groups.setdefault(plan.table or alone, []).append(table)
     return [
         Table(
