@@ -135,6 +135,8 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
         (("--query", "nobody"), "nobody: no such id"),
         (("--from", "radar"), "no 'radar'"),
         (("--picture", "x.png"), "give --data.root"),
+        (("--picture", "x.png", "--data.root", "/nowhere"), "/nowhere: no such folder"),
+        (("--picture", "x.png", "--data", "Nothing"), "Nothing"),
         (("--k", "0"), "--k"),
         (("--index", "Nonsense"), "Nonsense"),
     ],

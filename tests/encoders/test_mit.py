@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from segmentation_models_pytorch import encoders as smp_encoders
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from decur import Modality
 from decur.checkpoint import load_encoder, save_encoder
@@ -65,6 +66,23 @@ def test_it_is_segmentation_models_own():
     with torch.no_grad():
         for found, expected in zip(encoder.forward_features(x), plain(x)[2:], strict=True):
             assert torch.equal(found, expected)
+
+
+def test_weights_of_imagenet_take_pictures_in_0_to_1(monkeypatch):
+    plain = smp_encoders.get_encoder("mit_b0", weights=None)
+    plain.patch_embed1.proj.bias.data.uniform_()
+    kept = {key: value.clone() for key, value in plain.state_dict().items()}
+    monkeypatch.setattr(smp_encoders, "get_encoder", lambda *a, weights, **b: plain)
+    encoder = build_encoder("mit_b0", 3, pretrained=True)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = encoder.patch_embed1.proj(x)
+        plain.load_state_dict(kept)
+        mean, std = (
+            torch.tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        expected = plain.patch_embed1.proj((x - mean) / std)
+    torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])  # borders: black
 
 
 def test_stages_can_be_stepped():

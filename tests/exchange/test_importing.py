@@ -15,8 +15,9 @@ from decur.checkpoint import RunFolder, load_encoder
 from decur.cli import main
 from decur.data.sentinel import change_modalities
 from decur.encoders import build_encoder
+from decur.encoders.imagenet import IMAGENET
 from decur.errors import ConfigError, DataError
-from decur.exchange.importing import IMAGENET, import_weights
+from decur.exchange.importing import import_weights
 from decur.transfer.sources import gather_encoders
 
 S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")

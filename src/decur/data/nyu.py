@@ -13,6 +13,7 @@ from torch import Tensor
 from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
 from decur.data.resizing import resize, resize_mask
+from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -157,8 +158,7 @@ class NYUDepthV2(PairedDataset):
         return resize_mask(torch.from_numpy(self._to_40[raw]), self._size)
 
     def _some_depths(self) -> Iterator[Tensor]:
-        spaced = np.linspace(0, len(self._rows) - 1, min(_CHECKED, len(self._rows))).astype(int)
-        for index in spaced:
+        for index in evenly_spaced(len(self._rows), _CHECKED):
             try:
                 yield self._read_depth(self._rows[index])
             except BadSampleError:

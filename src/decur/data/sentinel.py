@@ -16,6 +16,7 @@ from torch import Tensor
 from decur.data.base import PairedDataset
 from decur.data.files import read_image
 from decur.data.resizing import resize
+from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 
@@ -136,7 +137,7 @@ def some_scenes(
         scene: reads a sample's raw image and the offset that is taken off it.
     """
     rows = np.flatnonzero(has)
-    for row in rows[np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)].tolist():
+    for row in rows[evenly_spaced(len(rows), _CHECKED)].tolist():
         try:
             yield scene(row)
         except BadSampleError:

@@ -16,6 +16,7 @@ from decur.data.base import PairedDataset, Sample, Target, check_choice
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
 from decur.data.files import read_image
 from decur.data.resizing import resize, resize_mask
+from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -197,8 +198,7 @@ class SUNRGBD(PairedDataset):
 
     def _some_depths(self) -> Iterator[Tensor]:
         rows = np.flatnonzero(self.present[list(self.modalities)[1]])
-        spaced = np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)
-        for row in rows[spaced].tolist():
+        for row in rows[evenly_spaced(len(rows), _CHECKED)].tolist():
             try:
                 yield read_depth(_only_file(self._scene(row) / self._folder))
             except BadSampleError:

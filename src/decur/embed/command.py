@@ -14,6 +14,7 @@ from rich.table import Table
 from decur.checkpoint import atomic
 from decur.config import Parser
 from decur.data import PairedDataset
+from decur.data.opening import open_data
 from decur.embed.embedding import Embedded, embed, read_header
 from decur.embed.neighbors import Hits, Part, Vectors, choose, default_part, nearest, read_vectors
 from decur.embed.neighbors import recall as share
@@ -118,6 +119,7 @@ def neighbors(arguments: Sequence[str]) -> Hits:
         raise ConfigError("--picture: needs the pictures; give --data.root FOLDER, or --data CLASS")
     if settings.picture and not figures.available():
         raise ConfigError("--picture: needs matplotlib: pip install 'decur[explain]'")
+    data = open_data("decur neighbors", settings.data.as_dict()) if settings.picture else None
     folder = Path(settings.embeddings)
     names = list(read_header(folder)["modalities"])
     source, target = settings["from"] or names[0], settings.to or names[-1]
@@ -140,7 +142,7 @@ def neighbors(arguments: Sequence[str]) -> Hits:
     if settings.picture:
         from decur.embed.figures import neighbors_sheet
 
-        data = parser.instantiate_classes(settings).data
+        assert data is not None
         shown = len(queries.ids) if settings.query else _ROWS
         few = Hits(hits.ids[:shown], hits.similarity[:shown])
         sheet = neighbors_sheet(data, queries.ids[:shown], few, source, target)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from decur.encoders.base import Encoder
+from decur.encoders.imagenet import fold
 from decur.errors import ConfigError
 
 CHANNELS = {  # of the four stages (Xie et al. 2021, Table 6)
@@ -31,7 +33,8 @@ class MiTEncoder(Encoder):
     Args:
         name: "mit_b0" to "mit_b5".
         bands: number of input bands.
-        pretrained: start from weights of ImageNet (downloads them), the first layer adapted.
+        pretrained: start from weights of ImageNet (downloads them), the first layer adapted: to
+            the number of bands, and where that is 3 to pictures in [0, 1].
 
     Raises:
         ConfigError: for another name, without segmentation-models-pytorch, or if the weights
@@ -51,6 +54,12 @@ class MiTEncoder(Encoder):
         for number in range(1, self.stages + 1):
             for part in ("patch_embed", "block", "norm"):
                 self.add_module(f"{part}{number}", getattr(made, f"{part}{number}"))
+        if pretrained and bands == 3:
+            first = made.patch_embed1.proj
+            with torch.no_grad():
+                weight, shift = fold(first.weight)
+                first.weight.copy_(weight)
+                first.bias.sub_(shift)
 
     def stage(self, number: int, x: Tensor) -> Tensor:
         """One stage alone, for models that change the maps between stages.
@@ -85,7 +94,7 @@ class MiTEncoder(Encoder):
         return self.forward_features(x)[-1].mean((2, 3))
 
 
-def _create(name: str, bands: int, pretrained: bool) -> nn.Module:
+def _create(name: str, bands: int, pretrained: bool) -> Any:
     try:
         from segmentation_models_pytorch.encoders import get_encoder
     except ImportError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from decur.checkpoint import RunFolder, save_encoder
 from decur.encoders import Encoder, build_encoder
+from decur.encoders.imagenet import fold
 from decur.errors import ConfigError, DataError
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
 from decur.modality import Modality, load_modalities
@@ -23,7 +24,6 @@ Layout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]
 Normalised = Literal["auto", "imagenet", "none"]
 Compat = Literal["official"]
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of pictures in [0, 1]
 IMAGENET_CLASSES = 1000
 _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
 _OPTIONAL = re.compile(r".*\.num_batches_tracked")  # old files have none
@@ -201,16 +201,14 @@ def _drop_classifier(state: dict[str, Tensor]) -> int:
 
 
 def _fold(file: Path, state: dict[str, Tensor], kind: str) -> None:
-    """Let the first layers take [0, 1]: W (x - m) / s + b is (W / s) x + b - sum(W m / s)."""
+    """Let the first layer take [0, 1]."""
     weight = state[FIRST[kind]]
     if weight.shape[1] != 3:
         raise ConfigError(
             f"--normalised: {file} has {weight.shape[1]} bands, ImageNet's mean and deviation are "
             "of 3; give none"
         )
-    mean, std = (weight.new_tensor(values)[:, None, None] for values in IMAGENET)
-    shift = (weight * mean / std).sum((1, 2, 3))  # (channels,)
-    state[FIRST[kind]] = weight / std
+    state[FIRST[kind]], shift = fold(weight)
     if kind == "resnet":  # no bias, but batch normalisation subtracts its mean
         key, shift = "bn1.running_mean", -shift
     else:

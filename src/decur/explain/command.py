@@ -7,8 +7,9 @@ from inspect import signature
 
 from decur.config import Parser
 from decur.data import PairedDataset
+from decur.data.opening import open_data
 from decur.explain.base import ANALYSES
-from decur.explain.opening import configuration, open_data, option_names
+from decur.explain.opening import configuration, option_names
 from decur.explain.run import Explained, explain
 
 _ABOUT = (
@@ -64,7 +65,11 @@ def main(arguments: Sequence[str]) -> Explained:
     settings = parser.parse(arguments)
     settings.pop("config", None)
     spec = settings.pop("data", None)
-    data = open_data(spec.as_dict()) if spec is not None and not settings.redraw else None
+    data = (
+        open_data("decur explain", spec.as_dict())
+        if spec is not None and not settings.redraw
+        else None
+    )
     made = vars(parser.instantiate_classes(settings))
     given = made.pop("options").as_dict()
     return explain(**made, data=data, options=given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -13,8 +12,8 @@ from typing import Any
 import yaml
 
 from decur.checkpoint import RunFolder
-from decur.config import Parser
 from decur.data import PairedDataset
+from decur.data.opening import open_data
 from decur.errors import ConfigError, DataError
 from decur.explain.base import ANALYSES, Analysis
 
@@ -28,28 +27,9 @@ def own_data(run: str) -> PairedDataset:
         DataError: if its configuration does not tell, or the data is not there.
     """
     try:
-        return open_data(configuration(run)["data"])
+        return open_data("decur explain", configuration(run)["data"])
     except ConfigError as error:
         raise DataError(f"{RunFolder(Path(run)).config}: {error}") from error
-
-
-def open_data(spec: Any) -> PairedDataset:
-    """A data set from its class and arguments.
-
-    Not a part of the command's own parser, where it may be left out: jsonargparse takes an error
-    of a class that may also be null for one of the type, and hides what it says.
-
-    Args:
-        spec: `{"class_path": ..., "init_args": {...}}`.
-
-    Raises:
-        ConfigError: if there is no such class, or it takes no such arguments.
-        DataError: if the data is not there.
-    """
-    parser = Parser("decur explain")
-    parser.add_argument("--data", type=PairedDataset, required=True)
-    settings = parser.parse(["--data", json.dumps(spec, default=str)])
-    return parser.instantiate_classes(settings).data
 
 
 def configuration(run: str) -> dict[str, Any]:

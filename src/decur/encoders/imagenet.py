@@ -1,0 +1,23 @@
+"""ImageNet's normalisation, which most photographs' encoders were trained with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of pictures in [0, 1]
+
+
+def fold(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A first layer that takes pictures in [0, 1] in place of normalised ones.
+
+    W (x - m) / s + b is (W / s) x + b - sum(W m / s). At a border, which is padded with zeros, it
+    sees black where it saw the mean colour.
+
+    Args:
+        weight: (D, 3, h, w), of the convolution that takes red, green and blue.
+
+    Returns:
+        Its weight now, (D, 3, h, w), and what is to be taken off its bias, (D,).
+    """
+    mean, std = (weight.new_tensor(values)[:, None, None] for values in IMAGENET)
+    return weight / std, (weight * mean / std).sum((1, 2, 3))
