@@ -240,3 +240,39 @@ def test_on_a_gpu_no_step_waits(objective, optimizer, absent, attention, batch):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     model.check_finite()
+
+
+class DividingByNone(torch.nn.modules.batchnorm._BatchNorm):
+    """What torch's SyncBatchNorm does on GPUs where no process has a value."""
+
+    def _check_input_dim(self, input):
+        pass
+
+    def forward(self, x):
+        if len(x):
+            return super().forward(x)
+        self.running_mean.fill_(math.nan)
+        self.running_var.fill_(math.nan)
+        return x * self.weight.sum()
+
+
+def test_a_modality_that_no_process_has_leaves_its_statistics(batch, monkeypatch):
+    def replace(module):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.modules.batchnorm._BatchNorm):
+                made = DividingByNone(child.num_features, child.eps, child.momentum)
+                made.load_state_dict(child.state_dict(), strict=False)
+                setattr(module, name, made)
+            replace(child)
+
+    model = build(encoder="resnet10t")
+    replace(model)
+    monkeypatch.setattr(Pretrainer, "_alone", property(lambda self: False))
+    model.training_step(batch, 0)  # the statistics are those of a step
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.training_step(lacking(batch, slice(None)), 1)
+    after = model.state_dict()
+    running = [key for key in after if "running" in key]
+    assert any("sar" in key for key in running)
+    for key in running:
+        assert torch.equal(after[key], before[key]) is ("sar" in key), key

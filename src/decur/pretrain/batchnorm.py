@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from decur.encoders.checkpointing import batch_statistics
 from decur.errors import ConfigError
 
 
@@ -112,6 +115,21 @@ class SyncBatchNorms(LayerSync):
     def revert(self, model: nn.Module) -> nn.Module:
         """Leave the layers: alone, they are what they were."""
         return model
+
+
+@contextmanager
+def finite_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what a batch of no values does to running statistics, without waiting for the device.
+
+    torch's SyncBatchNorm divides by the number of values on all processes, be it 0.
+
+    Args:
+        modules: those that may be given such a batch.
+    """
+    kept = [(b, b.clone()) for module in modules for b in batch_statistics(module)]
+    yield
+    for buffer, before in kept:
+        buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
 
 
 def convert_on_cpu(module: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment, spread
 from decur.pretrain.absent import nothing, stand_ins
+from decur.pretrain.batchnorm import finite_statistics
 from decur.pretrain.compiling import Compile, Networks, pays
 from decur.pretrain.divergence import Divergence
 from decur.pretrain.loading import PairedData
@@ -173,22 +174,24 @@ class Pretrainer(L.LightningModule):
         blank = stand_ins(self.encoders, {n: index for n, index in rows.items() if n not in few})
         found: dict[str, list[Tensor]] = {name: [] for name in views}
         encoders, projectors = self._networks().of(rows)
-        for view in (0, 1):
-            images = {
-                name: self._layout(_choose(x, rows.get(name), name in blank))
-                for name, x in ((name, pair[view]) for name, pair in views.items())
-                if name not in few
-            }
-            for name, h in encode(encoders, images, present).items():
-                z = projectors[name](h[:0] if name in blank else h)  # (n, K)
-                if name in rows:
-                    everyone = z.new_zeros(len(present[name]), z.shape[1])
-                    z = everyone.index_copy(0, rows[name], z)
-                found[name].append(z)
+        empty = [name for name, index in rows.items() if len(index) == 0 and name not in few]
+        with finite_statistics(part[name] for name in empty for part in (encoders, projectors)):
+            for view in (0, 1):
+                images = {
+                    name: self._layout(_choose(x, rows.get(name), name in blank))
+                    for name, x in ((name, pair[view]) for name, pair in views.items())
+                    if name not in few
+                }
+                for name, h in encode(encoders, images, present).items():
+                    z = projectors[name](h[:0] if name in blank else h)  # (n, K)
+                    if name in rows:
+                        everyone = z.new_zeros(len(present[name]), z.shape[1])
+                        z = everyone.index_copy(0, rows[name], z)
+                    found[name].append(z)
         for name in few:
-            empty = torch.zeros(len(present[name]), self.objective.dim, device=self.device)
-            empty = empty + nothing((self.encoders[name], self.projectors[name]), empty)
-            found[name] = [empty, empty]
+            zeros = torch.zeros(len(present[name]), self.objective.dim, device=self.device)
+            zeros = zeros + nothing((self.encoders[name], self.projectors[name]), zeros)
+            found[name] = [zeros, zeros]
         return {name: (first, second) for name, (first, second) in found.items()}, present
 
     def _networks(self) -> Networks:
