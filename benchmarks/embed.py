@@ -34,7 +34,7 @@ from decur.embed.model import EmbeddingModel
 from decur.embed.parts import PartData, PartWriter, schema
 from decur.encoders import Encoder, build_encoder
 from decur.pretrain import LoaderSettings
-from decur.pretrain.run import quiet_lightning
+from decur.pretrain.engine import quiet_lightning
 
 BANDS = {"s1": 2, "s2": 13}
 

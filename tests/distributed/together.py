@@ -18,8 +18,8 @@ from decur.errors import BadSampleError
 from decur.objectives import list_objectives
 from decur.pretrain import Pretrainer
 from decur.pretrain.batchnorm import SyncBatchNorms
+from decur.pretrain.engine import quiet_lightning
 from decur.pretrain.loading import PairedData
-from decur.pretrain.run import quiet_lightning
 from decur.pretrain.settings import (
     EncoderSettings,
     LoaderSettings,

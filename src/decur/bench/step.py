@@ -30,7 +30,7 @@ from decur.bench.traffic import traffic
 from decur.data import PairedDataset
 from decur.objectives import Objective
 from decur.pretrain.compiling import Compile
-from decur.pretrain.run import quiet_lightning
+from decur.pretrain.engine import quiet_lightning
 from decur.pretrain.settings import (
     EncoderSettings,
     LoaderSettings,

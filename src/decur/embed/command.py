@@ -20,7 +20,7 @@ from decur.embed.neighbors import Hits, Part, Vectors, choose, default_part, nea
 from decur.embed.neighbors import recall as share
 from decur.errors import ConfigError
 from decur.pretrain import figures
-from decur.pretrain.run import FIXED
+from decur.pretrain.engine import FIXED
 
 _ROWS = 6  # queries of a picture, where all are asked for
 

@@ -21,7 +21,7 @@ from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parts import BAD, PartData, PartWriter, part_file, schema
 from decur.errors import ConfigError, DataError
 from decur.pretrain import EncoderSettings, LoaderSettings
-from decur.pretrain.run import quiet_lightning
+from decur.pretrain.engine import quiet_lightning
 from decur.transfer.sources import MissingBands
 from decur.transfer.survey import fingerprint
 

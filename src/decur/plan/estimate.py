@@ -29,7 +29,7 @@ from decur.plan.reading import LEAST, Reading, measure_reading
 from decur.plan.result import ROOM, Plan, Share
 from decur.pretrain import Pretrainer
 from decur.pretrain.compiling import Compile, pays
-from decur.pretrain.run import quiet_lightning
+from decur.pretrain.engine import quiet_lightning
 from decur.pretrain.settings import (
     EncoderSettings,
     LoaderSettings,

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from decur.checkpoint import RunFolder
 from decur.config import Parser
 from decur.errors import ConfigError
-from decur.pretrain.run import FIXED, Pretrained, pretrain
+from decur.pretrain.engine import FIXED
+from decur.pretrain.run import Pretrained, pretrain
 
 _DEFAULTS = {
     "data": {"class_path": "decur.data.PairedFolder"},

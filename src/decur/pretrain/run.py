@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from decur import report
 from decur.checkpoint import RunFolder, save_encoder
-from decur.config import flatten
 from decur.data import PairedDataset
 from decur.data.selection import select
 from decur.errors import ConfigError
@@ -31,15 +23,17 @@ from decur.pretrain.callbacks import (
     BadSamples,
     EpochLog,
     ProgressBar,
-    read_metrics,
     tensorboard,
 )
 from decur.pretrain.compiling import Compile
+from decur.pretrain.engine import make_engine, quiet_lightning
 from decur.pretrain.loading import EpochBatches, PairedData
 from decur.pretrain.module import Pretrainer
+from decur.pretrain.opening import open_run
 from decur.pretrain.optim import build_optimizer, describe_groups
 from decur.pretrain.processes import reporting_lost_processes
-from decur.pretrain.saving import AtomicCheckpointIO, SaveState, newest_checkpoint
+from decur.pretrain.reporting import finish_report
+from decur.pretrain.saving import AtomicCheckpointIO, SaveState
 from decur.pretrain.settings import (
     CheckpointSettings,
     EncoderSettings,
@@ -50,21 +44,6 @@ from decur.pretrain.settings import (
     ViewSettings,
 )
 from decur.pretrain.sharding import Sharded, gather
-
-# Of Lightning's Trainer: what a run decides itself, and what has no meaning without validation.
-FIXED = {
-    *("logger", "callbacks", "default_root_dir", "plugins", "use_distributed_sampler"),
-    *(
-        "enable_checkpointing",
-        "enable_progress_bar",
-        "enable_model_summary",
-        "enable_autolog_hparams",
-    ),
-    *("num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "model_registry", "barebones"),
-    *("limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval"),
-    *("check_val_every_n_epoch", "fast_dev_run", "overfit_batches", "min_epochs", "min_steps"),
-    *("inference_mode", "sync_batchnorm"),
-}
 
 
 @dataclass(frozen=True)
@@ -136,7 +115,7 @@ def pretrain(
     data = select(data, modalities)
     paired = PairedData(data, loader, seed)
     steps = _take_max_steps(options, paired)
-    resume = _open(folder, config)
+    resume = open_run(folder, config)
     L.seed_everything(seed, verbose=False)
     make = partial(
         Pretrainer,
@@ -156,7 +135,7 @@ def pretrain(
     model = make()
     log = EpochLog(folder, monitor, console, options["log_every_n_steps"])
     saving = SaveState(folder, checkpoint)
-    engine = _engine(
+    engine = make_engine(
         options,
         logger=tensorboard(folder),
         callbacks=[
@@ -187,61 +166,6 @@ def pretrain(
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
     return Pretrained(folder, model)
-
-
-def _engine(options: dict[str, Any], **fixed: Any) -> L.Trainer:
-    """Lightning's Trainer; what it refuses is a wrong configuration."""
-    try:
-        return L.Trainer(**options, **fixed)
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
-
-
-def _open(folder: RunFolder, config: str | None) -> Path | None:
-    """Make the folder; find what to go on from."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ConfigError(f"--run {folder.path}: is a file, not a folder")
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run {folder.path}: cannot be made ({error.strerror})") from error
-    resume = newest_checkpoint(folder)
-    if resume is not None and config is not None and folder.config.is_file():
-        from decur.pretrain.command import complete  # which knows every key's default
-
-        for key, before, now in _changes(complete(folder.config), config):
-            raise ConfigError(
-                f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
-                "folder with --run, or start this one anew with --overwrite"
-            )
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        ours = folder.config.is_file() or folder.checkpoints.is_dir()
-        if not ours and any(folder.path.iterdir()):
-            raise ConfigError(
-                f"--run {folder.path}: is not empty and holds no run; choose another folder"
-            )
-        if resume is None:  # what a start that came to nothing left would be mixed in
-            for old in (folder.metrics, folder.bad_samples):
-                old.unlink(missing_ok=True)
-            shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
-        if config is not None:
-            folder.config.write_text(config)
-    return resume
-
-
-# What may differ when a run goes on, since it does not change the result.
-_FREE = (
-    *("run", "loader.workers", "checkpoint.", "encoder.checkpointing"),
-    *("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-)
-
-
-def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
-    """Keys whose values differ between two configurations, and matter."""
-    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
-    for key in sorted(set(old) | set(new)):
-        if old.get(key) != new.get(key) and not key.startswith(_FREE):
-            yield key, old.get(key), new.get(key)
 
 
 def _take_max_steps(options: dict[str, Any], paired: PairedData) -> int | None:
@@ -294,75 +218,3 @@ def _introduce(
         batch = figures.first_batch(paired.fixed_batches(6, batch_size=6))
         figures.save(figures.contact_sheet(model, batch), folder.figures / "views.png")
         say("look at", f"{folder.figures / 'views.png'}  (what the network sees)")
-
-
-def finish_report(folder: RunFolder, data: PairedDataset, model: Pretrainer) -> None:
-    """Draw the figures of a run and write its section of the report.
-
-    Args:
-        folder: the run's.
-        data: what was trained on.
-        model: what was trained.
-    """
-    rows = read_metrics(folder)
-    if not rows:
-        return
-    body = [report.paragraph(data.describe()), _last_values(rows)]
-    if figures.available():
-        views = folder.figures / "views.png"
-        if views.is_file():
-            body.append(
-                report.figure(views, "Samples, each with the two views that training sees.")
-            )
-        for name, picture, caption in (
-            ("diagonals", figures.diagonals(rows), _DIAGONALS),
-            ("loss", figures.loss_terms(rows), "Loss terms, each divided by its dimensions."),
-            ("ranks", figures.rank_curves(rows), _RANKS),
-            ("probes", figures.probe_curves(rows), _PROBES),
-        ):
-            if picture is not None:
-                path = figures.save(picture, folder.figures / f"{name}.png")
-                body.append(report.figure(path, caption))
-    else:
-        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
-    if folder.config.is_file():
-        body.append(report.details("Configuration", folder.config.read_text()))
-    report.add_section(folder, 10, "pretrain", "Pretraining", "\n".join(body))
-
-
-_DIAGONALS = (
-    "Mean diagonal of the cross-correlation matrix between sensors. Common dimensions should rise "
-    "towards 1, unique ones stay near 0; dotted: between two views of one sensor."
-)
-_RANKS = "Effective rank: how many dimensions are in use. A fall towards 1 is a collapse."
-_PROBES = (
-    "Linear probe of frozen features, half of the monitored samples against the other half: "
-    "accuracy, mean average precision or R2."
-)
-
-
-def _last_values(rows: list[dict[str, float]]) -> str:
-    wanted = ("loss", "diagonal/", "offdiag_rms/", "rank/", "pairs_per_second")
-    first, last = rows[0], rows[-1]
-    names = [key for key in last if key.startswith(wanted)]
-    return report.table(
-        ("", "first epoch", f"epoch {last['epoch']:.0f}"),
-        [(name, first.get(name, float("nan")), last[name]) for name in names],
-    )
-
-
-def quiet_lightning() -> None:
-    """Silence what Lightning says that a person cannot act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # but for why it kills this process: another one has died
-    logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
-    for text in (
-        ".*does not have many workers.*",
-        ".*overridden `transfer_batch_to_device`.*",
-        ".*not resumable.*",
-        ".*`isinstance\\(treespec.*",
-        ".*The number of training batches.*",
-        ".*lr_scheduler.step.*",
-    ):
-        warnings.filterwarnings("ignore", text)

@@ -17,7 +17,7 @@ from decur.checkpoint import RunFolder, atomic
 from decur.data import PairedDataset
 from decur.errors import ConfigError
 from decur.pretrain import EncoderSettings, LoaderSettings
-from decur.pretrain.run import quiet_lightning
+from decur.pretrain.engine import quiet_lightning
 from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent
 from decur.transfer.averaging import Averaging
 from decur.transfer.evaluate import intervals
