@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
 from decur.checkpoint import RunFolder, atomic
 from decur.compare.beside import add_published
@@ -20,6 +20,7 @@ from decur.compare.table import Table, read_scores, tabulate
 from decur.compare.workers import Workers, is_done, seconds
 from decur.compare.writing import write
 from decur.errors import ConfigError, DecurError
+from decur.progress import progress_bar
 
 
 class CellsFailedError(DecurError):
@@ -157,16 +158,7 @@ def _devices(wanted: Sequence[str] | None) -> list[str]:
 def _run(
     todo: Sequence[Cell], devices: Sequence[str], console: Console, failed: dict[Path, str]
 ) -> None:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        expand=True,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = progress_bar(console, "{task.description}", "", TimeElapsedColumn(), wide=True)
     task, ended = bar.add_task("", total=len(todo)), 0
     running: list[str] = []
 

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
 from decur.checkpoint import RunFolder, atomic
 from decur.data import PairedDataset
@@ -22,6 +22,7 @@ from decur.embed.parts import BAD, PartData, PartWriter, part_file, schema
 from decur.errors import ConfigError, DataError
 from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.pretrain.engine import quiet_lightning
+from decur.progress import progress_bar
 from decur.transfer.sources import MissingBands
 from decur.transfer.survey import fingerprint
 
@@ -242,16 +243,7 @@ class _Bar(Callback):
     """A bar over the batches of the first process, for people."""
 
     def __init__(self, console: Console) -> None:
-        self.bar = Progress(
-            TextColumn("embedding"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("batches"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.bar = progress_bar(console, "embedding", "batches", TimeRemainingColumn())
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show it."""

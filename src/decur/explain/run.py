@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
 from decur import report
 from decur.checkpoint import RunFolder
@@ -32,6 +32,7 @@ from decur.explain.opening import (
     size_of_views,
 )
 from decur.pretrain import LoaderSettings, figures
+from decur.progress import progress_bar
 
 T = TypeVar("T")
 FIRST = 100  # place of the first analysis in the report: after what other commands write
@@ -257,15 +258,7 @@ def _say(console: Console, analysis: Analysis, text: str) -> None:
 @contextmanager
 def _bar(console: Console, name: str) -> Iterator[Watch]:
     """A progress bar for people; it goes when the analysis ends, however it does."""
-    progress = Progress(
-        TextColumn(name),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    progress = progress_bar(console, name, "", TimeRemainingColumn())
 
     def watch(steps: Iterable[T], n: int) -> Iterator[T]:
         task = progress.add_task("", total=n)

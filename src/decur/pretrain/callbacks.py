@@ -10,13 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TimeRemainingColumn
 
 from decur.checkpoint import RunFolder, atomic
 from decur.errors import DataError
@@ -24,6 +18,7 @@ from decur.pretrain.loading import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
+from decur.progress import progress_bar
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:
@@ -153,16 +148,9 @@ class ProgressBar(Callback):
 
     def __init__(self, epochs: EpochLog, console: Console) -> None:
         self.epochs = epochs
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("steps, {task.fields[speed]:.0f} pairs/s "),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-            transient=True,
-            disable=not console.is_terminal,
+        speed = "steps, {task.fields[speed]:.0f} pairs/s "
+        self.bar = progress_bar(
+            console, "epoch {task.fields[epoch]}", speed, TimeRemainingColumn(), wide=True
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
