@@ -95,8 +95,17 @@ def test_a_sample_is_read_from_its_files_and_no_others(make, tmp_path):
         with pytest.raises(BadSampleError):
             _forgetting(data)[index]
         file.write_bytes(content)
-    one = select(data, [next(iter(data.modalities))])
-    assert one.read_bytes(index).tobytes() == stored  # it reads all and drops some
+    for name in before["images"]:  # of a sensor that is not wanted nothing is read
+        one = select(data, [name])
+        fewer = set(map(Path, one.files(index)))
+        assert fewer < set(contents)
+        for file in set(contents) - fewer:
+            file.unlink()
+        found = one[index]
+        assert same(found["images"], {name: before["images"][name]})
+        assert same(found.get("target", {}), before.get("target", {}))
+        for file, content in contents.items():
+            file.write_bytes(content)
 
 
 def _forgetting(data):
@@ -135,6 +144,9 @@ def test_nyu_and_sun_read_rows_of_matlab_files(tmp_path):
     file = Mat73(root / "nyu_depth_v2_labeled.mat", (), "")
     parts = [file.read_bytes(name, 3).tobytes() for name in ("images", "depths", "labels")]
     assert data.read_bytes(1).tobytes() == b"".join(parts)
+    assert select(data, ["depth"]).read_bytes(1).tobytes() == b"".join(parts[1:])
+    found = select(data, ["rgb"])[1]
+    assert same(found["images"]["rgb"], data[1]["images"]["rgb"]) and len(found["images"]) == 1
     data = readers.SUNRGBD(make_sunrgbd(tmp_path / "sun", SCENES), "train")
     files = b"".join(Path(file).read_bytes() for file in data.files(0))
     label = data.read_bytes(0).tobytes()[len(files) :]

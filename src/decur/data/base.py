@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
@@ -74,6 +74,8 @@ class PairedDataset(Dataset[Sample], ABC):
         targets: `{name: Target}`; empty where nothing is labelled.
         groups: for each sample the name of its group (a scene, a cluster of tiles) that must not
             be split between training and test; None where the data names none.
+        wanted: names of the sensors whose pictures are to be read; None: all. Set by
+            `decur.data.selection`, so that nobody waits for pictures that nobody looks at.
     """
 
     modalities: dict[str, Modality]
@@ -81,6 +83,7 @@ class PairedDataset(Dataset[Sample], ABC):
     present: dict[str, np.ndarray]
     targets: dict[str, Target]
     groups: list[str] | None = None
+    wanted: Collection[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,6 +98,13 @@ class PairedDataset(Dataset[Sample], ABC):
 
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
+
+    def reads(self, name: str, index: int) -> bool:
+        """Whether a sample's picture of a sensor is to be read: it is there and wanted.
+
+        For `read`. A data set may read the others besides, where that costs nothing.
+        """
+        return bool(self.present[name][index]) and (self.wanted is None or name in self.wanted)
 
     def files(self, index: int) -> Sequence[str | Path]:
         """The files that are read for one sample; none where it has no files of its own.

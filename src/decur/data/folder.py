@@ -112,7 +112,7 @@ class PairedFolder(PairedDataset):
         images = {}
         for name, modality in self.modalities.items():
             file = self._files[name][index]
-            if file is not None:
+            if file is not None and self.reads(name, index):
                 images[name] = resize(
                     read_image(file, modality.channels, modality.nodata), modality.size
                 )
@@ -125,7 +125,8 @@ class PairedFolder(PairedDataset):
 
     def files(self, index: int) -> list[str]:
         """The pictures of a sample, and its mask."""
-        pictures = [files[index] for files in self._files.values()]
+        names = [name for name in self.modalities if self.reads(name, index)]
+        pictures = [self._files[name][index] for name in names]
         files = [*pictures, self._masks.get(self.ids[index])]
         return [file for file in files if file is not None]
 

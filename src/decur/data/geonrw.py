@@ -120,7 +120,7 @@ class GeoNRW(PairedDataset):
         """
         scene, (row, column) = self.groups[index], divmod(index % self.grid**2, self.grid)
         if self._last is None or self._last[0] != scene:
-            self._last = (scene, self._decode(self._scenes[scene]))
+            self._last = (scene, self._decode(self._wanted(scene)))
         height, width = (side // self.grid for side in self._size)
         down, right = (slice(i * n, (i + 1) * n) for i, n in ((row, height), (column, width)))
         tiles = {name: whole[..., down, right] for name, whole in self._last[1].items()}
@@ -134,7 +134,11 @@ class GeoNRW(PairedDataset):
 
     def files(self, index: int) -> list[str]:
         """The files of a tile's scene, which are decoded whole, once for tiles read in a row."""
-        return list(self._scenes[self.groups[index]].values())
+        return list(self._wanted(self.groups[index]).values())
+
+    def _wanted(self, scene: str) -> dict[str, str]:
+        wanted = {_MASK, *(self.modalities if self.wanted is None else self.wanted)}
+        return {name: file for name, file in self._scenes[scene].items() if name in wanted}
 
     def _decode(self, files: dict[str, str]) -> dict[str, Tensor]:
         readers: dict[str, Callable[[str], Tensor]] = {

@@ -119,15 +119,16 @@ class NYUDepthV2(PairedDataset):
             BadSampleError: naming the file and the row, if it cannot be used.
         """
         row = self._rows[index]
-        photograph = torch.from_numpy(_upright(self._data.read("images", row)))
-        metres = self._read_depth(row)
-        if metres.isnan().all():
-            raise BadSampleError(self._data.file, f"row {row} of {self._depths} has no depth")
         images = {}
-        for name in self.modalities:
+        for name in (name for name in self.modalities if self.reads(name, index)):
             if name == "rgb":
+                photograph = torch.from_numpy(_upright(self._data.read("images", row)))
                 images[name] = resize(photograph, self._size)
             else:
+                metres = self._read_depth(row)
+                if metres.isnan().all():
+                    reason = f"row {row} of {self._depths} has no depth"
+                    raise BadSampleError(self._data.file, reason)
                 images[name] = encode_depth(metres, self.depth, INTRINSICS, self._size)
         sample: Sample = {"id": self.ids[index], "images": images}
         if self.targets:
@@ -140,7 +141,9 @@ class NYUDepthV2(PairedDataset):
         Raises:
             BadSampleError: naming the file and the row, if it cannot be read.
         """
-        names = ["images", self._depths, *(["labels"] if self.targets else [])]
+        read = [name for name in self.modalities if self.reads(name, index)]
+        names = ["images" if name == "rgb" else self._depths for name in read]
+        names += ["labels"] if self.targets else []
         return np.concatenate([self._data.read_bytes(name, self._rows[index]) for name in names])
 
     def _read_depth(self, row: int) -> Tensor:

@@ -128,7 +128,7 @@ class RGBX(PairedDataset):
         sample: Sample = {"id": self.ids[index], "images": {}}
         for name, modality in self.modalities.items():
             file = self._files[name][index]
-            if file is not None:
+            if file is not None and self.reads(name, index):
                 sample["images"][name] = resize(
                     read_image(file, modality.channels, modality.nodata), modality.size
                 )
@@ -139,7 +139,8 @@ class RGBX(PairedDataset):
 
     def files(self, index: int) -> list[str]:
         """The pictures of a sample, and its label."""
-        files = [*(self._files[name][index] for name in self.modalities), self._labels[index]]
+        names = [name for name in self.modalities if self.reads(name, index)]
+        files = [*(self._files[name][index] for name in names), self._labels[index]]
         return [file for file in files if file is not None]
 
     def _read_label(self, file: str) -> Tensor:

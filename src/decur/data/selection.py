@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDatas
 
 class _Selection(PairedDataset):
     def __init__(self, data: PairedDataset, modalities: Sequence[str]) -> None:
-        self.data = data
+        self.data = copy.copy(data)
+        self.data.wanted = list(modalities)
         self.modalities = {n: m for n, m in data.modalities.items() if n in modalities}
         there = np.logical_or.reduce([data.present[name] for name in self.modalities])
         self.rows = np.flatnonzero(there)
@@ -54,17 +56,17 @@ class _Selection(PairedDataset):
             self.groups = [data.groups[row] for row in self.rows]
 
     def read(self, index: int) -> Sample:
-        """Read one sample, and keep the pictures that are wanted."""
+        """Read one sample's pictures that are wanted; those that come besides are dropped."""
         sample = self.data.read(int(self.rows[index]))
         images = {n: x for n, x in sample["images"].items() if n in self.modalities}
         return {**sample, "images": images}
 
     def files(self, index: int) -> Sequence[str | Path]:
-        """The files of all sensors, since all are read."""
+        """Those of the data set itself, without what is not wanted."""
         return self.data.files(int(self.rows[index]))
 
     def read_bytes(self, index: int) -> np.ndarray | None:
-        """The bytes of all sensors, since all are read."""
+        """Those of the data set itself, without what is not wanted."""
         return self.data.read_bytes(int(self.rows[index]))
 
     def order(self, rng: np.random.Generator) -> np.ndarray:

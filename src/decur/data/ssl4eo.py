@@ -119,7 +119,7 @@ class PlacesInSeasons(PairedDataset):
         images = {
             name: without_offset(*self._scene(name, index))
             for name in self.modalities
-            if self.present[name][index]
+            if self.reads(name, index)
         }
         return {"id": self.ids[index], "images": images}
 
@@ -211,8 +211,8 @@ class SSL4EOS12(PlacesInSeasons):
         Raises:
             BadSampleError: naming the folder, if the seasons of a place cannot be listed.
         """
-        there = [name for name, has in self.present.items() if has[index]]
-        return [file for name in there for file in self._bands(name, self._product(name, index))]
+        names = [name for name in self.modalities if self.reads(name, index)]
+        return [file for name in names for file in self._bands(name, self._product(name, index))]
 
     def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
         product = self._product(name, index)

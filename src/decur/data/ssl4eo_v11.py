@@ -211,7 +211,7 @@ class SSL4EOS12v11(PlacesInSeasons):
             BadSampleError: naming the file, if it cannot be read.
         """
         place, stored = self.groups[index], []
-        for name in (name for name, has in self.present.items() if has[index]):
+        for name in (name for name in self.modalities if self.reads(name, index)):
             path = self._path(name, int(self._file_of[index // self.seasons]))
             file = _opened(path)
             season = self._season(name, index, file.bands.shape[1])

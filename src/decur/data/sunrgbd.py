@@ -135,7 +135,7 @@ class SUNRGBD(PairedDataset):
         id_ = self.ids[index]
         sample: Sample = {"id": id_, "images": {}}
         for name in self.modalities:
-            if not self.present[name][index]:
+            if not self.reads(name, index):
                 continue
             if name == "rgb":
                 photograph = read_image(_only_file(self._scene(index) / "image"), bands=3)
@@ -155,10 +155,9 @@ class SUNRGBD(PairedDataset):
             BadSampleError: naming the folder, if a picture is missing.
         """
         scene, files = self._scene(index), []
-        for name, has in self.present.items():
-            if has[index]:
-                files.append(_only_file(scene / ("image" if name == "rgb" else self._folder)))
-            if has[index] and name == "hha":
+        for name in (name for name in self.modalities if self.reads(name, index)):
+            files.append(_only_file(scene / ("image" if name == "rgb" else self._folder)))
+            if name == "hha":
                 files.append(scene / "intrinsics.txt")
         return files
 
