@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from make_folder import make_folder
 
 from decur import Modality
-from decur.data import PairedDataset
+from decur.data import PairedDataset, PairedFolder
 from decur.data.base import Collate, Sample, Target
 from decur.data.selection import select
 from decur.errors import BadSampleError, ConfigError
+from decur.transfer.splits import join
 
 # sample: its sensors
 HAS = {"p": "ac", "q": "b", "r": "abc", "s": "c", "t": "bc"}
@@ -92,3 +94,16 @@ def test_the_order_is_the_whole_data_sets_without_those_left_out(places):
     places.order = lambda rng: np.array([4, 0, 3, 1, 2])
     some = select(places, ["b"])  # q, r, t
     assert [some.ids[i] for i in some.order(np.random.default_rng(0))] == ["t", "q", "r"]
+
+
+def test_what_is_not_wanted_may_be_missing(tmp_path):
+    """Training on pictures of one sensor does not open the other's, whatever wraps the data."""
+    data = PairedFolder(make_folder(tmp_path, {"a": "xyz", "b": "xyz"}))
+    wrapped = [data, join(data, data), select(data, ["a", "b"]), select(join(data, data), ["a"])]
+    for file in (tmp_path / "b").iterdir():
+        file.unlink()
+    for whole in wrapped:
+        found = whole.only(["a"])
+        assert set(found[1]["images"]) == {"a"} and found.ids == whole.ids
+    with pytest.raises(BadSampleError):
+        data[1]  # itself it wants all

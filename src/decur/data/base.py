@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -74,8 +75,7 @@ class PairedDataset(Dataset[Sample], ABC):
         targets: `{name: Target}`; empty where nothing is labelled.
         groups: for each sample the name of its group (a scene, a cluster of tiles) that must not
             be split between training and test; None where the data names none.
-        wanted: names of the sensors whose pictures are to be read; None: all. Set by
-            `decur.data.selection`, so that nobody waits for pictures that nobody looks at.
+        wanted: names of the sensors whose pictures are to be read, see `only`; None: all.
     """
 
     modalities: dict[str, Modality]
@@ -99,11 +99,21 @@ class PairedDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
 
-    def reads(self, name: str, index: int) -> bool:
-        """Whether a sample's picture of a sensor is to be read: it is there and wanted.
+    def only(self, names: Collection[str]) -> Self:
+        """The same samples, of which only some sensors' pictures need be read.
 
-        For `read`. A data set may read the others besides, where that costs nothing.
+        What would wait for the others uses this: they may be left out, or come besides where that
+        costs nothing.
+
+        Args:
+            names: of the sensors.
         """
+        made = copy.copy(self)
+        made.wanted = tuple(names)
+        return made
+
+    def reads(self, name: str, index: int) -> bool:
+        """Whether a sample's picture of a sensor is to be read: it is there and wanted."""
         return bool(self.present[name][index]) and (self.wanted is None or name in self.wanted)
 
     def files(self, index: int) -> Sequence[str | Path]:

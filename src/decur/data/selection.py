@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -44,8 +44,7 @@ def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDatas
 
 class _Selection(PairedDataset):
     def __init__(self, data: PairedDataset, modalities: Sequence[str]) -> None:
-        self.data = copy.copy(data)
-        self.data.wanted = list(modalities)
+        self.data = data.only(modalities)
         self.modalities = {n: m for n, m in data.modalities.items() if n in modalities}
         there = np.logical_or.reduce([data.present[name] for name in self.modalities])
         self.rows = np.flatnonzero(there)
@@ -54,6 +53,12 @@ class _Selection(PairedDataset):
         self.targets = data.targets
         if data.groups is not None:
             self.groups = [data.groups[row] for row in self.rows]
+
+    def only(self, names: Collection[str]) -> Self:
+        """See `PairedDataset.only`."""
+        made = super().only(names)
+        made.data = self.data.only(names)
+        return made
 
     def read(self, index: int) -> Sample:
         """Read one sample's pictures that are wanted; those that come besides are dropped."""

@@ -117,7 +117,8 @@ def embed(
         for column, widths in model.widths.items():
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
             console.print(f"{column:<12}{text}", highlight=False)
-    parts = PartData(data, list(model.modalities), loader, folder, part)
+    names = list(model.modalities)
+    parts = PartData(data.only(names), names, loader, folder, part)
     try:
         engine.predict(model, parts, return_predictions=False)
     finally:

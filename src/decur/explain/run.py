@@ -127,6 +127,7 @@ def explain(
     seen = np.logical_or.reduce([data.present[name] for name in checkpoints[0].modalities])
     if not seen.any():
         raise DataError(f"no sample of the data has {' or '.join(checkpoints[0].modalities)}")
+    data = data.only(list(checkpoints[0].modalities))
     loaded = SampleLoader(data, samples, loader, np.flatnonzero(seen).tolist())
     _introduce(console, checkpoints, loaded)
     done = Explained(folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         groups = [part.groups for part in parts]
         self.groups = [g for part in groups for g in part or ()] if None not in groups else None
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def only(self, names: Collection[str]) -> Self:
+        """See `PairedDataset.only`."""
+        made = super().only(names)
+        made.joined = tuple(part.only(names) for part in self.joined)
+        return made
 
     def read(self, index: int) -> Sample:
         """Read one sample of whichever part it is in."""
