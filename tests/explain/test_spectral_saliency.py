@@ -86,9 +86,12 @@ def test_exchange_is_the_change_of_the_score_when_one_band_is_another_samples(
     known = known / known.sum(1, keepdim=True)
     found = spectral(checkpoint, loader, steps=1)["sar/common/exchanged"]
     np.testing.assert_allclose(found, known.numpy(), rtol=1e-2, atol=1e-3)
-    alone = spectral(checkpoint, tiny_loader(1), steps=1)
+    alone = spectral(checkpoint, tiny_loader(1), steps=1, baseline=0.0)
     assert alone["sar/common/exchanged"].shape == (0, 2)
     assert "blue" in findings(alone)
+    alone = spectral(checkpoint, tiny_loader(1), steps=1)
+    assert alone["sar/common/importance"].shape == (0, 2)
+    assert "another, whose picture is the start" in findings(alone)
 
 
 def test_the_path_may_start_at_another_sample():

@@ -38,7 +38,7 @@ def spectral(
     samples: int = 128,
     steps: int = 16,
     score: Score = "mean",
-    baseline: float | Literal["other"] = 0.0,
+    baseline: float | Literal["other"] = "other",
     pixels: Pixels = "net",
 ) -> Arrays:
     """Importance of each band to each part of each sensor's embedding, by Integrated Gradients.
@@ -53,10 +53,11 @@ def spectral(
         samples: at most how many are looked at, evenly spaced.
         steps: of the path from the baseline to the picture, at the nodes of Gauss and Legendre.
         score: "mean", as in the paper, or "energy"; see `Checkpoint.scores`.
-        baseline: value of all pixels where the path starts, in [0, 1] as the encoder sees them:
-            0, two standard deviations below a band's mean where a modality is scaled by them; or
-            "other", the picture of another sample (Erion et al. 2021): no encoder has met black
-            pictures, and a band may sway it there that tells it nothing among real ones.
+        baseline: where the path starts: "other", the picture of another sample of the batch (Erion
+            et al. 2021), or the value of all pixels in [0, 1] as the encoder sees them, in the
+            paper 0, two standard deviations below a band's mean where a modality is scaled by
+            them. No encoder has met black pictures, and a band may sway it there that tells it
+            nothing among real ones.
         pixels: how a band's pixels are joined: "net", |mean of attribution|, counts what is left
             of the band when its pixels are taken together, as in Algorithm 2; "absolute", the mean
             of |attribution|, counts every pixel that sways the score either way, by chance too.
@@ -154,6 +155,9 @@ class _Picture:
         from captum.attr import IntegratedGradients
 
         others = tuple(self.others.values())
+        if isinstance(baseline, str) and len(self.x) < 2:  # there is no other
+            none = np.empty(0, np.float32)
+            return np.empty((0, self.x.shape[1]), np.float32), none, none
         start = self._another() if isinstance(baseline, str) else 0 * self.x + baseline
         attribution = IntegratedGradients(self.scores).attribute(
             self.x,
@@ -220,7 +224,10 @@ def findings(arrays: Arrays) -> str:
         values = {part: arrays[f"{name}/{part}/importance"] for part in parts}
         count = len(values[parts[0]])
         if not count:
-            said.append(paragraph(f"No sample that was looked at has {name}."))
+            beside = ""
+            if arrays["baseline"].item() == "other":
+                beside = " besides another, whose picture is the start"
+            said.append(paragraph(f"No sample that was looked at has {name}{beside}."))
             continue
         changes = {part: arrays[f"{name}/{part}/exchanged"] for part in parts}
         sentence, rows = _told(name, bands, values, changes)
@@ -242,11 +249,9 @@ def findings(arrays: Arrays) -> str:
         paragraph(
             f"Importance of a band: the {_JOINED[arrays['pixels'].item()]} over its pixels, the "
             "bands of a picture summing to 1. The mean is over samples, the spread their standard "
-            "deviation. A band that is far from the start of the path counts more than one near "
-            "it. Exchanged: the same without gradients, how much the score changes when the band "
-            "alone is taken from another sample; a band that tells nothing is low there, whatever "
-            "the start. Where the two disagree, the start is the likely reason: take the option "
-            "baseline 'other'."
+            "deviation. Exchanged: the same without gradients, how much the score changes when the "
+            "band alone is taken from another sample; a band that tells nothing is low there, "
+            "whatever the start. Where the two disagree, trust neither for that band."
         )
     )
     return "".join(said)
