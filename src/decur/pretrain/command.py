@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from decur.checkpoint import RunFolder
-from decur.config import Parser
+from decur.config import Parser, flatten
 from decur.errors import ConfigError
 from decur.pretrain.engine import FIXED
 from decur.pretrain.run import Pretrained, pretrain
@@ -23,6 +24,11 @@ _DEFAULTS = {
     "trainer.max_epochs": 100,
 }
 
+# What may differ when a run goes on, since it does not change the result.
+_FREE = (
+    *("run", "loader.workers", "checkpoint.", "encoder.checkpointing"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+)
 
 _ABOUT = (
     "Pretrain one encoder for each sensor on unlabelled pairs. A folder with "
@@ -105,10 +111,30 @@ def main(arguments: Sequence[str]) -> Pretrained:
     if overwrite and getattr(rank_zero_only, "rank", 0) == 0:
         _remove(folder)  # others of several processes come when the run is under way
     text = parser.dump(settings, skip_none=False, skip_validation=True)
+    _refuse_another_run(folder, text)
     settings.pop("config", None)
     made = parser.instantiate_classes(settings)
     options = made.pop("trainer").as_dict()
     return pretrain(**vars(made), trainer=options, config=text)
+
+
+def _refuse_another_run(folder: RunFolder, config: str) -> None:
+    """See that an unfinished run in the folder is of this configuration."""
+    if not folder.saved_checkpoints() or not folder.config.is_file():
+        return
+    for key, before, now in _changes(complete(folder.config), config):
+        raise ConfigError(
+            f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
+            "folder with --run, or start this one anew with --overwrite"
+        )
+
+
+def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
+    """Keys whose values differ between two configurations, and matter."""
+    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key) and not key.startswith(_FREE):
+            yield key, old.get(key), new.get(key)
 
 
 def _remove(folder: RunFolder) -> None:

@@ -74,8 +74,8 @@ def pretrain(
 ) -> Pretrained:
     """Pretrain an encoder for each sensor, and leave a run folder.
 
-    A folder that holds an unfinished run of the same configuration is gone on with, to exactly the
-    result of an uninterrupted run.
+    A folder that holds an unfinished run is gone on with, to exactly the result of an uninterrupted
+    run, if the configuration is the same, which `decur pretrain` makes sure of.
 
     Args:
         data: the unlabelled pairs.
