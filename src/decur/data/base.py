@@ -112,9 +112,10 @@ class PairedDataset(Dataset[Sample], ABC):
         made.wanted = tuple(names)
         return made
 
-    def reads(self, name: str, index: int) -> bool:
-        """Whether a sample's picture of a sensor is to be read: it is there and wanted."""
-        return bool(self.present[name][index]) and (self.wanted is None or name in self.wanted)
+    def sensors_of(self, index: int) -> list[str]:
+        """Those of a sample whose pictures are to be read: they are there, and wanted."""
+        wanted = self.modalities if self.wanted is None else self.wanted
+        return [n for n in self.modalities if n in wanted and self.present[n][index]]
 
     def files(self, index: int) -> Sequence[str | Path]:
         """The files that are read for one sample; none where it has no files of its own.

@@ -110,12 +110,11 @@ class PairedFolder(PairedDataset):
         """
         id_ = self.ids[index]
         images = {}
-        for name, modality in self.modalities.items():
-            file = self._files[name][index]
-            if file is not None and self.reads(name, index):
-                images[name] = resize(
-                    read_image(file, modality.channels, modality.nodata), modality.size
-                )
+        for name in self.sensors_of(index):
+            modality, file = self.modalities[name], self._files[name][index]
+            assert file is not None
+            picture = read_image(file, modality.channels, modality.nodata)
+            images[name] = resize(picture, modality.size)
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
             sample["target"] = self._labels[id_] if self._labels else {}
@@ -125,8 +124,7 @@ class PairedFolder(PairedDataset):
 
     def files(self, index: int) -> list[str]:
         """The pictures of a sample, and its mask."""
-        names = [name for name in self.modalities if self.reads(name, index)]
-        pictures = [self._files[name][index] for name in names]
+        pictures = [self._files[name][index] for name in self.sensors_of(index)]
         files = [*pictures, self._masks.get(self.ids[index])]
         return [file for file in files if file is not None]
 

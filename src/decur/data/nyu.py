@@ -120,7 +120,7 @@ class NYUDepthV2(PairedDataset):
         """
         row = self._rows[index]
         images = {}
-        for name in (name for name in self.modalities if self.reads(name, index)):
+        for name in self.sensors_of(index):
             if name == "rgb":
                 photograph = torch.from_numpy(_upright(self._data.read("images", row)))
                 images[name] = resize(photograph, self._size)
@@ -141,8 +141,7 @@ class NYUDepthV2(PairedDataset):
         Raises:
             BadSampleError: naming the file and the row, if it cannot be read.
         """
-        read = [name for name in self.modalities if self.reads(name, index)]
-        names = ["images" if name == "rgb" else self._depths for name in read]
+        names = ["images" if name == "rgb" else self._depths for name in self.sensors_of(index)]
         names += ["labels"] if self.targets else []
         return np.concatenate([self._data.read_bytes(name, self._rows[index]) for name in names])
 

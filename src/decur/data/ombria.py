@@ -108,10 +108,10 @@ class Ombria(PairedDataset):
         """
         files, date = self._samples[index]
         sample: Sample = {"id": self.ids[index], "images": {}, "target": {}}
-        for name, modality in self.modalities.items():
-            if self.reads(name, index):
-                picture = read_image(files[f"{name}_{date}"], modality.channels)
-                sample["images"][name] = resize(picture, modality.size)
+        for name in self.sensors_of(index):
+            modality = self.modalities[name]
+            picture = read_image(files[f"{name}_{date}"], modality.channels)
+            sample["images"][name] = resize(picture, modality.size)
         if mask := _mask(files, date):
             sample["target"]["flood"] = _read_flood(mask, self.modalities["s1"].size)
         return sample
@@ -119,7 +119,7 @@ class Ombria(PairedDataset):
     def files(self, index: int) -> list[str]:
         """The pictures of a pair, and the mask if there is one."""
         files, date = self._samples[index]
-        pictures = [files[f"{n}_{date}"] for n in self.modalities if self.reads(n, index)]
+        pictures = [files[f"{name}_{date}"] for name in self.sensors_of(index)]
         return [file for file in (*pictures, _mask(files, date)) if file is not None]
 
 

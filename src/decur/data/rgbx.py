@@ -126,12 +126,11 @@ class RGBX(PairedDataset):
             BadSampleError: naming the file, if it cannot be used.
         """
         sample: Sample = {"id": self.ids[index], "images": {}}
-        for name, modality in self.modalities.items():
-            file = self._files[name][index]
-            if file is not None and self.reads(name, index):
-                sample["images"][name] = resize(
-                    read_image(file, modality.channels, modality.nodata), modality.size
-                )
+        for name in self.sensors_of(index):
+            modality, file = self.modalities[name], self._files[name][index]
+            assert file is not None
+            picture = read_image(file, modality.channels, modality.nodata)
+            sample["images"][name] = resize(picture, modality.size)
         if self.targets:
             label = self._labels[index]
             sample["target"] = {} if label is None else {"label": self._read_label(label)}
@@ -139,8 +138,8 @@ class RGBX(PairedDataset):
 
     def files(self, index: int) -> list[str]:
         """The pictures of a sample, and its label."""
-        names = [name for name in self.modalities if self.reads(name, index)]
-        files = [*(self._files[name][index] for name in names), self._labels[index]]
+        pictures = [self._files[name][index] for name in self.sensors_of(index)]
+        files = [*pictures, self._labels[index]]
         return [file for file in files if file is not None]
 
     def _read_label(self, file: str) -> Tensor:

@@ -86,15 +86,14 @@ class PatchPairs(PairedDataset):
         Raises:
             BadSampleError: naming the file, if a band cannot be used.
         """
-        images = {n: self._read(n, index) for n in self.modalities if self.reads(n, index)}
+        images = {name: self._read(name, index) for name in self.sensors_of(index)}
         if "s2" in images:
             images["s2"] = without_offset(images["s2"], offset)
         return images
 
     def files(self, index: int) -> list[Path]:
         """The bands of a pair."""
-        names = [name for name in self.modalities if self.reads(name, index)]
-        return [file for name in names for file in self._bands(name, index)]
+        return [file for name in self.sensors_of(index) for file in self._bands(name, index)]
 
     @abstractmethod
     def folder(self, name: str, patch: str) -> Path:

@@ -117,9 +117,7 @@ class PlacesInSeasons(PairedDataset):
             BadSampleError: naming the file, if it cannot be used.
         """
         images = {
-            name: without_offset(*self._scene(name, index))
-            for name in self.modalities
-            if self.reads(name, index)
+            name: without_offset(*self._scene(name, index)) for name in self.sensors_of(index)
         }
         return {"id": self.ids[index], "images": images}
 
@@ -211,8 +209,8 @@ class SSL4EOS12(PlacesInSeasons):
         Raises:
             BadSampleError: naming the folder, if the seasons of a place cannot be listed.
         """
-        names = [name for name in self.modalities if self.reads(name, index)]
-        return [file for name in names for file in self._bands(name, self._product(name, index))]
+        products = {name: self._product(name, index) for name in self.sensors_of(index)}
+        return [file for name, found in products.items() for file in self._bands(name, found)]
 
     def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
         product = self._product(name, index)

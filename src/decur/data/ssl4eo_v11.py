@@ -210,8 +210,8 @@ class SSL4EOS12v11(PlacesInSeasons):
         Raises:
             BadSampleError: naming the file, if it cannot be read.
         """
-        place, stored = self.groups[index], []
-        for name in (name for name in self.modalities if self.reads(name, index)):
+        place, stored = self.groups[index], [np.empty(0, np.uint8)]
+        for name in self.sensors_of(index):
             path = self._path(name, int(self._file_of[index // self.seasons]))
             file = _opened(path)
             season = self._season(name, index, file.bands.shape[1])

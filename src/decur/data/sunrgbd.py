@@ -134,9 +134,7 @@ class SUNRGBD(PairedDataset):
         """
         id_ = self.ids[index]
         sample: Sample = {"id": id_, "images": {}}
-        for name in self.modalities:
-            if not self.reads(name, index):
-                continue
+        for name in self.sensors_of(index):
             if name == "rgb":
                 photograph = read_image(_only_file(self._scene(index) / "image"), bands=3)
                 sample["images"][name] = resize(photograph, self._size)
@@ -155,7 +153,7 @@ class SUNRGBD(PairedDataset):
             BadSampleError: naming the folder, if a picture is missing.
         """
         scene, files = self._scene(index), []
-        for name in (name for name in self.modalities if self.reads(name, index)):
+        for name in self.sensors_of(index):
             files.append(_only_file(scene / ("image" if name == "rgb" else self._folder)))
             if name == "hha":
                 files.append(scene / "intrinsics.txt")
