@@ -171,10 +171,11 @@ class Pretrainer(L.LightningModule):
             for name, has in present.items()
             if not bool(has.all())
         }
-        blank = stand_ins(self.encoders, {n: index for n, index in rows.items() if n not in few})
+        partly = {name: index for name, index in rows.items() if name not in few}
+        blank = stand_ins(self.encoders, partly)
+        empty = [name for name, index in partly.items() if len(index) == 0]
         found: dict[str, list[Tensor]] = {name: [] for name in views}
         encoders, projectors = self._networks().of(rows)
-        empty = [name for name, index in rows.items() if len(index) == 0 and name not in few]
         with finite_statistics(part[name] for name in empty for part in (encoders, projectors)):
             for view in (0, 1):
                 images = {
