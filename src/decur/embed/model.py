@@ -17,6 +17,7 @@ from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.pretrain import EncoderSettings
 from decur.pretrain.restore import restore
+from decur.sending import send
 from decur.transfer.sources import MissingBands, gather_encoders
 from decur.transfer.survey import scaled, weights_digest
 
@@ -65,7 +66,7 @@ class EmbeddingModel(L.LightningModule):
         for name, modality in self.modalities.items():
             if (has := present[name]).any():
                 raw = batch["images"][name]
-                raw = raw if has.all() else raw[has.to(raw.device)]
+                raw = raw if has.all() else raw[send(has.nonzero()[:, 0], raw.device)]
                 raw = raw.contiguous(memory_format=torch.channels_last)  # while it is small
                 x = scaled(raw, modality, self.size).to(self.dtype)
                 images[name] = x.contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from decur.encoders import Encoder
 from decur.encoders.attention import encode, encode_maps
 from decur.modality import Modality
+from decur.sending import send
 from decur.transfer.survey import MAPS
 
 
@@ -85,7 +86,7 @@ class Fusion(nn.Module, ABC):
             count = int(has.sum())
             if count == 0 or (count == 1 and self.encoder(name).training):
                 continue  # batch statistics need two
-            rows[name] = has.nonzero()[:, 0].to(images[name].device)
+            rows[name] = send(has.nonzero()[:, 0], images[name].device)
             given[name] = images[name][rows[name]]
         there = {name: present[name].cpu() for name in given} if present else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
