@@ -11,6 +11,8 @@ from torch import multiprocessing, nn
 from decur.objectives import list_objectives
 from decur.pretrain.batchnorm import SyncBatchNorms
 
+COUNTS = [(4, 4), (7, 0)]  # samples of each process
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [m.__name__ for m in list_objectives().values()])
@@ -38,37 +40,45 @@ def test_two_processes_train_as_one(objective, tiny, tiny_process):
     assert out.count("epoch 2/2") == 1  # one process speaks
 
 
-def _normalise(rank: int, world: int, folder: str, counts: list[int]) -> None:
+def _pictures(counts: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    whole = torch.randn(sum(counts), 3, 4, dtype=torch.float64)
+    return whole, torch.randn_like(whole)
+
+
+def _normalisation() -> nn.BatchNorm1d:
+    norm = nn.BatchNorm1d(3).double()
+    norm.weight.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    return norm
+
+
+def _normalise(rank: int, world: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
     )
-    torch.manual_seed(0)
-    whole = torch.randn(sum(counts), 3, 4, dtype=torch.float64)
-    weight = torch.randn_like(whole)
-    own = list(torch.split(whole, counts))[rank].clone().requires_grad_()
-    norm = SyncBatchNorms().apply(nn.Sequential(nn.BatchNorm1d(3).double()))
-    norm[0].weight.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    out = norm(own)
-    (out * torch.split(weight, counts)[rank]).sum().backward()
-    torch.save((out.detach(), own.grad, norm.state_dict()), f"{folder}/{rank}.pt")
+    found = {}
+    for counts in COUNTS:
+        whole, weight = _pictures(counts)
+        own = list(torch.split(whole, counts))[rank].clone().requires_grad_()
+        norm = SyncBatchNorms().apply(nn.Sequential(_normalisation()))
+        out = norm(own)
+        (out * torch.split(weight, counts)[rank]).sum().backward()
+        found[counts] = (out.detach(), own.grad, norm[0].state_dict())
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("counts", [[4, 4], [7, 0]])
-def test_normalisation_on_the_cpu_is_over_all_processes(counts, tmp_path):
-    multiprocessing.spawn(_normalise, (2, str(tmp_path), counts), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-    torch.manual_seed(0)
-    whole = torch.randn(sum(counts), 3, 4, dtype=torch.float64)
-    weight = torch.randn_like(whole)
-    whole.requires_grad_()
-    norm = nn.BatchNorm1d(3).double()
-    norm.weight.data.copy_(torch.tensor([1.0, 2.0, 3.0]))
-    out = norm(whole)
-    (out * weight).sum().backward()
-    assert torch.allclose(torch.cat([f[0] for f in found]), out, rtol=1e-10)
-    assert torch.allclose(torch.cat([f[1] for f in found]), whole.grad, rtol=1e-9, atol=1e-12)
-    for _, _, state in found:
-        for key, value in norm.state_dict().items():
-            assert torch.allclose(state[f"0.{key}"], value), key
+def test_normalisation_on_the_cpu_is_over_all_processes(tmp_path):
+    multiprocessing.spawn(_normalise, (2, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for counts in COUNTS:
+        whole, weight = _pictures(counts)
+        norm = _normalisation()
+        out = norm(whole.requires_grad_())
+        (out * weight).sum().backward()
+        outputs, gradients, states = zip(*(found[counts] for found in ranks), strict=True)
+        assert torch.allclose(torch.cat(outputs), out, rtol=1e-10)
+        assert torch.allclose(torch.cat(gradients), whole.grad, rtol=1e-9, atol=1e-12)
+        for state in states:
+            for key, value in norm.state_dict().items():
+                assert torch.allclose(state[key], value), key
