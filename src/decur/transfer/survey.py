@@ -184,10 +184,9 @@ class _Pass:
         for name, encoder in encoders.items():
             assert encoder.modality is not None  # gather_encoders gives none without
             if (has := present[name]).any():
-                raw = batch["images"][name].to(self.device)
-                images[name] = scaled(
-                    raw if has.all() else raw[has.to(raw.device)], encoder.modality, self.size
-                )
+                raw = batch["images"][name]
+                raw = (raw if has.all() else raw[has]).to(self.device)
+                images[name] = scaled(raw, encoder.modality, self.size)
         found = (
             {n: m[-MAPS:] for n, m in encode_maps(encoders, images, present).items()}
             if maps
