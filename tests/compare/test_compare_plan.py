@@ -359,6 +359,8 @@ COVER = {"target": "cover"}
             "",
         ),
         ({"tasks": {"cover": {"transfers": COVER}}}, "tasks", ""),
+        ({"along": "width"}, "along: goes with methods.NAME.at", ""),
+        ({"methods": {"CLIP": {"at": 3}}}, "along: goes with methods.NAME.at", ""),
         ({"seed": [1]}, "seed: unknown key", "did you mean seeds?"),
         ({"data": {"class_path": "decur.data.Scenes"}}, "methods.DeCUR: data: ", "'Scenes'"),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from decur.compare.beside import add_published
 from decur.compare.formats import cells_csv, latex, markdown, table_csv
-from decur.compare.plan import Cell, TaskPlan
+from decur.compare.plan import Axis, Cell, TaskPlan
 from decur.compare.published import published_table, read_table
 from decur.compare.table import (
     caption,
@@ -414,3 +414,28 @@ def test_pictures_show_the_numbers(make):
         ("mIoU", 0.05, 0.5),
         ("accuracy", 0.1, 1.0),
     ]
+
+
+def test_a_picture_along_a_number_in_which_methods_differ(make):
+    pytest.importorskip("matplotlib")
+    from decur.compare.figures import draw
+
+    scores = {"wide": (0.6, 0.8), "narrow": (0.4, 0.4), "without": (0.1, 0.3)}
+    cells = [
+        make(method, seed, labels=labels, accuracy=value * labels)
+        for method, values in scores.items()
+        for labels in (0.5, 1.0)
+        for seed, value in enumerate(values)
+    ]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    panels = draw(table, Axis("width", {"wide": 1024, "narrow": 64})).axes  # a share of labels each
+    assert [axis.get_title() for axis in panels] == ["50 %", "100 %"]
+    for axis, share in zip(panels, (0.5, 1.0), strict=True):
+        (bars,) = axis.containers
+        assert list(bars.lines[0].get_xdata()) == [64, 1024]  # in order, whatever the table's
+        assert list(bars.lines[0].get_ydata()) == pytest.approx([0.4 * share, 0.7 * share])
+        level = next(line for line in axis.lines if line.get_label() == "without")
+        assert list(level.get_ydata()) == pytest.approx([0.2 * share] * 2)
+        assert axis.get_xlabel() == "width" and axis.get_xscale() == "log"
+    one = draw(table, Axis("width", {"wide": 1024})).axes[0]  # a single place is no axis
+    assert one.get_xlabel() == "labels (%)"

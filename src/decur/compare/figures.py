@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from decur.compare.plan import Axis
 from decur.compare.table import Column, Line, Scores, Table, header
 from decur.pretrain.figures import subplots
 
@@ -14,11 +15,68 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(table: Table) -> Figure:
-    """A table as a picture: over the shares of the labels where there are several, else as dots."""
+WIDE = 8  # times the smallest number of an axis, from which it is logarithmic
+
+
+def draw(table: Table, axis: Axis | None = None) -> Figure:
+    """A table as a picture.
+
+    Along the axis where its methods stand on one, over the shares of the labels where there are
+    several, else as dots.
+    """
+    if axis is not None and sum(line.method in axis.at for line in table.lines) > 1:
+        return along(table, axis)
     fractions = {column.label_fraction for column in table.columns}
     tasks = {column.task for column in table.columns}
     return over_fractions(table) if len(fractions) > 1 and len(tasks) == 1 else dots(table)
+
+
+def along(table: Table, axis: Axis) -> Figure:
+    """Score along a number in which methods differ: a line a backbone, a panel a column.
+
+    Methods without the number are levels across the panel.
+    """
+    _, names = header(table)
+    backbones = list(dict.fromkeys(line.backbone for line in table.lines))
+    places = sorted({axis.at[line.method] for line in table.lines if line.method in axis.at})
+    figure, panels = _panels(len(table.columns), 2.8, 2.6)
+    for panel, column, name in zip(panels, table.columns, names, strict=True):
+        measured = [line for line in table.lines if _measured(table, line, column)]
+        for number, backbone in enumerate(backbones):
+            lines = [x for x in measured if x.backbone == backbone and x.method in axis.at]
+            lines.sort(key=lambda line: axis.at[line.method])
+            if lines:
+                panel.errorbar(
+                    [axis.at[line.method] for line in lines],
+                    [table.cells[line, column].mean for line in lines],
+                    [np.nan_to_num(table.cells[line, column].spread) for line in lines],
+                    label=backbone,
+                    marker="o",
+                    markersize=4,
+                    capsize=2,
+                    color=f"C{number % 10}",
+                )
+        levels = [line for line in measured if line.method not in axis.at]
+        for number, line in enumerate(levels):
+            panel.axhline(
+                table.cells[line, column].mean,
+                label=_name(table, line),
+                color=f"C{(len(backbones) + number) % 10}",
+                linestyle="--",
+            )
+        if places[0] > 0 and places[-1] >= WIDE * places[0]:
+            panel.set_xscale("log")
+        panel.set_xticks(places, [f"{place:g}" for place in places], rotation=45)
+        panel.minorticks_off()
+        panel.tick_params(labelsize=8)
+        panel.set_title(name, fontsize=9)
+        panel.set_xlabel(axis.name, fontsize=9)
+        panel.set_ylabel(table.metrics.get(column, "score"), fontsize=9)
+        panel.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, fontsize=8, loc="outside right center")
+    return figure
 
 
 def over_fractions(table: Table) -> Figure:
@@ -68,19 +126,12 @@ def dots(table: Table) -> Figure:
     """Every seed a dot, every mean a bar: a panel a column, a row a method."""
     _, names = header(table)
     height = 0.9 + 0.28 * len(table.lines)
-    count = len(table.columns)
-    columns = count if count <= 4 else 3 if count % 3 == 0 else 4
-    rows = -(-len(table.columns) // columns)
-    figure, axes = subplots(rows, columns, width=2.6, height=height)
+    figure, panels = _panels(len(table.columns), 2.6, height)
     if len(set(table.metrics.values())) == 1:  # then the panels can be compared with each other
-        for axis in axes.flat[1:count]:
-            axis.sharex(axes.flat[0])
+        for axis in panels[1:]:
+            axis.sharex(panels[0])
     places = np.arange(len(table.lines))[::-1]  # the first line on top
-    for number, axis in enumerate(axes.flat):
-        if number >= count:
-            axis.axis("off")
-            continue
-        column = table.columns[number]
+    for number, (axis, column) in enumerate(zip(panels, table.columns, strict=True)):
         for place, line in zip(places, table.lines, strict=True):
             if not _measured(table, line, column):
                 axis.text(0.5, place, "–", transform=axis.get_yaxis_transform(), va="center")
@@ -92,11 +143,20 @@ def dots(table: Table) -> Figure:
             axis.plot([scores.mean], [place], "|", markersize=14, markeredgewidth=2, **style)
         axis.set_yticks(places, [_name(table, line) for line in table.lines])
         axis.set_ylim(-0.6, len(table.lines) - 0.4)
-        if number % columns:
+        if not axis.get_subplotspec().is_first_col():
             axis.tick_params(labelleft=False)
         axis.set_title(names[number], fontsize=9)
         axis.grid(alpha=0.3)
     return figure
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """So many panels in rows of 3 or 4, of so many inches each."""
+    columns = count if count <= 4 else 3 if count % 3 == 0 else 4
+    figure, axes = subplots(-(-count // columns), columns, width=width, height=height)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:count])
 
 
 def _measured(table: Table, line: Line, column: Column) -> bool:

@@ -38,6 +38,7 @@ class MethodPlan:
         apart: pretrain each sensor by itself, without the others.
         transfer: changes to each transfer, keys of `decur transfer`.
         tasks: the tasks that it takes part in; null: all.
+        at: where it stands on the axis `along` of the pictures; null: a level across it.
     """
 
     pretrain: Changes | None = field(default_factory=dict)
@@ -45,6 +46,7 @@ class MethodPlan:
     apart: bool = False
     transfer: Changes = field(default_factory=dict)
     tasks: list[str] | None = None
+    at: float | None = None
 
 
 @dataclass
@@ -75,6 +77,19 @@ class TaskPlan:
     def metrics(self) -> Sequence[str | None]:
         """The metrics of the table, each a column for itself; None stands for the first there."""
         return [self.metric] if isinstance(self.metric, str) else self.metric or [None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A number in which methods differ, for pictures.
+
+    Args:
+        name: what it is, with its unit.
+        at: `{method: number}`, of those that have one.
+    """
+
+    name: str
+    at: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,7 @@ class Plan:
         modalities: subsets of the sensors; an empty one stands for all.
         label_fractions: shares of the labels.
         seeds: of everything random. Where the data is split by folds, seed s tests on fold s.
+        along: what the numbers `at` of the methods are; empty where they have none.
     """
 
     run: Path
@@ -141,6 +157,13 @@ class Plan:
     modalities: list[list[str]]
     label_fractions: list[float]
     seeds: list[int]
+    along: str = ""
+
+    @property
+    def axis(self) -> Axis | None:
+        """What the pictures show scores along; None for the shares of the labels, or nothing."""
+        at = {name: plan.at for name, plan in self.methods.items() if plan.at is not None}
+        return Axis(self.along, at) if at else None
 
     def cells(self) -> list[Cell]:
         """All cells, each after what it needs, seed by seed: an early table has whole lines.
@@ -184,6 +207,11 @@ class Plan:
         for key in ("methods", "tasks", "backbones", "seeds"):
             if not getattr(self, key):
                 raise ConfigError(f"{key}: is empty; name one at least")
+        if bool(self.along) != (self.axis is not None):
+            raise ConfigError(
+                "along: goes with methods.NAME.at: name the axis here, and there each method's "
+                "place on it"
+            )
         for name, task in self.tasks.items():
             _refuse_unknown(f"tasks.{name}.methods", task.methods, self.methods)
             _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], SIGNS)

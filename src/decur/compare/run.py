@@ -49,6 +49,7 @@ def compare(
     modalities: list[list[str]] = [],  # noqa: B006
     label_fractions: list[float] = [1.0],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
+    along: str = "",
     devices: list[str] | None = None,
     only: str | None = None,
     dry_run: bool = False,
@@ -74,6 +75,8 @@ def compare(
         modalities: sets of sensors to try, as in `[[s1], [s2], [s1, s2]]`; none: all sensors.
         label_fractions: shares of the labels to try.
         seeds: of everything random; where data is split by folds, seed s tests on fold s.
+        along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
+            the scores along it.
         devices: GPUs to use, one cell each at a time, by number, or `cpu`; null: all there are.
         only: run only cells whose label contains this, as `--dry_run true` prints it.
         dry_run: print the cells and what is done, and run nothing.
@@ -88,7 +91,7 @@ def compare(
     """
     plan = Plan(
         *(Path(run), methods, tasks, named(backbones), data, pretrain, transfer),
-        *(modalities, label_fractions, seeds),
+        *(modalities, label_fractions, seeds, along),
     )
     published = {name: _published(name, task.published) for name, task in tasks.items()}
     cells, folder, console = plan.cells(), RunFolder(Path(run)), Console(soft_wrap=True)
@@ -111,7 +114,7 @@ def compare(
         tables = tabulate(cells, failed, tasks)
         for table in tables:
             add_published(table, cells, published)
-        write(folder, tables, cells, len(seeds))
+        write(folder, tables, cells, len(seeds), plan.axis)
     console.print()
     console.print(markdown(tables, len(seeds)), highlight=False, markup=False)
     console.print(f"tables    {folder.path / 'tables.md'}", highlight=False)

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from decur import report
 from decur.checkpoint import RunFolder, atomic
 from decur.compare.formats import cells_csv, latex, markdown, table_csv
-from decur.compare.plan import Cell
+from decur.compare.plan import Axis, Cell
 from decur.compare.table import Table, caption, failures, header, rows
 from decur.pretrain import figures
 
 
-def write(folder: RunFolder, tables: Sequence[Table], cells: Sequence[Cell], seeds: int) -> None:
+def write(
+    folder: RunFolder,
+    tables: Sequence[Table],
+    cells: Sequence[Cell],
+    seeds: int,
+    axis: Axis | None = None,
+) -> None:
     """Write `tables.md`, `.tex`, `.csv`, `cells.csv`, pictures, and the section of `report.html`.
 
     Args:
@@ -20,6 +26,7 @@ def write(folder: RunFolder, tables: Sequence[Table], cells: Sequence[Cell], see
         tables: of all that has finished.
         cells: of the comparison.
         seeds: how many there are to be.
+        axis: what pictures show scores along; None for the shares of the labels.
     """
     for name, text in (
         ("tables.md", markdown(tables, seeds)),
@@ -41,7 +48,7 @@ def write(folder: RunFolder, tables: Sequence[Table], cells: Sequence[Cell], see
             from decur.compare.figures import draw
 
             name = "compare.png" if number == 0 else f"compare-{number + 1}.png"
-            path = figures.save(draw(table), folder.figures / name)
+            path = figures.save(draw(table, axis), folder.figures / name)
             body.append(report.figure(path, f"{table.title}, as in the table above."))
     if not figures.available():
         body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
