@@ -44,7 +44,7 @@ SMALL = [
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(arguments, said, refused, tmp_path):
-    assert said in refused("pretrain", f"--run={tmp_path / 'run'}", *arguments)
+    assert said in refused("pretrain", *arguments, f"--run={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_wrong_command_line_ends_in_one_line(arguments, said, refused, tmp_pat
 def test_a_wrong_file_ends_in_one_line(text, said, refused, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    assert said in refused("pretrain", f"--run={tmp_path / 'run'}", f"--config={path}")
+    assert said in refused("pretrain", f"--config={path}", f"--run={tmp_path / 'run'}")
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tiny, refused, tmp_path):
