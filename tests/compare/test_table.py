@@ -439,3 +439,17 @@ def test_a_picture_along_a_number_in_which_methods_differ(make):
         assert axis.get_xlabel() == "width" and axis.get_xscale() == "log"
     one = draw(table, Axis("width", {"wide": 1024})).axes[0]  # a single place is no axis
     assert one.get_xlabel() == "labels (%)"
+
+
+def test_a_legend_names_what_the_first_panel_lacks(make):
+    pytest.importorskip("matplotlib")
+    from decur.compare.figures import draw
+
+    cells = [make(m, 0, labels=x, accuracy=x) for m in ("wide", "narrow") for x in (0.5, 1.0)]
+    cells += [make("without", 0, labels=1.0, accuracy=0.2), make("late", 0, labels=1.0, accuracy=0)]
+    cells.insert(4, make("without", 0, labels=0.5))  # has not finished
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    figure = draw(table, Axis("width", {"wide": 1024, "narrow": 64}))
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["without", "late"]
+    (late,) = (line for line in figure.axes[1].lines if line.get_label() == "late")
+    assert late.get_color() == "C2"  # whichever other lines a panel has

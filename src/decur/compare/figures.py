@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -37,33 +38,33 @@ def along(table: Table, axis: Axis) -> Figure:
     Methods without the number are levels across the panel.
     """
     _, names = header(table)
-    backbones = list(dict.fromkeys(line.backbone for line in table.lines))
-    places = sorted({axis.at[line.method] for line in table.lines if line.method in axis.at})
+    there = sorted(
+        (line for line in table.lines if line.method in axis.at), key=lambda x: axis.at[x.method]
+    )
+    places = list(dict.fromkeys(axis.at[line.method] for line in there))
+    backbones = dict.fromkeys(line.backbone for line in table.lines)
+    levels = [line for line in table.lines if line.method not in axis.at]
     figure, panels = _panels(len(table.columns), 2.8, 2.6)
+    legend = {}  # of all panels: a method may take part in some of them only
     for panel, column, name in zip(panels, table.columns, names, strict=True):
-        measured = [line for line in table.lines if _measured(table, line, column)]
+        measured = [line for line in there if _measured(table, line, column)]
         for number, backbone in enumerate(backbones):
-            lines = [x for x in measured if x.backbone == backbone and x.method in axis.at]
-            lines.sort(key=lambda line: axis.at[line.method])
-            if lines:
-                panel.errorbar(
+            if lines := [line for line in measured if line.backbone == backbone]:
+                legend[backbone] = _line(
+                    panel,
                     [axis.at[line.method] for line in lines],
-                    [table.cells[line, column].mean for line in lines],
-                    [np.nan_to_num(table.cells[line, column].spread) for line in lines],
+                    [table.cells[line, column] for line in lines],
                     label=backbone,
-                    marker="o",
-                    markersize=4,
-                    capsize=2,
                     color=f"C{number % 10}",
                 )
-        levels = [line for line in measured if line.method not in axis.at]
-        for number, line in enumerate(levels):
-            panel.axhline(
-                table.cells[line, column].mean,
-                label=_name(table, line),
-                color=f"C{(len(backbones) + number) % 10}",
-                linestyle="--",
-            )
+        for number, line in enumerate(levels, len(backbones)):
+            if _measured(table, line, column):
+                legend[_name(table, line)] = panel.axhline(
+                    table.cells[line, column].mean,
+                    label=_name(table, line),
+                    color=f"C{number % 10}",
+                    linestyle="--",
+                )
         if places[0] > 0 and places[-1] >= WIDE * places[0]:
             panel.set_xscale("log")
         panel.set_xticks(places, [f"{place:g}" for place in places], rotation=45)
@@ -73,9 +74,8 @@ def along(table: Table, axis: Axis) -> Figure:
         panel.set_xlabel(axis.name, fontsize=9)
         panel.set_ylabel(table.metrics.get(column, "score"), fontsize=9)
         panel.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, fontsize=8, loc="outside right center")
+    if len(legend) > 1:
+        figure.legend(legend.values(), legend.keys(), fontsize=8, loc="outside right center")
     return figure
 
 
@@ -96,14 +96,11 @@ def over_fractions(table: Table) -> Figure:
             aside = 1.02 ** (number - (len(table.lines) - 1) / 2)  # so that no bar hides another
             there = [(c, table.cells[line, c]) for c in columns if _measured(table, line, c)]
             if there:
-                axis.errorbar(
+                _line(
+                    axis,
                     [100 * column.label_fraction * aside for column, _ in there],
-                    [scores.mean for _, scores in there],
-                    [np.nan_to_num(scores.spread) for _, scores in there],
+                    [scores for _, scores in there],
                     label=_name(table, line),
-                    marker="o",
-                    markersize=4,
-                    capsize=2,
                     **_style(table, line),
                 )
         shares = sorted({100 * column.label_fraction for column in columns})
@@ -157,6 +154,19 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]
     for axis in axes.flat[count:]:
         axis.axis("off")
     return figure, list(axes.flat[:count])
+
+
+def _line(axis: Any, places: Sequence[float], scores: Sequence[Scores], **style: Any) -> Any:
+    """Means as a line, with bars of one spread."""
+    return axis.errorbar(
+        places,
+        [score.mean for score in scores],
+        [np.nan_to_num(score.spread) for score in scores],
+        marker="o",
+        markersize=4,
+        capsize=2,
+        **style,
+    )
 
 
 def _measured(table: Table, line: Line, column: Column) -> bool:
