@@ -13,7 +13,8 @@ from decur.config import command_of, find_config, recipes
 def test_every_comparison_can_be_planned(name, tmp_path, capsys):
     roots = re.findall(r"--([a-z.]*data\.root)", recipes()[name])
     root = [f"--{key}=anywhere" for key in roots]
-    main(["compare", f"--config={name}", f"--run={tmp_path / 'run'}", "--dry_run=true", *root])
+    folders = (f"--run={tmp_path / 'run'}", f"--pretrained={tmp_path / 'run' / 'pretrain'}")
+    main(["compare", f"--config={name}", *folders, "--dry_run=true", *root])
     lines = capsys.readouterr().out.splitlines()
     cells = [line.strip() for line in lines[2:]]
     assert f"{len(cells)}: 0 done, {len(cells)} to do" in lines[1] and len(set(cells)) == len(cells)

@@ -74,7 +74,8 @@ def cells_of(name, monkeypatch, tmp_path, *arguments):
     plans = []
     with monkeypatch.context() as patched:
         patched.setattr("decur.compare.run.Plan.cells", lambda plan: plans.append(plan) or [])
-        given = (f"--run={tmp_path / 'run'}", "--dry_run=true", *arguments)
+        folders = (f"--run={tmp_path / 'run'}", f"--pretrained={tmp_path / 'pretrained'}")
+        given = (*folders, "--dry_run=true", *arguments)
         main(["compare", f"--config={name}", *given])
     return plans[0].cells()
 
@@ -152,6 +153,29 @@ def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeyp
             assert ROWS[name][cell.method] in rows, (cell.label, metric)
         compared.add(cell.method)
     assert compared == set(ROWS[name])
+
+
+def test_what_ablations_have_in_common_is_pretrained_once(tmp_path, monkeypatch):
+    def pretrained(kind):
+        name, data = f"compare-{kind}ssl4eo", ("--pretrain.data.root=X", "--transfer.data.root=Y")
+        cells = cells_of(name, monkeypatch, tmp_path, *data)
+        trained = [cell for cell in cells if cell.command == "pretrain"]
+        for cell in trained:
+            cell.folder.mkdir(parents=True, exist_ok=True)  # as it is once it has begun
+        return {(cell.method, cell.backbone): cell.folder for cell in trained}
+
+    without, attended = pretrained("loss-"), pretrained("attention-")
+    plain = without["DeCUR", "resnet50"]
+    assert attended["DeCUR", "resnet50"] == plain
+    assert pretrained("common-")["DeCUR, 87.5 %", "8192 dimensions"] == plain
+    assert pretrained("")["DeCUR", "resnet50"] == attended["DeCUR, RDA", "resnet50"] != plain
+    for data in ("ssl4eo", "geonrw", "ombria"):
+        homes = {
+            yaml.safe_load(text)["pretrained"]
+            for name, text in recipes().items()
+            if re.match(rf"compare-([a-z]+-)?{data}(-outside)?$", name)
+        }
+        assert homes == {f"runs/pretrained-{data}"}
 
 
 def make_data(name, tmp_path):

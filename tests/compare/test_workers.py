@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from decur.compare import workers
 from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan
@@ -127,17 +128,37 @@ def test_a_cell_that_fails_says_why(attempt, error, reason, logged):
     assert not is_done(cell)
 
 
-def test_a_cell_gets_its_configuration_and_a_log_of_all_that_is_printed(attempt):
+def test_a_cell_gets_its_configuration_and_a_log_of_all_that_is_printed(attempt, tmp_path):
     def command(arguments):
         option, path = arguments
         assert option == "--config" and Path(path).read_text() == "seed: 1\n"
         os.system("echo a child")
         print("the cell")
+        if not (tmp_path / "mended").exists():
+            raise DataError("nothing there")
 
-    for _ in range(2):  # the log of another attempt goes on below
-        found, cell = attempt(command)
-        assert found is None and is_done(cell)
-    assert (cell.folder / "log.txt").read_text() == "a child\nthe cell\n" * 2
+    assert attempt(command)[0] == "nothing there"
+    (tmp_path / "mended").touch()
+    found, cell = attempt(command)  # its log goes on below
+    assert found is None and is_done(cell)
+    printed = "a child\nthe cell\n"
+    assert (cell.folder / "log.txt").read_text() == f"{printed}error: nothing there\n{printed}"
+
+
+def test_a_cell_that_another_comparison_is_at_is_waited_for_and_not_done_again(attempt, tmp_path):
+    (tmp_path / "cell").mkdir()
+    begun = threading.Event()
+
+    def other() -> None:
+        with FileLock(tmp_path / "cell" / workers.LOCK):
+            begun.set()
+            time.sleep(0.3)
+            (tmp_path / "cell" / workers.DONE).write_text('{"seconds": 1}')
+
+    threading.Thread(target=other).start()
+    assert begun.wait(60)
+    found, cell = attempt(raises(DataError("done twice")))
+    assert found is None and seconds(cell) == 1
 
 
 def test_a_command_that_fails_does_not_keep_the_signals(attempt):

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from jsonargparse import Namespace
-
-from decur.config import Parser, find_config, flatten
+from decur.compare.settings import Changes, Settings, layered, slug
 from decur.errors import ConfigError
 from decur.pretrain.command import build_parser as pretrain_parser
 from decur.transfer.command import build_parser as transfer_parser
 from decur.transfer.results import SIGNS
-
-Changes = dict[str, Any]
-# What a cell's configuration may hold without being another cell.
-_FREE = re.compile(
-    r"(run|cache|device|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
-)
 
 
 @dataclass
@@ -145,6 +133,7 @@ class Plan:
         label_fractions: shares of the labels.
         seeds: of everything random. Where the data is split by folds, seed s tests on fold s.
         along: what the numbers `at` of the methods are; empty where they have none.
+        pretrained: folder of the pretraining runs, which comparisons may share; null: in `run`.
     """
 
     run: Path
@@ -158,6 +147,12 @@ class Plan:
     label_fractions: list[float]
     seeds: list[int]
     along: str = ""
+    pretrained: Path | None = None
+
+    @property
+    def encoders(self) -> Path:
+        """Where the pretraining runs are."""
+        return self.pretrained or self.run / "pretrain"
 
     @property
     def axis(self) -> Axis | None:
@@ -172,7 +167,7 @@ class Plan:
             ConfigError: naming the method or task whose configuration is wrong.
         """
         self._check()
-        pretraining, transfer = _Parse(pretrain_parser()), _Parse(transfer_parser())
+        pretraining, transfer = Settings(pretrain_parser()), Settings(transfer_parser())
         found: dict[Path, Cell] = {}
         for seed in self.seeds:
             for method in self.methods:
@@ -232,18 +227,19 @@ class Plan:
         named = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
         return list(dict.fromkeys(named))
 
-    def _pretraining(self, parse: _Parse, method: str, backbone: str, seed: int) -> list[Cell]:
+    def _pretraining(self, known: Settings, method: str, backbone: str, seed: int) -> list[Cell]:
         plan = self.methods[method]
         if plan.pretrain is None:
             return []
-        layers = _layers(self.pretrain, self.backbones[backbone], plan.pretrain, data=self.data)
+        layers = layered(self.pretrain, self.backbones[backbone], plan.pretrain, data=self.data)
         cells = []
         for sensor in self._sensors() if plan.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
-            settings = parse([*layers, *alone])
-            settings.seed = seed
-            name = _slug(method, backbone, sensor, f"seed{seed}")
-            folder, text = _finish(parse.parser, settings, self.run / "pretrain", name)
+            name = slug(method, backbone, sensor, f"seed{seed}")
+            folder, text = known.place(
+                *([*layers, *alone], {"seed": seed}, self.encoders, name),
+                shared=self.pretrained is not None,
+            )
             sensors = (sensor,) if sensor else ()
             cells.append(
                 Cell("pretrain", folder, text, (), method, backbone, seed, modalities=sensors)
@@ -252,7 +248,7 @@ class Plan:
 
     def _transfers(
         self,
-        parse: _Parse,
+        known: Settings,
         method: str,
         backbone: str,
         task: str,
@@ -263,68 +259,32 @@ class Plan:
         plan = self.methods[method]
         encoder = {k: v for k, v in self.backbones[backbone].items() if k.startswith("encoder")}
         with _naming(f"tasks.{task} of {method}"):
-            layers = _layers(
+            layers = layered(
                 *(self.transfer, self.tasks[task].transfer, plan.transfer, encoder), data=self.data
             )
-            settings = parse(layers)
-        settings.encoders = list(sources) or plan.encoders
-        settings.cache = settings.cache or str(self.run / "cache")
-        settings.seed = seed
+            settings = known.read(layers)
+        own: Changes = {"encoders": list(sources) or plan.encoders, "seed": seed}
+        own["cache"] = settings.cache or str(self.run / "cache")
         if settings.train_split is None and not any("fold" in layer for layer in layers):
-            settings.fold = seed % max(1, settings.folds)
+            own["fold"] = seed % max(1, settings.folds)
         for subset in self.subsets(task):
             for fraction in self.fractions(task):
-                made = settings.clone()
-                made.modalities, made.label_fraction = subset or None, fraction
-                name = _slug(
+                name = slug(
                     *(task, method, backbone, *subset, f"{100 * fraction:g}pc", f"seed{seed}")
                 )
-                folder, text = _finish(parse.parser, made, self.run / "transfer", name)
+                of_cell = {**own, "modalities": subset or None, "label_fraction": fraction}
+                home = self.run / "transfer"
+                folder, text = known.place(layers, of_cell, home, name, self.encoders)
                 yield Cell(
                     *("transfer", folder, text, tuple(map(Path, sources)), method, backbone, seed),
                     *(task, tuple(subset), fraction),
                 )
 
 
-class _Parse:
-    """Layers to settings, each only once: it takes a tenth of a second, and seeds have the same.
-
-    Args:
-        parser: of the command.
-    """
-
-    def __init__(self, parser: Parser) -> None:
-        self.parser = parser
-        self._known: dict[str, Namespace] = {}
-
-    def __call__(self, layers: Sequence[Changes]) -> Namespace:
-        """Settings that may be changed."""
-        key = repr(layers)
-        if key not in self._known:
-            self._known[key] = self.parser.parse_layers(layers)
-        return self._known[key].clone()
-
-
 def _refuse_unknown(key: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
     for name in names or ():
         if name not in known:
             raise ConfigError(f"{key}: there is no {name!r}; choose from {', '.join(known)}")
-
-
-def _layers(*changes: Changes, data: Changes) -> list[Changes]:
-    """What is built on first, then the data, then the changes, the later ones over the earlier."""
-    names = [change["base"] for change in changes if change.get("base")]
-    bases = [layer for name in names for layer in find_config(name)]
-    own = [layer for change in changes for layer in _one_by_one(change) if "base" not in layer]
-    whole = {key: data[key] for key in ("class_path", "init_args") if key in data}
-    single = {f"data.{key}": value for key, value in data.items() if key not in whole}
-    common = [{"data": whole} if whole else {}, *_one_by_one(single)]
-    return [layer for layer in (*bases, *common, *own) if layer]
-
-
-def _one_by_one(change: Changes) -> list[Changes]:
-    """Each key as a layer: `trainer.max_epochs` would not get on with `trainer` beside it."""
-    return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]
 
 
 @contextmanager
@@ -334,30 +294,6 @@ def _naming(where: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _finish(parser: Parser, settings: Namespace, home: Path, name: str) -> tuple[Path, str]:
-    """A cell's folder, named by its configuration's digest, and the configuration with it.
-
-    The digest is of what differs from the defaults: an option that a later version adds does not
-    make a new cell of one that is done.
-    """
-    for order in ("resume", "overwrite"):  # to the command; no part of a run's configuration
-        settings.pop(order, None)
-    differing = parser.dump(settings, skip_none=False, skip_default=True, skip_validation=True)
-    values = flatten(yaml.safe_load(differing))
-    matters = {key: value for key, value in values.items() if not _FREE.match(key)}
-    if "encoders" in matters:  # a comparison that is moved stays what it is
-        own = home.parent / "pretrain"
-        matters["encoders"] = [source.removeprefix(f"{own}/") for source in matters["encoders"]]
-    text = json.dumps(matters, sort_keys=True, default=str)
-    folder = home / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    settings.run = str(folder)
-    return folder, parser.dump(settings, skip_none=False, skip_validation=True)
-
-
-def _slug(*parts: str) -> str:
-    return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part)
 
 
 def named(backbones: Sequence[str] | Mapping[str, Changes]) -> dict[str, Changes]:

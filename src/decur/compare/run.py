@@ -50,6 +50,7 @@ def compare(
     label_fractions: list[float] = [1.0],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     along: str = "",
+    pretrained: str | None = None,
     devices: list[str] | None = None,
     only: str | None = None,
     dry_run: bool = False,
@@ -77,6 +78,8 @@ def compare(
         seeds: of everything random; where data is split by folds, seed s tests on fold s.
         along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
             the scores along it.
+        pretrained: folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
+            folder, also at the same time, pretrain what they have in common only once.
         devices: GPUs to use, one cell each at a time, by number, or `cpu`; null: all there are.
         only: run only cells whose label contains this, as `--dry_run true` prints it.
         dry_run: print the cells and what is done, and run nothing.
@@ -91,7 +94,7 @@ def compare(
     """
     plan = Plan(
         *(Path(run), methods, tasks, named(backbones), data, pretrain, transfer),
-        *(modalities, label_fractions, seeds, along),
+        *(modalities, label_fractions, seeds, along, Path(pretrained) if pretrained else None),
     )
     published = {name: _published(name, task.published) for name, task in tasks.items()}
     cells, folder, console = plan.cells(), RunFolder(Path(run)), Console(soft_wrap=True)

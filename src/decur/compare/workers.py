@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock
+
 from decur.checkpoint import RunFolder, atomic
 from decur.compare.plan import Cell
 from decur.errors import DecurError
@@ -28,6 +30,7 @@ from decur.transfer.command import main as transfer
 
 DONE = "cell.json"  # in a cell's folder once it is finished
 LOG = "log.txt"  # what the command printed
+LOCK = "cell.lock"  # held by the process that works on the cell
 
 
 def is_done(cell: Cell) -> bool:
@@ -152,7 +155,17 @@ def _follow_parent() -> None:
 
 
 def _work(cell: Cell, device: str) -> str | None:
-    """Run a cell in a worker; returns why it failed, None if it did not."""
+    """Run a cell in a worker; returns why it failed, None if it did not.
+
+    Another comparison that shares the cell may be at it: then this one waits, and does what is
+    left, mostly nothing.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(cell.folder / LOCK):
+        return None if is_done(cell) else _run(cell, device)
+
+
+def _run(cell: Cell, device: str) -> str | None:
     begun = time.monotonic()
     config = RunFolder(cell.folder).config
     with atomic(config) as temporary:
