@@ -97,7 +97,6 @@ def run_torch(out, x):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("test_resnet", {}),
         ("test_vit", {}),
         ("test_resnet", {"attention": {"layer4": "rda"}}),
         pytest.param("resnet18", {"attention": "rda"}, marks=pytest.mark.slow),

@@ -140,6 +140,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _begin(device: str) -> None:
     """Set a worker up, before torch looks for devices."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device
+    # A spawned process spawns in its turn: readers of data would import everything anew, each time.
+    multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's Ctrl-C; the parent passes it on
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from decur.transfer.survey import scaled, weights_digest
 from decur.transfer.tasks import Kept, Task
 
 LINES = 10  # of the terminal, for a whole training
+PAUSE = 1.0  # seconds between two writings of the losses: an epoch may be a single short step
 
 
 class Trainee(L.LightningModule):
@@ -188,6 +190,7 @@ class _EpochLines(Callback):
     def __init__(self, folder: RunFolder, console: Console) -> None:
         self.folder, self.console = folder, console
         self.rows: list[dict[str, float]] = []
+        self.written = -math.inf
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -196,8 +199,7 @@ class _EpochLines(Callback):
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.rows:  # a training goes on; its epoch may have been the last
-            write_metrics(self.folder, self.rows)
+        self._write()  # a training goes on; its epoch may have been the last
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Trainee)
@@ -211,10 +213,24 @@ class _EpochLines(Callback):
                 f"{settings.name})"
             )
         self.rows.append({"epoch": epoch, "step": trainer.global_step, "loss": loss})
-        write_metrics(self.folder, self.rows)
+        if time.monotonic() - self.written > PAUSE:
+            self._write()
         last = trainer.max_epochs or -1
         if last < 0 or epoch == last or epoch % max(1, last // LINES) == 0:
             self.console.print(f"epoch {epoch}  loss {loss:.4g}", highlight=False)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if self.rows:
+            write_metrics(self.folder, self.rows)
+        self.written = time.monotonic()
 
 
 class Engine:

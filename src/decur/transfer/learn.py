@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -83,12 +83,13 @@ class Learning:
         """Train an FCN's convolutions on the feature maps of frozen encoders, as on pictures."""
         stored = stored_maps(self.data, self.task.name, seen)
         names = list(stored.modalities)
-        batches = image_loader(stored, self.train, self.task, names, self.loader, self.seed)
+        here = replace(self.loader, workers=0)  # reading is a copy; workers would cost more
+        batches = image_loader(stored, self.train, self.task, names, here, self.seed)
         steps = steps_of(self.settings, batches)
         warmup = warmup_of(self.settings, batches)
         trainee = Trainee(OnStoredMaps(model), self.task, self.settings, steps, {}, warmup=warmup)
         self.engine.fit(trainee, batches)
-        tested = image_loader(stored, self.test, self.task, names, self.loader)
+        tested = image_loader(stored, self.test, self.task, names, here)
         return self.engine.test(trainee, tested, len(self.test))
 
     def train_on_pictures(self, model: Fusion) -> Kept:
