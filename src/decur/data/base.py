@@ -203,15 +203,10 @@ class Collate:
             has = [name in sample["images"] for sample in samples]
             present[name] = torch.tensor(has)
             images[name] = self._stack([s["images"].get(name) for s in samples], modality)
-        target = {
-            name: torch.stack(
-                [
-                    s.get("target", {}).get(name, spec.unknown(self._mask_size(samples, name)))
-                    for s in samples
-                ]
-            )
-            for name, spec in self.targets.items()
-        }
+        target = {}
+        for name, spec in self.targets.items():
+            unknown = spec.unknown(self._mask_size(samples, name))  # once: it may be a whole mask
+            target[name] = torch.stack([s.get("target", {}).get(name, unknown) for s in samples])
         return {
             "images": images,
             "present": present,
