@@ -5,6 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import multiprocessing
+
+# A server that has imported everything forks faster than each process would import.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrain", "timm"])
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_wrong_layouts_and_options(root, tmp_path):
         NYUDepthV2(root)
 
 
-@pytest.mark.parametrize("context", ["spawn", "fork"])
+@pytest.mark.parametrize("context", ["forkserver", "fork"])
 def test_in_worker_processes(root, context):
     data = NYUDepthV2(root)
     expected = [data[row]["images"]["rgb"] for row in range(len(data))]  # the file is open here

@@ -159,7 +159,7 @@ def test_in_worker_processes(root):
         batch_size=2,
         collate_fn=Collate(data.modalities, data.targets),
         num_workers=1,
-        multiprocessing_context="spawn",
+        multiprocessing_context="forkserver",
     )
     (batch,) = loader
     assert batch["ids"] == data.ids

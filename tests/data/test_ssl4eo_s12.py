@@ -151,7 +151,7 @@ def test_in_worker_processes(root):
         batch_size=4,
         collate_fn=Collate(data.modalities, data.targets),
         num_workers=1,
-        multiprocessing_context="spawn",
+        multiprocessing_context="forkserver",
     )
     batches = list(loader)
     assert [id_ for batch in batches for id_ in batch["ids"]] == data.ids

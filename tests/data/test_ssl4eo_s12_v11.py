@@ -165,9 +165,9 @@ def test_what_is_open_stays_in_its_process(root):
     data = SSL4EOS12v11(root)
     expected = [data[i]["images"]["s2"] for i in range(len(data))]
     assert data._kept and len(pickle.dumps(data)) < 20_000
-    for context in ("fork", "spawn"):
+    for context in ("fork", "forkserver"):
         loader = DataLoader(
-            pickle.loads(pickle.dumps(data)) if context == "spawn" else data,
+            pickle.loads(pickle.dumps(data)) if context == "forkserver" else data,
             batch_size=4,
             collate_fn=Collate(data.modalities, data.targets),
             num_workers=2,

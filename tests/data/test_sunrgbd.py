@@ -213,7 +213,7 @@ def test_wrong_layouts_and_options(root, tmp_path):
         SUNRGBD(root)
 
 
-@pytest.mark.parametrize("context", ["spawn", "fork"])
+@pytest.mark.parametrize("context", ["forkserver", "fork"])
 def test_in_worker_processes(root, context):
     data = SUNRGBD(root, "train", size=SMALL)
     first = data[0]  # the file of labels is open here

@@ -183,8 +183,6 @@ def _work(rank, world, folder, cases, function):
 def start(world, folder, cases, function=train):
     """Train all cases on several processes, which leave what `function` gives in a folder."""
     folder.mkdir(parents=True)
-    # a server that has imported everything forks faster than each process would import
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrain", "timm"])
     return multiprocessing.start_processes(
         _work,
         (world, str(folder), cases, function),

@@ -128,15 +128,15 @@ def test_onnx_takes_any_batch_and_size(name, options, make, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("run", "cut", "shapes"),
+    ("run", "cut", "options", "shapes"),
     [
-        (run_onnx, 0.0, ((1, 2, 64, 96), (3, 2, 72, 50))),
-        (run_torch, 2.0, ((1, 2, 64, 96), (3, 2, 128, 64))),
+        (run_onnx, 0.0, {}, ((1, 2, 64, 96), (3, 2, 72, 50))),
+        (run_torch, 2.0, {"attention": {"layer4": "rda"}}, ((1, 2, 64, 96), (3, 2, 128, 64))),
     ],
 )
-def test_scaling_goes_into_the_graph(run, cut, shapes, make, tmp_path):
+def test_scaling_goes_into_the_graph(run, cut, options, shapes, make, tmp_path):
     modality = S1.with_(cut=cut, nodata=(-50.0, -60.0))
-    encoder, file = make(modality=modality)
+    encoder, file = make(modality=modality, **options)
     format, out = ("torch", "encoder.pt2") if run is run_torch else ("onnx", "encoder.onnx")
     written = export_encoder(file, tmp_path / out, format, scaling=True)
     for shape in shapes:
@@ -154,6 +154,7 @@ def test_percentiles_stay_out_of_onnx(modality, make, tmp_path):
         export_encoder(make(modality=modality)[1], out, "onnx", scaling=True)
 
 
+@pytest.mark.slow  # with scaling it is tried above, without it in ONNX
 @torch.no_grad()
 def test_torch_export_takes_any_batch_and_size(make, tmp_path):
     encoder, file = make(attention={"layer4": "rda"})

@@ -69,7 +69,9 @@ def _normalise(rank: int, world: int, folder: str) -> None:
 
 
 def test_normalisation_on_the_cpu_is_over_all_processes(tmp_path):
-    multiprocessing.spawn(_normalise, (2, str(tmp_path)), nprocs=2)
+    multiprocessing.start_processes(
+        _normalise, (2, str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for counts in COUNTS:
         whole, weight = _pictures(counts)

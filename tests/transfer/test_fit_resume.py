@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,26 @@ def stopped(transferred, steps, tmp_path):
     return stop
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """Folders of runs that several tests begin with."""
+    return {}
+
+
+@pytest.fixture
+def once(kept, tmp_path, tmp_path_factory):
+    """A run's folder, made by the first test that wants it; others get a copy."""
+
+    def get(key, make):
+        if key in kept:
+            return shutil.copytree(kept[key], tmp_path / kept[key].name)
+        made = make()
+        kept[key] = shutil.copytree(made, tmp_path_factory.mktemp("kept") / made.name)
+        return made
+
+    return get
+
+
 def saved(folder):
     return [path.name for path in (folder / "unfinished").rglob("*") if path.is_file()]
 
@@ -147,12 +168,12 @@ def test_killed_and_told_to_stop_a_training_ends_as_the_uninterrupted_one(
     ],
 )
 def test_a_frozen_fcn_may_be_stopped_in_any_step(
-    length, last, number, transferred, run_folder, stopped, steps, capsys
+    length, last, number, transferred, run_folder, stopped, steps, capsys, once
 ):
     """In the midst of an epoch, at its end, and in the last step, also of a broken off epoch."""
     total = 6 if "epochs" in length else 5
     common = [*FROZEN_FCN, f"--fit.{length}", f"--encoders={run_folder}"]
-    whole = transferred(*common, name="whole")
+    whole = once(length, lambda: transferred(*common, name="whole"))
     broken = stopped(*common, last=last, number=number)
     assert saved(broken) == [f"step-{last:09d}.ckpt"]
     said = capsys.readouterr()
@@ -182,10 +203,10 @@ def test_a_frozen_fcn_may_be_stopped_in_any_step(
     ],
 )
 def test_a_state_of_another_training_is_discarded(
-    change, named, transferred, run_folder, stopped, steps, caplog
+    change, named, transferred, run_folder, stopped, steps, caplog, once
 ):
     common = [*FROZEN_FCN, "--freeze=false", "--fit.epochs=1"]
-    stopped(*common, last=2)
+    once("stopped", lambda: stopped(*common, last=2))
     changed = [*common, *([f"--encoders={run_folder}"] if change == "--encoders" else [change])]
     with caplog.at_level(logging.WARNING):
         folder = transferred(*changed)
