@@ -62,7 +62,7 @@ def build_optimizer(
     if settings.name == "lars":
         optimizer = Lars(groups, momentum=settings.momentum)
     else:  # None leaves the choice to torch, which never fuses by itself
-        fused = True if fuse and _can_fuse(weights + exempt) else None
+        fused = True if fuse and can_fuse(weights + exempt) else None
         optimizer = torch.optim.AdamW(groups, fused=fused)
     optimizer.register_load_state_dict_pre_hook(_keep_kernels)
     return optimizer
@@ -79,7 +79,7 @@ def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     return {**state, "param_groups": groups}
 
 
-def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+def can_fuse(parameters: list[nn.Parameter]) -> bool:
     """Whether torch has a fused kernel for all of these: it refuses where it has none."""
     return all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
 

@@ -26,6 +26,7 @@ from decur.encoders import Encoder
 from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
+from decur.pretrain.optim import can_fuse
 from decur.pretrain.saving import AtomicCheckpointIO
 from decur.transfer.augment import crop_and_flip, scale_and_flip
 from decur.transfer.averaging import Averaging
@@ -70,6 +71,7 @@ class Trainee(L.LightningModule):
         self.modalities, self.size = dict(modalities), size
         self.samples = 1  # of the test part
         self.losses: list[Tensor] = []  # of the steps of this epoch
+        self.to(memory_format=torch.channels_last)  # which ConvNets like
 
     def known_by(self) -> dict[str, object]:
         """What tells this training from others, apart from its batches; asked before it begins."""
@@ -84,10 +86,13 @@ class Trainee(L.LightningModule):
         }
 
     def _pictures(self, batch: Batch) -> dict[str, Tensor]:
-        return {
-            name: scaled(x, self.modalities[name], self.size) if name in self.modalities else x
-            for name, x in batch["images"].items()
-        }
+        pictures = {}
+        for name, x in batch["images"].items():
+            if name in self.modalities:
+                x = scaled(x, self.modalities[name], self.size)
+                x = x.contiguous(memory_format=torch.channels_last)
+            pictures[name] = x
+        return pictures
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Stop after the last step, also in the midst of an epoch."""
@@ -142,7 +147,7 @@ class Trainee(L.LightningModule):
         optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(trained, momentum=self.settings.momentum, **rate)
             if self.settings.name == "sgd"
-            else torch.optim.AdamW(trained, **rate)
+            else torch.optim.AdamW(trained, **rate, fused=can_fuse(trained) or None)
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {
