@@ -118,3 +118,30 @@ def test_pretraining_steps_them_together(absent, tmp_path, make_pairs):
     weights = load_file(run / "encoders" / "s1.safetensors")
     assert "layer4.attention.query.weight" in weights
     assert all(np.isfinite(w.float().numpy()).all() for w in weights.values())
+
+
+def test_what_is_watched_of_a_run_is_what_it_trains():
+    from decur.data import Collate, SyntheticScenes
+    from decur.objectives import DeCUR
+    from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
+    from decur.pretrain.loading import PairedData
+    from decur.pretrain.monitors import encode as watch
+    from decur.pretrain.settings import LoaderSettings, ProjectorSettings
+
+    scenes = SyntheticScenes(6, size=32, modalities=["optical", "sar"])
+    encoder = EncoderSettings("test_resnet", attention={"layer4": "cross_da"})
+    model = Pretrainer(
+        scenes.modalities, DeCUR(dim=16), encoder, ProjectorSettings(16), ViewSettings(size=32)
+    )
+    for e in model.encoders.values():
+        torch.nn.init.normal_(e.backbone.layer4.attention.offset[-1].weight)
+    watched = watch(model, PairedData(scenes, LoaderSettings(4, workers=0)), 6)
+    model.eval()
+    batch = Collate(scenes.modalities, scenes.targets)([scenes[i] for i in range(6)])
+    pictures = {name: m.scale(batch["images"][name]) for name, m in scenes.modalities.items()}
+    features, embeddings = model.embed(pictures)
+    alone = model.embed({"sar": pictures["sar"]})[0]["sar"]
+    for name in features:
+        torch.testing.assert_close(watched.features[name], features[name].detach())
+        torch.testing.assert_close(watched.embeddings[name], embeddings[name].detach())
+    assert not torch.allclose(watched.features["sar"], alone, atol=1e-3)

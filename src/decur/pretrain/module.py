@@ -122,16 +122,21 @@ class Pretrainer(L.LightningModule):
         assert isinstance(found, Encoder)
         return found
 
-    def embed(self, images: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def embed(
+        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Features and embeddings of pictures as they are.
 
         Args:
-            images: `{name: (B, C, H, W)}` in [0, 1], of any of the modalities.
+            images: `{name: (n, C, H, W)}` in [0, 1], of any of the modalities.
+            present: `{name: (B,) bool}` on the CPU: samples of the batch that its n pictures are
+                of; None: all.
 
         Returns:
-            `{name: (B, D)}` from the encoders and `{name: (B, K)}` from the projectors.
+            `{name: (n, D)}` from the encoders and `{name: (n, K)}` from the projectors.
         """
-        features = encode(self.encoders, {name: self._layout(x) for name, x in images.items()})
+        pictures = {name: self._layout(x) for name, x in images.items()}
+        features = encode(self.encoders, pictures, present)
         return features, {name: self.projectors[name](h) for name, h in features.items()}
 
     def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:

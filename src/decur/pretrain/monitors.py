@@ -46,17 +46,18 @@ def encode(model: Pretrainer, data: PairedData, samples: int) -> Encoded:
     ids: list[str] = []
     for batch in data.fixed_batches(samples):
         ids += batch["ids"]
+        present = {name: batch["present"][name] for name in model.modalities}
+        pictures = {}
         for name, modality in model.modalities.items():
-            present = batch["present"][name]
-            h = torch.full((len(present), model.encoder(name).dim), torch.nan)
-            z = torch.full((len(present), model.objective.dim), torch.nan)
-            if present.any():
-                raw = batch["images"][name][present].to(model.device)
-                pictures = interpolate(
-                    modality.scale(raw), model.views.size, mode="bilinear", antialias=True
-                )
-                given, embedded = model.embed({name: pictures})
-                h[present], z[present] = given[name].float().cpu(), embedded[name].float().cpu()
+            if (has := present[name]).any():
+                x = modality.scale(batch["images"][name][has].to(model.device))
+                pictures[name] = interpolate(x, model.views.size, mode="bilinear", antialias=True)
+        given, embedded = model.embed(pictures, present)
+        for name, has in present.items():
+            h = torch.full((len(has), model.encoder(name).dim), torch.nan)
+            z = torch.full((len(has), model.objective.dim), torch.nan)
+            if name in given:
+                h[has], z[has] = given[name].float().cpu(), embedded[name].float().cpu()
             features[name].append(h)
             embeddings[name].append(z)
         for name in targets:
