@@ -53,9 +53,9 @@ class FCN(Fusion):
 
     The paper concatenates the sensors' maps, upsamples them and classifies each of the three by a
     1x1 convolution. A 1x1 convolution of concatenated maps is the sum of one for each of them,
-    and it commutes with upsampling, so each map is classified as it is, then upsampled and added:
-    the same function, far cheaper, and the sensors' maps need not agree in size. The biases of
-    all convolutions act as their sum; here that is one.
+    and it commutes with upsampling, so each map is classified as it is, maps of one size are
+    added, and their sums upsampled and added: the same function, far cheaper, and the sensors'
+    maps need not agree in size. The biases of all convolutions act as their sum; here that is one.
 
     Args:
         encoders: `{modality: encoder}`.
@@ -99,11 +99,16 @@ class FCN(Fusion):
         Returns:
             (B, outputs, *size).
         """
-        total = self.bias[:, None, None].expand(batch, self.outputs, *size)  # (B, K, H, W)
+        sums: dict[torch.Size, Tensor] = {}
         for name, heads in self.heads.items():
             assert isinstance(heads, nn.ModuleList)
             for head, features in zip(heads, maps.get(name, []), strict=False):
-                total = total + interpolate(head(features), size, mode="bilinear")
+                x = head(features)  # (B, K, h, w)
+                x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums keep their digits
+                sums[x.shape] = sums[x.shape] + x if x.shape in sums else x
+        total = self.bias[:, None, None].expand(batch, self.outputs, *size)  # (B, K, H, W)
+        for x in sums.values():  # few channels: innermost they would be slow
+            total = total + interpolate(x.contiguous(), size, mode="bilinear")
         return total
 
 
