@@ -216,7 +216,10 @@ def test_a_folder_is_named_alike_wherever_and_however_it_runs():
             "checkpoint.every_minutes": 1.0,
             "trainer.devices": 2,
         },
-        transfer={"loader": {"workers": 2}, "device": "cpu", "cache": "somewhere"},
+        transfer={
+            **{"loader": {"workers": 2}, "device": "cpu", "cache": "somewhere"},
+            "keep_model": False,
+        },
     )
     assert known[0].startswith("decur-test-resnet-seed0-")
     assert known[1].startswith("cover-decur-test-resnet-100pc-seed0-")

@@ -87,5 +87,7 @@ def test_the_command_runs_a_frozen_fcn_on_stored_maps(flooded, transferred):
     common = (f"--data.root={flooded.root}", "--target=mask", "--fit.epochs=2", "--folds=2")
     folder = transferred(*common, "--fit.augment=false")
     assert list((folder / "cache").glob("s1-0-*.npy")) and (folder / "model.safetensors").is_file()
+    transferred(*common, "--fit.augment=false", "--keep_model=false")  # in the same folder
+    assert (folder / "results.json").is_file() and not (folder / "model.safetensors").exists()
     other = transferred(*common, "--fit.augment=false", "--freeze=false", name="tuned")
     assert not list((other / "cache").glob("s1*.npy"))

@@ -21,7 +21,7 @@ _Dumper = getattr(
 )  # in C where PyYAML has it: ten times faster
 # What a cell's configuration may hold without being another cell.
 _FREE = re.compile(
-    r"(run|cache|device|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
+    r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
 )
 
 

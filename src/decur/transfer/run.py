@@ -77,6 +77,7 @@ def transfer(
     cache: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
+    keep_model: bool = True,
     config: str | None = None,
 ) -> Transferred:
     """Learn a label from encoders, test it, and leave a run folder (paper, section 5 and B.2).
@@ -116,6 +117,8 @@ def transfer(
         cache: folder for vectors and labels, may be shared by runs; None: in the run's folder.
         device: "auto" takes the GPU where there is one.
         precision: as Lightning names it, for what trains under it.
+        keep_model: write the trained model, encoders and head, as `model.safetensors`; False where
+            hundreds of them would fill a disk.
         config: the complete configuration as YAML, kept as `config.yaml`.
 
     Returns:
@@ -213,7 +216,8 @@ def transfer(
     }
     write_predictions(folder, [whole.ids[i] for i in test], kept)
     about = {"target": task.name, "kind": task.target.kind, "classes": list(task.target.classes)}
-    save_model(model, folder.path / "model.safetensors", {**about, "size": size})
+    if keep_model:
+        save_model(model, folder.path / "model.safetensors", {**about, "size": size})
     write_results(folder, results)
     engine.forget()  # not before: a test part and its intervals can take long, too
     write_report(folder, results, task, kept)
