@@ -13,7 +13,7 @@ from make_sunrgbd import make_sunrgbd
 
 from decur.cli import main
 from decur.compare.published import find, published_table, published_tables
-from decur.config import command_of, describe, recipes
+from decur.config import command_of, describe, find_config, recipes
 from decur.pretrain import OptimizerSettings
 from decur.pretrain.command import parse
 
@@ -171,8 +171,10 @@ def test_what_ablations_have_in_common_is_pretrained_once(tmp_path, monkeypatch)
     assert pretrained("")["DeCUR", "resnet50"] == attended["DeCUR, RDA", "resnet50"] != plain
     for data in ("ssl4eo", "geonrw", "ombria"):
         homes = {
-            yaml.safe_load(text)["pretrained"]
-            for name, text in recipes().items()
+            {key: value for layer in find_config(name) for key, value in layer.items()}[
+                "pretrained"
+            ]
+            for name in recipes()
             if re.match(rf"compare-([a-z]+-)?{data}(-outside)?$", name)
         }
         assert homes == {f"runs/pretrained-{data}"}

@@ -99,6 +99,7 @@ def run_torch(out, x):
     [
         ("test_vit", {}),
         ("test_resnet", {"attention": {"layer4": "rda"}}),
+        pytest.param("test_resnet", {}, marks=pytest.mark.slow),  # below with scaling
         pytest.param("resnet18", {"attention": "rda"}, marks=pytest.mark.slow),
         pytest.param("resnet18", {"attention": "rda_official"}, marks=pytest.mark.slow),
         pytest.param("mit_b0", {}, marks=pytest.mark.slow),

@@ -89,6 +89,6 @@ def work(rank, world, store):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("world", [2, 3])
 def test_processes_together_equal_one(world, tmp_path):
     mp.start_processes(work, (world, tmp_path / "store"), nprocs=world, start_method="forkserver")

@@ -16,9 +16,8 @@ from jsonargparse import Namespace
 from decur.config import Parser, find_config, flatten
 
 Changes = dict[str, Any]
-_Dumper = getattr(
-    yaml, "CSafeDumper", yaml.SafeDumper
-)  # in C where PyYAML has it: ten times faster
+# In C where PyYAML has it, which is ten times faster.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # What a cell's configuration may hold without being another cell.
 _FREE = re.compile(
     r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
@@ -78,9 +77,8 @@ class Settings:
         differing |= {key: value for key, value in own.items() if value != self._defaults[key]}
         matters = {key: value for key, value in differing.items() if not _FREE.match(key)}
         if encoders is not None and "encoders" in matters:
-            matters["encoders"] = [
-                name.removeprefix(f"{encoders}/") for name in matters["encoders"]
-            ]
+            own_encoders = f"{encoders}/"
+            matters["encoders"] = [e.removeprefix(own_encoders) for e in matters["encoders"]]
         text = json.dumps(matters, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         folder = home / f"{name}-{digest}"
