@@ -1,6 +1,7 @@
 """Splits, draws, the survey and its cache, probes: each alone."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -114,7 +115,11 @@ def test_encoders_run_once_for_the_same_weights_data_and_size(encoders, tmp_path
         next(encoders["sar"].parameters()).add_(1e-3)
     assert images_seen() == 20  # of one sensor only
     assert images_seen() == 0
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
+    data = SyntheticScenes(samples=21, size=32, modalities=list(encoders))
+    with ThreadPoolExecutor() as pool:  # at the same time: one computes, one waits for it
+        both = [pool.submit(survey, *(data, "cover", encoders, tmp_path, HERE)) for _ in "12"]
+    assert sorted(one.result().computed for one in both) == [False, True]
 
 
 def test_a_changed_labels_csv_is_read_again(label_folder, encoders, tmp_path):
@@ -132,7 +137,7 @@ def test_an_interrupted_survey_leaves_nothing_half_done(scenes, encoders, tmp_pa
     monkeypatch.setattr(TimmEncoder, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
         survey(scenes, "cover", encoders, tmp_path, HERE)
-    assert not list(tmp_path.iterdir())
+    assert {file.suffix for file in tmp_path.iterdir()} == {".lock"}
 
 
 def test_unreadable_samples_are_unknown_up_to_a_limit(label_folder, tmp_path):

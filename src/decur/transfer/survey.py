@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -86,22 +88,30 @@ def survey(
     known_by = fingerprint(data)
     label_file = cache / f"labels-{_digest(known_by, target)}.npz"
     mask_file = cache / f"masks-{_digest(known_by, target)}.npy" if maps and encoders else None
+    digests = {n: _digest(known_by, n, *_weights(n, encoders), size) for n in encoders}
     files = {
         name: {
-            key: cache / f"{key.replace('/', '-')}-{digest}.npy"
+            key: cache / f"{key.replace('/', '-')}-{digests[name]}.npy"
             for key in _keys(name, encoder, maps)
         }
         for name, encoder in encoders.items()
-        for digest in [_digest(known_by, name, *_weights(name, encoders), size)]
     }
-    absent = [n for n in encoders if not all(f.is_file() for f in files[n].values())]
-    missing = {n: e for n, e in encoders.items() if {n, *_crossing(n, encoders)} & {*absent}}
-    lacks_masks = mask_file is not None and not mask_file.is_file()
-    computed = bool(missing) or lacks_masks or not label_file.is_file()
+
+    def lacking() -> tuple[dict[str, Encoder], bool]:
+        absent = [n for n in encoders if not all(f.is_file() for f in files[n].values())]
+        missing = {n: e for n, e in encoders.items() if {n, *_crossing(n, encoders)} & {*absent}}
+        others = [label_file, *([mask_file] if mask_file is not None else [])]
+        return missing, bool(missing) or not all(f.is_file() for f in others)
+
+    computed = lacking()[1]
     if computed:
-        read = _Pass(data, target, missing, loader, size, torch.device(device))
-        read.run({k: f for n in missing for k, f in files[n].items()}, label_file, mask_file)
-    else:
+        with _turn(cache, digests.values()):
+            missing, computed = lacking()  # another run may have made it meanwhile
+            if computed:
+                read = _Pass(data, target, missing, loader, size, torch.device(device))
+                wanted = {k: f for n in missing for k, f in files[n].items()}
+                read.run(wanted, label_file, mask_file)
+    if not computed:
         log.info("features and labels are taken from %s", cache)
     with np.load(label_file) as kept:
         labels, bad = kept["labels"], [(str(a), str(b)) for a, b in kept["bad"]]
@@ -115,6 +125,21 @@ def survey(
         )
     masks = np.load(mask_file, mmap_mode="r") if mask_file is not None else None
     return Survey(features, masks, labels, bad, computed)
+
+
+@contextmanager
+def _turn(cache: Path, digests: Iterable[str]) -> Iterator[None]:
+    """Wait for other runs that compute the same, as the cells of a comparison do at one time."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        for digest in sorted(digests):  # in one order, so that no two wait for each other
+            lock = FileLock(cache / f".{digest}.lock")
+            try:
+                held.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                log.info("another run computes the same features in %s; waiting for it", cache)
+                held.enter_context(lock)
+        yield
 
 
 def _crossing(name: str, encoders: Mapping[str, Encoder]) -> list[str]:
