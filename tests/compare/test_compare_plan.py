@@ -117,6 +117,20 @@ def test_a_method_takes_part_in_the_tasks_that_it_names():
     }
 
 
+def test_methods_that_differ_in_transfer_alone_are_pretrained_once():
+    methods = {
+        "features": MethodPlan(),
+        "embedding": MethodPlan(transfer={"representation": "embedding"}),
+        "longer": MethodPlan({"trainer.max_epochs": 7}),
+    }
+    found = plan(methods=methods).cells()
+    trained = [c.folder for c in found if c.command == "pretrain"]
+    needs = {c.method: c.needs for c in found if c.command == "transfer"}
+    assert len(trained) == 2 and set(needs) == set(methods)
+    assert needs["features"] == needs["embedding"] != needs["longer"]
+    assert "features" in needs["embedding"][0].name
+
+
 def test_apart_pretrains_each_sensor_without_the_others():
     found = plan(
         methods={"BT": MethodPlan({"base": "demo-barlowtwins"}, apart=True)},

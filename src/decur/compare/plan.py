@@ -163,6 +163,8 @@ class Plan:
     def cells(self) -> list[Cell]:
         """All cells, each after what it needs, seed by seed: an early table has whole lines.
 
+        Methods whose pretraining is the same, such as one tried in two ways, have it in common.
+
         Raises:
             ConfigError: naming the method or task whose configuration is wrong.
         """
@@ -177,7 +179,8 @@ class Plan:
                     sources = [str(cell.folder) for cell in trained]
                     for task in self._tasks(method):
                         trained += self._transfers(transfer, method, backbone, task, seed, sources)
-                    found.update((cell.folder, cell) for cell in trained)
+                    for cell in trained:  # methods may share a pretraining: it is the first's
+                        found.setdefault(cell.folder, cell)
         return list(found.values())
 
     def subsets(self, task: str) -> list[list[str]]:
@@ -237,8 +240,7 @@ class Plan:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
             name = slug(method, backbone, sensor, f"seed{seed}")
             folder, text = known.place(
-                *([*layers, *alone], {"seed": seed}, self.encoders, name),
-                shared=self.pretrained is not None,
+                *([*layers, *alone], {"seed": seed}, self.encoders, name), shared=True
             )
             sensors = (sensor,) if sensor else ()
             cells.append(

@@ -44,6 +44,7 @@ class Settings:
         self._parser = parser
         self._defaults = parser.get_defaults()
         self._known: dict[str, _Parsed] = {}
+        self._placed: dict[tuple[Path, str], Path] = {}
 
     def read(self, layers: Sequence[Changes]) -> Namespace:
         """The settings that layers give, the later ones over the earlier; not to be changed."""
@@ -69,8 +70,8 @@ class Settings:
             home: where the folder lies.
             name: what the folder's begins with.
             encoders: where the encoders lie, so that a comparison that is moved stays what it is.
-            shared: other comparisons have the same home, and may call a method otherwise: a folder
-                of the same digest is taken whatever its name.
+            shared: a folder of the same digest is taken whatever its name: methods, of this
+                comparison or of others with the same home, may have it in common.
         """
         parsed = self._parse(layers)
         differing = {key: value for key, value in parsed.differing.items() if key not in own}
@@ -83,7 +84,8 @@ class Settings:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         folder = home / f"{name}-{digest}"
         if shared and not folder.exists():
-            folder = min(home.glob(f"*-{digest}"), default=folder)
+            known = self._placed.setdefault((home, digest), folder)
+            folder = min(home.glob(f"*-{digest}"), default=known)
         complete = {**parsed.complete, **own, "run": str(folder)}
         return folder, yaml.dump(complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
