@@ -175,7 +175,7 @@ def test_a_plan_adds_up(planned):
     assert two.exchange == traffic(32, 2, 8, trained, 2)["total"] / 1e9
     assert one.memory.fixed == two.memory.fixed
     assert one.memory.views == 2 * two.memory.views
-    assert one.step >= max(one.compute, one.reading)
+    assert one.step >= one.compute + one.reading  # no workers: by turns
     assert one.hours == pytest.approx((6 * one.step + 3 * planned.monitor) / 3600)
     assert planned.reading.pictures == 32 * 32 * (6 + 2) * 4 and 0 < planned.reached < 1.5
 

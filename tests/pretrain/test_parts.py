@@ -1,18 +1,23 @@
 """Batches, optimiser groups, schedule, probes, meters: each alone."""
 
+import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from decur.checkpoint import RunFolder
 from decur.data import Target
 from decur.encoders import build_encoder
-from decur.errors import ConfigError, DivergedError
+from decur.errors import ConfigError, DataError, DivergedError
+from decur.pretrain.callbacks import BadSamples
+from decur.pretrain.engine import make_engine
 from decur.pretrain.loading import EpochBatches, ResumableLoader
 from decur.pretrain.meter import Meter
-from decur.pretrain.monitors import refuse_collapse
+from decur.pretrain.monitors import Encoded, ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
 from decur.pretrain.probe import probe
 from decur.pretrain.settings import LoaderSettings, OptimizerSettings
@@ -78,19 +83,20 @@ def test_biases_norms_and_position_embeddings_are_exempt(name):
     assert ("vit" in name) == any("pos_embed" in names[id(p)] for p in exempt)
 
 
-def test_lars_steps_are_those_of_the_paper():
+@pytest.mark.parametrize("decay", [1e-6, 0.0])
+def test_lars_steps_are_those_of_the_paper(decay):
     """You et al. 2017 with momentum 0.9; biases plain SGD at their own rate (appendix B.1)."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
     w, b = (p.detach().double().clone() for p in (layer.weight, layer.bias))
-    optimizer = build_optimizer(layer, OptimizerSettings(), batch_size=256)
+    optimizer = build_optimizer(layer, OptimizerSettings(weight_decay=decay), batch_size=256)
     vw, vb = torch.zeros_like(w), torch.zeros_like(b)
     for _ in range(3):
         optimizer.zero_grad()
         (layer(torch.ones(1, 3)) ** 2).sum().backward()
         gw, gb = layer.weight.grad.double(), layer.bias.grad.double()
-        trust = 0.001 * w.norm() / (gw.norm() + 1e-6 * w.norm())
-        vw = 0.9 * vw + trust * (gw + 1e-6 * w)
+        trust = 0.001 * w.norm() / (gw.norm() + decay * w.norm())
+        vw = 0.9 * vw + trust * (gw + decay * w)
         vb = 0.9 * vb + gb
         w, b = w - 0.2 * vw, b - 0.0048 * vb
         optimizer.step()
@@ -145,6 +151,7 @@ def test_a_probe_leaves_out_unknown_labels_absent_sensors_and_split_groups():
     assert probe({"a": code}, member, target, groups)["a/linear"] < 0.2
     assert probe({"a": code}, member, target)["a/linear"] > 0.8
     assert probe({"a": x[:10]}, y[:10], Target("class", ("no", "yes"))) == {}
+    assert probe({"a": x}, y, Target("class", ("no", "yes")), ["one"] * 200) == {}
 
 
 def test_a_meter_survives_being_saved():
@@ -159,6 +166,35 @@ def test_a_meter_survives_being_saved():
     assert other.means() == {"x": 3.0}
     meter.reset()
     assert meter.means() == {}
+
+
+def test_a_rank_is_of_enough_samples():
+    rare = torch.full((40, 5), math.nan)
+    rare[:2] = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    often = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    found = ranks(Encoded({"rare": rare, "often": often}, {}, {}, None))
+    assert set(found) == {"rank/features/often"}
+
+
+def test_processes_have_one_list_of_bad_samples(tmp_path):
+    run, ours = RunFolder(tmp_path), [(f"s1/{i}.tif", "is cut short") for i in range(3)]
+    one, other = (BadSamples(run, limit=0.1, samples=40) for _ in range(2))
+    for process in (one, other):
+        process.on_fit_start(None, None)
+        process.on_train_batch_start(None, None, {"bad": ours[:2]}, 0)  # both come upon them
+    one.on_train_batch_start(None, None, {"bad": ours[2:]}, 1)
+    with pytest.raises(DataError, match=r"5 of 40 .* s1/9.tif"):
+        other.on_train_batch_start(None, None, {"bad": [("s1/8.tif", "x"), ("s1/9.tif", "x")]}, 1)
+    with run.bad_samples.open(newline="") as file:
+        listed = [row["file"] for row in csv.DictReader(file)]
+    assert sorted(listed) == [*(path for path, _ in ours), "s1/8.tif", "s1/9.tif"]
+    with pytest.raises(DataError, match="5 of 40"):
+        one.on_train_epoch_end(SimpleNamespace(world_size=2), None)
+
+
+def test_ddp_keeps_gradients_once():
+    engine = make_engine({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, logger=False)
+    assert engine.strategy._ddp_kwargs["gradient_as_bucket_view"]
 
 
 def test_collapsed_features_are_refused():

@@ -5,10 +5,14 @@ import csv
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from decur.cli import main
 from decur.encoders import Projector, TimmEncoder
+from decur.errors import ConfigError
 from decur.objectives import DeCUR
+from decur.pretrain import run
+from decur.pretrain.opening import open_run
 
 SMALL = [
     *("--encoder.name=test_resnet", "--projector.width=16", "--views.size=24"),
@@ -37,6 +41,15 @@ SMALL = [
         (["--config=demo", "--trainer.max_epochs=x"], "max_epochs: expected int or null, got 'x'"),
         (["--config=demo", "--trainer.precision=7"], "trainer.precision: expected one of 64, 32"),
         (["--config=demo", "--trainer.accelerator=abacus"], "trainer: "),
+        (["--config=demo", "--trainer.max_epochs=-1"], "goes on for ever"),
+        (["--config=demo", "--trainer.limit_train_batches=0"], "limit_train_batches: 0 of 16"),
+        (["--config=demo", "--trainer.limit_train_batches=0.01"], "of 16 batches an epoch is none"),
+        (["--config=demo", "--seed=-1"], "seed: a whole number from 0"),
+        (["--config=demo", "--monitor.samples=0"], "monitor.samples: must be 1 or more"),
+        (["--config=demo", "--monitor.every_epochs=-1"], "monitor.every_epochs: must not be"),
+        (["--config=demo", "--encoder.options.pretrained=true"], "is encoder.pretrained; give it"),
+        (["--config=demo", "--encoder.options.num_classes=5"], "see encoder.options"),
+        (["--config=demo", "--encoder.name=test_vit", "--views.size=40"], "(views.size)"),
         (["--config=demo", "--resume"], "holds no checkpoint"),
         (["--config=ombria"], "data.root: is required by PairedFolder"),
         (["--config=ombria", "--data.root=/no/where"], "/no/where"),
@@ -153,3 +166,39 @@ def test_features_on_a_line_are_a_collapse(tiny_arguments, refused, monkeypatch,
     line = refused("pretrain", *tiny_arguments, f"--run={tmp_path / 'run'}", code=3)
     assert "'optical' have effective rank 1.0" in line
     assert not list((tmp_path / "run").glob("checkpoints/*"))  # nothing good to keep yet
+
+
+def test_weights_that_the_last_step_spoils_are_not_kept(tiny_arguments, refused, tmp_path):
+    run = tmp_path / "run"
+    once = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1"]
+    for lr, monitor, said in (
+        (1e38, 0, "is not finite after step 1"),
+        (1e20, 1, "the features of 'optical' are not finite"),
+    ):
+        spoilt = [*once, "--overwrite", f"--monitor.every_epochs={monitor}"]
+        spoilt += [f"--optimizer.lr={lr}", f"--optimizer.lr_bias={lr}"]
+        line = refused("pretrain", *tiny_arguments, f"--run={run}", *spoilt, code=3)
+        assert said in line
+        assert not list(run.glob("checkpoints/*")) and not (run / "encoders").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "s1.vv"])
+def test_a_sensor_must_not_be_called_what_pytorch_cannot_keep(name, make_pairs, refused, tmp_path):
+    root = make_pairs({name: 1, "s2": 1}, samples=16, size=24)
+    line = refused("pretrain", f"--data.root={root}", f"--run={tmp_path / 'run'}", *SMALL)
+    assert f"modality {name!r}: " in line and "rename it" in line
+
+
+def test_overwriting_no_process_looks_at_what_is_being_deleted(tiny, tmp_path, monkeypatch):
+    folder = tiny("--trainer.max_epochs=1")
+
+    def opened(folder, config, anew):
+        assert open_run(folder, None) is not None
+        assert open_run(folder, config, anew) is None
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(run, "open_run", opened)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # of two; the first deletes it
+    with pytest.raises(SystemExit):
+        tiny("--projector.width=16", "--overwrite")
+    assert list(folder.glob("checkpoints/*"))

@@ -13,6 +13,18 @@ from decur import Modality
 from decur.checkpoint import load_encoder
 from decur.cli import main
 from decur.config import command_of, find_config, recipes
+from decur.data import SyntheticScenes
+from decur.objectives import DeCUR
+from decur.pretrain.callbacks import read_metrics
+from decur.pretrain.run import pretrain
+from decur.pretrain.settings import (
+    EncoderSettings,
+    LoaderSettings,
+    MonitorSettings,
+    OptimizerSettings,
+    ProjectorSettings,
+    ViewSettings,
+)
 
 
 def weights(folder):
@@ -148,3 +160,25 @@ def test_three_sensors_and_absent_ones(tmp_path, make_pairs):
     assert {"common/a-b", "common/a-c", "common/b-c", "unique/b-c"} <= set(row)
     assert all(float(value) == float(value) for value in row.values() if value)
     assert set(weights(folder)) == {"a", "b", "c"}
+
+
+def test_with_accumulated_gradients_the_rate_falls_to_the_end(tmp_path):
+    """For objectives that take parts of a batch: a step is of several batches."""
+
+    class OfParts(DeCUR):
+        needs_whole_batch = None
+
+    scenes = SyntheticScenes(samples=64, size=24, modalities=["optical", "sar"])
+    done = pretrain(
+        *(scenes, OfParts(dim=16), str(tmp_path / "run")),
+        encoder=EncoderSettings("test_resnet"),
+        projector=ProjectorSettings(16),
+        views=ViewSettings(24),
+        loader=LoaderSettings(8, workers=0),
+        optimizer=OptimizerSettings("adamw"),
+        monitor=MonitorSettings(every_epochs=0),
+        trainer={"max_epochs": 2, "accumulate_grad_batches": 4, "accelerator": "cpu"},
+    )
+    rows = read_metrics(done.folder)
+    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["lr"] for row in rows] == pytest.approx([0.5e-4, 0.0], abs=1e-9)

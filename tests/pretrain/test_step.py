@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 
+import lightning as L
 import pytest
 import torch
 
@@ -183,6 +184,23 @@ def test_a_compiled_run_goes_on_to_the_same_end(tiny, backend):
     tiny("--compile=true", "--trainer.max_steps=5", "--checkpoint.every_minutes=0", name="broken")
     for path in (whole / "encoders").iterdir():
         assert path.read_bytes() == (broken / "encoders" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "end", [{"max_steps": 4}, {"max_epochs": 2}, {"max_epochs": 9, "max_steps": 4}]
+)
+def test_with_lightning_alone_the_rate_falls_to_the_end(end, batch):
+    seen = []
+
+    class Rates(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    model = build(optimizer=OptimizerSettings("adamw", lr=1e-6))
+    loader = torch.utils.data.DataLoader([batch, batch], batch_size=None)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    L.Trainer(accelerator="cpu", callbacks=[Rates()], **quiet, **end).fit(model, loader)
+    assert seen == pytest.approx([1e-6, 0.8535e-6, 0.5e-6, 0.1464e-6], rel=1e-3)
 
 
 def test_values_are_checked_once_they_have_arrived():

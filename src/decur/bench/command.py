@@ -254,8 +254,11 @@ def _about(device: torch.device, precision: str) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
 from decur.bench.clock import PARTS, WatchedPretrainer
@@ -30,7 +29,7 @@ from decur.bench.traffic import traffic
 from decur.data import PairedDataset
 from decur.objectives import Objective
 from decur.pretrain.compiling import Compile
-from decur.pretrain.engine import quiet_lightning
+from decur.pretrain.engine import quiet_lightning, refuse_accumulation, seed_everything
 from decur.pretrain.settings import (
     EncoderSettings,
     LoaderSettings,
@@ -124,7 +123,8 @@ def bench_step(
     device = torch.device(device)
     loader, optimizer = loader or LoaderSettings(), optimizer or OptimizerSettings()
     quiet_lightning()
-    L.seed_everything(seed, verbose=False)
+    refuse_accumulation(trainer or {}, objective)
+    seed_everything(seed)
     model = WatchedPretrainer(
         data.modalities,
         objective,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_FLOAT = 4  # bytes: embeddings and gradients travel as float32
+_FLOAT = 4  # bytes: embeddings travel as float32
 
 
 def traffic(
@@ -12,6 +12,7 @@ def traffic(
     parameters: int,
     world: int,
     views: int = 2,
+    itemsize: int = 4,
 ) -> dict[str, int]:
     """Bytes that each process sends in a step, by what they are.
 
@@ -32,6 +33,7 @@ def traffic(
         world: number of processes, among which the batch divides.
         views: of each sensor that the objective compares; `DeCUR` two, cross-modal methods
             without intra-modal terms one.
+        itemsize: bytes of a parameter, and of its gradient.
 
     Returns:
         "embeddings", gathered for the loss; "embedding_gradients", on their way back to their
@@ -39,6 +41,6 @@ def traffic(
     """
     own = modalities * views * (batch // world) * objective_dim * _FLOAT  # bytes
     gathered = (world - 1) * own
-    averaged = 2 * (world - 1) * parameters * _FLOAT // world
+    averaged = 2 * (world - 1) * parameters * itemsize // world
     found = {"embeddings": gathered, "embedding_gradients": gathered, "gradients": averaged}
     return {**found, "total": sum(found.values())}

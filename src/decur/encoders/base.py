@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from decur.errors import DataError
+from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 
 
@@ -52,3 +54,60 @@ class Encoder(nn.Module, ABC):
                 f"the encoder was trained on {self.modality.name!r} and the data "
                 f"{modality.name!r} differs in {'; '.join(differences)}"
             )
+
+
+def refuse_name(modality: str) -> None:
+    """See that encoders can be kept under a sensor's name.
+
+    Raises:
+        ConfigError: for a name that PyTorch keeps for itself.
+    """
+    if "." in modality:
+        raise ConfigError(f"modality {modality!r}: a name must not hold a dot; rename it")
+    if not modality or hasattr(nn.ModuleDict(), modality):
+        raise ConfigError(f"modality {modality!r}: PyTorch keeps this name for itself; rename it")
+
+
+@torch.no_grad()
+def refuse_size(
+    encoder: Encoder, modality: Modality, size: tuple[int, int], key: str = "views.size"
+) -> None:
+    """See that an encoder takes pictures of a size, and gives vectors of its width.
+
+    Tried on shapes alone; where these cannot be followed, on two black pictures.
+
+    Args:
+        encoder: of any kind.
+        modality: the sensor.
+        size: height and width.
+        key: of the configuration, that the size is of.
+
+    Raises:
+        ConfigError: saying what it says of them.
+    """
+    training = encoder.training
+    encoder.eval()
+    try:
+        found = _tried(encoder, (2, modality.channels, *size))
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"encoder {encoder.name!r} of {modality.name!r} does not take pictures of "
+            f"{size[0]} x {size[1]} pixels ({key}) with encoder.options as they are: {reason}"
+        ) from error
+    finally:
+        encoder.train(training)
+    if found != (2, encoder.dim):
+        raise ConfigError(
+            f"encoder {encoder.name!r} of {modality.name!r}: gives {found} for two pictures, "
+            f"(2, {encoder.dim}) is expected; see encoder.options"
+        )
+
+
+def _tried(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    state = {k: v.to("meta") for k, v in (*encoder.named_parameters(), *encoder.named_buffers())}
+    try:
+        given = functional_call(encoder, state, (torch.empty(shape, device="meta"),))
+    except Exception:  # of the encoder, or of what has no meaning without numbers
+        return tuple(encoder(torch.zeros(shape)).shape)
+    return tuple(given.shape)

@@ -8,10 +8,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning as L
 import torch
 
 from decur.bench.device import measure_device
+from decur.bench.loss import cost as cost_of_loss
 from decur.bench.traffic import traffic
 from decur.data import PairedDataset
 from decur.data.selection import select
@@ -29,7 +29,13 @@ from decur.plan.reading import LEAST, Reading, measure_reading
 from decur.plan.result import ROOM, Plan, Share
 from decur.pretrain import Pretrainer
 from decur.pretrain.compiling import Compile, pays
-from decur.pretrain.engine import quiet_lightning
+from decur.pretrain.engine import (
+    limited,
+    quiet_lightning,
+    refuse_accumulation,
+    refuse_endless,
+    seed_everything,
+)
 from decur.pretrain.settings import (
     EncoderSettings,
     LoaderSettings,
@@ -94,6 +100,8 @@ def plan(
         DataError: if too few samples can be read.
     """
     device, options = torch.device(device), dict(trainer or {})
+    refuse_endless(options)
+    refuse_accumulation(options, objective)
     loader, optimizer = loader or LoaderSettings(), optimizer or OptimizerSettings()
     data = select(data, modalities)
     count = samples or len(data)
@@ -106,7 +114,7 @@ def plan(
                 f"devices, {LEAST} or more samples for each"
             )
     quiet_lightning()
-    L.seed_everything(seed, verbose=False)
+    seed_everything(seed)
 
     def build() -> Pretrainer:
         return Pretrainer(
@@ -171,7 +179,7 @@ class _Cost:
     """Memory of a step, once what it keeps has been measured on small ones."""
 
     def __init__(self, model: Pretrainer, objective: Objective, precision: str) -> None:
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.precision = model, objective, precision
         self.shape = Shape.of(model, itemsize(precision))
 
     def measured(self, kept: Mapping[int, int], pictures: float) -> None:
@@ -203,12 +211,17 @@ def _share(
     model, batch, samples = cost.model, cost.model.batch_size, cost.model.batch_size // gpus
     compute = calibration.seconds(samples)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sent = traffic(model.objective.dim, len(model.modalities), batch, trained, gpus)
+    sensors = list(model.modalities)
+    views = -(-cost_of_loss(cost.objective, sensors, batch)[2] // len(sensors))
+    sent = traffic(
+        *(model.objective.dim, len(sensors), batch, trained, gpus, views),
+        itemsize=itemsize(cost.precision),
+    )
     exchange = sent["total"] / link
     cores, workers = os.cpu_count() or 1, reading.workers
     # each device has workers of its own, but no cores of its own
     read = batch / (reading.rate * min(gpus, max(1.0, cores / max(1, workers))))
-    step = max(compute + exchange, read)
+    step = max(compute + exchange, read) if workers else compute + exchange + read
     if calibration.threads:  # a CPU, which workers share
         step = max(step, (compute * calibration.threads + read * workers) / cores)
     steps, pauses = run
@@ -236,15 +249,11 @@ def _length(options: dict[str, Any], samples: int, batch: int) -> tuple[int, int
             f"loader.batch_size: {batch} is more than the {samples} samples there are; set it to "
             f"{max(2, samples)} or less, or say with --samples how many there will be"
         )
-    limit = options.get("limit_train_batches")
-    limited = whole if limit is None else limit if isinstance(limit, int) else int(whole * limit)
-    each = max(1, min(whole, limited))
+    each = limited(whole, options.get("limit_train_batches"))
     epochs = options.get("max_epochs")
     most = options.get("max_steps")
     steps = each * (100 if epochs is None else epochs)
     if most is not None and most >= 0:
         most *= options.get("accumulate_grad_batches") or 1
         steps = most if steps < 0 else min(steps, most)
-    if steps < 0:
-        raise ConfigError("trainer.max_epochs: -1 goes on for ever; give it, or trainer.max_steps")
     return steps, each

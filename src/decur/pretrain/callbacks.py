@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -48,7 +48,7 @@ class EpochLog(Callback):
         run: the run's folder.
         settings: what is computed how often.
         console: where the line of an epoch goes.
-        every_steps: how often the loss of a step goes to TensorBoard.
+        every_steps: how often the loss of a step goes to TensorBoard; 0: never.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EpochLog(Callback):
     ) -> None:
         """Loss and rate of some steps to TensorBoard: an epoch can take hours."""
         self._steps += 1
-        if (batch_idx + 1) % self.every_steps == 0 and outputs is not None:
+        if self.every_steps and (batch_idx + 1) % self.every_steps == 0 and outputs is not None:
             values = {"step/loss": float(outputs["loss"]), **_rates(trainer)}
             for logger in trainer.loggers:
                 logger.log_metrics(values, trainer.global_step)
@@ -195,11 +195,15 @@ class ProgressBar(Callback):
 class BadSamples(Callback):
     """Lists samples that cannot be read, and stops the run when they are too many.
 
+    Several processes have one list: each reads in it what the others have found.
+
     Args:
         run: the run's folder.
         limit: share of the data set.
         samples: in the data set.
     """
+
+    HEADER: ClassVar = ["file", "reason"]
 
     def __init__(self, run: RunFolder, limit: float, samples: int) -> None:
         self.run, self.limit, self.samples = run, limit, samples
@@ -207,9 +211,13 @@ class BadSamples(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember what an interrupted run has listed."""
+        self._read()
+
+    def _read(self) -> None:
         if self.run.bad_samples.is_file():
             with self.run.bad_samples.open(newline="") as file:
-                self.seen = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+                rows = [row for row in csv.reader(file) if len(row) == 2 and row != self.HEADER]
+            self.seen.update((path, reason) for path, reason in rows)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -222,14 +230,29 @@ class BadSamples(Callback):
         new = {path: reason for path, reason in batch["bad"] if path not in self.seen}
         if not new:
             return
-        self.seen.update(new)
+        self._read()  # another process may have come upon the same
+        new = {path: reason for path, reason in new.items() if path not in self.seen}
         with self.run.bad_samples.open("a", newline="") as file:
             writer = csv.writer(file)
             if file.tell() == 0:
-                writer.writerow(["file", "reason"])
+                writer.writerow(self.HEADER)
             writer.writerows(new.items())
+        self.seen.update(new)
+        self._refuse_too_many()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count what other processes have found.
+
+        Raises:
+            DataError: if more than `limit` of the data set is bad.
+        """
+        if trainer.world_size > 1:
+            self._read()
+            self._refuse_too_many()
+
+    def _refuse_too_many(self) -> None:
         if len(self.seen) > self.limit * self.samples:
-            path, reason = next(iter(new.items()))
+            path, reason = list(self.seen.items())[-1]
             raise DataError(
                 f"{len(self.seen)} of {self.samples} samples could not be read, more than "
                 f"loader.max_bad {self.limit:g} allows; the last: {path}: {reason}; all are in "

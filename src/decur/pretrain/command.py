@@ -46,7 +46,7 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
     """
     parser = Parser(prog, about)
     parser.add_config()
-    parser.add_function_arguments(pretrain, skip={"trainer", "config", "modalities"})
+    parser.add_function_arguments(pretrain, skip={"trainer", "config", "modalities", "anew"})
     parser.add_argument(
         "--modalities",
         type=str,
@@ -109,13 +109,14 @@ def main(arguments: Sequence[str]) -> Pretrained:
     if resume and not folder.saved_checkpoints():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
     if overwrite and getattr(rank_zero_only, "rank", 0) == 0:
-        _remove(folder)  # others of several processes come when the run is under way
+        _remove(folder)
     text = parser.dump(settings, skip_none=False, skip_validation=True)
-    _refuse_another_run(folder, text)
+    if not overwrite:
+        _refuse_another_run(folder, text)
     settings.pop("config", None)
     made = parser.instantiate_classes(settings)
     options = made.pop("trainer").as_dict()
-    return pretrain(**vars(made), trainer=options, config=text)
+    return pretrain(**vars(made), trainer=options, config=text, anew=overwrite)
 
 
 def _refuse_another_run(folder: RunFolder, config: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from decur.data.base import Batch
 from decur.encoders import Encoder, Projector
 from decur.encoders.attention import encode
+from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.checkpointing import batch_statistics
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment, spread
@@ -23,6 +26,7 @@ from decur.pretrain.absent import nothing, stand_ins
 from decur.pretrain.batchnorm import finite_statistics
 from decur.pretrain.compiling import Compile, Networks, pays
 from decur.pretrain.divergence import Divergence
+from decur.pretrain.engine import limited, refuse_endless
 from decur.pretrain.loading import PairedData
 from decur.pretrain.meter import Meter
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup
@@ -96,9 +100,9 @@ class Pretrainer(L.LightningModule):
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         for name, modality in self.modalities.items():
-            if "." in name:
-                raise ConfigError(f"modality {name!r}: a name must not hold a dot; rename it")
+            refuse_name(name)
             built = encoder.build(name, modality)
+            refuse_size(built, modality, self.views.size)
             head = Projector(built.dim, projector.width, projector.layers)
             if head.dim != objective.dim:
                 raise ConfigError(
@@ -251,14 +255,27 @@ class Pretrainer(L.LightningModule):
         """
         self.divergence.check()
 
+    def check_weights(self) -> None:
+        """Refuse weights that the last step has spoilt: its loss was computed before.
+
+        Raises:
+            DivergedError: naming the first one.
+        """
+        for name, x in itertools.chain(self.named_parameters(), self.named_buffers()):
+            mine: Tensor = x.to_local() if hasattr(x, "to_local") else x  # of a sharded weight
+            if mine.is_floating_point() and not bool(mine.isfinite().all()):
+                raise DivergedError(
+                    f"{name} is not finite after step {self.global_step} (epoch "
+                    f"{self.current_epoch}); lower optimizer.lr, or set trainer.gradient_clip_val"
+                )
+
     # -- Lightning ------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser and a cosine schedule over the steps of the whole run."""
         clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size, not clips)
-        per_epoch = self._steps_per_epoch()
-        total = self.max_steps or per_epoch * (self.trainer.max_epochs or 1)
+        total, per_epoch = self._length()
         warmup = round(self.optimizer_settings.warmup_epochs * per_epoch)
         self._steps, self._called = total, None
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -269,14 +286,21 @@ class Pretrainer(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _steps_per_epoch(self) -> int:
-        """Counted here: Lightning's own estimate would start the loader before a run is resumed."""
-        data = getattr(self.trainer, "datamodule", None)
+    def _length(self) -> tuple[int, int]:
+        """Steps of the run and of an epoch.
+
+        Counted here: Lightning's own estimate would start the loader before a run is resumed.
+        """
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        epochs, steps = trainer.max_epochs or 0, self.max_steps or trainer.max_steps
+        refuse_endless({"max_epochs": epochs, "max_steps": steps})
         if not isinstance(data, PairedData):
-            total = int(self.trainer.estimated_stepping_batches)
-            return total // max(1, self.trainer.max_epochs or 1)
-        steps, limit = data.steps_per_epoch, self.trainer.limit_train_batches
-        return min(steps, limit) if isinstance(limit, int) else int(steps * (limit or 1.0))
+            total = int(trainer.estimated_stepping_batches)
+            return total, math.ceil(total / max(1, epochs))
+        batches = limited(data.steps_per_epoch, trainer.limit_train_batches)
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        ends = [steps] if steps > 0 else []
+        return min(ends + [per_epoch * epochs] if epochs >= 0 else ends), per_epoch
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Pictures to the device; presence and ids stay, they steer and are not computed with."""

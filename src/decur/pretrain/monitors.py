@@ -16,6 +16,8 @@ from decur.pretrain.loading import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.probe import probe
 
+ENOUGH = 8  # samples that a rank can be told from: that of two is 1 whatever they are
+
 
 @dataclass
 class Encoded:
@@ -35,6 +37,9 @@ def encode(model: Pretrainer, data: PairedData, samples: int) -> Encoded:
         model: whose encoders and projectors are used.
         data: where the samples come from.
         samples: at most how many.
+
+    Raises:
+        DivergedError: if an encoder gives what is not finite.
     """
     training = model.training
     model.eval()
@@ -57,6 +62,11 @@ def encode(model: Pretrainer, data: PairedData, samples: int) -> Encoded:
             h = torch.full((len(has), model.encoder(name).dim), torch.nan)
             z = torch.full((len(has), model.objective.dim), torch.nan)
             if name in given:
+                if not bool(given[name].isfinite().all()):
+                    raise DivergedError(
+                        f"the features of {name!r} are not finite any more; lower optimizer.lr, or "
+                        "set trainer.gradient_clip_val"
+                    )
                 h[has], z[has] = given[name].float().cpu(), embedded[name].float().cpu()
             features[name].append(h)
             embeddings[name].append(z)
@@ -79,13 +89,13 @@ def ranks(encoded: Encoded) -> dict[str, float]:
     """Effective rank of each modality's features and embeddings.
 
     Returns:
-        `{"rank/features/s1": ..., "rank/embedding/s1": ...}`; none for fewer than two samples.
+        `{"rank/features/s1": ..., "rank/embedding/s1": ...}`; none for a sensor of few samples.
     """
     found = {}
     for kind, arrays in (("features", encoded.features), ("embedding", encoded.embeddings)):
         for name, x in arrays.items():
             x = x[~x.isnan().any(dim=1)]
-            if len(x) > 1:
+            if len(x) >= ENOUGH:
                 found[f"rank/{kind}/{name}"] = float(effective_rank(x))
     return found
 

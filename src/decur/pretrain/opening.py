@@ -7,17 +7,19 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from decur.checkpoint import RunFolder
+from decur.checkpoint import RunFolder, atomic
 from decur.errors import ConfigError
 from decur.pretrain.saving import newest_checkpoint
 
 
-def open_run(folder: RunFolder, config: str | None) -> Path | None:
+def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path | None:
     """Make a run's folder; find what to go on from.
 
     Args:
         folder: the run's.
         config: the complete configuration as YAML, kept in it; None: not known.
+        anew: nothing is gone on with. One of several processes deletes what there was, and the
+            others must not look at it meanwhile.
 
     Returns:
         The newest checkpoint of an unfinished run; None where there is none.
@@ -32,7 +34,7 @@ def open_run(folder: RunFolder, config: str | None) -> Path | None:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run {folder.path}: cannot be made ({error.strerror})") from error
-    resume = newest_checkpoint(folder)
+    resume = None if anew else newest_checkpoint(folder)
     if getattr(rank_zero_only, "rank", 0) == 0:
         ours = folder.config.is_file() or folder.checkpoints.is_dir()
         if not ours and any(folder.path.iterdir()):
@@ -44,5 +46,6 @@ def open_run(folder: RunFolder, config: str | None) -> Path | None:
                 old.unlink(missing_ok=True)
             shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
         if config is not None:
-            folder.config.write_text(config)
+            with atomic(folder.config) as temporary:
+                temporary.write_text(config)
     return resume

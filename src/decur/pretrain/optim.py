@@ -55,11 +55,12 @@ def build_optimizer(
     weights, exempt = parameter_groups(module)
     groups: list[dict[str, Any]] = [
         {"params": weights, "lr": lr * scale, "weight_decay": decay},
-        # timm's LARS adapts only where there is weight decay: none here means no adaptation
         {"params": exempt, "lr": lr_bias * scale, "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer
     if settings.name == "lars":
+        # timm's LARS adapts where there is weight decay, and else only where it is told to
+        groups[0]["always_adapt"] = True
         optimizer = Lars(groups, momentum=settings.momentum)
     else:  # None leaves the choice to torch, which never fuses by itself
         fused = True if fuse and can_fuse(weights + exempt) else None

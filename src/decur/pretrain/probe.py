@@ -61,7 +61,7 @@ def _known(labels: Array, target: Target) -> NDArray[np.bool_]:
 def _scores(
     x: Array, y: Array, target: Target, groups: list[str] | None, seed: int
 ) -> dict[str, float]:
-    if len(x) < 20:
+    if len(x) < 20 or (groups and len(set(groups)) < 2):
         return {}
     splitter = (GroupShuffleSplit if groups else ShuffleSplit)(
         n_splits=1, test_size=0.5, random_state=seed

@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from rich.console import Console
 
 from decur.checkpoint import RunFolder, save_encoder
 from decur.data import PairedDataset
 from decur.data.selection import select
-from decur.errors import ConfigError
 from decur.objectives import Objective
 from decur.pretrain import figures
 from decur.pretrain.batchnorm import SyncBatchNorms
@@ -26,7 +24,14 @@ from decur.pretrain.callbacks import (
     tensorboard,
 )
 from decur.pretrain.compiling import Compile
-from decur.pretrain.engine import make_engine, quiet_lightning
+from decur.pretrain.engine import (
+    limited,
+    make_engine,
+    quiet_lightning,
+    refuse_accumulation,
+    refuse_endless,
+    seed_everything,
+)
 from decur.pretrain.loading import EpochBatches, PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.opening import open_run
@@ -71,6 +76,7 @@ def pretrain(
     compile: Compile = "auto",
     trainer: dict[str, Any] | None = None,
     config: str | None = None,
+    anew: bool = False,
 ) -> Pretrained:
     """Pretrain an encoder for each sensor, and leave a run folder.
 
@@ -95,6 +101,7 @@ def pretrain(
             where it pays.
         trainer: options of Lightning's Trainer.
         config: the complete configuration as YAML, kept as `config.yaml`.
+        anew: do not look for an unfinished run: the folder's is being deleted.
 
     Returns:
         The run's folder, which holds everything, and the trained model.
@@ -111,12 +118,14 @@ def pretrain(
     options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
     if options.get("strategy") == "fsdp":
         options["strategy"] = Sharded()
-    _refuse_accumulation(options, objective)
+    refuse_endless(options)
+    refuse_accumulation(options, objective)
     data = select(data, modalities)
     paired = PairedData(data, loader, seed)
+    EpochBatches(len(data), loader.batch_size, seed)  # refuses what cannot be filled, at once
     steps = _take_max_steps(options, paired)
-    resume = open_run(folder, config)
-    L.seed_everything(seed, verbose=False)
+    resume = open_run(folder, config, anew)
+    seed_everything(seed)
     make = partial(
         Pretrainer,
         data.modalities,
@@ -149,7 +158,6 @@ def pretrain(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    EpochBatches(len(data), loader.batch_size, seed)  # refuses what cannot be filled, at once
     if engine.is_global_zero:
         _introduce(console, folder, data, model, paired, resume)
     try:
@@ -170,24 +178,14 @@ def pretrain(
 
 def _take_max_steps(options: dict[str, Any], paired: PairedData) -> int | None:
     """Take `max_steps` out of the options, and leave the epochs that it needs."""
+    batches = limited(paired.steps_per_epoch, options.get("limit_train_batches"))
     steps = options.pop("max_steps", -1)
     if steps < 0:
         return None
-    limit, batches = options.get("limit_train_batches", 1.0), paired.steps_per_epoch
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    needed = math.ceil(steps * (options.get("accumulate_grad_batches") or 1) / max(1, batches))
+    needed = math.ceil(steps * (options.get("accumulate_grad_batches") or 1) / batches)
     epochs = options["max_epochs"]
     options["max_epochs"] = needed if epochs < 0 else min(epochs, needed)
     return steps if needed == options["max_epochs"] else None
-
-
-def _refuse_accumulation(options: dict[str, Any], objective: Objective) -> None:
-    steps = options.get("accumulate_grad_batches") or 1
-    if steps > 1 and objective.needs_whole_batch:
-        raise ConfigError(
-            f"trainer.accumulate_grad_batches: refused for {type(objective).__name__}, because "
-            f"{objective.needs_whole_batch}; raise loader.batch_size or use more devices"
-        )
 
 
 def _introduce(

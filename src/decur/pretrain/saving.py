@@ -156,6 +156,7 @@ class SaveState(Checkpoint):
         """Save now; a full disk is a warning, and the older checkpoints stay."""
         if isinstance(pl_module, Pretrainer):
             pl_module.check_finite()  # never keep the state of a step that went wrong
+            pl_module.check_weights()
         self._saved_at = time.monotonic()
         path = self.run.checkpoints / f"step-{trainer.global_step:09d}.ckpt"
         try:

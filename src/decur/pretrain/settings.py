@@ -47,10 +47,12 @@ class EncoderSettings:
         from decur.encoders import build_encoder
         from decur.encoders.checkpointing import checkpoint_activations
 
-        options = {"attention": self.attention} if self.attention else {}
-        encoder = build_encoder(
-            self.of(name), modality, pretrained=self.pretrained, **options, **self.options
-        )
+        options: dict[str, Any] = {"pretrained": self.pretrained}
+        options |= {"attention": self.attention} if self.attention else {}
+        for key in self.options:
+            twice = key in options or key in ("name", "modality")
+            _check(not twice, f"encoder.options.{key}: is encoder.{key}; give it there")
+        encoder = build_encoder(self.of(name), modality, **options, **self.options)
         if self.checkpointing:
             checkpoint_activations(encoder)
         return encoder
@@ -172,6 +174,11 @@ class MonitorSettings:
     samples: int = 512
     batches: int = 16
     min_rank: float = 1.5
+
+    def __post_init__(self) -> None:
+        _check(self.every_epochs >= 0, "monitor.every_epochs: must not be negative")
+        for key in ("samples", "batches"):
+            _check(getattr(self, key) >= 1, f"monitor.{key}: must be 1 or more")
 
 
 @dataclass
