@@ -188,3 +188,74 @@ def test_wrong_files_of_modalities(tmp_path, text, match):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="no such file of modalities"):
         load_modalities(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("bands: 1", "bands is a list of names"),
+        ("bands: VV", "bands is a list of names"),
+        ("bands: [no, VV]", "bands: False is no name"),
+        ("mean: 0.5", "mean is a list of numbers"),
+        ("mean: [0, x]", "mean takes a number, not 'x'"),
+        ("mean: [0, .nan]", "mean takes a finite number"),
+        ("std: [1, .inf]", "std takes a finite number"),
+        ("std: [1, yes]", "std takes a number, not True"),
+        ("value_range: 255", "value_range is a list of numbers"),
+        ("value_range: [255]", "value_range is two numbers"),
+        ("value_range: null", "value_range is a list of numbers"),
+        ("cut: [2]", "cut takes a number"),
+        ("nodata: none", "nodata takes a number, not 'none'"),
+        ("size: 16", "size is height and width"),
+        ("size: [16, 0]", "size is height and width"),
+        ("size: [16.5, 16]", "size is height and width"),
+        ("augmentation: 1", "augmentation is a name"),
+        ("scaling: [range]", "scaling is"),
+        ("preset: [rgb]", "preset is a name"),
+        ("{1: x, colour: red}", "unknown key 1"),
+    ],
+)
+def test_wrong_types_name_modality_and_field(text, match):
+    fields = {"bands": ["a", "b"], "mean": [0, 0], "std": [1, 1], **yaml.safe_load(text)}
+    with pytest.raises(ConfigError, match=match) as caught:
+        load_modalities({"s1": fields})
+    assert "'s1'" in str(caught.value)
+
+
+def test_names_of_sensors_are_texts():
+    for name in (1, True):
+        with pytest.raises(ConfigError, match=f"modality {name}: a name is a text"):
+            load_modalities({name: "rgb"})
+        with pytest.raises(ConfigError, match=f"modality {name}: a name is a text"):
+            plain(name=name)
+
+
+def test_numbers_that_yaml_reads_as_texts(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "s1: {bands: [VV, é], mean: [1e2, 0], std: [1e-3, 1], value_range: [0, 1e4], cut: '2', "
+        "nodata: -1e4, size: ['16', 16]}\n",
+        encoding="utf-8",
+    )
+    made = load_modalities(path)["s1"]
+    assert made == Modality(
+        name="s1",
+        bands=("VV", "é"),
+        mean=(100.0, 0),
+        std=(0.001, 1),
+        value_range=(0, 10000.0),
+        cut=2.0,
+        nodata=-10000.0,
+        size=(16, 16),
+    )
+
+
+def test_what_was_right_is_kept_as_it_was():
+    # Digests of encoders are of this text.
+    assert repr(plain(mean=[1, 2.5], value_range=[0, 255], cut=2, size=[8, 8])) == (
+        "Modality(name='x', bands=('a', 'b'), mean=(1, 2.5), std=(2.0, 5.0), scaling='standard', "
+        "value_range=(0, 255), cut=2, nodata=None, size=(8, 8), augmentation='optical')"
+    )
+    assert repr(plain(nodata=0).nodata) == "0.0"
+    assert plain(nodata=[0, float("nan")]) == plain(nodata=(0.0,))
+    assert plain(nodata=float("nan")) == plain()  # NaN always is no measurement

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -42,8 +45,10 @@ class Modality:
         augmentation: name of the augmentation recipe that is feasible for this sensor (see
             `decur.views`): "optical", "sar", "dem" or "hha".
 
+    Numbers may be texts: YAML reads 1e4 as one, and 1.0e+4 as a number.
+
     Raises:
-        ConfigError: if the fields contradict each other.
+        ConfigError: if a field is of another type, or the fields contradict each other.
     """
 
     name: str
@@ -58,11 +63,23 @@ class Modality:
     augmentation: str = "optical"
 
     def __post_init__(self) -> None:
-        for field in ("bands", "mean", "std", "value_range", "nodata", "size"):
-            value = getattr(self, field)
-            if isinstance(value, list):  # YAML and JSON have no tuples
-                object.__setattr__(self, field, tuple(value))
         where = f"modality {self.name!r}"
+        if not isinstance(self.name, str):
+            raise ConfigError(f"{where}: a name is a text; write it in quotes")
+        if not isinstance(self.augmentation, str):
+            raise ConfigError(f"{where}: augmentation is a name, not {self.augmentation!r}")
+        plain: dict[str, Any] = {
+            "bands": _names(f"{where}: bands", self.bands),
+            "value_range": _numbers(f"{where}: value_range", self.value_range),
+            "cut": _number(f"{where}: cut", self.cut),
+            "nodata": _nodata(f"{where}: nodata", self.nodata),
+            "size": _size(f"{where}: size", self.size),
+        }
+        for field in ("mean", "std"):
+            if (value := getattr(self, field)) is not None:
+                plain[field] = _numbers(f"{where}: {field}", value)
+        for field, value in plain.items():
+            object.__setattr__(self, field, value)
         if not self.bands:
             raise ConfigError(f"{where}: needs at least one band")
         if self.scaling not in get_args(Scaling):
@@ -83,8 +100,10 @@ class Modality:
                 )
         if self.std is not None and min(self.std) <= 0 and measured:
             raise ConfigError(f"{where}: a band with std 0 carries nothing; drop it or set its std")
-        if self.value_range[0] >= self.value_range[1]:
-            raise ConfigError(f"{where}: value_range must rise, is {self.value_range}")
+        if len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]:
+            raise ConfigError(
+                f"{where}: value_range is two numbers and must rise, is {list(self.value_range)}"
+            )
         if not 0 <= self.cut < 100:
             raise ConfigError(f"{where}: cut is a percentage in [0, 100), is {self.cut}")
 
@@ -124,11 +143,11 @@ class Modality:
         """The inverse of `to_dict`; `preset: NAME` starts from a preset, other keys change it.
 
         Raises:
-            ConfigError: for unknown keys or presets.
+            ConfigError: for unknown keys or presets, or wrong values.
         """
         values = dict(values)
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known - {"preset"})
+        unknown = sorted(set(values) - known - {"preset"}, key=str)
         if unknown:
             raise ConfigError(
                 f"modality {values.get('name', '?')!r}: unknown key {unknown[0]!r}; "
@@ -136,6 +155,9 @@ class Modality:
             )
         preset = values.pop("preset", None)
         if preset is not None:
+            if not isinstance(preset, str):
+                where = f"modality {values.get('name', '?')!r}"
+                raise ConfigError(f"{where}: preset is a name, not {preset!r}")
             return cls.preset(preset).with_(**values)
         missing = sorted({"name", "bands"} - set(values))
         if missing:
@@ -193,7 +215,7 @@ def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, 
         if not path.is_file():
             raise ConfigError(f"{path}: no such file of modalities; `decur stats ROOT` writes one")
         try:
-            loaded = yaml.safe_load(path.read_text())
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{path}: not a readable YAML file ({reason})") from error
@@ -202,6 +224,8 @@ def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, 
         source = loaded
     modalities: dict[str, Modality] = {}
     for name, value in source.items():
+        if not isinstance(name, str):  # YAML reads 1, yes and 2024-01-01 as no text
+            raise ConfigError(f"modality {name!r}: a name is a text; write it in quotes")
         if isinstance(value, Modality):
             modalities[name] = value.with_(name=name)
         elif isinstance(value, str):
@@ -211,6 +235,52 @@ def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, 
         else:
             raise ConfigError(f"modality {name!r}: needs a preset's name or a mapping of fields")
     return modalities
+
+
+def _number(where: str, value: Any, finite: bool = True) -> float:
+    """A number, as it is unless it is a text."""
+    number = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise ConfigError(f"{where} takes a number, not {value!r}")
+    if finite and not math.isfinite(number):
+        raise ConfigError(f"{where} takes a finite number, not {value!r}")
+    return number if isinstance(number, int | float) else float(number)
+
+
+def _numbers(where: str, values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple):  # YAML and JSON have no tuples
+        raise ConfigError(f"{where} is a list of numbers, not {values!r}")
+    return tuple(_number(where, value) for value in values)
+
+
+def _nodata(where: str, value: Any) -> float | tuple[float, ...] | None:
+    several = isinstance(value, list | tuple)
+    values = value if several else () if value is None else (value,)
+    numbers = [float(_number(where, number, finite=False)) for number in values]
+    # NaN always is no measurement, and would make a modality differ from itself.
+    numbers = [number for number in numbers if not math.isnan(number)]
+    return (tuple(numbers) if several else numbers[0]) if numbers else None
+
+
+def _size(where: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    numbers = _numbers(where, value if isinstance(value, list | tuple) else ())
+    if len(numbers) != 2 or any(number < 1 or number != int(number) for number in numbers):
+        raise ConfigError(f"{where} is height and width in whole pixels, [16, 16], not {value!r}")
+    return (int(numbers[0]), int(numbers[1]))
+
+
+def _names(where: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple):
+        raise ConfigError(f"{where} is a list of names, [VV, VH], not {values!r}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ConfigError(f"{where}: {value!r} is no name; write it in quotes")
+    return tuple(str(value) for value in values)  # YAML reads 1 as a number
 
 
 # Statistics in raw units, each with its source.

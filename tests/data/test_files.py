@@ -16,6 +16,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 RNG = np.random.default_rng(0)
 
 
+def _png(width, height, bits, colour, rows):
+    """A PNG; each of the rows begins with its filter."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
 @pytest.mark.parametrize(
     ("extension", "dtype", "bands"),
     [
@@ -62,21 +78,8 @@ def test_extension_in_capitals(tmp_path):
 
 def test_16_bit_colour_png_keeps_its_lower_bits(tmp_path):
     pixels = RNG.integers(0, 65536, (5, 7, 3)).astype(">u2")
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 7, 5, 16, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     path = tmp_path / "deep.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(_png(7, 5, 16, 2, b"".join(b"\0" + row.tobytes() for row in pixels)))
     np.testing.assert_array_equal(read_image(path).numpy(), np.moveaxis(pixels, -1, 0))
     assert not read_header(path).is_byte
 
@@ -192,3 +195,69 @@ def test_without_rasterio_the_remedy_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"reading \.tif needs rasterio.*decur\[eo\]"):
         read_image(path)
     files._rasterio.cache_clear()
+
+
+@pytest.mark.parametrize("internal", [True, False])
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_pixels_that_a_raster_masks_are_not_measured(tmp_path, internal, dtype):
+    import rasterio
+
+    pixels = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]], dtype)
+    path = write(tmp_path / "a.tif", pixels)
+    measured = np.array([[True, True], [True, False]])
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "r+") as target:
+        target.write_mask(measured)
+    assert (tmp_path / "a.tif.msk").exists() != internal
+    image = read_image(path)
+    np.testing.assert_array_equal(image.numpy(), np.where(measured, pixels, np.nan))
+    assert image.dtype == torch.float32
+    assert read_header(path).is_byte == (dtype == "uint8")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(path, "r+") as target:
+        target.write_mask(np.ones_like(measured))
+    assert read_image(path).dtype == (torch.uint8 if dtype == "uint8" else torch.float32)
+
+
+def test_transparency_stays_a_band(tmp_path):
+    import rasterio
+
+    pixels = RNG.integers(0, 2, (4, 4, 4)).astype(np.uint8)
+    size = {"count": 4, "height": 4, "width": 4, "dtype": "uint8", "photometric": "RGB"}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", alpha="YES", **size) as target:
+        target.write(pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").numpy(), pixels)
+
+
+def test_a_label_without_any_measurement_is_a_mask_of_unknowns(tmp_path):
+    path = write(tmp_path / "a.tif", np.full((1, 2, 2), 7, np.uint8), nodata=7)
+    assert read_mask(path).tolist() == [[255, 255], [255, 255]]
+    with pytest.raises(BadSampleError, match="no measured pixel"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_keep_their_indices(tmp_path, bits):
+    indices = np.arange(2**bits, dtype=np.uint8)[None, :16]  # (1, W)
+    width = indices.shape[1]
+    row = np.unpackbits(indices.T, axis=1)[:, 8 - bits :].tobytes()
+    row = np.packbits(np.frombuffer(row, np.uint8)).tobytes()
+    path = tmp_path / "a.png"
+    path.write_bytes(_png(width, 1, bits, 0, b"\0" + row))
+    assert read_mask(path).tolist() == indices.tolist()
+    full = indices.astype(int) * (255 // (2**bits - 1))
+    assert read_image(path)[0].tolist() == full.tolist()
+
+
+def test_nodata_beyond_8_bits_is_no_8_bit_value(tmp_path):
+    image = read_image(write(tmp_path / "a.png", np.array([[241, 5]], np.uint8)), nodata=-9999)
+    assert image.tolist() == [[[241, 5]]]
+
+
+def test_arrays_that_are_none_are_bad_samples(tmp_path):
+    path = write(tmp_path / "a.npy", np.ones((1, 4, 4)))
+    path.write_bytes(path.read_bytes().replace(b"), }", b"(, }"))  # TokenError in NumPy
+    with open(tmp_path / "b.npy", "wb") as file:
+        np.savez(file, np.ones((4, 4)))
+    for name, reason in {"a.npy": "cannot be read", "b.npy": r"an \.npz archive"}.items():
+        for read in (read_image, read_header):
+            with pytest.raises(BadSampleError, match=reason):
+                read(tmp_path / name)

@@ -1,5 +1,7 @@
 import logging
+import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -167,6 +169,7 @@ def test_many_whole_numbers_are_a_quantity_and_free_text_no_label(tmp_path):
         ("id,kind\na,1,2\n", "line 2 has another number of cells"),
         ("id,kind:colour\na,1\n", "no kind 'colour'"),
         ("id,kind:scalar\na,tall\n", "'tall' is no number"),
+        ("id,cover:class,cover:scalar\na,1,2\n", "two columns are named 'cover'"),
         ("id,mask\na,1\n", "clash"),
     ],
 )
@@ -306,3 +309,88 @@ def test_hidden_and_foreign_files_are_left_alone(tmp_path):
     data = PairedFolder(root)
     assert data.ids == IDS
     assert isinstance(data.modalities["s1"], Modality)
+
+
+def test_masks_of_0_and_255_have_no_foreground(tmp_path):
+    root = make_folder(tmp_path, {"s1": ["a", "b", "c"]}, size=8)
+    half = np.kron(np.array([[0, 255]], np.uint8), np.ones((8, 4), np.uint8))
+    write(root / "mask" / "a.png", np.full((8, 8), 255, np.uint8))  # nothing is known of it
+    assert PairedFolder(root).targets["mask"].classes == ("0",)
+    write(root / "mask" / "b.png", half)
+    refused = r"a\.png: the masks hold only 0 and 255; .* write the foreground as 1"
+    with pytest.raises(DataError, match=refused):
+        PairedFolder(root)
+    (root / "mask" / "classes.txt").write_text("dry\nwet\n")
+    with pytest.raises(DataError, match=refused):
+        PairedFolder(root)
+    write(root / "mask" / "c.png", np.minimum(half, 1))
+    assert PairedFolder(root).targets["mask"].classes == ("dry", "wet")
+    (root / "mask" / "classes.txt").unlink()
+    assert PairedFolder(root).targets["mask"].classes == ("0", "1")
+
+
+def test_a_rare_class_is_looked_for_in_all_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr("decur.data.folder._STATS_FILES", 2)
+    root = make_folder(tmp_path, {"s1": ["a", "b", "c"]}, size=8)
+    for id_, value in {"a": 0, "b": 1, "c": 0}.items():
+        write(root / "mask" / f"{id_}.png", np.array([[value, 255]], np.uint8))
+    assert PairedFolder(root).targets["mask"].classes == ("0", "1")
+
+
+def test_names_of_classes_in_utf8_only(tmp_path):
+    root = make_folder(tmp_path, {"s1": IDS})
+    write(root / "mask" / "a.png", np.eye(8, dtype=np.uint8))
+    (root / "mask" / "classes.txt").write_text("Gebäude\nWald\n", encoding="utf-8-sig")
+    assert PairedFolder(root).targets["mask"].classes == ("Gebäude", "Wald")
+    (root / "mask" / "classes.txt").write_text("Gebäude\nWald\n", encoding="latin-1")
+    with pytest.raises(DataError, match=r"classes\.txt: cannot be read as text .*UTF-8"):
+        PairedFolder(root)
+
+
+def test_ids_pair_in_either_form_of_unicode(tmp_path):
+    mac, linux = (unicodedata.normalize(form, "Orléans") for form in ("NFD", "NFC"))
+    root = make_folder(tmp_path, {"s1": [mac], "s2": [linux]})
+    (root / "labels.csv").write_text(f"id,kind\n{mac},town\n")
+    data = PairedFolder(root)
+    assert data.ids == [linux] and set(data[0]["images"]) == {"s1", "s2"}
+    assert data[0]["target"]["kind"] == 0
+    make_folder(root, {"s1": [linux]})
+    with pytest.raises(DataError, match="two files for id"):
+        PairedFolder(root)
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path):
+    root = make_folder(tmp_path, {"s1": ["a"]})
+    shutil.copy(root / "s1" / "a.png", os.fsencode(root / "s1") + b"/\xe9.png")
+    with pytest.raises(DataError, match=r"the name '\\udce9\.png' is no UTF-8; rename"):
+        PairedFolder(root)
+
+
+def test_tables_of_common_programs(tmp_path, caplog):
+    root = make_folder(tmp_path, {"s1": ["01", "02", "03"]})
+    (root / "labels.csv").write_text(
+        "Unnamed: 0,id,height,kind,tags,\n"
+        "0,01,nan,NA,null,\n"
+        "1,02,2.5,u,x;y,\n"
+        ",,,,,\n"
+        "\n"
+        "2,3,1.5,v,,\n"
+    )
+    data = PairedFolder(root)
+    assert {n: (t.kind, t.classes) for n, t in data.targets.items()} == {
+        "height": ("scalar", ()),
+        "kind": ("class", ("u", "v")),
+        "tags": ("multilabel", ("x", "y")),
+    }
+    first = data[0]["target"]
+    assert first["height"].isnan() and first["kind"] == -1 and first["tags"].isnan().all()
+    assert "1 of 3 ids of" in caplog.text and "for example '3'" in caplog.text
+    assert "the picture is '03': spreadsheets strip leading zeros" in caplog.text
+    (root / "labels.csv").write_text("id,kind\n1,u\n2,v\n")
+    with pytest.raises(DataError, match=r"none of its 2 ids .* '01': spreadsheets strip"):
+        PairedFolder(root)
+    (root / "labels.csv").unlink()
+    caplog.clear()
+    (root / "splits.csv").write_text("id,split\n01,train\nx,train\n")
+    assert PairedFolder(root, split="train").ids == ["01"]
+    assert "1 of 2 ids of" in caplog.text and "for example 'x'" in caplog.text

@@ -176,6 +176,15 @@ def test_a_slurm_array_is_as_many_parts(monkeypatch):
     for wrong in ("0/2", "3/2", "half"):
         with pytest.raises(ConfigError, match="part"):
             parse_part(wrong)
+    for name, value in {"COUNT": 2, "MIN": 3, "MAX": 5, "STEP": 1}.items():  # --array=3,5
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    for task in (3, 5):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        with pytest.raises(ConfigError, match="leaves numbers out between 3 and 5"):
+            parse_part(None)
+    monkeypatch.delenv("SLURM_ARRAY_TASK_MAX")
+    with pytest.raises(ConfigError, match="leaves numbers out"):
+        parse_part(None)
 
 
 def test_after_sigkill_the_same_command_ends_with_the_same_bytes(folder, tmp_path):
@@ -414,3 +423,50 @@ def test_two_ranks_with_two_workers_share_an_epoch_without_repeats_or_losses(
         assert ids(rank, start=2) == ranks[rank][2:]  # resumed in the middle
     some = Subset(data, range(31))  # the last, smaller batch is dropped, nothing else
     assert len(EpochBatches(len(some), 6, seed=1)) == 5
+
+
+def test_a_store_packed_anew_is_downloaded_anew(folder, tmp_path):
+    out, cache = tmp_path / "out", tmp_path / "cache"
+
+    def far():
+        return PackedPairs(f"local:{out}", cache=cache)
+
+    def pack_anew():
+        shutil.rmtree(out)
+        pack(PairedFolder(folder.root), out, chunk_mb=SMALL)
+        return PackedPairs(out)
+
+    pack(folder, out, chunk_mb=SMALL)
+    kept = far()
+    before = kept[0]
+    assert_same_sample(pack_anew()[0], before)
+    path = cache / kept.chunks[0].name
+    written = path.stat().st_mtime_ns
+    assert_same_sample(far()[0], before)
+    assert path.stat().st_mtime_ns == written  # the same data: the cache holds
+    write(folder.root / "a" / "00.png", np.full((3, 8, 8), 9, np.uint8))
+    near = pack_anew()
+    assert [c.size for c in near.chunks] == [c.size for c in kept.chunks]
+    assert_same_sample(far()[0], near[0])
+    assert (near[0]["images"]["a"] == 9).all()
+    header = json.loads((out / "decur.json").read_text())
+    del header["stamp"]  # as older versions wrote it
+    (out / "decur.json").write_text(json.dumps(header))
+    for _ in range(2):
+        assert_same_sample(far()[0], near[0])
+
+
+def test_other_labels_are_another_source(folder, tmp_path):
+    pack(folder, tmp_path / "out", chunk_mb=SMALL)
+    labels = folder.root / "labels.csv"
+    labels.write_text(labels.read_text().replace("00,x,0.0,0", "00,y,0.0,0"))
+    changed = PairedFolder(folder.root)
+    assert changed.targets == folder.targets
+    with pytest.raises(ConfigError, match="other samples, sensors or labels"):
+        pack(changed, tmp_path / "out", chunk_mb=SMALL)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"max_bad": -1}])
+def test_options_below_zero_are_named(folder, tmp_path, wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        pack(folder, tmp_path / "out", **wrong)

@@ -56,3 +56,11 @@ def test_what_is_wrong_is_one_line(root, tmp_path, capsys):
     assert "no packed data" in refused(["pack", "--verify", root], capsys)
     make_folder(root, {"a": ["04.tif"]}, bands={"a": 3})
     assert "04" in refused(["pack", root, out], capsys)  # two files of one id
+
+
+def test_packed_already_is_said(root, tmp_path, capsys):
+    command = ["pack", str(root), str(tmp_path / "out"), "--workers", "0", "--max_bad", "0.1"]
+    main(command)
+    assert "packed already" not in capsys.readouterr().out
+    main(command)
+    assert "packed already; nothing read; delete the folder to pack anew" in capsys.readouterr().out

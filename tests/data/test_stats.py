@@ -3,8 +3,10 @@ import pytest
 import yaml
 from make_folder import make_folder, write
 
+from decur.cli import main
 from decur.data import BandStatistics, PairedFolder, SyntheticScenes, compute_stats
 from decur.data.bands import guess_augmentation
+from decur.data.files import read_image
 from decur.data.stats import stats_of_files, write_modalities
 from decur.errors import DataError
 from decur.modality import load_modalities
@@ -152,3 +154,31 @@ def test_augmentation_by_name():
     names = ("S1RTC", "radar", "DEM", "dsm", "hha", "depth", "S2L1C", "rgb")
     expected = ["sar", "sar", "dem", "dem", "hha", "hha", "optical", "optical"]
     assert [guess_augmentation(name) for name in names] == expected
+
+
+def test_overwriting_keeps_what_a_person_edited(tmp_path, capsys):
+    root = make_folder(tmp_path, {"s1": ["a", "b"], "notes": ["a"]})
+    (root / "modalities.yaml").write_text(
+        "s1: {bands: [VV], scaling: range, nodata: 0, augmentation: sar}\n"
+    )
+    main(["stats", str(root), "--overwrite"])
+    made = load_modalities(root / "modalities.yaml")["s1"]
+    assert (made.bands, made.nodata, made.augmentation) == (("VV",), 0, "sar")
+    pixels = np.stack([read_image(root / "s1" / f"{id_}.png").numpy() for id_ in "ab"])
+    np.testing.assert_allclose(made.mean, pixels[pixels > 0].mean(), rtol=1e-6)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "modalities.yaml: s1; only mean and std are replaced" in out
+    assert "left out: notes" in out
+    make_folder(root, {"s1": ["a", "b"]}, bands={"s1": 3})
+    with pytest.raises(SystemExit):
+        main(["stats", str(root), "--overwrite"])
+    assert "is given 1 bands (VV), its files have 3; correct `bands`" in capsys.readouterr().err
+
+
+def test_a_constant_band_needs_no_std_where_it_is_scaled_by_its_range(tmp_path):
+    write(tmp_path / "s1" / "a.npy", np.full((1, 4, 4), 2.0))
+    known = tmp_path / "known.yaml"
+    known.write_text("s1: {bands: [VV], scaling: range}\n")
+    main(["stats", str(tmp_path), "--modalities", str(known)])
+    made = load_modalities(tmp_path / "modalities.yaml")["s1"]
+    assert (made.mean, made.std) == ((2.0,), (0.0,))

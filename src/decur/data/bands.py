@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from decur.errors import DataError
+from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 
 PERCENTS = (1, 2, 50, 98, 99)
@@ -172,22 +172,31 @@ class BandStatistics:
                 )
         return lines
 
-    def to_modality(self, name: str) -> Modality:
-        """A modality with these statistics.
+    def to_modality(self, name: str, known: Modality | None = None) -> Modality:
+        """A modality with these statistics: the known one, all else of it kept, or a new one.
 
-        8-bit data is scaled by its range, 0 to 255; other data by mean and standard deviation,
-        radar after a cut of 2 % (DeCUR paper, appendix B.1). The augmentation follows from the
-        name, as `guess_augmentation` tells.
+        A new one of 8-bit data is scaled by its range, 0 to 255; of other data by mean and standard
+        deviation, radar after a cut of 2 % (DeCUR paper, appendix B.1). The augmentation follows
+        from the name, as `guess_augmentation` tells.
 
         Raises:
-            ConfigError: if a band of data that is not 8-bit is constant.
+            ConfigError: if a band is constant and the scaling is by standard deviations, or the
+                known modality has another number of bands.
         """
+        mean, std = tuple(_plain(self.mean)), tuple(_plain(self.std))
+        if known is not None:
+            if known.channels != len(mean):
+                raise ConfigError(
+                    f"modality {name!r} is given {known.channels} bands "
+                    f"({', '.join(known.bands)}), its files have {len(mean)}; correct `bands`"
+                )
+            return known.with_(name=name, mean=mean, std=std)
         augmentation = guess_augmentation(name)
         return Modality(
             name=name,
             bands=self.names or tuple(f"band{i + 1}" for i in range(len(self.count))),
-            mean=tuple(_plain(self.mean)),
-            std=tuple(_plain(self.std)),
+            mean=mean,
+            std=std,
             scaling="range" if self.is_byte else "standard",
             cut=2.0 if augmentation == "sar" and not self.is_byte else 0.0,
             augmentation=augmentation,

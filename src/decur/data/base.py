@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired, Self, TypedDict
+from typing import Any, Literal, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -75,15 +76,33 @@ class PairedDataset(Dataset[Sample], ABC):
         targets: `{name: Target}`; empty where nothing is labelled.
         groups: for each sample the name of its group (a scene, a cluster of tiles) that must not
             be split between training and test; None where the data names none.
+        labels: `{id: {target: value}}`, where they are known without reading a file for each
+            sample; what is packed is told apart by them, too. None where they are not.
         wanted: names of the sensors whose pictures are to be read, see `only`; None: all.
     """
 
+    _made_of: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     modalities: dict[str, Modality]
     ids: list[str]
     present: dict[str, np.ndarray]
     targets: dict[str, Target]
     groups: list[str] | None = None
+    labels: Mapping[str, Mapping[str, str]] | None = None
     wanted: Collection[str] | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Keep what it is made of: settings that no public attribute shows tell data apart, too."""
+        made = super().__new__(cls)
+        made._made_of = (args, options)
+        return made
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """All arguments that it was made of, given or not."""
+        args, options = self._made_of
+        bound = inspect.signature(type(self)).bind(*args, **options)
+        bound.apply_defaults()
+        return bound.arguments
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from decur.config import Parser
 from decur.data.bands import PERCENTS, BandStatistics
-from decur.data.listing import modality_files
+from decur.data.listing import modality_files, subfolders
 from decur.data.stats import compute_stats, write_modalities
 from decur.errors import ConfigError
-from decur.modality import load_modalities
+from decur.modality import Modality, load_modalities
 
 
 def stats(arguments: Sequence[str]) -> None:
@@ -41,15 +41,22 @@ def stats(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--modalities",
         type=str | None,
-        help="YAML of modalities to keep: only mean and std are replaced.",
+        help="YAML of modalities to keep: only mean and std are replaced. By default "
+        "ROOT/modalities.yaml where there is one.",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Reading threads.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
     settings = parser.parse(arguments)
-    out = Path(settings.out or Path(settings.root) / "modalities.yaml")
+    own = Path(settings.root) / "modalities.yaml"
+    out = Path(settings.out or own)
     if out.exists() and not settings.overwrite:
         raise ConfigError(f"{out}: exists already; choose another --out, or --overwrite it")
-    known = load_modalities(settings.modalities)
+    kept = settings.modalities or (own if own.is_file() else None)
+    known = load_modalities(kept)
+    if known:
+        print(f"known from {kept}: {', '.join(known)}; only mean and std are replaced")
+        if others := sorted(set(subfolders(settings.root)) - set(known)):
+            print(f"left out: {', '.join(others)}; it does not name them")
     files = modality_files(settings.root, tuple(known) or None)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=sum(map(len, files.values())))
@@ -57,7 +64,7 @@ def stats(arguments: Sequence[str]) -> None:
             settings.root, known or None, settings.workers, lambda n: progress.advance(task, n)
         )
     for name, statistics in found.items():
-        _print(name, statistics)
+        _print(name, statistics, known.get(name))
     try:
         write_modalities(out, found, known or None)
     except OSError as error:
@@ -65,8 +72,8 @@ def stats(arguments: Sequence[str]) -> None:
     print(f"written: {out}")
 
 
-def _print(name: str, statistics: BandStatistics) -> None:
-    modality = statistics.to_modality(name)
+def _print(name: str, statistics: BandStatistics, known: Modality | None) -> None:
+    modality = statistics.to_modality(name, known)
     title = f"{name}: {statistics.images} images"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("band", "mean", "std", "min", *(f"p{p:g}" for p in PERCENTS), "max"):

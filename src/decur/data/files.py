@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,6 +68,16 @@ def read_image(
         DataError: for an unknown extension, or if the reader is not installed.
     """
     path = _existing(path)
+    image = _read(path, bands, nodata)
+    if image.is_floating_point() and image.isnan().all():
+        raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
+    return image
+
+
+def _read(
+    path: Path, bands: int | None = None, nodata: float | tuple[float, ...] | None = None
+) -> Tensor:
+    """As `read_image`; there may be no measured pixel."""
     own_nodata: float | None = None
     if path.suffix.lower() in RASTER:
         pixels, own_nodata = _read_raster(path)
@@ -90,16 +101,17 @@ def read_mask(path: str | Path) -> Tensor:
     """Read a picture of class indices; of a palette picture the indices, not the colours.
 
     Returns:
-        (H, W) int64.
+        (H, W) int64, 255 where a file says that it holds nothing.
 
     Raises:
-        BadSampleError: as `read_image`; also for more than one band or fractions.
+        BadSampleError: as `read_image`, but such a mask may be all 255; also for more than one
+            band or fractions.
     """
     path = _existing(path)
     if path.suffix.lower() in PICTURE:
         pixels = torch.from_numpy(_read_picture(path, palette_indices=True).astype(np.int64))
     else:
-        pixels = read_image(path)
+        pixels = _read(path)
     if pixels.shape[0] != 1:
         raise BadSampleError(
             path, f"a mask has one band of class indices, this has {len(pixels)}; convert it"
@@ -122,7 +134,7 @@ def read_header(path: str | Path) -> Header:
     if suffix in RASTER:
         rasterio = _rasterio(suffix)
         try:
-            with rasterio.Env(**_GDAL), rasterio.open(path) as source:
+            with rasterio.Env(**_gdal(path)), rasterio.open(path) as source:
                 names = tuple(name for name in source.descriptions if name)
                 return Header(
                     bands=source.count,
@@ -140,10 +152,7 @@ def read_header(path: str | Path) -> Header:
                 return Header(len(Image.new(mode, (1, 1)).getbands()), picture.size[::-1], not deep)
         except _PILLOW_ERRORS as error:
             raise BadSampleError(path, _unreadable(error)) from error
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadSampleError(path, _unreadable(error)) from error
+    array = _load_array(path, mmap_mode="r")
     shape = _channels_first(path, array.shape)
     return Header(shape[0], shape[1:], array.dtype == np.uint8)
 
@@ -178,8 +187,14 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-# GDAL lists the whole folder at each opening otherwise: seconds where it holds 250,000 files.
-_GDAL = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+def _gdal(path: Path) -> dict[str, str]:
+    """Options of GDAL, which lists the whole folder at each opening otherwise.
+
+    That takes seconds where it holds 250,000 files. "EMPTY_DIR" is the fastest, but hides what
+    lies beside a file, the mask of its pixels too.
+    """
+    beside = path.with_name(path.name + ".msk").is_file()
+    return {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if beside else "EMPTY_DIR"}
 
 
 @cache
@@ -196,8 +211,16 @@ def _rasterio(suffix: str) -> Any:
 def _read_raster(path: Path) -> tuple[np.ndarray, float | None]:
     rasterio = _rasterio(path.suffix.lower())
     try:
-        with rasterio.Env(**_GDAL), rasterio.open(path) as source:
-            return source.read(), source.nodata
+        with rasterio.Env(**_gdal(path)), rasterio.open(path) as source:
+            pixels, flags = source.read(), rasterio.enums.MaskFlags
+            # The file's own mask, inside it or beside it; transparency is a band like others.
+            if any(
+                flags.per_dataset in of and flags.alpha not in of for of in source.mask_flag_enums
+            ):
+                measured = source.read_masks() > 0
+                if not measured.all():  # else 8-bit pixels stay so, as with nodata
+                    pixels = np.where(measured, pixels, np.nan)
+            return pixels, source.nodata
     except (rasterio.errors.RasterioError, ValueError) as error:
         raise BadSampleError(path, _unreadable(error)) from error
 
@@ -207,11 +230,14 @@ def _read_picture(path: Path, palette_indices: bool = False) -> np.ndarray:
         with Image.open(path) as picture:
             if _is_deep_colour(picture):  # Pillow would drop the lower 8 bits without a word
                 return _read_deep_colour(path)
+            step = _grey_step(picture) if palette_indices else 1
             picture.load()
             keep = palette_indices and picture.mode in ("1", "P")
             pixels = np.asarray(picture if keep else picture.convert(_mode(picture)))
     except _PILLOW_ERRORS as error:
         raise BadSampleError(path, _unreadable(error)) from error
+    if step > 1:
+        pixels = pixels // step
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
@@ -220,6 +246,12 @@ def _mode(picture: Image.Image) -> str:
     if picture.mode == "P" and "transparency" in picture.info:
         return "RGBA"
     return _MODES.get(picture.mode, picture.mode)
+
+
+def _grey_step(picture: Image.Image) -> int:
+    """What Pillow multiplies grey PNGs of 2 or 4 bits by, to fill 8; before they are loaded."""
+    raw = {tile.args for tile in getattr(picture, "tile", ()) if isinstance(tile.args, str)}
+    return 85 if "L;2" in raw else 17 if "L;4" in raw else 1
 
 
 def _is_deep_colour(picture: Image.Image) -> bool:
@@ -243,11 +275,19 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
 
 def _read_array(path: Path, bands: int | None) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadSampleError(path, _unreadable(error)) from error
+    array = _load_array(path)
     return array.reshape(_channels_first(path, array.shape, bands))
+
+
+def _load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
+        raise BadSampleError(path, _unreadable(error)) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise BadSampleError(path, "is an .npz archive; save its array with numpy.save")
+    return array
 
 
 def _channels_first(
@@ -277,16 +317,13 @@ def _to_tensor(path: Path, pixels: np.ndarray) -> Tensor:
 
 def _checked(path: Path, image: Tensor, holes: set[float]) -> Tensor:
     for value in holes:
-        hole = torch.eq(image, value)  # NaN equals nothing, and needs nothing done
+        # As float: of an 8-bit image torch compares modulo 256 otherwise. NaN equals nothing, and
+        # needs nothing done.
+        hole = torch.eq(image, float(value))
         if hole.any():
             image = image.to(torch.float32).masked_fill(hole, torch.nan)
-    if image.is_floating_point():
-        if image.isinf().any():
-            raise BadSampleError(
-                path, "has infinite values; write pixels without a measurement as NaN"
-            )
-        if image.isnan().all():
-            raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
+    if image.is_floating_point() and image.isinf().any():
+        raise BadSampleError(path, "has infinite values; write pixels without a measurement as NaN")
     return image
 
 

@@ -71,7 +71,8 @@ class PairedFolder(PairedDataset):
         given = load_modalities(modalities)
         folders = modality_files(self.root, tuple(given) or None)
         samples = _pair(self.root, folders, missing)
-        wanted, groups = read_splits(self.root / "splits.csv", set(samples), split)
+        pictured = {id_ for files in folders.values() for id_ in files}
+        wanted, groups = read_splits(self.root / "splits.csv", pictured, split)
         self.ids = [id_ for id_ in samples if wanted is None or id_ in wanted]
         if not self.ids:
             raise DataError(f"{self.root}: no complete sample in split {split!r}; missing='keep'?")
@@ -91,7 +92,8 @@ class PairedFolder(PairedDataset):
         self.targets = {}
         self._labels = None
         if (self.root / "labels.csv").is_file():
-            self._labels = Labels(self.root / "labels.csv", set(samples))
+            self._labels = Labels(self.root / "labels.csv", pictured)
+            self.labels = self._labels.rows
             self.targets |= self._labels.targets
         self._masks = scan(self.root / MASK) if (self.root / MASK).is_dir() else {}
         if self._masks:
@@ -222,14 +224,46 @@ def _guess(name: str, files: list[str], headers: list[Header]) -> Modality:
 
 
 def _mask_classes(folder: Path, masks: dict[str, str]) -> tuple[str, ...]:
-    named = folder / "classes.txt"
-    if named.is_file():
-        return tuple(line.strip() for line in named.read_text().splitlines() if line.strip())
-    highest = 0
-    for file in _spaced(list(masks.values()), _STATS_FILES):
+    files = list(masks.values())
+    named = _class_names(folder / "classes.txt")
+    enough = 1 if named else None
+    highest, unknown = _highest_class(_spaced(files, _STATS_FILES), enough)
+    if highest == 0 and unknown:  # the other classes may be rare: look at all before refusing
+        highest, _ = _highest_class(files, enough)
+    if highest == 0 and unknown and len(named) != 1:
+        raise DataError(
+            f"{unknown}: the masks hold only 0 and 255; 255 means unknown: "
+            "write the foreground as 1"
+        )
+    return named or tuple(str(index) for index in range(max(highest, 0) + 1))
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    if not file.is_file():
+        return ()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as text ({error}); save it as UTF-8") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _highest_class(files: list[str], enough: int | None) -> tuple[int, str | None]:
+    """The highest class in masks (-1 where all is unknown), and the first file with unknown pixels.
+
+    From `enough` on no more masks are read.
+    """
+    highest, unknown = -1, None
+    for file in files:
         try:
             mask = read_mask(file)
         except BadSampleError:
             continue  # comes up again when it is read as a sample
-        highest = max(highest, int(mask.masked_fill(mask == UNKNOWN_CLASS, 0).max()))
-    return tuple(str(index) for index in range(highest + 1))
+        labelled = mask[mask != UNKNOWN_CLASS]
+        if len(labelled):
+            highest = max(highest, int(labelled.max()))
+        if unknown is None and len(labelled) < mask.numel():
+            unknown = file
+        if enough is not None and highest >= enough:
+            break
+    return highest, unknown

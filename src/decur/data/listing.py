@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,16 +32,17 @@ def modality_files(
             one id.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; {_LAYOUT}")
+    there = subfolders(root)
     if names is not None:
         for name in names:
             if not (root / name).is_dir():
-                there = ", ".join(_subfolders(root)) or "no folders at all"
-                raise DataError(f"{root / name}: modality {name!r} has no folder; there is {there}")
+                others = ", ".join(there) or "no folders at all"
+                raise DataError(
+                    f"{root / name}: modality {name!r} has no folder; there is {others}"
+                )
         return {name: scan(root / name, needed=True) for name in names}
     folders = {}
-    for name in _subfolders(root):
+    for name in there:
         # An empty folder is a download that failed; one with other files is somebody's notes.
         files = scan(root / name, needed=not any((root / name).iterdir()))
         if files:
@@ -50,13 +52,25 @@ def modality_files(
     return folders
 
 
-def _subfolders(root: Path) -> list[str]:
+def subfolders(root: str | Path) -> list[str]:
+    """The names of the folders that may be modalities, sorted.
+
+    Raises:
+        DataError: if the root is missing.
+    """
+    if not Path(root).is_dir():
+        raise DataError(f"{root}: no such folder; {_LAYOUT}")
     with os.scandir(root) as entries:
         return sorted(
             entry.name
             for entry in entries
             if entry.is_dir() and entry.name != MASK and not entry.name.startswith(".")
         )
+
+
+def as_id(name: str) -> str:
+    """A file's name or a table's cell as id: Macs write é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def scan(folder: Path, needed: bool = False) -> dict[str, str]:
@@ -67,7 +81,7 @@ def scan(folder: Path, needed: bool = False) -> dict[str, str]:
         needed: refuse it if it has none.
 
     Raises:
-        DataError: if there are two files of one id, or none and `needed`.
+        DataError: if there are two files of one id, a name that is no UTF-8, or none and `needed`.
     """
     files: dict[str, str] = {}
     with os.scandir(folder) as entries:
@@ -75,6 +89,13 @@ def scan(folder: Path, needed: bool = False) -> dict[str, str]:
             id_, extension = os.path.splitext(entry.name)
             if extension.lower() not in EXTENSIONS or entry.name.startswith("."):
                 continue
+            id_ = as_id(id_)
+            try:
+                id_.encode()
+            except UnicodeEncodeError as error:  # it could be neither printed nor written down
+                raise DataError(
+                    f"{folder}: the name {entry.name!r} is no UTF-8; rename the file"
+                ) from error
             if id_ in files:
                 both = " and ".join(sorted((os.path.basename(files[id_]), entry.name)))
                 raise DataError(f"{folder}: two files for id {id_!r}, {both}; keep one")

@@ -14,7 +14,7 @@ from decur.data.bands import guess_augmentation
 from decur.data.base import PairedDataset, Sample, Target
 from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_mask
 from decur.data.folder import UNKNOWN_CLASS
-from decur.data.listing import scan
+from decur.data.listing import as_id, scan
 from decur.data.resizing import resize, resize_mask
 from decur.data.selection import evenly_spaced
 from decur.data.sentinel import change_modalities
@@ -185,7 +185,8 @@ def _name(entry: str) -> str:
     path = PurePosixPath(entry)
     if path.parts[0] == "RGB":
         path = path.relative_to("RGB")
-    return str(path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path)
+    path = path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path
+    return str(path.parent / as_id(path.name))
 
 
 def _files(folder: Path, listed: Iterable[list[str] | None], needed: bool = True) -> dict[str, str]:

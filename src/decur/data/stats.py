@@ -134,16 +134,14 @@ def write_modalities(
     written: dict[str, Modality] = {}
     lines = ["# Modalities with the statistics of their bands, in raw units."]
     for name, stats in statistics.items():
-        known = (modalities or {}).get(name)
-        found = stats.to_modality(name)
-        written[name] = known.with_(mean=found.mean, std=found.std) if known else found
+        written[name] = stats.to_modality(name, (modalities or {}).get(name))
         lines += ["", *(f"# {line}" for line in stats.report())]
         fields = {k: v for k, v in written[name].to_dict().items() if k != "name"}
         lines.append(
             yaml.safe_dump({name: fields}, sort_keys=False, default_flow_style=None, width=100)
         )
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("\n".join(lines))
+    unfinished.write_text("\n".join(lines), encoding="utf-8")
     unfinished.replace(path)
     return written
 

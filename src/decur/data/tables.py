@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from decur.data.base import Target
+from decur.data.listing import as_id
 from decur.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -20,41 +22,87 @@ Kind = Literal["class", "multilabel", "scalar"]
 
 MAX_INTEGER_CLASSES = 20  # more distinct whole numbers than this are a quantity
 _LIST = re.compile(r"[;|]")
+_UNKNOWN = frozenset({"nan", "NaN", "NA", "null"})  # as pandas, R and databases write no value
+_UNNAMED = re.compile(r"(Unnamed: \d+)?")  # as pandas names a column without a name
 
 
 def read_table(path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
     """Read a CSV file with a column `id`.
 
+    Blank rows and columns without a name are left out: spreadsheets add them.
+
     Returns:
-        The other columns' names, and `{id: {column: cell}}` with cells stripped of blanks.
+        The other columns' names, and `{id: {column: cell}}` with cells stripped of blanks, empty
+        where they say that nothing is known.
 
     Raises:
-        DataError: if it cannot be read, lacks `id`, or names an id twice.
+        DataError: if it cannot be read, lacks `id`, or names a column or an id twice.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = [column.strip() for column in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = list(reader)
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8 CSV") from error
+    header = rows[0] if rows else []
+    columns = [column for column in header if not _UNNAMED.fullmatch(column)]
     if "id" not in columns:
         raise DataError(
             f"{path}: has no column 'id' (it has {', '.join(columns) or 'nothing'}); "
             "name the column of file stems 'id'"
         )
+    _refuse_doubles(path, columns)
     table: dict[str, dict[str, str]] = {}
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        if len(row) != len(header):
             raise DataError(
                 f"{path}: line {line} has another number of cells than the header; correct it"
             )
-        cells = {column: cell.strip() for column, cell in row.items()}
-        if cells["id"] in table:
-            raise DataError(f"{path}: id {cells['id']!r} comes twice; keep one row of it")
-        table[cells.pop("id")] = cells
+        cells = dict(zip(header, row, strict=True))
+        id_ = as_id(cells["id"])
+        if id_ in table:
+            raise DataError(f"{path}: id {id_!r} comes twice; keep one row of it")
+        table[id_] = {
+            column: "" if cells[column] in _UNKNOWN else cells[column]
+            for column in columns
+            if column != "id"
+        }
     return [column for column in columns if column != "id"], table
+
+
+def _refuse_doubles(path: Path, columns: list[str]) -> None:
+    names = [column.partition(":")[0] for column in columns]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path}: two columns are named {name!r}; rename one")
+
+
+def _report_strangers(path: Path, table: Mapping[str, object], known: set[str]) -> None:
+    """Warn of ids that have no picture."""
+    strangers = [id_ for id_ in table if id_ not in known]
+    if strangers:
+        example, reason = _example(strangers, known)
+        log.warning(
+            "%d of %d ids of %s have no picture, for example %r%s",
+            len(strangers),
+            len(table),
+            path,
+            example,
+            reason,
+        )
+
+
+def _example(strangers: Iterable[str], known: set[str]) -> tuple[str, str]:
+    """One of the ids without a picture, and what may have happened to it."""
+    padded = {id_.lstrip("0"): id_ for id_ in known if id_.isdigit()}
+    for id_ in strangers:
+        if (bare := id_.lstrip("0")) in padded and id_.isdigit():
+            return id_, (
+                f"; the picture is {padded[bare]!r}: spreadsheets strip leading zeros, "
+                "save the column as text"
+            )
+    return next(iter(strangers), ""), ""
 
 
 def read_splits(
@@ -78,6 +126,7 @@ def read_splits(
             return None, None
         raise DataError(f"{path}: no such file, but split {split!r} is asked for; leave split out")
     columns, table = read_table(path)
+    _report_strangers(path, table, known)
     group = next((column for column in ("group", "cluster") if column in columns), None)
     groups = {id_: row[group] for id_, row in table.items() if row[group]} if group else None
     if split is None:
@@ -89,9 +138,10 @@ def read_splits(
         there = sorted({row["split"] for row in table.values() if row["split"]})
         raise DataError(f"{path}: no split {split!r}; choose from {', '.join(there) or 'none'}")
     if not wanted & known:
+        example, reason = _example(sorted(wanted), known)
         raise DataError(
             f"{path}: none of the {len(wanted)} ids of split {split!r} has a picture, "
-            f"for example {min(wanted)!r}; ids are file names without extension"
+            f"for example {example!r}{reason}; ids are file names without extension"
         )
     return wanted, groups
 
@@ -103,13 +153,17 @@ class Labels:
     else by its cells: any with `;` or `|` makes it a multilabel (`a;b;c`); numbers of which one
     has a fraction, or whole numbers of more than 20 values, make it a scalar; anything else is a
     class. A column of names that hardly repeat (over half of more than 20 cells are distinct) is
-    a remark and left out. An empty cell is unknown; a lone `;` is a multilabel with none set.
-    Classes are those of the whole file, so that each split numbers them alike: in the order of
-    numbers, or of the alphabet.
+    a remark and left out. A cell that is empty, nan, NaN, NA or null is unknown; a lone `;` is a
+    multilabel with none set. Classes are those of the whole file, so that each split numbers them
+    alike: in the order of numbers, or of the alphabet.
 
     Args:
         path: of the file.
         known: ids that have pictures.
+
+    Attributes:
+        targets: `{name: Target}`.
+        rows: the cells that are known, `{id: {name: cell}}`.
 
     Raises:
         DataError: if the file cannot be read, none of its ids is known, or a cell is not of the
@@ -119,13 +173,15 @@ class Labels:
     def __init__(self, path: Path, known: set[str]) -> None:
         columns, table = read_table(path)
         if not known & set(table):
+            example, reason = _example(table, known)
             raise DataError(
                 f"{path}: none of its {len(table)} ids has a picture, for example "
-                f"{next(iter(table), '')!r} (a picture's id is {min(known, default='')!r}); "
+                f"{example!r} (a picture's id is {min(known, default='')!r}){reason}; "
                 "ids are file names without extension"
             )
+        _report_strangers(path, table, known)
         self.targets: dict[str, Target] = {}
-        self._rows: dict[str, dict[str, str]] = {id_: {} for id_ in table}
+        self.rows: dict[str, dict[str, str]] = {id_: {} for id_ in table}
         for column in columns:
             name, _, suffix = column.partition(":")
             cells = {id_: row[column] for id_, row in table.items() if row[column]}
@@ -140,11 +196,11 @@ class Labels:
                 continue
             self.targets[name] = _target(path, column, kind, list(cells.values()))
             for id_, cell in cells.items():
-                self._rows[id_][name] = cell
+                self.rows[id_][name] = cell
 
     def __getitem__(self, id_: str) -> dict[str, Tensor]:
         """What is known of one sample; unknown labels are those of `Target.unknown`."""
-        row = self._rows.get(id_, {})
+        row = self.rows.get(id_, {})
         return {
             name: _value(row[name], target) if name in row else target.unknown()
             for name, target in self.targets.items()

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     made = build_parser().instantiate_classes(settings)
     data: PairedDataset = made.data
     print(f"data        {data.describe()}")
+    before = (Path(made.out) / HEADER).is_file()
     with _bar("packing") as progress:
         complete = pack(
             data,
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     packed = PackedPairs(made.out)
     size = sum(chunk.size for chunk in packed.chunks)
     mean = size / len(packed) / 1e6
+    if before:
+        print("packed already; nothing read; delete the folder to pack anew")
     print(f"packed      {len(packed)} samples, {size / 1e9:.3g} GB, {mean:.3g} MB each")
     for _, path, reason in packed.bad[:_LISTED]:
         print(f"left out    {path}: {reason}")

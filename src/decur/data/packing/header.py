@@ -66,13 +66,16 @@ class Chunk:
 
 
 def fingerprint(data: PairedDataset) -> str:
-    """What tells a data set from others: sensors, ids, presence, targets and groups, not pixels."""
+    """What tells a data set from others: sensors, ids, presence, labels and groups, not pixels."""
     state = hashlib.sha256()
     modalities = {name: m.to_dict() for name, m in data.modalities.items()}
     targets = {name: asdict(target) for name, target in data.targets.items()}
     state.update(json.dumps([modalities, targets, data.ids, data.groups]).encode())
     for name in data.modalities:
         state.update(np.packbits(data.present[name]).tobytes())
+    if data.labels is not None:
+        labels = [dict(data.labels.get(id_, {})) for id_ in data.ids]
+        state.update(json.dumps(labels, sort_keys=True).encode())
     return state.hexdigest()
 
 
@@ -83,6 +86,7 @@ def write_header(
     modalities: Mapping[str, Modality],
     rows: np.ndarray,
     bad: list[list[str]],
+    stamp: str,
 ) -> None:
     """Write `samples.npz`, then `decur.json`, whose presence means that all is there.
 
@@ -93,6 +97,7 @@ def write_header(
         modalities: of the images as packed.
         rows: indices of the samples that were packed.
         bad: id, file and reason of those that could not be read.
+        stamp: what tells these chunks from others of the same names and sizes.
     """
     arrays = {"ids": np.array([data.ids[row].encode() for row in rows])}
     arrays |= {f"present/{name}": data.present[name][rows] for name in modalities}
@@ -108,6 +113,7 @@ def write_header(
         "modalities": {name: modality.to_dict() for name, modality in modalities.items()},
         "targets": {name: asdict(target) for name, target in data.targets.items()},
         "bad": bad,
+        "stamp": stamp,
         "plan": asdict(plan),
     }
     replace_text(folder / HEADER, json.dumps(header, indent=1))
@@ -152,6 +158,14 @@ def read_header(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, np.
         if len(arrays.get(name, ())) != header["samples"]:
             raise DataError(f"{folder / SAMPLES}: {name!r} is missing or too short; {_REMEDY}")
     return header, arrays
+
+
+def read_stamp(path: Path) -> object:
+    """The stamp of a header; None where there is none, as in packs of older versions."""
+    try:
+        return read_json(path).get("stamp")
+    except DataError:
+        return None
 
 
 def read_targets(header: Mapping[str, Any]) -> dict[str, Target]:

@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from decur.data.packing.header import HEADER, INDEX, SAMPLES, Chunk
+from decur.data.packing.header import HEADER, INDEX, SAMPLES, Chunk, read_stamp
 from decur.data.packing.items import litdata
 from decur.errors import BadSampleError, DataError
 
+_CHUNKS = "chunk-*.bin"  # names of their files
 _PATIENCE = 600  # seconds that another process may take to download a chunk
 
 
@@ -40,7 +41,10 @@ class Store:
         self._downloader: Any = None
 
     def fetch_headers(self) -> None:
-        """See that the headers lie in the folder; those of an object store are always fetched."""
+        """See that the headers lie in the folder; those of an object store are always fetched.
+
+        Chunks in the cache that are of other packed data are deleted: names and sizes may agree.
+        """
         if not self.remote:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,10 @@ class Store:
             # litdata leaves an existing file as it is, and the data may have been packed anew.
             fresh = self.folder / f"{name}.{os.getpid()}"
             self._download(name, fresh)
+            # Before the header is replaced: whoever is stopped in between does it again.
+            if name == HEADER and read_stamp(fresh) != read_stamp(self.folder / name):
+                for chunk in self.folder.glob(_CHUNKS):
+                    chunk.unlink(missing_ok=True)
             fresh.replace(self.folder / name)
 
     def open(self, chunk: Chunk) -> int:
@@ -98,7 +106,7 @@ class Store:
 
     def _make_room(self, needed: int) -> None:
         files = []
-        for path in self.folder.glob("chunk-*.bin"):
+        for path in self.folder.glob(_CHUNKS):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from decur.data.packing.header import (
     replace_text,
     write_header,
 )
-from decur.data.packing.items import encode, litdata, zstd
+from decur.data.packing.items import HEAD, encode, litdata, zstd
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 
@@ -75,6 +76,10 @@ def pack(
     """
     folder = Path(out)
     number, parts = parse_part(part)
+    if workers < 0:
+        raise ConfigError(f"workers: must be 0 or more, is {workers}")
+    if not max_bad >= 0:
+        raise ConfigError(f"max_bad: is a share of the samples, 0 or more, not {max_bad:g}")
     if not 0 < chunk_mb <= _LARGEST:
         raise ConfigError(f"chunk_mb: must be above 0 and at most {_LARGEST}, is {chunk_mb:g}")
     if compression == "zstd":
@@ -114,13 +119,19 @@ def parse_part(part: str | None) -> tuple[int, int]:
     """Which part of how many; by default a SLURM array's task, or 1 of 1.
 
     Raises:
-        ConfigError: if it is not "i/n" with 1 <= i <= n.
+        ConfigError: if it is not "i/n" with 1 <= i <= n, or the array leaves numbers out.
     """
     if part is None:
         count = int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1"))
         first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
         step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
         task = int(os.environ.get("SLURM_ARRAY_TASK_ID", str(first)))
+        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX", str(first + (count - 1) * step)))
+        if (max(task, last) - first) // step + 1 != count:  # as in --array=3,5
+            raise ConfigError(
+                f"part: the SLURM array of {count} tasks leaves numbers out between {first} and "
+                f"{last}; use one without gaps, such as --array=1-{count}, or give --part i/n"
+            )
         return (task - first) // step + 1, count
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -165,6 +176,7 @@ class _Chunks(Dataset[str | None]):
         first = k * self.plan.per_chunk
         rows: list[int] = []
         bad: list[list[str]] = []
+        stamp = hashlib.sha256()
         chunk_writer = litdata().writer.BinaryWriter(
             str(temporary), chunk_size=self.plan.per_chunk, chunk_index=k
         )
@@ -176,7 +188,9 @@ class _Chunks(Dataset[str | None]):
                 continue
             if self.plan.quantized:
                 sample = _quantize(sample, self.data.modalities)
-            chunk_writer.add_item(len(rows), encode(sample, self.plan.compression == "zstd"))
+            item = encode(sample, self.plan.compression == "zstd")
+            stamp.update(item[: HEAD.size])  # its checksum
+            chunk_writer.add_item(len(rows), item)
             rows.append(row)
         if rows:
             chunk_writer.done()
@@ -187,7 +201,8 @@ class _Chunks(Dataset[str | None]):
             written, chunk["filename"] = chunk["filename"], f"chunk-0-{k}.bin"
             (temporary / written).replace(self.folder / chunk["filename"])
             replace_text(self.folder / STATE / f"{k}.index.json", json.dumps(values))
-        replace_text(_done(self.folder, k), json.dumps({"rows": rows, "bad": bad}))
+        done = {"rows": rows, "bad": bad, "stamp": stamp.hexdigest()}
+        replace_text(_done(self.folder, k), json.dumps(done))
 
 
 def _survived(loader: DataLoader[str | None], folder: Path) -> Iterator[str | None]:
@@ -242,6 +257,11 @@ def _open(folder: Path, plan: Plan) -> bool:
         found = read_json(path)
         found = found.get("plan", {}) if path == header else found
         for key, value in ours.items():
+            if key == "source" and found.get(key) != value:
+                raise ConfigError(
+                    f"{folder}: holds packed data of other samples, sensors or labels, or by an "
+                    "older decur; choose another folder, or delete this one to pack anew"
+                )
             if found.get(key) != value:
                 raise ConfigError(
                     f"{folder}: holds packed data with {key} {found.get(key)!r}, not {value!r}; "
@@ -269,10 +289,12 @@ def _merge(folder: Path, plan: Plan, data: PairedDataset, max_bad: float) -> Non
     rows: list[int] = []
     bad: list[list[str]] = []
     with_bad = []
+    stamps = []
     for k in range(plan.chunks):
         done = read_json(_done(folder, k))
         rows += done["rows"]
         bad += done["bad"]
+        stamps.append(done.get("stamp"))
         if done["bad"]:
             with_bad.append(k)
     if len(bad) > max_bad * plan.samples or not rows:
@@ -296,7 +318,8 @@ def _merge(folder: Path, plan: Plan, data: PairedDataset, max_bad: float) -> Non
     modalities = data.modalities
     if plan.quantized:
         modalities = {name: quantized(modality) for name, modality in modalities.items()}
-    write_header(folder, plan, data, modalities, np.array(rows), bad)
+    stamp = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    write_header(folder, plan, data, modalities, np.array(rows), bad, stamp)
     with suppress(OSError):
         shutil.rmtree(folder / STATE)
 
