@@ -187,7 +187,13 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
 def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if "decur" not in metadata:
         raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
-    header = json.loads(metadata["decur"])
+    try:
+        header = json.loads(metadata["decur"])
+        lacking = {"format", "encoder", "options", "modality"} - set(header)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: its header is damaged ({error}); copy it anew") from error
+    if lacking:
+        raise DataError(f"{path}: its header lacks {', '.join(sorted(lacking))}; copy it anew")
     if header["format"] > FORMAT:
         raise DataError(f"{path}: written by a newer decur (format {header['format']}); upgrade")
     return header

@@ -64,15 +64,20 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def find_config(name: str) -> list[dict[str, Any]]:
+def find_config(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """A configuration, preceded by what it is based on (`base: NAME`), the foundation first.
 
     Args:
         name: a file, or a recipe's name.
+        above: what is based on it.
 
     Raises:
-        ConfigError: if there is neither, or it is no YAML mapping.
+        ConfigError: if there is neither, it is no YAML mapping, or it is based on itself.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"base: must be a file or a recipe's name, is {name!r}")
+    if name in above:
+        raise ConfigError(f"base: {' > '.join((*above, name))}: is based on itself")
     shipped = recipes()
     if Path(name).is_file():
         where, text = name, Path(name).read_text(errors="replace")
@@ -86,7 +91,7 @@ def find_config(name: str) -> list[dict[str, Any]]:
         )
     values = read_mapping(text, where)
     base = values.pop("base", None)
-    return [*(find_config(base) if base else []), values]
+    return [*(find_config(base, (*above, name)) if base is not None else []), values]
 
 
 class _ConfigAction(ActionConfigFile):
@@ -96,6 +101,7 @@ class _ConfigAction(ActionConfigFile):
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         for layer in find_config(values):
+            layer = parser.tidy(layer)
             text = yaml.safe_dump(layer, sort_keys=False)  # the order may mean something
             super().__call__(parser, cfg, text, option_string)
 
@@ -151,6 +157,33 @@ class Parser(ArgumentParser):
                 arguments += ["--config", str(path)]
             return self.parse(arguments)
 
+    def tidy(self, layer: dict[str, Any]) -> dict[str, Any]:
+        """A layer of a configuration with single values made lists where a list is taken.
+
+        Raises:
+            ConfigError: if something else than keys stands for what has keys of its own.
+        """
+        lists = {action.dest for action in self._actions if action.nargs == "+"}
+        for key, value in layer.items():
+            given = isinstance(value, dict) or (isinstance(value, str) and Path(value).is_file())
+            if not given and self._inner(str(key)):
+                raise ConfigError(self._wants_keys(str(key), value))
+        return {k: [v] if k in lists and isinstance(v, str) else v for k, v in layer.items()}
+
+    def _inner(self, key: str) -> list[str]:
+        """The keys of a key that has no value itself; none where a class may be named."""
+        inner = [a.dest for a in self._actions if a.dest.startswith(f"{key}.")]
+        return [] if f"{key}.help" in inner else inner
+
+    def _wants_keys(self, key: str, value: object) -> str:
+        name = f"{key}.name"
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+        if isinstance(value, str) and name in self._inner(key):
+            return f"{key}: has keys of its own; did you mean --{name} {value}?"
+        first = next(iter(self._inner(key)), f"{key}.KEY")
+        given = "null" if value is None else repr(value)
+        return f"{key}: has keys of its own, such as {first}; {given} is no mapping of them"
+
     def _one_line(self, message: str) -> str:
         key = re.search(r'Parser key "([\w./-]+)"', message)
         where = key[1] if key else ""
@@ -167,9 +200,16 @@ class Parser(ArgumentParser):
             if nested := re.search(r'Parser key "([\w./]+)": (.*)', text):
                 return f"{where}.{nested[1]}: {_plain(nested[2])}"
             return f"{where}: {name}: {_plain(text)}"
+        if alone := re.search(r"Unable to load config [\"'](.*?)[\"']", message):
+            return self._wants_keys(where, alone[1])
+        if plan := re.search(r"Not a valid subclass of (\w+).*?Got value: (\S+)", message, re.S):
+            given = "null" if plan[2] == "None" else plan[2]
+            return f"{where}: each is a mapping of keys, or {{}} where it has none; {given} is not"
         if "dot import path" in message or "Import path" in message:
-            value = re.search(r"(?:Given value: |path string: |class_path )'?([\w.]+)", message)
+            value = re.search(r"(?:Given value: |path string: |class_path )'?([\w./~-]+)", message)
             given = value[1] if value else "the value"
+            if "/" in given:
+                return f"{where}: names a class, not a folder; give --{where}.root {given}"
             return f"{where}: no class {given!r}; see --help for the known ones"
         if unknown := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
             return self._suggest(f"{unknown[1]}.{unknown[2]}")

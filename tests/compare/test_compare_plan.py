@@ -380,6 +380,34 @@ COVER = {"target": "cover"}
         ({"methods": {"CLIP": {"at": 3}}}, "along: goes with methods.NAME.at", ""),
         ({"seed": [1]}, "seed: unknown key", "did you mean seeds?"),
         ({"data": {"class_path": "decur.data.Scenes"}}, "methods.DeCUR: data: ", "'Scenes'"),
+        ({"seeds": [0, -1]}, "seeds: must not be negative, -1 is", ""),
+        ({"seeds": [1, 1]}, "seeds: 1 is there twice", ""),
+        ({"label_fractions": []}, "label_fractions: is empty", ""),
+        ({"backbones": []}, "backbones: is empty", ""),
+        ({"data": None}, "data: must be a mapping", ""),
+        ({"transfer": None}, "transfer: must be a mapping", ""),
+        ({"tasks": {"cover": {"transfer": None}}}, "tasks.cover.transfer: must be a mapping", ""),
+        ({"methods": {"random": None}}, "methods: each is a mapping of keys", "null is not"),
+        ({"transfer": {"loader": 4}}, "tasks.cover of DeCUR: loader: has keys of its own", ""),
+        ({"pretrain": {"base": 3}}, "methods.DeCUR: base: must be a file or a recipe's name", ""),
+        ({"pretrain": {"base": "demo", "seed": 3}}, "pretrain.seed: each cell has its own; ", ""),
+        ({"methods": {"a": {"pretrain": {"run": "x"}}}}, "methods.a.pretrain.run: ", ""),
+        ({"transfer": {"modalities": ["sar"]}}, "transfer.modalities: each cell ", ""),
+        (
+            {"tasks": {"cover": {"transfer": {**COVER, "label_fraction": 0.1}}}},
+            "tasks.cover.transfer.label_fraction: each cell has its own; give label_fractions",
+            "",
+        ),
+        (
+            {"methods": {"a": {"transfer": {"encoders": "runs/x"}}}},
+            "methods.a.transfer.encoders: each cell has its own; give methods.NAME.encoders",
+            "pretrain: null",
+        ),
+        (
+            {"pretrain": {"base": "demo", "encoder": {"name": "resnet18"}}},
+            "pretrain.encoder.name: is 'resnet18', and 'test_resnet' in backbones",
+            "",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -393,6 +421,33 @@ def test_a_wrong_key_is_found_in_the_last_method_and_task():
     tasks = {"cover": TaskPlan(COVER), "cloud": TaskPlan({"targets": "cloud"}, methods=["b"])}
     with pytest.raises(ConfigError, match=r"^tasks\.cloud of b: targets: unknown key"):
         plan(methods=methods, tasks=tasks).cells()
+
+
+def test_without_backbones_there_is_the_one_that_the_pretraining_names():
+    def names(**changes):
+        found = plan(**{"backbones": None, **changes}).cells()
+        assert all(settings(c)["encoder.name"] == c.backbone for c in found)
+        return {c.method: c.backbone for c in found}
+
+    assert names(pretrain={}) == {"DeCUR": "resnet50"}  # that of `decur pretrain`
+    assert names(pretrain={"base": "ssl4eo-vit"}) == {"DeCUR": "vit_small_patch16_224"}
+    methods = {"random": MethodPlan(None), "ViT": MethodPlan({"base": "ssl4eo-vit"})}
+    assert names(methods=methods, pretrain={"encoder.name": "resnet18"}) == {
+        **{"random": "resnet18", "ViT": "resnet18"}  # what is written wins over what is built on
+    }
+    assert names(methods=methods, pretrain={}) == {
+        **{"random": "resnet50", "ViT": "vit_small_patch16_224"}
+    }
+    named_or_not = [
+        {c.folder for c in plan(backbones=given, pretrain={"base": "ssl4eo-vit"}).cells()}
+        for given in (None, ["vit_small_patch16_224"])
+    ]
+    assert named_or_not[0] == named_or_not[1]
+
+
+def test_a_backbone_of_a_recipe_may_be_another_than_the_one_that_is_written():
+    found = cells("pretrain", pretrain={"base": "ssl4eo-vit"}, backbones=["test_resnet"])
+    assert [settings(c)["encoder.name"] for c in found] == ["test_resnet"]
 
 
 def test_a_dry_run_prints_the_cells_in_order_and_writes_nothing(tmp_path, capsys):

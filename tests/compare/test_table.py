@@ -277,6 +277,28 @@ def test_latex_escapes_what_it_would_read_as_a_command(make):
     assert plain.count("{") == plain.count("}") and "%" not in plain and "#" not in plain
 
 
+def test_a_column_is_headed_by_its_metric_before_anything_has_finished(make):
+    (table,) = tabulate([make("a", 0)], {}, {"cover": TaskPlan(metric="mIoU")})
+    assert header(table) == (["method"], ["mIoU"]) and caption(table, 1).startswith("mIoU")
+    cells = [make("b", 0, task="x", accuracy=0.5), make("b", 0, task="y", MAE=1.0)]
+    (table,) = tabulate([*cells, make("b", 0, task="z")], {}, {t: TaskPlan() for t in "xyz"})
+    assert header(table)[1] == ["x (accuracy)", "y (MAE)", "z"]
+
+
+def test_nothing_is_best_while_another_has_no_score(make):
+    cells = [make(m, s, accuracy=v) for m, v in (("a", 0.9), ("b", 0.1)) for s in (0, 1)]
+    failed = make("c", 0)
+    tasks = {"cover": TaskPlan()}
+    assert best(tabulate(cells, {}, tasks)[0]) == ["a"]
+    assert best(tabulate([*cells, failed], {failed.folder: "no memory"}, tasks)[0]) == []
+
+
+def test_latex_takes_no_name_for_an_option_of_a_line_break(make):
+    cells = [make("[CLS]", 0, accuracy=0.5), make("*", 0, accuracy=0.5)]
+    text = latex(tabulate(cells, {}, {"cover": TaskPlan()}), 1)
+    assert "\n{}[CLS] & 50.0 \\\\\n{}* & 50.0 \\\\\n" in text
+
+
 def test_csv_gives_the_numbers_back(make):
     scores = {"a": [0.51, 0.62, 0.73], "b, c": [0.123456, 0.2]}
     cells = [
@@ -365,6 +387,22 @@ def test_published_scores_stand_in_the_column_that_was_measured_alike(
     (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
     add_published(table, cells, {"cover": [read_table("printed", PRINTED)]})
     assert dict(table.published) == dict(expected)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_published_scores_of_both_trainings_stand_beside_a_task_that_has_both(make, turn):
+    cells = [
+        make(name, 0, sensors=("s1", "s2"), freeze=freeze, mAP_micro=0.5)
+        for name, freeze in (("probe", True), ("tuned", False))
+    ]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    add_published(table, cells[::turn], {"cover": [read_table("printed", PRINTED)]})
+    assert dict(table.published) == {
+        "Ours, ResNet-50, frozen, published": [22],
+        "Ours, ResNet-50, fine-tuned, published": [33],
+        "Theirs, frozen, published": [55],
+        "Supervised, supervised, published": [77],
+    }
 
 
 def test_published_scores_stand_below_and_only_beside_their_task(make):

@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from decur.compare import workers
+from decur.compare.command import build_parser
 from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan
 from decur.compare.run import _devices
 from decur.compare.workers import Workers, is_done, seconds
@@ -176,6 +177,9 @@ def test_a_command_that_fails_does_not_keep_the_signals(attempt):
     [
         (["cpu", "cpu"], None, ["", ""]),
         (["1", "cpu"], "0", ["1", ""]),
+        (0, None, ["0"]),
+        ([0, 1], None, ["0", "1"]),
+        ("cpu", None, [""]),
         (None, "2,GPU-8932f937", ["2", "GPU-8932f937"]),
         (None, "", [""]),
     ],
@@ -186,3 +190,12 @@ def test_devices(monkeypatch, wanted, visible, expected):
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert _devices(wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("0", ["0"]), ("[0,1]", ["0", "1"]), ("cpu", [""]), ("[cpu, 1]", ["", "1"])],
+)
+def test_devices_as_they_are_typed(given, expected):
+    methods = ["--methods={DeCUR: {}}", "--tasks={cover: {}}"]
+    assert _devices(build_parser().parse([*methods, f"--devices={given}"]).devices) == expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 
 from decur.checkpoint import save_encoder
@@ -150,9 +150,12 @@ def test_a_missing_sensor_and_absent_pictures(bright, transferred, caplog):
 def test_a_second_run_takes_the_vectors_of_the_first(transferred, run_folder, monkeypatch):
     calls = []
     real = TimmEncoder.forward
-    monkeypatch.setattr(
-        TimmEncoder, "forward", lambda self, x: (calls.append(len(x)), real(self, x))[1]
-    )
+
+    def forward(self, x):
+        calls.append(0 if x.is_meta else len(x))  # shapes alone are tried before
+        return real(self, x)
+
+    monkeypatch.setattr(TimmEncoder, "forward", forward)
     common = [*SCENES, f"--encoders={run_folder}", "--target=cover"]
     folder = transferred(*common)
     assert sum(calls) == 120 and not results_of(folder)["seconds"]["cached"]
@@ -212,6 +215,14 @@ def test_encoders_are_refused_where_they_do_not_fit(refused, run_folder, encoder
     assert "which has radar" in refused(*cover, "--encoders", str(file))
 
 
+@pytest.mark.parametrize("header", ['{"format": 1, "enc', "[]", '{"format": 1}'])
+def test_a_damaged_header_of_an_encoder_is_refused(header, refused, run_folder):
+    file = run_folder / "encoders" / "sar.safetensors"
+    save_file(load_file(file), file, {"decur": header})
+    line = refused(*SCENES, "--target=cover", f"--encoders={file}")
+    assert "sar.safetensors: its header " in line and line.endswith("copy it anew")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -229,6 +240,18 @@ def test_encoders_are_refused_where_they_do_not_fit(refused, run_folder, encoder
         (["--target=moisture", "--probe=sgd"], "a scalar takes ridge"),
         (["--target=cover", "--encoder.name=resnet_18"], "did you mean"),
         (["--target=cover", "--fitt.lr=1"], "fitt.lr: unknown key"),
+        (["--target=cover", "--encoder=resnet18"], "did you mean --encoder.name resnet18?"),
+        (["--target=cover", "--fit=3"], "fit: has keys of its own, such as fit.name; 3 is no"),
+        (["--target=cover", "--data=/some/folder"], "data: names a class, not a folder; give --da"),
+        (["--target=cover", "--cache=/dev/null/x"], "--cache /dev/null/x: cannot be made"),
+        (["--target=mask", "--encoder.name=vit_tiny_patch16_224", "--size=40"], "pixels (size)"),
+        (
+            [
+                *("--target=mask", "--encoder.name=vit_tiny_patch16_224", "--size=224"),
+                "--test_scales=[1.0,0.9]",
+            ],
+            "pixels (test_scales)",
+        ),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(arguments, said, refused):
@@ -277,3 +300,39 @@ def test_groups_on_both_sides_are_said(bright, transferred, caplog):
     transferred(f"--data.root={bright}", "--train_split=train", "--test_split=test")
     assert "10 groups are in the training and in the test part" in caplog.text
     assert PairedFolder(bright).groups is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fit: null", "fit: has keys of its own, such as fit.name; null is no mapping"),
+        ("fit: 3", "fit: has keys of its own, such as fit.name; 3 is no mapping"),
+        ("loader: 4", "loader: has keys of its own, such as loader.batch_size; 4 is no mapping"),
+        ("encoder: resnet18", "did you mean --encoder.name resnet18?"),
+        ("data: /some/folder", "data: names a class, not a folder; give --data.root /some/folder"),
+        ("base: 3", "base: must be a file or a recipe's name, is 3"),
+        ("base: {file}", "{file} > {file}: is based on itself"),
+        ("modalities: s3", "the data has no 's3'"),
+        ("encoders: no/where", "no/where: no such file or folder"),
+    ],
+)
+def test_a_wrong_file_ends_in_one_line(text, said, refused, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text.format(file=file))
+    assert said.format(file=file) in refused(*SCENES, "--target=cover", f"--config={file}")
+
+
+def test_a_single_group_leaves_no_interval(bright, transferred, capsys):
+    names = ["id,split,group", *(f"{i:04d},{'test' if i < 8 else 'train'},g" for i in range(40))]
+    (bright / "splits.csv").write_text("\n".join(names) + "\n")
+    folder = transferred(
+        f"--data.root={bright}", "--modalities=s1", "--train_split=train", "--test_split=test"
+    )
+    assert "interval" not in results_of(folder)["metrics"]["accuracy"]
+    assert "95 %" not in capsys.readouterr().out
+    assert "95 %" not in (folder / "report.html").read_text()
+
+
+def test_splits_that_share_samples_are_refused(bright, refused):
+    line = refused(f"--data.root={bright}", "--train_split=train", "--test_split=train")
+    assert "test_split: 30 samples are also trained on, such as '0001'; choose another" in line

@@ -1,21 +1,27 @@
 """Splits, draws, the survey and its cache, probes: each alone."""
 
 import logging
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from make_bigearthnet_mm import make_bigearthnet_mm
+from make_nyu import make_nyu
+from make_sunrgbd import make_sunrgbd
 
-from decur.data import PairedFolder, SyntheticScenes, Target
-from decur.encoders import TimmEncoder
+from decur.data import SUNRGBD, BigEarthNetMM, NYUDepthV2, PairedFolder, SyntheticScenes, Target
+from decur.data.selection import select
+from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
+from decur.transfer.evaluate import intervals
 from decur.transfer.fit import rate_factor
-from decur.transfer.probe import fit_ridge
+from decur.transfer.probe import _validation, fit_ridge
 from decur.transfer.settings import FitSettings
-from decur.transfer.splits import draw_fraction, fold_split, join, shared_groups
-from decur.transfer.survey import survey
+from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
+from decur.transfer.survey import fingerprint, survey
 from decur.transfer.tasks import make_task
 
 HERE = LoaderSettings(workers=0)
@@ -218,3 +224,82 @@ def test_schedules_and_defaults_are_the_papers():
     assert rate_factor(0.5, poly) == pytest.approx(0.5**0.9)
     with pytest.raises(ConfigError, match=r"fit\.crop"):
         FitSettings(crop=(0.5, 1.2))
+
+
+def test_what_was_mended_is_read_again_whatever_the_label(label_folder, encoders, tmp_path):
+    root, cache = label_folder({i: "ab"[i % 2] for i in range(40)}), tmp_path / "cache"
+    table = (root / "labels.csv").read_text().replace("kind:class", "a:class,b:class")
+    rows = [f"{line},{line[-1]}" if line[-1] in "ab" else line for line in table.splitlines()]
+    (root / "labels.csv").write_text("\n".join([rows[0][:-2] + "ss", *rows[1:]]) + "\n")
+    file = root / "s2" / "0003.npy"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    data = PairedFolder(root)
+    encoder = build_encoder("test_resnet", data.modalities["s2"]).eval()
+    loader = LoaderSettings(workers=0, max_bad=0.1)
+
+    def seen(target):
+        return survey(PairedFolder(root), target, {"s2": encoder}, cache, loader)
+
+    assert seen("a").labels[3] == -1 and not seen("b").features["s2"][3].any()
+    assert not seen("a").computed and len(seen("a").bad) == 1  # as it was: the pass is kept
+    file.write_bytes(whole)
+    for target in ("a", "b"):
+        found = seen(target)
+        assert found.labels[3] == 1 and found.features["s2"][3].any() and not found.bad
+        assert found.computed and not seen(target).computed
+
+
+def test_every_setting_of_the_data_tells_it_apart(tmp_path):
+    make_nyu(tmp_path / "nyu", range(1, 5), range(5, 7))
+    rooms = [f"kv1/NYUdata/NYU{i:04d}" for i in range(1, 5)]
+    make_sunrgbd(tmp_path / "sun", {"train": rooms[:2], "test": rooms[2:]})
+    make_bigearthnet_mm(tmp_path / "big", [["Pastures"], ["Sea and ocean"]])
+    root = str(tmp_path / "big")
+    big, other = BigEarthNetMM(root), BigEarthNetMM(root, s1_folder="./BigEarthNet-S1-v1.0")
+    assert fingerprint(big) == fingerprint(BigEarthNetMM(root, None)) != fingerprint(other)
+    for kind, folder in ((NYUDepthV2, "nyu"), (SUNRGBD, "sun")):
+        one, same, raw = (
+            kind(tmp_path / folder, size=(24, 32), filled=f) for f in (True, True, False)
+        )
+        assert fingerprint(one) == fingerprint(same) != fingerprint(raw), kind
+    scenes, moved = SyntheticScenes(5, 32), SyntheticScenes(5, 32, start=9)
+    assert fingerprint(scenes) == fingerprint(pickle.loads(pickle.dumps(scenes)))
+    assert fingerprint(scenes) != fingerprint(moved)
+    chosen = [fingerprint(select(data, ["sar"])) for data in (scenes, scenes, moved)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_nothing_is_trained_on_and_tested_on(label_folder, tmp_path):
+    root = label_folder({i: "ab"[i % 2] for i in range(40)})
+    train, test, whole = (PairedFolder(root, split=s) for s in ("train", "test", None))
+    refuse_shared(train, test)
+    with pytest.raises(
+        ConfigError, match="test_split: 10 samples are also trained on, such as '00"
+    ):
+        refuse_shared(whole, test)
+    scenes = SyntheticScenes(5, 32)
+    refuse_shared(scenes, SyntheticScenes(5, 32, seed=1))  # the same ids of other pictures
+    with pytest.raises(ConfigError, match="5 samples"):
+        refuse_shared(scenes, SyntheticScenes(5, 32))
+
+
+def test_a_validation_part_without_the_metric_does_not_stop_the_choice(caplog):
+    """R2 of a part of one sample is undefined."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3)).astype(np.float32)
+    labels, task = (x[:, 0] * 5).astype(np.float32), make_task("y", Target("scalar"))
+    groups = np.array([0] + [1] * 20 + [2] * 19)
+    parts = _validation(labels, task, groups, 1)
+    assert {len(held) for _, held in parts} == {1, 20}
+    assert fit_ridge(x, labels, task, groups, seed=1)[1] < 100 and not caplog.messages
+    fit_ridge(x[:2], labels[:2], task, np.array([0, 1]))
+    assert "no validation part defines R2; the probe's regularisation is 100" in caplog.text
+
+
+def test_a_single_group_has_no_interval(caplog):
+    task = make_task("y", Target("scalar"))
+    kept = task.keep(torch.rand(6, 1), torch.rand(6))
+    assert intervals(task, kept, 20, groups=["a"] * 6) == {}
+    assert len(caplog.messages) == 1 and "a single group" in caplog.text
+    assert set(intervals(task, kept, 20, groups=["a", "b"] * 3)) == {"R2", "MAE"}

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str]) -> Compared:
     parser = build_parser()
     arguments, changes = _take_changes(arguments)
     settings = parser.parse(arguments)
+    for part in ("methods", "tasks", "data", "pretrain", "transfer"):
+        if settings[part] is None:
+            raise ConfigError(f"{part}: must be a mapping of keys, not null")
     for part, values in changes.items():
         settings[part] = {**settings[part], **values}
     text = parser.dump(settings, skip_none=False, skip_validation=True)

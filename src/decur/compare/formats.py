@@ -32,7 +32,7 @@ def latex(tables: Sequence[Table], seeds: int) -> str:
     for table in tables:
         labels, names = header(table)
         shown = rows(table, seeds, bold=lambda text: f"\\textbf{{{text}}}")
-        body = [" & ".join(map(_escape, row)) + r" \\" for row in shown]
+        body = [_row(row) for row in shown]
         measured = len(table.lines)
         if table.published:
             body.insert(measured, r"\midrule")
@@ -44,7 +44,7 @@ def latex(tables: Sequence[Table], seeds: int) -> str:
                     rf"\caption{{{_escape(table.title)}. {_escape(caption(table, seeds))}}}",
                     rf"\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(names)}}}",
                     r"\toprule",
-                    " & ".join(map(_escape, [*labels, *names])) + r" \\",
+                    _row([*labels, *names]),
                     r"\midrule",
                     *body,
                     r"\bottomrule",
@@ -54,6 +54,13 @@ def latex(tables: Sequence[Table], seeds: int) -> str:
             )
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    text = " & ".join(map(_escape, cells))
+    if text.startswith(("[", "*")):  # else LaTeX reads it as an option of the line break before
+        text = f"{{}}{text}"
+    return text + r" \\"
 
 
 def _escape(text: str) -> str:

@@ -10,9 +10,23 @@ from typing import Literal
 
 from decur.compare.settings import Changes, Settings, layered, slug
 from decur.errors import ConfigError
+from decur.pretrain import EncoderSettings
 from decur.pretrain.command import build_parser as pretrain_parser
 from decur.transfer.command import build_parser as transfer_parser
 from decur.transfer.results import SIGNS
+
+_Line = tuple[str, str, Changes]  # method, backbone, and what the backbone changes
+
+# Keys that a cell's own values override, and where to say it instead.
+_OWN = {
+    "run": "the folder of all is the comparison's run",
+    "seed": "give the comparison's seeds",
+}
+_OWN_TRANSFER = _OWN | {
+    "encoders": "give methods.NAME.encoders, with pretrain: null",
+    "label_fraction": "give label_fractions, of the comparison or of the task",
+    "modalities": "give modalities, of the comparison or of the task",
+}
 
 
 @dataclass
@@ -125,7 +139,8 @@ class Plan:
         run: its folder.
         methods: lines of the table.
         tasks: what the encoders are tried on.
-        backbones: `{name: changes to pretraining}`, whose `encoder` holds for fresh weights, too.
+        backbones: `{name: changes to pretraining}`, whose `encoder` holds for fresh weights, too;
+            None: for each method one, the encoder that its pretraining names.
         data: the data set, for pretraining and transfer alike.
         pretrain: what all pretraining runs have in common.
         transfer: what all transfers have in common.
@@ -139,7 +154,7 @@ class Plan:
     run: Path
     methods: dict[str, MethodPlan]
     tasks: dict[str, TaskPlan]
-    backbones: dict[str, Changes]
+    backbones: dict[str, Changes] | None
     data: Changes
     pretrain: Changes
     transfer: Changes
@@ -173,12 +188,13 @@ class Plan:
         found: dict[Path, Cell] = {}
         for seed in self.seeds:
             for method in self.methods:
-                for backbone in self.backbones:
+                for backbone, changes in self._backbones(method).items():
+                    line = (method, backbone, changes)
                     with _naming(f"methods.{method}"):
-                        trained = self._pretraining(pretraining, method, backbone, seed)
+                        trained = self._pretraining(pretraining, line, seed)
                     sources = [str(cell.folder) for cell in trained]
                     for task in self._tasks(method):
-                        trained += self._transfers(transfer, method, backbone, task, seed, sources)
+                        trained += self._transfers(transfer, line, task, seed, sources)
                     for cell in trained:  # methods may share a pretraining: it is the first's
                         found.setdefault(cell.folder, cell)
         return list(found.values())
@@ -201,10 +217,27 @@ class Plan:
             and (task.methods is None or method in task.methods)
         ]
 
+    def _backbones(self, method: str) -> dict[str, Changes]:
+        """The backbones of a method."""
+        if self.backbones is not None:
+            return self.backbones
+        with _naming(f"methods.{method}"):
+            layers = layered(self.pretrain, self.methods[method].pretrain or {}, data={})
+        encoder = _encoder_name(layers) or EncoderSettings().name
+        name = encoder if isinstance(encoder, str) else "+".join(dict.fromkeys(encoder.values()))
+        return {name: {"encoder.name": encoder}}
+
     def _check(self) -> None:
-        for key in ("methods", "tasks", "backbones", "seeds"):
+        for key in ("methods", "tasks", "seeds"):
             if not getattr(self, key):
                 raise ConfigError(f"{key}: is empty; name one at least")
+        self._check_own_keys()
+        self._check_backbones()
+        for seed in self.seeds:
+            if seed < 0:
+                raise ConfigError(f"seeds: must not be negative, {seed} is")
+            if self.seeds.count(seed) > 1:
+                raise ConfigError(f"seeds: {seed} is there twice; name each once")
         if bool(self.along) != (self.axis is not None):
             raise ConfigError(
                 "along: goes with methods.NAME.at: name the axis here, and there each method's "
@@ -213,6 +246,8 @@ class Plan:
         for name, task in self.tasks.items():
             _refuse_unknown(f"tasks.{name}.methods", task.methods, self.methods)
             _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], SIGNS)
+            if not self.fractions(name):
+                raise ConfigError("label_fractions: is empty; name one at least, as [1.0]")
             for fraction in self.fractions(name):
                 if not 0 < fraction <= 1:
                     raise ConfigError(
@@ -225,16 +260,56 @@ class Plan:
                     f"methods.{name}.apart: name the sensors in modalities, as in [[s1], [s2]]"
                 )
 
+    def _check_own_keys(self) -> None:
+        """Refuse keys that every cell has of its own: they would be overridden in silence."""
+        for where, changes in self._changes():
+            if not isinstance(changes, dict):
+                raise ConfigError(
+                    f"{where}: must be a mapping of keys; leave it out if it has none"
+                )
+            own = _OWN_TRANSFER if where.endswith("transfer") else _OWN
+            for key, right in own.items():
+                if key in changes:
+                    raise ConfigError(f"{where}.{key}: each cell has its own; {right}")
+
+    def _changes(self) -> Iterator[tuple[str, object]]:
+        """All changes that a person writes, by the key that they stand under."""
+        yield from (("pretrain", self.pretrain), ("transfer", self.transfer))
+        for name, changes in (self.backbones or {}).items():
+            yield f"backbones.{name}", changes
+        for name, method in self.methods.items():
+            if method.pretrain is not None:
+                yield f"methods.{name}.pretrain", method.pretrain
+            yield f"methods.{name}.transfer", method.transfer
+        for name, task in self.tasks.items():
+            yield f"tasks.{name}.transfer", task.transfer
+
+    def _check_backbones(self) -> None:
+        """Refuse another encoder in `pretrain` itself, as against one of a recipe it builds on."""
+        if self.backbones is None:
+            return
+        if not self.backbones:
+            raise ConfigError("backbones: is empty; name one at least, or leave it out")
+        wanted = _encoder_name([self.pretrain])
+        for name, changes in self.backbones.items():
+            other = _encoder_name([changes])
+            if wanted and other and other != wanted:
+                raise ConfigError(
+                    f"pretrain.encoder.name: is {wanted!r}, and {other!r} in backbones ({name}); "
+                    f"give --backbones '[{wanted}]', or leave one of them out"
+                )
+
     def _sensors(self) -> list[str]:
         """All sensors that are named anywhere, in order."""
         named = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
         return list(dict.fromkeys(named))
 
-    def _pretraining(self, known: Settings, method: str, backbone: str, seed: int) -> list[Cell]:
+    def _pretraining(self, known: Settings, line: _Line, seed: int) -> list[Cell]:
+        method, backbone, changes = line
         plan = self.methods[method]
         if plan.pretrain is None:
             return []
-        layers = layered(self.pretrain, self.backbones[backbone], plan.pretrain, data=self.data)
+        layers = layered(self.pretrain, changes, plan.pretrain, data=self.data)
         cells = []
         for sensor in self._sensors() if plan.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
@@ -251,15 +326,15 @@ class Plan:
     def _transfers(
         self,
         known: Settings,
-        method: str,
-        backbone: str,
+        line: _Line,
         task: str,
         seed: int,
         sources: Sequence[str],
     ) -> Iterator[Cell]:
         """One line's transfers to one task: all shares of the labels with all sets of sensors."""
+        method, backbone, changes = line
         plan = self.methods[method]
-        encoder = {k: v for k, v in self.backbones[backbone].items() if k.startswith("encoder")}
+        encoder = {k: v for k, v in changes.items() if k.startswith("encoder")}
         with _naming(f"tasks.{task} of {method}"):
             layers = layered(
                 *(self.transfer, self.tasks[task].transfer, plan.transfer, encoder), data=self.data
@@ -298,8 +373,23 @@ def _naming(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def named(backbones: Sequence[str] | Mapping[str, Changes]) -> dict[str, Changes]:
+def _encoder_name(layers: Sequence[Changes]) -> str | dict[str, str] | None:
+    """The encoder that layers name, one or one a sensor, the later ones over the earlier."""
+    for layer in reversed(layers):
+        whole = layer.get("encoder")
+        inside = whole.get("name") if isinstance(whole, dict) else None
+        found: str | dict[str, str] | None = layer.get("encoder.name", inside)
+        if found:
+            return found
+    return None
+
+
+def named(
+    backbones: Sequence[str] | Mapping[str, Changes] | None,
+) -> dict[str, Changes] | None:
     """Backbones by name; a bare name is an encoder's, as `decur pretrain --encoder.name` takes."""
+    if backbones is None:
+        return None
     if isinstance(backbones, Mapping):
-        return {name: dict(changes) for name, changes in backbones.items()}
+        return dict(backbones)
     return {name: {"encoder.name": name} for name in backbones}

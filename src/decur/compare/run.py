@@ -42,7 +42,7 @@ def compare(
     methods: dict[str, MethodPlan],
     tasks: dict[str, TaskPlan],
     run: str = "runs/compare",
-    backbones: dict[str, dict[str, Any]] | list[str] = ["resnet50"],  # noqa: B006
+    backbones: dict[str, dict[str, Any]] | list[str] | None = None,
     data: dict[str, Any] = {},  # noqa: B006
     pretrain: dict[str, Any] = {},  # noqa: B006
     transfer: dict[str, Any] = {},  # noqa: B006
@@ -51,7 +51,7 @@ def compare(
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     along: str = "",
     pretrained: str | None = None,
-    devices: list[str] | None = None,
+    devices: int | str | list[int | str] | None = None,
     only: str | None = None,
     dry_run: bool = False,
     config: str | None = None,
@@ -68,7 +68,8 @@ def compare(
         tasks: what the encoders are tried on, by name.
         run: folder to write.
         backbones: names as `decur pretrain --encoder.name` takes them, or `{name: changes}` with
-            changes to pretraining, of which `encoder` holds for fresh weights, too.
+            changes to pretraining, of which `encoder` holds for fresh weights, too; null: the one
+            that the pretraining names.
         data: the data set, for pretraining and transfer alike: `{root: FOLDER}`.
         pretrain: what all pretraining runs have in common, keys of `decur pretrain`; `base` names
             a file or a recipe to build on.
@@ -80,7 +81,8 @@ def compare(
             the scores along it.
         pretrained: folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
             folder, also at the same time, pretrain what they have in common only once.
-        devices: GPUs to use, one cell each at a time, by number, or `cpu`; null: all there are.
+        devices: GPUs to use, one cell each at a time, by number, as 0 or [0, 1], or `cpu`; null:
+            all there are.
         only: run only cells whose label contains this, as `--dry_run true` prints it.
         dry_run: print the cells and what is done, and run nothing.
         config: the complete configuration as YAML, kept as `config.yaml`.
@@ -150,10 +152,11 @@ def _begin(folder: RunFolder, config: str | None) -> None:
             temporary.write_text(config)
 
 
-def _devices(wanted: Sequence[str] | None) -> list[str]:
+def _devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
     """Names of GPUs as `CUDA_VISIBLE_DEVICES` takes them; "" for the CPU."""
-    if wanted:
-        return ["" if name == "cpu" else str(name) for name in wanted]
+    names = [wanted] if isinstance(wanted, int | str) else wanted
+    if names:
+        return ["" if name == "cpu" else str(name) for name in names]
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name] or [""]
     import torch

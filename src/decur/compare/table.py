@@ -114,6 +114,8 @@ def tabulate(
             column = Column(cell.task, cell.modalities, cell.label_fraction, wanted)
             if column not in table.columns:
                 table.columns.append(column)
+            if wanted:  # known before anything has finished
+                table.metrics[column] = wanted
             scores = table.cells.setdefault((line, column), Scores())
             if there:
                 metric = wanted or next(iter(there))
@@ -164,12 +166,11 @@ def _mark_best(column: Sequence[Scores], lower: bool) -> None:
 
     Seeds pair the methods: they share the fold, the labels drawn and the order of both.
     """
-    there = [scores for scores in column if scores.by_seed]
-    if len(there) < 2:
-        return
+    if len(column) < 2 or not all(scores.by_seed for scores in column):
+        return  # nothing to be better than, or something of which nothing is known
     sign = -1 if lower else 1
-    best = max(there, key=lambda scores: sign * scores.mean)
-    best.best = all(_surely_above(best, other, sign) for other in there if other is not best)
+    best = max(column, key=lambda scores: sign * scores.mean)
+    best.best = all(_surely_above(best, other, sign) for other in column if other is not best)
 
 
 def _surely_above(one: Scores, other: Scores, sign: int) -> bool:
@@ -200,14 +201,14 @@ def header(table: Table) -> tuple[list[str], list[str]]:
     }
     names = []
     for column in table.columns:
+        metric = table.metrics.get(column)
         parts = [
             column.task if varies["task"] else "",
             "+".join(column.modalities) or "all" if varies["sensors"] else "",
             f"{100 * column.label_fraction:g} %" if varies["labels"] else "",
-            f"({table.metrics.get(column, '')})" if varies["metric"] else "",
+            f"({metric})" if varies["metric"] and metric else "",
         ]
-        metric = table.metrics.get(column, "score")
-        names.append(" ".join(filter(None, parts)) or metric)
+        names.append(" ".join(filter(None, parts)) or metric or "score")
     backbones = len({line.backbone for line in table.lines}) > 1
     return (["method", "backbone"] if backbones else ["method"]), names
 

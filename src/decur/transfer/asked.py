@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from decur.data import PairedDataset
+from decur.encoders import Encoder
+from decur.encoders.base import refuse_size
 from decur.errors import ConfigError, DataError
+from decur.modality import Modality
 from decur.transfer.averaging import Averaging
 from decur.transfer.sources import Representation
 from decur.transfer.splits import Rows
@@ -73,6 +76,33 @@ def refuse(
         raise ConfigError(
             f"test_scales, test_flip: are for masks, and {task.name!r} is a {kind}; leave them out"
         )
+
+
+def refuse_sizes(
+    encoders: Mapping[str, Encoder],
+    modalities: Mapping[str, Modality],
+    size: int | None,
+    averaging: Averaging,
+) -> None:
+    """See that encoders take the pictures as they are given to them, before all are read.
+
+    Args:
+        encoders: by sensor.
+        modalities: those of the data.
+        size: height and width that pictures are resized to; None for their own.
+        averaging: what a mask that is tested is the mean of.
+
+    Raises:
+        ConfigError: naming `size` or `test_scales`.
+    """
+    for name, encoder in encoders.items():
+        own = (size, size) if size else modalities[name].size
+        if own is None:
+            continue  # a data set of somebody's own may not say
+        refuse_size(encoder, modalities[name], own, "size")
+        for scale in averaging.scales:
+            if scale != 1:
+                refuse_size(encoder, modalities[name], averaging.scaled(own, scale), "test_scales")
 
 
 def refuse_absent(data: PairedDataset, rows: Rows, modalities: Sequence[str]) -> None:

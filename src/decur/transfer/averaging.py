@@ -38,6 +38,11 @@ class Averaging:
         """Whether it is the picture as it is, alone."""
         return self.scales == (1.0,) and not self.flip
 
+    @staticmethod
+    def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """Height and width of a picture at one of the scales."""
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
     def output(
         self,
         model: nn.Module,
@@ -69,5 +74,5 @@ class Averaging:
 def _resize(x: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return x
-    height, width = (max(1, round(side * scale)) for side in x.shape[-2:])
-    return interpolate(x, (height, width), mode="bilinear")
+    size = Averaging.scaled((x.shape[-2], x.shape[-1]), scale)
+    return interpolate(x, size, mode="bilinear")

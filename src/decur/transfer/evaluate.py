@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from decur.transfer.tasks import Kept, Task
+
+log = logging.getLogger(__name__)
 
 
 def intervals(
@@ -23,7 +26,8 @@ def intervals(
             one group are not independent.
 
     Returns:
-        `{metric: (low, high)}`; NaN where a metric could never be measured.
+        `{metric: (low, high)}`; NaN where a metric could never be measured. Empty for a single
+        sample or group: drawn anew it is the same again, which says nothing.
     """
     if resamples < 1:
         return {}
@@ -33,6 +37,10 @@ def intervals(
     if groups is not None:
         names = np.array(groups)
         units = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if len(units) < 2:
+        unit = "sample" if groups is None else "group"
+        log.warning("the test part is a single %s, so its metrics have no interval", unit)
+        return {}
     rng = np.random.default_rng(seed)
     found: dict[str, list[float]] = {}
     for _ in range(resamples):

@@ -109,16 +109,18 @@ def _fit_chosen(
             weight, bias = _standardised(solve, features[fit], labels[fit], task, strength)
             kept = task.keep(torch.from_numpy(features[held] @ weight.T + bias), truth[held])
             scores.append(task.metrics(kept)[task.main])
-        means[tried] = np.mean(scores) if scores else np.nan
+        defined = [score for score in scores if not np.isnan(score)]
+        means[tried] = np.mean(defined) if defined else np.nan
         worse = worse + 1 if means[tried] < best else 0
         best = np.fmax(best, means[tried])
         if worse == patience:
             break
     if np.isnan(means).all():
         chosen = float(strengths[len(strengths) // 2])
-        log.warning(
-            "%d samples are too few to choose the probe's regularisation; it is %g", len(x), chosen
-        )
+        reason = f"no validation part defines {task.main}"
+        if not parts:
+            reason = f"{len(x)} samples are too few to choose the probe's regularisation"
+        log.warning("%s; the probe's regularisation is %g", reason, chosen)
     else:
         chosen = float(strengths[np.nanargmax(means)])
     weight, bias = _standardised(solve, features, labels, task, chosen)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 from rich.console import Console
 
@@ -17,8 +16,8 @@ from decur.checkpoint import RunFolder, atomic
 from decur.data import PairedDataset
 from decur.errors import ConfigError
 from decur.pretrain import EncoderSettings, LoaderSettings
-from decur.pretrain.engine import quiet_lightning
-from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent
+from decur.pretrain.engine import quiet_lightning, seed_everything
+from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent, refuse_sizes
 from decur.transfer.averaging import Averaging
 from decur.transfer.evaluate import intervals
 from decur.transfer.fit import Engine
@@ -35,7 +34,7 @@ from decur.transfer.results import (
 )
 from decur.transfer.settings import FitSettings
 from decur.transfer.sources import MissingBands, Representation, gather_encoders
-from decur.transfer.splits import draw_fraction, join
+from decur.transfer.splits import draw_fraction, join, refuse_shared
 from decur.transfer.survey import survey
 from decur.transfer.tasks import Task
 
@@ -135,6 +134,8 @@ def transfer(
     folder, console = RunFolder(Path(run)), Console(soft_wrap=True)
     if size is not None and size < 1:
         raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
+    if test_data is not None:
+        refuse_shared(data, test_data)
     whole = data if test_data is None else join(data, test_data)
     task, averaging = choose_task(whole, target), Averaging(tuple(test_scales), test_flip)
     refuse(task, freeze, probe, representation, head, averaging)
@@ -142,10 +143,13 @@ def transfer(
     chosen = gather_encoders(
         *(encoders, whole.modalities, modalities, encoder, seed), representation, missing_bands
     )
+    refuse_sizes(chosen, whole.modalities, size, averaging)
     engine = Engine(folder, console, device, precision)
     _make(folder)
+    home = Path(cache) if cache else folder.path / "cache"
+    _make_folder(home, "--cache")
     quiet_lightning()
-    L.seed_everything(seed, verbose=False)
+    seed_everything(seed)
     console.print(f"data      {whole.describe()}", highlight=False)
     model: Fusion = (HEADS[head] if task.dense else LateFusion)(chosen, task.outputs)
 
@@ -153,7 +157,6 @@ def transfer(
     # what never changes is computed once
     same = not settings.augment and averaging.trivial and isinstance(model, FCN)
     maps = freeze and task.dense and same
-    home = Path(cache) if cache else folder.path / "cache"
     once = chosen if vectors or maps else {}
     seen = survey(whole, task.name, once, home, loader, size, engine.device, maps)
     folder.list_bad(seen.bad)
@@ -231,10 +234,14 @@ def _make(folder: RunFolder) -> None:
         raise ConfigError(
             f"--run {folder.path}: holds a pretraining run; choose another folder for the transfer"
         )
+    _make_folder(folder.path, "--run")
+
+
+def _make_folder(path: Path, key: str) -> None:
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--run {folder.path}: cannot be made ({error.strerror})") from error
+        raise ConfigError(f"{key} {path}: cannot be made ({error.strerror})") from error
 
 
 def _begin(folder: RunFolder, config: str | None) -> None:

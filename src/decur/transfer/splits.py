@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -27,6 +28,28 @@ def join(*parts: PairedDataset) -> PairedDataset:
         DataError: saying what differs.
     """
     return _Joined(*parts)
+
+
+def refuse_shared(data: PairedDataset, test_data: PairedDataset) -> None:
+    """See that nothing is both trained on and tested on, where ids tell: of one source.
+
+    Raises:
+        ConfigError: saying how many samples are in both parts.
+    """
+    shared = sorted(set(data.ids) & set(test_data.ids))
+    if shared and _source(data) == _source(test_data):
+        raise ConfigError(
+            f"test_split: {len(shared)} samples are also trained on, such as {shared[0]!r}; choose "
+            "another split"
+        )
+
+
+def _source(data: PairedDataset) -> tuple[object, ...]:
+    """Where samples come from: a folder; or whatever else makes them, but for their split."""
+    if isinstance(root := getattr(data, "root", None), str | Path):
+        return type(data), str(Path(root).resolve())
+    made_of = {key: value for key, value in data.made_of.items() if key != "split"}
+    return type(data), repr(made_of)
 
 
 class _Joined(PairedDataset):  # private, so that --help does not offer it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from decur.pretrain import LoaderSettings
 
 log = logging.getLogger(__name__)
 MAPS = 3  # last feature maps of each encoder that an FCN reads
-FORMAT = 1  # of what is kept; raised when it would come out otherwise
+FORMAT = 2  # of what is kept; raised when it would come out otherwise
 
 
 @dataclass
@@ -70,7 +71,7 @@ def survey(
     data and input size, labels to the data; features of encoders that attend to each other belong
     to both. The data is known by its class and settings, its ids, and the names, sizes and times
     of what lies directly in its root; a picture changed in place goes unnoticed (delete the cache
-    then).
+    then). Only what could not be read is looked at again: once it is another file, all is new.
 
     Args:
         data: any data set.
@@ -98,10 +99,10 @@ def survey(
     }
 
     def lacking() -> tuple[dict[str, Encoder], bool]:
-        absent = [n for n in encoders if not all(f.is_file() for f in files[n].values())]
+        absent = [n for n in encoders if not all(map(_is_kept, files[n].values()))]
         missing = {n: e for n, e in encoders.items() if {n, *_crossing(n, encoders)} & {*absent}}
         others = [label_file, *([mask_file] if mask_file is not None else [])]
-        return missing, bool(missing) or not all(f.is_file() for f in others)
+        return missing, bool(missing) or not all(map(_is_kept, others))
 
     computed = lacking()[1]
     if computed:
@@ -125,6 +126,29 @@ def survey(
         )
     masks = np.load(mask_file, mmap_mode="r") if mask_file is not None else None
     return Survey(features, masks, labels, bad, computed)
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether something is kept, and what could not be read then is as it was."""
+    if not file.is_file():
+        return False
+    note = _note(file)
+    states = json.loads(note.read_text()) if note.is_file() else {}
+    return all(_state(path) == state for path, state in states.items())
+
+
+def _note(file: Path) -> Path:
+    """Where the states stand of what could not be read when a file was written."""
+    return file.with_suffix(".bad.json")
+
+
+def _state(path: str) -> list[int]:
+    """What tells a file from the one that it was; empty where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 @contextmanager
@@ -183,12 +207,14 @@ class _Pass:
         homes = {name: encoder.to(self.device) for name, encoder in self.encoders.items()}
         labels: list[NDArray[Any]] = []
         bad: list[tuple[str, str]] = []
+        states: dict[str, list[int]] = {}
         start = 0
-        with _Arrays(len(self.data)) as arrays:
+        with _Arrays(len(self.data), states) as arrays:
             for batch in _batches(self.data, self.target, modalities, self.loader):
                 target = batch["target"][self.target]
                 labels.append(_surveyed(target, spec))
                 bad += batch["bad"]
+                states |= {path: _state(path) for path, _ in batch["bad"]}
                 if mask_file is not None:
                     arrays.write(mask_file, start, target.numpy().astype(np.uint8))
                 for key, values in self._encode(homes, batch, mask_file is not None):
@@ -196,6 +222,7 @@ class _Pass:
                 start += len(batch["ids"])
         for encoder in homes.values():
             encoder.cpu()
+        _write_note(label_file, states)
         with atomic(label_file) as temporary, temporary.open("wb") as stream:
             pairs = np.array(bad, dtype=str).reshape(-1, 2)
             np.savez(stream, labels=np.concatenate(labels), bad=pairs)
@@ -236,10 +263,15 @@ class _Pass:
 
 
 class _Arrays:
-    """Arrays of a known number of rows, written as they come, under another name until the end."""
+    """Arrays of a known number of rows, written as they come, under another name until the end.
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    Args:
+        rows: of each.
+        states: of what could not be read, filled meanwhile and written beside each.
+    """
+
+    def __init__(self, rows: int, states: Mapping[str, list[int]]) -> None:
+        self.rows, self.states = rows, states
         self._open: dict[Path, tuple[Path, np.memmap[Any, Any]]] = {}
 
     def write(self, file: Path, start: int, values: NDArray[Any]) -> None:
@@ -258,8 +290,18 @@ class _Arrays:
         for file, (partial, array) in self._open.items():
             if kind is None:
                 array.flush()
+                _write_note(file, self.states)
                 partial.replace(file)
             partial.unlink(missing_ok=True)
+
+
+def _write_note(file: Path, states: Mapping[str, list[int]]) -> None:
+    """Note what could not be read for a file, before it is there: it is never kept without."""
+    file.unlink(missing_ok=True)
+    _note(file).unlink(missing_ok=True)
+    if states:
+        with atomic(_note(file)) as temporary:
+            temporary.write_text(json.dumps(states))
 
 
 def _batches(
@@ -297,9 +339,11 @@ def fingerprint(data: PairedDataset) -> str:
         return _digest(*(fingerprint(part) for part in joined))
     public = {key: value for key, value in sorted(vars(data).items()) if key[0] != "_"}
     parts: list[object] = [type(data).__qualname__]
-    for key, value in public.items():
+    for key, value in (*data.made_of.items(), *public.items()):
         if key == "present":
             parts += [name + has.astype(np.uint8).tobytes().hex() for name, has in value.items()]
+        elif isinstance(value, PairedDataset):
+            parts.append((key, fingerprint(value)))
         else:
             parts.append((key, value))
     root = public.get("root")
