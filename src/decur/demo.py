@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from decur import report
 from decur.data import SyntheticScenes
 from decur.errors import ConfigError
 from decur.pretrain import PairedData, Pretrainer
-from decur.pretrain.command import build_parser
+from decur.pretrain.command import build_parser, parse
 from decur.pretrain.command import main as pretrain
 from decur.pretrain.monitors import encode
 from decur.pretrain.probe import METRICS, probe
@@ -24,7 +25,7 @@ _ABOUT = (
     "Pretrain on generated optical and radar scenes, probe the encoders on scenes that they have "
     "not seen, and write a report. Every option of `decur pretrain` changes the recipe `demo`."
 )
-UNSEEN = 1_000_000  # index of the first scene that is probed: far from any that is trained on
+UNSEEN = 1_000_000  # how far the first scene that is probed is from the first trained on
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,17 +42,18 @@ def main(arguments: Sequence[str]) -> None:
         return
     started = time.monotonic()
     console = Console(soft_wrap=True)
-    trained = pretrain(["--config", "demo", *arguments])
-    folder, model = trained.folder, trained.model
-    if not set(model.modalities) <= {"optical", "sar", "elevation"}:
+    arguments = ["--config", "demo", *arguments]
+    spec = parse(arguments)[1].data
+    if resolve_name(spec.class_path) is not SyntheticScenes:
         raise ConfigError(
             "--data: the demo probes SyntheticScenes; use `decur pretrain` for others"
         )
+    trained = pretrain(arguments)
+    folder, model = trained.folder, trained.model
     console.print(f"\nprobing {SAMPLES} scenes that were not trained on")
-    size = next(iter(model.modalities.values())).size
-    scenes = SyntheticScenes(
-        SAMPLES, size[0] if size else 64, modalities=list(model.modalities), start=UNSEEN
-    )
+    made_of = spec.init_args.as_dict()
+    changes = {"samples": SAMPLES, "start": made_of["start"] + UNSEEN}
+    scenes = SyntheticScenes(**{**made_of, **changes, "modalities": list(model.modalities)})
     data = PairedData(scenes)
     features = _feature_scores(model, data)
     parts = _part_scores(model, data)

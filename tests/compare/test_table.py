@@ -479,6 +479,21 @@ def test_a_picture_along_a_number_in_which_methods_differ(make):
     assert one.get_xlabel() == "labels (%)"
 
 
+@pytest.mark.parametrize("axis", [None, Axis("$w_{$", {"$a_{$": 64, "_b": 1024})])
+@pytest.mark.parametrize("shares", [[1.0], [0.1, 1.0]])
+def test_names_are_shown_as_they_are(make, axis, shares):
+    pytest.importorskip("matplotlib")
+    from decur.compare.figures import draw
+
+    cells = [make(name, 0, labels=x, accuracy=x) for name in ("$a_{$", "_b") for x in shares]
+    cells += [make("_c", 0, labels=x, accuracy=x) for x in shares]
+    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    figure = draw(table, axis)
+    figure.canvas.draw()  # would raise ValueError for a formula that is none
+    found = [text.get_text() for text in figure.findobj(lambda x: hasattr(x, "get_text"))]
+    assert "_c" in found
+
+
 def test_a_legend_names_what_the_first_panel_lacks(make):
     pytest.importorskip("matplotlib")
     from decur.compare.figures import draw

@@ -133,6 +133,39 @@ def test_bad_samples_are_listed_and_left_out(pairs, run, tmp_path):
         embed(pairs, str(run), str(tmp_path / "worse"), loader=BATCH, trainer=CPU)
 
 
+def test_repeating_the_command_allows_no_more_bad_samples(pairs, run, tmp_path):
+    for i in range(0, 22, 2):  # half of each part
+        (pairs.root / "s1" / f"{i:04d}.npy").write_bytes(b"no picture")
+    for _ in range(4):  # each finishes a part or two before it ends
+        with pytest.raises(DataError, match="max_bad"):
+            embed(pairs, str(run), str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
+    generous = LoaderSettings(batch_size=4, workers=0, max_bad=0.5)
+    out = embed(pairs, str(run), str(tmp_path / "bad"), loader=generous, trainer=CPU)
+    assert len(out.bad) == 11
+    with pytest.raises(DataError, match=r"^11 samples could not be read"):  # nothing left to do
+        embed(pairs, str(run), str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
+
+
+def test_an_id_that_is_no_text_is_refused_before_any_work(pairs, tmp_path):
+    pairs.ids[7] = "t\udce9st"  # as a name of a file in Latin-1 is read
+    with pytest.raises(DataError, match=r"'t\\udce9st' is no UTF-8; rename"):
+        embed(pairs, "random", str(tmp_path / "none"), loader=BATCH, trainer=CPU)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_trainer_that_cannot_be_made_leaves_no_folder(pairs, run, tmp_path, monkeypatch):
+    def missing(*args, **options):
+        raise ModuleNotFoundError("transformer_engine is not installed")
+
+    with monkeypatch.context() as without:
+        without.setattr("decur.embed.embedding.L.Trainer", missing)
+        other = {**CPU, "precision": "transformer-engine"}
+        with pytest.raises(ConfigError, match=r"^trainer: transformer_engine is not"):
+            embed(pairs, str(run), str(tmp_path / "out"), loader=BATCH, trainer=other)
+    # with what is kept from that call, this one would be "of other precision"
+    assert embed(pairs, str(run), str(tmp_path / "out"), loader=BATCH, trainer=CPU).rows
+
+
 def test_other_contents_of_the_folder_are_refused(pairs, run, embedded, tmp_path):
     with pytest.raises(ConfigError, match="other size"):
         embed(pairs, str(run), str(embedded.folder), loader=BATCH, size=24, trainer=CPU)

@@ -103,6 +103,18 @@ def test_two_sensors_that_see_the_same_find_each_other(pairs, run, tmp_path):
     assert [ids[0] for ids in hits.ids] == vectors[0].ids
 
 
+def test_ids_in_the_picture_are_no_formulas(pairs):
+    pytest.importorskip("matplotlib")
+    from decur.embed.figures import neighbors_sheet
+    from decur.embed.neighbors import Hits
+
+    for file in pairs.root.glob("s*/0001.npy"):
+        file.rename(file.with_stem("$x_{$"))
+    data = PairedFolder(pairs.root, modalities=pairs.modalities)
+    hits = Hits([["$x_{$"]], [[1.0]])
+    neighbors_sheet(data, ["$x_{$"], hits, "s1", "s2").canvas.draw()
+
+
 def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
     table, picture = tmp_path / "hits.csv", tmp_path / "hits.png"
     (pairs.root / "modalities.yaml").write_text(
@@ -127,6 +139,53 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
     assert picture.stat().st_size > 5000
     main(["neighbors", str(embedded.folder), "--k", "3"])
     assert "own place among the first 3" in capsys.readouterr().out
+
+
+@pytest.fixture
+def embed_random(tmp_path, capsys):
+    """`decur embed` with fresh encoders: the folder, and what the command printed."""
+
+    def of(root, name="out"):
+        about = "{bands: [a], scaling: range, value_range: [-3, 3]}\n"
+        sensors = [folder.name for folder in root.iterdir() if folder.is_dir()]
+        (root / "modalities.yaml").write_text("".join(f"{s}: {about}" for s in sorted(sensors)))
+        encoders = ("--encoders", "random", "--encoder.name", "test_resnet")
+        here = ("--loader.workers=0", "--trainer.accelerator=cpu", "--out", str(tmp_path / name))
+        main(["embed", "--data.root", str(root), *encoders, *here])
+        return tmp_path / name, capsys.readouterr().out
+
+    return of
+
+
+def test_only_places_that_both_sensors_have_count(make_pairs, embed_random, capsys):
+    root = make_pairs({"s1": 1, "s2": 1}, samples=8, size=32)
+    for i in range(4, 8):
+        (root / "s2" / f"{i:04d}.npy").unlink()
+    folder, _ = embed_random(root)
+    main(["neighbors", str(folder), "--part", "features", "--k", "4"])  # all that there are
+    said = capsys.readouterr().out
+    assert "own place among the first 4: 1.0000 of 4 queries (4 more have no s2)" in said
+
+
+def test_no_place_that_both_sensors_have(make_pairs, embed_random, capsys):
+    root = make_pairs({"s1": 1, "s2": 1, "s3": 1}, samples=4, size=32)
+    for i in range(4):
+        (root / ("s1", "s2")[i % 2] / f"{i:04d}.npy").unlink()
+    folder, _ = embed_random(root)
+    main(["neighbors", str(folder), "--part=features", "--from=s1", "--to=s2", "--k=1"])
+    assert "first 1: 0 queries (2 more have no s2)" in capsys.readouterr().out
+
+
+def test_names_are_printed_as_they_are(make_pairs, embed_random, tmp_path, capsys):
+    root, name = make_pairs({"s1": 1, "s2": 1}, samples=3, size=32), "tile[red]:cat:"
+    for sensor in ("s1", "s2"):
+        (root / sensor / "0001.npy").rename(root / sensor / f"{name}.npy")
+    folder, said = embed_random(root, "e[red]")
+    assert f"written     {folder}" in said
+    table = tmp_path / "hits[red].csv"
+    main(["neighbors", str(folder), "--to", "s1", "--query", name, "--out", str(table)])
+    said = capsys.readouterr().out
+    assert name in said and f"written     {table}" in said
 
 
 @pytest.mark.parametrize(

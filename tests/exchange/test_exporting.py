@@ -1,6 +1,7 @@
 """Encoders for other programs: the same numbers there, and what the input has to be."""
 
 import json
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -78,6 +79,20 @@ def test_what_others_do_not_have_is_refused(encoder, options, format, said, make
     with pytest.raises(ConfigError, match=said):
         export_encoder(make(encoder, RGB, **options)[1], out, format)
     assert not out.exists() and not out.with_name("out.pth.json").exists()
+
+
+@pytest.mark.parametrize("name", ["out.pth", "out.safetensors", "out.pt2"])
+def test_a_place_that_cannot_be_written_is_refused(name, make, tmp_path, monkeypatch):
+    _, file = make()
+    monkeypatch.setattr("decur.exchange.exporting._trace", lambda *a: None)  # takes seconds
+    format = "torch" if name.endswith(".pt2") else "timm"
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / name, Path("/proc", name)):
+        with pytest.raises(ConfigError, match=rf"^--out {out}: cannot be written \(.+\); choose"):
+            export_encoder(file, out, format)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"^--out {tmp_path / name}: is a folder"):
+        export_encoder(file, tmp_path / name, format)
 
 
 # -- graphs ----------------------------------------------------------------------------------------

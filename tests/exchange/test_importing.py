@@ -259,11 +259,17 @@ def test_imagenets_normalisation_is_folded(write, tmp_path):
 
 
 @torch.no_grad()
-def test_a_vit_and_its_normalisation(write, tmp_path):
+@pytest.mark.parametrize(
+    ("normalised", "values"), [("imagenet", IMAGENET), ("half", ((0.5,) * 3, (0.5,) * 3))]
+)
+def test_a_vit_and_its_normalisation(normalised, values, write, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=1000).eval()
-    (path,) = import_weights(write(model.state_dict()), tmp_path, layout="vit")
-    mean, std = (torch.tensor(v)[:, None, None] for v in IMAGENET)
+    file = write(model.state_dict())
+    with pytest.raises(ConfigError, match=r"--normalised: .* imagenet .* half .* none"):
+        import_weights(file, tmp_path, layout="vit")  # both kinds have the same keys
+    (path,) = import_weights(file, tmp_path, layout="vit", normalised=normalised)
+    mean, std = (torch.tensor(v)[:, None, None] for v in values)
     model.reset_classifier(0)
     same(load_encoder(path), lambda x: model((x - mean) / std), 3, 224)  # patches have no padding
 
@@ -351,6 +357,16 @@ def test_options_that_do_not_fit_are_refused(options, said, write, tmp_path):
         import_weights(write(changed()), tmp_path / "out", **options)
     with pytest.raises(DataError, match="no such file"):
         import_weights(tmp_path / "nothing.pth", tmp_path, **options)
+
+
+def test_a_place_that_cannot_be_written_is_refused(write, tmp_path):
+    file, out = write(changed()), tmp_path / "file"
+    out.write_text("mine")
+    with pytest.raises(ConfigError, match=rf"^--out {out}: cannot be written \(.+\); choose"):
+        import_weights(file, out)
+    (tmp_path / "out" / "encoders" / "s1.safetensors").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"out: cannot be written \(Is a directory\)"):
+        import_weights(file, tmp_path / "out")
 
 
 def test_the_command(write, tmp_path, capsys):

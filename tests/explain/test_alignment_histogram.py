@@ -81,6 +81,11 @@ def test_a_checkpoint_against_its_own_embeddings(tiny_checkpoint, tiny_loader, t
     assert "40 samples" in findings(again)
 
 
+def test_a_name_of_a_run_is_no_formula(tiny_checkpoint, tiny_loader):
+    runs = [tiny_checkpoint(name="$x_{$"), tiny_checkpoint()]
+    plot_all(alignment(runs[0], tiny_loader(8), beside=runs[1:])).canvas.draw()
+
+
 def test_a_run_with_itself_for_another_sensor(tiny_checkpoint, tiny_loader):
     run = tiny_checkpoint()
     loader = tiny_loader(20)

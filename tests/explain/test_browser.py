@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
+from decur.encoders import Projector, build_encoder
 from decur.errors import ConfigError
-from decur.explain import encoded
+from decur.explain import Checkpoint, encoded
 from decur.explain.browser import browser
 from decur.explain.browser_cards import findings, overlay
 
@@ -68,6 +69,29 @@ def test_cards_hold_small_pictures_and_escaped_names(tiny_checkpoint, tiny_loade
     # two sensors of a card: twice its picture, two maps, four neighbours in each of two
     assert len(pictures) == 5 * 2 * (1 + 1 + 2 + 2 * 4)
     assert "common dimensions" in page and "salient for unique" in page
+
+
+def test_a_sensor_without_places_may_be_absent_from_a_whole_batch(tiny_checkpoint, tiny_loader):
+    loader = tiny_loader(32)  # in batches of 16
+    sensors = loader.data.modalities
+    encoders = {
+        name: build_encoder(kind, sensors[name])
+        for name, kind in (("optical", "test_resnet"), ("sar", "mlp"))
+    }
+    projectors = {name: Projector(encoder.dim, 16, 2) for name, encoder in encoders.items()}
+    run = Checkpoint("run", encoders, projectors, sensors, tiny_checkpoint().parts)
+    read = loader.data.read
+
+    def late(index):
+        sample = read(index)
+        if index < 20:
+            del sample["images"]["sar"]
+        return sample
+
+    loader.data.read = late
+    arrays = browser(run, loader, shown=32)
+    assert arrays["sar/present"].sum() == 12 and "optical/common/saliency" not in arrays
+    assert "salient for" not in findings(arrays)
 
 
 def test_a_picture_shows_its_colour_where_it_is_salient():

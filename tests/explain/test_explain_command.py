@@ -234,6 +234,13 @@ def test_names_of_sensors_and_samples_are_escaped(run, tmp_path):
     assert "i" not in page.open and "<i>" not in (run / "report.html").read_text()
 
 
+def test_a_path_with_brackets_is_printed_whole(run, counted, tmp_path, capsys):
+    out = tmp_path / "a[b]c"
+    for redraw in ([], ["--redraw", "true"]):
+        main([str(run), *SMALL, "--only", "counted", "--out", str(out), *redraw])
+        assert f"report      {out / 'report.html'}" in capsys.readouterr().out
+
+
 def test_one_sensor_says_why_there_is_nothing_to_compare(run):
     done = main([str(run), *SMALL, "--modalities", "sar", "--only", "alignment", "browser"])
     assert "one" in done.inapplicable["alignment"] and "browser" in done.arrays
@@ -260,6 +267,30 @@ def test_what_is_wrong_is_said_in_one_line(run, arguments, said, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and said in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("dimensions.samples", 3, "at least 8"),
+        ("dimensions.perplexity", 0, "at least 1"),
+        ("dimensions.seed", -1, "from 0 to 4294967295"),
+        ("samples.samples", 0, "at least 1"),
+        ("samples.perplexity", -1.0, "at least 1"),
+        ("samples.seed", 2**32, "from 0 to 4294967295"),
+        ("shared.samples", 3, "at least 40"),
+        ("shared.permutations", 0, "at least 1"),
+        ("shared.seed", -1, "from 0 to 4294967295"),
+        ("spectral.samples", 0, "at least 1"),
+        ("spectral.steps", 0, "at least 1"),
+        ("spatial.examples", -1, "at least 0"),
+        ("alignment.batch", -1, "at least 2"),
+    ],
+)
+def test_an_option_out_of_range_is_named(option, value, allowed, tiny_checkpoint, tiny_loader):
+    name, key = option.split(".")
+    with pytest.raises(ConfigError, match=f"options.{option}: {allowed}, is {value}"):
+        ANALYSES[name].arrays(tiny_checkpoint(), tiny_loader(4), **{key: value})
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):

@@ -7,7 +7,8 @@ from sklearn.metrics import r2_score
 from decur.data import Target
 from decur.explain import DoesNotApply, encoded
 from decur.explain import samples as sample_map
-from decur.explain.dimensions import dimensions, findings, neighbours, plot_map
+from decur.explain.base import text
+from decur.explain.dimensions import _across, dimensions, findings, neighbours, plot_map
 from decur.explain.tsne import lay_out
 
 pytest.importorskip("openTSNE")
@@ -39,6 +40,32 @@ def test_few_points_lower_the_perplexity_and_fewer_make_no_map():
     assert np.isfinite(xy).all()
     with pytest.raises(DoesNotApply, match="8 points"):
         lay_out(two_clusters(7))
+
+
+def test_points_that_are_all_alike_make_no_map():
+    with pytest.raises(DoesNotApply, match="all alike"):
+        lay_out(np.ones((20, 4), np.float32))
+
+
+def test_a_sensor_that_is_constant_loses_its_map_alone(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(24)
+    whole = encoded(run, loader)
+    whole.features["sar"][:] = 0.3
+    arrays = sample_map.samples(run, loader, vectors="features")
+    assert arrays["maps"].tolist() == ["optical"] and len(arrays["xy"]) == 24
+    assert sample_map.findings(arrays) and sample_map.plot_map(arrays)
+    whole.features["optical"][:] = 0.3
+    with pytest.raises(DoesNotApply, match="all alike"):
+        sample_map.samples(run, loader, vectors="features")
+
+
+@pytest.mark.parametrize("there", [0, 3])
+def test_samples_that_cannot_be_read_do_not_count(there, tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(24)
+    for features in encoded(run, loader).features.values():
+        features[there:] = np.nan
+    with pytest.raises(DoesNotApply, match=f"8 points or more; there are {2 * there}"):
+        sample_map.samples(run, loader)
 
 
 def test_progress_runs_to_its_end():
@@ -83,6 +110,29 @@ def test_common_dimensions_find_their_partners(split_run, tmp_path):
     assert len(plot_map(arrays).axes) == 2
     text = findings(arrays)
     assert "1 do not vary" in text and "100%" in text
+
+
+@pytest.mark.parametrize("sensors", [2, 3])
+def test_the_chance_told_is_that_of_noise(sensors):
+    """Each dimension has one partner in each other sensor: 1 of K, however many sensors."""
+    width = 400
+    features = np.random.default_rng(0).normal(size=(sensors * width, 64)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    sensor, dimension = np.divmod(np.arange(sensors * width), width)
+    arrays = {
+        "modalities": text(*"abc"[:sensors]),
+        "parts": text("common"),
+        "xy": features[:, :2],
+        "modality": sensor,
+        "part": 0 * sensor,
+        "dimension": dimension,
+        "nearest": 0 * sensor,
+        "across": _across(features, sensor),
+        "samples": np.array(64),
+        "constant": np.array(0),
+    }
+    assert neighbours(arrays, sensor >= 0)[0] == pytest.approx(1 / width, abs=0.0045)
+    assert "by chance 0.2% do" in findings(arrays)
 
 
 def test_best_match_across_against_numpy(split_run):
@@ -156,6 +206,18 @@ def test_classes_with_unknown_and_many_values(tiny_checkpoint, tiny_loader):
     assert "unknown" in told and "others" in told and len(told) == 10
     text = sample_map.findings(arrays)
     assert "accuracy" in text
+
+
+def test_names_are_shown_as_they_are(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(16)
+    encoded(run, loader).labels["$x_{$"] = np.arange(16) % 2
+    loader.data.targets["$x_{$"] = Target("class", ("$5k-$10k", "_bg"))
+    figure = sample_map.plot_map(sample_map.samples(run, loader))
+    figure.canvas.draw()  # would raise ValueError for a formula that is none
+    axis = figure.axes[3]
+    assert axis.get_title() == r"\$x_{\$"
+    shown = [entry.get_text() for entry in axis.get_legend().get_texts()]
+    assert shown == [r"\$5k-\$10k", "_bg"]
 
 
 def test_neighbours_on_the_map_tell_numbers_by_their_mean():

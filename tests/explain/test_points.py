@@ -102,6 +102,7 @@ def test_draws_what_is_kept_of_crossing_encoders_and_absent_sensors(tmp_path):
     np.savez(tmp_path / "kept.npz", **arrays)
     with np.load(tmp_path / "kept.npz") as file:
         kept = dict(file)
+    kept["ids"] = np.array(["$x_{$"] * 4)  # would raise ValueError, read as a formula
     figure = plot_points(kept)
     figure.savefig(tmp_path / "p.png")
     assert figure.get_size_inches()[0] <= 9 and "layer4" in findings(kept)

@@ -105,6 +105,22 @@ def test_canonical_correlations_against_scikit_learn():
     np.testing.assert_allclose(canonical(x, y, 6)[:2], want, atol=1e-4)
 
 
+def test_a_side_of_lower_rank_cuts_nothing_off_the_other():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(N, 3)) * [9, 3, 1]
+    y = coordinates((y - y[TRAIN].mean(0)).astype(np.float32), TRAIN, TEST)
+    last = Halves(y.train[:, 2:], y.test[:, 2:])
+    np.testing.assert_allclose(canonical(last, y, 9), 1, atol=1e-6)
+    mixed = rng.normal(size=(N, 5)) @ rng.normal(size=(5, 5))
+    x, y = halves(mixed[:, :4] + rng.normal(size=(N, 4))), halves(mixed)
+    fitted = CCA(2, max_iter=5000, tol=1e-12).fit(x.train, y.train)
+    u, v = fitted.transform(x.test, y.test)
+    want = [np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(2)]
+    found = canonical(x, y, 9)
+    assert len(found) == 4
+    np.testing.assert_allclose(found[:2], want, atol=1e-4)
+
+
 def test_groups_stay_whole_and_choose_the_strength():
     groups = [f"g{i // 10}" for i in range(N)]
     train, test = split(N, groups, 0)

@@ -197,6 +197,12 @@ def test_statistics_are_numpys_over_the_samples_that_have_the_sensor(tiny_checkp
     np.testing.assert_allclose(std, rows.std(0), rtol=1e-5)
 
 
+def test_ids_are_shown_as_they_are(tiny_checkpoint, tiny_loader):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(8)
+    loader.data.ids = [f"$x_{{$ {number}" for number in range(8)]
+    plot_examples(spatial(checkpoint, loader, examples=2)).canvas.draw()
+
+
 @pytest.mark.parametrize("sensors", [1, 2, 3])
 def test_arrays_are_kept_and_drawn_again(sensors, tiny_checkpoint, tiny_loader, tmp_path):
     checkpoint, loader = tiny_checkpoint(sensors), tiny_loader(20, sensors)

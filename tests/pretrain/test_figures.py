@@ -34,6 +34,15 @@ def test_a_constant_picture_is_shown_and_not_divided_by_zero():
     assert np.isfinite(picture).all()
 
 
+def test_names_are_shown_as_they_are():
+    rows = [{"epoch": 1, "probe/$x_{$/_s1/linear": 0.1}]
+    figure = figures.probe_curves(rows)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert axis.get_title() == r"\$x_{\$"
+    assert [entry.get_text() for entry in axis.get_legend().get_texts()] == ["_s1"]
+
+
 def test_curves_leave_gaps_where_nothing_was_measured():
     rows = [
         {"epoch": 1, "common/a-b/dim": 0.5, "probe/x/a/linear": 0.1},

@@ -23,6 +23,7 @@ from decur.transfer.settings import FitSettings
 from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
 from decur.transfer.survey import fingerprint, survey
 from decur.transfer.tasks import make_task
+from decur.transfer.tasks.base import draw_confusion
 
 HERE = LoaderSettings(workers=0)
 
@@ -270,6 +271,13 @@ def test_every_setting_of_the_data_tells_it_apart(tmp_path):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+def test_a_link_to_nothing_in_the_data_is_no_error(label_folder):
+    root = label_folder({i: "ab"[i % 2] for i in range(4)})
+    before = fingerprint(PairedFolder(root))
+    (root / ".#labels.csv").symlink_to("user@host.1234")  # Emacs' lock
+    assert fingerprint(PairedFolder(root)) != before
+
+
 def test_nothing_is_trained_on_and_tested_on(label_folder, tmp_path):
     root = label_folder({i: "ab"[i % 2] for i in range(40)})
     train, test, whole = (PairedFolder(root, split=s) for s in ("train", "test", None))
@@ -303,3 +311,10 @@ def test_a_single_group_has_no_interval(caplog):
     assert intervals(task, kept, 20, groups=["a"] * 6) == {}
     assert len(caplog.messages) == 1 and "a single group" in caplog.text
     assert set(intervals(task, kept, 20, groups=["a", "b"] * 3)) == {"R2", "MAE"}
+
+
+def test_names_of_classes_are_shown_as_they_are():
+    figure = draw_confusion(np.eye(2), ("$x_{$", "a$b$"))
+    figure.canvas.draw()  # where matplotlib would read formulas
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [r"\$x_{\$", r"a\$b\$"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from decur.compare.plan import Axis
 from decur.compare.table import Column, Line, Scores, Table, header
-from decur.pretrain.figures import subplots
+from decur.pretrain.figures import legend, plain, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +45,12 @@ def along(table: Table, axis: Axis) -> Figure:
     backbones = dict.fromkeys(line.backbone for line in table.lines)
     levels = [line for line in table.lines if line.method not in axis.at]
     figure, panels = _panels(len(table.columns), 2.8, 2.6)
-    legend = {}  # of all panels: a method may take part in some of them only
+    shown = {}  # of all panels: a method may take part in some of them only
     for panel, column, name in zip(panels, table.columns, names, strict=True):
         measured = [line for line in there if _measured(table, line, column)]
         for number, backbone in enumerate(backbones):
             if lines := [line for line in measured if line.backbone == backbone]:
-                legend[backbone] = _line(
+                shown[backbone] = _line(
                     panel,
                     [axis.at[line.method] for line in lines],
                     [table.cells[line, column] for line in lines],
@@ -59,7 +59,7 @@ def along(table: Table, axis: Axis) -> Figure:
                 )
         for number, line in enumerate(levels, len(backbones)):
             if _measured(table, line, column):
-                legend[_name(table, line)] = panel.axhline(
+                shown[_name(table, line)] = panel.axhline(
                     table.cells[line, column].mean,
                     label=_name(table, line),
                     color=f"C{number % 10}",
@@ -70,12 +70,12 @@ def along(table: Table, axis: Axis) -> Figure:
         panel.set_xticks(places, [f"{place:g}" for place in places], rotation=45)
         panel.minorticks_off()
         panel.tick_params(labelsize=8)
-        panel.set_title(name, fontsize=9)
-        panel.set_xlabel(axis.name, fontsize=9)
+        panel.set_title(plain(name), fontsize=9)
+        panel.set_xlabel(plain(axis.name), fontsize=9)
         panel.set_ylabel(table.metrics.get(column, "score"), fontsize=9)
         panel.grid(alpha=0.3)
-    if len(legend) > 1:
-        figure.legend(legend.values(), legend.keys(), fontsize=8, loc="outside right center")
+    if len(shown) > 1:
+        legend(figure, shown.values(), shown, fontsize=8, loc="outside right center")
     return figure
 
 
@@ -87,6 +87,7 @@ def over_fractions(table: Table) -> Figure:
     subsets = list(dict.fromkeys(column.modalities for column in table.columns))
     metrics = list(dict.fromkeys(column.metric for column in table.columns))
     figure, axes = subplots(len(metrics), len(subsets), width=3.4, height=3.2)
+    shown = {}
     for axis, (metric, subset) in zip(axes.flat, product(metrics, subsets), strict=True):
         columns = sorted(
             (c for c in table.columns if (c.metric, c.modalities) == (metric, subset)),
@@ -96,7 +97,7 @@ def over_fractions(table: Table) -> Figure:
             aside = 1.02 ** (number - (len(table.lines) - 1) / 2)  # so that no bar hides another
             there = [(c, table.cells[line, c]) for c in columns if _measured(table, line, c)]
             if there:
-                _line(
+                shown[_name(table, line)] = _line(
                     axis,
                     [100 * column.label_fraction * aside for column, _ in there],
                     [scores for _, scores in there],
@@ -107,7 +108,7 @@ def over_fractions(table: Table) -> Figure:
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{share:g}" for share in shares])
         axis.minorticks_off()
-        axis.set(title="+".join(subset) or "all sensors", xlabel="labels (%)")
+        axis.set(title=plain("+".join(subset)) or "all sensors", xlabel="labels (%)")
         axis.grid(alpha=0.3)
     for row, metric in zip(axes, metrics, strict=True):
         low, high = (pick(axis.get_ylim()[i] for axis in row) for i, pick in enumerate((min, max)))
@@ -115,7 +116,8 @@ def over_fractions(table: Table) -> Figure:
             axis.set_ylim(low, high)
         first = next(column for column in table.columns if column.metric == metric)
         row[0].set_ylabel(table.metrics.get(first, "score"))
-    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    where = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    legend(axes[0, -1], shown.values(), shown, fontsize=8, **where)
     return figure
 
 
@@ -138,11 +140,11 @@ def dots(table: Table) -> Figure:
             values = list(scores.by_seed.values())
             axis.plot(values, [place] * len(values), "o", markersize=4, alpha=0.6, **style)
             axis.plot([scores.mean], [place], "|", markersize=14, markeredgewidth=2, **style)
-        axis.set_yticks(places, [_name(table, line) for line in table.lines])
+        axis.set_yticks(places, [plain(_name(table, line)) for line in table.lines])
         axis.set_ylim(-0.6, len(table.lines) - 0.4)
         if not axis.get_subplotspec().is_first_col():
             axis.tick_params(labelleft=False)
-        axis.set_title(names[number], fontsize=9)
+        axis.set_title(plain(names[number]), fontsize=9)
         axis.grid(alpha=0.3)
     return figure
 

@@ -128,14 +128,12 @@ def neighbors(arguments: Sequence[str]) -> Hits:
     base = everything if source == target else read_vectors(folder, target, part)
     queries = choose(everything, settings.query) if settings.query else everything
     hits = nearest(queries, base, settings.k, settings.index, source == target)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)  # ids and folders are as they are
     console.print(f"{source} to {target}, {part}, {len(base.ids)} searched", highlight=False)
     if settings.query:
         _print(console, queries, hits)
     elif source != target:
-        for k in sorted({1, settings.k}):
-            text = f"{share(queries, hits, k):.4f} of {len(queries.ids)} queries"
-            console.print(f"own place among the first {k}: {text}", highlight=False)
+        _print_share(console, queries, hits, settings.k, target, set(base.ids))
     if settings.out:
         _write(Path(settings.out), queries, hits)
         console.print(f"written     {settings.out}", highlight=False)
@@ -152,6 +150,20 @@ def neighbors(arguments: Sequence[str]) -> Hits:
             raise ConfigError(f"--picture {settings.picture}: {error}") from error
         console.print(f"look at     {settings.picture}", highlight=False)
     return hits
+
+
+def _print_share(
+    console: Console, queries: Vectors, hits: Hits, most: int, target: str, searched: set[str]
+) -> None:
+    """How many find their own place, of those whose own place has the other sensor, too."""
+    count = sum(name in searched for name in queries.ids)
+    left = len(queries.ids) - count
+    note = f" ({left} more have no {target})" if left else ""
+    for k in sorted({1, most}):
+        found = f"{share(queries, hits, k, searched):.4f} of " if count else ""
+        console.print(
+            f"own place among the first {k}: {found}{count} queries{note}", highlight=False
+        )
 
 
 def _print(console: Console, queries: Vectors, hits: Hits) -> None:

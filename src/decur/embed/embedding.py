@@ -18,7 +18,7 @@ from rich.progress import TimeRemainingColumn
 from decur.checkpoint import RunFolder, atomic
 from decur.data import PairedDataset
 from decur.embed.model import EmbeddingModel, build_model
-from decur.embed.parts import BAD, PartData, PartWriter, part_file, schema
+from decur.embed.parts import PartData, PartWriter, bad_of, open_part, part_file, schema
 from decur.errors import ConfigError, DataError
 from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.pretrain.engine import quiet_lightning
@@ -85,7 +85,8 @@ def embed(
     if size is not None and size < 1:
         raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
     require_pyarrow()
-    console, folder = Console(soft_wrap=True), Path(out)
+    _check_ids(data)
+    console, folder = Console(soft_wrap=True, markup=False, emoji=False), Path(out)
     root = getattr(data, "root", None)  # whose contents tell data sets apart
     if root is not None and Path(root).resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(f"--out {folder}: lies within the data; choose a folder beside it")
@@ -96,10 +97,11 @@ def embed(
     )
     options = {key: value for key, value in (trainer or {}).items() if value is not None}
     about = _about(data, encoders, model, loader, str(options.get("precision", "32-true")))
-    part = _open(folder, about)
+    part = _check_folder(folder, about)
     about["part"] = part
     plain = {key: value for key, value in about.items() if key != "data"}
-    writer = PartWriter(folder, schema(model.widths, plain), loader.max_bad * len(data))
+    limit = loader.max_bad * len(data)
+    writer = PartWriter(folder, schema(model.widths, plain), limit)
     try:
         engine = L.Trainer(
             **options,
@@ -110,8 +112,9 @@ def embed(
             enable_checkpointing=False,
             use_distributed_sampler=False,
         )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
+    _keep(folder, about)  # not before the trainer: the folder holds on to these options
     if engine.is_global_zero:
         console.print(f"data        {data.describe()}", highlight=False)
         for column, widths in model.widths.items():
@@ -126,7 +129,7 @@ def embed(
     engine.strategy.barrier("decur.embed")
     if not engine.is_global_zero:
         return Embedded(folder, {}, [])
-    return _finish(folder, list(model.modalities), len(data), part, console)
+    return _finish(folder, list(model.modalities), len(data), part, limit, console)
 
 
 def require_pyarrow() -> None:
@@ -160,6 +163,15 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
+def _check_ids(data: PairedDataset) -> None:
+    """See that ids can be written down: names of files need not be text."""
+    for id_ in data.ids:
+        try:
+            id_.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the id {id_!r} is no UTF-8; rename its files") from error
+
+
 def _about(
     data: PairedDataset,
     encoders: str | Sequence[str],
@@ -188,8 +200,8 @@ def _about(
 _FREE = ("encoders", "part")  # what may differ: where weights lie, and batches
 
 
-def _open(folder: Path, about: Mapping[str, Any]) -> int:
-    """Make the folder, or see that it holds the same; samples of a part."""
+def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
+    """See that the folder is free or holds the same; samples of a part."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder}: is a file, not a folder")
     if (folder / HEADER).is_file():
@@ -208,33 +220,40 @@ def _open(folder: Path, about: Mapping[str, Any]) -> int:
             raise ConfigError(
                 f"--out {folder}: is not empty and holds no embeddings; choose another folder"
             )
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be read ({error.strerror})") from error
+    return int(about["part"])
+
+
+def _keep(folder: Path, about: Mapping[str, Any]) -> None:
+    """Make the folder, where it is not there yet."""
+    if (folder / HEADER).is_file():
+        return
+    try:
         with atomic(folder / HEADER) as temporary:
             temporary.write_text(json.dumps(about, indent=1))
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
-    return int(about["part"])
 
 
 def _finish(
-    folder: Path, names: Sequence[str], samples: int, part: int, console: Console
+    folder: Path, names: Sequence[str], samples: int, part: int, limit: float, console: Console
 ) -> Embedded:
     """Count the rows and list what could not be read, of this call and of earlier ones."""
-    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     rows, bad = dict.fromkeys(names, 0), []
     for number in range(-(-samples // part)):
-        path = part_file(folder, number)
-        try:
-            with pq.ParquetFile(path) as file:
-                bad += [(name, reason) for name, reason in json.loads(file.metadata.metadata[BAD])]
-                for found in pc.value_counts(file.read(["modality"])["modality"]).to_pylist():
-                    rows[found["values"]] += found["counts"]
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{path}: {reason}; delete it and embed again") from error
+        with open_part(part_file(folder, number)) as file:
+            bad += bad_of(file)
+            for found in pc.value_counts(file.read(["modality"])["modality"]).to_pylist():
+                rows[found["values"]] += found["counts"]
     RunFolder(folder).list_bad(bad)
+    if len(bad) > limit:  # each of several processes has counted its own only
+        raise DataError(
+            f"{len(bad)} samples could not be read, more than loader.max_bad allows; {folder} "
+            "lists them: mend them and delete the folder, or allow more"
+        )
     text = ", ".join(f"{name} {count}" for name, count in rows.items())
     console.print(f"rows        {text}\nwritten     {folder}", highlight=False)
     return Embedded(folder, rows, bad)

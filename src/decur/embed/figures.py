@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from decur.data import PairedDataset
 from decur.embed.neighbors import Hits
 from decur.errors import DataError
-from decur.pretrain.figures import render, subplots
+from decur.pretrain.figures import plain, render, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def neighbors_sheet(
             raise DataError(f"--data: {name!r} lacks {sensor}; give what was embedded")
         modality = data.modalities[sensor]
         axis.imshow(render(modality.scale(images[sensor][None])[0], modality))
-        axis.set_title(title, fontsize=7, fontweight="bold" if own else "normal")
+        axis.set_title(plain(title), fontsize=7, fontweight="bold" if own else "normal")
 
     columns = 1 + max(map(len, hits.ids))
     figure, axes = subplots(len(queries), columns, width=1.4)

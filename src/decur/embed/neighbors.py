@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -169,10 +169,22 @@ def choose(vectors: Vectors, ids: Sequence[str]) -> Vectors:
     return Vectors(list(ids), vectors.values[[rows[name] for name in ids]])
 
 
-def recall(queries: Vectors, hits: Hits, k: int) -> float:
-    """Share of the queries whose own place is among the first k hits."""
-    found = [name in ids[:k] for name, ids in zip(queries.ids, hits.ids, strict=True)]
-    return sum(found) / len(found)
+def recall(queries: Vectors, hits: Hits, k: int, searched: Collection[str]) -> float:
+    """Share of the queries whose own place is among the first k hits.
+
+    Args:
+        queries: what was looked for.
+        hits: what was found.
+        k: how many of them count.
+        searched: ids that could be found; queries without their own place there do not count.
+
+    Returns:
+        The share; NaN where no query counts.
+    """
+    found = [
+        name in ids[:k] for name, ids in zip(queries.ids, hits.ids, strict=True) if name in searched
+    ]
+    return sum(found) / len(found) if found else float("nan")
 
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:

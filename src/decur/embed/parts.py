@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -23,9 +23,10 @@ from decur.pretrain.loading import ignore_signals
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
 _BEHIND = 2  # batches that may wait to be written while the device goes on
-BAD = b"bad"
+_BAD = b"bad"
 
 
 class PartBatch(Batch):
@@ -117,6 +118,29 @@ def part_file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06}.parquet"
 
 
+@contextmanager
+def open_part(path: Path) -> Iterator[ParquetFile]:
+    """A part, to be read.
+
+    Raises:
+        DataError: if it is missing or cut off.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: {reason}; delete it and embed again") from error
+
+
+def bad_of(part: ParquetFile) -> list[tuple[str, str]]:
+    """Files of a part that could not be read, each with the reason."""
+    return [(name, reason) for name, reason in json.loads(part.metadata.metadata[_BAD])]
+
+
 def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object]) -> pa.Schema:
     """Columns of a part.
 
@@ -150,13 +174,20 @@ class PartWriter(BasePredictionWriter):
     Args:
         folder: where the parts are.
         layout: as `schema` gives it.
-        limit: samples that may be bad before this process stops.
+        limit: samples that may be bad, with those of the parts that are there already.
+
+    Raises:
+        DataError: if a part that is there is cut off.
     """
 
     def __init__(self, folder: Path, layout: pa.Schema, limit: float) -> None:
         super().__init__(write_interval="batch")
         self.folder, self.layout, self.limit = folder, layout, limit
         self.bad = 0
+        # else each repetition of the command would allow as many again
+        for path in folder.glob("part-*.parquet"):
+            with open_part(path) as part:
+                self.bad += len(bad_of(part))
         self._pool = ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
         self._open: Any = None
@@ -179,7 +210,7 @@ class PartWriter(BasePredictionWriter):
         """
         assert isinstance(pl_module, EmbeddingModel)
         self.bad += len(batch["bad"])
-        if self.bad > self.limit:
+        if batch["bad"] and self.bad > self.limit:
             path, reason = batch["bad"][-1]
             raise DataError(
                 f"{self.bad} samples could not be read, more than loader.max_bad allows; the last: "
@@ -250,7 +281,7 @@ class PartWriter(BasePredictionWriter):
                     arrays.append(pa.ListArray.from_arrays(offsets, flat))
             writer.write_table(pa.Table.from_arrays(arrays, schema=self.layout))
         if job["last"]:
-            writer.add_key_value_metadata({BAD.decode(): json.dumps(self._bad)})
+            writer.add_key_value_metadata({_BAD.decode(): json.dumps(self._bad)})
             writer.close()
             with partial.open("rb") as file:
                 os.fsync(file.fileno())  # else a power cut can leave the name on empty blocks

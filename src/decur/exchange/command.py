@@ -39,8 +39,9 @@ def import_(arguments: Sequence[str]) -> list[Path]:
         "--normalised",
         type=Normalised,
         default="auto",
-        help="Whether the weights expect ImageNet's normalisation, which is then folded into them; "
-        "auto: those with its classifier, and every MiT.",
+        help="What the weights expect, which is then folded into them: imagenet (its mean and "
+        "deviation), half (0.5 for both) or none. auto: imagenet for ResNets with its classifier "
+        "and every MiT; ViTs with it need a choice.",
     )
     parser.add_argument(
         "--compat",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decur.checkpoint import atomic, load_encoder
 from decur.encoders import Encoder, TimmEncoder
 from decur.errors import ConfigError
+from decur.exchange.writing import writing
 from decur.modality import Modality
 
 Format = Literal["timm", "torchgeo", "onnx", "torch"]
@@ -61,7 +62,8 @@ def export_encoder(
         The files.
 
     Raises:
-        ConfigError: if the architecture cannot have this format, naming the reason.
+        ConfigError: if the architecture cannot have this format, or `out` cannot be written,
+            naming the reason.
         DataError: if the encoder file cannot be read.
     """
     out = Path(out)
@@ -69,6 +71,8 @@ def export_encoder(
         raise ConfigError(
             f"--out: {out} must end in {' or '.join(SUFFIXES[format])} for --format {format}"
         )
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; give a file in it")
     model = load_encoder(encoder)
     about = {
         "encoder": model.name,
@@ -82,7 +86,8 @@ def export_encoder(
                 f"--{'scaling' if scaling else 'size'}: a state dict has no graph to hold it; "
                 "take --format onnx or torch"
             )
-        _write_state(model, out, format, about)
+        with writing(out):
+            _write_state(model, out, format, about)
     else:
         modality = _modality(model)
         if scaling and format == "onnx" and (modality.cut or modality.scaling == "image"):
@@ -92,13 +97,14 @@ def export_encoder(
                 "scale before the graph"
             )
         write = _write_onnx if format == "onnx" else _write_program
-        with _one_line(format, model.name, size):
+        with writing(out), _one_line(format, model.name, size):
             program = _trace(model, scaling, size)
             with atomic(out) as temporary:
                 run = write(program, temporary, about, _free(size))
                 _compare(run, model, scaling, size)
     sidecar = out.with_name(f"{out.name}.json")
-    sidecar.write_text(json.dumps(about, indent=2) + "\n")
+    with writing(sidecar):
+        sidecar.write_text(json.dumps(about, indent=2) + "\n")
     return [out, sidecar]
 
 
@@ -133,7 +139,8 @@ def _write_state(encoder: Encoder, out: Path, format: Format, about: dict[str, A
     state = {key: value.detach().contiguous() for key, value in encoder.state_dict().items()}
     with atomic(out) as temporary:
         if out.suffix == ".pth":
-            torch.save(state, temporary)
+            with temporary.open("wb") as file:  # of a name, torch hides what the system says
+                torch.save(state, file)
         else:
             save_file(state, temporary, metadata={"decur.export": json.dumps(about)})
 
@@ -149,10 +156,8 @@ def _one_line(format: Format, name: str, size: Size | None) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ConfigError:
+    except (ConfigError, OSError):
         raise
-    except OSError as error:
-        raise ConfigError(f"--out: cannot be written ({error}); choose another") from error
     except Exception as error:  # the tracers have dozens of classes, and layers raise any
         reason = " ".join(str(error).split())[:200]
         remedy = "take another --format" if size else "try a fixed --size, or another --format"

@@ -16,12 +16,13 @@ from decur.encoders import Encoder, build_encoder
 from decur.encoders.imagenet import fold
 from decur.errors import ConfigError, DataError
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
+from decur.exchange.writing import writing
 from decur.modality import Modality, load_modalities
 
 log = logging.getLogger(__name__)
 
 Layout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]
-Normalised = Literal["auto", "imagenet", "none"]
+Normalised = Literal["auto", "imagenet", "half", "none"]
 Compat = Literal["official"]
 
 IMAGENET_CLASSES = 1000
@@ -50,10 +51,10 @@ def import_weights(
     or without deformable attention), torchgeo's weights from them, plain torchvision or timm
     ResNets and ViTs, and the NVlabs release of MiT. Nothing is unpickled but tensors.
 
-    Weights that expect pictures with ImageNet's mean subtracted and divided by its standard
-    deviation get both folded into their first layers, as our encoders take [0, 1]: the same
-    numbers, but for the outermost ring of places, where a first convolution that pads with zeros
-    pads with black in place of the mean colour.
+    Weights that expect pictures with a mean subtracted and divided by a standard deviation get
+    both folded into their first layers, as our encoders take [0, 1]: the same numbers, but for the
+    outermost ring of places, where a first convolution that pads with zeros pads with black in
+    place of the mean colour.
 
     Args:
         file: `.pth`, `.pt`, `.bin` or `.safetensors`.
@@ -64,8 +65,10 @@ def import_weights(
             Sentinel-1 as "s1" and Sentinel-2 L1C as "s2" where the numbers of bands are 2 and 13,
             "rgb" for one plain encoder of 3. That "s1" is not cut at percentiles, as the authors'
             code has it; `{"s1": "sentinel1", "s2": "sentinel2-l1c"}` fits data that is.
-        normalised: whether the weights expect ImageNet's normalisation; "auto": those that come
-            with a classifier of its 1000 classes, and every MiT.
+        normalised: what the weights expect: "imagenet", its mean and deviation; "half", 0.5 for
+            both; "none", [0, 1]. "auto" takes ImageNet's for a ResNet that comes with a classifier
+            of its 1000 classes and for every MiT, and insists on a choice for such a ViT: timm's
+            default ones expect 0.5, DeiT's and others ImageNet's, and the keys are the same.
         compat: "official" for what the authors' weights alone need: the geometry of their
             attention and the one module that both sensors shared while training; an elevation
             encoder of three equal bands becomes one of a single band.
@@ -76,7 +79,8 @@ def import_weights(
     Raises:
         DataError: if the file cannot be read, holds names that match nothing or shapes that
             differ (they are listed), or only one of two encoders.
-        ConfigError: if modalities do not fit the encoders, or `compat` is needed.
+        ConfigError: if modalities do not fit the encoders, or `compat` or `normalised` is needed,
+            or `out` cannot be written.
     """
     file = Path(file)
     state = _read(file)
@@ -91,20 +95,19 @@ def import_weights(
         _share(file, parts, compat)
     encoders = []
     for part, kind, modality in zip(parts, kinds, chosen, strict=True):
-        classes = _drop_classifier(part.state)
-        if normalised == "imagenet" or (
-            normalised == "auto"
-            and part.state[FIRST[kind]].shape[1] == 3
-            and (kind == "mit" or classes == IMAGENET_CLASSES)
-        ):
-            _fold(file, part.state, kind)
+        classes, expected = _drop_classifier(part.state), normalised
+        if normalised == "auto":
+            expected = _expected(file, part.state, kind, classes)
+        if expected != "none":
+            _fold(file, part.state, kind, expected)
         _fit_bands(file, part.state[FIRST[kind]].shape[1], part, kind, modality, compat)
         encoders.append(_build(file, part, kind, modality))
     folder = RunFolder(Path(out))
-    return [
-        save_encoder(encoder, folder.encoder(modality.name))
-        for encoder, modality in zip(encoders, chosen, strict=True)
-    ]
+    with writing(Path(out)):
+        return [
+            save_encoder(encoder, folder.encoder(modality.name))
+            for encoder, modality in zip(encoders, chosen, strict=True)
+        ]
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -200,15 +203,31 @@ def _drop_classifier(state: dict[str, Tensor]) -> int:
     return max((len(value) for value in removed.values()), default=0)
 
 
-def _fold(file: Path, state: dict[str, Tensor], kind: str) -> None:
+def _expected(file: Path, state: Mapping[str, Tensor], kind: str, classes: int) -> Normalised:
+    """The normalisation that weights were trained with, where it can be told."""
+    if state[FIRST[kind]].shape[1] != 3:
+        return "none"
+    if kind == "vit" and classes == IMAGENET_CLASSES:
+        raise ConfigError(
+            f"--normalised: {file} is a ViT with ImageNet's classifier, whose keys do not tell "
+            "what its pictures were normalised with; give imagenet (DeiT), half (a mean and "
+            "deviation of 0.5, as timm's augreg weights) or none"
+        )
+    return "imagenet" if kind == "mit" or classes == IMAGENET_CLASSES else "none"
+
+
+def _fold(file: Path, state: dict[str, Tensor], kind: str, normalised: Normalised) -> None:
     """Let the first layer take [0, 1]."""
     weight = state[FIRST[kind]]
-    if weight.shape[1] != 3:
+    if normalised == "imagenet" and weight.shape[1] != 3:
         raise ConfigError(
             f"--normalised: {file} has {weight.shape[1]} bands, ImageNet's mean and deviation are "
             "of 3; give none"
         )
-    state[FIRST[kind]], shift = fold(weight)
+    if normalised == "imagenet":
+        state[FIRST[kind]], shift = fold(weight)
+    else:  # W (x - 0.5) / 0.5 is 2 W x - sum(W)
+        state[FIRST[kind]], shift = 2 * weight, weight.sum((1, 2, 3))
     if kind == "resnet":  # no bias, but batch normalisation subtracts its mean
         key, shift = "bn1.running_mean", -shift
     else:

@@ -15,6 +15,7 @@ from decur.explain.base import (
     Arrays,
     DoesNotApply,
     Watch,
+    check_option,
     register,
     text,
     unwatched,
@@ -59,8 +60,10 @@ def alignment(
         "R/A-B/samples" (2,).
 
     Raises:
+        ConfigError: for numbers out of range.
         DoesNotApply: if there are no two sensors, or fewer than two samples have both.
     """
+    check_option("alignment.batch", batch, 2)
     runs = [checkpoint, *beside]
     arrays: Arrays = {"runs": text(*(run.name for run in runs))}
     pairs: dict[str, None] = {}
@@ -215,7 +218,7 @@ def _parts(arrays: Arrays, number: int) -> dict[str, slice]:
 
 
 def _histograms(arrays: Arrays, which: str) -> Figure:
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import plain, subplots
 
     runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
     panels = [(pair, number) for pair in pairs for number in range(len(runs))]
@@ -228,7 +231,7 @@ def _histograms(arrays: Arrays, which: str) -> Figure:
         axis.axis("off")
     for axis, (pair, number) in zip(axes.flat, panels, strict=False):
         title = pair if len(runs) == 1 else f"{runs[number]}: {pair}"
-        axis.set_title(title, fontsize=9)
+        axis.set_title(plain(title), fontsize=9)
         if f"{number}/{pair}/{which}" not in arrays:
             axis.axis("off")
             axis.text(0.5, 0.5, "not in this run", ha="center", va="center", fontsize=9)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.errors import ConfigError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -59,12 +61,30 @@ class Analysis:
 
 
 ANALYSES: dict[str, Analysis] = {}
+SEEDS = 0, 2**32 - 1  # that scikit-learn takes
 
 
 def register(analysis: Analysis) -> Analysis:
     """Make an analysis part of the report."""
     ANALYSES[analysis.name] = analysis
     return analysis
+
+
+def check_option(option: str, value: float, least: float, most: float = np.inf) -> None:
+    """Refuse a number that an analysis can do nothing with.
+
+    Args:
+        option: "ANALYSIS.OPTION".
+        value: of it.
+        least: the smallest that is allowed.
+        most: the largest.
+
+    Raises:
+        ConfigError: if it is out of range.
+    """
+    if not least <= value <= most:
+        allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
+        raise ConfigError(f"options.{option}: {allowed}, is {value}")
 
 
 def text(*values: str) -> NDArray[np.str_]:

@@ -11,8 +11,16 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from decur.data.selection import evenly_spaced
-from decur.errors import ConfigError
-from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
+from decur.explain.base import (
+    Analysis,
+    Arrays,
+    DoesNotApply,
+    Watch,
+    check_option,
+    register,
+    text,
+    unwatched,
+)
 from decur.explain.browser_cards import SMALL, findings
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
@@ -59,9 +67,8 @@ def browser(
         ConfigError: for numbers out of range.
         DoesNotApply: if no sample can be read.
     """
-    for key, value, most in (("shown", shown, MOST), ("neighbors", neighbors, 16)):
-        if not 1 <= value <= most:
-            raise ConfigError(f"options.browser.{key}: from 1 to {most}, is {value}")
+    check_option("browser.shown", shown, 1, MOST)
+    check_option("browser.neighbors", neighbors, 1, 16)
     whole = encoded(checkpoint, loader, watch)
     names = list(checkpoint.modalities)
     has = {name: whole.present(name) for name in names}
@@ -133,7 +140,9 @@ def _pictures(
                     maps[has] = (255 * x / highest).round().byte().numpy()
                 found[f"{name}/{part}/saliency"] = maps
         parts.append(found)
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    # a batch without the sensor whose encoder has no places has saliency; those with it have not
+    keys = [key for key in parts[0] if all(key in part for part in parts)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in keys}
 
 
 def _small(

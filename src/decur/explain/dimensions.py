@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from decur.data.selection import evenly_spaced
 from decur.explain.base import (
+    SEEDS,
     Analysis,
     Arrays,
     DoesNotApply,
     Watch,
+    check_option,
     register,
     text,
     unwatched,
@@ -57,8 +59,12 @@ def dimensions(
         "constant", how many samples there are and dimensions left out.
 
     Raises:
+        ConfigError: for numbers out of range.
         DoesNotApply: if too few samples have all sensors, or too few dimensions vary.
     """
+    check_option("dimensions.samples", samples, FEWEST)
+    check_option("dimensions.perplexity", perplexity, 1)
+    check_option("dimensions.seed", seed, *SEEDS)
     names = list(checkpoint.modalities)
     whole = encoded(checkpoint, loader, watch)
     rows = np.flatnonzero(whole.present(*names))
@@ -100,7 +106,7 @@ def dimensions(
 
 def plot_map(arrays: Arrays) -> Figure:
     """The map twice: coloured by sensor, and by part."""
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import legend, subplots
 
     xy, modality, part = arrays["xy"], arrays["modality"], arrays["part"]
     sensors, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()
@@ -126,10 +132,12 @@ def plot_map(arrays: Arrays) -> Figure:
                 alpha=0.7,
                 linewidths=0.8 if name == "unique" else 0,
             )
-        for name, colour in zip(names, palette, strict=True):
-            mark = "x" if name == "unique" else "o"
-            axis.scatter([], [], s=30, color=colour, marker=mark, label=name)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=len(names))
+        marks = [
+            axis.scatter([], [], s=30, color=colour, marker="x" if name == "unique" else "o")
+            for name, colour in zip(names, palette, strict=True)
+        ]
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01)}
+        legend(axis, marks, names, fontsize=8, ncols=len(names), **below)
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
     axes[0, 0].set_title("by sensor (x: unique)" if "unique" in parts else "by sensor", fontsize=9)
@@ -155,11 +163,11 @@ def findings(arrays: Arrays) -> str:
             rows.append([name, int(chosen.sum()), *(f"{share:.0%}" for share in shares)])
     if sensors == 1:
         return paragraph(about)
-    chance = (sensors - 1) / (total - 1)
+    chance = sensors / total  # a partner in each other sensor, among all of their points
     reading = (
         "Nearest is meant by correlation, before the points are laid out in a plane. Of all "
         "points of other sensors, a common dimension should have its own partner nearest, the "
-        f"same dimension there (by chance {sensors * chance:.1%} do), and a unique one should find "
+        f"same dimension there (by chance {chance:.1%} do), and a unique one should find "
         "no partner. Two islands of one kind may be mirror images: dimensions that correlate "
         "negatively lie apart. Distances between islands mean little on such a map."
     )

@@ -120,20 +120,21 @@ def canonical(x: Halves, y: Halves, components: int) -> Float:
     Args:
         x: principal coordinates.
         y: principal coordinates.
-        components: how many count, at most.
+        components: how many of each side count, at most.
 
     Returns:
-        In the order of the training samples' correlations, largest first; they may be negative.
+        As many as the side that has fewer, in the order of the training samples' correlations,
+        largest first; they may be negative.
     """
-    count = min(components, x.train.shape[1], y.train.shape[1])
-    a, b = (_whitened(half, count) for half in (x, y))
-    left, _, right = np.linalg.svd(a.train.T @ b.train)
+    # each side keeps its own: cut to the other's rank, it could lose what they have in common
+    a, b = (_whitened(half, components) for half in (x, y))
+    left, _, right = np.linalg.svd(a.train.T @ b.train, full_matrices=False)
     return _correlations(a.test @ left, b.test @ right.T)
 
 
-def _whitened(half: Halves, count: int) -> Halves:
-    spread = half.train[:, :count].std(0)
-    return Halves(half.train[:, :count] / spread, half.test[:, :count] / spread)
+def _whitened(half: Halves, components: int) -> Halves:
+    spread = half.train[:, :components].std(0)
+    return Halves(half.train[:, :components] / spread, half.test[:, :components] / spread)
 
 
 def _correlations(a: Float, b: Float) -> Float:

@@ -18,7 +18,7 @@ from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
 from decur.transfer.survey import fingerprint
 
-FORMAT = 1  # raised when an analysis would come out otherwise
+FORMAT = 2  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
 
 

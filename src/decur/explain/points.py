@@ -17,7 +17,7 @@ from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, 
 from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
 from decur.pretrain import LoaderSettings
-from decur.pretrain.figures import render
+from decur.pretrain.figures import plain, render
 from decur.report import paragraph, table
 
 if TYPE_CHECKING:
@@ -225,8 +225,8 @@ def plot_points(arrays: Arrays) -> Figure:
             _draw(of, arrays, name, row, heading)
             if left == 0:
                 of[0].text(
-                    -0.05, 0.5, label[-16:], rotation=90, fontsize=8, ha="right", va="center",
-                    transform=of[0].transAxes,
+                    -0.05, 0.5, plain(label[-16:]), rotation=90, fontsize=8,
+                    ha="right", va="center", transform=of[0].transAxes,
                 )  # fmt: skip
     return figure
 
@@ -234,7 +234,7 @@ def plot_points(arrays: Arrays) -> Figure:
 def _draw(axes: Any, arrays: Arrays, name: str, row: int, heading: bool) -> None:
     picture = arrays[f"{name}/picture"][row]
     if heading:
-        axes[0].set_title(name, fontsize=9)
+        axes[0].set_title(plain(name), fontsize=9)
     if np.isnan(picture).any():
         axes[0].text(0.5, 0.5, "absent", ha="center", va="center", fontsize=8)
         return

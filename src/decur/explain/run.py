@@ -139,7 +139,7 @@ def explain(
         done.bad.extend(loaded.bad)
         if loaded.bad:
             RunFolder(folder.path / "explain").list_bad(loaded.bad)
-    console.print(f"report      {folder.report}", highlight=False)
+    console.print(f"report      {folder.report}", highlight=False, markup=False)
     return done
 
 
@@ -207,7 +207,7 @@ def _redraw(folder: RunFolder, chosen: Sequence[Analysis], console: Console) -> 
     if not done.arrays:
         wanted = _kept_at(folder, chosen[0]).with_stem("explain-*") if len(chosen) > 1 else path
         raise DataError(f"{wanted}: nothing kept to draw from; do without --redraw first")
-    console.print(f"report      {folder.report}", highlight=False)
+    console.print(f"report      {folder.report}", highlight=False, markup=False)
     return done
 
 

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from decur.data import Target
 from decur.data.selection import evenly_spaced
 from decur.explain.base import (
+    SEEDS,
     Analysis,
     Arrays,
     DoesNotApply,
     Watch,
+    check_option,
     register,
     text,
     unwatched,
@@ -21,7 +23,7 @@ from decur.explain.base import (
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint
 from decur.explain.style import ABSENT, MARKERS, modality_colours
-from decur.explain.tsne import FEWEST, lay_out
+from decur.explain.tsne import lay_out
 from decur.report import paragraph, table
 
 if TYPE_CHECKING:
@@ -63,8 +65,12 @@ def samples(
         unknown, "classes/NAME" (none for numbers); "hidden", labels for which there is no room.
 
     Raises:
-        DoesNotApply: if there are too few samples for any map.
+        ConfigError: for numbers out of range.
+        DoesNotApply: if no map has enough samples, or any that differ.
     """
+    check_option("samples.samples", samples, 1)
+    check_option("samples.perplexity", perplexity, 1)
+    check_option("samples.seed", seed, *SEEDS)
     names = list(checkpoint.modalities)
     whole = encoded(checkpoint, loader, watch)
     rows = evenly_spaced(len(loader.indices), samples)
@@ -79,17 +85,19 @@ def samples(
     if vectors == "embedding":
         maps = {"all sensors": list(range(len(names)))}
     laid: dict[str, tuple[NDArray[Any], ...]] = {}
+    reasons: list[str] = []
     for title, which in maps.items():
         vector, sensor, row = (
             np.concatenate([of[i] for i in which]) for of in (points, modality, sample)
         )
-        if len(vector) >= FEWEST:
+        try:
             xy, _ = lay_out(_reduced(vector, seed), perplexity, seed, watch)
+        except DoesNotApply as reason:  # the other sensors have theirs
+            reasons.append(str(reason))
+        else:
             laid[title] = xy, sensor, row
     if not laid:
-        raise DoesNotApply(
-            f"A map needs {FEWEST} samples or more; there are {len(loader.indices)}."
-        )
+        raise DoesNotApply(" ".join(dict.fromkeys(reasons)))
     arrays: Arrays = {
         "modalities": text(*names),
         "maps": text(*laid),
@@ -106,7 +114,7 @@ def samples(
 
 def plot_map(arrays: Arrays) -> Figure:
     """A row for each map: coloured by sensor, and by each label."""
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import plain, subplots
 
     maps, labels = arrays["maps"].tolist(), arrays["labels"].tolist()
     together = maps == ["all sensors"]
@@ -124,7 +132,8 @@ def plot_map(arrays: Arrays) -> Figure:
         chosen = arrays["map"] == number
         (_by_sensor if label is None else _by_label)(axis, arrays, chosen, label)
         title = label or "sensor"
-        axis.set_title(title if together else f"{maps[number]}: {title}", fontsize=9)
+        title = title if together else f"{maps[number]}: {title}"
+        axis.set_title(plain(title), fontsize=9)
     return figure
 
 
@@ -196,6 +205,8 @@ def _standardised(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def _reduced(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     from sklearn.decomposition import PCA
 
+    if not x.any():  # none, or all alike: there are no axes
+        return x
     count = min(COMPONENTS, *x.shape)
     reduced: NDArray[np.float32] = PCA(count, random_state=seed).fit_transform(x)
     return reduced
@@ -228,32 +239,34 @@ def _labels(
 def _by_sensor(axis: Any, arrays: Arrays, chosen: NDArray[np.bool_], label: None) -> None:
     names = arrays["modalities"].tolist()
     colours = modality_colours(names)
+    shown: list[tuple[str, Any]] = []
     for number, name in enumerate(names):
         some = chosen & (arrays["modality"] == number)
         if some.any():
             marker = MARKERS[number % len(MARKERS)]
-            _points(axis, arrays["xy"][some], marker, color=colours[name], label=name)
-    _legend(axis)
+            shown.append((name, _points(axis, arrays["xy"][some], marker, color=colours[name])))
+    _legend(axis, shown)
 
 
 def _by_label(axis: Any, arrays: Arrays, chosen: NDArray[np.bool_], label: str) -> None:
     values = arrays[f"label/{label}"][arrays["sample"]]
     classes = arrays[f"classes/{label}"].tolist()
     xy, unknown = arrays["xy"], np.isnan(values)
+    named: list[tuple[str, Any]] = []
     if (chosen & unknown).any():
-        _points(axis, xy[chosen & unknown], "o", color=ABSENT, label="unknown")
+        named.append(("unknown", _points(axis, xy[chosen & unknown], "o", color=ABSENT)))
     counts = [int((chosen & (values == number)).sum()) for number in range(len(classes))]
     order = sorted(range(len(classes)), key=lambda number: -counts[number])
     shown = sorted(number for number in order[: len(CLASSES)] if counts[number])
     palette = CLASSES if len(classes) > 2 else ("#999999", CLASSES[1])
     rest = chosen & ~unknown & ~np.isin(values, shown)
     if classes and rest.any():
-        _points(axis, xy[rest], "o", color="#777777", label="others")
+        named.append(("others", _points(axis, xy[rest], "o", color="#777777")))
     for place, number in enumerate(shown):
         some = chosen & (values == number)
-        _points(axis, xy[some], "o", color=palette[place], label=classes[number])
+        named.append((classes[number], _points(axis, xy[some], "o", color=palette[place])))
     if classes:
-        _legend(axis)
+        _legend(axis, named)
         return
     known = chosen & ~unknown
     points = _points(axis, xy[known], "o", c=values[known], cmap="viridis")
@@ -266,8 +279,13 @@ def _points(axis: Any, xy: NDArray[np.float32], marker: str, **how: Any) -> Any:
     return axis.scatter(*xy.T, s=size, marker=marker, linewidths=0, alpha=0.75, **how)
 
 
-def _legend(axis: Any) -> None:
-    axis.legend(
+def _legend(axis: Any, shown: list[tuple[str, Any]]) -> None:
+    from decur.pretrain.figures import legend
+
+    legend(
+        axis,
+        [handle for _, handle in shown],
+        [name for name, _ in shown],
         fontsize=8,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.01),

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from decur.data.selection import evenly_spaced
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
+    SEEDS,
     Analysis,
     Arrays,
     DoesNotApply,
     Watch,
+    check_option,
     register,
     text,
     unwatched,
@@ -87,8 +89,12 @@ def shared(
         of "all".
 
     Raises:
+        ConfigError: for numbers out of range.
         DoesNotApply: if there are no two sensors with enough samples.
     """
+    check_option("shared.samples", samples, FEWEST)
+    check_option("shared.permutations", permutations, 1)
+    check_option("shared.seed", seed, *SEEDS)
     if len(checkpoint.modalities) < 2:
         raise DoesNotApply("It compares sensors, and the run has one.")
     whole = encoded(checkpoint, loader, watch)

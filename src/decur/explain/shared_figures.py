@@ -47,7 +47,7 @@ def plot_shared(arrays: Arrays) -> Figure:
 
 def plot_canonical(arrays: Arrays) -> Figure:
     """Canonical correlations of held-out samples by part, and the largest that chance gave."""
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import plain, subplots
 
     pairs = arrays["pairs"].tolist()
     columns = min(3, len(pairs))
@@ -63,7 +63,7 @@ def plot_canonical(arrays: Arrays) -> Figure:
             axis.plot(order, values, part_line(part), color=colour, label=part)
             level = arrays[f"{pair}/canonical-chance/{part}"].max()
             axis.axhline(level, color=colour, linestyle=":", linewidth=1, label=f"{part}, chance")
-        axis.set_title(pair, fontsize=9)
+        axis.set_title(plain(pair), fontsize=9)
         axis.set_ylim(top=1)
         axis.set_xlabel("component", fontsize=9)
         axis.tick_params(labelsize=8)
@@ -74,7 +74,9 @@ def plot_canonical(arrays: Arrays) -> Figure:
 
 
 def _bars(axis: Any, arrays: Arrays, pair: str, bars: dict[str, Any], chance: Any) -> None:
-    a, b = arrays[f"{pair}/sensors"].tolist()
+    from decur.pretrain.figures import plain
+
+    a, b = map(plain, arrays[f"{pair}/sensors"].tolist())
     width = 0.8 / len(bars)
     for place, (name, values) in enumerate(bars.items()):
         x = np.arange(2) + (place - (len(bars) - 1) / 2) * width

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from decur.data import Batch
 from decur.data.selection import evenly_spaced
-from decur.explain.base import Analysis, Arrays, Watch, register, text, unwatched
+from decur.explain.base import Analysis, Arrays, Watch, check_option, register, text, unwatched
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.maps import LAST, Cut, cuts
 from decur.explain.model import Checkpoint, Score
@@ -139,8 +139,10 @@ def spatial(
         the largest value 1, or NaN where the sensor is absent.
 
     Raises:
+        ConfigError: for numbers out of range.
         DoesNotApply: if an encoder has no such map, or none with places.
     """
+    check_option("spatial.examples", examples, 0)
     names, parts = list(checkpoint.modalities), list(checkpoint.parts)
     pairs = list(combinations(names, 2))
     whole = encoded(checkpoint, loader, watch)

@@ -19,7 +19,7 @@ SIDE_BY_SIDE = 2  # the sensors of a sample where there are two, else samples
 
 def plot_overlap(arrays: Arrays) -> Figure:
     """Histograms of the overlap on common and on unique dimensions, a panel a pair (Fig. 6a)."""
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import plain, subplots
 
     pairs, parts = arrays["pairs"].tolist(), arrays["parts"].tolist()
     if not pairs:
@@ -45,7 +45,7 @@ def plot_overlap(arrays: Arrays) -> Figure:
                 label += f", of other scenes {np.nanmean(other):.2f}"
             axis.stairs(counts, edges, color=colour, linestyle=line, linewidth=1.5, label=label)
             axis.axvline(known.mean(), color=colour, linestyle=line, linewidth=1)
-        axis.set_title(pair, fontsize=9)
+        axis.set_title(plain(pair), fontsize=9)
         axis.set_xlabel("overlap of the two maps", fontsize=9)
         axis.set_xlim(0, 1)
         axis.tick_params(labelsize=8)
@@ -58,7 +58,7 @@ def plot_overlap(arrays: Arrays) -> Figure:
 
 def plot_examples(arrays: Arrays) -> Figure:
     """Each sensor's picture of some samples, then with the places of each part in its colour."""
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import plain, subplots
 
     names = [name for name in arrays["modalities"].tolist() if f"{name}/pictures" in arrays]
     parts, ids = arrays["parts"].tolist(), arrays["examples"].tolist()
@@ -80,10 +80,10 @@ def plot_examples(arrays: Arrays) -> Figure:
                 line, block = row // len(beside) * len(names) + place, row % len(beside)
             some = axes[line, block * wide : (block + 1) * wide]
             if block == 0 or beside is not names:
-                some[0].set_ylabel(_short(sample), fontsize=8)
+                some[0].set_ylabel(plain(_short(sample)), fontsize=8)
             titled = line == 0 or beside is not names
             if titled:
-                some[0].set_title(name, fontsize=9)
+                some[0].set_title(plain(name), fontsize=9)
             _draw(some, arrays, name, parts, row, titled)
     return figure
 

@@ -17,6 +17,7 @@ from decur.explain.base import (
     Arrays,
     DoesNotApply,
     Watch,
+    check_option,
     register,
     text,
     unwatched,
@@ -72,8 +73,11 @@ def spectral(
         another sample, of the samples that share a batch with one; rows sum to 1.
 
     Raises:
+        ConfigError: for numbers out of range.
         DoesNotApply: if every sensor has one band.
     """
+    check_option("spectral.samples", samples, 1)
+    check_option("spectral.steps", steps, 1)
     names = [name for name, m in checkpoint.modalities.items() if m.channels > 1]
     if not names:
         raise DoesNotApply("It compares the bands of a sensor, and each sensor here has one.")

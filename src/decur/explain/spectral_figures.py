@@ -15,7 +15,7 @@ UPRIGHT = 9  # bands, above which their names stand upright
 
 def plot_bands(arrays: Arrays) -> Figure:
     """Box plots over samples, one panel a sensor, one box for each band and part (Fig. 6b)."""
-    from decur.pretrain.figures import subplots
+    from decur.pretrain.figures import plain, subplots
 
     parts = arrays["parts"].tolist()
     names = [
@@ -63,10 +63,10 @@ def plot_bands(arrays: Arrays) -> Figure:
                 for box in boxes["boxes"]:
                     box.set_linestyle("--")
         turn = {"rotation": 90} if len(bands) > UPRIGHT else {}
-        axis.set_xticks(range(len(bands)), bands, fontsize=8, **turn)
+        axis.set_xticks(range(len(bands)), map(plain, bands), fontsize=8, **turn)
         axis.tick_params(axis="y", labelsize=8)
         axis.set_ylim(bottom=0)
-        axis.set_ylabel(f"{name}\nimportance", fontsize=9)
+        axis.set_ylabel(f"{plain(name)}\nimportance", fontsize=9)
     axes[0, 0].legend(
         fontsize=8, frameon=False, ncols=len(parts) + 1, loc="lower right", bbox_to_anchor=(1, 1)
     )

@@ -37,10 +37,12 @@ def lay_out(
         (n, 2), and the index of each point's nearest other point, (n,).
 
     Raises:
-        DoesNotApply: if there are too few points.
+        DoesNotApply: if there are too few points, or all are alike.
     """
     if len(points) < FEWEST:
         raise DoesNotApply(f"A map needs {FEWEST} points or more; there are {len(points)}.")
+    if not np.ptp(points, axis=0).any():
+        raise DoesNotApply("A map needs points that differ; to this run they are all alike.")
     from openTSNE import TSNE
     from openTSNE.affinity import PerplexityBasedNN
     from openTSNE.initialization import pca

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
     for c, (name, modality) in enumerate(model.modalities.items()):
         for i, title in enumerate((name, "view 1", "view 2")):
             x = 3 * c + i
-            axis.text(x + 0.5, -0.05, title, ha="center", va="bottom", fontsize=8)
+            axis.text(x + 0.5, -0.05, plain(title), ha="center", va="bottom", fontsize=8)
             for r in range(rows):
                 if batch["present"][name][r]:
                     raw = batch["images"][name][r : r + 1]
@@ -87,12 +88,14 @@ def loss_terms(rows: Rows) -> Figure:
     """Each loss term over the epochs, divided by its number of dimensions."""
     figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
-    for key in _keys(rows, lambda key: key.endswith("/dim")):
-        axis.plot(*_curve(rows, key), label=key.removesuffix("/dim"), marker=".")
+    lines = {
+        key.removesuffix("/dim"): axis.plot(*_curve(rows, key), marker=".")[0]
+        for key in _keys(rows, lambda key: key.endswith("/dim"))
+    }
     axis.set(xlabel="epoch", ylabel="loss term per dimension")
     if _positive(rows, "/dim"):
         axis.set_yscale("log")
-    _finish(axis)
+    _finish(axis, lines)
     return figure
 
 
@@ -100,13 +103,14 @@ def diagonals(rows: Rows) -> Figure:
     """Mean diagonal of the cross-correlation on common and on unique dimensions over the epochs."""
     figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
-    styles = {"common": "-", "unique": "--", "intra": ":"}
+    styles, lines = {"common": "-", "unique": "--", "intra": ":"}, {}
     for key in _keys(rows, lambda key: key.startswith("diagonal/")):
         _, part, between = key.split("/", 2)
-        axis.plot(*_curve(rows, key), styles[part], label=f"{part} {between}", marker=".")
+        (line,) = axis.plot(*_curve(rows, key), styles[part], marker=".")
+        lines[f"{part} {between}"] = line
     axis.axhline(0, color="grey", linewidth=0.5)
     axis.set(xlabel="epoch", ylabel="mean diagonal of C", ylim=(-0.15, 1.05))
-    _finish(axis)
+    _finish(axis, lines)
     return figure
 
 
@@ -122,12 +126,14 @@ def probe_curves(rows: Rows) -> Figure | None:
         return None
     figure, axes = subplots(1, len(labels), width=3, height=2.8)
     for axis, label in zip(axes[0], labels, strict=True):
-        for key in _keys(rows, lambda k, label=label: _linear(k) and k.split("/")[1] == label):
-            axis.plot(*_curve(rows, key), label=key.split("/")[2], marker=".")
-        axis.set_title(label, fontsize=10)
+        lines = {
+            key.split("/")[2]: axis.plot(*_curve(rows, key), marker=".")[0]
+            for key in _keys(rows, lambda k, label=label: _linear(k) and k.split("/")[1] == label)
+        }
+        axis.set_title(plain(label), fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=max(-0.25, axis.get_ylim()[0]))
-        _finish(axis, legend=axis is axes[0, -1])
+        _finish(axis, lines if axis is axes[0, -1] else {})
     axes[0, 0].set_ylabel("linear probe")
     return figure
 
@@ -148,10 +154,10 @@ def _curves(rows: Rows, prefix: str, ylabel: str) -> Figure | None:
     if not keys:
         return None
     figure, axes = subplots(1, 1, width=7, height=3)
-    for key in keys:
-        axes[0, 0].plot(*_curve(rows, key), label=key.removeprefix(prefix), marker=".")
-    axes[0, 0].set(xlabel="epoch", ylabel=ylabel)
-    _finish(axes[0, 0])
+    axis = axes[0, 0]
+    lines = {key.removeprefix(prefix): axis.plot(*_curve(rows, key), marker=".")[0] for key in keys}
+    axis.set(xlabel="epoch", ylabel=ylabel)
+    _finish(axis, lines)
     return figure
 
 
@@ -164,11 +170,10 @@ def _curve(rows: Rows, key: str) -> tuple[list[float], list[float]]:
     return [row["epoch"] for row in there], [row[key] for row in there]
 
 
-def _finish(axis: Any, legend: bool = True) -> None:
+def _finish(axis: Any, lines: dict[str, Any]) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)  # epochs
     axis.grid(alpha=0.3)
-    if legend:
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend(axis, lines.values(), lines, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _positive(rows: Rows, suffix: str) -> bool:
@@ -191,6 +196,26 @@ def subplots(rows: int, columns: int, width: float, height: float | None = None)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def plain(name: str) -> str:
+    """A name as a picture is to show it: matplotlib would read what stands between $ as formula."""
+    return name.replace("$", r"\$")
+
+
+def legend(where: Any, handles: Iterable[Any], names: Iterable[str], **how: Any) -> None:
+    """A legend of these names, whatever they are; none where there are none.
+
+    Given no names, matplotlib leaves out labels that begin with an underscore.
+
+    Args:
+        where: an axis or a figure.
+        handles: what is named.
+        names: of each.
+        how: it looks, as `legend` of matplotlib takes it.
+    """
+    if names := [plain(name) for name in names]:
+        where.legend(list(handles), names, **how)
 
 
 def first_batch(batches: Any) -> Batch:

@@ -350,7 +350,10 @@ def fingerprint(data: PairedDataset) -> str:
     if isinstance(root, str | Path) and Path(root).is_dir():
         with os.scandir(root) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                state = entry.stat()
+                try:
+                    state = entry.stat()
+                except OSError:  # a link to nothing, as editors leave to lock a file
+                    state = entry.stat(follow_symlinks=False)
                 parts.append((entry.name, state.st_size, state.st_mtime_ns))
     return _digest(*parts)
 

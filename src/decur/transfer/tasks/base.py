@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from decur.data import Target
+from decur.pretrain.figures import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,8 +114,9 @@ def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
     figure, axis = new_axis(side + 0.8, side)
     picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     ticks = range(len(classes))
-    axis.set_xticks(ticks, classes, rotation=45, ha="right")
-    axis.set_yticks(ticks, classes)
+    names = [plain(name) for name in classes]
+    axis.set_xticks(ticks, names, rotation=45, ha="right")
+    axis.set_yticks(ticks, names)
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= 20:
         for row in ticks:
@@ -132,7 +134,8 @@ def draw_bars(values: dict[str, float], label: str) -> Figure:
     """A bar for each class, NaN left empty."""
     figure, axis = new_axis(7, max(2.0, 0.6 + 0.3 * len(values)))
     names = list(values)[::-1]
-    axis.barh(names, np.nan_to_num([values[name] for name in names]))
+    shown = [plain(name) for name in names]
+    axis.barh(shown, np.nan_to_num([values[name] for name in names]))
     axis.set(xlim=(0, 1), xlabel=label)
     axis.grid(axis="x", alpha=0.3)
     return figure

@@ -11,6 +11,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from decur.pretrain.figures import plain
 from decur.transfer.tasks.base import Array, Kept, Task, new_axis
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Regression(Task):
         axis.plot(truth, output, ".", alpha=0.5)
         both = [float(min(truth.min(), output.min())), float(max(truth.max(), output.max()))]
         axis.plot(both, both, color="grey", linewidth=0.8)
-        axis.set(xlabel=f"true {self.name}", ylabel=f"predicted {self.name}")
+        name = plain(self.name)
+        axis.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
         axis.grid(alpha=0.3)
         return figure
