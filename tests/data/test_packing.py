@@ -20,7 +20,7 @@ from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
 from decur.data.packing import pack
 from decur.data.packing.verifying import verify
-from decur.data.packing.writing import parse_part, quantized
+from decur.data.packing.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.pretrain.loading import EpochBatches
 
@@ -208,7 +208,20 @@ def test_after_sigkill_the_same_command_ends_with_the_same_bytes(folder, tmp_pat
     assert pack(folder, out, chunk_mb=SMALL)
     done = sorted(before, key=lambda name: before[name])[:2]
     assert all((out / name).stat().st_mtime_ns == before[name] for name in done)
+    while (out / STATE).exists() and time.monotonic() < end:  # a worker may outlive what is killed
+        time.sleep(0.01)
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_worker_that_outlives_its_command_leaves_nothing_behind(folder, tmp_path):
+    out = tmp_path / "out"
+    plan = _plan(folder, None, False, SMALL)
+    _open(out, plan)
+    assert pack(folder, out, chunk_mb=SMALL)  # the same command again
+    whole = files(out)
+    assert _Chunks(folder, out, plan)[1] is None  # and only now the worker of the first
+    assert not (out / STATE).exists()
+    assert files(out) == whole
 
 
 def test_a_full_disk_is_one_line_and_resumable(folder, tmp_path, monkeypatch):

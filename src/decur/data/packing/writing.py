@@ -170,6 +170,8 @@ class _Chunks(Dataset[str | None]):
             return str(error)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            if (self.folder / HEADER).is_file():  # others finished: this one outlived its command
+                shutil.rmtree(self.folder / STATE, ignore_errors=True)
         return None
 
     def _write(self, k: int, temporary: Path) -> None:
