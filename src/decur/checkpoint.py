@@ -88,6 +88,42 @@ class RunFolder:
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
 
 
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder that was asked for, where it is not there yet.
+
+    Args:
+        path: of it.
+        key: the option that asked for it, as "--run".
+
+    Raises:
+        ConfigError: naming both and the reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key} {path}: cannot be made ({error.strerror})") from error
+
+
+@contextmanager
+def writing(path: Path, key: str = "--out") -> Iterator[None]:
+    """Around what writes: tells in one line why it cannot.
+
+    Args:
+        path: what was asked for, file or folder.
+        key: the option that asked for it.
+
+    Raises:
+        ConfigError: naming both and the reason.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+        raise ConfigError(f"{key} {path}: cannot be written ({reason}); choose another") from error
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: yields a temporary name, renames it at the end.

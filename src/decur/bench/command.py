@@ -24,7 +24,7 @@ from decur.bench.loss import bench_loss
 from decur.bench.step import WORLDS, bench_step
 from decur.bench.timing import Row, Timing
 from decur.bench.views import bench_views
-from decur.checkpoint import atomic
+from decur.checkpoint import atomic, writing
 from decur.config import Parser
 from decur.data import PairedDataset
 from decur.data.selection import select
@@ -254,11 +254,8 @@ def _about(device: torch.device, precision: str) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    try:
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(values, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
+    with writing(path, "--json"), atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from decur.bench.counting import Operations, count
 from decur.bench.device import Rates, measure_transfer
-from decur.bench.loss import cost
+from decur.bench.loss import cost, views_compared
 from decur.bench.views import moved_by_views
 from decur.data import Batch
 from decur.encoders.attention import encode
@@ -73,7 +73,7 @@ class StepCost:
     @property
     def views(self) -> int:
         """How many views of a sensor the objective compares."""
-        return -(-self.loss[2] // self.sensors)
+        return views_compared(self.loss[2], self.sensors)
 
     def floors(
         self, optimizer: torch.optim.Optimizer, plain: Rates, fast: Rates

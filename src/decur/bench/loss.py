@@ -107,6 +107,11 @@ def cost(objective: Objective, modalities: Sequence[str], batch: int) -> tuple[i
     return counted.forward + counted.backward, moved, compared
 
 
+def views_compared(counted: int, modalities: int) -> int:
+    """How many views of a sensor an objective compares, of all that `cost` counts."""
+    return -(-counted // modalities)
+
+
 class _OfViews(nn.Module):
     """An objective as a module of plain tensors: both views of the first sensor, then the next."""
 

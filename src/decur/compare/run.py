@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
-from decur.checkpoint import RunFolder, atomic
+from decur.checkpoint import RunFolder, atomic, make_folder
 from decur.compare.beside import add_published
 from decur.compare.formats import markdown
 from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan, named
@@ -143,10 +143,7 @@ def _with_needs(todo: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
 def _begin(folder: RunFolder, config: str | None) -> None:
     if folder.checkpoints.exists() or (folder.path / "encoders").exists():
         raise ConfigError(f"--run {folder.path}: holds a pretraining run; choose another folder")
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run {folder.path}: cannot be made ({error.strerror})") from error
+    make_folder(folder.path, "--run")
     if config is not None:
         with atomic(folder.config) as temporary:
             temporary.write_text(config)

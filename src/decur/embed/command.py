@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from decur.checkpoint import atomic
+from decur.checkpoint import atomic, writing
 from decur.config import Parser
 from decur.data import PairedDataset
 from decur.data.opening import open_data
@@ -177,14 +177,11 @@ def _print(console: Console, queries: Vectors, hits: Hits) -> None:
 
 
 def _write(path: Path, queries: Vectors, hits: Hits) -> None:
-    try:
-        with atomic(path) as temporary, temporary.open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["query", "rank", "hit", "cosine"])
-            for query, ids, scores in zip(queries.ids, hits.ids, hits.similarity, strict=True):
-                writer.writerows(
-                    (query, rank, name, f"{score:.6f}")
-                    for rank, (name, score) in enumerate(zip(ids, scores, strict=True), start=1)
-                )
-    except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be written ({error.strerror})") from error
+    with writing(path), atomic(path) as temporary, temporary.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["query", "rank", "hit", "cosine"])
+        for query, ids, scores in zip(queries.ids, hits.ids, hits.similarity, strict=True):
+            writer.writerows(
+                (query, rank, name, f"{score:.6f}")
+                for rank, (name, score) in enumerate(zip(ids, scores, strict=True), start=1)
+            )

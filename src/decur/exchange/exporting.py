@@ -13,10 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from decur.checkpoint import atomic, load_encoder
+from decur.checkpoint import atomic, load_encoder, writing
 from decur.encoders import Encoder, TimmEncoder
 from decur.errors import ConfigError
-from decur.exchange.writing import writing
 from decur.modality import Modality
 
 Format = Literal["timm", "torchgeo", "onnx", "torch"]

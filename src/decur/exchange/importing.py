@@ -11,12 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from decur.checkpoint import RunFolder, save_encoder
+from decur.checkpoint import RunFolder, save_encoder, writing
 from decur.encoders import Encoder, build_encoder
 from decur.encoders.imagenet import fold
 from decur.errors import ConfigError, DataError
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
-from decur.exchange.writing import writing
 from decur.modality import Modality, load_modalities
 
 log = logging.getLogger(__name__)

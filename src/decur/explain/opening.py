@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from decur.checkpoint import RunFolder
+from decur.checkpoint import RunFolder, make_folder
 from decur.data import PairedDataset
 from decur.data.opening import open_data
 from decur.errors import ConfigError, DataError
@@ -145,8 +145,5 @@ def open_folder(run: str, out: str | None, data: PairedDataset | None) -> RunFol
         *folder.path.resolve().parents,
     ):
         raise ConfigError(f"--out {out}: lies within the data; choose a folder beside it")
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be made ({error.strerror})") from error
+    make_folder(folder.path, "--out")
     return folder

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from decur.bench.device import open_device
+from decur.checkpoint import writing
 from decur.errors import ConfigError
 from decur.plan.costs import Memory
 from decur.plan.estimate import plan
@@ -93,11 +94,9 @@ def as_dict(found: Plan) -> dict[str, Any]:
 
 
 def _write(found: Plan, path: Path) -> None:
-    try:
+    with writing(path, "--json"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(as_dict(found), indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def show(found: Plan, data: str, console: Console) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from decur.bench.device import measure_device
 from decur.bench.loss import cost as cost_of_loss
+from decur.bench.loss import views_compared
 from decur.bench.traffic import traffic
 from decur.data import PairedDataset
 from decur.data.selection import select
@@ -181,6 +182,9 @@ class _Cost:
     def __init__(self, model: Pretrainer, objective: Objective, precision: str) -> None:
         self.model, self.objective, self.precision = model, objective, precision
         self.shape = Shape.of(model, itemsize(precision))
+        sensors = list(model.modalities)
+        compared = cost_of_loss(objective, sensors, model.batch_size)[2]
+        self.views = views_compared(compared, len(sensors))
 
     def measured(self, kept: Mapping[int, int], pictures: float) -> None:
         """Take what real steps of two sizes keep apart: a constant, and each sample's."""
@@ -211,10 +215,8 @@ def _share(
     model, batch, samples = cost.model, cost.model.batch_size, cost.model.batch_size // gpus
     compute = calibration.seconds(samples)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sensors = list(model.modalities)
-    views = -(-cost_of_loss(cost.objective, sensors, batch)[2] // len(sensors))
     sent = traffic(
-        *(model.objective.dim, len(sensors), batch, trained, gpus, views),
+        *(model.objective.dim, len(model.modalities), batch, trained, gpus, cost.views),
         itemsize=itemsize(cost.precision),
     )
     exchange = sent["total"] / link

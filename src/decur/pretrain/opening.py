@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from decur.checkpoint import RunFolder, atomic
+from decur.checkpoint import RunFolder, atomic, make_folder
 from decur.errors import ConfigError
 from decur.pretrain.saving import newest_checkpoint
 
@@ -30,10 +30,7 @@ def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path 
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"--run {folder.path}: is a file, not a folder")
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--run {folder.path}: cannot be made ({error.strerror})") from error
+    make_folder(folder.path, "--run")
     resume = None if anew else newest_checkpoint(folder)
     if getattr(rank_zero_only, "rank", 0) == 0:
         ours = folder.config.is_file() or folder.checkpoints.is_dir()

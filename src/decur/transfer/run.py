@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from decur.checkpoint import RunFolder, atomic
+from decur.checkpoint import RunFolder, atomic, make_folder
 from decur.data import PairedDataset
 from decur.errors import ConfigError
 from decur.pretrain import EncoderSettings, LoaderSettings
@@ -147,7 +147,7 @@ def transfer(
     engine = Engine(folder, console, device, precision)
     _make(folder)
     home = Path(cache) if cache else folder.path / "cache"
-    _make_folder(home, "--cache")
+    make_folder(home, "--cache")
     quiet_lightning()
     seed_everything(seed)
     console.print(f"data      {whole.describe()}", highlight=False)
@@ -234,14 +234,7 @@ def _make(folder: RunFolder) -> None:
         raise ConfigError(
             f"--run {folder.path}: holds a pretraining run; choose another folder for the transfer"
         )
-    _make_folder(folder.path, "--run")
-
-
-def _make_folder(path: Path, key: str) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{key} {path}: cannot be made ({error.strerror})") from error
+    make_folder(folder.path, "--run")
 
 
 def _begin(folder: RunFolder, config: str | None) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from decur.checkpoint import RunFolder, load_encoder
 from decur.encoders import Encoder, ProjectedEncoder, select_bands
+from decur.encoders.base import refuse_name
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective
@@ -77,8 +78,8 @@ def gather_encoders(
                 f"modalities: the data has no {name!r}; choose from {', '.join(modalities)}"
             )
     chosen = [name for name in modalities if not wanted or name in wanted]
-    if dotted := [name for name in chosen if "." in name]:
-        raise ConfigError(f"modality {dotted[0]!r}: a name must not hold a dot; rename it")
+    for name in chosen:
+        refuse_name(name)
     sources = [source] if isinstance(source, str) else list(source)
     if made := [given for given in sources if given == RANDOM or given.startswith(TIMM)]:
         if len(sources) > 1:

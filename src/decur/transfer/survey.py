@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -27,6 +24,7 @@ from decur.encoders.attention import encode, encode_maps, is_crossing
 from decur.errors import DataError
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings
+from decur.transfer.keeping import Arrays, is_kept, state_of, turn, write_note
 
 log = logging.getLogger(__name__)
 MAPS = 3  # last feature maps of each encoder that an FCN reads
@@ -99,14 +97,14 @@ def survey(
     }
 
     def lacking() -> tuple[dict[str, Encoder], bool]:
-        absent = [n for n in encoders if not all(map(_is_kept, files[n].values()))]
+        absent = [n for n in encoders if not all(map(is_kept, files[n].values()))]
         missing = {n: e for n, e in encoders.items() if {n, *_crossing(n, encoders)} & {*absent}}
         others = [label_file, *([mask_file] if mask_file is not None else [])]
-        return missing, bool(missing) or not all(map(_is_kept, others))
+        return missing, bool(missing) or not all(map(is_kept, others))
 
     computed = lacking()[1]
     if computed:
-        with _turn(cache, digests.values()):
+        with turn(cache, digests.values()):
             missing, computed = lacking()  # another run may have made it meanwhile
             if computed:
                 read = _Pass(data, target, missing, loader, size, torch.device(device))
@@ -126,44 +124,6 @@ def survey(
         )
     masks = np.load(mask_file, mmap_mode="r") if mask_file is not None else None
     return Survey(features, masks, labels, bad, computed)
-
-
-def _is_kept(file: Path) -> bool:
-    """Whether something is kept, and what could not be read then is as it was."""
-    if not file.is_file():
-        return False
-    note = _note(file)
-    states = json.loads(note.read_text()) if note.is_file() else {}
-    return all(_state(path) == state for path, state in states.items())
-
-
-def _note(file: Path) -> Path:
-    """Where the states stand of what could not be read when a file was written."""
-    return file.with_suffix(".bad.json")
-
-
-def _state(path: str) -> list[int]:
-    """What tells a file from the one that it was; empty where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns]
-
-
-@contextmanager
-def _turn(cache: Path, digests: Iterable[str]) -> Iterator[None]:
-    """Wait for other runs that compute the same, as the cells of a comparison do at one time."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        for digest in sorted(digests):  # in one order, so that no two wait for each other
-            lock = FileLock(cache / f".{digest}.lock")
-            try:
-                held.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                log.info("another run computes the same features in %s; waiting for it", cache)
-                held.enter_context(lock)
-        yield
 
 
 def _crossing(name: str, encoders: Mapping[str, Encoder]) -> list[str]:
@@ -209,12 +169,12 @@ class _Pass:
         bad: list[tuple[str, str]] = []
         states: dict[str, list[int]] = {}
         start = 0
-        with _Arrays(len(self.data), states) as arrays:
+        with Arrays(len(self.data), states) as arrays:
             for batch in _batches(self.data, self.target, modalities, self.loader):
                 target = batch["target"][self.target]
                 labels.append(_surveyed(target, spec))
                 bad += batch["bad"]
-                states |= {path: _state(path) for path, _ in batch["bad"]}
+                states |= {path: state_of(path) for path, _ in batch["bad"]}
                 if mask_file is not None:
                     arrays.write(mask_file, start, target.numpy().astype(np.uint8))
                 for key, values in self._encode(homes, batch, mask_file is not None):
@@ -222,7 +182,7 @@ class _Pass:
                 start += len(batch["ids"])
         for encoder in homes.values():
             encoder.cpu()
-        _write_note(label_file, states)
+        write_note(label_file, states)
         with atomic(label_file) as temporary, temporary.open("wb") as stream:
             pairs = np.array(bad, dtype=str).reshape(-1, 2)
             np.savez(stream, labels=np.concatenate(labels), bad=pairs)
@@ -260,48 +220,6 @@ class _Pass:
         assert encoder.modality is not None
         x = scaled(raw[:1].to(self.device), encoder.modality, self.size)
         return [y[:0] for y in encoder.forward_features(x)[-MAPS:]]
-
-
-class _Arrays:
-    """Arrays of a known number of rows, written as they come, under another name until the end.
-
-    Args:
-        rows: of each.
-        states: of what could not be read, filled meanwhile and written beside each.
-    """
-
-    def __init__(self, rows: int, states: Mapping[str, list[int]]) -> None:
-        self.rows, self.states = rows, states
-        self._open: dict[Path, tuple[Path, np.memmap[Any, Any]]] = {}
-
-    def write(self, file: Path, start: int, values: NDArray[Any]) -> None:
-        """Write rows from `start` on."""
-        if file not in self._open:
-            partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            shape = (self.rows, *values.shape[1:])
-            array = np.lib.format.open_memmap(partial, mode="w+", dtype=values.dtype, shape=shape)
-            self._open[file] = (partial, array)
-        self._open[file][1][start : start + len(values)] = values
-
-    def __enter__(self) -> _Arrays:
-        return self
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        for file, (partial, array) in self._open.items():
-            if kind is None:
-                array.flush()
-                _write_note(file, self.states)
-                partial.replace(file)
-            partial.unlink(missing_ok=True)
-
-
-def _write_note(file: Path, states: Mapping[str, list[int]]) -> None:
-    """Note what could not be read for a file, before it is there: it is never kept without."""
-    file.unlink(missing_ok=True)
-    _note(file).unlink(missing_ok=True)
-    if states:
-        with atomic(_note(file)) as temporary:
-            temporary.write_text(json.dumps(states))
 
 
 def _batches(
