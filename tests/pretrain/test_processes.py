@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing, nn
 
 from decur.objectives import list_objectives
-from decur.pretrain.batchnorm import SyncBatchNorms
+from decur.pretrain.batchnorm import SyncBatchNorms, finite_statistics
 
 COUNTS = [(4, 4), (7, 0)]  # samples of each process
 
@@ -84,3 +84,12 @@ def test_normalisation_on_the_cpu_is_over_all_processes(tmp_path):
         for state in states:
             for key, value in norm.state_dict().items():
                 assert torch.allclose(state[key], value), key
+
+
+def test_statistics_of_too_few_values_are_not_kept():
+    norm = nn.BatchNorm1d(3)
+    with finite_statistics([nn.Sequential(norm)]):
+        norm.running_mean += 1
+        norm.running_var /= torch.tensor([0.0, 1.0, 0.0])  # as torch does for a single value
+    torch.testing.assert_close(norm.running_mean, torch.ones(3))
+    torch.testing.assert_close(norm.running_var, torch.ones(3))

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from decur.compare.settings import Changes, Settings, layered, slug
+from decur.compare.checks import check
+from decur.compare.settings import Changes, Settings, encoder_name, layered, slug
 from decur.errors import ConfigError
 from decur.pretrain import EncoderSettings
 from decur.pretrain.command import build_parser as pretrain_parser
 from decur.transfer.command import build_parser as transfer_parser
-from decur.transfer.results import SIGNS
 
 _Line = tuple[str, str, Changes]  # method, backbone, and what the backbone changes
-
-# Keys that a cell's own values override, and where to say it instead.
-_OWN = {
-    "run": "the folder of all is the comparison's run",
-    "seed": "give the comparison's seeds",
-}
-_OWN_TRANSFER = _OWN | {
-    "encoders": "give methods.NAME.encoders, with pretrain: null",
-    "label_fraction": "give label_fractions, of the comparison or of the task",
-    "modalities": "give modalities, of the comparison or of the task",
-}
 
 
 @dataclass
@@ -183,7 +172,7 @@ class Plan:
         Raises:
             ConfigError: naming the method or task whose configuration is wrong.
         """
-        self._check()
+        check(self)
         pretraining, transfer = Settings(pretrain_parser()), Settings(transfer_parser())
         found: dict[Path, Cell] = {}
         for seed in self.seeds:
@@ -207,6 +196,11 @@ class Plan:
         """The shares of the labels that a task is tried with."""
         return self.tasks[task].label_fractions or self.label_fractions
 
+    def sensors(self) -> list[str]:
+        """All sensors that are named anywhere, in order."""
+        named = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
+        return list(dict.fromkeys(named))
+
     def _tasks(self, method: str) -> list[str]:
         """The tasks that a method takes part in."""
         wanted = self.methods[method].tasks
@@ -223,86 +217,9 @@ class Plan:
             return self.backbones
         with _naming(f"methods.{method}"):
             layers = layered(self.pretrain, self.methods[method].pretrain or {}, data={})
-        encoder = _encoder_name(layers) or EncoderSettings().name
+        encoder = encoder_name(layers) or EncoderSettings().name
         name = encoder if isinstance(encoder, str) else "+".join(dict.fromkeys(encoder.values()))
         return {name: {"encoder.name": encoder}}
-
-    def _check(self) -> None:
-        for key in ("methods", "tasks", "seeds"):
-            if not getattr(self, key):
-                raise ConfigError(f"{key}: is empty; name one at least")
-        self._check_own_keys()
-        self._check_backbones()
-        for seed in self.seeds:
-            if seed < 0:
-                raise ConfigError(f"seeds: must not be negative, {seed} is")
-            if self.seeds.count(seed) > 1:
-                raise ConfigError(f"seeds: {seed} is there twice; name each once")
-        if bool(self.along) != (self.axis is not None):
-            raise ConfigError(
-                "along: goes with methods.NAME.at: name the axis here, and there each method's "
-                "place on it"
-            )
-        for name, task in self.tasks.items():
-            _refuse_unknown(f"tasks.{name}.methods", task.methods, self.methods)
-            _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], SIGNS)
-            if not self.fractions(name):
-                raise ConfigError("label_fractions: is empty; name one at least, as [1.0]")
-            for fraction in self.fractions(name):
-                if not 0 < fraction <= 1:
-                    raise ConfigError(
-                        f"tasks.{name}: label_fractions are shares in (0, 1], not {fraction:g}"
-                    )
-        for name, method in self.methods.items():
-            _refuse_unknown(f"methods.{name}.tasks", method.tasks, self.tasks)
-            if method.apart and not self._sensors():
-                raise ConfigError(
-                    f"methods.{name}.apart: name the sensors in modalities, as in [[s1], [s2]]"
-                )
-
-    def _check_own_keys(self) -> None:
-        """Refuse keys that every cell has of its own: they would be overridden in silence."""
-        for where, changes in self._changes():
-            if not isinstance(changes, dict):
-                raise ConfigError(
-                    f"{where}: must be a mapping of keys; leave it out if it has none"
-                )
-            own = _OWN_TRANSFER if where.endswith("transfer") else _OWN
-            for key, right in own.items():
-                if key in changes:
-                    raise ConfigError(f"{where}.{key}: each cell has its own; {right}")
-
-    def _changes(self) -> Iterator[tuple[str, object]]:
-        """All changes that a person writes, by the key that they stand under."""
-        yield from (("pretrain", self.pretrain), ("transfer", self.transfer))
-        for name, changes in (self.backbones or {}).items():
-            yield f"backbones.{name}", changes
-        for name, method in self.methods.items():
-            if method.pretrain is not None:
-                yield f"methods.{name}.pretrain", method.pretrain
-            yield f"methods.{name}.transfer", method.transfer
-        for name, task in self.tasks.items():
-            yield f"tasks.{name}.transfer", task.transfer
-
-    def _check_backbones(self) -> None:
-        """Refuse another encoder in `pretrain` itself, as against one of a recipe it builds on."""
-        if self.backbones is None:
-            return
-        if not self.backbones:
-            raise ConfigError("backbones: is empty; name one at least, or leave it out")
-        wanted = _encoder_name([self.pretrain])
-        for name, changes in self.backbones.items():
-            other = _encoder_name([changes])
-            if wanted and other and other != wanted:
-                raise ConfigError(
-                    f"pretrain.encoder.name: is {wanted!r}, and {other!r} in backbones ({name}); "
-                    f"give --backbones '[{wanted}]', or leave one of them out"
-                )
-
-    def _sensors(self) -> list[str]:
-        """All sensors that are named anywhere, in order."""
-        named = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
-        return list(dict.fromkeys(named))
 
     def _pretraining(self, known: Settings, line: _Line, seed: int) -> list[Cell]:
         method, backbone, changes = line
@@ -311,7 +228,7 @@ class Plan:
             return []
         layers = layered(self.pretrain, changes, plan.pretrain, data=self.data)
         cells = []
-        for sensor in self._sensors() if plan.apart else [""]:
+        for sensor in self.sensors() if plan.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
             name = slug(method, backbone, sensor, f"seed{seed}")
             folder, text = known.place(
@@ -358,12 +275,6 @@ class Plan:
                 )
 
 
-def _refuse_unknown(key: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
-    for name in names or ():
-        if name not in known:
-            raise ConfigError(f"{key}: there is no {name!r}; choose from {', '.join(known)}")
-
-
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
     """Say of a wrong configuration whose it is."""
@@ -371,17 +282,6 @@ def _naming(where: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _encoder_name(layers: Sequence[Changes]) -> str | dict[str, str] | None:
-    """The encoder that layers name, one or one a sensor, the later ones over the earlier."""
-    for layer in reversed(layers):
-        whole = layer.get("encoder")
-        inside = whole.get("name") if isinstance(whole, dict) else None
-        found: str | dict[str, str] | None = layer.get("encoder.name", inside)
-        if found:
-            return found
-    return None
 
 
 def named(

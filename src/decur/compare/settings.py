@@ -127,3 +127,14 @@ def _one_by_one(change: Changes) -> list[Changes]:
 def slug(*parts: str) -> str:
     """A part of a folder's name, of what people call things."""
     return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part)
+
+
+def encoder_name(layers: Sequence[Changes]) -> str | dict[str, str] | None:
+    """The encoder that layers name, one or one a sensor, the later ones over the earlier."""
+    for layer in reversed(layers):
+        whole = layer.get("encoder")
+        inside = whole.get("name") if isinstance(whole, dict) else None
+        found: str | dict[str, str] | None = layer.get("encoder.name", inside)
+        if found:
+            return found
+    return None

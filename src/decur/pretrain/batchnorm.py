@@ -119,9 +119,10 @@ class SyncBatchNorms(LayerSync):
 
 @contextmanager
 def finite_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what a batch of no values does to running statistics, without waiting for the device.
+    """Undo what a batch of too few values does to running statistics, without a wait for the GPU.
 
-    torch's SyncBatchNorm divides by the number of values on all processes, be it 0.
+    torch's SyncBatchNorm divides by the number of values on all processes, be it 0, and the
+    variance that it tracks by one less.
 
     Args:
         modules: those that may be given such a batch.

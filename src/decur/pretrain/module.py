@@ -182,10 +182,10 @@ class Pretrainer(L.LightningModule):
         }
         partly = {name: index for name, index in rows.items() if name not in few}
         blank = stand_ins(self.encoders, partly)
-        empty = [name for name, index in partly.items() if len(index) == 0]
+        scant = [name for name, index in partly.items() if len(index) < 2]
         found: dict[str, list[Tensor]] = {name: [] for name in views}
         encoders, projectors = self._networks().of(rows)
-        with finite_statistics(part[name] for name in empty for part in (encoders, projectors)):
+        with finite_statistics(part[name] for name in scant for part in (encoders, projectors)):
             for view in (0, 1):
                 images = {
                     name: self._layout(_choose(x, rows.get(name), name in blank))
