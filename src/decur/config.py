@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ class Parser(ArgumentParser):
         if prog:  # jsonargparse makes inner parsers of this class without a name
             kwargs["usage"] = f"{prog} [--help] [--config FILE-OR-RECIPE] [--key value ...]"
         super().__init__(prog=prog, description=description, **kwargs)
+        self._followed: dict[str, str] = {}
+        self._given: dict[str, Any] = {}
 
     def add_config(self) -> None:
         """Add `--config FILE-OR-RECIPE`."""
@@ -132,16 +135,39 @@ class Parser(ArgumentParser):
             "override it.",
         )
 
+    def follow(self, source: str, key: str) -> None:
+        """Give an argument of a class the value of another key, and refuse any other value.
+
+        Args:
+            source: the other key.
+            key: of the class's argument, as "objective.init_args.dim".
+        """
+        self.link_arguments(source, key)
+        self._followed |= {key: source, key.replace(".init_args", ""): source}
+
     def parse(self, arguments: Sequence[str]) -> Namespace:
         """Parse a command line.
 
         Raises:
             ConfigError: in one line, naming the key.
         """
+        self._given = {}
         try:
-            return self.parse_args(list(arguments))
+            settings = self.parse_args(list(arguments))
         except ArgumentError as error:
             raise ConfigError(self._one_line(str(error))) from error
+        for word, after in pairwise([*arguments, ""]):
+            key, _, value = word.removeprefix("--").partition("=")
+            if word.startswith("--") and key in self._followed:
+                self._given[key] = yaml.safe_load(value or after)
+        for key, value in self._given.items():
+            source = self._followed[key]
+            if value != settings[source]:
+                raise ConfigError(
+                    f"{key}: is {value}, but {source}, which it follows, is {settings[source]}; "
+                    f"give --{source} {value}"
+                )
+        return settings
 
     def parse_layers(self, layers: Sequence[Mapping[str, Any]]) -> Namespace:
         """Parse mappings as if each were a file given with `--config`, the later over the earlier.
@@ -168,6 +194,10 @@ class Parser(ArgumentParser):
             given = isinstance(value, dict) or (isinstance(value, str) and Path(value).is_file())
             if not given and self._inner(str(key)):
                 raise ConfigError(self._wants_keys(str(key), value))
+        flat = flatten(layer)
+        for key, source in self._followed.items():  # a kept configuration holds both
+            if key in flat and flat[key] != flat.get(source):
+                self._given[key] = flat[key]
         return {k: [v] if k in lists and isinstance(v, str) else v for k, v in layer.items()}
 
     def _inner(self, key: str) -> list[str]:

@@ -30,6 +30,8 @@ SMALL = [
         (["--config=demo", "--objective.comon=0.5"], "objective.comon: DeCUR takes no such key"),
         (["--config=demo", "--objective.common=much"], "objective.common: expected float"),
         (["--config=demo", "--objective.common=1.5"], "common"),
+        (["--config=demo", "--objective.dim=512"], "give --projector.width 512"),
+        (["--config=demo", "--objective.init_args.dim", "512"], "which it follows, is 256"),
         (["--config=demo", "--objective=Nope"], "objective: no class 'Nope'"),
         (["--config=demo", "--encoder.name=resnet_18"], "no encoder 'resnet_18'; did you mean"),
         (["--config=demo", "--views.augment.sar={blur: 1}"], "blur"),
@@ -58,6 +60,20 @@ SMALL = [
 )
 def test_a_wrong_command_line_ends_in_one_line(arguments, said, refused, tmp_path):
     assert said in refused("pretrain", *arguments, f"--run={tmp_path / 'run'}")
+
+
+def test_a_width_of_its_own_in_a_file_is_refused_where_it_differs(refused, tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("base: demo\nobjective: {class_path: DeCUR, init_args: {dim: 512}}\n")
+    given = [f"--config={config}", f"--run={tmp_path / 'run'}"]
+    assert "give --projector.width 512" in refused("pretrain", *given)
+    same = [*given, "--projector.width=512", "--seed=-1"]
+    assert "seed: a whole number" in refused("pretrain", *same)
+    # a kept configuration holds both, and follows
+    config.write_text(config.read_text() + "projector: {width: 512}\n")
+    assert "seed: a whole number" in refused(
+        "pretrain", *given, "--projector.width=64", "--seed=-1"
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
             "--overwrite", action="store_true", help="Start --run anew, deleting it."
         )
     # one number for both: the objective sees what the projector gives
-    parser.link_arguments("projector.width", "objective.init_args.dim")
+    parser.follow("projector.width", "objective.init_args.dim")
     parser.set_defaults(_DEFAULTS)
     return parser
 
