@@ -408,6 +408,16 @@ COVER = {"target": "cover"}
             "pretrain.encoder.name: is 'resnet18', and 'test_resnet' in backbones",
             "",
         ),
+        (
+            {"transfer": {"encoder.name": "resnet18"}},
+            "transfer.encoder.name: is 'resnet18', and 'test_resnet' in backbones",
+            "",
+        ),
+        (
+            {"tasks": {"cover": {"transfer": {**COVER, "encoder": {"name": "resnet18"}}}}},
+            "tasks.cover.transfer.encoder.name: is 'resnet18', and 'test_resnet' in backbones",
+            "",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

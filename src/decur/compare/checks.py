@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from decur.compare.settings import encoder_name
+from decur.compare.settings import Changes, encoder_name
 from decur.errors import ConfigError
 from decur.transfer.results import SIGNS
 
@@ -74,7 +74,7 @@ def _check_own_keys(plan: Plan) -> None:
                 raise ConfigError(f"{where}.{key}: each cell has its own; {right}")
 
 
-def _changes(plan: Plan) -> Iterator[tuple[str, object]]:
+def _changes(plan: Plan) -> Iterator[tuple[str, Changes]]:
     """All changes that a person writes, by the key that they stand under."""
     yield from (("pretrain", plan.pretrain), ("transfer", plan.transfer))
     for name, changes in (plan.backbones or {}).items():
@@ -88,19 +88,22 @@ def _changes(plan: Plan) -> Iterator[tuple[str, object]]:
 
 
 def _check_backbones(plan: Plan) -> None:
-    """Refuse another encoder in `pretrain` itself, as against one of a recipe it builds on."""
+    """Refuse an encoder that the backbones would override, as against one of a recipe below."""
     if plan.backbones is None:
         return
     if not plan.backbones:
         raise ConfigError("backbones: is empty; name one at least, or leave it out")
-    wanted = encoder_name([plan.pretrain])
-    for name, changes in plan.backbones.items():
-        other = encoder_name([changes])
-        if wanted and other and other != wanted:
-            raise ConfigError(
-                f"pretrain.encoder.name: is {wanted!r}, and {other!r} in backbones ({name}); "
-                f"give --backbones '[{wanted}]', or leave one of them out"
-            )
+    for where, below in _changes(plan):
+        if where != "pretrain" and not where.endswith("transfer"):
+            continue  # a method's own pretraining overrides backbones
+        wanted = encoder_name([below])
+        for name, changes in plan.backbones.items():
+            other = encoder_name([changes])
+            if wanted and other and other != wanted:
+                raise ConfigError(
+                    f"{where}.encoder.name: is {wanted!r}, and {other!r} in backbones ({name}); "
+                    f"give --backbones '[{wanted}]', or leave one of them out"
+                )
 
 
 def _refuse_unknown(key: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
