@@ -106,6 +106,15 @@ def test_a_sample_is_read_from_its_files_and_no_others(make, tmp_path):
         assert same(found.get("target", {}), before.get("target", {}))
         for file, content in contents.items():
             file.write_bytes(content)
+    plain = _forgetting(data.only(targets=()))  # nor of labels
+    fewer = set(map(Path, plain.files(index)))
+    in_files = make not in (ssl4eo, sunrgbd)  # which has none, and one file for all
+    assert fewer < set(contents) if in_files else fewer == set(contents)
+    for file in set(contents) - fewer:
+        file.unlink()
+    assert len(plain.read_bytes(index)) <= len(stored) - (make is not ssl4eo)
+    found = plain[index]
+    assert same(found["images"], before["images"]) and not found.get("target")
 
 
 def _forgetting(data):

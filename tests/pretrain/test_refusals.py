@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from decur.cli import main
 from decur.encoders import Projector, TimmEncoder
@@ -131,6 +132,10 @@ def test_bad_samples_are_skipped_and_listed(make_pairs, tmp_path):
     root = make_pairs({"s1": 1, "s2": 3}, samples=24, size=24)
     (root / "s1" / "0003.npy").write_bytes(b"")
     np.save(root / "s2" / "0005.npy", np.full((3, 24, 24), np.nan, np.float32))
+    (root / "mask").mkdir()
+    for i in range(24):
+        Image.fromarray(np.full((24, 24), i % 2, np.uint8)).save(root / "mask" / f"{i:04d}.png")
+    (root / "mask" / "0000.png").write_bytes(b"not read, where nothing is learned of masks")
     folder = tmp_path / "run"
     main(["pretrain", f"--data.root={root}", f"--run={folder}", "--loader.max_bad=0.1", *SMALL])
     listed = {

@@ -10,6 +10,7 @@ import torch
 from make_bigearthnet_mm import make_bigearthnet_mm
 from make_nyu import make_nyu
 from make_sunrgbd import make_sunrgbd
+from PIL import Image
 
 from decur.data import SUNRGBD, BigEarthNetMM, NYUDepthV2, PairedFolder, SyntheticScenes, Target
 from decur.data.selection import select
@@ -156,6 +157,18 @@ def test_unreadable_samples_are_unknown_up_to_a_limit(label_folder, tmp_path):
     assert len(seen.bad) == 1 and "0003" in seen.bad[0][0]
     with pytest.raises(DataError, match=r"more than loader\.max_bad"):
         survey(data, "kind", {}, tmp_path, HERE)
+
+
+def test_what_another_label_needs_is_not_read(label_folder, tmp_path):
+    root = label_folder({i: "ab"[i % 2] for i in range(40)})
+    (root / "mask").mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((32, 32), i % 2, np.uint8)).save(root / "mask" / f"{i:04d}.png")
+    (root / "mask" / "0003.png").write_bytes(b"")
+    data = PairedFolder(root)
+    assert not survey(data, "kind", {}, tmp_path, HERE).bad
+    with pytest.raises(DataError, match=r"more than loader\.max_bad.*0003\.png"):
+        survey(data, "mask", {}, tmp_path, HERE)
 
 
 def test_joined_data_reads_either_part():

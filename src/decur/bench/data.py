@@ -68,7 +68,7 @@ def bench_data(
         DataError: if no sample can be read.
     """
     loader, views = loader or LoaderSettings(), views or ViewSettings()
-    device = torch.device(device)
+    device, data = torch.device(device), data.only(targets=())  # as pretraining reads it
     batches = EpochBatches(len(data), loader.batch_size, seed=0, order=data.order)
     indices = [index for batch in itertools.islice(batches, 8) for index in batch]
     whole = SkipBad(data)
@@ -104,7 +104,7 @@ def bench_data(
         yield reading
         yield _difference("decode", decoding, reading, filed + size, host, size)
     yield decoding
-    collate = Collate(data.modalities, data.targets)
+    collate = Collate(data.modalities, {})
     yield speed(
         "collate",
         lambda: len(collate(samples)["ids"]),

@@ -118,17 +118,23 @@ class PairedDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         return self.read(index)
 
-    def only(self, names: Collection[str]) -> Self:
-        """The same samples, of which only some sensors' pictures need be read.
+    def only(
+        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
+    ) -> Self:
+        """The same samples, of which only some sensors' pictures and some labels need be read.
 
         What would wait for the others uses this: they may be left out, or come besides where that
-        costs nothing.
+        costs nothing. A label that is not read cannot make a sample unusable.
 
         Args:
-            names: of the sensors.
+            names: of the sensors; None: as it is.
+            targets: names of the labels; None: as it is.
         """
         made = copy.copy(self)
-        made.wanted = tuple(names)
+        if names is not None:
+            made.wanted = tuple(names)
+        if targets is not None:
+            made.targets = {n: spec for n, spec in self.targets.items() if n in targets}
         return made
 
     def sensors_of(self, index: int) -> list[str]:

@@ -120,15 +120,19 @@ class PairedFolder(PairedDataset):
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
             sample["target"] = self._labels[id_] if self._labels else {}
-        if id_ in self._masks:
-            sample["target"][MASK] = self._read_mask(self._masks[id_])
+        if mask := self._mask(id_):
+            sample["target"][MASK] = self._read_mask(mask)
         return sample
 
     def files(self, index: int) -> list[str]:
         """The pictures of a sample, and its mask."""
         pictures = [self._files[name][index] for name in self.sensors_of(index)]
-        files = [*pictures, self._masks.get(self.ids[index])]
+        files = [*pictures, self._mask(self.ids[index])]
         return [file for file in files if file is not None]
+
+    def _mask(self, id_: str) -> str | None:
+        """The mask of a sample, if it has one that is wanted."""
+        return self._masks.get(id_) if MASK in self.targets else None
 
     def _read_mask(self, file: str) -> Tensor:
         mask = read_mask(file)  # (H, W)

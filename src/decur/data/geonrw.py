@@ -137,7 +137,8 @@ class GeoNRW(PairedDataset):
         return list(self._wanted(self.groups[index]).values())
 
     def _wanted(self, scene: str) -> dict[str, str]:
-        wanted = {_MASK, *(self.modalities if self.wanted is None else self.wanted)}
+        wanted = {*(self.modalities if self.wanted is None else self.wanted)}
+        wanted |= {_MASK} if self.targets else set()
         return {name: file for name, file in self._scenes[scene].items() if name in wanted}
 
     def _decode(self, files: dict[str, str]) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ class Ombria(PairedDataset):
             modality = self.modalities[name]
             picture = read_image(files[f"{name}_{date}"], modality.channels)
             sample["images"][name] = resize(picture, modality.size)
-        if mask := _mask(files, date):
+        if mask := self._mask(index):
             sample["target"]["flood"] = _read_flood(mask, self.modalities["s1"].size)
         return sample
 
@@ -120,7 +120,11 @@ class Ombria(PairedDataset):
         """The pictures of a pair, and the mask if there is one."""
         files, date = self._samples[index]
         pictures = [files[f"{name}_{date}"] for name in self.sensors_of(index)]
-        return [file for file in (*pictures, _mask(files, date)) if file is not None]
+        return [file for file in (*pictures, self._mask(index)) if file is not None]
+
+    def _mask(self, index: int) -> str | None:
+        """The mask of a pair, if it has one that is wanted."""
+        return _mask(*self._samples[index]) if self.targets else None
 
 
 def _places(root: Path, split: str | None) -> dict[str, Files]:

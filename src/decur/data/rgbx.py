@@ -139,7 +139,7 @@ class RGBX(PairedDataset):
     def files(self, index: int) -> list[str]:
         """The pictures of a sample, and its label."""
         pictures = [self._files[name][index] for name in self.sensors_of(index)]
-        files = [*pictures, self._labels[index]]
+        files = [*pictures, self._labels[index] if self.targets else None]
         return [file for file in files if file is not None]
 
     def _read_label(self, file: str) -> Tensor:

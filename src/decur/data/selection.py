@@ -54,10 +54,12 @@ class _Selection(PairedDataset):
         if data.groups is not None:
             self.groups = [data.groups[row] for row in self.rows]
 
-    def only(self, names: Collection[str]) -> Self:
+    def only(
+        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
+    ) -> Self:
         """See `PairedDataset.only`."""
-        made = super().only(names)
-        made.data = self.data.only(names)
+        made = super().only(names, targets)
+        made.data = self.data.only(names, targets)
         return made
 
     def read(self, index: int) -> Sample:

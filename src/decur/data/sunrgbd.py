@@ -140,7 +140,7 @@ class SUNRGBD(PairedDataset):
                 sample["images"][name] = resize(photograph, self._size)
             else:
                 sample["images"][name] = self._read_depth(index)
-        if self._labels is not None:
+        if self.targets:
             sample["target"] = {}
             if id_ in self._rows:
                 sample["target"]["label"] = self._read_label(self._rows[id_])
@@ -166,8 +166,9 @@ class SUNRGBD(PairedDataset):
             BadSampleError: naming the file, if it cannot be read.
         """
         stored = super().read_bytes(index)
-        if self._labels is None or stored is None or self.ids[index] not in self._rows:
+        if not self.targets or stored is None or self.ids[index] not in self._rows:
             return stored
+        assert self._labels is not None
         label = self._labels.read_bytes(_SEGMENTATION, self._rows[self.ids[index]])
         return np.concatenate([stored, label])
 

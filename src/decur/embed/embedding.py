@@ -121,7 +121,7 @@ def embed(
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
             console.print(f"{column:<12}{text}", highlight=False)
     names = list(model.modalities)
-    parts = PartData(data.only(names), names, loader, folder, part)
+    parts = PartData(data.only(names, targets=()), names, loader, folder, part)
     try:
         engine.predict(model, parts, return_predictions=False)
     finally:

@@ -59,6 +59,7 @@ def measure_reading(
     Raises:
         DataError: if no sample can be read.
     """
+    data = data.only(targets=())  # as pretraining reads it
     whole = np.logical_and.reduce([data.present[name] for name in data.modalities])
     indices = np.random.default_rng(seed).permutation(len(data))
     indices = np.concatenate([indices[whole[indices]], indices[~whole[indices]]])

@@ -145,9 +145,9 @@ class PairedData(L.LightningDataModule):
             batches.epoch = progress.processed
         workers = self.settings.processes()
         return ResumableLoader(
-            SkipBad(self.dataset),
+            SkipBad(self.dataset.only(targets=())),  # labels are for monitors
             batch_sampler=batches,
-            collate_fn=Collate(self.dataset.modalities, self.dataset.targets),
+            collate_fn=Collate(self.dataset.modalities, {}),
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_signals,
@@ -157,15 +157,17 @@ class PairedData(L.LightningDataModule):
         )
 
     def fixed_batches(self, samples: int, batch_size: int = 64) -> Iterator[Batch]:
-        """Evenly spaced samples in their order, for monitors.
+        """Evenly spaced samples in their order, for monitors: with labels, but without masks.
 
         Args:
             samples: at most how many.
             batch_size: in each batch.
         """
         indices = evenly_spaced(len(self.dataset), samples).tolist()
+        targets = [name for name, spec in self.dataset.targets.items() if spec.kind != "mask"]
+        data = self.dataset.only(targets=targets)
         yield from DataLoader(
-            torch.utils.data.Subset(SkipBad(self.dataset), indices),
+            torch.utils.data.Subset(SkipBad(data), indices),
             batch_size=batch_size,
-            collate_fn=Collate(self.dataset.modalities, self.dataset.targets),
+            collate_fn=Collate(data.modalities, data.targets),
         )

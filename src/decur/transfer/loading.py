@@ -64,7 +64,7 @@ def image_loader(
     batch = min(settings.batch_size, len(rows))
     workers = settings.processes()
     common: dict[str, Any] = {
-        "dataset": Subset(SkipBad(data.only(modalities)), rows.tolist()),
+        "dataset": Subset(SkipBad(data.only(modalities, [task.name])), rows.tolist()),
         "collate_fn": Collate(
             {name: data.modalities[name] for name in modalities},
             {task.name: task.target},

@@ -76,10 +76,12 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         self.groups = [g for part in groups for g in part or ()] if None not in groups else None
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
-    def only(self, names: Collection[str]) -> Self:
+    def only(
+        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
+    ) -> Self:
         """See `PairedDataset.only`."""
-        made = super().only(names)
-        made.joined = tuple(part.only(names) for part in self.joined)
+        made = super().only(names, targets)
+        made.joined = tuple(part.only(names, targets) for part in self.joined)
         return made
 
     def read(self, index: int) -> Sample:

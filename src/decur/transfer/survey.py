@@ -226,7 +226,7 @@ def _batches(
     data: PairedDataset, target: str, modalities: dict[str, Modality], loader: LoaderSettings
 ) -> DataLoader[Batch]:
     return DataLoader(
-        SkipBad(data),  # type: ignore[arg-type]
+        SkipBad(data.only(targets=[target])),  # type: ignore[arg-type]
         batch_size=min(loader.batch_size, 64),
         collate_fn=Collate(modalities or data.modalities, {target: data.targets[target]}),
         num_workers=loader.processes(),
