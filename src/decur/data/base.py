@@ -73,7 +73,8 @@ class PairedDataset(Dataset[Sample], ABC):
         modalities: `{name: Modality}`, each with its `size` set.
         ids: of the samples, in index order.
         present: `{name: (N,) bool array}`: which samples have which modality.
-        targets: `{name: Target}`; empty where nothing is labelled.
+        targets: `{name: Target}`, those that are to be read, see `only`; empty where nothing is
+            labelled.
         groups: for each sample the name of its group (a scene, a cluster of tiles) that must not
             be split between training and test; None where the data names none.
         labels: `{id: {target: value}}`, where they are known without reading a file for each
