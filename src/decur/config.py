@@ -151,11 +151,7 @@ class Parser(ArgumentParser):
         Raises:
             ConfigError: in one line, naming the key.
         """
-        self._given = {}
-        try:
-            settings = self.parse_args(list(arguments))
-        except ArgumentError as error:
-            raise ConfigError(self._one_line(str(error))) from error
+        settings = self._parse(arguments)
         for word, after in pairwise([*arguments, ""]):
             key, _, value = word.removeprefix("--").partition("=")
             if word.startswith("--") and key in self._followed:
@@ -169,8 +165,17 @@ class Parser(ArgumentParser):
                 )
         return settings
 
+    def _parse(self, arguments: Sequence[str]) -> Namespace:
+        self._given = {}
+        try:
+            return self.parse_args(list(arguments))
+        except ArgumentError as error:
+            raise ConfigError(self._one_line(str(error))) from error
+
     def parse_layers(self, layers: Sequence[Mapping[str, Any]]) -> Namespace:
         """Parse mappings as if each were a file given with `--config`, the later over the earlier.
+
+        What follows another key may be given: classes named in them come with their defaults.
 
         Raises:
             ConfigError: in one line, naming the key.
@@ -181,7 +186,7 @@ class Parser(ArgumentParser):
                 path = Path(folder) / f"{number}.yaml"
                 path.write_text(yaml.safe_dump(dict(layer), sort_keys=False))
                 arguments += ["--config", str(path)]
-            return self.parse(arguments)
+            return self._parse(arguments)
 
     def tidy(self, layer: dict[str, Any]) -> dict[str, Any]:
         """A layer of a configuration with single values made lists where a list is taken.
