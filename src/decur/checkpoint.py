@@ -142,6 +142,21 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, values: Any) -> Path:
+    """Write values as JSON, whole or not at all.
+
+    Args:
+        path: of the file; its folder is made.
+        values: of what JSON holds.
+
+    Returns:
+        The path.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    return path
+
+
 def save_encoder(encoder: Encoder, path: str | Path) -> Path:
     """Write an encoder with its modality, as safetensors.
 

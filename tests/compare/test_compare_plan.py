@@ -460,6 +460,12 @@ def test_a_backbone_of_a_recipe_may_be_another_than_the_one_that_is_written():
     assert [settings(c)["encoder.name"] for c in found] == ["test_resnet"]
 
 
+def test_a_backbone_may_be_named_as_it_likes():
+    names = {"for transfer": "test_resnet", "other": "resnet18"}
+    found = cells("pretrain", backbones={name: {"encoder.name": names[name]} for name in names})
+    assert {cell.backbone: settings(cell)["encoder.name"] for cell in found} == names
+
+
 def test_a_dry_run_prints_the_cells_in_order_and_writes_nothing(tmp_path, capsys):
     config = {
         "run": str(tmp_path / "run"),

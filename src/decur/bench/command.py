@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from decur.bench.loss import bench_loss
 from decur.bench.step import WORLDS, bench_step
 from decur.bench.timing import Row, Timing
 from decur.bench.views import bench_views
-from decur.checkpoint import atomic, writing
+from decur.checkpoint import make_folder, write_json, writing
 from decur.config import Parser
 from decur.data import PairedDataset
 from decur.data.selection import select
@@ -208,7 +207,9 @@ def main(arguments: Sequence[str]) -> None:
     if path is not None:
         results = {title: [row.to_dict() for row in rows] for title, rows in bench.found.items()}
         rates = {key: {"matrix": r.matrix, "copy": r.copy} for key, r in bench.rates.items()}
-        _write(Path(path), {**about, "rates": rates, "results": results, **bench.extra})
+        with writing(Path(path), "--json"):
+            found = {**about, "rates": rates, "results": results, **bench.extra}
+            write_json(Path(path), found)
         console.print(f"written     {path}", highlight=False)
 
 
@@ -234,10 +235,9 @@ def _check(parsed: Namespace, name: str) -> None:
         raise ConfigError(f"--profile: traces steps; use it with `decur bench step`, not {name}")
     if parsed.dims and name not in ("loss", "all"):
         raise ConfigError(f"--dims: is for `decur bench loss`, not {name}; see projector.width")
-    for key in ("json", "profile"):
-        folder = Path(parsed[key]).parent if parsed[key] else Path()
-        if not folder.is_dir():
-            raise ConfigError(f"--{key} {parsed[key]}: no such folder {folder}")
+    for key in ("json", "profile"):  # minutes before anything is written there
+        if parsed[key]:
+            make_folder(Path(parsed[key]).parent, f"--{key}")
 
 
 def _about(device: torch.device, precision: str) -> dict[str, Any]:
@@ -251,11 +251,6 @@ def _about(device: torch.device, precision: str) -> dict[str, Any]:
         "precision": precision,
         "dtype": str(computing_dtype(precision)).removeprefix("torch."),
     }
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    with writing(path, "--json"), atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

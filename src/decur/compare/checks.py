@@ -65,23 +65,31 @@ def check(plan: Plan) -> None:
 
 def _check_own_keys(plan: Plan) -> None:
     """Refuse keys that every cell has of its own: they would be overridden in silence."""
-    for where, changes in _changes(plan):
-        if not isinstance(changes, dict):
-            raise ConfigError(f"{where}: must be a mapping of keys; leave it out if it has none")
-        own = _OWN_TRANSFER if where.endswith("transfer") else _OWN
-        for key, right in own.items():
-            if key in changes:
-                raise ConfigError(f"{where}.{key}: each cell has its own; {right}")
+    for written, own in ((_of_pretraining(plan), _OWN), (_of_transfer(plan), _OWN_TRANSFER)):
+        for where, changes in written:
+            if not isinstance(changes, dict):
+                raise ConfigError(
+                    f"{where}: must be a mapping of keys; leave it out if it has none"
+                )
+            for key, right in own.items():
+                if key in changes:
+                    raise ConfigError(f"{where}.{key}: each cell has its own; {right}")
 
 
-def _changes(plan: Plan) -> Iterator[tuple[str, Changes]]:
-    """All changes that a person writes, by the key that they stand under."""
-    yield from (("pretrain", plan.pretrain), ("transfer", plan.transfer))
+def _of_pretraining(plan: Plan) -> Iterator[tuple[str, Changes]]:
+    """The changes of pretraining that a person writes, by the key that they stand under."""
+    yield "pretrain", plan.pretrain
     for name, changes in (plan.backbones or {}).items():
         yield f"backbones.{name}", changes
     for name, method in plan.methods.items():
         if method.pretrain is not None:
             yield f"methods.{name}.pretrain", method.pretrain
+
+
+def _of_transfer(plan: Plan) -> Iterator[tuple[str, Changes]]:
+    """The changes of transfer that a person writes, by the key that they stand under."""
+    yield "transfer", plan.transfer
+    for name, method in plan.methods.items():
         yield f"methods.{name}.transfer", method.transfer
     for name, task in plan.tasks.items():
         yield f"tasks.{name}.transfer", task.transfer
@@ -93,9 +101,8 @@ def _check_backbones(plan: Plan) -> None:
         return
     if not plan.backbones:
         raise ConfigError("backbones: is empty; name one at least, or leave it out")
-    for where, below in _changes(plan):
-        if where != "pretrain" and not where.endswith("transfer"):
-            continue  # a method's own pretraining overrides backbones
+    # a method's own pretraining overrides backbones
+    for where, below in [("pretrain", plan.pretrain), *_of_transfer(plan)]:
         wanted = encoder_name([below])
         for name, changes in plan.backbones.items():
             other = encoder_name([changes])

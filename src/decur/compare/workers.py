@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from decur.checkpoint import RunFolder, atomic
+from decur.checkpoint import RunFolder, atomic, write_json
 from decur.compare.plan import Cell
 from decur.errors import DecurError
 from decur.pretrain.command import main as pretrain
@@ -187,8 +187,7 @@ def _run(cell: Cell, device: str) -> str | None:
             reason = " ".join(str(error).split())[:300]
             return f"{type(error).__name__}: {reason} (see {cell.folder / LOG})"
     about = {"label": cell.label, "seconds": time.monotonic() - begun, "device": device or "cpu"}
-    with atomic(cell.folder / DONE) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n")
+    write_json(cell.folder / DONE, about)
     return None
 
 

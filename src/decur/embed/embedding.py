@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur.checkpoint import RunFolder, atomic
+from decur.checkpoint import RunFolder, write_json
 from decur.data import PairedDataset
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parts import PartData, PartWriter, bad_of, open_part, part_file, schema
@@ -230,8 +230,7 @@ def _keep(folder: Path, about: Mapping[str, Any]) -> None:
     if (folder / HEADER).is_file():
         return
     try:
-        with atomic(folder / HEADER) as temporary:
-            temporary.write_text(json.dumps(about, indent=1))
+        write_json(folder / HEADER, about)
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from decur.checkpoint import atomic, load_encoder, writing
+from decur.checkpoint import atomic, load_encoder, write_json, writing
 from decur.encoders import Encoder, TimmEncoder
 from decur.errors import ConfigError
 from decur.modality import Modality
@@ -103,7 +103,7 @@ def export_encoder(
                 _compare(run, model, scaling, size)
     sidecar = out.with_name(f"{out.name}.json")
     with writing(sidecar):
-        sidecar.write_text(json.dumps(about, indent=2) + "\n")
+        write_json(sidecar, about)
     return [out, sidecar]
 
 

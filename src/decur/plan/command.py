@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from decur.bench.device import open_device
-from decur.checkpoint import writing
+from decur.checkpoint import write_json, writing
 from decur.errors import ConfigError
 from decur.plan.costs import Memory
 from decur.plan.estimate import plan
@@ -79,7 +78,9 @@ def main(arguments: Sequence[str]) -> Plan:
     )
     show(found, made["data"].describe(), Console(soft_wrap=True))
     if asked["json"] is not None:
-        _write(found, Path(asked["json"]))
+        path = Path(asked["json"])
+        with writing(path, "--json"):
+            write_json(path, as_dict(found))
     return found
 
 
@@ -91,12 +92,6 @@ def as_dict(found: Plan) -> dict[str, Any]:
         "reached": found.reached,
         "warnings": list(found.warnings()),
     }
-
-
-def _write(found: Plan, path: Path) -> None:
-    with writing(path, "--json"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(as_dict(found), indent=2) + "\n")
 
 
 def show(found: Plan, data: str, console: Console) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from decur.checkpoint import atomic
+from decur.checkpoint import write_json
 
 log = logging.getLogger(__name__)
 
@@ -95,5 +95,4 @@ def write_note(file: Path, states: Mapping[str, list[int]]) -> None:
     file.unlink(missing_ok=True)
     _note(file).unlink(missing_ok=True)
     if states:
-        with atomic(_note(file)) as temporary:
-            temporary.write_text(json.dumps(states))
+        write_json(_note(file), states)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from decur import report
-from decur.checkpoint import RunFolder, atomic
+from decur.checkpoint import RunFolder, atomic, write_json
 from decur.pretrain import figures
 from decur.transfer.tasks import Kept, Task
 
@@ -29,10 +28,7 @@ SIGNS = {
 
 def write_results(folder: RunFolder, results: dict[str, Any]) -> Path:
     """Write `results.json`, whole; a value that is not finite becomes null."""
-    path = folder.path / "results.json"
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_finite(results), indent=2) + "\n")
-    return path
+    return write_json(folder.path / "results.json", _finite(results))
 
 
 def _finite(value: Any) -> Any:
