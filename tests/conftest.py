@@ -1,5 +1,6 @@
 """What several tests need."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,26 @@ import pytest
 from PIL import Image
 from torch import multiprocessing
 
+from apart import Apart
+
 # A server that has imported everything forks faster than each process would import.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrain", "timm"])
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """Start a function in a process of its own; what is still at work at the end is killed."""
+    started = []
+
+    def start(work: Callable[..., object], *arguments: object) -> Apart:
+        started.append(Apart(tmp_path / f"apart-{len(started)}", work, *arguments))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.is_alive():
+            each.process.kill()
+            each.process.join()
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -307,7 +305,7 @@ def group_is_gone(number: int) -> bool:
 
 
 def test_killed_and_told_to_stop_it_ends_as_the_uninterrupted_one(
-    tmp_path, ran, monkeypatch, capsys
+    tmp_path, ran, apart, monkeypatch, capsys
 ):
     trainer = {"max_epochs": 6, "accelerator": "cpu"}  # of three steps, each saved
     changes = {
@@ -320,16 +318,12 @@ def test_killed_and_told_to_stop_it_ends_as_the_uninterrupted_one(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     compare(folder, "--dry_run=true", **changes)  # for the file
-    process = subprocess.Popen(
-        [sys.executable, "-m", "decur.cli", "compare"]
-        + [f"--config={folder.with_suffix('.yaml')}", f"--run={folder}"],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert wait_until(lambda: steps(folder) >= 2 or process.poll() is not None, 120)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["compare", f"--config={folder.with_suffix('.yaml')}", f"--run={folder}"]
+    process = apart(main, command).process
+    assert wait_until(lambda: steps(folder) >= 2 or not process.is_alive(), 120)
+    assert process.is_alive()
+    process.kill()
+    process.join()
     assert wait_until(lambda: group_is_gone(process.pid), 60)  # no worker stays behind
     assert not list(folder.glob("pretrain/*/encoders"))
 

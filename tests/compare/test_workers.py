@@ -53,7 +53,11 @@ def cells(tmp_path):
 
 
 def test_a_worker_that_is_killed_takes_its_cell_and_what_needs_it(cells, monkeypatch, capfd):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ways = {"spawn": "forkserver"}  # what is forked need not import everything first
+    context = multiprocessing.get_context
+    monkeypatch.setattr(
+        *(multiprocessing, "get_context", lambda way=None: context(ways.get(way, way)))
+    )
     one, after_one, two, after_two, random = cells
     at_once = []
 

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from decur.checkpoint import RunFolder, atomic
+from decur.cli import main
 from decur.errors import DataError
 from decur.pretrain.command import main as pretrain
 from decur.pretrain.saving import newest_checkpoint
@@ -39,28 +40,32 @@ def assert_same_run(a, b):
 
 def wait_for(folder, step, process):
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         found = [int(p.stem.split("-")[1]) for p in (folder / "checkpoints").glob("step-*.ckpt")]
         if max(found, default=0) >= step:
             return
         time.sleep(0.01)
-    raise AssertionError(f"no checkpoint of step {step}: {process.communicate()}")
+    raise AssertionError(f"no checkpoint of step {step}")
 
 
-def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(tiny, tiny_process):
+def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(
+    tiny, tiny_arguments, apart, tmp_path
+):
     whole = tiny(*OFTEN, name="whole")
+    folder = tmp_path / "broken"
+    command = ["pretrain", *tiny_arguments, *OFTEN, f"--run={folder}"]
 
-    process, folder = tiny_process(*OFTEN, name="broken")
-    wait_for(folder, 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = apart(main, command)
+    wait_for(folder, 2, killed.process)
+    killed.process.kill()
+    assert killed.end()[0] == -signal.SIGKILL
     assert not (folder / "encoders").exists()
 
-    process, folder = tiny_process(*OFTEN, "--loader.workers=2", "--resume", name="broken")
-    wait_for(folder, 5, process)
-    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: workers are told, too
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, error
+    told = apart(main, [*command, "--loader.workers=2", "--resume"])
+    wait_for(folder, 5, told.process)
+    os.killpg(told.process.pid, signal.SIGTERM)  # as a scheduler does: workers are told, too
+    code, _, error = told.end()
+    assert code == 128 + signal.SIGTERM, error
     assert "the same command goes on from here" in error and "Traceback" not in error
     assert not list((folder / "checkpoints").glob(".*"))  # nothing half written
 

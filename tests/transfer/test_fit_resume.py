@@ -4,12 +4,11 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from decur.cli import main
 from decur.transfer import resume, run
 from decur.transfer.fit import Trainee
 from decur.transfer.loading import EveryBatch
@@ -23,32 +22,30 @@ TUNED = [*SCENES, "--target=cover", "--freeze=false", "--fit.epochs=4"]
 DROPOUT = "--encoder.options={drop_rate: 0.5}"
 FROZEN_FCN = [*SCENES, "--target=mask", "--fit.lr=0.01"]
 
-# The command in a process of its own, in which a signal comes at a known place.
-KILLED = """
-import os, signal, sys
-from decur.cli import main
-from decur.transfer import resume
 
-def save_and_die(self, *rest, save=resume.ResumableTraining.save):
-    save(self, *rest)
-    os.kill(os.getpid(), signal.SIGKILL)
+# -- the command in a process of its own, in which a signal comes at a known place -----------------
 
-resume.PAUSE, resume.ResumableTraining.save = 0, save_and_die
-main(sys.argv[1:])
-"""
-TOLD = """
-import os, signal, sys
-from decur.cli import main
-from decur.transfer.fit import Trainee
 
-def step(self, batch, batch_idx, step=Trainee.training_step):
-    if self.global_step == 7:
-        os.killpg(0, signal.SIGTERM)  # as a scheduler does: workers are told, too
-    return step(self, batch, batch_idx)
+def killed_when_saved(command):
+    def save_and_die(self, *rest, save=resume.ResumableTraining.save):
+        save(self, *rest)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-Trainee.training_step = step
-main(sys.argv[1:])
-"""
+    resume.PAUSE, resume.ResumableTraining.save = 0, save_and_die
+    main(command)
+
+
+def told_in_a_step(command):
+    def step(self, batch, batch_idx, step=Trainee.training_step):
+        if self.global_step == 7:
+            os.killpg(0, signal.SIGTERM)  # as a scheduler does: workers are told, too
+        return step(self, batch, batch_idx)
+
+    Trainee.training_step = step
+    main(command)
+
+
+# -- and in this one -------------------------------------------------------------------------------
 
 
 class Steps:
@@ -122,33 +119,23 @@ def assert_same_run(a, b):
 
 
 def test_killed_and_told_to_stop_a_training_ends_as_the_uninterrupted_one(
-    transferred, steps, tmp_path
+    transferred, steps, apart, tmp_path
 ):
     whole = transferred(*TUNED, DROPOUT, name="whole")
     assert steps.done == 12
 
     folder = tmp_path / "broken"
-    common = [*TUNED, DROPOUT, "--encoder.name=test_resnet", "--bootstrap=20", "--device=cpu"]
+    common = ["transfer", *TUNED, DROPOUT, f"--run={folder}"]
+    common += ["--encoder.name=test_resnet", "--bootstrap=20", "--device=cpu"]
 
-    def process(script, workers):
-        command = [sys.executable, "-c", script, "transfer", *common, f"--run={folder}"]
-        return subprocess.run(
-            [*command, f"--loader.workers={workers}"],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # sums of other threads round otherwise
-            capture_output=True,
-            text=True,
-            timeout=120,
-            start_new_session=True,
-        )
-
-    killed = process(KILLED, 0)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    code, _, error = apart(killed_when_saved, [*common, "--loader.workers=0"]).end()
+    assert code == -signal.SIGKILL, error
     assert saved(folder) == ["step-000000003.ckpt"]
 
-    told = process(TOLD, 2)
-    assert told.returncode == 128 + signal.SIGTERM, told.stderr
-    assert "resuming" in told.stdout and "step-000000003.ckpt" in told.stdout
-    assert "the same command goes on from here" in told.stderr and "Traceback" not in told.stderr
+    code, out, error = apart(told_in_a_step, [*common, "--loader.workers=2"]).end()
+    assert code == 128 + signal.SIGTERM, error
+    assert "resuming" in out and "step-000000003.ckpt" in out
+    assert "the same command goes on from here" in error and "Traceback" not in error
     assert saved(folder) == ["step-000000008.ckpt"]  # and nothing half written
     assert not (folder / "model.safetensors").exists()
 
