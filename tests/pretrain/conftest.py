@@ -31,9 +31,12 @@ def tiny_arguments():
 def tiny(tmp_path):
     """Run `decur pretrain` in this process on a tiny data set; returns the run's folder."""
 
-    def run(*arguments: str, name: str = "run") -> Path:
+    def run(*arguments: str, name: str = "run", pictures: bool = False) -> Path:
         folder = tmp_path / name
-        main(["pretrain", *TINY, f"--run={folder}", *arguments])
+        with pytest.MonkeyPatch.context() as patch:
+            if not pictures:  # a third of such a run
+                patch.setattr("decur.pretrain.figures.available", lambda: False)
+            main(["pretrain", *TINY, f"--run={folder}", *arguments])
         return folder
 
     return run

@@ -39,7 +39,7 @@ def equal(a, b):
 
 
 def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp_path):
-    folder = tiny()
+    folder = tiny(pictures=True)
     for name in ("config.yaml", "metrics.csv", "report.html", "figures/views.png"):
         assert (folder / name).stat().st_size > 0, name
     for name in ("loss", "diagonals", "ranks", "probes"):
@@ -87,7 +87,7 @@ def test_attention_is_a_key_of_the_encoder(attention, tiny, tmp_path):
 
 
 def test_the_report_holds_its_pictures_and_no_link(tiny):
-    page = (tiny("--trainer.max_epochs=1") / "report.html").read_text()
+    page = (tiny("--trainer.max_epochs=1", pictures=True) / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 4
     assert "http://" not in page and "https://" not in page and 'src="figures' not in page
     assert "2048" not in page and "48 samples" in page
