@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from typing import Literal
 
@@ -207,6 +208,7 @@ def _texts() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
+@cache  # what is asked for again and again takes a twentieth of a second each
 def read_table(name: str, text: str) -> PublishedTable:
     """A table from YAML: the fields of `PublishedTable` but `name`.
 
