@@ -224,6 +224,26 @@ def test_what_is_done_is_not_done_again_though_it_was_moved(copied, ran):
     assert read(copied / "tables.csv") == tables[:4]
 
 
+def test_differences_from_a_method_stand_below_each_table(copied, ran):
+    compare(copied, "--against=zeta", **WELL)
+    assert ran == []
+    rows = {(r["method"], r["label_fraction"], r["seed"]): r for r in read(copied / "cells.csv")}
+    above = []
+    for share in ("0.5", "1.0"):
+        one, other = (
+            [float(rows[name, share, seed]["mAP_micro"]) for seed in "01"]
+            for name in ("DeCUR", "zeta")
+        )
+        gains = [100 * (a - b) for a, b in zip(one, other, strict=True)]
+        above.append(f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}")
+    text = (copied / "tables.md").read_text()
+    (line,) = text[text.index("### cover, against zeta") :].splitlines()[4:5]
+    assert line.replace("*", "") == f"| DeCUR | {' | '.join(above)} |"
+    page = (copied / "report.html").read_text()
+    assert "mAP_micro in points above zeta" in page
+    assert page.count("data:image/png") == 1  # of the scores
+
+
 def test_what_failed_is_tried_again(copied, ran, capsys):
     before = (copied / "tables.md").read_text()
     with pytest.raises(SystemExit) as stopped:

@@ -376,6 +376,7 @@ COVER = {"target": "cover"}
             "",
         ),
         ({"tasks": {"cover": {"transfers": COVER}}}, "tasks", ""),
+        ({"against": "ours"}, "against: there is no 'ours'; choose from DeCUR", ""),
         ({"along": "width"}, "along: goes with methods.NAME.at", ""),
         ({"methods": {"CLIP": {"at": 3}}}, "along: goes with methods.NAME.at", ""),
         ({"seed": [1]}, "seed: unknown key", "did you mean seeds?"),

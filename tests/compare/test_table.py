@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from decur.compare.beside import add_published
+from decur.compare.differences import differences
 from decur.compare.formats import cells_csv, latex, markdown, table_csv
 from decur.compare.plan import Axis, Cell, TaskPlan
 from decur.compare.published import published_table, read_table
@@ -62,7 +63,7 @@ def one_column(make):
 
 
 def best(table) -> list[str]:
-    return [line.method for (line, _), scores in table.cells.items() if scores.best]
+    return [line.method for (line, _), scores in table.cells.items() if scores.sure]
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -129,6 +130,43 @@ def test_several_metrics_stand_side_by_side(make):
     assert {row["metric"] for row in csv.DictReader(io.StringIO(table_csv([table])))} == set(
         plan.metrics
     )
+
+
+# Two-sided 5 % points of Student's t for 2 and 4 degrees of freedom, as printed in tables.
+@pytest.mark.parametrize(("shape", "t"), [([-1, 0, 1], 4.303), ([-1, -1, 0, 1, 1], 2.776)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("factor", "sure"), [(1.01, True), (0.99, False)])
+def test_differences_are_of_the_same_seed(one_column, shape, t, sign, factor, sure):
+    other = [0.3, 0.7, 0.4, 0.6, 0.5][: len(shape)]  # seeds differ more than methods do
+    margin = sign * factor * t * 0.01 * statistics.stdev(shape) / math.sqrt(len(shape))
+    one = [x + margin + 0.01 * d for x, d in zip(other, shape, strict=True)]
+    table = differences(one_column(other=other, one=one, same=other), "other")
+    assert [line.method for line in table.lines] == ["one", "same"]
+    gain, none = table.cells.values()
+    assert gain.mean == pytest.approx(margin) and gain.sure == sure
+    assert gain.spread == pytest.approx(0.01 * statistics.stdev(shape))
+    assert (none.mean, none.spread, none.sure) == (0, 0, False)
+
+
+def test_differences_where_the_other_has_no_score(make):
+    cells = [
+        *(make("a", s, accuracy=0.5 + 0.1 * s) for s in (0, 1)),
+        *(make("b", s, accuracy=0.52 + 0.11 * s) for s in (0, 1, 2)),
+        *(make("c", s, accuracy=0.4) for s in (2, 3)),  # of seeds that a has not
+        *(make(name, 0, task="cloud", accuracy=0.5) for name in "bc"),
+    ]
+    plans = {"cover": TaskPlan(table="both"), "cloud": TaskPlan(table="both")}
+    (scores,) = tabulate(cells, {}, plans)
+    table = differences(scores, "a")
+    assert header(table) == (["method"], ["accuracy"])
+    assert rows(table, 3) == [["b", "+2.5 ± 0.7 (2 of 3)"]]
+    text = markdown([scores, table], 3)
+    assert "### both, against a\n\n| method | accuracy |" in text
+    assert "| b | +2.5 ± 0.7 (2 of 3) |\n\naccuracy in points above a: mean" in text
+    written = list(csv.DictReader(io.StringIO(table_csv([scores, table]))))
+    assert [row["against"] for row in written] == [*[""] * 5, "a"]
+    assert float(written[-1]["mean"]) == pytest.approx(0.025)
+    assert differences(scores, "d") is None
 
 
 def test_seeds_that_methods_do_not_share_compare_nothing(make):

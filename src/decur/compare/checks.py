@@ -45,6 +45,7 @@ def check(plan: Plan) -> None:
             "along: goes with methods.NAME.at: name the axis here, and there each method's "
             "place on it"
         )
+    _refuse_unknown("against", [plan.against] if plan.against is not None else None, plan.methods)
     for name, task in plan.tasks.items():
         _refuse_unknown(f"tasks.{name}.methods", task.methods, plan.methods)
         _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], SIGNS)

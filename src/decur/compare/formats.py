@@ -116,12 +116,15 @@ def cells_csv(cells: Iterable[Cell]) -> str:
 
 
 def table_csv(tables: Sequence[Table]) -> str:
-    """All tables in long form: a row for each method in each column, mean and spread."""
+    """All tables in long form: a row for each method in each column, mean and spread.
+
+    Rows with a method in `against` are differences from it, "best" if they are surely not chance.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
         ("task", "method", "backbone", "modalities", "label_fraction", "metric")
-        + ("mean", "std", "seeds", "best", "failed")
+        + ("mean", "std", "seeds", "best", "failed", "against")
     )
     for table in tables:
         for (line, column), scores in table.cells.items():
@@ -129,6 +132,6 @@ def table_csv(tables: Sequence[Table]) -> str:
                 (column.task, line.method, line.backbone, "+".join(column.modalities) or "all")
                 + (column.label_fraction, table.metrics.get(column, ""))
                 + (f"{scores.mean:.6f}", f"{scores.spread:.6f}", len(scores.by_seed))
-                + (scores.best, "; ".join(dict.fromkeys(scores.failed.values())))
+                + (scores.sure, "; ".join(dict.fromkeys(scores.failed.values())), table.against)
             )
     return stream.getvalue()

@@ -138,6 +138,7 @@ class Plan:
         seeds: of everything random. Where the data is split by folds, seed s tests on fold s.
         along: what the numbers `at` of the methods are; empty where they have none.
         pretrained: folder of the pretraining runs, which comparisons may share; null: in `run`.
+        against: the method that others are held against; None: none.
     """
 
     run: Path
@@ -152,6 +153,7 @@ class Plan:
     seeds: list[int]
     along: str = ""
     pretrained: Path | None = None
+    against: str | None = None
 
     @property
     def encoders(self) -> Path:

@@ -13,6 +13,7 @@ from rich.progress import TimeElapsedColumn
 
 from decur.checkpoint import RunFolder, atomic, make_folder
 from decur.compare.beside import add_published
+from decur.compare.differences import differences
 from decur.compare.formats import markdown
 from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan, named
 from decur.compare.published import PublishedTable, published_table
@@ -50,6 +51,7 @@ def compare(
     label_fractions: list[float] = [1.0],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     along: str = "",
+    against: str | None = None,
     pretrained: str | None = None,
     devices: int | str | list[int | str] | None = None,
     only: str | None = None,
@@ -79,6 +81,8 @@ def compare(
         seeds: of everything random; where data is split by folds, seed s tests on fold s.
         along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
             the scores along it.
+        against: a method; below each table stands how far the others are above it, seed by seed,
+            as what seeds share (the fold, the labels drawn) cancels out in differences.
         pretrained: folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
             folder, also at the same time, pretrain what they have in common only once.
         devices: GPUs to use, one cell each at a time, by number, as 0 or [0, 1], or `cpu`; null:
@@ -97,6 +101,7 @@ def compare(
     plan = Plan(
         *(Path(run), methods, tasks, named(backbones), data, pretrain, transfer),
         *(modalities, label_fractions, seeds, along, Path(pretrained) if pretrained else None),
+        against,
     )
     published = {name: _published(name, task.published) for name, task in tasks.items()}
     cells, folder, console = plan.cells(), RunFolder(Path(run)), Console(soft_wrap=True)
@@ -119,6 +124,9 @@ def compare(
         tables = tabulate(cells, failed, tasks)
         for table in tables:
             add_published(table, cells, published)
+        if against is not None:
+            pairs = [(table, differences(table, against)) for table in tables]
+            tables = [table for pair in pairs for table in pair if table is not None]
         write(folder, tables, cells, len(seeds), plan.axis)
     console.print()
     console.print(markdown(tables, len(seeds)), highlight=False, markup=False)

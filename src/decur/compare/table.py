@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 
 from decur.compare.plan import Cell, TaskPlan
 from decur.compare.workers import is_done
@@ -42,12 +43,13 @@ class Scores:
     Args:
         by_seed: `{seed: score}` of the cells that have finished.
         failed: why others have not, by seed.
-        best: whether no other method comes near, seed for seed.
+        sure: whether no other method comes near, seed for seed; of differences, whether they are
+            surely not chance.
     """
 
     by_seed: dict[int, float] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    best: bool = False
+    sure: bool = False
 
     @property
     def mean(self) -> float:
@@ -72,6 +74,7 @@ class Table:
         lines: in order.
         cells: scores; a line that does not take part in a column has none there.
         published: lines of published scores, printed below: name, then a value for each column.
+        against: the method that these are the differences from; empty: scores themselves.
     """
 
     title: str
@@ -80,6 +83,7 @@ class Table:
     lines: list[Line]
     cells: dict[tuple[Line, Column], Scores]
     published: list[tuple[str, list[float | None]]] = field(default_factory=list)
+    against: str = ""
 
 
 def read_scores(folder: Path) -> dict[str, float | None]:
@@ -170,18 +174,27 @@ def _mark_best(column: Sequence[Scores], lower: bool) -> None:
         return  # nothing to be better than, or something of which nothing is known
     sign = -1 if lower else 1
     best = max(column, key=lambda scores: sign * scores.mean)
-    best.best = all(_surely_above(best, other, sign) for other in column if other is not best)
+    best.sure = all(_surely_above(best, other, sign) for other in column if other is not best)
 
 
 def _surely_above(one: Scores, other: Scores, sign: int) -> bool:
+    gains = [sign * gain for gain in paired(one, other).values()]
+    return is_sure(gains, "greater")
+
+
+def paired(one: Scores, other: Scores) -> dict[int, float]:
+    """How far one is above another, for each seed that both have."""
     seeds = sorted(set(one.by_seed) & set(other.by_seed))
-    if len(seeds) < 2:
+    return {seed: one.by_seed[seed] - other.by_seed[seed] for seed in seeds}
+
+
+def is_sure(gains: Sequence[float], alternative: Literal["greater", "two-sided"]) -> bool:
+    """Whether a t-test tells differences from chance."""
+    if len(gains) < 2:
         return False
-    a = sign * np.array([one.by_seed[seed] for seed in seeds])
-    b = sign * np.array([other.by_seed[seed] for seed in seeds])
-    if np.ptp(a - b) < 1e-12:  # the same distance each time: the test would divide by zero
-        return bool((a > b).all())
-    return bool(ttest_rel(a, b, alternative="greater").pvalue < SURE)
+    if np.ptp(gains) < 1e-12:  # the same each time: the test would divide by zero
+        return (gains[0] if alternative == "greater" else abs(gains[0])) > 1e-12
+    return bool(ttest_1samp(gains, 0, alternative=alternative).pvalue < SURE)
 
 
 # -- for people ------------------------------------------------------------------------------------
@@ -219,23 +232,34 @@ def caption(table: Table, seeds: int) -> str:
     shares = [name for name in metrics if name not in _RAW]
     what = ", ".join(metrics)
     if shares:
-        what += " in percent" if shares == metrics else f" ({', '.join(shares)} in percent)"
+        unit = "points" if table.against else "percent"
+        what += f" in {unit}" if shares == metrics else f" ({', '.join(shares)} in {unit})"
+    if table.against:
+        what += f" above {table.against}"
     if seeds < 2:
         return f"{what}, of one seed, which says nothing of the spread."
+    if table.against:
+        return (
+            f"{what}: mean ± standard deviation of the differences over {seeds} seeds. Bold: not "
+            f"chance, at the {100 * SURE:g} % level (paired t-test over seeds)."
+        )
     return (
         f"{what}: mean ± standard deviation over {seeds} seeds. Bold: better than every other at "
         f"the {100 * SURE:g} % level (paired t-test over seeds)."
     )
 
 
-def show(scores: Scores | None, metric: str, seeds: int) -> str:
-    """A score for people: "61.2 ± 0.8", the seeds where some are missing, or "failed"."""
+def show(scores: Scores | None, metric: str, seeds: int, sign: Literal["", "+"] = "") -> str:
+    """A score for people: "61.2 ± 0.8", the seeds where some are missing, or "failed".
+
+    With the sign "+", a difference: "+1.2 ± 0.3".
+    """
     if scores is None:
         return "–"
     if not scores.by_seed:
         return "failed" if scores.failed else "…"
     scale, digits = (1, 3) if metric in _RAW else (100, 1)
-    text = f"{scale * scores.mean:.{digits}f}"
+    text = f"{scale * scores.mean:{sign}z.{digits}f}"
     if len(scores.by_seed) > 1:
         text += f" ± {scale * scores.spread:.{digits}f}"
     return text + (f" ({len(scores.by_seed)} of {seeds})" if len(scores.by_seed) < seeds else "")
@@ -251,8 +275,8 @@ def rows(
         row = [line.method, line.backbone][: len(labels)]
         for column in table.columns:
             scores = table.cells.get((line, column))
-            text = show(scores, table.metrics.get(column, ""), seeds)
-            row.append(bold(text) if scores is not None and scores.best else text)
+            text = show(scores, table.metrics.get(column, ""), seeds, "+" if table.against else "")
+            row.append(bold(text) if scores is not None and scores.sure else text)
         made.append(row)
     for name, values in table.published:
         cells = ["–" if value is None else f"{value:.1f}" for value in values]

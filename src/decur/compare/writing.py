@@ -37,17 +37,21 @@ def write(
         with atomic(folder.path / name) as temporary:
             temporary.write_text(text)
     body = []
-    for number, table in enumerate(tables):
+    drawn = 0
+    for table in tables:
         labels, names = header(table)
         body += [
             report.paragraph(f"{table.title}. {caption(table, seeds).replace('Bold', 'With *')}"),
             report.table([*labels, *names], rows(table, seeds, bold=lambda text: f"{text} *")),
             *(report.paragraph(f"Failed: {reason}") for reason in failures(table)),
         ]
-        if figures.available() and any(scores.by_seed for scores in table.cells.values()):
+        if table.against or not figures.available():
+            continue
+        drawn += 1
+        if any(scores.by_seed for scores in table.cells.values()):
             from decur.compare.figures import draw
 
-            name = "compare.png" if number == 0 else f"compare-{number + 1}.png"
+            name = "compare.png" if drawn == 1 else f"compare-{drawn}.png"
             path = figures.save(draw(table, axis), folder.figures / name)
             body.append(report.figure(path, f"{table.title}, as in the table above."))
     if not figures.available():
