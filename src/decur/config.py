@@ -156,14 +156,18 @@ class Parser(ArgumentParser):
             key, _, value = word.removeprefix("--").partition("=")
             if word.startswith("--") and key in self._followed:
                 self._given[key] = yaml.safe_load(value or after)
-        for key, value in self._given.items():
+        self._refuse_other(self._given, settings)
+        return settings
+
+    def _refuse_other(self, given: Mapping[str, Any], settings: Namespace) -> None:
+        """Refuse what was given for keys that follow others, where it differs from those."""
+        for key, value in given.items():
             source = self._followed[key]
             if value != settings[source]:
                 raise ConfigError(
                     f"{key}: is {value}, but {source}, which it follows, is {settings[source]}; "
                     f"give --{source} {value}"
                 )
-        return settings
 
     def _parse(self, arguments: Sequence[str]) -> Namespace:
         self._given = {}
@@ -175,7 +179,8 @@ class Parser(ArgumentParser):
     def parse_layers(self, layers: Sequence[Mapping[str, Any]]) -> Namespace:
         """Parse mappings as if each were a file given with `--config`, the later over the earlier.
 
-        What follows another key may be given: classes named in them come with their defaults.
+        What follows another key may differ within a class: one that is named there may have come
+        with its defaults.
 
         Raises:
             ConfigError: in one line, naming the key.
@@ -186,7 +191,10 @@ class Parser(ArgumentParser):
                 path = Path(folder) / f"{number}.yaml"
                 path.write_text(yaml.safe_dump(dict(layer), sort_keys=False))
                 arguments += ["--config", str(path)]
-            return self._parse(arguments)
+            settings = self._parse(arguments)
+        alone = {key: layer[key] for layer in layers for key in layer if key in self._followed}
+        self._refuse_other(alone, settings)
+        return settings
 
     def tidy(self, layer: dict[str, Any]) -> dict[str, Any]:
         """A layer of a configuration with single values made lists where a list is taken.

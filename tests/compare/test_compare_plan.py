@@ -376,6 +376,11 @@ COVER = {"target": "cover"}
             "",
         ),
         ({"tasks": {"cover": {"transfers": COVER}}}, "tasks", ""),
+        (
+            {"pretrain": {"base": "demo", "objective.dim": 96}},
+            "methods.DeCUR: objective.dim: is 96, but projector.width, which it follows, is 256",
+            "give --projector.width 96",
+        ),
         ({"against": "ours"}, "against: there is no 'ours'; choose from DeCUR", ""),
         ({"along": "width"}, "along: goes with methods.NAME.at", ""),
         ({"methods": {"CLIP": {"at": 3}}}, "along: goes with methods.NAME.at", ""),
