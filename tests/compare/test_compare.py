@@ -235,7 +235,7 @@ def test_differences_from_a_method_stand_below_each_table(copied, ran):
             for name in ("DeCUR", "zeta")
         )
         gains = [100 * (a - b) for a, b in zip(one, other, strict=True)]
-        above.append(f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}")
+        above.append(f"{statistics.mean(gains):+z.1f} ± {statistics.stdev(gains):.1f}")
     text = (copied / "tables.md").read_text()
     (line,) = text[text.index("### cover, against zeta") :].splitlines()[4:5]
     assert line.replace("*", "") == f"| DeCUR | {' | '.join(above)} |"

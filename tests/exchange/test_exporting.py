@@ -146,7 +146,7 @@ def test_onnx_takes_any_batch_and_size(name, options, make, tmp_path):
     ("run", "cut", "options", "shapes"),
     [
         (run_onnx, 0.0, {"attention": {"layer4": "rda"}}, ((1, 2, 64, 96), (3, 2, 72, 50))),
-        (run_torch, 2.0, {}, ((1, 2, 64, 96), (3, 2, 128, 64))),  # ONNX is made of the same
+        (run_torch, 2.0, {"attention": {"layer4": "rda"}}, ((1, 2, 64, 96), (3, 2, 128, 64))),
     ],
 )
 def test_scaling_goes_into_the_graph(run, cut, options, shapes, make, tmp_path):

@@ -38,14 +38,14 @@ def assert_same_run(a, b):
     assert timeless[0] == timeless[1]
 
 
-def wait_for(folder, step, process):
+def wait_for(folder, step, command):
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.is_alive():
+    while time.monotonic() < deadline and command.process.is_alive():
         found = [int(p.stem.split("-")[1]) for p in (folder / "checkpoints").glob("step-*.ckpt")]
         if max(found, default=0) >= step:
             return
         time.sleep(0.01)
-    raise AssertionError(f"no checkpoint of step {step}")
+    raise AssertionError(f"no checkpoint of step {step}: {command.end(0)}")
 
 
 def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(
@@ -56,13 +56,13 @@ def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(
     command = ["pretrain", *tiny_arguments, *OFTEN, f"--run={folder}"]
 
     killed = apart(main, command)
-    wait_for(folder, 2, killed.process)
+    wait_for(folder, 2, killed)
     killed.process.kill()
     assert killed.end()[0] == -signal.SIGKILL
     assert not (folder / "encoders").exists()
 
     told = apart(main, [*command, "--loader.workers=2", "--resume"])
-    wait_for(folder, 5, told.process)
+    wait_for(folder, 5, told)
     os.killpg(told.process.pid, signal.SIGTERM)  # as a scheduler does: workers are told, too
     code, _, error = told.end()
     assert code == 128 + signal.SIGTERM, error
