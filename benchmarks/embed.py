@@ -29,11 +29,10 @@ import numpy as np
 import torch
 
 from decur import Modality
-from decur.data import PairedDataset, Sample
+from decur.data import LoaderSettings, PairedDataset, Sample
 from decur.embed.model import EmbeddingModel
 from decur.embed.parts import PartData, PartWriter, schema
 from decur.encoders import Encoder, build_encoder
-from decur.pretrain import LoaderSettings
 from decur.pretrain.engine import quiet_lightning
 
 BANDS = {"s1": 2, "s2": 13}

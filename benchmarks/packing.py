@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from decur import Modality
 from decur.data import Collate, PackedPairs, PairedDataset, PairedFolder, Sample
 from decur.data.files import read_image
-from decur.data.packing import pack
-from decur.pretrain.loading import EpochBatches
+from decur.data.packed import pack
+from decur.pretrain.data import EpochBatches
 
 BANDS = {"s1": 2, "s2": 13}
 

@@ -27,13 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from decur.data import SyntheticScenes
-from decur.data.synthetic import NOISE, SOILS
+from decur.data import LoaderSettings, SyntheticScenes
+from decur.data.generated.scenes import NOISE, SOILS
 from decur.explain import Checkpoint, SampleLoader, encoded
 from decur.explain.model import Score
 from decur.explain.spatial import saliency_maps, spatial
 from decur.explain.spectral import Pixels, spectral
-from decur.pretrain import LoaderSettings
 from decur.pretrain.restore import restore
 
 UNSEEN = 1_000_000  # index of the first scene: far from any that is trained on

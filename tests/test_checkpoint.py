@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decur import Modality
-from decur.checkpoint import RunFolder, load_encoder, save_encoder
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.report import add_section, details, figure, paragraph, table
+from decur.runs import RunFolder
 
 S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")
 

@@ -7,8 +7,7 @@ import yaml
 
 from decur import Modality
 from decur.errors import ConfigError, DataError
-from decur.modality import PRESETS, load_modalities
-from decur.scaling import percentiles
+from decur.modality import PRESETS, load_modalities, percentiles
 
 RNG = np.random.default_rng(0)
 

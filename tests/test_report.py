@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decur import report
-from decur.checkpoint import RunFolder
+from decur.runs import RunFolder
 
 NASTY = "<i>\"R&D'"
 

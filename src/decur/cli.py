@@ -90,43 +90,43 @@ def _help() -> str:
 
 
 def _pretrain(arguments: list[str]) -> None:
-    from decur.pretrain.command import main as pretrain
+    from decur.pretrain.command_pretrain import main as pretrain
 
     pretrain(arguments)
 
 
 def _plan(arguments: list[str]) -> None:
-    from decur.plan.command import main as plan
+    from decur.plan.command_plan import main as plan
 
     plan(arguments)
 
 
 def _transfer(arguments: list[str]) -> None:
-    from decur.transfer.command import main as transfer
+    from decur.transfer.command_transfer import main as transfer
 
     transfer(arguments)
 
 
 def _compare(arguments: list[str]) -> None:
-    from decur.compare.command import main as compare
+    from decur.compare.command_compare import main as compare
 
     compare(arguments)
 
 
 def _explain(arguments: list[str]) -> None:
-    from decur.explain.command import main as explain
+    from decur.explain.command_explain import main as explain
 
     explain(arguments)
 
 
 def _embed(arguments: list[str]) -> None:
-    from decur.embed.command import main as embed
+    from decur.embed.command_embed import main as embed
 
     embed(arguments)
 
 
 def _neighbors(arguments: list[str]) -> None:
-    from decur.embed.command import neighbors
+    from decur.embed.command_embed import neighbors
 
     neighbors(arguments)
 
@@ -138,19 +138,19 @@ def _demo(arguments: list[str]) -> None:
 
 
 def _import(arguments: list[str]) -> None:
-    from decur.exchange.command import import_
+    from decur.exchange.command_exchange import import_
 
     import_(arguments)
 
 
 def _export(arguments: list[str]) -> None:
-    from decur.exchange.command import export
+    from decur.exchange.command_exchange import export
 
     export(arguments)
 
 
 def _pack(arguments: list[str]) -> None:
-    from decur.data.packing.command import main as pack
+    from decur.data.packed.command_pack import main as pack
 
     pack(arguments)
 
@@ -159,13 +159,13 @@ def _bench(arguments: list[str]) -> None:
     # Or torch's profiler calls it an error that there is no GPU. Read when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from decur.bench.command import main as bench
+    from decur.bench.command_bench import main as bench
 
     bench(arguments)
 
 
 def _stats(arguments: list[str]) -> None:
-    from decur.data.command import stats
+    from decur.data.command_stats import stats
 
     stats(arguments)
 

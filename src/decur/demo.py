@@ -15,8 +15,8 @@ from decur import report
 from decur.data import SyntheticScenes
 from decur.errors import ConfigError
 from decur.pretrain import PairedData, Pretrainer
-from decur.pretrain.command import build_parser, parse
-from decur.pretrain.command import main as pretrain
+from decur.pretrain.command_pretrain import build_parser, parse
+from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.monitors import encode
 from decur.pretrain.probe import METRICS, probe
 

@@ -42,3 +42,9 @@ class DivergedError(DecurError):
     """Training that went wrong numerically: a non-finite loss or collapsed embeddings."""
 
     exit_code = 3
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)

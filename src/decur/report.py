@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.checkpoint import RunFolder, atomic
+from decur.runs import RunFolder, atomic
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1b2330; --quiet: #566171; --soft: #f3f5f8;

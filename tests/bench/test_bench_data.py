@@ -6,10 +6,10 @@ from PIL import Image
 
 from decur.bench import bench_data
 from decur.cli import main
-from decur.data import PackedPairs, PairedFolder, SyntheticScenes
-from decur.data.packing import pack
+from decur.data import LoaderSettings, PackedPairs, PairedFolder, SyntheticScenes
+from decur.data.packed import pack
 from decur.errors import BadSampleError, ConfigError
-from decur.pretrain.settings import LoaderSettings, ViewSettings
+from decur.pretrain.settings import ViewSettings
 
 FAST = {"loader": LoaderSettings(4, 0), "views": ViewSettings(16), "seconds": 0.01}
 

@@ -10,7 +10,8 @@ import torch
 from decur.bench.device import Rates
 from decur.bench.traffic import traffic
 from decur.cli import main
-from decur.data import PairedFolder, SyntheticScenes
+from decur.data import LoaderSettings, PairedFolder, SyntheticScenes
+from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
 from decur.plan import Calibration, Shape, calibrate, measure_reading, parts_of, plan
@@ -20,13 +21,7 @@ from decur.plan.estimate import _length
 from decur.plan.reading import tile
 from decur.pretrain import Pretrainer
 from decur.pretrain.optim import build_optimizer
-from decur.pretrain.settings import (
-    EncoderSettings,
-    LoaderSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 
 SENSORS = ["optical", "sar"]
 CPU = torch.device("cpu")

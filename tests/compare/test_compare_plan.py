@@ -11,8 +11,8 @@ from decur.cli import main
 from decur.compare.plan import MethodPlan, Plan, TaskPlan, named
 from decur.config import flatten
 from decur.errors import ConfigError
-from decur.pretrain.command import build_parser as pretrain_parser
-from decur.transfer.command import build_parser as transfer_parser
+from decur.pretrain.command_pretrain import build_parser as pretrain_parser
+from decur.transfer.command_transfer import build_parser as transfer_parser
 
 SCENES = {
     "class_path": "decur.data.SyntheticScenes",

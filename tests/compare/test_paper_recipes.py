@@ -15,7 +15,7 @@ from decur.cli import main
 from decur.compare.published import find, published_table, published_tables
 from decur.config import command_of, describe, find_config, recipes
 from decur.pretrain import OptimizerSettings
-from decur.pretrain.command import parse
+from decur.pretrain.command_pretrain import parse
 
 LARS, ADAMW = ("lars", 0.2, 0.0048, 1e-6), ("adamw", 1e-4, 1e-4, 0.01)
 # Section 4 and appendix B.1, typed from the paper: share of common dimensions, batch, passes over

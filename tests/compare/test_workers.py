@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from decur.compare import workers
-from decur.compare.command import build_parser
+from decur.compare.command_compare import build_parser
 from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan
 from decur.compare.run import _devices
 from decur.compare.workers import Workers, is_done, seconds

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Subset
 
 from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
-from decur.data.packing import pack
-from decur.data.packing.verifying import verify
-from decur.data.packing.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
+from decur.data.packed import pack
+from decur.data.packed.verifying import verify
+from decur.data.packed.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
 from decur.errors import BadSampleError, ConfigError, DataError
-from decur.pretrain.loading import EpochBatches
+from decur.pretrain.data import EpochBatches
 
 pytest.importorskip("litdata")
 
@@ -190,7 +190,7 @@ def test_a_slurm_array_is_as_many_parts(monkeypatch):
 def test_after_sigkill_the_same_command_ends_with_the_same_bytes(folder, tmp_path):
     pack(folder, tmp_path / "whole", chunk_mb=SMALL)
     code = (
-        "import sys, time; from decur.data import PairedFolder; from decur.data.packing import pack"
+        "import sys, time; from decur.data import PairedFolder; from decur.data.packed import pack"
         "\nclass Slow(PairedFolder):\n"
         "    def read(self, i):\n        time.sleep(0.05); return super().read(i)\n"
         "Slow.__name__ = 'PairedFolder'\n"

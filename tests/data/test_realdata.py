@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from decur.checkpoint import load_encoder
 from decur.cli import main
 from decur.data import Collate, PairedFolder, SkipBad, compute_stats
 from decur.data.files import read_header, read_image, read_mask
+from decur.encoders import load_encoder
 from decur.errors import BadSampleError, DataError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 
 from decur.data import Collate, SyntheticScenes
-from decur.data.synthetic import CLASSES
+from decur.data.generated.scenes import CLASSES
 from decur.errors import ConfigError
 
 SENSORS = ("optical", "sar", "elevation")

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 
 from decur.data import BimodalTrifeature, Collate
-from decur.data.trifeature import COLOURS, SHAPES, TEXTURES, draw
+from decur.data.generated.trifeature import COLOURS, SHAPES, TEXTURES, draw
 from decur.errors import ConfigError
 
 

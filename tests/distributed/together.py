@@ -13,20 +13,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import multiprocessing
 
 from decur import Modality
-from decur.data import PairedDataset
+from decur.data import LoaderSettings, PairedDataset
+from decur.encoders import EncoderSettings
 from decur.errors import BadSampleError
 from decur.objectives import list_objectives
 from decur.pretrain import Pretrainer
 from decur.pretrain.batchnorm import SyncBatchNorms
+from decur.pretrain.data import PairedData
 from decur.pretrain.engine import quiet_lightning
-from decur.pretrain.loading import PairedData
-from decur.pretrain.settings import (
-    EncoderSettings,
-    LoaderSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 from decur.pretrain.sharding import gather
 
 SIZE, BATCH, PER_EPOCH = 32, 16, 10

@@ -6,16 +6,12 @@ import torch
 from decur.cli import main
 from decur.data import PairedFolder
 from decur.embed import embed
+from decur.encoders import EncoderSettings
 from decur.modality import Modality
 from decur.objectives import DeCUR
 from decur.pretrain import LoaderSettings
 from decur.pretrain.run import pretrain
-from decur.pretrain.settings import (
-    EncoderSettings,
-    MonitorSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import MonitorSettings, ProjectorSettings, ViewSettings
 
 BATCH = LoaderSettings(batch_size=4, workers=0, max_bad=0.2)
 CPU = {"accelerator": "cpu"}

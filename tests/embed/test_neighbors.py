@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 
-from decur.checkpoint import load_encoder, save_encoder
 from decur.cli import main
 from decur.data import PairedFolder
 from decur.embed import Vectors, embed, nearest, read_vectors
+from decur.encoders import load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings

@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import conv2d, gelu, interpolate, layer_norm
 
 from decur import Modality
-from decur.checkpoint import load_encoder, save_encoder
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.encoders.attention import ATTENTIONS, CBAM, DeformableAttention
 from decur.errors import ConfigError
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from decur import Modality
-from decur.encoders import build_encoder
+from decur.encoders import EncoderSettings, build_encoder
 from decur.encoders.checkpointing import batch_statistics, checkpoint_activations
 from decur.errors import ConfigError
-from decur.pretrain.settings import EncoderSettings
 
 TWO = Modality("radar", ("vv", "vh"), value_range=(0, 1), scaling="range", size=(32, 32))
 VIT = {"depth": 2, "embed_dim": 24, "num_heads": 3, "patch_size": 8, "img_size": 32}

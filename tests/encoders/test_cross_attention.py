@@ -121,12 +121,12 @@ def test_pretraining_steps_them_together(absent, tmp_path, make_pairs):
 
 
 def test_what_is_watched_of_a_run_is_what_it_trains():
-    from decur.data import Collate, SyntheticScenes
+    from decur.data import Collate, LoaderSettings, SyntheticScenes
     from decur.objectives import DeCUR
     from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
-    from decur.pretrain.loading import PairedData
+    from decur.pretrain.data import PairedData
     from decur.pretrain.monitors import encode as watch
-    from decur.pretrain.settings import LoaderSettings, ProjectorSettings
+    from decur.pretrain.settings import ProjectorSettings
 
     scenes = SyntheticScenes(6, size=32, modalities=["optical", "sar"])
     encoder = EncoderSettings("test_resnet", attention={"layer4": "cross_da"})

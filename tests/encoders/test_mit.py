@@ -9,9 +9,8 @@ from segmentation_models_pytorch import encoders as smp_encoders
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from decur import Modality
-from decur.checkpoint import load_encoder, save_encoder
 from decur.cli import main
-from decur.encoders import MiTEncoder, build_encoder, list_encoders
+from decur.encoders import MiTEncoder, build_encoder, list_encoders, load_encoder, save_encoder
 from decur.errors import ConfigError
 
 # Blocks of the four stages, and by how much a stage's keys are reduced (SegFormer, Table 6).

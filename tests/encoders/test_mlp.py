@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from decur import Modality
-from decur.checkpoint import load_encoder, save_encoder
-from decur.encoders import Encoder, build_encoder, list_encoders
+from decur.encoders import Encoder, build_encoder, list_encoders, load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 
 X = Modality(name="x", bands=("p", "q", "r"), scaling="range")

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from decur import Modality
-from decur.checkpoint import load_encoder, save_encoder
-from decur.encoders import ProjectedEncoder, Projector, build_encoder
+from decur.encoders import ProjectedEncoder, Projector, build_encoder, load_encoder, save_encoder
 from decur.errors import ConfigError
 
 X = Modality("x", ("p", "q", "r"), scaling="range")

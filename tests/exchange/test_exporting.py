@@ -12,9 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from decur import Modality
-from decur.checkpoint import save_encoder
 from decur.cli import main
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, save_encoder
 from decur.errors import ConfigError
 from decur.exchange.exporting import export_encoder
 

@@ -11,13 +11,13 @@ import torchvision
 from torch.nn.functional import conv2d, gelu, grid_sample, layer_norm
 
 from decur import Modality
-from decur.checkpoint import RunFolder, load_encoder
 from decur.cli import main
 from decur.data.sentinel import change_modalities
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, load_encoder
 from decur.encoders.imagenet import IMAGENET
 from decur.errors import ConfigError, DataError
 from decur.exchange.importing import import_weights
+from decur.runs import RunFolder
 from decur.transfer.sources import gather_encoders
 
 S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")

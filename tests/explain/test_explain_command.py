@@ -15,9 +15,9 @@ from decur.data import SyntheticScenes
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.explain import ANALYSES
 from decur.explain.base import Analysis, text
-from decur.explain.command import main
+from decur.explain.command_explain import main
 from decur.explain.run import explain
-from decur.pretrain.command import main as pretrain
+from decur.pretrain.command_pretrain import main as pretrain
 
 SMALL = ["--samples", "40", "--loader.workers", "0"]
 
@@ -62,7 +62,7 @@ def counted(monkeypatch):
 
     def plot(arrays):
         """The numbers <as a line>."""
-        from decur.pretrain.figures import subplots
+        from decur.plotting import subplots
 
         figure, axes = subplots(1, 1, 3)
         axes[0, 0].plot(arrays["numbers"])

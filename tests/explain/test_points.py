@@ -120,7 +120,7 @@ def test_says_why_it_does_not_apply(tiny_checkpoint, tiny_loader):
 
 @pytest.mark.parametrize("given", ["0000002,0000007", "0000002", "a b"])
 def test_ids_of_the_command_line_stay_text(given):
-    from decur.explain.command import build_parser
+    from decur.explain.command_explain import build_parser
 
     settings = build_parser().parse(["run", "--options.points.ids", given])
     assert settings.options.points.ids == given

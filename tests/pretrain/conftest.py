@@ -35,7 +35,7 @@ def tiny(tmp_path):
         folder = tmp_path / name
         with pytest.MonkeyPatch.context() as patch:
             if not pictures:  # a third of such a run
-                patch.setattr("decur.pretrain.figures.available", lambda: False)
+                patch.setattr("decur.plotting.available", lambda: False)
             main(["pretrain", *TINY, f"--run={folder}", *arguments])
         return folder
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decur import Modality
+from decur import Modality, plotting
 from decur.pretrain import figures
 
 
@@ -21,7 +21,7 @@ from decur.pretrain import figures
 def test_true_colour_where_there_is_one_else_grey(bands, shown):
     modality = Modality("m", bands, scaling="range")
     image = torch.rand(len(bands), 40, 40)
-    picture = figures.render(image, modality)
+    picture = plotting.render(image, modality)
     x = image[list(shown)].numpy()
     low, high = np.percentile(x, [2, 98])
     expected = np.clip((x - low) / (high - low), 0, 1).transpose(1, 2, 0)
@@ -30,7 +30,7 @@ def test_true_colour_where_there_is_one_else_grey(bands, shown):
 
 
 def test_a_constant_picture_is_shown_and_not_divided_by_zero():
-    picture = figures.render(torch.full((1, 8, 8), 0.3), Modality("m", ("a",), scaling="range"))
+    picture = plotting.render(torch.full((1, 8, 8), 0.3), Modality("m", ("a",), scaling="range"))
     assert np.isfinite(picture).all()
 
 

@@ -3,10 +3,10 @@
 import pytest
 from make_folder import make_folder
 
-from decur.checkpoint import load_encoder
 from decur.cli import main
 from decur.data import PairedFolder
-from decur.data.packing import pack
+from decur.data.packed import pack
+from decur.encoders import load_encoder
 
 pytest.importorskip("litdata")
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from decur.checkpoint import RunFolder
-from decur.data import Target
+from decur.data import LoaderSettings, Target
 from decur.encoders import build_encoder
 from decur.errors import ConfigError, DataError, DivergedError
 from decur.pretrain.callbacks import BadSamples
+from decur.pretrain.data import EpochBatches, ResumableLoader
 from decur.pretrain.engine import make_engine
-from decur.pretrain.loading import EpochBatches, ResumableLoader
 from decur.pretrain.meter import Meter
 from decur.pretrain.monitors import Encoded, ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
 from decur.pretrain.probe import probe
-from decur.pretrain.settings import LoaderSettings, OptimizerSettings
+from decur.pretrain.settings import OptimizerSettings
+from decur.runs import RunFolder
 
 
 def test_processes_share_each_batch_without_repeats_or_losses():

@@ -12,11 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from decur.checkpoint import RunFolder, atomic
 from decur.cli import main
 from decur.errors import DataError
-from decur.pretrain.command import main as pretrain
+from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.saving import newest_checkpoint
+from decur.runs import RunFolder, atomic
 
 OFTEN = ("--checkpoint.every_minutes=0", "--trainer.max_epochs=4")  # after each of 12 steps
 

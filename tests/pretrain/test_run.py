@@ -10,16 +10,14 @@ from make_sunrgbd import make_sunrgbd
 from safetensors.torch import load_file
 
 from decur import Modality
-from decur.checkpoint import load_encoder
 from decur.cli import main
 from decur.config import command_of, find_config, recipes
-from decur.data import SyntheticScenes
+from decur.data import LoaderSettings, SyntheticScenes
+from decur.encoders import EncoderSettings, load_encoder
 from decur.objectives import DeCUR
 from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.run import pretrain
 from decur.pretrain.settings import (
-    EncoderSettings,
-    LoaderSettings,
     MonitorSettings,
     OptimizerSettings,
     ProjectorSettings,

@@ -16,18 +16,14 @@ import torch
 
 from decur.data import SyntheticScenes
 from decur.data.base import Collate
+from decur.encoders import EncoderSettings
 from decur.errors import DivergedError
 from decur.objectives import list_objectives
 from decur.pretrain import Pretrainer
 from decur.pretrain.compiling import PAYS_AFTER, pays
 from decur.pretrain.divergence import Divergence
 from decur.pretrain.optim import build_optimizer
-from decur.pretrain.settings import (
-    EncoderSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 
 OBJECTIVES = list_objectives()
 SAMPLES, WIDTH = 48, 48

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from decur.checkpoint import save_encoder
 from decur.cli import main
 from decur.data import SyntheticScenes
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, save_encoder
 
 
 @pytest.fixture(autouse=True)

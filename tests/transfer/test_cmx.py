@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from decur import Modality
-from decur.checkpoint import save_encoder
 from decur.data import PairedFolder
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.transfer import CMX, load_model
 from decur.transfer.cmx import FeatureFusion, FeatureRectification, MLPDecoder

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decur.checkpoint import save_encoder
-from decur.encoders import ProjectedEncoder, Projector, build_encoder
+from decur.encoders import ProjectedEncoder, Projector, build_encoder, save_encoder
 from decur.encoders.attention import encode, encode_maps
 from decur.pretrain import LoaderSettings
 from decur.transfer import FCN, LateFusion, load_model

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from decur.checkpoint import RunFolder
 from decur.data import PairedFolder
 from decur.encoders import build_encoder
 from decur.pretrain import LoaderSettings
+from decur.runs import RunFolder
 from decur.transfer import FCN, FitSettings
 from decur.transfer.fit import Engine
 from decur.transfer.learn import Learning

@@ -12,13 +12,12 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from timm.models import _builder
 
-from decur.checkpoint import save_encoder
 from decur.data import SyntheticScenes
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, save_encoder
 from decur.errors import DataError
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings
-from decur.pretrain.command import main as pretrain
+from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.restore import restore
 from decur.transfer import load_model
 from decur.transfer.sources import gather_encoders

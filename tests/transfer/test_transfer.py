@@ -9,10 +9,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 
-from decur.checkpoint import save_encoder
 from decur.cli import main
 from decur.data import PairedFolder, SyntheticScenes
-from decur.encoders import TimmEncoder
+from decur.encoders import TimmEncoder, save_encoder
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings
 from decur.transfer import FitSettings, load_model, transfer

@@ -13,10 +13,10 @@ import torch
 from decur.bench.device import Rates, measure_device, measure_transfer, wait
 from decur.bench.timing import LEAST, Row, Timing
 from decur.bench.views import moved_by_views
-from decur.data import Batch, Collate, PairedDataset, Sample, SkipBad
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, Sample, SkipBad
 from decur.errors import BadSampleError, DataError
-from decur.pretrain.loading import EpochBatches, PairedData
-from decur.pretrain.settings import LoaderSettings, ViewSettings
+from decur.pretrain.data import EpochBatches, PairedData
+from decur.pretrain.settings import ViewSettings
 from decur.views import Views, sample_seeds
 
 

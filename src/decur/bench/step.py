@@ -26,17 +26,12 @@ from decur.bench.floors import StepCost
 from decur.bench.passes import Passes
 from decur.bench.timing import Row, Timing
 from decur.bench.traffic import traffic
-from decur.data import PairedDataset
+from decur.data import LoaderSettings, PairedDataset
+from decur.encoders import EncoderSettings
 from decur.objectives import Objective
 from decur.pretrain.compiling import Compile
 from decur.pretrain.engine import quiet_lightning, refuse_accumulation, seed_everything
-from decur.pretrain.settings import (
-    EncoderSettings,
-    LoaderSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 
 ARITHMETIC = ("encoders", "projectors", "backward")
 WORLDS = (2, 8, 64)  # numbers of processes that traffic is counted for

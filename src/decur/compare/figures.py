@@ -10,7 +10,7 @@ import numpy as np
 
 from decur.compare.plan import Axis
 from decur.compare.table import Column, Line, Scores, Table, header
-from decur.pretrain.figures import legend, plain, subplots
+from decur.plotting import legend, plain, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ from typing import Literal
 
 from decur.compare.checks import check
 from decur.compare.settings import Changes, Settings, encoder_name, layered, slug
+from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
-from decur.pretrain import EncoderSettings
-from decur.pretrain.command import build_parser as pretrain_parser
-from decur.transfer.command import build_parser as transfer_parser
+from decur.pretrain.command_pretrain import build_parser as pretrain_parser
+from decur.transfer.command_transfer import build_parser as transfer_parser
 
 _Line = tuple[str, str, Changes]  # method, backbone, and what the backbone changes
 

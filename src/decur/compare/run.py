@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
-from decur.checkpoint import RunFolder, atomic, make_folder
 from decur.compare.beside import add_published
 from decur.compare.differences import differences
 from decur.compare.formats import markdown
@@ -22,6 +21,7 @@ from decur.compare.workers import Workers, is_done, seconds
 from decur.compare.writing import write
 from decur.errors import ConfigError, DecurError
 from decur.progress import progress_bar
+from decur.runs import RunFolder, atomic, make_folder
 
 
 class CellsFailedError(DecurError):

@@ -21,12 +21,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from decur.checkpoint import RunFolder, atomic, write_json
 from decur.compare.plan import Cell
 from decur.errors import DecurError
-from decur.pretrain.command import main as pretrain
+from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.saving import Interrupted
-from decur.transfer.command import main as transfer
+from decur.runs import RunFolder, atomic, write_json
+from decur.transfer.command_transfer import main as transfer
 
 DONE = "cell.json"  # in a cell's folder once it is finished
 LOG = "log.txt"  # what the command printed

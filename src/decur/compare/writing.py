@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decur import report
-from decur.checkpoint import RunFolder, atomic
+from decur import plotting, report
 from decur.compare.formats import cells_csv, latex, markdown, table_csv
 from decur.compare.plan import Axis, Cell
 from decur.compare.table import Table, caption, failures, header, rows
-from decur.pretrain import figures
+from decur.runs import RunFolder, atomic
 
 
 def write(
@@ -45,16 +44,16 @@ def write(
             report.table([*labels, *names], rows(table, seeds, bold=lambda text: f"{text} *")),
             *(report.paragraph(f"Failed: {reason}") for reason in failures(table)),
         ]
-        if table.against or not figures.available():
+        if table.against or not plotting.available():
             continue
         drawn += 1
         if any(scores.by_seed for scores in table.cells.values()):
             from decur.compare.figures import draw
 
             name = "compare.png" if drawn == 1 else f"compare-{drawn}.png"
-            path = figures.save(draw(table, axis), folder.figures / name)
+            path = plotting.save(draw(table, axis), folder.figures / name)
             body.append(report.figure(path, f"{table.title}, as in the table above."))
-    if not figures.available():
+    if not plotting.available():
         body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))

@@ -5,18 +5,19 @@ from decur.data.base import Batch, Collate, PairedDataset, Sample, SkipBad, Targ
 from decur.data.bigearthnet import BigEarthNetMM
 from decur.data.bigearthnet_v2 import BigEarthNetV2
 from decur.data.folder import PairedFolder
-from decur.data.gaussian import LinearGaussianFactors
+from decur.data.generated.gaussian import LinearGaussianFactors
+from decur.data.generated.scenes import SyntheticScenes
+from decur.data.generated.trifeature import BimodalTrifeature
 from decur.data.geonrw import GeoNRW
+from decur.data.loader import LoaderSettings
 from decur.data.nyu import NYUDepthV2
 from decur.data.ombria import Ombria
-from decur.data.packing import PackedPairs
+from decur.data.packed import PackedPairs
 from decur.data.rgbx import RGBX
 from decur.data.ssl4eo import SSL4EOS12
 from decur.data.ssl4eo_v11 import SSL4EOS12v11
 from decur.data.stats import compute_stats, write_modalities
 from decur.data.sunrgbd import SUNRGBD
-from decur.data.synthetic import SyntheticScenes
-from decur.data.trifeature import BimodalTrifeature
 
 __all__ = [
     "RGBX",
@@ -30,6 +31,7 @@ __all__ = [
     "Collate",
     "GeoNRW",
     "LinearGaussianFactors",
+    "LoaderSettings",
     "NYUDepthV2",
     "Ombria",
     "PackedPairs",

@@ -15,14 +15,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur.checkpoint import RunFolder, write_json
-from decur.data import PairedDataset
+from decur.data import LoaderSettings, PairedDataset
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parts import PartData, PartWriter, bad_of, open_part, part_file, schema
+from decur.encoders import EncoderSettings
 from decur.errors import ConfigError, DataError
-from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.pretrain.engine import quiet_lightning
 from decur.progress import progress_bar
+from decur.runs import RunFolder, write_json
 from decur.transfer.sources import MissingBands
 from decur.transfer.survey import fingerprint
 

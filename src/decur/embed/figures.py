@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from decur.data import PairedDataset
 from decur.embed.neighbors import Hits
 from decur.errors import DataError
-from decur.pretrain.figures import plain, render, subplots
+from decur.plotting import plain, render, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

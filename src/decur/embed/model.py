@@ -9,15 +9,14 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from decur.checkpoint import RunFolder
 from decur.data import Batch
-from decur.encoders import Encoder, ProjectedEncoder
+from decur.devices import send
+from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder
 from decur.encoders.attention import encode
 from decur.errors import ConfigError
 from decur.modality import Modality
-from decur.pretrain import EncoderSettings
 from decur.pretrain.restore import restore
-from decur.sending import send
+from decur.runs import RunFolder
 from decur.transfer.sources import MissingBands, gather_encoders
 from decur.transfer.survey import scaled, weights_digest
 

@@ -15,11 +15,10 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
 
-from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.embed.model import Columns, EmbeddingModel
 from decur.errors import DataError
-from decur.pretrain import LoaderSettings
-from decur.pretrain.loading import ignore_signals
+from decur.pretrain.data import ignore_signals
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,14 +4,17 @@ from decur.encoders.adapted import AdaptedEncoder
 from decur.encoders.backbone import TimmEncoder, build_encoder, list_encoders
 from decur.encoders.bands import select_bands
 from decur.encoders.base import Encoder
+from decur.encoders.files import load_encoder, save_encoder
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.mlp import MLPEncoder
 from decur.encoders.projected import ProjectedEncoder
 from decur.encoders.projector import Projector
+from decur.encoders.settings import EncoderSettings
 
 __all__ = [
     "AdaptedEncoder",
     "Encoder",
+    "EncoderSettings",
     "MLPEncoder",
     "MiTEncoder",
     "ProjectedEncoder",
@@ -19,5 +22,7 @@ __all__ = [
     "TimmEncoder",
     "build_encoder",
     "list_encoders",
+    "load_encoder",
+    "save_encoder",
     "select_bands",
 ]

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from decur.checkpoint import atomic, load_encoder, write_json, writing
-from decur.encoders import Encoder, TimmEncoder
+from decur.encoders import Encoder, TimmEncoder, load_encoder
 from decur.errors import ConfigError
 from decur.modality import Modality
+from decur.runs import atomic, write_json, writing
 
 Format = Literal["timm", "torchgeo", "onnx", "torch"]
 Size = tuple[int, int]

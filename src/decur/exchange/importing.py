@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from decur.checkpoint import RunFolder, save_encoder, writing
-from decur.encoders import Encoder, build_encoder
+from decur.encoders import Encoder, build_encoder, save_encoder
 from decur.encoders.imagenet import fold
 from decur.errors import ConfigError, DataError
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
 from decur.modality import Modality, load_modalities
+from decur.runs import RunFolder, writing
 
 log = logging.getLogger(__name__)
 

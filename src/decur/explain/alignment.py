@@ -22,7 +22,7 @@ from decur.explain.base import (
 )
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
-from decur.explain.style import part_colour, part_line
+from decur.plotting import part_colour, part_line
 from decur.report import paragraph, table
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _parts(arrays: Arrays, number: int) -> dict[str, slice]:
 
 
 def _histograms(arrays: Arrays, which: str) -> Figure:
-    from decur.pretrain.figures import plain, subplots
+    from decur.plotting import plain, subplots
 
     runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
     panels = [(pair, number) for pair in pairs for number in range(len(runs))]

@@ -25,7 +25,7 @@ from decur.explain.browser_cards import SMALL, findings
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
 from decur.explain.spatial import saliency_maps
-from decur.pretrain.figures import render
+from decur.plotting import render
 
 Float = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.explain.base import Arrays
-from decur.explain.style import part_colour
+from decur.plotting import part_colour
 from decur.report import cards, columns, label, paragraph, strip, thumbnail
 
 SMALL = 72  # pixels of a neighbour's picture

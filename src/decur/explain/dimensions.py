@@ -21,8 +21,8 @@ from decur.explain.base import (
 )
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint
-from decur.explain.style import modality_colours, part_colour
 from decur.explain.tsne import lay_out
+from decur.plotting import modality_colours, part_colour
 from decur.report import paragraph, table
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def dimensions(
 
 def plot_map(arrays: Arrays) -> Figure:
     """The map twice: coloured by sensor, and by part."""
-    from decur.pretrain.figures import legend, subplots
+    from decur.plotting import legend, subplots
 
     xy, modality, part = arrays["xy"], arrays["modality"], arrays["part"]
     sensors, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()

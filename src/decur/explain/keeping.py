@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from decur import __version__
-from decur.checkpoint import atomic
 from decur.data import PairedDataset
 from decur.explain.base import Analysis, Arrays, text
 from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
+from decur.runs import atomic
 from decur.transfer.survey import fingerprint
 
 FORMAT = 2  # raised when an analysis would come out otherwise

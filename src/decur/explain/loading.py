@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.data.selection import evenly_spaced
 from decur.explain.base import Watch, unwatched
 from decur.explain.model import Checkpoint
-from decur.pretrain import LoaderSettings
 
 _CHUNK = 256  # rows read at a time
 

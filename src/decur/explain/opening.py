@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from decur.checkpoint import RunFolder, make_folder
 from decur.data import PairedDataset
 from decur.data.opening import open_data
 from decur.errors import ConfigError, DataError
 from decur.explain.base import ANALYSES, Analysis
+from decur.runs import RunFolder, make_folder
 
 GIVEN = 2  # arguments of an analysis that are no options: the checkpoint and the loader
 

@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from decur.data import Batch
+from decur.data import Batch, LoaderSettings
 from decur.encoders.attention import DeformableAttention, Inspection, encode
 from decur.errors import ConfigError
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
 from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
-from decur.pretrain import LoaderSettings
-from decur.pretrain.figures import plain, render
+from decur.plotting import plain, render
 from decur.report import paragraph, table
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ def plot_points(arrays: Arrays) -> Figure:
 
     A line leads to each point from where it was before it was moved.
     """
-    from decur.pretrain.figures import subplots
+    from decur.plotting import subplots
 
     names = [str(name) for name in arrays["modalities"] if f"{name}/picture" in arrays]
     ids = arrays["ids"].tolist()

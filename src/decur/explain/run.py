@@ -16,9 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur import report
-from decur.checkpoint import RunFolder
-from decur.data import PairedDataset
+from decur import plotting, report
+from decur.data import LoaderSettings, PairedDataset
 from decur.errors import ConfigError, DataError
 from decur.explain import keeping
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch
@@ -31,8 +30,8 @@ from decur.explain.opening import (
     own_data,
     size_of_views,
 )
-from decur.pretrain import LoaderSettings, figures
 from decur.progress import progress_bar
+from decur.runs import RunFolder
 
 T = TypeVar("T")
 FIRST = 100  # place of the first analysis in the report: after what other commands write
@@ -224,7 +223,7 @@ def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "
     for name, plot in analysis.plots.items():
         path = folder.figures / f"explain-{analysis.name}-{name}.png"
         try:
-            figures.save(plot(arrays), path)
+            plotting.save(plot(arrays), path)
         except DoesNotApply as reason:
             path.unlink(missing_ok=True)
             body.append(report.paragraph(str(reason)))

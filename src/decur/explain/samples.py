@@ -22,8 +22,8 @@ from decur.explain.base import (
 )
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint
-from decur.explain.style import ABSENT, MARKERS, modality_colours
 from decur.explain.tsne import lay_out
+from decur.plotting import ABSENT, MARKERS, modality_colours
 from decur.report import paragraph, table
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def samples(
 
 def plot_map(arrays: Arrays) -> Figure:
     """A row for each map: coloured by sensor, and by each label."""
-    from decur.pretrain.figures import plain, subplots
+    from decur.plotting import plain, subplots
 
     maps, labels = arrays["maps"].tolist(), arrays["labels"].tolist()
     together = maps == ["all sensors"]
@@ -280,7 +280,7 @@ def _points(axis: Any, xy: NDArray[np.float32], marker: str, **how: Any) -> Any:
 
 
 def _legend(axis: Any, shown: list[tuple[str, Any]]) -> None:
-    from decur.pretrain.figures import legend
+    from decur.plotting import legend
 
     legend(
         axis,

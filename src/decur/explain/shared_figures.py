@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from decur.explain.base import Arrays
-from decur.explain.style import part_colour, part_line
+from decur.plotting import part_colour, part_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ _HATCH = {"unique": "///"}
 
 def plot_shared(arrays: Arrays) -> Figure:
     """A row a pair: what the other sensor predicts of each part, and retrieval, with chance."""
-    from decur.pretrain.figures import subplots
+    from decur.plotting import subplots
 
     pairs = arrays["pairs"].tolist()
     figure, axes = subplots(len(pairs), 3, width=2.95, height=2.9 if len(pairs) == 1 else 2.3)
@@ -47,7 +47,7 @@ def plot_shared(arrays: Arrays) -> Figure:
 
 def plot_canonical(arrays: Arrays) -> Figure:
     """Canonical correlations of held-out samples by part, and the largest that chance gave."""
-    from decur.pretrain.figures import plain, subplots
+    from decur.plotting import plain, subplots
 
     pairs = arrays["pairs"].tolist()
     columns = min(3, len(pairs))
@@ -74,7 +74,7 @@ def plot_canonical(arrays: Arrays) -> Figure:
 
 
 def _bars(axis: Any, arrays: Arrays, pair: str, bars: dict[str, Any], chance: Any) -> None:
-    from decur.pretrain.figures import plain
+    from decur.plotting import plain
 
     a, b = map(plain, arrays[f"{pair}/sensors"].tolist())
     width = 0.8 / len(bars)

@@ -203,7 +203,7 @@ class _Sheet:
 
     def add(self, batch: Batch, row: int, maps: Maps) -> None:
         """Keep one sample of a batch."""
-        from decur.pretrain.figures import render
+        from decur.plotting import render
 
         self.ids.append(batch["ids"][row])
         for name, modality in self.checkpoint.modalities.items():

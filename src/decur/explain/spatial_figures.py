@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.explain.base import Arrays, DoesNotApply
-from decur.explain.style import part_colour, part_line
+from decur.plotting import part_colour, part_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ SIDE_BY_SIDE = 2  # the sensors of a sample where there are two, else samples
 
 def plot_overlap(arrays: Arrays) -> Figure:
     """Histograms of the overlap on common and on unique dimensions, a panel a pair (Fig. 6a)."""
-    from decur.pretrain.figures import plain, subplots
+    from decur.plotting import plain, subplots
 
     pairs, parts = arrays["pairs"].tolist(), arrays["parts"].tolist()
     if not pairs:
@@ -58,7 +58,7 @@ def plot_overlap(arrays: Arrays) -> Figure:
 
 def plot_examples(arrays: Arrays) -> Figure:
     """Each sensor's picture of some samples, then with the places of each part in its colour."""
-    from decur.pretrain.figures import plain, subplots
+    from decur.plotting import plain, subplots
 
     names = [name for name in arrays["modalities"].tolist() if f"{name}/pictures" in arrays]
     parts, ids = arrays["parts"].tolist(), arrays["examples"].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from decur.explain.base import Arrays, DoesNotApply
-from decur.explain.style import part_colour
+from decur.plotting import part_colour
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ UPRIGHT = 9  # bands, above which their names stand upright
 
 def plot_bands(arrays: Arrays) -> Figure:
     """Box plots over samples, one panel a sensor, one box for each band and part (Fig. 6b)."""
-    from decur.pretrain.figures import plain, subplots
+    from decur.plotting import plain, subplots
 
     parts = arrays["parts"].tolist()
     names = [

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from decur.devices import send
 from decur.errors import ConfigError
 from decur.objectives.distributed import gather_integers, gather_rows, world
-from decur.sending import send
 
 Embeddings = Mapping[str, tuple[Tensor, Tensor]]
 Present = Mapping[str, Tensor]

@@ -14,8 +14,9 @@ from decur.bench.device import measure_device
 from decur.bench.loss import cost as cost_of_loss
 from decur.bench.loss import views_compared
 from decur.bench.traffic import traffic
-from decur.data import PairedDataset
+from decur.data import LoaderSettings, PairedDataset
 from decur.data.selection import select
+from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
 from decur.objectives import Objective
 from decur.plan.calibration import (
@@ -38,8 +39,6 @@ from decur.pretrain.engine import (
     seed_everything,
 )
 from decur.pretrain.settings import (
-    EncoderSettings,
-    LoaderSettings,
     MonitorSettings,
     OptimizerSettings,
     ProjectorSettings,

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.errors import DataError
 from decur.pretrain import PairedData
-from decur.pretrain.settings import LoaderSettings
 
 LEAST = 2  # samples of a batch: batch statistics need two
 _EXAMPLES = 32  # samples that a batch is made of, over and over: reading more would take long

@@ -1,11 +1,11 @@
 """Encoders, projectors and an objective under a Lightning Trainer."""
 
-from decur.pretrain.loading import PairedData
+from decur.data import LoaderSettings
+from decur.encoders import EncoderSettings
+from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import (
     CheckpointSettings,
-    EncoderSettings,
-    LoaderSettings,
     MonitorSettings,
     OptimizerSettings,
     ProjectorSettings,

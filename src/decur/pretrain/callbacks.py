@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur.checkpoint import RunFolder, atomic
 from decur.errors import DataError
-from decur.pretrain.loading import PairedData
+from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
 from decur.progress import progress_bar
+from decur.runs import RunFolder, atomic
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:

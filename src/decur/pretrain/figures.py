@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from decur.data.base import Batch
-from decur.modality import Modality
+from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.module import Pretrainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = list[dict[str, float]]
-
-
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
-
-
-def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
-    """A picture of any sensor for the eye: true colour where there is one, else grey.
-
-    Stretched from the 2nd to the 98th percentile of what is shown, all bands alike: colours stay.
-
-    Args:
-        image: (C, H, W) in [0, 1].
-        modality: names its bands.
-
-    Returns:
-        (H, W, 3) in [0, 1].
-    """
-    names = [band.lower() for band in modality.bands]
-    shown = [0, 0, 0]
-    for colours in (("b4", "b3", "b2"), ("r", "g", "b"), ("red", "green", "blue")):
-        if set(colours) <= set(names):
-            shown = [names.index(colour) for colour in colours]
-            break
-    else:
-        if modality.channels == 3:
-            shown = [0, 1, 2]
-    x = image[shown].float().cpu().numpy()  # (3, H, W)
-    low, high = np.percentile(x, (2, 98))
-    return np.moveaxis(np.clip((x - low) / max(high - low, 1e-6), 0, 1), 0, -1)
 
 
 def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
@@ -138,13 +100,6 @@ def probe_curves(rows: Rows) -> Figure | None:
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG and let go of the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
-
-
 def _linear(key: str) -> bool:
     return key.startswith("probe/") and key.endswith("/linear")
 
@@ -178,44 +133,6 @@ def _finish(axis: Any, lines: dict[str, Any]) -> None:
 
 def _positive(rows: Rows, suffix: str) -> bool:
     return all(v > 0 for row in rows for k, v in row.items() if k.endswith(suffix))
-
-
-def subplots(rows: int, columns: int, width: float, height: float | None = None) -> Any:
-    """A figure and its axes (rows, columns), without pyplot: no window and no global state.
-
-    Args:
-        rows: of panels.
-        columns: of panels.
-        width: of a panel, in inches.
-        height: of a panel; None for square ones.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size = (width * columns, (height or width) * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def plain(name: str) -> str:
-    """A name as a picture is to show it: matplotlib would read what stands between $ as formula."""
-    return name.replace("$", r"\$")
-
-
-def legend(where: Any, handles: Iterable[Any], names: Iterable[str], **how: Any) -> None:
-    """A legend of these names, whatever they are; none where there are none.
-
-    Given no names, matplotlib leaves out labels that begin with an underscore.
-
-    Args:
-        where: an axis or a figure.
-        handles: what is named.
-        names: of each.
-        how: it looks, as `legend` of matplotlib takes it.
-    """
-    if names := [plain(name) for name in names]:
-        where.legend(list(handles), names, **how)
 
 
 def first_batch(batches: Any) -> Batch:

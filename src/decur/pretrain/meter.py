@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from decur.sending import send
+from decur.devices import send
 
 
 class Meter:

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from decur.data.base import Batch
-from decur.encoders import Encoder, Projector
+from decur.devices import send
+from decur.encoders import Encoder, EncoderSettings, Projector
 from decur.encoders.attention import encode
 from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.checkpointing import batch_statistics
@@ -25,19 +26,13 @@ from decur.objectives.alignment import alignment, spread
 from decur.pretrain.absent import nothing, stand_ins
 from decur.pretrain.batchnorm import finite_statistics
 from decur.pretrain.compiling import Compile, Networks, pays
+from decur.pretrain.data import PairedData
 from decur.pretrain.divergence import Divergence
 from decur.pretrain.engine import limited, refuse_endless
-from decur.pretrain.loading import PairedData
 from decur.pretrain.meter import Meter
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup
-from decur.pretrain.settings import (
-    EncoderSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 from decur.pretrain.sharding import average_gradients, shard
-from decur.sending import send
 from decur.views import Views, sample_seeds
 
 

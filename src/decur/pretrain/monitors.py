@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from decur.errors import DivergedError
 from decur.objectives.alignment import effective_rank
-from decur.pretrain.loading import PairedData
+from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.probe import probe
 

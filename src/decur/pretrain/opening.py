@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from decur.checkpoint import RunFolder, atomic, make_folder
 from decur.errors import ConfigError
 from decur.pretrain.saving import newest_checkpoint
+from decur.runs import RunFolder, atomic, make_folder
 
 
 def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from decur import report
-from decur.checkpoint import RunFolder
+from decur import plotting, report
 from decur.data import PairedDataset
 from decur.pretrain import figures
 from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.module import Pretrainer
+from decur.runs import RunFolder
 
 _DIAGONALS = (
     "Mean diagonal of the cross-correlation matrix between sensors. Common dimensions should rise "
@@ -32,7 +32,7 @@ def finish_report(folder: RunFolder, data: PairedDataset, model: Pretrainer) -> 
     if not rows:
         return
     body = [report.paragraph(data.describe()), _last_values(rows)]
-    if figures.available():
+    if plotting.available():
         views = folder.figures / "views.png"
         if views.is_file():
             body.append(
@@ -45,7 +45,7 @@ def finish_report(folder: RunFolder, data: PairedDataset, model: Pretrainer) -> 
             ("probes", figures.probe_curves(rows), _PROBES),
         ):
             if picture is not None:
-                path = figures.save(picture, folder.figures / f"{name}.png")
+                path = plotting.save(picture, folder.figures / f"{name}.png")
                 body.append(report.figure(path, caption))
     else:
         body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))

@@ -12,13 +12,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from decur.checkpoint import RunFolder, load_encoder
 from decur.config import Parser
-from decur.encoders import Encoder, Projector
+from decur.encoders import Encoder, Projector, load_encoder
 from decur.errors import ConfigError, DataError
 from decur.objectives import Objective
 from decur.pretrain.saving import newest_checkpoint
 from decur.pretrain.settings import ProjectorSettings
+from decur.runs import RunFolder
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from decur.checkpoint import RunFolder, save_encoder
-from decur.data import PairedDataset
+from decur import plotting
+from decur.data import LoaderSettings, PairedDataset
 from decur.data.selection import select
+from decur.encoders import EncoderSettings, save_encoder
 from decur.objectives import Objective
 from decur.pretrain import figures
 from decur.pretrain.batchnorm import SyncBatchNorms
@@ -24,6 +25,7 @@ from decur.pretrain.callbacks import (
     tensorboard,
 )
 from decur.pretrain.compiling import Compile
+from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.engine import (
     limited,
     make_engine,
@@ -32,7 +34,6 @@ from decur.pretrain.engine import (
     refuse_endless,
     seed_everything,
 )
-from decur.pretrain.loading import EpochBatches, PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.opening import open_run
 from decur.pretrain.optim import build_optimizer, describe_groups
@@ -41,14 +42,13 @@ from decur.pretrain.reporting import finish_report
 from decur.pretrain.saving import AtomicCheckpointIO, SaveState
 from decur.pretrain.settings import (
     CheckpointSettings,
-    EncoderSettings,
-    LoaderSettings,
     MonitorSettings,
     OptimizerSettings,
     ProjectorSettings,
     ViewSettings,
 )
 from decur.pretrain.sharding import Sharded, gather
+from decur.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _introduce(
     say("optimizer", f"{settings.name}, {groups}")
     if resume is not None:
         say("resuming", str(resume))
-    if figures.available():
+    if plotting.available():
         batch = figures.first_batch(paired.fixed_batches(6, batch_size=6))
-        figures.save(figures.contact_sheet(model, batch), folder.figures / "views.png")
+        plotting.save(figures.contact_sheet(model, batch), folder.figures / "views.png")
         say("look at", f"{folder.figures / 'views.png'}  (what the network sees)")

@@ -14,11 +14,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from decur.checkpoint import RunFolder, atomic
 from decur.errors import DataError
-from decur.pretrain.loading import ResumableLoader
+from decur.pretrain.data import ResumableLoader
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import CheckpointSettings
+from decur.runs import RunFolder, atomic
 
 log = logging.getLogger(__name__)
 AGREE_EVERY = 10  # steps between two agreements of several processes to save

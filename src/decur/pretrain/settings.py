@@ -2,67 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from decur.errors import ConfigError
-from decur.modality import Modality
-
-if TYPE_CHECKING:
-    from decur.encoders import Encoder
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclass
-class EncoderSettings:
-    """The backbone, one for each modality.
-
-    Args:
-        name: a timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
-        pretrained: start from timm's weights instead of from scratch (downloads them).
-        attention: what follows the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
-            from sensor to sensor), or each stage, as `{layer3: rda, layer4: rda}`.
-        options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
-        checkpointing: compute activations again in the backward pass in place of keeping them:
-            a third more work, and memory for larger encoders or batches; the same result.
-    """
-
-    name: dict[str, str] | str = "resnet50"  # written as the first type that fits
-    pretrained: bool = False
-    attention: dict[str, str] | str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    checkpointing: bool = False
-
-    def build(self, name: str, modality: Modality) -> Encoder:
-        """The encoder for one modality.
-
-        Raises:
-            ConfigError: naming what there is not.
-        """
-        from decur.encoders import build_encoder
-        from decur.encoders.checkpointing import checkpoint_activations
-
-        options: dict[str, Any] = {"pretrained": self.pretrained}
-        options |= {"attention": self.attention} if self.attention else {}
-        for key in self.options:
-            twice = key in options or key in ("name", "modality")
-            _check(not twice, f"encoder.options.{key}: is encoder.{key}; give it there")
-        encoder = build_encoder(self.of(name), modality, **options, **self.options)
-        if self.checkpointing:
-            checkpoint_activations(encoder)
-        return encoder
-
-    def of(self, modality: str) -> str:
-        """The architecture for one modality."""
-        if isinstance(self.name, str):
-            return self.name
-        _check(modality in self.name, f"encoder.name: names no encoder for modality {modality!r}")
-        return self.name[modality]
+from decur.errors import require
 
 
 @dataclass
@@ -119,7 +62,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         for key in ("lr", "lr_bias", "weight_decay", "momentum", "warmup_epochs"):
             value = getattr(self, key)
-            _check(value is None or value >= 0, f"optimizer.{key}: must not be negative")
+            require(value is None or value >= 0, f"optimizer.{key}: must not be negative")
 
     def rates(self) -> tuple[float, float, float]:
         """Learning rates of weights and of the rest, and weight decay, defaults filled in."""
@@ -131,32 +74,6 @@ class OptimizerSettings:
 
 
 _RATES = {"lars": (0.2, 0.0048, 1e-6), "adamw": (1e-4, None, 0.01)}  # DeCUR, appendix B.1
-
-
-@dataclass
-class LoaderSettings:
-    """How samples reach the device.
-
-    Args:
-        batch_size: samples in a batch, over all processes together: the same configuration gives
-            the same result on one device and on many.
-        workers: reading processes on each device's host; None: up to 8, one less than the cores.
-        max_bad: share of the data set that may turn out unreadable before the run stops.
-    """
-
-    batch_size: int = 256
-    workers: int | None = None
-    max_bad: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check(self.batch_size >= 2, "loader.batch_size: must be 2 or more")
-        _check((self.workers or 0) >= 0, "loader.workers: must not be negative")
-        _check(0 <= self.max_bad <= 1, f"loader.max_bad: a share in [0, 1], is {self.max_bad}")
-
-    def processes(self) -> int:
-        """Reading processes, the default filled in."""
-        default = min(8, max(1, (os.cpu_count() or 1) - 1))
-        return default if self.workers is None else self.workers
 
 
 @dataclass
@@ -176,9 +93,9 @@ class MonitorSettings:
     min_rank: float = 1.5
 
     def __post_init__(self) -> None:
-        _check(self.every_epochs >= 0, "monitor.every_epochs: must not be negative")
+        require(self.every_epochs >= 0, "monitor.every_epochs: must not be negative")
         for key in ("samples", "batches"):
-            _check(getattr(self, key) >= 1, f"monitor.{key}: must be 1 or more")
+            require(getattr(self, key) >= 1, f"monitor.{key}: must be 1 or more")
 
 
 @dataclass
@@ -194,4 +111,4 @@ class CheckpointSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _check(self.keep >= 1, "checkpoint.keep: must be 1 or more")
+        require(self.keep >= 1, "checkpoint.keep: must be 1 or more")

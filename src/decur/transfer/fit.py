@@ -20,7 +20,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from decur.checkpoint import RunFolder
 from decur.data import Batch
 from decur.encoders import Encoder
 from decur.errors import ConfigError, DivergedError
@@ -28,6 +27,7 @@ from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.optim import can_fuse
 from decur.pretrain.saving import AtomicCheckpointIO
+from decur.runs import RunFolder
 from decur.transfer.augment import crop_and_flip, scale_and_flip
 from decur.transfer.averaging import Averaging
 from decur.transfer.loading import PictureLoader

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from decur.devices import send
 from decur.encoders import Encoder
 from decur.encoders.attention import encode, encode_maps
 from decur.modality import Modality
-from decur.sending import send
 from decur.transfer.survey import MAPS
 
 

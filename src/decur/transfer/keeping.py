@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from decur.checkpoint import write_json
+from decur.runs import write_json
 
 log = logging.getLogger(__name__)
 

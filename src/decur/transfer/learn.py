@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decur.data import PairedDataset
-from decur.pretrain import LoaderSettings
+from decur.data import LoaderSettings, PairedDataset
 from decur.transfer.averaging import Averaging
 from decur.transfer.fit import Engine, Trainee, steps_of, warmup_of
 from decur.transfer.loading import image_loader

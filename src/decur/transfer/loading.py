@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.errors import ConfigError
-from decur.pretrain import LoaderSettings
-from decur.pretrain.loading import EpochBatches, ResumableLoader, ignore_signals
+from decur.pretrain.data import EpochBatches, ResumableLoader, ignore_signals
 from decur.transfer.splits import Rows
 from decur.transfer.survey import fingerprint
 from decur.transfer.tasks import Task

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from decur.checkpoint import atomic
 from decur.encoders import Encoder, build_encoder
 from decur.errors import DataError
 from decur.modality import Modality
+from decur.runs import atomic
 from decur.transfer.cmx import CMX
 from decur.transfer.fusion import Fusion
 from decur.transfer.survey import MAPS

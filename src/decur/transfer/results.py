@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from decur import report
-from decur.checkpoint import RunFolder, atomic, write_json
-from decur.pretrain import figures
+from decur import plotting, report
+from decur.runs import RunFolder, atomic, write_json
 from decur.transfer.tasks import Kept, Task
 
 SIGNS = {
@@ -85,8 +84,8 @@ def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: K
                 [(name, *row.values()) for name, row in results["by_class"].items()],
             )
         )
-    if figures.available():
-        path = figures.save(task.draw(kept), folder.figures / "transfer.png")
+    if plotting.available():
+        path = plotting.save(task.draw(kept), folder.figures / "transfer.png")
         body.append(report.figure(path, f"{task.name} on the test part."))
     else:
         body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))

@@ -13,10 +13,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from decur.checkpoint import RunFolder
 from decur.errors import DataError
 from decur.pretrain.saving import SaveState, newest_checkpoint
 from decur.pretrain.settings import CheckpointSettings
+from decur.runs import RunFolder
 from decur.transfer.loading import PictureLoader
 from decur.views import sample_seeds
 

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from decur.checkpoint import RunFolder, atomic, make_folder
-from decur.data import PairedDataset
+from decur.data import LoaderSettings, PairedDataset
+from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
-from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.pretrain.engine import quiet_lightning, seed_everything
+from decur.runs import RunFolder, atomic, make_folder
 from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent, refuse_sizes
 from decur.transfer.averaging import Averaging
 from decur.transfer.evaluate import intervals

@@ -11,14 +11,13 @@ from typing import Literal
 
 import torch
 
-from decur.checkpoint import RunFolder, load_encoder
-from decur.encoders import Encoder, ProjectedEncoder, select_bands
+from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
 from decur.encoders.base import refuse_name
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective
-from decur.pretrain import EncoderSettings
 from decur.pretrain.restore import restore
+from decur.runs import RunFolder
 from decur.transfer.outside import (
     TIMM,
     MissingBands,

@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from decur.checkpoint import atomic
-from decur.data import Batch, Collate, PairedDataset, SkipBad, Target
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad, Target
 from decur.encoders import Encoder
 from decur.encoders.attention import encode, encode_maps, is_crossing
 from decur.errors import DataError
 from decur.modality import Modality
-from decur.pretrain import LoaderSettings
+from decur.runs import atomic
 from decur.transfer.keeping import Arrays, is_kept, state_of, turn, write_note
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decur.sending import send
+from decur.devices import send
 
 _BLOCK = 64  # rows of the blur that are multiplied at once; fastest on CPUs, harmless on GPUs
 

@@ -14,11 +14,11 @@ from timm.models import ResNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from decur.devices import send
 from decur.encoders.attention.base import Stage, attention
 from decur.encoders.attention.deformable import DeformableAttention, for_stage
 from decur.encoders.projected import ProjectedEncoder
 from decur.errors import ConfigError
-from decur.sending import send
 
 Present = Mapping[str, Tensor]
 

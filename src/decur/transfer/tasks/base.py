@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from decur.data import Target
-from decur.pretrain.figures import plain
+from decur.plotting import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from decur.pretrain.figures import plain
+from decur.plotting import plain
 from decur.transfer.tasks.base import Array, Kept, Task, new_axis
 
 if TYPE_CHECKING:

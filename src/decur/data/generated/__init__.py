@@ -1,0 +1,1 @@
+"""Generated pairs of which it is known what the sensors share."""

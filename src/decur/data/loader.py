@@ -1,0 +1,34 @@
+"""How samples reach the device: batch size, reading processes, tolerance of bad samples."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from decur.errors import require
+
+
+@dataclass
+class LoaderSettings:
+    """How samples reach the device.
+
+    Args:
+        batch_size: samples in a batch, over all processes together: the same configuration gives
+            the same result on one device and on many.
+        workers: reading processes on each device's host; None: up to 8, one less than the cores.
+        max_bad: share of the data set that may turn out unreadable before the run stops.
+    """
+
+    batch_size: int = 256
+    workers: int | None = None
+    max_bad: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 2, "loader.batch_size: must be 2 or more")
+        require((self.workers or 0) >= 0, "loader.workers: must not be negative")
+        require(0 <= self.max_bad <= 1, f"loader.max_bad: a share in [0, 1], is {self.max_bad}")
+
+    def processes(self) -> int:
+        """Reading processes, the default filled in."""
+        default = min(8, max(1, (os.cpu_count() or 1) - 1))
+        return default if self.workers is None else self.workers

@@ -1,0 +1,184 @@
+"""`PackedPairs`: what `decur pack` wrote, from a folder or an object store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from decur.data.base import PairedDataset, Sample
+from decur.data.packed.header import Chunk, read_header, read_index, read_targets
+from decur.data.packed.items import decode, matches
+from decur.data.packed.store import Store, cut_short
+from decur.data.sentinel import change_modalities
+from decur.errors import BadSampleError, DataError
+from decur.modality import Modality
+
+_SIZE = 4  # bytes that litdata puts before an item: its length
+
+
+class PackedPairs(PairedDataset):
+    """Samples that `decur pack` wrote: the source's, in its order, without those that were bad.
+
+    From a folder any sample is read by itself, one system call for its bytes, which the tensors
+    then share. From an object store whole chunks are downloaded into a cache, once for all
+    processes of a machine, and training takes the samples in an order that suits them, see
+    `order`. Nothing is ever unpickled; other formats than decur's are refused.
+
+    Args:
+        root: the folder, or a URL that litdata knows: `s3://`, `gs://`, `azure://`, `hf://`,
+            `r2://`. The store's client takes its credentials from the environment.
+        modalities: changes of the modalities, `{name: preset or fields}`, as `{"s1": {"cut": 0}}`.
+        cache: folder for downloaded chunks; by default one in `~/.cache/decur` for each URL.
+        cache_gb: how much is kept there. Below `window` chunks, chunks come more than once.
+        window: chunks of an object store among which samples are shuffled.
+
+    Raises:
+        DataError: if this is no packed data, or a file is missing or cut short.
+        ConfigError: for wrong `modalities`.
+
+    Example:
+        data = PackedPairs("packed")
+        data[0]["images"]["s2"].shape  # torch.Size([13, 264, 264])
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        modalities: dict[str, Any] | None = None,
+        cache: str | Path | None = None,
+        cache_gb: float = 50.0,
+        window: int = 16,
+    ) -> None:
+        if window < 1:
+            raise DataError(f"PackedPairs: window must be 1 or more, is {window}")
+        self.root, self.window = str(root), window
+        self._store = Store(root, cache, cache_gb)
+        self._store.fetch_headers()
+        self._header, arrays = read_header(self._store.folder, self.root)
+        self.chunks = read_index(self._store.folder)
+        known = {n: Modality.from_dict(m) for n, m in self._header["modalities"].items()}
+        self.modalities = change_modalities(known, modalities)
+        self.targets = read_targets(self._header)
+        self.ids = [id_.decode() for id_ in arrays["ids"].tolist()]
+        self.present = {name: arrays[f"present/{name}"] for name in known}
+        if "group" in arrays:
+            names = [name.decode() for name in arrays["group_names"].tolist()]
+            self.groups = [names[group] for group in arrays["group"].tolist()]
+        self._ends = np.cumsum([chunk.samples for chunk in self.chunks])
+        if not len(self._ends) or self._ends[-1] != len(self.ids):
+            raise DataError(
+                f"{self.root}: index.json and decur.json disagree on the number of samples; "
+                "copy both anew, or pack the data again"
+            )
+        self._offsets: dict[int, np.ndarray] = {}
+        if not self._store.remote:
+            self._check_files()
+
+    def _check_files(self) -> None:
+        for chunk in self.chunks:
+            path = self._store.folder / chunk.name
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(f"{path}: no such file; copy it, or pack the data again") from error
+            if size != chunk.size:
+                raise DataError(f"{path}: {cut_short(size, chunk.size)}")
+
+    @property
+    def bad(self) -> list[tuple[str, str, str]]:
+        """Id, file and reason of every sample of the source that could not be packed."""
+        return [(id_, file, reason) for id_, file, reason in self._header["bad"]]
+
+    def read(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+        index = range(len(self))[index]
+        item = self.read_bytes(index)
+        try:
+            sample = decode(item)
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError) as error:
+            raise self._damaged(index, str(error)) from error
+        if sample["id"] != self.ids[index]:
+            raise self._damaged(index, f"holds {sample['id']!r}")
+        return sample
+
+    def read_bytes(self, index: int) -> np.ndarray:
+        """The bytes of one sample as they are stored: (bytes,) uint8.
+
+        Raises:
+            BadSampleError: naming the file, if they cannot be read.
+        """
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        chunk = self.chunks[number]
+        row = index - int(self._ends[number]) + chunk.samples
+        handle = self._store.open(chunk)
+        try:
+            if number not in self._offsets:
+                self._offsets[number] = _read_offsets(handle, chunk)
+            first, last = self._offsets[number][row : row + 2].tolist()
+            item = np.empty(last - first - _SIZE, dtype=np.uint8)
+            if os.preadv(handle, [item.data], first + _SIZE) != len(item):
+                raise ValueError("ends early")
+        except (OSError, ValueError) as error:
+            raise self._damaged(index, str(error)) from error
+        finally:
+            os.close(handle)
+        return item
+
+    def _damaged(self, index: int, reason: str) -> BadSampleError:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return BadSampleError(
+            self._store.folder / self.chunks[number].name,
+            f"sample {self.ids[index]!r} is damaged ({reason}); copy the file anew",
+        )
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The order of an epoch of training, each sample once: (N,) indices.
+
+        Fully random from a folder. From an object store it comes by chunks in random order,
+        samples shuffled among `window` of them.
+
+        Args:
+            rng: of the epoch.
+        """
+        if not self._store.remote:
+            return super().order(rng)
+        starts = self._ends - [chunk.samples for chunk in self.chunks]
+        chunks = rng.permutation(len(self.chunks))
+        windows = []
+        for first in range(0, len(chunks), self.window):
+            some = chunks[first : first + self.window]
+            rows = np.concatenate([np.arange(starts[c], self._ends[c]) for c in some])
+            windows.append(rng.permutation(rows))
+        return np.concatenate(windows)
+
+    def damaged_samples(self, chunk: int) -> Iterator[str]:
+        """One line for each sample of a chunk that is not what was written, by its checksum."""
+        last = int(self._ends[chunk])
+        for index in range(last - self.chunks[chunk].samples, last):
+            try:
+                item = self.read_bytes(index)
+                if not matches(item.data):
+                    raise self._damaged(index, "its checksum is wrong")
+                self.read(index)
+            except BadSampleError as error:
+                yield str(error)
+
+
+def _read_offsets(handle: int, chunk: Chunk) -> np.ndarray:
+    """Where the items of a chunk begin, and the last ends: litdata's header of a chunk."""
+    header = np.empty(chunk.samples + 2, dtype="<u4")
+    if os.preadv(handle, [header.data.cast("B")], 0) != header.nbytes:
+        raise ValueError("ends early")
+    offsets = header[1:].astype(np.int64)
+    rising = (np.diff(offsets) > _SIZE).all() and offsets[0] == header.nbytes
+    if header[0] != chunk.samples or not rising or offsets[-1] != chunk.size:
+        raise ValueError("its table of samples is wrong")
+    return offsets

@@ -1,0 +1,334 @@
+"""`pack`: any data set to litdata chunks; in parallel, by several machines, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from decur.data.base import PairedDataset, Sample
+from decur.data.packed.header import (
+    FORMAT,
+    HEADER,
+    INDEX,
+    Plan,
+    fingerprint,
+    read_json,
+    replace_text,
+    write_header,
+)
+from decur.data.packed.items import HEAD, encode, litdata, zstd
+from decur.errors import BadSampleError, ConfigError, DataError
+from decur.modality import Modality
+
+STATE = ".packing"  # folder of what is done, until all is
+_LARGEST = 2048  # MB of a chunk: litdata's offsets are of 32 bits
+
+
+def pack(
+    data: PairedDataset,
+    out: str | Path,
+    compression: Literal["zstd"] | None = None,
+    quantize: bool = False,
+    chunk_mb: float = 64.0,
+    workers: int = 0,
+    part: str | None = None,
+    max_bad: float = 0.05,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> bool:
+    """Pack a data set; an interrupted call goes on where it was, to the same bytes.
+
+    Chunk k holds samples k n to (k + 1) n of the source but the bad ones, whoever writes it: a
+    worker takes one chunk at a time, and what is done is what lies in the folder. (litdata's
+    `optimize` lets the number of workers decide which sample comes into which file.)
+
+    Args:
+        data: any data set.
+        out: folder to write.
+        compression: "zstd" compresses each sample by itself, so that any can be read alone.
+        quantize: store images as the 8 bits that the modality's scaling makes of them (DeCUR,
+            appendix B.1); else as the data set gives them.
+        chunk_mb: size of a file before compression, at most 2,048.
+        workers: reading processes; 0: this one.
+        part: "i/n": only every n-th chunk, for machine i of n; None: all, or the part of a SLURM
+            array's task. Whichever part is last merges.
+        max_bad: share of the samples that may turn out unreadable; beyond it nothing is merged,
+            and the same call tries those anew.
+        progress: called with the chunks done and all of this part.
+
+    Returns:
+        Whether all parts are done, and the data can be read.
+
+    Raises:
+        ConfigError: for options that cannot be, or that differ from those it was begun with.
+        DataError: if the disk is full or the data cannot be read; the same call then goes on.
+    """
+    folder = Path(out)
+    number, parts = parse_part(part)
+    if workers < 0:
+        raise ConfigError(f"workers: must be 0 or more, is {workers}")
+    if not max_bad >= 0:
+        raise ConfigError(f"max_bad: is a share of the samples, 0 or more, not {max_bad:g}")
+    if not 0 < chunk_mb <= _LARGEST:
+        raise ConfigError(f"chunk_mb: must be above 0 and at most {_LARGEST}, is {chunk_mb:g}")
+    if compression == "zstd":
+        zstd()
+    litdata()
+    _refuse_doubles(data)
+    plan = _plan(data, compression, quantize, chunk_mb)
+    try:
+        if _open(folder, plan):
+            return True
+        mine = range(number - 1, plan.chunks, parts)
+        todo = [k for k in mine if not _done(folder, k).is_file()]
+        progress(len(mine) - len(todo), len(mine))
+        loader: DataLoader[str | None] = DataLoader(
+            _Chunks(data, folder, plan),
+            sampler=todo,
+            batch_size=None,
+            num_workers=min(workers, len(todo)),
+            in_order=False,
+            # the loader's own draw of a worker seed would otherwise consume the global state
+            generator=torch.Generator(),
+        )
+        for count, failed in enumerate(_survived(loader, folder), len(mine) - len(todo) + 1):
+            if failed is not None:
+                raise DataError(failed)
+            progress(count, len(mine))
+        if all(_done(folder, k).is_file() for k in range(plan.chunks)):
+            _merge(folder, plan, data, max_bad)
+    except OSError as error:
+        if (folder / HEADER).is_file():  # another part has just merged, and cleared the state away
+            return True
+        raise DataError(_cannot_write(folder, error)) from error
+    return (folder / HEADER).is_file()
+
+
+def parse_part(part: str | None) -> tuple[int, int]:
+    """Which part of how many; by default a SLURM array's task, or 1 of 1.
+
+    Raises:
+        ConfigError: if it is not "i/n" with 1 <= i <= n, or the array leaves numbers out.
+    """
+    if part is None:
+        count = int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1"))
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+        step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+        task = int(os.environ.get("SLURM_ARRAY_TASK_ID", str(first)))
+        last = int(os.environ.get("SLURM_ARRAY_TASK_MAX", str(first + (count - 1) * step)))
+        if (max(task, last) - first) // step + 1 != count:  # as in --array=3,5
+            raise ConfigError(
+                f"part: the SLURM array of {count} tasks leaves numbers out between {first} and "
+                f"{last}; use one without gaps, such as --array=1-{count}, or give --part i/n"
+            )
+        return (task - first) // step + 1, count
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ConfigError(f"part: {part!r} is not i/n with i from 1 to n, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def quantized(modality: Modality) -> Modality:
+    """A modality whose images are 8 bits after its scaling."""
+    return modality.with_(
+        scaling="range", value_range=(0.0, 255.0), mean=None, std=None, cut=0.0, nodata=None
+    )
+
+
+def _quantize(sample: Sample, modalities: Mapping[str, Modality]) -> Sample:
+    def to_bytes(name: str, image: Tensor) -> Tensor:
+        return (modalities[name].scale(image) * 255).round().to(torch.uint8)
+
+    images = {name: to_bytes(name, image) for name, image in sample["images"].items()}
+    return {**sample, "images": images}
+
+
+class _Chunks(Dataset[str | None]):
+    """Item k writes chunk k; gives what went wrong, or None."""
+
+    def __init__(self, data: PairedDataset, folder: Path, plan: Plan) -> None:
+        self.data, self.folder, self.plan = data, folder, plan
+
+    def __getitem__(self, k: int) -> str | None:
+        temporary = self.folder / STATE / f"{k}.{os.uname().nodename}.{os.getpid()}"
+        try:
+            self._write(k, temporary)
+        except OSError as error:
+            return _cannot_write(self.folder, error)
+        except DataError as error:
+            return str(error)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if (self.folder / HEADER).is_file():  # others finished: this one outlived its command
+                shutil.rmtree(self.folder / STATE, ignore_errors=True)
+        return None
+
+    def _write(self, k: int, temporary: Path) -> None:
+        first = k * self.plan.per_chunk
+        rows: list[int] = []
+        bad: list[list[str]] = []
+        stamp = hashlib.sha256()
+        chunk_writer = litdata().writer.BinaryWriter(
+            str(temporary), chunk_size=self.plan.per_chunk, chunk_index=k
+        )
+        for row in range(first, min(first + self.plan.per_chunk, self.plan.samples)):
+            try:
+                sample = self.data.read(row)
+            except BadSampleError as error:
+                bad.append([self.data.ids[row], error.path, error.reason])
+                continue
+            if self.plan.quantized:
+                sample = _quantize(sample, self.data.modalities)
+            item = encode(sample, self.plan.compression == "zstd")
+            stamp.update(item[: HEAD.size])  # its checksum
+            chunk_writer.add_item(len(rows), item)
+            rows.append(row)
+        if rows:
+            chunk_writer.done()
+            (index,) = temporary.glob("*.index.json")
+            values = json.loads(index.read_text())
+            (chunk,) = values["chunks"]
+            # litdata names it by the process that wrote it
+            written, chunk["filename"] = chunk["filename"], f"chunk-0-{k}.bin"
+            (temporary / written).replace(self.folder / chunk["filename"])
+            replace_text(self.folder / STATE / f"{k}.index.json", json.dumps(values))
+        done = {"rows": rows, "bad": bad, "stamp": stamp.hexdigest()}
+        replace_text(_done(self.folder, k), json.dumps(done))
+
+
+def _survived(loader: DataLoader[str | None], folder: Path) -> Iterator[str | None]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        reason = "a reading process was killed, perhaps for want of memory"
+        raise DataError(f"{folder}: {reason}; fewer --workers need less") from error
+
+
+def _refuse_doubles(data: PairedDataset) -> None:
+    if len(set(data.ids)) == len(data.ids):
+        return
+    seen: set[str] = set()
+    for id_ in data.ids:
+        if id_ in seen:
+            raise DataError(f"id {id_!r}: two samples have it; give each its own")
+        seen.add(id_)
+
+
+def _plan(data: PairedDataset, compression: str | None, quantize: bool, chunk_mb: float) -> Plan:
+    """How to pack: by the size of the first sample that can be read."""
+    for row in range(len(data)):
+        try:
+            sample = data.read(row)
+            break
+        except BadSampleError as error:
+            problem = error
+    else:
+        raise DataError(f"no sample can be read; the last: {problem}")
+    size = len(encode(_quantize(sample, data.modalities) if quantize else sample))
+    return Plan(
+        format=FORMAT,
+        data=type(data).__name__,
+        source=fingerprint(data),
+        samples=len(data),
+        per_chunk=max(1, int(chunk_mb * 1e6 / size)),
+        compression=compression,
+        quantized=quantize,
+    )
+
+
+def _open(folder: Path, plan: Plan) -> bool:
+    """Make the folder, or see that what it holds is of the same plan; True where all is done."""
+    header, state = folder / HEADER, folder / STATE / "plan.json"
+    ours = vars(plan)
+    for path in (header, state):
+        if not path.is_file():
+            continue
+        found = read_json(path)
+        found = found.get("plan", {}) if path == header else found
+        for key, value in ours.items():
+            if key == "source" and found.get(key) != value:
+                raise ConfigError(
+                    f"{folder}: holds packed data of other samples, sensors or labels, or by an "
+                    "older decur; choose another folder, or delete this one to pack anew"
+                )
+            if found.get(key) != value:
+                raise ConfigError(
+                    f"{folder}: holds packed data with {key} {found.get(key)!r}, not {value!r}; "
+                    "choose another folder, or delete this one"
+                )
+        if path == header:
+            return True
+    if not state.is_file():
+        foreign = folder.is_dir() and any(entry.name != STATE for entry in folder.iterdir())
+        if foreign and not state.is_file():  # another part may have begun just now
+            raise ConfigError(f"{folder}: is not empty and holds no packed data; choose another")
+        state.parent.mkdir(parents=True, exist_ok=True)
+        mine = state.with_name(f"plan.{os.uname().nodename}.{os.getpid()}")
+        mine.write_text(json.dumps(ours))
+        mine.replace(state)
+    return False
+
+
+def _done(folder: Path, k: int) -> Path:
+    return folder / STATE / f"{k}.json"
+
+
+def _merge(folder: Path, plan: Plan, data: PairedDataset, max_bad: float) -> None:
+    """One index of all chunks, by litdata; the headers; then the state is no longer needed."""
+    rows: list[int] = []
+    bad: list[list[str]] = []
+    with_bad = []
+    stamps = []
+    for k in range(plan.chunks):
+        done = read_json(_done(folder, k))
+        rows += done["rows"]
+        bad += done["bad"]
+        stamps.append(done.get("stamp"))
+        if done["bad"]:
+            with_bad.append(k)
+    if len(bad) > max_bad * plan.samples or not rows:
+        for k in with_bad:
+            _done(folder, k).unlink(missing_ok=True)
+        _, path, reason = bad[0]
+        raise DataError(
+            f"{len(bad)} of {plan.samples} samples cannot be read, the first: {path}: {reason}; "
+            "mend them and run the command again, or raise max_bad"
+        )
+    temporary = folder / STATE / f"merge.{os.uname().nodename}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    indices = [folder / STATE / f"{k}.index.json" for k in range(plan.chunks)]
+    indices = [index for index in indices if index.is_file()]
+    for index in indices:
+        shutil.copy(index, temporary / index.name)
+    # `merge` deletes what it merges: on a copy, an interrupted one can be done again.
+    litdata().writer.BinaryWriter(str(temporary), chunk_size=1).merge(len(indices))
+    (temporary / INDEX).replace(folder / INDEX)
+    modalities = data.modalities
+    if plan.quantized:
+        modalities = {name: quantized(modality) for name, modality in modalities.items()}
+    stamp = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    write_header(folder, plan, data, modalities, np.array(rows), bad, stamp)
+    with suppress(OSError):
+        shutil.rmtree(folder / STATE)
+
+
+def _cannot_write(folder: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return (
+        f"{folder}: cannot be written ({reason}); what is packed is kept: make room, and the same "
+        "command goes on"
+    )

@@ -1,6 +1,0 @@
-"""Packed data: a few large files in place of millions of small ones, in litdata's layout."""
-
-from decur.data.packing.reading import PackedPairs
-from decur.data.packing.writing import pack
-
-__all__ = ["PackedPairs", "pack"]

@@ -1,0 +1,105 @@
+"""Encoder files: the weights of one sensor's encoder, and all that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from decur.encoders.backbone import build_encoder
+from decur.encoders.base import Encoder
+from decur.errors import ConfigError, DataError
+from decur.modality import Modality
+from decur.runs import atomic
+
+FORMAT = 1  # of encoder files; raised when their metadata changes
+
+
+def save_encoder(encoder: Encoder, path: str | Path) -> Path:
+    """Write an encoder with its modality, as safetensors.
+
+    Args:
+        encoder: its `modality` must be set.
+        path: file to write, `.safetensors`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: if the encoder has no modality: its weights could not be used rightly.
+    """
+    path = Path(path)
+    if encoder.modality is None:
+        raise ConfigError(f"{path}: the encoder has no modality; set encoder.modality first")
+    header = {
+        "format": FORMAT,
+        "encoder": encoder.name,
+        "options": encoder.options,
+        "modality": encoder.modality.to_dict(),
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(state, temporary, metadata={"decur": json.dumps(header)})
+    return path
+
+
+def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
+    """Read an encoder that `save_encoder` or a run wrote.
+
+    Args:
+        path: a `.safetensors` file.
+        modality: that of the data it is meant for; checked against the encoder's own.
+
+    Returns:
+        The encoder in eval mode on the CPU, with its `.modality`.
+
+    Raises:
+        DataError: if the file is missing, truncated or no encoder of ours, or was trained for
+            other bands than `modality` has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such encoder file; a run writes encoders/<modality>.safetensors"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
+    header = _header(path, metadata)
+    encoder = build_encoder(
+        header["encoder"], Modality.from_dict(header["modality"]), **header["options"]
+    )
+    try:
+        encoder.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: the weights do not fit a {header['encoder']!r} for "
+            f"{header['modality']['bands']}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if modality is not None:
+        try:
+            encoder.check(modality)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    return encoder.eval()
+
+
+def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if "decur" not in metadata:
+        raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
+    try:
+        header = json.loads(metadata["decur"])
+        lacking = {"format", "encoder", "options", "modality"} - set(header)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: its header is damaged ({error}); copy it anew") from error
+    if lacking:
+        raise DataError(f"{path}: its header lacks {', '.join(sorted(lacking))}; copy it anew")
+    if header["format"] > FORMAT:
+        raise DataError(f"{path}: written by a newer decur (format {header['format']}); upgrade")
+    return header

@@ -1,0 +1,56 @@
+"""Which encoder each sensor gets, as keys of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from decur.encoders.backbone import build_encoder
+from decur.encoders.base import Encoder
+from decur.encoders.checkpointing import checkpoint_activations
+from decur.errors import require
+from decur.modality import Modality
+
+
+@dataclass
+class EncoderSettings:
+    """The backbone, one for each modality.
+
+    Args:
+        name: a timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
+        pretrained: start from timm's weights instead of from scratch (downloads them).
+        attention: what follows the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
+            from sensor to sensor), or each stage, as `{layer3: rda, layer4: rda}`.
+        options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
+        checkpointing: compute activations again in the backward pass in place of keeping them:
+            a third more work, and memory for larger encoders or batches; the same result.
+    """
+
+    name: dict[str, str] | str = "resnet50"  # written as the first type that fits
+    pretrained: bool = False
+    attention: dict[str, str] | str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    checkpointing: bool = False
+
+    def build(self, name: str, modality: Modality) -> Encoder:
+        """The encoder for one modality.
+
+        Raises:
+            ConfigError: naming what there is not.
+        """
+        options: dict[str, Any] = {"pretrained": self.pretrained}
+        options |= {"attention": self.attention} if self.attention else {}
+        for key in self.options:
+            twice = key in options or key in ("name", "modality")
+            require(not twice, f"encoder.options.{key}: is encoder.{key}; give it there")
+        encoder = build_encoder(self.of(name), modality, **options, **self.options)
+        if self.checkpointing:
+            checkpoint_activations(encoder)
+        return encoder
+
+    def of(self, modality: str) -> str:
+        """The architecture for one modality."""
+        if isinstance(self.name, str):
+            return self.name
+        require(modality in self.name, f"encoder.name: names no encoder for modality {modality!r}")
+        return self.name[modality]

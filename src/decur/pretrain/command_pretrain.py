@@ -1,0 +1,149 @@
+"""`decur pretrain`: the command line of a pretraining run."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
+
+from decur.config import Parser, flatten
+from decur.errors import ConfigError
+from decur.pretrain.engine import FIXED
+from decur.pretrain.run import Pretrained, pretrain
+from decur.runs import RunFolder
+
+_DEFAULTS = {
+    "data": {"class_path": "decur.data.PairedFolder"},
+    "objective": {"class_path": "decur.objectives.DeCUR"},
+    "trainer.max_epochs": 100,
+}
+
+# What may differ when a run goes on, since it does not change the result.
+_FREE = (
+    *("run", "loader.workers", "checkpoint.", "encoder.checkpointing"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+)
+
+_ABOUT = (
+    "Pretrain one encoder for each sensor on unlabelled pairs. A folder with "
+    "<modality>/<id>.tif|png|... is all it needs: decur pretrain --data.root FOLDER"
+)
+
+
+def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool = True) -> Parser:
+    """The parser of `decur pretrain`: the arguments of `pretrain`, and those of Lightning.
+
+    Args:
+        prog: the command's name.
+        about: what it does, shown by --help.
+        starts: whether it starts runs, and may be told to go on with one or to delete it.
+    """
+    parser = Parser(prog, about)
+    parser.add_config()
+    parser.add_function_arguments(pretrain, skip={"trainer", "config", "modalities", "anew"})
+    parser.add_argument(
+        "--modalities",
+        type=str,
+        nargs="+",
+        help="Sensors to train on; by default all of the data.",
+    )
+    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, skip=FIXED)
+    if starts:
+        parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Start --run anew, deleting it."
+        )
+    # one number for both: the objective sees what the projector gives
+    parser.follow("projector.width", "objective.init_args.dim")
+    parser.set_defaults(_DEFAULTS)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
+    """Parse; `--resume --run FOLDER` alone takes the configuration from the folder.
+
+    Raises:
+        ConfigError: in one line, naming the key.
+    """
+    parser = build_parser()
+    arguments = list(arguments)
+    if "--resume" in arguments and not any(a.startswith("--config") for a in arguments):
+        # all that can be known before the configuration is there: its folder
+        only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        only.add_argument("--run", default=parser.get_default("run"))
+        folder = RunFolder(Path(only.parse_known_args(arguments)[0].run))
+        if folder.config.is_file():
+            arguments = ["--config", str(folder.config), *arguments]
+    return parser, parser.parse(arguments)
+
+
+def complete(config: Path) -> str:
+    """A kept configuration with the keys that have come since, at their defaults.
+
+    Args:
+        config: as `pretrain` keeps it.
+
+    Raises:
+        ConfigError: in one line, for a key that is no more.
+    """
+    parser = build_parser(starts=False)
+    settings = parser.parse(["--config", str(config)])
+    return parser.dump(settings, skip_none=False, skip_validation=True)
+
+
+def main(arguments: Sequence[str]) -> Pretrained:
+    """Run `decur pretrain ARGUMENTS`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    parser, settings = parse(arguments)
+    folder = RunFolder(Path(settings.run))
+    resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
+    if resume and not folder.saved_checkpoints():
+        raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
+    if overwrite and getattr(rank_zero_only, "rank", 0) == 0:
+        _remove(folder)
+    text = parser.dump(settings, skip_none=False, skip_validation=True)
+    if not overwrite:
+        _refuse_another_run(folder, text)
+    settings.pop("config", None)
+    made = parser.instantiate_classes(settings)
+    options = made.pop("trainer").as_dict()
+    return pretrain(**vars(made), trainer=options, config=text, anew=overwrite)
+
+
+def _refuse_another_run(folder: RunFolder, config: str) -> None:
+    """See that an unfinished run in the folder is of this configuration."""
+    if not folder.saved_checkpoints() or not folder.config.is_file():
+        return
+    for key, before, now in _changes(complete(folder.config), config):
+        raise ConfigError(
+            f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
+            "folder with --run, or start this one anew with --overwrite"
+        )
+
+
+def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
+    """Keys whose values differ between two configurations, and matter."""
+    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key) and not key.startswith(_FREE):
+            yield key, old.get(key), new.get(key)
+
+
+def _remove(folder: RunFolder) -> None:
+    """Delete a run, and nothing that is not one."""
+    if not folder.path.exists():
+        return
+    if not folder.config.is_file():
+        raise ConfigError(
+            f"--overwrite: {folder.path} does not look like a run (no config.yaml); not deleting it"
+        )
+    shutil.rmtree(folder.path)

@@ -1,0 +1,173 @@
+"""Which samples make up which batch: a function of (seed, epoch, step) and nothing else."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from decur.data import LoaderSettings
+from decur.data.base import Batch, Collate, PairedDataset, SkipBad
+from decur.data.selection import evenly_spaced
+from decur.errors import ConfigError
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Indices of each batch of an epoch, for one process of several.
+
+    The order is a function of (seed, epoch) and a process takes its share of each batch, so the
+    samples of a step do not depend on the number of processes. The last, smaller batch is dropped.
+
+    Args:
+        samples: in the data set.
+        batch_size: over all processes.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+        order: what makes an epoch's order of a generator; None for any order. A data set that is
+            read from afar has its own.
+
+    Raises:
+        ConfigError: if the batch does not divide among the processes, or there are fewer samples
+            than one batch needs.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
+    ) -> None:
+        if batch_size % world:
+            raise ConfigError(
+                f"loader.batch_size: {batch_size} does not divide among {world} processes"
+            )
+        if samples < batch_size:
+            raise ConfigError(
+                f"loader.batch_size: {batch_size} is more than the {samples} samples there are; "
+                f"set it to {max(2, samples)} or less"
+            )
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.rank, self.world, self.order = rank, world, order
+        self.epoch = 0
+        self.start = 0  # first batch of this epoch to give; above 0 when a run goes on
+
+    @property
+    def sampler(self) -> EpochBatches:
+        """Lightning tells the epoch to `batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next, from its beginning if it is another one."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.samples) if self.order is None else self.order(rng)
+        share = self.batch_size // self.world
+        for step in range(self.start, len(self)):
+            first = step * self.batch_size + self.rank * share
+            yield order[first : first + share].tolist()
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader whose state is the batch that training, not prefetching, has come to."""
+
+    progress: tuple[int, int] = (0, 0)  # epoch, batches trained on in it
+
+    def state_dict(self) -> dict[str, int]:
+        """Position to go on from."""
+        return {"epoch": self.progress[0], "batch": self.progress[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from `state`."""
+        self.progress = (state["epoch"], state["batch"])
+        assert isinstance(self.batch_sampler, EpochBatches)
+        self.batch_sampler.epoch, self.batch_sampler.start = self.progress
+
+
+def ignore_signals(worker: int) -> None:
+    """Leave signals to the main process: a scheduler or Ctrl-C signals the whole group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class PairedData(L.LightningDataModule):
+    """A data set as batches for a `Pretrainer`.
+
+    Args:
+        dataset: any data set of decur.
+        settings: batch size, workers, tolerance of bad samples.
+        seed: of the order of samples.
+    """
+
+    def __init__(
+        self, dataset: PairedDataset, settings: LoaderSettings | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.settings = settings or LoaderSettings()
+        self.seed = seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return len(self.dataset) // self.settings.batch_size
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of this process, in an order that is a function of (seed, epoch)."""
+        world, rank = 1, 0
+        if self.trainer is not None:
+            world, rank = self.trainer.world_size, self.trainer.global_rank
+        batches = EpochBatches(
+            len(self.dataset),
+            self.settings.batch_size,
+            self.seed,
+            rank,
+            world,
+            self.dataset.order,
+        )
+        if self.trainer is not None:
+            # Lightning tells a resumed run's epoch only once workers have read ahead.
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            batches.epoch = progress.processed
+        workers = self.settings.processes()
+        return ResumableLoader(
+            SkipBad(self.dataset.only(targets=())),  # labels are for monitors
+            batch_sampler=batches,
+            collate_fn=Collate(self.dataset.modalities, {}),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=ignore_signals,
+            pin_memory=torch.cuda.is_available(),
+            # The loader's own draw of a worker seed would otherwise consume the global state.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def fixed_batches(self, samples: int, batch_size: int = 64) -> Iterator[Batch]:
+        """Evenly spaced samples in their order, for monitors: with labels, but without masks.
+
+        Args:
+            samples: at most how many.
+            batch_size: in each batch.
+        """
+        indices = evenly_spaced(len(self.dataset), samples).tolist()
+        targets = [name for name, spec in self.dataset.targets.items() if spec.kind != "mask"]
+        data = self.dataset.only(targets=targets)
+        yield from DataLoader(
+            torch.utils.data.Subset(SkipBad(data), indices),
+            batch_size=batch_size,
+            collate_fn=Collate(data.modalities, data.targets),
+        )

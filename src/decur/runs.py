@@ -1,0 +1,151 @@
+"""Run folders: where a run keeps what it leaves behind, and how files are written whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decur.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps everything.
+
+    Args:
+        path: the folder; made when something is first written.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete configuration; running it again repeats the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Whole training states, to resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """One self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def bad_samples(self) -> Path:
+        """Files that could not be read, and why."""
+        return self.path / "bad_samples.csv"
+
+    def list_bad(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Write `bad_samples` anew, and say so; no file where all could be read.
+
+        Args:
+            bad: file and reason of each.
+        """
+        self.bad_samples.unlink(missing_ok=True)
+        if bad:
+            with atomic(self.bad_samples) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file).writerows([("file", "reason"), *bad])
+            log.warning("%d samples cannot be read, see %s", len(bad), self.bad_samples)
+
+    def encoder(self, modality: str) -> Path:
+        """The trained encoder of one sensor."""
+        return self.path / "encoders" / f"{modality}.safetensors"
+
+    def saved_encoders(self) -> list[Path]:
+        """Files of encoders, by the name of their sensor."""
+        return sorted((self.path / "encoders").glob("*.safetensors"))
+
+    def saved_checkpoints(self) -> list[Path]:
+        """Checkpoints from the newest to the oldest, by the step in their name."""
+        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder that was asked for, where it is not there yet.
+
+    Args:
+        path: of it.
+        key: the option that asked for it, as "--run".
+
+    Raises:
+        ConfigError: naming both and the reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key} {path}: cannot be made ({error.strerror})") from error
+
+
+@contextmanager
+def writing(path: Path, key: str = "--out") -> Iterator[None]:
+    """Around what writes: tells in one line why it cannot.
+
+    Args:
+        path: what was asked for, file or folder.
+        key: the option that asked for it.
+
+    Raises:
+        ConfigError: naming both and the reason.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+        raise ConfigError(f"{key} {path}: cannot be written ({reason}); choose another") from error
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary name, renames it at the end.
+
+    Args:
+        path: the final name; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut can leave the new name on empty blocks
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> Path:
+    """Write values as JSON, whole or not at all.
+
+    Args:
+        path: of the file; its folder is made.
+        values: of what JSON holds.
+
+    Returns:
+        The path.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+    return path
