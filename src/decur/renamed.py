@@ -1,0 +1,56 @@
+"""Modules of version 0.1 that have moved: scripts that import them by the old name still work."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# The old name of a module to the new one, or to the new place of each of its names.
+MOVED: dict[str, str | dict[str, str]] = {
+    "decur.checkpoint": {
+        "RunFolder": "decur.runs:RunFolder",
+        "load_encoder": "decur.encoders.files:load_encoder",
+        "save_encoder": "decur.encoders.files:save_encoder",
+    },
+    "decur.data.gaussian": "decur.data.generated.gaussian",
+    "decur.data.synthetic": "decur.data.generated.scenes",
+    "decur.data.trifeature": "decur.data.generated.trifeature",
+    "decur.data.packing": "decur.data.packed",
+}
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Find a module of `MOVED` that the rest of Python does not find."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The specification of a module that has moved; None for every other."""
+        return ModuleSpec(name, self) if name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Let a module look up its names where they are now."""
+        old = module.__name__
+        now = MOVED[old]
+        warnings.warn(f"{old} has moved; see decur.renamed", DeprecationWarning, stacklevel=2)
+
+        def look_up(name: str) -> Any:
+            place = f"{now}:{name}" if isinstance(now, str) else now.get(name, ":")
+            home, _, there = place.partition(":")
+            if not home or (isinstance(now, str) and name.startswith("__")):
+                raise AttributeError(f"module {old!r} has no attribute {name!r}")
+            return getattr(import_module(home), there)
+
+        module.__dict__["__getattr__"] = look_up
+
+
+def install() -> None:
+    """Make the old names importable."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
