@@ -48,8 +48,15 @@ def rows(present, *names):
     return keep
 
 
-def pairs(embeddings, present):
-    """Key, za, zb: first views of each two modalities, or the two views of a single one."""
+def pairs(embeddings, present, intra=False):
+    """Key, za, zb: first views of each two modalities, or the two views of a single one.
+
+    With `intra`, also the two views of each.
+    """
+    if intra and len(embeddings) > 1:
+        for name, (a, b) in embeddings.items():
+            keep = rows(present, name)
+            yield name, a[keep], b[keep]
     if len(embeddings) == 1:
         ((name, (a, b)),) = embeddings.items()
         keep = rows(present, name)
@@ -109,25 +116,29 @@ def barlow_twins(embeddings, present=None, *, dim, lambda_=0.0051):
     }
 
 
-def vicreg(embeddings, present=None, *, dim, invariance=25, variance=25, covariance=1):
+def vicreg(embeddings, present=None, *, dim, invariance=25, variance=25, covariance=1, intra=False):
     """Bardes et al. 2021, Eq. 1 to 6, with the halves of its reference implementation."""
     terms = {}
 
     def add(key, value):
         terms[key] = terms.get(key, 0) + value
 
-    for key, za, zb in pairs(embeddings, present):
+    for key, za, zb in pairs(embeddings, present, intra):
         add(f"invariance/{key}", invariance * (za - zb).square().mean())
     single = len(embeddings) == 1
     for name, views in embeddings.items():
         partners = 1 if single else len(embeddings) - 1
-        for z in views if single else views[:1]:
+        for z, times in zip(
+            views, (partners + (intra and not single), single or intra), strict=True
+        ):
+            if not times:
+                continue
             z = z[rows(present, name)]
             std = (z.var(0) + 1e-4).sqrt()
             c = torch.cov(z.T)
             off = c - c.diagonal().diag()
-            add(f"variance/{name}", partners * variance * (1 - std).clamp_min(0).mean() / 2)
-            add(f"covariance/{name}", partners * covariance * off.square().sum() / dim)
+            add(f"variance/{name}", times * variance * (1 - std).clamp_min(0).mean() / 2)
+            add(f"covariance/{name}", times * covariance * off.square().sum() / dim)
     return terms
 
 
@@ -135,10 +146,10 @@ def unit(z):
     return z / z.norm(dim=1, keepdim=True)
 
 
-def simclr(embeddings, present=None, *, dim, temperature=0.5):
+def simclr(embeddings, present=None, *, dim, temperature=0.5, intra=False):
     """Chen et al. 2020, Eq. 1, one anchor at a time."""
     terms = {}
-    for key, za, zb in pairs(embeddings, present):
+    for key, za, zb in pairs(embeddings, present, intra):
         z, n = torch.cat([unit(za), unit(zb)]), len(za)
         losses = []
         for i in range(2 * n):
@@ -151,10 +162,10 @@ def simclr(embeddings, present=None, *, dim, temperature=0.5):
     return terms
 
 
-def clip(embeddings, present=None, *, dim, temperature=0.07):
+def clip(embeddings, present=None, *, dim, temperature=0.07, intra=False):
     """Radford et al. 2021, Fig. 3."""
     terms = {}
-    for key, za, zb in pairs(embeddings, present):
+    for key, za, zb in pairs(embeddings, present, intra):
         p = (unit(za) @ unit(zb).T / temperature).exp()
         forth, back = (p / p.sum(axis, keepdim=True) for axis in (1, 0))
         terms[f"infonce/{key}"] = -(forth.diagonal().log() + back.diagonal().log()).mean() / 2

@@ -50,6 +50,15 @@ def test_agrees_with_the_equations(method, names, shape, absent):
     agree(method, *draw(*SHAPES[shape], names=names, absent=absent))
 
 
+@pytest.mark.parametrize("absent", [0, 0.3])
+@pytest.mark.parametrize("names", [["s1", "s2"], ["s1", "s2", "dem"], ["s1"]])
+@pytest.mark.parametrize("name", ["simclr", "clip", "vicreg"])
+def test_contrast_also_within_each_modality(name, names, absent):
+    if len(names) < OBJECTIVES[name].least_modalities:
+        pytest.skip("needs two modalities")
+    agree(name, *draw(12, 40, names=names, absent=absent), intra=True)
+
+
 @pytest.mark.parametrize("gram", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("absent", [0, 0.3])

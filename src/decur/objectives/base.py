@@ -122,3 +122,17 @@ def cross_pairs(names: list[str]) -> dict[str, tuple[Operand, Operand]]:
     if len(names) == 1:
         return {names[0]: ((names[0], 0), (names[0], 1))}
     return {f"{a}-{b}": ((a, 0), (b, 0)) for a, b in combinations(names, 2)}
+
+
+def compared_pairs(names: list[str], intra: bool) -> dict[str, tuple[Operand, Operand]]:
+    """What a method compares that may also train within each modality.
+
+    Args:
+        names: the modalities.
+        intra: also compare the two views of each modality.
+
+    Returns:
+        The pairs of `cross_pairs` and, with `intra`, `{"s1": (("s1", 0), ("s1", 1)), ...}`.
+    """
+    within = {name: ((name, 0), (name, 1)) for name in names} if intra else {}
+    return {**cross_pairs(names), **within}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, cross_pairs
+from decur.objectives.base import Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand
 
 LARGEST_SCALE = 100.0  # Radford et al. 2021, section 2.5
@@ -22,12 +22,16 @@ class CLIP(Objective):
     among the N of the other. Unlike in `SimCLR`, the negatives come from the other modality only
     (N - 1 of them), and the temperature is learned, one for all pairs. Needs two modalities.
 
-    Terms: "infonce/A-B", the mean of both directions, summed over pairs.
+    With `intra`, the two views of each modality are contrasted in the same way, at the same
+    temperature.
+
+    Terms: "infonce/A-B" and, with `intra`, "infonce/A", each the mean of both directions.
 
     Args:
         dim: width of the embeddings, K.
         temperature: with which training starts. The parameter `log_scale` is the logarithm of its
             inverse, which never exceeds 100.
+        intra: contrast the two views of each modality, too.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -38,13 +42,14 @@ class CLIP(Objective):
     )
     least_modalities = 2
 
-    def __init__(self, dim: int = 8192, temperature: float = 0.07) -> None:
+    def __init__(self, dim: int = 8192, temperature: float = 0.07, intra: bool = False) -> None:
         super().__init__(dim)
         if not temperature >= 1 / LARGEST_SCALE:
             raise ConfigError(
                 f"temperature must be at least {1 / LARGEST_SCALE}, where CLIP clamps it; "
                 f"is {temperature}"
             )
+        self.intra = intra
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
@@ -53,7 +58,7 @@ class CLIP(Objective):
             self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
         return {
             f"infonce/{pair}": self._contrast(batch, *operands)
-            for pair, operands in cross_pairs(batch.names).items()
+            for pair, operands in compared_pairs(batch.names, self.intra).items()
         }
 
     def _contrast(self, batch: GlobalBatch, a: Operand, b: Operand) -> Tensor:

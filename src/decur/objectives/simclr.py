@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, cross_pairs
+from decur.objectives.base import Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand
 
 
@@ -19,11 +19,16 @@ class SimCLR(Objective):
     negatives come from both modalities, its own included (2N - 2 of them), and the temperature is
     fixed. With one modality, the pair is its two views, which is the original method.
 
-    Terms: "infonce/A-B", the mean over the 2N anchors, summed over pairs.
+    With `intra`, the two views of each modality are contrasted as well: cross + self InfoNCE, the
+    strong simple rival of methods that separate what is shared from what is not (Dufumier et al.
+    2025, CoMM, compare with it on Trifeature).
+
+    Terms: "infonce/A-B" and, with `intra`, "infonce/A", each the mean over its 2N anchors.
 
     Args:
         dim: width of the embeddings, K.
         temperature: by which cosine similarities are divided.
+        intra: contrast the two views of each modality, too.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -33,17 +38,18 @@ class SimCLR(Objective):
         "SimCLR takes its negatives from the whole batch, and small batches hold fewer of them"
     )
 
-    def __init__(self, dim: int = 8192, temperature: float = 0.5) -> None:
+    def __init__(self, dim: int = 8192, temperature: float = 0.5, intra: bool = False) -> None:
         super().__init__(dim)
         if not temperature > 0:
             raise ConfigError(f"temperature must be above 0; is {temperature}")
         self.temperature = temperature
+        self.intra = intra
 
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """See `Objective.terms`."""
         return {
             f"infonce/{pair}": self._contrast(batch, *operands)
-            for pair, operands in cross_pairs(batch.names).items()
+            for pair, operands in compared_pairs(batch.names, self.intra).items()
         }
 
     def _contrast(self, batch: GlobalBatch, a: Operand, b: Operand) -> Tensor:

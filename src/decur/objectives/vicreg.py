@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, cross_pairs
+from decur.objectives.base import Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand, Selection
 from decur.objectives.redundancy import Grams
 
@@ -23,13 +25,14 @@ class VICReg(Objective):
 
     With two or more modalities the pairs are the first views of each two; with one, its two views,
     which is the original method, and the terms "variance/A" and "covariance/A" are the sums of
-    those of both views.
+    those of both views. With `intra`, the two views of each modality are one more pair.
 
     Args:
         dim: width of the embeddings, K.
         invariance: weight.
         variance: weight.
         covariance: weight.
+        intra: compare the two views of each modality, too.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -46,6 +49,7 @@ class VICReg(Objective):
         invariance: float = 25.0,
         variance: float = 25.0,
         covariance: float = 1.0,
+        intra: bool = False,
     ) -> None:
         super().__init__(dim)
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
@@ -53,21 +57,26 @@ class VICReg(Objective):
             if not weight >= 0:
                 raise ConfigError(f"{name} is a weight, at least 0; is {weight}")
         self.weights = weights
+        self.intra = intra
 
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """See `Objective.terms`."""
+        pairs = compared_pairs(batch.names, self.intra)
         terms = {
             f"invariance/{pair}": self._invariance(batch, *operands)
-            for pair, operands in cross_pairs(batch.names).items()
+            for pair, operands in pairs.items()
         }
-        views = range(2) if len(batch.names) == 1 else range(1)
-        repeats = max(len(batch.names) - 1, 1)  # in how many pairs a modality is
+        counts = Counter(operand for operands in pairs.values() for operand in operands)
         for name in batch.names:
             samples = batch.samples(name)
-            each = [self._spread(batch, (name, view), samples) for view in views]
+            each = [
+                counts[operand] * self._spread(batch, operand, samples)
+                for operand in ((name, 0), (name, 1))
+                if operand in counts
+            ]
             variance, covariance = torch.stack(each).sum(0)
-            terms[f"variance/{name}"] = repeats * self.weights["variance"] * variance
-            terms[f"covariance/{name}"] = repeats * self.weights["covariance"] * covariance
+            terms[f"variance/{name}"] = self.weights["variance"] * variance
+            terms[f"covariance/{name}"] = self.weights["covariance"] * covariance
         return terms
 
     def _invariance(self, batch: GlobalBatch, a: Operand, b: Operand) -> Tensor:
