@@ -1,0 +1,167 @@
+"""Things that are found by name: objectives, encoders, attentions, analyses, tasks, data sets."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Generic, TypeVar, cast
+
+from decur.errors import ConfigError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+# Modules of one's own that register something, separated by commas. The `decur` command imports
+# them; a script imports them itself.
+ENVIRONMENT = "DECUR_IMPORT"
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
+
+
+class Registry(Generic[T]):
+    """Items of one kind by name.
+
+    Each item registers itself where it is defined, so that adding one means adding one file:
+
+        @OBJECTIVES.register("DeCUR")
+        class DeCUR(Objective): ...
+
+    The modules of the package are imported when a name is first asked for that is not known yet,
+    not before. Modules whose names begin with "command_" hold commands and are left out.
+
+    Args:
+        kind: what an item is, for messages ("objective").
+        package: name of the package whose modules, and those of the packages within it, register
+            items ("decur.objectives").
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._items: dict[str, T] = {}
+        self._complete = False
+
+    def register(self, name: str) -> Callable[[Item], Item]:
+        """Return a decorator that registers a class, function or object under a name.
+
+        Raises:
+            ConfigError: when the decorator is applied, if another item has the name.
+        """
+
+        def add(item: Item) -> Item:
+            known = self._items.get(name)
+            if known is not None and _origin(known) != _origin(item):
+                raise ConfigError(
+                    f"two items are registered as {self.kind} {name!r}; give one another name"
+                )
+            self._items[name] = cast(T, item)
+            return item
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return the names of all items, sorted."""
+        self._import_all()
+        return sorted(self._items)
+
+    def get(self, name: str, key: str = "") -> T:
+        """Return an item.
+
+        Args:
+            name: the name that it is registered under, or where it is defined, as
+                "package.module:attribute" or "package.module.attribute".
+            key: of the configuration that the name was given for, for messages.
+
+        Raises:
+            ConfigError: if there is no such item; it names the nearest ones.
+        """
+        if name not in self._items:
+            self._import_all()
+        if name in self._items:
+            return self._items[name]
+        where = f"{key}: " if key else ""
+        if is_reference(name):
+            return cast(T, find_object(name, f"{where}{self.kind} {name!r}"))
+        close = difflib.get_close_matches(name, self._items, n=3)
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"choose from {', '.join(self.names())}"
+        )
+        raise ConfigError(f"{where}no {self.kind} {name!r}; {hint}")
+
+    def _import_all(self) -> None:
+        if self._complete:
+            return
+        self._complete = True  # before importing: a module may ask for names of others
+        try:
+            import_own_modules()
+            _import_modules(self.package)
+        except BaseException:
+            self._complete = False
+            raise
+
+
+def is_reference(name: str) -> bool:
+    """Whether a name has the form "package.module:attribute" or "package.module.attribute"."""
+    return _REFERENCE.fullmatch(name) is not None
+
+
+def find_object(reference: str, where: str) -> Any:
+    """Import what "package.module:attribute" or "package.module.attribute" stands for.
+
+    Args:
+        reference: of one of these two forms.
+        where: what it was given for, at the beginning of an error's message.
+
+    Raises:
+        ConfigError: if the module cannot be imported, or has no such attribute.
+    """
+    module, _, attribute = reference.replace(":", ".").rpartition(".")
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{where}: module {module!r} cannot be imported ({error}); see that its folder is on "
+            "PYTHONPATH"
+        ) from error
+    if not hasattr(found, attribute):
+        raise ConfigError(f"{where}: module {module!r} has no {attribute!r}")
+    return getattr(found, attribute)
+
+
+def import_own_modules() -> None:
+    """Import the modules of one's own that the environment variable `DECUR_IMPORT` lists.
+
+    Raises:
+        ConfigError: naming the one that cannot be imported.
+    """
+    for name in filter(None, os.environ.get(ENVIRONMENT, "").split(",")):
+        try:
+            import_module(name.strip())
+        except ImportError as error:
+            raise ConfigError(
+                f"{ENVIRONMENT}: module {name.strip()!r} cannot be imported ({error}); see that "
+                "its folder is on PYTHONPATH"
+            ) from error
+
+
+def _import_modules(package: str) -> None:
+    """Import all modules of a package, and of the packages within it, but commands."""
+    for module in iter_modules(import_module(package).__path__):
+        name = f"{package}.{module.name}"
+        if module.name.startswith("command_"):
+            continue
+        if module.ispkg:
+            _import_modules(name)
+        else:
+            import_module(name)
+
+
+def _origin(item: object) -> object:
+    """Tell where an item is defined; a class that is imported anew is no other class."""
+    name = getattr(item, "__qualname__", None)
+    return item if name is None else (getattr(item, "__module__", None), name)
