@@ -53,14 +53,14 @@ def test_an_item_is_found_where_it_is_defined(package, separator):
 def test_a_wrong_name_is_refused_with_a_hint(package, name, message):
     with pytest.raises(ConfigError, match=message):
         __import__(package).SHAPES.get(name)
-    with pytest.raises(ConfigError, match="^size.shape: "):
+    with pytest.raises(ConfigError, match=r"^size\.shape: "):
         __import__(package).SHAPES.get(name, key="size.shape")
 
 
 def test_two_items_of_one_name_are_refused(package):
     shapes = __import__(package).SHAPES
     shapes.names()
-    with pytest.raises(ConfigError, match="two items .* 'circle'"):
+    with pytest.raises(ConfigError, match=r"two items .* 'circle'"):
 
         @shapes.register("circle")
         def other() -> None: ...
