@@ -1,5 +1,7 @@
 """What can go wrong through no fault of the code: each ends in one clear line and an exit code."""
 
+import signal
+
 
 class DecurError(Exception):
     """A problem a person can mend. The message names the file or key, and the remedy."""
@@ -42,6 +44,18 @@ class DivergedError(DecurError):
     """Training that went wrong numerically: a non-finite loss or collapsed embeddings."""
 
     exit_code = 3
+
+
+class Interrupted(Exception):  # no error: the run was asked to stop, and saved itself
+    """A run that was told to stop by a signal, after it has saved its state.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 def require(condition: bool, message: str) -> None:

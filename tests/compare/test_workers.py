@@ -15,8 +15,7 @@ from decur.compare.command_compare import build_parser
 from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan
 from decur.compare.run import _devices
 from decur.compare.workers import Workers, is_done, seconds
-from decur.errors import DataError
-from decur.pretrain.saving import Interrupted
+from decur.errors import DataError, Interrupted
 
 KILLED = "its process was killed, perhaps for want of memory"
 

@@ -22,9 +22,8 @@ from typing import Any
 from filelock import FileLock
 
 from decur.compare.plan import Cell
-from decur.errors import DecurError
+from decur.errors import DecurError, Interrupted
 from decur.pretrain.command_pretrain import main as pretrain
-from decur.pretrain.saving import Interrupted
 from decur.runs import RunFolder, atomic, write_json
 from decur.transfer.command_transfer import main as transfer
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from decur.errors import DataError
+from decur.errors import DataError, Interrupted
 from decur.pretrain.data import ResumableLoader
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import CheckpointSettings
@@ -22,14 +22,6 @@ from decur.runs import RunFolder, atomic
 
 log = logging.getLogger(__name__)
 AGREE_EVERY = 10  # steps between two agreements of several processes to save
-
-
-class Interrupted(Exception):  # no error: the run was asked to stop, and saved itself
-    """A run that was told to stop by a signal, after it has saved its state."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
