@@ -62,6 +62,18 @@ def test_a_section_replaces_its_like_and_no_other(tmp_path):
     assert _of(run).ids == ["my-demo", "demo"] and "old" not in run.report.read_text()
 
 
+def test_sections_that_version_0_1_wrote_are_kept(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    (run.path / "report").mkdir(parents=True)
+    old = "<section><h2>R&amp;D &lt;i&gt;</h2>\n<p>&quot;old&quot; &#x27;text&#x27;</p>\n</section>\n"
+    (run.path / "report" / "10-pretrain.html").write_text(old)
+    report.add_section(run, 30, "transfer", "new", "")
+    page = _of(run)
+    assert page.ids == ["pretrain", "transfer"] and page.links == ["#pretrain", "#transfer"]
+    assert ("h2", "R&D <i>") in page.text and ("a", "R&D <i>") in page.text
+    assert ("p", "\"old\" 'text'") in page.text
+
+
 def test_numbers_stand_to_the_right_and_text_to_the_left():
     head = ["name", "share", "count", "spread", "what it is"]
     rows = [

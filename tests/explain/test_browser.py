@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from decur.encoders import Projector, build_encoder
 from decur.errors import ConfigError
@@ -63,7 +64,7 @@ def test_cards_hold_small_pictures_and_escaped_names(tiny_checkpoint, tiny_loade
     arrays = browser(tiny_checkpoint(), loader, shown=5)
     page = findings(arrays)
     assert page.count('<details class="card">') == 5 and "<i>" not in page
-    assert "&lt;i&gt;&amp;&quot;&#x27;" in page
+    assert str(escape(loader.data.ids[0])) in page
     pictures = re.findall(r'src="([^"]*)"', page)
     assert all(src.startswith("data:image/jpeg;base64,") for src in pictures)
     # two sensors of a card: twice its picture, two maps, four neighbours in each of two

@@ -1,0 +1,70 @@
+"""The page of a run: one HTML file with its style and pictures inside, made of sections.
+
+A section lives as a fragment in `report/` of the run's folder. The page is put together from all
+fragments whenever one changes, so that it can be mailed or opened from disk.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from markupsafe import Markup
+
+from decur.report.templates import environment
+from decur.runs import RunFolder, atomic
+
+
+def add_section(run: RunFolder, order: int, name: str, title: str, body: str) -> None:
+    """Write or replace a section, and put the page together anew.
+
+    Args:
+        run: the run's folder.
+        order: sections are sorted by it.
+        name: of the section; one of this name is replaced.
+        title: its heading, plain text.
+        body: HTML, as the functions of `decur.report.parts` give it.
+    """
+    folder = run.path / "report"
+    for old in _fragments(folder):
+        if _name(old) == name:
+            old.unlink()
+    fragment = environment().get_template("section.html").render(title=title, body=body)
+    _write(folder / f"{order:02d}-{name}.html", fragment)
+    _write(run.report, _page(run.path.resolve().name, _fragments(folder)))
+
+
+def _page(heading: str, fragments: list[Path]) -> str:
+    """The whole page: a heading, a list of contents where there are several sections, these."""
+    contents, sections = [], []
+    for path in fragments:
+        anchor, text = _name(path), path.read_text()
+        if title := re.search(r"<h2>(.*?)</h2>", text, re.DOTALL):
+            contents.append((anchor, title[1]))
+        heading_with_anchor = Markup('<h2 id="{}">').format(anchor)
+        sections.append(text.replace("<h2>", heading_with_anchor, 1))
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            heading=heading,
+            contents=contents,
+            sections=sections,
+            zooms=any('class="zoom"' in section for section in sections),
+        )
+    )
+
+
+def _fragments(folder: Path) -> list[Path]:
+    """The fragments of a folder in the order of their sections."""
+    found = [path for path in folder.glob("*.html") if re.fullmatch(r"\d+-.+\.html", path.name)]
+    return sorted(found, key=lambda path: (int(path.name.split("-")[0]), path.name))
+
+
+def _name(fragment: Path) -> str:
+    return fragment.name.removesuffix(".html").split("-", 1)[1]
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text)
