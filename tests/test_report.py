@@ -65,7 +65,9 @@ def test_a_section_replaces_its_like_and_no_other(tmp_path):
 def test_sections_that_version_0_1_wrote_are_kept(tmp_path):
     run = RunFolder(tmp_path / "run")
     (run.path / "report").mkdir(parents=True)
-    old = "<section><h2>R&amp;D &lt;i&gt;</h2>\n<p>&quot;old&quot; &#x27;text&#x27;</p>\n</section>\n"
+    old = (
+        "<section><h2>R&amp;D &lt;i&gt;</h2>\n<p>&quot;old&quot; &#x27;text&#x27;</p>\n</section>\n"
+    )
     (run.path / "report" / "10-pretrain.html").write_text(old)
     report.add_section(run, 30, "transfer", "new", "")
     page = _of(run)
