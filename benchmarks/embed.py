@@ -33,7 +33,7 @@ from decur.data import LoaderSettings, PairedDataset, Sample
 from decur.embed.model import EmbeddingModel
 from decur.embed.parts import PartData, PartWriter, schema
 from decur.encoders import Encoder, build_encoder
-from decur.pretrain.engine import quiet_lightning
+from decur.pretrain.trainer import quiet_lightning
 
 BANDS = {"s1": 2, "s2": 13}
 

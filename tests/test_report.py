@@ -112,3 +112,19 @@ def test_it_has_colours_by_day_and_night(tmp_path, scheme):
     page = run.report.read_text()
     assert scheme in page and 'name="viewport"' in page
     assert "http" not in page and "url(" not in page and "@import" not in page
+
+
+def test_a_report_escapes_and_keeps_its_sections_in_order(tmp_path):
+    run = RunFolder(tmp_path / "a<b & 'c'")
+    nasty = "<script>&\"'"
+    report.add_section(run, 20, "late", nasty, report.table(["x", nasty], [[nasty, 1.23456]]))
+    report.add_section(
+        run, 10, "early", "first", report.paragraph(nasty) + report.details(nasty, nasty)
+    )
+    report.add_section(run, 20, "late", "second", report.paragraph("replaced"))
+    page = run.report.read_text()
+    assert "<script" not in page and "a&lt;b &amp; &#39;c&#39;" in page
+    assert page.index("first") < page.index("second") and page.count("<section>") == 2
+    picture = tmp_path / "p.png"
+    picture.write_bytes(b"\x89PNG")
+    assert "iVBORw" not in page and nasty not in report.figure(picture, nasty)

@@ -22,6 +22,9 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.data.synthetic": "decur.data.generated.scenes",
     "decur.data.trifeature": "decur.data.generated.trifeature",
     "decur.data.packing": "decur.data.packed",
+    "decur.pretrain.batchnorm": "decur.pretrain.distributed",
+    "decur.pretrain.engine": "decur.pretrain.trainer",
+    "decur.pretrain.sharding": "decur.pretrain.distributed",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,30 @@ class RunFolder:
     def saved_checkpoints(self) -> list[Path]:
         """Checkpoints from the newest to the oldest, by the step in their name."""
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
+
+    def newest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint that can be read; a damaged one is passed over, and logged.
+
+        Raises:
+            DataError: if there are checkpoints and none can be read.
+        """
+        import torch
+
+        saved = self.saved_checkpoints()
+        for path in saved:
+            try:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # torch raises many kinds for damaged files
+                reason = " ".join(str(error).split())[:120]
+                log.warning("%s is damaged (%s); going back to the one before", path, reason)
+            else:
+                return path
+        if saved:
+            raise DataError(
+                f"{self.checkpoints}: none of the {len(saved)} checkpoints can be read; "
+                "start anew with --overwrite"
+            )
+        return None
 
 
 def make_folder(path: Path, key: str) -> None:

@@ -9,7 +9,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from decur.bench.traffic import traffic
 from decur.objectives import list_objectives
-from decur.pretrain.sharding import Sharded
+from decur.pretrain.distributed import Sharded
 
 
 def with_holes(objective, encoder, world):

@@ -18,11 +18,10 @@ from decur.encoders import EncoderSettings
 from decur.errors import BadSampleError
 from decur.objectives import list_objectives
 from decur.pretrain import Pretrainer
-from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.data import PairedData
-from decur.pretrain.engine import quiet_lightning
+from decur.pretrain.distributed import SyncBatchNorms, gather
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
-from decur.pretrain.sharding import gather
+from decur.pretrain.trainer import quiet_lightning
 
 SIZE, BATCH, PER_EPOCH = 32, 16, 10
 DIM = 24

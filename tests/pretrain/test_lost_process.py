@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from decur.errors import ProcessLostError
-from decur.pretrain.processes import reporting_lost_processes
+from decur.pretrain.distributed import reporting_lost_processes
 
 PAIR = ("--trainer.devices=2", "--trainer.accelerator=cpu", "--checkpoint.every_minutes=0")
 # LARS: AdamW makes whole steps of gradients that are zero but for rounding

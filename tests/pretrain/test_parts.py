@@ -14,12 +14,12 @@ from decur.encoders import build_encoder
 from decur.errors import ConfigError, DataError, DivergedError
 from decur.pretrain.callbacks import BadSamples
 from decur.pretrain.data import EpochBatches, ResumableLoader
-from decur.pretrain.engine import make_engine
-from decur.pretrain.meter import Meter
+from decur.pretrain.metrics import Meter
 from decur.pretrain.monitors import Encoded, ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
 from decur.pretrain.probe import probe
 from decur.pretrain.settings import OptimizerSettings
+from decur.pretrain.trainer import make_engine
 from decur.runs import RunFolder
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing, nn
 
 from decur.objectives import list_objectives
-from decur.pretrain.batchnorm import SyncBatchNorms, finite_statistics
+from decur.pretrain.distributed import SyncBatchNorms, finite_statistics
 
 COUNTS = [(4, 4), (7, 0)]  # samples of each process
 

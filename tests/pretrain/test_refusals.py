@@ -13,7 +13,7 @@ from decur.encoders import Projector, TimmEncoder
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
 from decur.pretrain import run
-from decur.pretrain.opening import open_run
+from decur.pretrain.state import open_run
 
 SMALL = [
     *("--encoder.name=test_resnet", "--projector.width=16", "--views.size=24"),

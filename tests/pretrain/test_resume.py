@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from decur.cli import main
 from decur.errors import DataError
 from decur.pretrain.command_pretrain import main as pretrain
-from decur.pretrain.saving import newest_checkpoint
 from decur.runs import RunFolder, atomic
 
 OFTEN = ("--checkpoint.every_minutes=0", "--trainer.max_epochs=4")  # after each of 12 steps
@@ -119,7 +118,7 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path):
     folder.checkpoints.mkdir()
     (folder.checkpoints / "step-000000001.ckpt").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match="--overwrite"):
-        newest_checkpoint(folder)
+        folder.newest_checkpoint()
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_the_run(tiny, monkeypatch, caplog):
@@ -132,13 +131,13 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_the_run(tiny, monkeypatch, cap
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(thing, path, *rest)
 
-    monkeypatch.setattr("decur.pretrain.saving.torch.save", save)
+    monkeypatch.setattr("decur.pretrain.state.torch.save", save)
     with caplog.at_level(logging.WARNING):
         folder = tiny("--trainer.max_epochs=3")
     assert "No space left" in caplog.text
     steps = [path.name for path in sorted((folder / "checkpoints").iterdir())]
     assert steps == ["step-000000003.ckpt", "step-000000009.ckpt"]
-    assert newest_checkpoint(RunFolder(folder)).name == steps[-1]
+    assert RunFolder(folder).newest_checkpoint().name == steps[-1]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -21,7 +21,7 @@ from decur.errors import DivergedError
 from decur.objectives import list_objectives
 from decur.pretrain import Pretrainer
 from decur.pretrain.compiling import PAYS_AFTER, pays
-from decur.pretrain.divergence import Divergence
+from decur.pretrain.metrics import Divergence
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 

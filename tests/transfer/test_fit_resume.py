@@ -218,8 +218,8 @@ def test_a_state_that_cannot_be_read_is_discarded(transferred, stopped, steps, c
 def test_only_a_long_training_is_saved(transferred, monkeypatch):
     steps, real = [], resume.ResumableTraining.save
 
-    def save(self, trainer, module):
-        real(self, trainer, module)
+    def save(self, trainer):
+        real(self, trainer)
         steps.append(trainer.global_step)
         assert saved(self.run.path.parent) == [f"step-{trainer.global_step:09d}.ckpt"]  # only one
 

@@ -30,8 +30,8 @@ from decur.data import LoaderSettings, PairedDataset
 from decur.encoders import EncoderSettings
 from decur.objectives import Objective
 from decur.pretrain.compiling import Compile
-from decur.pretrain.engine import quiet_lightning, refuse_accumulation, seed_everything
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
+from decur.pretrain.trainer import quiet_lightning, refuse_accumulation, seed_everything
 
 ARITHMETIC = ("encoders", "projectors", "backward")
 WORLDS = (2, 8, 64)  # numbers of processes that traffic is counted for

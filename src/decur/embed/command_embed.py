@@ -19,7 +19,7 @@ from decur.embed.embedding import Embedded, embed, read_header
 from decur.embed.neighbors import Hits, Part, Vectors, choose, default_part, nearest, read_vectors
 from decur.embed.neighbors import recall as share
 from decur.errors import ConfigError
-from decur.pretrain.engine import FIXED
+from decur.pretrain.trainer import FIXED
 from decur.runs import atomic, writing
 
 _ROWS = 6  # queries of a picture, where all are asked for

@@ -20,7 +20,7 @@ from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parts import PartData, PartWriter, bad_of, open_part, part_file, schema
 from decur.encoders import EncoderSettings
 from decur.errors import ConfigError, DataError
-from decur.pretrain.engine import quiet_lightning
+from decur.pretrain.trainer import quiet_lightning
 from decur.progress import progress_bar
 from decur.runs import RunFolder, write_json
 from decur.transfer.sources import MissingBands

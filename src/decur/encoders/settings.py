@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from decur.encoders.backbone import build_encoder
-from decur.encoders.base import Encoder
-from decur.encoders.checkpointing import checkpoint_activations
 from decur.errors import require
 from decur.modality import Modality
+
+if TYPE_CHECKING:
+    from decur.encoders.base import Encoder
 
 
 @dataclass
@@ -33,11 +33,14 @@ class EncoderSettings:
     checkpointing: bool = False
 
     def build(self, name: str, modality: Modality) -> Encoder:
-        """The encoder for one modality.
+        """Return the encoder of one modality.
 
         Raises:
             ConfigError: naming what there is not.
         """
+        from decur.encoders.backbone import build_encoder  # timm takes seconds to import
+        from decur.encoders.checkpointing import checkpoint_activations
+
         options: dict[str, Any] = {"pretrained": self.pretrained}
         options |= {"attention": self.attention} if self.attention else {}
         for key in self.options:

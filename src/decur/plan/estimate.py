@@ -31,18 +31,18 @@ from decur.plan.reading import LEAST, Reading, measure_reading
 from decur.plan.result import ROOM, Plan, Share
 from decur.pretrain import Pretrainer
 from decur.pretrain.compiling import Compile, pays
-from decur.pretrain.engine import (
-    limited,
-    quiet_lightning,
-    refuse_accumulation,
-    refuse_endless,
-    seed_everything,
-)
 from decur.pretrain.settings import (
     MonitorSettings,
     OptimizerSettings,
     ProjectorSettings,
     ViewSettings,
+)
+from decur.pretrain.trainer import (
+    limited,
+    quiet_lightning,
+    refuse_accumulation,
+    refuse_endless,
+    seed_everything,
 )
 
 _AHEAD = 2  # batches that each worker has ready (PyTorch's prefetch_factor)

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from decur.config import Parser, flatten
 from decur.errors import ConfigError
-from decur.pretrain.engine import FIXED
 from decur.pretrain.run import Pretrained, pretrain
+from decur.pretrain.trainer import FIXED
 from decur.runs import RunFolder
 
 _DEFAULTS = {

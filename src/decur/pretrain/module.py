@@ -23,16 +23,19 @@ from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment, spread
-from decur.pretrain.absent import nothing, stand_ins
-from decur.pretrain.batchnorm import finite_statistics
 from decur.pretrain.compiling import Compile, Networks, pays
 from decur.pretrain.data import PairedData
-from decur.pretrain.divergence import Divergence
-from decur.pretrain.engine import limited, refuse_endless
-from decur.pretrain.meter import Meter
+from decur.pretrain.distributed import (
+    average_gradients,
+    finite_statistics,
+    nothing,
+    shard,
+    stand_ins,
+)
+from decur.pretrain.metrics import Divergence, Meter
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
-from decur.pretrain.sharding import average_gradients, shard
+from decur.pretrain.trainer import limited, refuse_endless
 from decur.views import Views, sample_seeds
 
 
@@ -336,7 +339,9 @@ class Pretrainer(L.LightningModule):
             average_gradients(self.objective)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know of."""
+        """Add what Lightning does not know of, and never keep what a wrong step has left."""
+        self.check_finite()
+        self.check_weights()
         checkpoint["decur"] = {
             "meter": self.meter.whole(),
             "modalities": {name: m.to_dict() for name, m in self.modalities.items()},

@@ -16,7 +16,6 @@ from decur.config import Parser
 from decur.encoders import Encoder, Projector, load_encoder
 from decur.errors import ConfigError, DataError
 from decur.objectives import Objective
-from decur.pretrain.saving import newest_checkpoint
 from decur.pretrain.settings import ProjectorSettings
 from decur.runs import RunFolder
 
@@ -55,7 +54,7 @@ def restore(folder: str | Path) -> Restored:
             f"{run.path}: holds no encoders/*.safetensors; give a finished run's folder"
         )
     settings, spec = _configuration(run.config)
-    checkpoint = newest_checkpoint(run)
+    checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         raise DataError(
             f"{run.checkpoints}: holds no checkpoint, and only there are the projectors; keep the "

@@ -17,7 +17,6 @@ from decur.data.selection import select
 from decur.encoders import EncoderSettings, save_encoder
 from decur.objectives import Objective
 from decur.pretrain import figures
-from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import (
     BadSamples,
     EpochLog,
@@ -26,20 +25,15 @@ from decur.pretrain.callbacks import (
 )
 from decur.pretrain.compiling import Compile
 from decur.pretrain.data import EpochBatches, PairedData
-from decur.pretrain.engine import (
-    limited,
-    make_engine,
-    quiet_lightning,
-    refuse_accumulation,
-    refuse_endless,
-    seed_everything,
+from decur.pretrain.distributed import (
+    Sharded,
+    SyncBatchNorms,
+    gather,
+    reporting_lost_processes,
 )
 from decur.pretrain.module import Pretrainer
-from decur.pretrain.opening import open_run
 from decur.pretrain.optim import build_optimizer, describe_groups
-from decur.pretrain.processes import reporting_lost_processes
 from decur.pretrain.reporting import finish_report
-from decur.pretrain.saving import AtomicCheckpointIO, SaveState
 from decur.pretrain.settings import (
     CheckpointSettings,
     MonitorSettings,
@@ -47,7 +41,15 @@ from decur.pretrain.settings import (
     ProjectorSettings,
     ViewSettings,
 )
-from decur.pretrain.sharding import Sharded, gather
+from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
+from decur.pretrain.trainer import (
+    limited,
+    make_engine,
+    quiet_lightning,
+    refuse_accumulation,
+    refuse_endless,
+    seed_everything,
+)
 from decur.runs import RunFolder
 
 
@@ -143,7 +145,7 @@ def pretrain(
     )
     model = make()
     log = EpochLog(folder, monitor, console, options["log_every_n_steps"])
-    saving = SaveState(folder, checkpoint)
+    state = TrainingState(folder, checkpoint)
     engine = make_engine(
         options,
         logger=tensorboard(folder),
@@ -151,7 +153,7 @@ def pretrain(
             BadSamples(folder, loader.max_bad, len(data)),
             log,
             ProgressBar(log, console),
-            saving,
+            state,
         ],
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
         enable_progress_bar=False,
@@ -164,7 +166,7 @@ def pretrain(
         with reporting_lost_processes(engine):
             engine.fit(model, paired, ckpt_path=resume, weights_only=True)
     finally:  # Lightning does not where training ends in an error
-        saving.teardown(engine, model, "fit")
+        state.release_signals()
     if model.is_sharded:
         model = gather(model, make())
     if engine.is_global_zero:

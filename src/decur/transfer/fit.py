@@ -26,7 +26,7 @@ from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.optim import can_fuse
-from decur.pretrain.saving import AtomicCheckpointIO
+from decur.pretrain.state import AtomicCheckpointIO
 from decur.runs import RunFolder
 from decur.transfer.augment import crop_and_flip, scale_and_flip
 from decur.transfer.averaging import Averaging
@@ -304,7 +304,7 @@ class Engine:
             trainer.fit(trainee, loader, ckpt_path=start, weights_only=True)
         finally:
             if saving is not None:  # Lightning does not where training ends in an error
-                saving.teardown(trainer, trainee, "fit")
+                saving.release_signals()
         trainee.model.cpu().eval()
 
     def test(self, trainee: Trainee, loader: DataLoader[Any], samples: int) -> Kept:

@@ -15,7 +15,7 @@ from rich.console import Console
 from decur.data import LoaderSettings, PairedDataset
 from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
-from decur.pretrain.engine import quiet_lightning, seed_everything
+from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, atomic, make_folder
 from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent, refuse_sizes
 from decur.transfer.averaging import Averaging

@@ -10,8 +10,6 @@ from safetensors.torch import load_file, save_file
 from decur import Modality
 from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
-from decur.report import add_section, details, figure, paragraph, table
-from decur.runs import RunFolder
 
 S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")
 
@@ -74,17 +72,3 @@ def test_an_encoder_without_a_modality_is_not_saved(tmp_path):
     with pytest.raises(ConfigError, match="modality"):
         save_encoder(build_encoder("test_resnet", 2), tmp_path / "e.safetensors")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_report_escapes_and_keeps_its_sections_in_order(tmp_path):
-    run = RunFolder(tmp_path / "a<b & 'c'")
-    nasty = "<script>&\"'"
-    add_section(run, 20, "late", nasty, table(["x", nasty], [[nasty, 1.23456]]))
-    add_section(run, 10, "early", "first", paragraph(nasty) + details(nasty, nasty))
-    add_section(run, 20, "late", "second", paragraph("replaced"))
-    page = run.report.read_text()
-    assert "<script" not in page and "a&lt;b &amp; &#39;c&#39;" in page
-    assert page.index("first") < page.index("second") and page.count("<section>") == 2
-    picture = tmp_path / "p.png"
-    picture.write_bytes(b"\x89PNG")
-    assert "iVBORw" not in page and nasty not in figure(picture, nasty)

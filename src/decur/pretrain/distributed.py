@@ -1,0 +1,399 @@
+"""Training on several processes: batch normalisation, absent sensors, FSDP, lost processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.strategies import ModelParallelStrategy
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.distributed import DistError
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from decur.encoders.attention.cross import is_crossing
+from decur.encoders.checkpointing import batch_statistics
+from decur.errors import ConfigError, ProcessLostError
+
+Model = TypeVar("Model", bound=nn.Module)
+# How gloo, NCCL and the store say that the other end is gone, or silent for too long.
+_LOST = re.compile(
+    r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe|timed out|remote process",
+    re.IGNORECASE,
+)
+
+
+# -- batch normalisation over all processes -------------------------------------------------------
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """What torch's SyncBatchNorm computes, for processes without a GPU, which it refuses.
+
+    In eval mode, or alone, a plain batch normalisation. Takes (B, C, ...).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, ...) to the same shape; B may be 0 on some processes."""
+        alone = not (dist.is_initialized() and dist.get_world_size() > 1)
+        if alone or not self.training:
+            return super().forward(input)
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        out, mean, variance, counts = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        samples, values = counts.tolist()
+        if samples > 1:  # a single one is left out, as by one process alone
+            self._track(mean, variance * (values / max(1.0, values - 1)))
+        return out.to(input.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), step)
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalisation by the statistics of all processes: one collective forward, one backward.
+
+    Means and sums of squares of each process are merged as by Chan, Golub and LeVeque (1983): the
+    difference of mean squares would lose what it is about.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, C, ...) to the same; mean and variance (C,); samples and values a channel."""
+        axes, shape = _axes(x)
+        values = x.numel() // x.shape[1]
+        own_mean = x.sum(axes) / max(1, values)  # (C,)
+        squares = (x - own_mean.view(shape)).square().sum(axes)  # (C,)
+        own = torch.cat((own_mean, squares, x.new_tensor([len(x), values])))  # (2C + 2,)
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, own)
+        means, squares = (torch.stack(everyone)[:, :-2]).chunk(2, dim=1)  # (world, C) each
+        counts = torch.stack(everyone)[:, -2:]  # (world, 2)
+        n, total = counts[:, 1:], counts.sum(0)
+        count = total[1].clamp_min(1)
+        mean = (n * means).sum(0) / count
+        variance = (squares + n * (means - mean).square()).sum(0) / count
+        scale = torch.rsqrt(variance + eps)  # (C,)
+        normal = (x - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normal, weight, scale, count)
+        ctx.mark_non_differentiable(mean, variance, total)
+        out = normal if weight is None else normal * weight.view(shape)
+        return out if bias is None else out + bias.view(shape), mean, variance, total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        """Of the sum over the processes; those of weight and bias are this process's share."""
+        normal, weight, scale, count = ctx.saved_tensors
+        axes, shape = _axes(normal)
+        own = torch.stack((grads[0].sum(axes), (grads[0] * normal).sum(axes)))  # (2, C)
+        whole = own.clone()
+        dist.all_reduce(whole)
+        constant, slope = ((part / count).view(shape) for part in whole)
+        grad = (grads[0] - constant - normal * slope) * scale.view(shape)
+        if weight is None:
+            return grad, None, None, None
+        return grad * weight.view(shape), own[1], own[0], None
+
+
+def _axes(x: Tensor) -> tuple[list[int], list[int]]:
+    """What statistics are over, and how those of channels are laid against x."""
+    return [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+
+
+class SyncBatchNorms(LayerSync):
+    """Makes each batch normalisation of a model see the batch of all processes.
+
+    Without effect on a single device. Keys of the state dict stay.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Replace the layers."""
+        if next(model.parameters()).is_cuda:
+            return convert_sync_batchnorm(model)  # knows timm's layers with an activation inside
+        return convert_on_cpu(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Leave the layers: alone, they are what they were."""
+        return model
+
+
+@contextmanager
+def finite_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Undo what a batch of too few values does to running statistics, without a wait for the GPU.
+
+    torch's SyncBatchNorm divides by the number of values on all processes, be it 0, and the
+    variance that it tracks by one less.
+
+    Args:
+        modules: those that may be given such a batch.
+    """
+    kept = [(b, b.clone()) for module in modules for b in batch_statistics(module)]
+    yield
+    for buffer, before in kept:
+        buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
+
+
+def convert_on_cpu(module: nn.Module) -> nn.Module:
+    """Replace batch normalisations by `CPUSyncBatchNorm`, weights and names kept.
+
+    Raises:
+        ConfigError: for one of a kind that is not known.
+    """
+    if isinstance(module, _BatchNorm) and type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        synced = CPUSyncBatchNorm(
+            module.num_features,
+            module.eps,
+            module.momentum,
+            module.affine,
+            module.track_running_stats,
+        )
+        synced.weight, synced.bias = module.weight, module.bias
+        synced.running_mean, synced.running_var = module.running_mean, module.running_var
+        synced.num_batches_tracked = module.num_batches_tracked
+        return synced.train(module.training)
+    if isinstance(module, _BatchNorm) and not isinstance(module, CPUSyncBatchNorm):
+        raise ConfigError(
+            f"trainer.devices: {type(module).__name__} cannot be synchronised across processes on "
+            "the CPU; use a GPU, one process, or an encoder with plain batch normalisation"
+        )
+    for name, child in module.named_children():
+        module.add_module(name, convert_on_cpu(child))
+    return module
+
+
+# -- sensors of which a process has no sample -----------------------------------------------------
+
+
+def stand_ins(
+    encoders: Mapping[str, nn.Module] | nn.ModuleDict, rows: Mapping[str, Tensor]
+) -> set[str]:
+    """Modalities whose encoder has to be given a picture that stands for none.
+
+    Transformers do not take an empty batch, and DDP waits for a gradient of every parameter. An
+    encoder with batch normalisation takes one, and its statistics must not see anything else.
+
+    Args:
+        encoders: `{modality: encoder}`.
+        rows: `{modality: (n,)}`, samples of this process that have it.
+    """
+    return {
+        name
+        for name, index in rows.items()
+        if len(index) == 0
+        and not any(isinstance(part, _BatchNorm) for part in encoders[name].modules())
+    }
+
+
+def nothing(parts: Iterable[nn.Module], like: Tensor) -> Tensor:
+    """Zero that gives all parameters of some modules a zero gradient.
+
+    What several processes give where a modality is absent from a whole batch. With no gradient
+    instead, momentum and weight decay would not act on one process as they do on many.
+
+    Args:
+        parts: the modules.
+        like: on whose device.
+    """
+    total = torch.zeros((), device=like.device)
+    for part in parts:
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                total = total + 0 * parameter.sum()
+    return total
+
+
+# -- weights divided among processes (FSDP) -------------------------------------------------------
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 over all processes, with the checkpoints of any other strategy.
+
+    FSDP2 keeps the shapes of parameters, by which LARS and weight decay are chosen; Lightning's
+    strategy "fsdp" is FSDP1, which flattens them, and refuses to run without a GPU. Checkpoints are
+    whole, in the format of one process: a run may go on with another strategy.
+
+    Args:
+        timeout: for which a process waits for the others.
+    """
+
+    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        super().__init__(save_distributed_checkpoint=False, timeout=timeout)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """True: the state of the optimiser is in the checkpoint as Lightning knows it."""
+        return True
+
+    def setup_environment(self) -> None:
+        """One group of all processes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def setup_optimizers(self, trainer: L.Trainer) -> None:
+        """Make the optimiser of the divided parameters."""
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:  # kernels for many take no mixture of tensors
+                group.update({key: False for key in ("foreach", "fused") if key in group})
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """All weights, on the CPU; empty but on the first process, which writes them.
+
+        By the module's own names: torch's collector does not know that an encoder has timm's.
+        """
+        assert self.model is not None
+        state = {key: _whole(value) for key, value in self.model.state_dict().items()}
+        return state if self.is_global_zero else {}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state, on the CPU; empty but on the first process, which writes it."""
+        state = optimizer.state_dict()
+        whole = {
+            index: {name: _whole(value) for name, value in values.items()}
+            for index, values in state["state"].items()
+        }
+        return {**state, "state": whole} if self.is_global_zero else {}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """Read a whole checkpoint, as every strategy writes it."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take this process's part of the weights."""
+        assert self.model is not None
+        own = self.model.state_dict()
+        parts = {key: _part(v, own[key]) for key, v in checkpoint["state_dict"].items()}
+        self.model.load_state_dict(parts, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this process's part of the optimiser's state."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            own = {
+                index: {name: _part(value, parameters[index]) for name, value in values.items()}
+                for index, values in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": own})
+
+
+def shard(model: L.LightningModule, encoders: nn.ModuleDict, projectors: nn.ModuleDict) -> None:
+    """Divide encoders, block by block, and projectors among all processes.
+
+    Args:
+        model: that has a device mesh.
+        encoders: of the model.
+        projectors: of the model.
+
+    Raises:
+        ConfigError: for encoders that are not called as a whole.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for name, encoder in encoders.items():
+        if is_crossing(encoder):
+            raise ConfigError(
+                f"trainer.strategy fsdp: the encoder of {name!r} attends to another sensor's and "
+                "cannot be divided; take ddp, or another encoder.attention"
+            )
+    assert model.device_mesh is not None
+    mesh = model.device_mesh["data_parallel"]
+    convert = convert_on_cpu if mesh.device_type == "cpu" else convert_sync_batchnorm
+    convert(model)
+    model.to(memory_format=torch.contiguous_format)  # FSDP2 divides no other
+    for part in (*encoders.values(), *projectors.values()):
+        for inner in _blocks(part):
+            fully_shard(inner, mesh=mesh)
+        fully_shard(part, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a network: what its outermost sequences hold."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            found += [block for block in child.children() if any(True for _ in block.parameters())]
+        else:
+            found += _blocks(child)
+    return found
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Average gradients of parameters that every process holds whole."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+def gather(model: nn.Module, whole: Model) -> Model:
+    """The trained model in one piece on the first process; all must call it together.
+
+    Args:
+        model: divided.
+        whole: one like it that is not; changed in place.
+    """
+    state = {key: _whole(value) for key, value in model.state_dict().items()}
+    if dist.get_rank() == 0:
+        whole.load_state_dict(state)
+    return whole
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value
+        return value.detach().cpu()
+    return value
+
+
+def _part(value: Any, parameter: Tensor) -> Any:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
+        return value
+    placed = value.to(parameter.device)
+    return distribute_tensor(placed, parameter.device_mesh, parameter.placements)
+
+
+# -- lost processes -------------------------------------------------------------------------------
+
+
+@contextmanager
+def reporting_lost_processes(trainer: L.Trainer) -> Iterator[None]:
+    """Turn what a collective raises when another process is gone into one line.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        ProcessLostError: naming this process, which is not the one that died.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        reason = " ".join(str(error).split())
+        lost = isinstance(error, DistError | ConnectionError) or _LOST.search(reason)
+        if trainer.world_size == 1 or not lost:
+            raise
+        raise ProcessLostError(
+            f"process {trainer.global_rank} of {trainer.world_size} lost another one, which died "
+            f"or cannot be reached ({reason[:200]}); its own last words may stand above; the same "
+            "command goes on from the last checkpoint"
+        ) from error

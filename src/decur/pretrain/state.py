@@ -1,0 +1,266 @@
+"""The state of a training under Lightning: when it is saved, and how a training goes on from it.
+
+Pretraining and the fine-tuning of `decur transfer` both use `TrainingState`. A training that was
+killed or told to stop ends with the weights of an uninterrupted one, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from decur.errors import ConfigError, DataError, Interrupted
+from decur.pretrain.data import ResumableLoader
+from decur.pretrain.settings import CheckpointSettings
+from decur.runs import RunFolder, atomic, make_folder
+
+log = logging.getLogger(__name__)
+AGREE_EVERY = 10  # steps between two agreements of several processes to save
+KEY = "decur-transfer"  # of a checkpoint's entry that says which training it belongs to
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write each checkpoint whole or not at all; read tensors and plain types only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint` under a temporary name, then rename it to `path`."""
+        with atomic(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint without unpickling any object."""
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location=map_location or "cpu", weights_only=True
+        )
+        return checkpoint
+
+
+class TrainingState(Checkpoint):
+    """Save the state of a training at the end of each epoch, every few minutes, and on a signal.
+
+    On SIGTERM or Ctrl-C the training finishes its step, saves its state and raises `Interrupted`.
+
+    Args:
+        run: the folder whose `checkpoints` are written.
+        settings: how often to save within an epoch, and how many checkpoints to keep.
+        loader: the training loader, if its place in the data is to be kept in the checkpoint.
+            A data module that finds its own place (`PairedData`) needs none.
+        identity: `{name of a setting: digest of its value}`, which tells this training from
+            others. `find` discards a checkpoint of another training. None: the folder holds
+            the checkpoints of this training only.
+        pause: seconds that must have passed since the start or the last save for the end of an
+            epoch to be saved. A short training then never waits for the disk.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: CheckpointSettings | None = None,
+        *,
+        loader: ResumableLoader | None = None,
+        identity: Mapping[str, str] | None = None,
+        pause: float = 0.0,
+    ) -> None:
+        self.run = run
+        self.settings = settings or CheckpointSettings()
+        self.loader = loader
+        self.identity = None if identity is None else dict(identity)
+        self.pause = pause
+        self.received: int | None = None  # the signal that told the training to stop
+        self._saved_at = time.monotonic()
+        self._handlers: dict[int, Any] = {}
+
+    # -- going on -------------------------------------------------------------------------------
+
+    def find(self) -> Path | None:
+        """Return the checkpoint to go on from; None where the training starts anew.
+
+        With an `identity`, the run's folder is deleted where its checkpoints are damaged or
+        belong to another training.
+
+        Raises:
+            DataError: without an `identity`, if there are checkpoints and none can be read.
+        """
+        if self.identity is None:
+            return self.run.newest_checkpoint()
+        try:
+            path = self.run.newest_checkpoint()
+        except DataError:
+            log.warning("no state in %s can be read; training starts anew", self.run.checkpoints)
+            path = None
+        if path is not None:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            before = saved.get(KEY, {}).get("known_by", {})
+            differing = [name for name, value in self.identity.items() if before.get(name) != value]
+            if not differing:
+                return path
+            log.warning(
+                "%s is of another training (not the same: %s); it is discarded, and training "
+                "starts anew",
+                path,
+                ", ".join(differing),
+            )
+        shutil.rmtree(self.run.path, ignore_errors=True)
+        return None
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Set the loader to its place in the data before its workers read ahead.
+
+        Lightning does so itself within an epoch, but not at the end of one.
+        """
+        if self.loader is not None:
+            self.loader.load_state_dict(checkpoint[KEY]["place"])
+
+    # -- saving ---------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add which training the state belongs to, and the place in the data."""
+        entry: dict[str, Any] = {}
+        if self.identity is not None:
+            entry["known_by"] = self.identity
+        if self.loader is not None:
+            entry["place"] = self.loader.state_dict()
+        if entry:
+            checkpoint[KEY] = entry
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save within an epoch when the time has come or a signal has arrived."""
+        if trainer.is_last_batch or trainer.should_stop:
+            return  # the epoch's end follows: a state in between would lose its row of metrics
+        self._advance(trainer, trainer.current_epoch, batch_idx + 1)
+        due = time.monotonic() - self._saved_at > self.settings.every_minutes * 60
+        wanted = due or self.received is not None
+        if trainer.world_size > 1:
+            if batch_idx % AGREE_EVERY:
+                return
+            wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
+        if wanted:
+            self.save(trainer)
+            self._stop_on_signal(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save at the end of an epoch, after the callbacks before this one have found no fault."""
+        self._advance(trainer, trainer.current_epoch + 1, 0)
+        if self.received is not None or time.monotonic() - self._saved_at >= self.pause:
+            self.save(trainer)
+        self._stop_on_signal(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save now; a full disk is a warning, and the older checkpoints stay."""
+        self._saved_at = time.monotonic()
+        path = self.run.checkpoints / f"step-{trainer.global_step:09d}.ckpt"
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC to RuntimeError
+            reason = " ".join(str(error).split())[:200]
+            log.warning("%s could not be written (%s); training goes on", path, reason)
+            return
+        if trainer.is_global_zero:
+            for old in self.run.saved_checkpoints()[self.settings.keep :]:
+                old.unlink(missing_ok=True)
+
+    def _advance(self, trainer: L.Trainer, epoch: int, batch: int) -> None:
+        loader = trainer.train_dataloader
+        if isinstance(loader, ResumableLoader):
+            loader.progress = (epoch, batch)
+
+    # -- signals --------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over SIGTERM and Ctrl-C."""
+        self._saved_at = time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over from Lightning, too, which would end the run unsaved."""
+        for number in self._handlers:
+            signal.signal(number, self._on_signal)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self.release_signals()
+
+    def release_signals(self) -> None:
+        """Give the signals back, also where training ended in an error: Lightning does not."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: stop at once
+        self.received = number
+        log.warning("finishing this step, then saving; Ctrl-C again stops at once")
+
+    def _stop_on_signal(self, trainer: L.Trainer) -> None:
+        number = self.received
+        if trainer.world_size > 1:  # any process may have got the signal, all stop together
+            number = trainer.strategy.reduce_boolean_decision(number is not None, all=False) and (
+                number or signal.SIGTERM
+            )
+        if number:
+            raise Interrupted(number)
+
+
+def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path | None:
+    """Make a run's folder, and return the checkpoint of an unfinished run in it.
+
+    Args:
+        folder: the run's folder.
+        config: the complete configuration as YAML, which is written to the folder; None: unknown.
+        anew: start anew. One of several processes deletes what the folder holds, and the others
+            must not look at it meanwhile.
+
+    Returns:
+        The newest checkpoint; None where there is none.
+
+    Raises:
+        ConfigError: if the folder cannot be made, or holds something else than a run.
+        DataError: if there are checkpoints and none can be read.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ConfigError(f"--run {folder.path}: is a file, not a folder")
+    make_folder(folder.path, "--run")
+    resume = None if anew else folder.newest_checkpoint()
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        is_run = folder.config.is_file() or folder.checkpoints.is_dir()
+        if not is_run and any(folder.path.iterdir()):
+            raise ConfigError(
+                f"--run {folder.path}: is not empty and holds no run; choose another folder"
+            )
+        if resume is None:  # a start that reached no checkpoint may have left these
+            for old in (folder.metrics, folder.bad_samples):
+                old.unlink(missing_ok=True)
+            shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
+        if config is not None:
+            with atomic(folder.config) as temporary:
+                temporary.write_text(config)
+    return resume
