@@ -31,7 +31,8 @@ from decur.data import LoaderSettings, SyntheticScenes
 from decur.data.generated.scenes import NOISE, SOILS
 from decur.explain import Checkpoint, SampleLoader, encoded
 from decur.explain.model import Score
-from decur.explain.spatial import saliency_maps, spatial
+from decur.explain.saliency import saliency_maps
+from decur.explain.spatial import spatial
 from decur.explain.spectral import Pixels, spectral
 from decur.pretrain.restore import restore
 
@@ -104,7 +105,7 @@ def all_maps(
         statistics = {name: (-mean, std) for name, (mean, std) in statistics.items()}
     found: dict[tuple[str, str], list[Tensor]] = {}
     for batch in loader:
-        maps = saliency_maps(checkpoint, batch, statistics, score, stage)
+        maps = saliency_maps(checkpoint, batch, statistics=statistics, score=score, stage=stage)
         for name, parts in maps.items():
             for part, values in parts.items():
                 found.setdefault((name, part), []).append(values)

@@ -1,6 +1,7 @@
-"""What every picture has in common: its canvas, colours, markers and legends. Needs matplotlib.
+"""What every figure has in common: its canvas, colours, markers and legends.
 
-Colours and markers mean the same in every picture, and the colour-blind can tell them apart.
+This is the only module that imports matplotlib, which is optional. Colours and markers mean the
+same in every figure, and the colour-blind can tell them apart.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from numpy.typing import NDArray
 from decur.modality import Modality
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
     from torch import Tensor
+else:
+    Figure = Any  # so that other modules can name the type where matplotlib is not installed
+
+INSTALL = "pip install 'decur[explain]'"
 
 # Blue and orange of Okabe and Ito (2008).
 COMMON, UNIQUE, OTHER = "#0072B2", "#E69F00", "#555555"
@@ -33,13 +38,16 @@ def available() -> bool:
 
 
 def subplots(rows: int, columns: int, width: float, height: float | None = None) -> Any:
-    """A figure and its axes (rows, columns), without pyplot: no window and no global state.
+    """Return a figure and its axes, without pyplot: no window and no global state.
 
     Args:
-        rows: of panels.
-        columns: of panels.
-        width: of a panel, in inches.
-        height: of a panel; None for square ones.
+        rows: number of rows of panels.
+        columns: number of columns of panels.
+        width: width of a panel in inches.
+        height: height of a panel in inches; None for square panels.
+
+    Returns:
+        The figure, and its axes as an array (rows, columns).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,34 +58,46 @@ def subplots(rows: int, columns: int, width: float, height: float | None = None)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def single(width: float, height: float) -> tuple[Figure, Any]:
+    """Return a figure of one panel, and its axes.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
+    figure, axes = subplots(1, 1, width=width, height=height)
+    return figure, axes[0, 0]
+
+
 def plain(name: str) -> str:
-    """A name as a picture is to show it: matplotlib would read what stands between $ as formula."""
+    """Return a name such that matplotlib does not read what stands between $ as a formula."""
     return name.replace("$", r"\$")
 
 
 def legend(where: Any, handles: Iterable[Any], names: Iterable[str], **how: Any) -> None:
-    """A legend of these names, whatever they are; none where there are none.
+    """Add a legend that shows every name as it is; no legend where there are no names.
 
-    Given no names, matplotlib leaves out labels that begin with an underscore.
+    Without explicit names matplotlib would leave out labels that begin with an underscore.
 
     Args:
-        where: an axis or a figure.
-        handles: what is named.
-        names: of each.
-        how: it looks, as `legend` of matplotlib takes it.
+        where: axes or a figure.
+        handles: lines, points or patches that the legend names.
+        names: the name of each handle.
+        how: keyword arguments of matplotlib's `legend`.
     """
     if names := [plain(name) for name in names]:
         where.legend(list(handles), names, **how)
 
 
 def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
-    """A picture of any sensor for the eye: true colour where there is one, else grey.
+    """Return a picture of any sensor for the eye: true colour where there is one, else grey.
 
-    Stretched from the 2nd to the 98th percentile of what is shown, all bands alike: colours stay.
+    Values are stretched from the 2nd to the 98th percentile of the bands that are shown, all of
+    them alike, so that colours stay.
 
     Args:
         image: (C, H, W) in [0, 1].
-        modality: names its bands.
+        modality: the sensor, which names the bands.
 
     Returns:
         (H, W, 3) in [0, 1].
@@ -97,22 +117,27 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG and let go of the figure."""
+    """Write a figure as a PNG file; the folder is made where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
 
 
 def part_colour(name: str) -> str:
-    """Of a part of the embedding."""
+    """Return the colour of a part of the embedding, as "#0072B2"."""
     return {"common": COMMON, "unique": UNIQUE}.get(name, OTHER)
 
 
+def rgb(colour: str) -> NDArray[np.int64]:
+    """Return red, green and blue of a colour such as "#0072B2": (3,) from 0 to 255."""
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+
+
 def part_line(name: str) -> str:
-    """Line style of a part of the embedding."""
+    """Return the line style of a part of the embedding."""
     return {"common": "-", "unique": "--"}.get(name, ":")
 
 
 def modality_colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each modality, in order."""
+    """Return a colour for each modality, in order."""
     return {name: MODALITIES[i % len(MODALITIES)] for i, name in enumerate(names)}

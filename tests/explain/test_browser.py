@@ -9,8 +9,7 @@ from markupsafe import escape
 from decur.encoders import Projector, build_encoder
 from decur.errors import ConfigError
 from decur.explain import Checkpoint, encoded
-from decur.explain.browser import browser
-from decur.explain.browser_cards import findings, overlay
+from decur.explain.browser import browser, findings, overlay
 
 
 def _expected(z: dict[str, np.ndarray], a: str, b: str, row: int) -> list[int]:

@@ -7,7 +7,8 @@ import torch
 from decur.cli import main
 from decur.data import SyntheticScenes
 from decur.explain import Checkpoint, SampleLoader, encoded
-from decur.explain.spatial import saliency_maps, spatial
+from decur.explain.saliency import saliency_maps
+from decur.explain.spatial import spatial
 from decur.explain.spectral import spectral
 from decur.pretrain import LoaderSettings
 
@@ -40,7 +41,8 @@ def test_unique_dimensions_look_at_clouds(trained):
     checkpoint, loader = trained
     whole = encoded(checkpoint, loader)
     statistics = {name: whole.statistics(name) for name in checkpoint.modalities}
-    maps = [saliency_maps(checkpoint, b, statistics, "energy", -2)["optical"] for b in loader]
+    how = {"statistics": statistics, "score": "energy", "stage": -2}
+    maps = [saliency_maps(checkpoint, batch, **how)["optical"] for batch in loader]
     clouds = torch.stack([loader.data.clouds(i) for i in loader.indices])
     share = clouds.float().mean((1, 2))
     plain = (share > 0.05) & (share < 0.95)

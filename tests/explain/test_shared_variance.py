@@ -17,9 +17,7 @@ from decur.explain.held_out import (
     split,
     standardised,
 )
-from decur.explain.shared import findings, shared
-from decur.explain.shared_advice import advice
-from decur.explain.shared_figures import plot_canonical, plot_shared
+from decur.explain.shared import advice, findings, plot_canonical, plot_shared, shared
 from decur.objectives.alignment import effective_rank
 
 N = 900
@@ -252,7 +250,7 @@ def test_three_sensors_make_three_pairs_and_one_none(tiny_checkpoint, tiny_loade
 
     run = tiny_checkpoint(3)
     encoded(run, loader)
-    arrays = shared(run, loader, watch)
+    arrays = shared(run, loader, watch=watch)
     assert ticks == [21] * 21
     assert len(arrays["pairs"]) == 3 and len(plot_shared(arrays).axes) == 9
     with pytest.raises(DoesNotApply, match="has one"):

@@ -6,10 +6,8 @@ from planted import batch_of, planted
 from decur.data import SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
-from decur.explain.maps import cuts
-from decur.explain.spatial import overlap, saliency_maps, spatial
-from decur.explain.spatial_figures import plot_examples, plot_overlap
-from decur.explain.spatial_findings import findings
+from decur.explain.saliency import cuts, saliency_maps
+from decur.explain.spatial import findings, overlap, plot_examples, plot_overlap, spatial
 from decur.pretrain import LoaderSettings
 
 HALVES = {"common": slice(0, 1), "unique": slice(1, 2)}
@@ -75,7 +73,7 @@ def test_maps_are_grad_cam_written_out(score, stage):
     batch = first_batch(data)
     _, z = checkpoint.embed(batch)
     statistics = {name: (x.mean(0), x.std(0, correction=0)) for name, x in z.items()}
-    found = saliency_maps(checkpoint, batch, statistics, score, stage)
+    found = saliency_maps(checkpoint, batch, statistics=statistics, score=score, stage=stage)
     layer = {-1: "layer4", -2: "layer3"}[stage]
     assert max(float(maps.max()) for parts in found.values() for maps in parts.values()) > 0
     for name in ("optical", "sar"):
@@ -132,8 +130,9 @@ def test_a_map_does_not_depend_on_the_other_samples_of_its_batch(tiny_checkpoint
     alone = {key: value for key, value in batch.items() if key in ("ids", "target", "bad")}
     for kind in ("images", "present"):
         alone[kind] = {name: x[5:6] for name, x in batch[kind].items()}
-    for name, maps in saliency_maps(checkpoint, batch, statistics).items():
-        for part, one in saliency_maps(checkpoint, alone, statistics)[name].items():
+    for name, maps in saliency_maps(checkpoint, batch, statistics=statistics).items():
+        one_by_part = saliency_maps(checkpoint, alone, statistics=statistics)[name]
+        for part, one in one_by_part.items():
             torch.testing.assert_close(maps[part][5:6], one, atol=1e-6, rtol=1e-3)
 
 

@@ -6,8 +6,7 @@ from planted import batch_of, planted
 from decur.data import SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
-from decur.explain.spectral import _Picture, findings, spectral
-from decur.explain.spectral_figures import plot_bands
+from decur.explain.spectral import _Picture, findings, plot_bands, spectral
 from decur.pretrain import LoaderSettings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,8 @@ from decur.explain.base import (
 )
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
-from decur.plotting import part_colour, part_line
+from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.report import paragraph, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Float = NDArray[np.float64]
 
@@ -38,6 +35,7 @@ MISALIGNED = 0.25  # of the loss: C_ii below one half
 def alignment(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     beside: Sequence[Checkpoint] = (),
     batch: int = 256,
@@ -218,8 +216,6 @@ def _parts(arrays: Arrays, number: int) -> dict[str, slice]:
 
 
 def _histograms(arrays: Arrays, which: str) -> Figure:
-    from decur.plotting import plain, subplots
-
     runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
     panels = [(pair, number) for pair in pairs for number in range(len(runs))]
     columns = len(runs) if len(runs) > 1 else min(3, len(pairs))

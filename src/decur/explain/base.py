@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decur.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from decur.plotting import Figure
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]  # kept as .npz: numbers and text, nothing that is pickled

@@ -1,8 +1,8 @@
-"""Sample browser: pictures, what is salient in them, and what is near them, one card a sample."""
+"""Sample browser: a card for each sample, with pictures, saliency and nearest neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,15 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.browser_cards import SMALL, findings
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
-from decur.explain.spatial import saliency_maps
-from decur.plotting import render
+from decur.explain.saliency import saliency_maps
+from decur.plotting import part_colour, render, rgb
+from decur.report import cards, columns, label, paragraph, strip, thumbnail
 
 Float = NDArray[np.float64]
 
-SIDE = 128  # pixels of a sample's picture
+SIDE, SMALL = 128, 72  # pixels of a sample's picture, and of a neighbour's
 MOST = 200  # samples: the page is to stay one that can be mailed
 _CHUNK = 1024  # rows read at a time
 
@@ -37,6 +37,7 @@ _CHUNK = 1024  # rows read at a time
 def browser(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     shown: int = 24,
     neighbors: int = 4,
@@ -121,7 +122,7 @@ def _pictures(
     for batch in watch(few, len(few)):
         try:
             # with the paper's mean, a third of the pictures are salient for nothing
-            salient = saliency_maps(checkpoint, batch, statistics, score="energy")
+            salient = saliency_maps(checkpoint, batch, statistics=statistics, score="energy")
         except DoesNotApply:
             salient = {}
         found: Arrays = {}
@@ -235,6 +236,100 @@ def _nearest(
         best = np.take_along_axis(cosines, order, 1)
         rows = np.take_along_axis(candidates, order, 1)
     return np.where(np.isfinite(best), rows, -1), best, rank
+
+
+def overlay(
+    picture: NDArray[np.uint8], saliency: NDArray[np.uint8], colour: str
+) -> NDArray[np.uint8]:
+    """Return a picture in dim grey, coloured where it is salient.
+
+    Args:
+        picture: (H, W, 3).
+        saliency: (H, W), 255 where it is highest.
+        colour: as "#0072B2".
+    """
+    grey = picture.mean(-1, keepdims=True) * 0.7  # (H, W, 1)
+    tint = rgb(colour)
+    share = saliency[..., None] / 255 * 0.85
+    mixed = grey * (1 - share) + (0.55 * tint + 0.45 * 255 * (tint / tint.max())) * share
+    return mixed.clip(0, 255).astype(np.uint8)
+
+
+def findings(arrays: Arrays) -> str:
+    """Write the cards, and how often a sample's own picture is the nearest of the other sensor."""
+    names, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()
+    items = [
+        (_short(arrays, row, names), _long(arrays, row, names, parts))
+        for row in range(len(arrays["ids"]))
+    ]
+    return paragraph(_sentence(arrays, names)) + cards(items)
+
+
+def _sentence(arrays: Arrays, names: Sequence[str]) -> str:
+    told = []
+    for a in names:
+        for b in names:
+            if a != b:
+                rank = arrays[f"{a}-{b}/rank"]
+                rank = rank[(rank > 0) & arrays[f"{a}/present"]]
+                if len(rank):
+                    searched = arrays["searched"][names.index(b)]
+                    told.append(
+                        f"from {a} to {b} the sample's own picture is the nearest of {searched} "
+                        f"for {(rank == 1).sum()} of {len(rank)}, its median rank "
+                        f"{np.median(rank):.0f}"
+                    )
+    which = f"{arrays['part'][0]} dimensions" if arrays["part"][0] else "the whole embedding"
+    text = f"Neighbours by the cosine of {which}. Open a card to see them."
+    return text if not told else f"{text} Of the samples below, {'; '.join(told)}."
+
+
+def _short(arrays: Arrays, row: int, names: Sequence[str]) -> str:
+    pictures = [
+        thumbnail(arrays[f"{name}/picture"][row], name, 4 if len(names) > 1 else 8)
+        for name in names
+        if arrays[f"{name}/present"][row]
+    ]
+    return label(str(arrays["ids"][row])) + strip("", pictures)
+
+
+def _long(arrays: Arrays, row: int, names: Sequence[str], parts: Sequence[str]) -> str:
+    body = []
+    for name in names:
+        if not arrays[f"{name}/present"][row]:
+            body.append([paragraph(f"This sample has no {name} picture.")])
+            continue
+        picture = arrays[f"{name}/picture"][row]
+        of = [thumbnail(picture, "as it is", 7.5)]
+        for part in parts:
+            if f"{name}/{part}/saliency" in arrays:
+                salient = overlay(
+                    picture, arrays[f"{name}/{part}/saliency"][row], part_colour(part)
+                )
+                nothing = "" if arrays[f"{name}/{part}/saliency"][row].any() else ": nothing"
+                of.append(thumbnail(salient, f"salient for {part}{nothing}", 7.5))
+        body.append([strip(name, of)])
+        for other in names:
+            key = f"{name}-{other}"
+            near = [
+                thumbnail(
+                    arrays[f"{other}/neighbor"][place],
+                    f"{arrays[f'{other}/neighbor_ids'][place]}: {cosine:.2f}"
+                    + (", its own" if arrays[f"{other}/neighbor_ids"][place] == own else ""),
+                    SMALL / 16,
+                )
+                for own in [arrays["ids"][row]]
+                for place, cosine in zip(
+                    arrays[f"{key}/nearest"][row], arrays[f"{key}/cosine"][row], strict=True
+                )
+                if place >= 0
+            ]
+            title = f"nearest in {other}"
+            if name != other and (rank := int(arrays[f"{key}/rank"][row])):
+                searched = arrays["searched"][list(names).index(other)]
+                title += f" (its own place: rank {rank} of {searched})"
+            body[-1].append(strip(title, near))
+    return columns(["".join(column) for column in body])
 
 
 register(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,8 @@ from decur.explain.base import (
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint
 from decur.explain.tsne import lay_out
-from decur.plotting import modality_colours, part_colour
+from decur.plotting import Figure, legend, modality_colours, part_colour, subplots
 from decur.report import paragraph, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FEWEST = 8  # samples that make a dimension a point
 
@@ -34,6 +31,7 @@ FEWEST = 8  # samples that make a dimension a point
 def dimensions(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     samples: int = 512,
     perplexity: float = 30,
@@ -106,8 +104,6 @@ def dimensions(
 
 def plot_map(arrays: Arrays) -> Figure:
     """The map twice: coloured by sensor, and by part."""
-    from decur.plotting import legend, subplots
-
     xy, modality, part = arrays["xy"], arrays["modality"], arrays["part"]
     sensors, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()
     colours = modality_colours(sensors)

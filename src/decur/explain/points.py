@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,8 @@ from decur.errors import ConfigError
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
 from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
-from decur.plotting import plain, render
+from decur.plotting import Figure, plain, render, subplots
 from decur.report import paragraph, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHOWN, MOST = 4, 16  # samples, where none are named and where they are
 _ACROSS = 2  # sensors side by side
@@ -30,6 +27,7 @@ _POINT = "#D55E00"  # vermilion of Okabe and Ito, seen on blue, yellow and grey 
 def points(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     ids: str | Sequence[str] | None = None,
 ) -> Arrays:
@@ -205,8 +203,6 @@ def plot_points(arrays: Arrays) -> Figure:
 
     A line leads to each point from where it was before it was moved.
     """
-    from decur.plotting import subplots
-
     names = [str(name) for name in arrays["modalities"] if f"{name}/picture" in arrays]
     ids = arrays["ids"].tolist()
     wide = 1 + max(len(arrays[f"{name}/stages"]) for name in names)

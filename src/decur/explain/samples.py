@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,8 @@ from decur.explain.base import (
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint
 from decur.explain.tsne import lay_out
-from decur.plotting import ABSENT, MARKERS, modality_colours
+from decur.plotting import ABSENT, MARKERS, Figure, legend, modality_colours, plain, subplots
 from decur.report import paragraph, table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PANELS = 4  # labels shown
 NEIGHBOURS = 10  # on the map, that tell a label
@@ -39,6 +36,7 @@ CLASSES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#4
 def samples(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     samples: int = 1000,
     vectors: Literal["embedding", "features"] = "embedding",
@@ -114,8 +112,6 @@ def samples(
 
 def plot_map(arrays: Arrays) -> Figure:
     """A row for each map: coloured by sensor, and by each label."""
-    from decur.plotting import plain, subplots
-
     maps, labels = arrays["maps"].tolist(), arrays["labels"].tolist()
     together = maps == ["all sensors"]
     shown = [None, *labels] if together or not labels else labels
@@ -280,8 +276,6 @@ def _points(axis: Any, xy: NDArray[np.float32], marker: str, **how: Any) -> Any:
 
 
 def _legend(axis: Any, shown: list[tuple[str, Any]]) -> None:
-    from decur.plotting import legend
-
     legend(
         axis,
         [handle for _, handle in shown],

@@ -1,14 +1,15 @@
-"""How much sensors share: what either tells of the other, beside chance, and advice on the split.
+"""How much sensors share: what either tells of the other beyond chance, and advice on the split.
 
-All is measured on the embeddings of a checkpoint, which it takes as they are: an answer about this
-run on this data, not about the sensors as such.
+Everything is measured on the embeddings of a checkpoint as they are: the answer is about this run
+on this data, not about the sensors as such.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,8 @@ from decur.explain.held_out import (
 )
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
-from decur.explain.shared_advice import advice
-from decur.explain.shared_figures import plot_canonical, plot_shared
 from decur.objectives.alignment import effective_rank
+from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.report import paragraph, table
 
 FEWEST = 40  # samples that both sensors see
@@ -51,11 +51,20 @@ RECALL = (1, 5)
 _CANONICAL_DRAWS = 20  # permutations are cheap there
 _SAMPLES_A_COMPONENT = 10
 _COMPONENTS = 128
+_HATCH = {"unique": "///"}
+
+# Of the rules of `advice`.
+TELLS = 0.1  # of held-out variance beyond chance: less is not worth a dimension
+AS_GOOD = 0.5  # of what is predicted of the common dimensions: the unique ones are like them
+LEAKS = 0.25  # of all the variance that can be predicted
+TOO_MANY = 0.2  # of the common dimensions misaligned
+LOW_RANK = 0.1  # of what width and samples allow
 
 
 def shared(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     samples: int = 2000,
     permutations: int = 3,
@@ -64,11 +73,10 @@ def shared(
     """What each two sensors tell of each other, by the common and by the unique dimensions.
 
     Two thirds of the samples train and one third tests, by group where the data names groups.
-    Chance is the same on samples paired at random. A ridge sees whole parts, by way of the N x N
-    Gram matrix; up to 512 evenly spaced dimensions of what it predicts stand for all of them, 128
-    for chance.
-    Canonical correlations are among the first principal components, one for ten training samples
-    and 128 at most.
+    Chance is the same measure on samples paired at random. A ridge sees whole parts, by way of
+    the N x N Gram matrix; of the dimensions that it predicts, up to 512 evenly spaced ones stand
+    for all, and 128 for chance. Canonical correlations are among the first principal components,
+    one for ten training samples and 128 at most.
 
     Args:
         checkpoint: the run.
@@ -226,8 +234,83 @@ def _permuted(y: Halves, rng: np.random.Generator) -> Halves:
     return Halves(rng.permutation(y.train), rng.permutation(y.test))
 
 
+def plot_shared(arrays: Arrays) -> Figure:
+    """A row a pair: what the other sensor predicts of each part, and retrieval, with chance."""
+    pairs = arrays["pairs"].tolist()
+    figure, axes = subplots(len(pairs), 3, width=2.95, height=2.9 if len(pairs) == 1 else 2.3)
+    for row, pair in enumerate(pairs):
+        parts = arrays[f"{pair}/parts"].tolist()
+        for axis, key, title in (
+            (axes[row, 0], "same", "from the same part"),
+            (axes[row, 1], "features", "from the encoder"),
+        ):
+            bars = {part: arrays[f"{pair}/{key}/{part}"] for part in parts}
+            chance = {part: arrays[f"{pair}/{key}-chance/{part}"].max(1) for part in parts}
+            _bars(axis, arrays, pair, bars, chance)
+            axis.set_ylim(min(-0.05, *(float(v.min()) for v in bars.values())), 1)
+            if not row:
+                axis.set_title(f"held-out R2 {title}", fontsize=9)
+        names = [*parts, "all"] if len(parts) > 1 else parts
+        n = arrays[f"{pair}/samples"][0]
+        recall = {name: arrays[f"{pair}/recall/{name}"][:, 1] for name in names}
+        _bars(axes[row, 2], arrays, pair, recall, dict.fromkeys(names, np.full(2, 5 / n)))
+        top = max(float(values.max()) for values in recall.values())
+        axes[row, 2].set_ylim(0, min(1, 1.6 * max(top, 5 / n)))
+        if not row:
+            axes[row, 2].set_title("partner among the 5 nearest", fontsize=9)
+        axes[row, 2].legend(fontsize=8, loc="upper right", frameon=False)
+    return figure
+
+
+def plot_canonical(arrays: Arrays) -> Figure:
+    """Canonical correlations of held-out samples by part, and the largest that chance gave."""
+    pairs = arrays["pairs"].tolist()
+    columns = min(3, len(pairs))
+    width = 5.5 if columns == 1 else 8.8 / columns
+    figure, axes = subplots(-(-len(pairs) // columns), columns, width=width, height=2.9)
+    for axis in axes.flat[len(pairs) :]:
+        axis.axis("off")
+    for axis, pair in zip(axes.flat, pairs, strict=False):
+        for part in arrays[f"{pair}/parts"].tolist():
+            values = arrays[f"{pair}/canonical/{part}"]
+            colour = part_colour(part)
+            order = np.arange(1, len(values) + 1)
+            axis.plot(order, values, part_line(part), color=colour, label=part)
+            level = arrays[f"{pair}/canonical-chance/{part}"].max()
+            axis.axhline(level, color=colour, linestyle=":", linewidth=1, label=f"{part}, chance")
+        axis.set_title(plain(pair), fontsize=9)
+        axis.set_ylim(top=1)
+        axis.set_xlabel("component", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=8, frameon=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("correlation, held out", fontsize=9)
+    return figure
+
+
+def _bars(axis: Any, arrays: Arrays, pair: str, bars: dict[str, Any], chance: Any) -> None:
+    a, b = map(plain, arrays[f"{pair}/sensors"].tolist())
+    width = 0.8 / len(bars)
+    for place, (name, values) in enumerate(bars.items()):
+        x = np.arange(2) + (place - (len(bars) - 1) / 2) * width
+        axis.bar(
+            x,
+            values,
+            0.9 * width,
+            color=part_colour(name),
+            hatch=_HATCH.get(name),
+            edgecolor="white",
+            linewidth=0,
+            label=name,
+        )
+        axis.hlines(chance[name], x - 0.45 * width, x + 0.45 * width, color="black", linewidth=1.5)
+    axis.axhline(0, color="grey", linewidth=0.5)
+    axis.set_xticks([0, 1], [f"{a}\nto {b}", f"{b}\nto {a}"], fontsize=8)
+    axis.tick_params(axis="y", labelsize=8)
+
+
 def findings(arrays: Arrays) -> str:
-    """The answer for each pair in a sentence or two, and one table of what it rests on."""
+    """Write the answer for each pair in a sentence or two, and a table of what it rests on."""
     rows: list[list[object]] = []
     sentences = []
     for pair in arrays["pairs"].tolist():
@@ -274,6 +357,121 @@ def findings(arrays: Arrays) -> str:
         "cosine of the standardised embeddings."
     )
     return "".join(sentences) + table(head, rows) + paragraph(reading)
+
+
+def advice(arrays: Arrays, pair: str) -> list[str]:
+    """Say in sentences what to do about the split of two sensors, by these rules:
+
+    1. The unique dimensions of one sensor can be predicted from the other, from its unique
+       dimensions or from its encoder's vector, by more than 0.1 of their variance beyond chance,
+       and either more than half as well as the common ones, or with more than a quarter of all
+       the variance that can be predicted (share times number of dimensions) in them: the common
+       share is too small; raise `objective.common`.
+    2. More than a fifth of the common dimensions is misaligned (loss of Eq. 7 above 0.25), or the
+       common dimensions of the other sensor predict less than 0.1 of their variance beyond
+       chance: the common share is too large; lower it.
+    3. Both at once: the objective has not told them apart yet, and the split is not what to
+       change first; train longer.
+    4. Nothing is predicted in any part: the sensors share nothing that shows, or the run is
+       untrained; no advice on the split.
+    5. A part's effective rank is below a tenth of what its width and the training samples allow:
+       the embedding is wider than needed; lower `projector.width`.
+    6. None of 1 to 4: the split looks right; without unique dimensions, nothing speaks for fewer
+       common ones, and what these leave out does not show.
+
+    Args:
+        arrays: of `shared`.
+        pair: its name there.
+    """
+    parts = dict(
+        zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
+    )
+    share = parts.get("common", 0) / sum(parts.values())
+    told = {part: _best(arrays, pair, part) for part in parts}
+    sentences = []
+    held = _share_in_unique(parts, told)
+    leaks = told.get("unique", 0) > TELLS and (
+        held > LEAKS or told["unique"] > AS_GOOD * told.get("common", 0)
+    )
+    bad, same = 0.0, 1.0
+    if "common" in parts:
+        bad = float(arrays[f"{pair}/aligned/common"][1])
+        same = _beyond(arrays, pair, "same", "common")
+    if max(told.values()) <= TELLS:
+        sentences.append(
+            "Neither part of one sensor can be predicted from the other: they share nothing that "
+            "shows here, or the run has hardly been trained; this says nothing about the split."
+        )
+    elif leaks and (bad > TOO_MANY or same <= TELLS):
+        sentences.append(
+            f"Unique dimensions can be predicted from the other sensor ({told['unique']:.2f} of "
+            f"their variance beyond chance) while {bad:.0%} of the common ones are misaligned: "
+            "they are not told apart yet. Train longer before changing the split."
+        )
+    elif leaks:
+        sentences.append(
+            f"The unique dimensions hold what the other sensor sees too: {told['unique']:.2f} of "
+            f"their variance can be predicted from it, beyond chance, {held:.0%} of all that can "
+            "be. The common share is too small: raise objective.common "
+            f"(now {share:.2g})."
+        )
+    elif bad > TOO_MANY or same <= TELLS:
+        remedy = (
+            f"lower objective.common (now {share:.2g})"
+            if len(parts) > 1
+            else f"DeCUR with objective.common of about {max(1 - bad, 0.1):.1f} would free them"
+        )
+        sentences.append(
+            f"{bad:.0%} of the common dimensions are misaligned, and {same:.2f} of their variance "
+            "can be predicted from the other sensor, beyond chance. The common share is too "
+            f"large: {remedy}."
+        )
+    elif "unique" in told:
+        sentences.append(
+            f"The split looks right: {same:.2f} of the variance of the common dimensions can be "
+            f"predicted from the other sensor, beyond chance, and {max(told['unique'], 0):.2f} of "
+            f"that of the unique ones, which hold {held:.0%} of all that can be."
+        )
+    else:
+        sentences.append(
+            f"All dimensions are common, and nothing speaks for fewer: {same:.2f} of their "
+            "variance can be predicted from the other sensor, beyond chance. Whether they leave "
+            "out what only one sensor sees, this cannot tell."
+        )
+    return sentences + _too_wide(arrays, pair, parts)
+
+
+def _best(arrays: Arrays, pair: str, part: str) -> float:
+    """R2 of a part beyond chance, from the better of its two predictors."""
+    return max(_beyond(arrays, pair, key, part) for key in ("same", "features"))
+
+
+def _share_in_unique(parts: Mapping[str, int], told: Mapping[str, float]) -> float:
+    """Share of the unique dimensions in all the variance that can be predicted."""
+    amounts = {part: width * max(told[part], 0) for part, width in parts.items()}
+    return amounts.get("unique", 0) / max(sum(amounts.values()), 1e-9)
+
+
+def _beyond(arrays: Arrays, pair: str, key: str, part: str) -> float:
+    """R2 less the largest that chance gave, in the better direction."""
+    chance = arrays[f"{pair}/{key}-chance/{part}"].max(initial=0)
+    return float(arrays[f"{pair}/{key}/{part}"].max() - chance)
+
+
+def _too_wide(arrays: Arrays, pair: str, parts: Mapping[str, int]) -> list[str]:
+    trained = arrays[f"{pair}/samples"][1]
+    found = []
+    for sensor, name in enumerate(arrays[f"{pair}/sensors"].tolist()):
+        for part, width in parts.items():
+            rank, most = arrays[f"{pair}/rank/{part}"][sensor], min(width, trained - 1)
+            if rank < LOW_RANK * most:
+                found.append(f"{name} {part} ({rank:.0f} of {most})")
+    if not found:
+        return []
+    return [
+        f"The effective rank is low beside the width: {', '.join(found)}. A narrower embedding "
+        "would hold as much: lower projector.width."
+    ]
 
 
 register(

@@ -4,117 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
-from decur.data import Batch
 from decur.data.selection import evenly_spaced
-from decur.explain.base import Analysis, Arrays, Watch, check_option, register, text, unwatched
+from decur.explain.base import (
+    Analysis,
+    Arrays,
+    DoesNotApply,
+    Watch,
+    check_option,
+    register,
+    text,
+    unwatched,
+)
 from decur.explain.loading import SampleLoader, encoded
-from decur.explain.maps import LAST, Cut, cuts
 from decur.explain.model import Checkpoint, Score
-from decur.explain.spatial_figures import plot_examples, plot_overlap
-from decur.explain.spatial_findings import findings
+from decur.explain.saliency import LAST, Maps, saliency_maps
+from decur.plotting import Figure, part_colour, part_line, plain, render, rgb, subplots
+from decur.report import paragraph, table
 
-Statistics = Mapping[str, tuple[Tensor, Tensor]]
-Maps = dict[str, dict[str, Tensor]]
+if TYPE_CHECKING:
+    from decur.data import Batch
 
 SHOWN = 128  # px, the longest side of a picture that is kept to be shown
-
-
-def saliency_maps(
-    checkpoint: Checkpoint,
-    batch: Batch,
-    statistics: Statistics | None = None,
-    score: Score = "mean",
-    stage: int = LAST,
-) -> Maps:
-    """Grad-CAM of each part of each sensor's embedding (Algorithm 2, `gradcam_vis`).
-
-    Args:
-        checkpoint: the run.
-        batch: samples; of each sensor, those that have it.
-        statistics: `{modality: Encoded.statistics(modality)}`, that embeddings are standardised
-            by; None for those of the batch: then a map depends on the other samples in it.
-        score: what of a part is asked about, see `Checkpoint.scores`.
-        stage: whose feature map; -1 is the last, as in the paper.
-
-    Returns:
-        `{modality: {part: (n, H, W)}}`, 0 or more, of the size of `checkpoint.pictures`, float32
-        on the CPU; without sensors that no sample of the batch has. All 0 where nothing in a
-        picture raises the score.
-
-    Raises:
-        DoesNotApply: if an encoder has no such map, or none with places.
-    """
-    from captum.attr import LayerAttribution, LayerGradCam
-
-    found: Maps = {}
-    for name, cut in cuts(checkpoint, batch, stage).items():
-        size = tuple(batch["images"][name].shape[-2:])
-        size = size if checkpoint.size is None else (checkpoint.size,) * 2
-        scores = _Scores(checkpoint, name, cut, (statistics or {}).get(name), score)
-        cam = LayerGradCam(scores, scores.entry)
-        values = cut.values.detach().requires_grad_()  # (n, C, h, w)
-        found[name] = {}
-        for number, part in enumerate(checkpoint.parts):
-            coarse = cam.attribute(values, target=number, relu_attributions=True)  # (n, 1, h, w)
-            maps = LayerAttribution.interpolate(coarse.detach(), size, "bilinear")
-            found[name][part] = maps[:, 0].float().cpu()
-    return found
-
-
-class _Scores(nn.Module):
-    """From a feature map to one number a part, with an `entry` for captum to hook on to."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        modality: str,
-        cut: Cut,
-        statistics: tuple[Tensor, Tensor] | None,
-        score: Score,
-    ) -> None:
-        super().__init__()
-        self.entry = nn.Identity()
-        self._head, self._scores = cut.head, checkpoint.scores
-        self._given = (modality, statistics, score)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """(n, C, h, w) to (n, parts)."""
-        modality, statistics, score = self._given
-        vector = self._head(self.entry(values))
-        return self._scores(modality, vector, statistics, score)
-
-
-def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of two maps that are nowhere negative: 0 where they are disjoint, 1 where the same.
-
-    The product of Algorithm 2's `gradcam_stat`, its `norm` taken as division by the L2 norm.
-
-    Args:
-        a: (n, H, W), 0 or more.
-        b: (n, h, w), likewise; brought to the size of a where it has another.
-
-    Returns:
-        (n,) in [0, 1]; NaN where a map is 0 everywhere.
-    """
-    if a.shape[-2:] != b.shape[-2:]:
-        b = interpolate(b[:, None], a.shape[-2:], mode="bilinear")[:, 0]
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    lengths = a.norm(dim=1) * b.norm(dim=1)
-    cosine = ((a * b).sum(1) / lengths).clamp(max=1)
-    return torch.where(lengths > 0, cosine, torch.nan)
+BINS = 20  # of the histogram of overlaps
+SIDE_BY_SIDE = 2  # the sensors of a sample where there are two, else samples
 
 
 def spatial(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     score: Score = "mean",
     stage: int = LAST,
@@ -131,12 +57,13 @@ def spatial(
         examples: samples that are shown, evenly spaced.
 
     Returns:
-        "modalities", "parts" and "pairs", names; "score"; "stage"; for each pair and part
+        "modalities", "parts" and "pairs", names; "score"; "stage". For each pair and part
         "A-B/PART/overlap", (n,) of the samples that have both sensors, and "A-B/PART/other", the
-        same of a picture and another scene's: what is no agreement about the scene. For each
-        sensor and part "A/PART/empty", the share of maps that are 0 everywhere. For E examples
-        "examples", ids; "A/pictures" (E, h, w, 3) uint8, and "A/PART/maps" (E, h, w) float32 with
-        the largest value 1, or NaN where the sensor is absent.
+        overlap of a picture and the other sensor's picture of another scene, which is no
+        agreement about the scene. For each sensor and part "A/PART/empty", the share of maps that
+        are 0 everywhere. For E examples "examples", ids; "A/pictures" (E, h, w, 3) uint8, and
+        "A/PART/maps" (E, h, w) float32 with the largest value 1, or NaN where the sensor is
+        absent.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -148,7 +75,7 @@ def spatial(
     whole = encoded(checkpoint, loader, watch)
     statistics = {name: whole.statistics(name) for name in names}
     wanted = set(evenly_spaced(len(loader.indices), examples).tolist())
-    sheet = _Sheet(checkpoint)
+    sheet = _Examples(checkpoint)
     overlaps: dict[str, list[Tensor]] = {
         f"{a}-{b}/{part}/{kind}": []
         for a, b in pairs
@@ -158,7 +85,7 @@ def spatial(
     empty = {(name, part): [0, 0] for name in names for part in parts}
     start = 0
     for batch in watch(loader, len(loader)):
-        maps = saliency_maps(checkpoint, batch, statistics, score, stage)
+        maps = saliency_maps(checkpoint, batch, statistics=statistics, score=score, stage=stage)
         for name, of_parts in maps.items():
             for part, saliency in of_parts.items():
                 empty[name, part][0] += int((saliency.amax((1, 2)) <= 0).sum())
@@ -193,8 +120,29 @@ def spatial(
     }
 
 
-class _Sheet:
-    """Pictures of some samples with their maps, of a size for the eye."""
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of two maps that are nowhere negative: 0 where they are disjoint, 1 where the same.
+
+    This is the product of Algorithm 2's `gradcam_stat`, its `norm` taken as division by the L2
+    norm.
+
+    Args:
+        a: (n, H, W), not negative.
+        b: (n, h, w), likewise; resized to a's size where it has another.
+
+    Returns:
+        (n,) in [0, 1]; NaN where a map is 0 everywhere.
+    """
+    if a.shape[-2:] != b.shape[-2:]:
+        b = interpolate(b[:, None], a.shape[-2:], mode="bilinear")[:, 0]
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    cosine = ((a * b).sum(1) / lengths).clamp(max=1)
+    return torch.where(lengths > 0, cosine, torch.nan)
+
+
+class _Examples:
+    """Pictures of some samples and their maps, of a size for the eye."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -203,8 +151,6 @@ class _Sheet:
 
     def add(self, batch: Batch, row: int, maps: Maps) -> None:
         """Keep one sample of a batch."""
-        from decur.plotting import render
-
         self.ids.append(batch["ids"][row])
         for name, modality in self.checkpoint.modalities.items():
             has = batch["present"][name]
@@ -223,7 +169,7 @@ class _Sheet:
                 self.kept.setdefault(f"{name}/{part}/maps", []).append(saliency)
 
     def arrays(self) -> Arrays:
-        """One array for each sensor, and each sensor and part."""
+        """Return one array for each sensor, and for each sensor and part."""
         stacked: Arrays = {"examples": text(*self.ids)}
         for key, values in self.kept.items():
             known = next((value for value in values if value is not None), None)
@@ -240,6 +186,181 @@ def _small(x: Tensor) -> Tensor:
         return x
     size = [max(1, round(side * SHOWN / longest)) for side in x.shape[-2:]]
     return interpolate(x[None], size, mode="bilinear", antialias=True)[0]
+
+
+def plot_overlap(arrays: Arrays) -> Figure:
+    """Histograms of the overlap on common and on unique dimensions, a panel a pair (Fig. 6a)."""
+    pairs, parts = arrays["pairs"].tolist(), arrays["parts"].tolist()
+    if not pairs:
+        raise DoesNotApply("Overlap compares sensors, and the run has one.")
+    columns = min(2, len(pairs))
+    rows = -(-len(pairs) // columns)
+    width = 5.5 if columns == 1 else 8.6 / columns
+    figure, axes = subplots(rows, columns, width=width, height=2.9 if rows == 1 else 2.3)
+    for axis in axes.flat[len(pairs) :]:
+        axis.axis("off")
+    for axis, pair in zip(axes.flat, pairs, strict=False):
+        for part in parts:
+            known = arrays[f"{pair}/{part}/overlap"]
+            known = known[np.isfinite(known)]
+            if not len(known):
+                continue
+            counts, edges = np.histogram(known, BINS, (0, 1))
+            colour, line = part_colour(part), part_line(part)
+            axis.stairs(counts, edges, fill=True, alpha=0.3, color=colour)
+            label = f"{part}: mean {known.mean():.2f}"
+            other = arrays[f"{pair}/{part}/other"]
+            if np.isfinite(other).any():
+                label += f", of other scenes {np.nanmean(other):.2f}"
+            axis.stairs(counts, edges, color=colour, linestyle=line, linewidth=1.5, label=label)
+            axis.axvline(known.mean(), color=colour, linestyle=line, linewidth=1)
+        axis.set_title(plain(pair), fontsize=9)
+        axis.set_xlabel("overlap of the two maps", fontsize=9)
+        axis.set_xlim(0, 1)
+        axis.tick_params(labelsize=8)
+        if axis.has_data():
+            axis.legend(fontsize=8, frameon=False, loc="upper left")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("samples", fontsize=9)
+    return figure
+
+
+def plot_examples(arrays: Arrays) -> Figure:
+    """Each sensor's picture of some samples, then with the places of each part in its colour."""
+    names = [name for name in arrays["modalities"].tolist() if f"{name}/pictures" in arrays]
+    parts, ids = arrays["parts"].tolist(), arrays["examples"].tolist()
+    if not names:
+        raise DoesNotApply("None of the samples to be shown could be read.")
+    beside = names if len(names) == SIDE_BY_SIDE else ids[:SIDE_BY_SIDE]  # what shares a line
+    wide = 1 + len(parts)
+    lines = len(ids) if beside is names else -(-len(ids) // len(beside)) * len(names)
+    columns = wide * len(beside)
+    figure, axes = subplots(lines, columns, width=min(2.0, 8.8 / columns))
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row, sample in enumerate(ids):
+        for place, name in enumerate(names):
+            if beside is names:
+                line, block = row, place
+            else:
+                line, block = row // len(beside) * len(names) + place, row % len(beside)
+            some = axes[line, block * wide : (block + 1) * wide]
+            if block == 0 or beside is not names:
+                some[0].set_ylabel(plain(_short(sample)), fontsize=8)
+            titled = line == 0 or beside is not names
+            if titled:
+                some[0].set_title(plain(name), fontsize=9)
+            _draw(some, arrays, name, parts, row, titled)
+    return figure
+
+
+def _draw(
+    axes: NDArray[Any], arrays: Arrays, name: str, parts: list[str], row: int, titled: bool
+) -> None:
+    if np.isnan(arrays[f"{name}/{parts[0]}/maps"][row]).any():
+        axes[0].text(0.5, 0.5, "absent", ha="center", va="center", fontsize=8)
+        return
+    picture = arrays[f"{name}/pictures"][row]  # (h, w, 3)
+    axes[0].imshow(picture, interpolation="nearest")
+    grey = picture.mean(-1, keepdims=True).repeat(3, -1) / 255
+    for axis, part in zip(axes[1:], parts, strict=True):
+        saliency = arrays[f"{name}/{part}/maps"][row]  # (h, w)
+        # faint at its least, so that the ground stays to be seen, and opaque enough at its most
+        weight = 0.85 * saliency[..., None]
+        axis.imshow((1 - weight) * (0.25 + 0.75 * grey) + weight * rgb(part_colour(part)) / 255)
+        if saliency.max() <= 0:
+            axis.text(0.5, 0.06, "nothing", transform=axis.transAxes, ha="center", fontsize=8)
+        if titled:
+            axis.set_title(part, fontsize=9, color=part_colour(part))
+
+
+def _short(sample: str) -> str:
+    return sample if len(sample) <= 14 else f"…{sample[-13:]}"
+
+
+def findings(arrays: Arrays) -> str:
+    """What came out: how far maps overlap, beside other scenes', and what to think of it."""
+    parts, score = arrays["parts"].tolist(), arrays["score"].item()
+    stage = int(arrays["stage"])
+    rows: list[list[object]] = []
+    sentences = []
+    for pair in arrays["pairs"].tolist():
+        means = {}
+        for part in parts:
+            same, other = (arrays[f"{pair}/{part}/{kind}"] for kind in ("overlap", "other"))
+            known = same[np.isfinite(same)]
+            spread = float(known.std()) if len(known) else np.nan
+            counts = f"{len(known)} of {len(same)}"
+            rows.append([pair, part, counts, _mean(same), spread, _mean(other)])
+            if len(known):
+                means[part] = _mean(known)
+        if {"common", "unique"} <= means.keys():
+            sentences.append(_compared(pair, arrays, means))
+    if not rows:
+        sentences.append("Overlap compares sensors, and the run has one.")
+    empty = [
+        f"{float(arrays[f'{name}/{part}/empty']):.0%} ({name}, {part})"
+        for name in arrays["modalities"].tolist()
+        for part in parts
+        if arrays[f"{name}/{part}/empty"] > 0
+    ]
+    if empty:
+        sentences.append(
+            "Maps on which nothing raises the score, and which do not count: "
+            + ", ".join(empty)
+            + "."
+            + (
+                " The sign of a dimension is by chance, and with it that of their mean: the score "
+                "'energy', of the squares, does not depend on it."
+                if score == "mean"
+                else ""
+            )
+        )
+    head = ["sensors", "part", "samples", "mean overlap", "spread", "with another scene"]
+    return (
+        "".join(paragraph(sentence) for sentence in sentences)
+        + (table(head, rows) if rows else "")
+        + paragraph(
+            f"Score: {score} of a part's dimensions, standardised over the samples; feature map: "
+            + ("the last" if stage == LAST else f"stage {stage}, -1 being the last")
+            + ". Overlap is the cosine of the two maps, each divided by its L2 norm: 0 where they "
+            "are disjoint, 1 where they are the same. With another scene: the same between a "
+            "picture and the other sensor's of another scene; only what lies above it is "
+            "agreement about the scene itself."
+        )
+    )
+
+
+def _mean(values: NDArray[Any]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else np.nan
+
+
+def _compared(pair: str, arrays: Arrays, means: Mapping[str, float]) -> str:
+    common, unique = (arrays[f"{pair}/{part}/overlap"] for part in ("common", "unique"))
+    both = np.isfinite(common) & np.isfinite(unique)
+    difference = (common - unique)[both].astype(np.float64)
+    told = " and ".join(
+        f"by {means[part]:.2f} on {part} dimensions ({_mean(arrays[f'{pair}/{part}/other']):.2f} "
+        "with another scene)"
+        for part in ("common", "unique")
+    )
+    told = f"{pair}: the maps overlap {told}"
+    if len(difference) < 2:
+        return told + "."
+    mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
+    verdict = (
+        "common maps overlap more, as the paper finds"
+        if mean > 2 * error
+        else "common maps overlap less, against what the paper finds"
+        if mean < -2 * error
+        else "no difference that could be told from chance"
+    )
+    return (
+        f"{told}; of {len(difference)} samples that have both, by {mean:+.3f} "
+        f"(standard error {error:.3f}): {verdict}."
+    )
 
 
 register(

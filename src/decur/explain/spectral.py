@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decur.data import Batch
-from decur.encoders.attention import encode
-from decur.encoders.attention.cross import is_crossing
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -24,17 +21,23 @@ from decur.explain.base import (
 )
 from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint, Score
-from decur.explain.spectral_figures import plot_bands
+from decur.plotting import Figure, part_colour, plain, subplots
 from decur.report import paragraph, table
 
-AT_ONCE = 64  # pictures that pass an encoder together
+if TYPE_CHECKING:
+    from decur.data import Batch
+
 Pixels = Literal["absolute", "net"]
-TOLD = 3  # bands that are named as those that matter most
+
+AT_ONCE = 64  # pictures that pass an encoder together
+NAMED = 3  # bands that are named as those that matter most
+UPRIGHT = 9  # bands, above which their names stand upright
 
 
 def spectral(
     checkpoint: Checkpoint,
     loader: SampleLoader,
+    *,
     watch: Watch = unwatched,
     samples: int = 128,
     steps: int = 16,
@@ -132,6 +135,8 @@ class _Picture:
         statistics: tuple[Tensor, Tensor],
         score: Score,
     ) -> None:
+        from decur.encoders.attention.cross import is_crossing
+
         self.checkpoint, self.name = checkpoint, name
         self.statistics, self.score = statistics, score
         self.x = checkpoint.pictures(batch, name)  # (n, C, H, W)
@@ -148,6 +153,8 @@ class _Picture:
 
     def scores(self, x: Tensor, *others: Tensor) -> Tensor:
         """(n, C, H, W) to (n, parts)."""
+        from decur.encoders.attention import encode
+
         images = {self.name: x, **dict(zip(self.others, others, strict=True))}
         vector = encode(self.checkpoint.encoders, images)[self.name]
         return self.checkpoint.scores(self.name, vector, self.statistics, self.score)
@@ -208,11 +215,72 @@ def _shares(bands: Tensor) -> Tensor:
     return bands / bands.sum(1, keepdim=True).clamp_min(torch.finfo(bands.dtype).tiny)
 
 
+def plot_bands(arrays: Arrays) -> Figure:
+    """Box plots over samples, one panel a sensor, one box for each band and part (Fig. 6b)."""
+    parts = arrays["parts"].tolist()
+    names = [
+        name
+        for name in arrays["modalities"].tolist()
+        if f"{name}/bands" in arrays and len(arrays[f"{name}/{parts[0]}/importance"])
+    ]
+    if not names:
+        raise DoesNotApply("No sample that was looked at has a sensor with several bands.")
+    figure, axes = subplots(len(names), 1, width=8.0, height=2.6 if len(names) > 1 else 3.2)
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        bands = arrays[f"{name}/bands"].tolist()
+        width = 0.7 / len(parts)
+        for number, part in enumerate(parts):
+            values = arrays[f"{name}/{part}/importance"]  # (n, C)
+            shift = (number - (len(parts) - 1) / 2) * (width + 0.04)
+            colour = part_colour(part)
+            axis.axhline(1 / len(bands), color="grey", linewidth=0.8, linestyle=":", zorder=0)
+            boxes = axis.boxplot(
+                values,
+                positions=[i + shift for i in range(len(bands))],
+                widths=width,
+                whis=(5, 95),
+                showfliers=False,
+                showmeans=True,
+                patch_artist=True,
+                boxprops={"facecolor": colour, "alpha": 0.45, "edgecolor": colour},
+                medianprops={"color": "black", "linewidth": 1.2},
+                whiskerprops={"color": colour},
+                capprops={"color": colour},
+                meanprops={"marker": "o", "markersize": 3, "markerfacecolor": "black"}
+                | {"markeredgecolor": "black"},
+            )
+            boxes["boxes"][0].set_label(part)
+            exchanged = arrays[f"{name}/{part}/exchanged"]
+            if len(exchanged):
+                axis.plot(
+                    [i + shift for i in range(len(bands))],
+                    exchanged.mean(0),
+                    marker="D",
+                    linestyle="",
+                    markersize=4,
+                    markerfacecolor="white",
+                    color="black",
+                    label="exchanged" if part == parts[-1] else None,
+                )
+            if part == "unique":
+                for box in boxes["boxes"]:
+                    box.set_linestyle("--")
+        turn = {"rotation": 90} if len(bands) > UPRIGHT else {}
+        axis.set_xticks(range(len(bands)), map(plain, bands), fontsize=8, **turn)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(f"{plain(name)}\nimportance", fontsize=9)
+    axes[0, 0].legend(
+        fontsize=8, frameon=False, ncols=len(parts) + 1, loc="lower right", bbox_to_anchor=(1, 1)
+    )
+    return figure
+
+
 _JOINED = {"absolute": "mean of |attribution|", "net": "absolute mean of the attribution"}
 
 
 def findings(arrays: Arrays) -> str:
-    """What came out: the bands that matter most to each part, and a table of all."""
+    """Write what came out: the bands that matter most to each part, and a table of all."""
     parts, start = arrays["parts"].tolist(), arrays["baseline"].item()
     start = (
         "another sample's picture"
@@ -275,7 +343,7 @@ def _told(
     spreads = {part: x.std(0, dtype=np.float64) for part, x in values.items()}
     told = []
     for part, mean in means.items():
-        first = np.argsort(-mean, kind="stable")[: min(TOLD, len(bands))]
+        first = np.argsort(-mean, kind="stable")[: min(NAMED, len(bands))]
         named = ", ".join(f"{bands[i]} ({mean[i]:.0%})" for i in first)
         told.append(f"{part} dimensions {named}")
     rows: list[list[object]] = []
