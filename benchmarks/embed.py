@@ -87,7 +87,7 @@ def embedding(data: Held, encoders: dict[str, Encoder], args: argparse.Namespace
     model = EmbeddingModel(encoders, data.modalities, {})
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder, settings = Path(name), LoaderSettings(args.batch, args.workers)
-        writer = PartWriter(folder, schema(model.widths, {}), limit=0)
+        writer = PartWriter(folder, schema(model.widths, {"content": ""}), limit=0)
         clock = Clock(writer)
         engine = L.Trainer(
             accelerator="gpu" if args.device == "cuda" else "cpu",
@@ -99,7 +99,7 @@ def embedding(data: Held, encoders: dict[str, Encoder], args: argparse.Namespace
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        parts = PartData(data, list(BANDS), settings, folder, 16 * args.batch)
+        parts = PartData(data, list(BANDS), settings, folder, 16 * args.batch, "")
         engine.predict(model, parts, return_predictions=False)
         writer.close()
     return (len(data) - args.batch) / clock.seconds

@@ -14,6 +14,7 @@ from PIL import Image
 
 from decur.data import SUNRGBD, BigEarthNetMM, NYUDepthV2, PairedFolder, SyntheticScenes, Target
 from decur.data.selection import select
+from decur.digest import digest
 from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
@@ -22,7 +23,7 @@ from decur.transfer.fit import rate_factor
 from decur.transfer.probe import _validation, fit_ridge
 from decur.transfer.settings import FitSettings
 from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
-from decur.transfer.survey import fingerprint, survey
+from decur.transfer.survey import survey
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.base import draw_confusion
 
@@ -271,24 +272,24 @@ def test_every_setting_of_the_data_tells_it_apart(tmp_path):
     make_bigearthnet_mm(tmp_path / "big", [["Pastures"], ["Sea and ocean"]])
     root = str(tmp_path / "big")
     big, other = BigEarthNetMM(root), BigEarthNetMM(root, s1_folder="./BigEarthNet-S1-v1.0")
-    assert fingerprint(big) == fingerprint(BigEarthNetMM(root, None)) != fingerprint(other)
+    assert digest(big) == digest(BigEarthNetMM(root, None)) != digest(other)
     for kind, folder in ((NYUDepthV2, "nyu"), (SUNRGBD, "sun")):
         one, same, raw = (
             kind(tmp_path / folder, size=(24, 32), filled=f) for f in (True, True, False)
         )
-        assert fingerprint(one) == fingerprint(same) != fingerprint(raw), kind
+        assert digest(one) == digest(same) != digest(raw), kind
     scenes, moved = SyntheticScenes(5, 32), SyntheticScenes(5, 32, start=9)
-    assert fingerprint(scenes) == fingerprint(pickle.loads(pickle.dumps(scenes)))
-    assert fingerprint(scenes) != fingerprint(moved)
-    chosen = [fingerprint(select(data, ["sar"])) for data in (scenes, scenes, moved)]
+    assert digest(scenes) == digest(pickle.loads(pickle.dumps(scenes)))
+    assert digest(scenes) != digest(moved)
+    chosen = [digest(select(data, ["sar"])) for data in (scenes, scenes, moved)]
     assert chosen[0] == chosen[1] != chosen[2]
 
 
 def test_a_link_to_nothing_in_the_data_is_no_error(label_folder):
     root = label_folder({i: "ab"[i % 2] for i in range(4)})
-    before = fingerprint(PairedFolder(root))
+    before = digest(PairedFolder(root))
     (root / ".#labels.csv").symlink_to("user@host.1234")  # Emacs' lock
-    assert fingerprint(PairedFolder(root)) != before
+    assert digest(PairedFolder(root)) != before
 
 
 def test_nothing_is_trained_on_and_tested_on(label_folder, tmp_path):

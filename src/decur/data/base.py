@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from decur.data.files import read_files
+from decur.digest import file_states, files_in, files_named
 from decur.errors import BadSampleError, ConfigError
 from decur.modality import Modality
 
@@ -172,6 +174,28 @@ class PairedDataset(Dataset[Sample], ABC):
             rng: of the epoch.
         """
         return rng.permutation(len(self))
+
+    def digest_parts(self) -> object:
+        """Return what tells this data set from others, for `decur.digest`.
+
+        These are its arguments, whatever it holds (what `pickle` would save), and path, size and
+        modification time of every file that it reads: those of its samples (`files`), those that
+        lie in its folder `root`, and whatever it holds that names a file. Where a class does not
+        say which files it reads, all files below a folder that it holds count.
+        """
+        held = self.__getstate__()
+        if isinstance(held, dict):
+            held = {key: value for key, value in held.items() if key != "_made_of"}
+        given = [*self.made_of.values(), *(held.values() if isinstance(held, dict) else ())]
+        silent = type(self).files is PairedDataset.files
+        read = {*files_in(getattr(self, "root", None) or ""), *files_named(given, below=silent)}
+        bad = []
+        for index in range(len(self)):
+            try:
+                read.update(os.fspath(file) for file in self.files(index))
+            except BadSampleError as error:
+                bad.append((error.path, error.reason))
+        return self.made_of, held, file_states(read), bad
 
     def describe(self) -> str:
         """One line for the log: how many samples, and how many lack which sensor."""

@@ -76,6 +76,10 @@ class _Selection(PairedDataset):
         """Those of the data set itself, without what is not wanted."""
         return self.data.read_bytes(int(self.rows[index]))
 
+    def digest_parts(self) -> object:
+        """Return the data set, of which only what is wanted is read, and the sensors."""
+        return self.data, list(self.modalities)
+
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The order that suits the whole data set, without the samples that are left out."""
         position = np.full(len(self.data), -1)

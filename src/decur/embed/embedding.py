@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import LoaderSettings, PairedDataset
+from decur.digest import digest, try_digest
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parts import PartData, PartWriter, bad_of, open_part, part_file, schema
 from decur.encoders import EncoderSettings
@@ -24,7 +25,6 @@ from decur.pretrain.trainer import quiet_lightning
 from decur.progress import progress_bar
 from decur.runs import RunFolder, write_json
 from decur.transfer.sources import MissingBands
-from decur.transfer.survey import fingerprint
 
 HEADER = "embeddings.json"
 FORMAT = 1  # of the folder; raised when it would come out otherwise
@@ -121,7 +121,8 @@ def embed(
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
             console.print(f"{column:<12}{text}", highlight=False)
     names = list(model.modalities)
-    parts = PartData(data.only(names, targets=()), names, loader, folder, part)
+    wanted = data.only(names, targets=())
+    parts = PartData(wanted, names, loader, folder, part, about["content"])
     try:
         engine.predict(model, parts, return_predictions=False)
     finally:
@@ -186,7 +187,11 @@ def _about(
         "format": FORMAT,
         "encoders": [encoders] if isinstance(encoders, str) else list(encoders),
         "weights": model.digests,
-        "data": fingerprint(data),
+        "data": _identity(data),
+        "content": try_digest(
+            data.only(list(model.modalities), targets=()),
+            what="embeddings are computed anew each time",
+        ),
         "samples": len(data),
         "modalities": {name: m.to_dict() for name, m in model.modalities.items()},
         "widths": model.widths,
@@ -197,7 +202,13 @@ def _about(
     }
 
 
-_FREE = ("encoders", "part")  # what may differ: where weights lie, and batches
+def _identity(data: PairedDataset) -> str:
+    """Which data set it is, whatever its files hold now: its class, plain settings and ids."""
+    plain = {k: str(v) for k, v in data.made_of.items() if isinstance(v, str | int | float | Path)}
+    return digest(type(data).__name__, plain, data.ids)
+
+
+_FREE = ("encoders", "part", "content")  # may differ: where weights lie, batches; pictures
 
 
 def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
@@ -206,6 +217,8 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
         raise ConfigError(f"--out {folder}: is a file, not a folder")
     if (folder / HEADER).is_file():
         before, now = read_header(folder), json.loads(json.dumps(about))
+        if "content" not in before:  # of version 0.1, which told data apart in another way
+            now.pop("data")
         for key in now:
             if key not in _FREE and before.get(key) != now[key]:
                 raise ConfigError(
@@ -226,8 +239,8 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
 
 
 def _keep(folder: Path, about: Mapping[str, Any]) -> None:
-    """Make the folder, where it is not there yet."""
-    if (folder / HEADER).is_file():
+    """Make the folder, where it is not there yet; note what its pictures are."""
+    if (folder / HEADER).is_file() and read_header(folder).get("content") == about["content"]:
         return
     try:
         write_json(folder / HEADER, about)

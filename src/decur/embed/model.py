@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from decur.data import Batch
 from decur.devices import send
+from decur.digest import digest
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder
 from decur.encoders.attention import encode
 from decur.errors import ConfigError
@@ -18,7 +19,7 @@ from decur.modality import Modality
 from decur.pretrain.restore import restore
 from decur.runs import RunFolder
 from decur.transfer.sources import MissingBands, gather_encoders
-from decur.transfer.survey import scaled, weights_digest
+from decur.transfer.survey import scaled
 
 WHOLE = "embedding"
 Columns = dict[str, Tensor]  # (n, D) of the n samples that have a sensor
@@ -48,7 +49,7 @@ class EmbeddingModel(L.LightningModule):
                 self.encoders[name], self.projectors[name] = encoder.encoder, encoder.projector
             else:
                 self.encoders[name] = encoder
-        self.digests = {name: weights_digest(encoder) for name, encoder in encoders.items()}
+        self.digests = {name: digest(encoder) for name, encoder in encoders.items()}
         self.widths = {"features": {n: int(e.dim) for n, e in self.encoders.items()}}  # type: ignore[arg-type]
         for part, dims in parts.items():
             self.widths[part] = dict.fromkeys(encoders, dims.stop - dims.start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
+log = logging.getLogger(__name__)
 _BEHIND = 2  # batches that may wait to be written while the device goes on
 _BAD = b"bad"
 
@@ -67,6 +69,7 @@ class PartData(L.LightningDataModule):
         settings: batch size, workers.
         folder: where the parts are.
         size: samples of a part.
+        content: digest of the data; parts of other content are missing. None: all are.
     """
 
     def __init__(
@@ -76,12 +79,13 @@ class PartData(L.LightningDataModule):
         settings: LoaderSettings,
         folder: Path,
         size: int,
+        content: str | None,
     ) -> None:
         super().__init__()
         # fewer parts may be missing than there are processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.data, self.names, self.settings = data, list(names), settings
-        self.folder, self.size = folder, size
+        self.folder, self.size, self.content = folder, size, content
 
     def predict_dataloader(self) -> DataLoader[PartBatch]:
         """Batches of this process."""
@@ -89,10 +93,16 @@ class PartData(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         todo: list[int] = []
         if rank == 0:
-            for old in self.folder.glob(".part-*.tmp"):  # of a command that was killed
-                old.unlink(missing_ok=True)
+            for left in self.folder.glob(".part-*.tmp"):  # of a command that was killed
+                left.unlink(missing_ok=True)
             count = -(-len(self.data) // self.size)
-            todo = [n for n in range(count) if not part_file(self.folder, n).is_file()]
+            files = [part_file(self.folder, number) for number in range(count)]
+            old = [f for f in files if f.is_file() and not is_current(f, self.content)]
+            for file in old:
+                file.unlink(missing_ok=True)
+            if old:
+                log.info("%s: the data has changed; %d parts are made anew", self.folder, len(old))
+            todo = [number for number, file in enumerate(files) if not file.is_file()]
         todo = self.trainer.strategy.broadcast(todo)  # one that comes late sees parts of others
         step, rows = max(1, self.settings.batch_size // world), []
         for part in todo[rank::world]:
@@ -115,6 +125,25 @@ class PartData(L.LightningDataModule):
 def part_file(folder: Path, number: int) -> Path:
     """Where a part lies."""
     return folder / f"part-{number:06}.parquet"
+
+
+def is_current(path: Path, content: str | None) -> bool:
+    """Whether a part was made of data with this digest; one that is cut off stays, to be told of.
+
+    Args:
+        path: the part.
+        content: digest of the data; None: no part is.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        about = json.loads((pq.read_schema(path).metadata or {}).get(b"decur", b"{}"))
+    except FileNotFoundError:
+        return False
+    except (OSError, pa.ArrowInvalid):
+        return True
+    return content is not None and about.get("content") == content
 
 
 @contextmanager
@@ -184,9 +213,11 @@ class PartWriter(BasePredictionWriter):
         self.folder, self.layout, self.limit = folder, layout, limit
         self.bad = 0
         # else each repetition of the command would allow as many again
+        content = json.loads(layout.metadata[b"decur"])["content"]
         for path in folder.glob("part-*.parquet"):
-            with open_part(path) as part:
-                self.bad += len(bad_of(part))
+            if is_current(path, content):
+                with open_part(path) as part:
+                    self.bad += len(bad_of(part))
         self._pool = ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
         self._open: Any = None

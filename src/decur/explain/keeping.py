@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from decur import __version__
-from decur.data import PairedDataset
+from decur.digest import try_digest
 from decur.explain.base import Analysis, Arrays, text
 from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
 from decur.runs import atomic
-from decur.transfer.survey import fingerprint
 
 FORMAT = 2  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
@@ -51,7 +49,7 @@ def digest_of(
     checkpoints: Sequence[Checkpoint],
     loader: SampleLoader,
     options: Mapping[str, Any],
-) -> str:
+) -> str | None:
     """What tells the arrays of an analysis from others: weights, data, samples and options.
 
     Args:
@@ -59,24 +57,10 @@ def digest_of(
         checkpoints: the run and those beside it.
         loader: the samples.
         options: of the analysis.
+
+    Returns:
+        The digest; None where the data cannot be told from others, which the log then says.
     """
-    parts = (
-        *(FORMAT, __version__, analysis.name, sorted(options.items())),
-        *(fingerprint(loader.data), _bands(loader.data), loader.indices),
-        *(_weights(checkpoint) for checkpoint in checkpoints),
-    )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-
-def _bands(data: PairedDataset) -> list[str]:
-    return [repr(modality) for modality in data.modalities.values()]
-
-
-def _weights(checkpoint: Checkpoint) -> str:
-    parts = [(part, dims.start, dims.stop) for part, dims in checkpoint.parts.items()]
-    made_of = [(name, checkpoint.encoder(name).name) for name in checkpoint.modalities]
-    found = hashlib.sha256(repr((checkpoint.name, checkpoint.size, parts, made_of)).encode())
-    for key, value in sorted(checkpoint.state_dict().items()):
-        found.update(key.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    samples = (loader.data, loader.indices)
+    parts = (FORMAT, __version__, analysis.name, options, *samples, *checkpoints)
+    return try_digest(*parts, what=f"{analysis.name} is computed anew each time")

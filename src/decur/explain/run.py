@@ -173,7 +173,7 @@ def _do(
     digest = keeping.digest_of(analysis, compared, loader, options)
     told = f"{len(loader.indices):,} samples of {type(loader.data).__name__}"
     found = None if overwrite else keeping.kept(path)
-    if found is not None and found[1] == digest:
+    if found is not None and digest is not None and found[1] == digest:
         arrays, how = found[0], f"as it was in {path}"
     else:
         beside = {"beside": compared[1:]} if len(compared) > 1 else {}
@@ -186,7 +186,7 @@ def _do(
             _write(done.folder, analysis, [report.paragraph(str(reason))])
             _say(console, analysis, f"does not apply: {reason}")
             return
-        keeping.keep(path, arrays, digest, told)
+        keeping.keep(path, arrays, digest or "", told)
         done.computed.append(analysis.name)
         how = f"{time.monotonic() - started:.1f} s"
     done.arrays[analysis.name] = arrays

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from decur.data import Batch
+from decur.digest import digest
 from decur.encoders import Encoder
 from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
@@ -33,7 +34,7 @@ from decur.transfer.averaging import Averaging
 from decur.transfer.loading import PictureLoader
 from decur.transfer.resume import ResumableTraining
 from decur.transfer.settings import FitSettings
-from decur.transfer.survey import scaled, weights_digest
+from decur.transfer.survey import scaled
 from decur.transfer.tasks import Kept, Task
 
 LINES = 10  # of the terminal, for a whole training
@@ -78,7 +79,7 @@ class Trainee(L.LightningModule):
         encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
         return {
             "model": type(self.model).__name__,
-            "encoders": [weights_digest(encoder) for encoder in encoders],
+            "encoders": [digest(encoder) for encoder in encoders],
             "freeze": not any(p.requires_grad for e in encoders for p in e.parameters()),
             "target": sorted(vars(self.task).items()),
             "fit": self.settings.plain(),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
+from decur.digest import try_digest
 from decur.errors import ConfigError
 from decur.pretrain.data import EpochBatches, ResumableLoader, ignore_signals
 from decur.transfer.splits import Rows
-from decur.transfer.survey import fingerprint
 from decur.transfer.tasks import Task
 
 
@@ -62,8 +63,9 @@ def image_loader(
     """
     batch = min(settings.batch_size, len(rows))
     workers = settings.processes()
+    used = data.only(modalities, [task.name])
     common: dict[str, Any] = {
-        "dataset": Subset(SkipBad(data.only(modalities, [task.name])), rows.tolist()),
+        "dataset": Subset(SkipBad(used), rows.tolist()),
         "collate_fn": Collate(
             {name: data.modalities[name] for name in modalities},
             {task.name: task.target},
@@ -85,7 +87,7 @@ def image_loader(
     )
     loader.seed = seed
     loader.known_by = {
-        "data": fingerprint(data),
+        "data": try_digest(used, what="an interrupted training starts anew") or uuid4().hex,
         "training part": rows.tolist(),
         "modalities": list(modalities),
         "loader.batch_size": batch,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 
+from decur.digest import digest
 from decur.pretrain.settings import CheckpointSettings
 from decur.pretrain.state import TrainingState
 from decur.runs import RunFolder
@@ -32,9 +32,7 @@ class ResumableTraining(TrainingState):
         self, run: RunFolder, loader: PictureLoader, known_by: Mapping[str, object]
     ) -> None:
         parts = {"format": FORMAT, "seed": loader.seed, **loader.known_by, **known_by}
-        identity = {
-            name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in parts.items()
-        }
+        identity = {name: digest(value) for name, value in parts.items()}
         super().__init__(
             run, CheckpointSettings(keep=1), loader=loader, identity=identity, pause=PAUSE
         )

@@ -76,6 +76,10 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         self.groups = [g for part in groups for g in part or ()] if None not in groups else None
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
+    def digest_parts(self) -> object:
+        """Return the parts, of which only what is wanted is read."""
+        return self.joined
+
     def only(
         self, names: Collection[str] | None = None, targets: Collection[str] | None = None
     ) -> Self:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad, Target
+from decur.digest import digest, try_digest
 from decur.encoders import Encoder
 from decur.encoders.attention import encode, encode_maps, is_crossing
 from decur.errors import DataError
@@ -27,7 +27,8 @@ from decur.transfer.keeping import Arrays, is_kept, state_of, turn, write_note
 
 log = logging.getLogger(__name__)
 MAPS = 3  # last feature maps of each encoder that an FCN reads
-FORMAT = 2  # of what is kept; raised when it would come out otherwise
+fingerprint = digest  # its name in version 0.1
+FORMAT = 3  # of what is kept; raised when it would come out otherwise
 
 
 @dataclass
@@ -66,9 +67,8 @@ def survey(
 
     What an earlier pass has left in `cache` is used again: features belong to weights, sensor,
     data and input size, labels to the data; features of encoders that attend to each other belong
-    to both. The data is known by its class and settings, its ids, and the names, sizes and times
-    of what lies directly in its root; a picture changed in place goes unnoticed (delete the cache
-    then). Only what could not be read is looked at again: once it is another file, all is new.
+    to both. The data is known by `decur.digest`: what it holds, and size and time of every file
+    that it reads; what cannot be told from others is computed each time.
 
     Args:
         data: any data set.
@@ -83,7 +83,8 @@ def survey(
     Raises:
         DataError: if more of the data is bad than `loader.max_bad` allows.
     """
-    known_by = fingerprint(data)
+    # what cannot be told apart is computed each time
+    known_by = try_digest(data, what="features and labels are not cached") or uuid4().hex
     label_file = cache / f"labels-{_digest(known_by, target)}.npz"
     mask_file = cache / f"masks-{_digest(known_by, target)}.npy" if maps and encoders else None
     digests = {n: _digest(known_by, n, *_weights(n, encoders), size) for n in encoders}
@@ -134,8 +135,8 @@ def _crossing(name: str, encoders: Mapping[str, Encoder]) -> list[str]:
 
 def _weights(name: str, encoders: Mapping[str, Encoder]) -> list[str]:
     """What tells apart the vectors of a sensor, as far as encoders go."""
-    others = [(other, weights_digest(encoders[other])) for other in _crossing(name, encoders)]
-    return [weights_digest(encoders[name]), *(part for other in others for part in other)]
+    others = [(other, digest(encoders[other])) for other in _crossing(name, encoders)]
+    return [digest(encoders[name]), *(part for other in others for part in other)]
 
 
 def _keys(name: str, encoder: Encoder, maps: bool) -> list[str]:
@@ -250,39 +251,5 @@ def _surveyed(labels: Tensor, spec: Target) -> NDArray[Any]:
     return torch.stack([(flat == c).sum(dim=1) for c in classes], dim=1).numpy()  # (B, classes)
 
 
-def fingerprint(data: PairedDataset) -> str:
-    """What tells a data set from another, as `survey` says."""
-    if joined := getattr(data, "joined", None):
-        return _digest(*(fingerprint(part) for part in joined))
-    public = {key: value for key, value in sorted(vars(data).items()) if key[0] != "_"}
-    parts: list[object] = [type(data).__qualname__]
-    for key, value in (*data.made_of.items(), *public.items()):
-        if key == "present":
-            parts += [name + has.astype(np.uint8).tobytes().hex() for name, has in value.items()]
-        elif isinstance(value, PairedDataset):
-            parts.append((key, fingerprint(value)))
-        else:
-            parts.append((key, value))
-    root = public.get("root")
-    if isinstance(root, str | Path) and Path(root).is_dir():
-        with os.scandir(root) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                try:
-                    state = entry.stat()
-                except OSError:  # a link to nothing, as editors leave to lock a file
-                    state = entry.stat(follow_symlinks=False)
-                parts.append((entry.name, state.st_size, state.st_mtime_ns))
-    return _digest(*parts)
-
-
-def weights_digest(encoder: Encoder) -> str:
-    """What tells an encoder from another: architecture, sensor, and every weight."""
-    found = hashlib.sha256(repr((encoder.name, encoder.options, encoder.modality)).encode())
-    for key, value in sorted(encoder.state_dict().items()):
-        found.update(key.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
 def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr((FORMAT, *parts)).encode()).hexdigest()[:24]
+    return digest(FORMAT, *parts)

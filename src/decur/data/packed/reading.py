@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 
 from decur.data.base import PairedDataset, Sample
-from decur.data.packed.header import Chunk, read_header, read_index, read_targets
+from decur.data.packed.header import (
+    HEADER,
+    INDEX,
+    SAMPLES,
+    Chunk,
+    read_header,
+    read_index,
+    read_targets,
+)
 from decur.data.packed.items import decode, matches
 from decur.data.packed.store import Store, cut_short
 from decur.data.sentinel import change_modalities
+from decur.digest import file_states
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -87,6 +96,16 @@ class PackedPairs(PairedDataset):
                 raise DataError(f"{path}: no such file; copy it, or pack the data again") from error
             if size != chunk.size:
                 raise DataError(f"{path}: {cut_short(size, chunk.size)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_offsets": {}}  # each process reads them when it needs them
+
+    def digest_parts(self) -> object:
+        """Return what tells this data from others: its headers and, in a folder, its chunks."""
+        chunks = [] if self._store.remote else [chunk.name for chunk in self.chunks]
+        files = [self._store.folder / name for name in (HEADER, SAMPLES, INDEX, *chunks)]
+        states = file_states(files) if not self._store.remote else []
+        return self.made_of, self._header, self.modalities, self.ids, self.wanted, states
 
     @property
     def bad(self) -> list[tuple[str, str, str]]:
