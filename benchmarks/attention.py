@@ -80,7 +80,7 @@ def main() -> None:
     for name in ("rda", "cbam"):
         for stage in STAGES:
             torch.manual_seed(0)
-            ours = ATTENTIONS[name](stage).to(args.device)
+            ours = ATTENTIONS.get(name)(stage).to(args.device)
             x = torch.randn(args.batch, stage.channels, *stage.size, device=args.device)
             x.requires_grad_()
             other = plain(ours, stage).to(args.device)

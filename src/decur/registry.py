@@ -42,6 +42,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
         self._items: dict[str, T] = {}
+        self._found: dict[str, T] = {}  # by where they are defined
         self._complete = False
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -84,7 +85,8 @@ class Registry(Generic[T]):
             return self._items[name]
         where = f"{key}: " if key else ""
         if is_reference(name):
-            return cast(T, find_object(name, f"{where}{self.kind} {name!r}"))
+            self._found[name] = cast(T, find_object(name, f"{where}{self.kind} {name!r}"))
+            return self._found[name]
         close = difflib.get_close_matches(name, self._items, n=3)
         hint = (
             f"did you mean {' or '.join(close)}?"
@@ -92,6 +94,17 @@ class Registry(Generic[T]):
             else f"choose from {', '.join(self.names())}"
         )
         raise ConfigError(f"{where}no {self.kind} {name!r}; {hint}")
+
+    def is_known(self, name: str) -> bool:
+        """Whether an item can be had without importing anything that nobody asked for.
+
+        True for a registered name, and for "package.module:attribute" where a person has asked for
+        it before in this process or lists the module in `DECUR_IMPORT`. For names that come from
+        a data file: to import a module runs its code.
+        """
+        self._import_all()
+        module = name.replace(":", ".").rpartition(".")[0]
+        return name in self._items or name in self._found or module in own_modules()
 
     def _import_all(self) -> None:
         if self._complete:
@@ -133,19 +146,25 @@ def find_object(reference: str, where: str) -> Any:
     return getattr(found, attribute)
 
 
+def own_modules() -> list[str]:
+    """Return the names of the modules that the environment variable `DECUR_IMPORT` lists."""
+    names = (name.strip() for name in os.environ.get(ENVIRONMENT, "").split(","))
+    return [name for name in names if name]
+
+
 def import_own_modules() -> None:
     """Import the modules of one's own that the environment variable `DECUR_IMPORT` lists.
 
     Raises:
         ConfigError: naming the one that cannot be imported.
     """
-    for name in filter(None, os.environ.get(ENVIRONMENT, "").split(",")):
+    for name in own_modules():
         try:
-            import_module(name.strip())
+            import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"{ENVIRONMENT}: module {name.strip()!r} cannot be imported ({error}); see that "
-                "its folder is on PYTHONPATH"
+                f"{ENVIRONMENT}: module {name!r} cannot be imported ({error}); see that its folder "
+                "is on PYTHONPATH"
             ) from error
 
 

@@ -18,9 +18,17 @@ MOVED: dict[str, str | dict[str, str]] = {
         "load_encoder": "decur.encoders.files:load_encoder",
         "save_encoder": "decur.encoders.files:save_encoder",
     },
+    "decur.encoders.backbone": {
+        "TimmEncoder": "decur.encoders.timm_models:TimmEncoder",
+        "build_encoder": "decur.encoders.build:build_encoder",
+        "list_encoders": "decur.encoders.build:list_encoders",
+    },
+    "decur.encoders.projected": "decur.encoders.projector",
+    "decur.data.bands": "decur.data.stats",
     "decur.data.gaussian": "decur.data.generated.gaussian",
     "decur.data.synthetic": "decur.data.generated.scenes",
     "decur.data.trifeature": "decur.data.generated.trifeature",
+    "decur.data.opening": "decur.data.base",
     "decur.data.packing": "decur.data.packed",
     "decur.explain.browser_cards": "decur.explain.browser",
     "decur.explain.maps": "decur.explain.saliency",
@@ -33,6 +41,7 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.pretrain.batchnorm": "decur.pretrain.distributed",
     "decur.pretrain.engine": "decur.pretrain.trainer",
     "decur.pretrain.sharding": "decur.pretrain.distributed",
+    "decur.data.resizing": "decur.data.files",
 }
 
 

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from decur import Modality
 from decur.data import Collate, PairedFolder, SkipBad
-from decur.data.files import read_image
-from decur.data.resizing import resize
+from decur.data.files import read_image, resize
 from decur.errors import BadSampleError, ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
 from decur.data.packed import pack
-from decur.data.packed.verifying import verify
+from decur.data.packed.reading import verify
 from decur.data.packed.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.pretrain.data import EpochBatches
@@ -94,7 +94,7 @@ class AllKinds(PairedDataset):
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_a_folder_comes_back_as_it_was(folder, tmp_path, compression):
-    assert pack(folder, tmp_path / "out", compression, chunk_mb=SMALL)
+    assert pack(folder, tmp_path / "out", compression=compression, chunk_mb=SMALL)
     packed = PackedPairs(tmp_path / "out")
     kept = [i for i, id_ in enumerate(folder.ids) if id_ != "07"]
     assert len(packed.chunks) > 3 and packed.ids == [folder.ids[i] for i in kept]
@@ -262,7 +262,7 @@ def test_another_source_or_option_is_refused(folder, tmp_path):
     pack(folder, tmp_path / "out", chunk_mb=SMALL)
     assert pack(folder, tmp_path / "out", chunk_mb=SMALL)  # nothing left to do
     with pytest.raises(ConfigError, match="compression None, not 'zstd'"):
-        pack(folder, tmp_path / "out", "zstd", chunk_mb=SMALL)
+        pack(folder, tmp_path / "out", compression="zstd", chunk_mb=SMALL)
     with pytest.raises(ConfigError, match="not empty"):
         pack(folder, folder.root)
     with pytest.raises(ConfigError, match="chunk_mb"):
@@ -286,13 +286,13 @@ def test_verify_finds_one_flipped_bit(folder, tmp_path):
     flip(path)
     for workers in (0, 1):
         with pytest.raises(DataError, match=r"1 of 36 samples are damaged: .*chunk-0-1\.bin"):
-            verify(PackedPairs(tmp_path / "out"), workers)
+            verify(PackedPairs(tmp_path / "out"), workers=workers)
     flip(path)
     verify(PackedPairs(tmp_path / "out"))
 
 
 def test_a_damaged_compressed_sample_is_a_bad_sample(folder, tmp_path):
-    pack(folder, tmp_path / "out", "zstd", chunk_mb=SMALL)
+    pack(folder, tmp_path / "out", compression="zstd", chunk_mb=SMALL)
     packed = PackedPairs(tmp_path / "out")
     path = tmp_path / "out" / packed.chunks[0].name
     for at in (4, 90, 100, 110, 120, 200):  # the table, lengths, frames

@@ -7,7 +7,7 @@ from make_folder import make_folder
 
 from decur import Modality
 from decur.data import PairedDataset, PairedFolder
-from decur.data.base import Collate, Sample, Target
+from decur.data.sample import Collate, Sample, Target
 from decur.data.selection import select
 from decur.errors import BadSampleError, ConfigError
 from decur.transfer.splits import join

@@ -7,9 +7,9 @@ import torch
 from make_raster import write_georeferenced
 
 from decur import Modality
+from decur.data.base import change_modalities
 from decur.data.files import read_image
 from decur.data.sentinel import (
-    change_modalities,
     check_offset,
     offset_of,
     read_bands,

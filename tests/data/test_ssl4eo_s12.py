@@ -72,7 +72,7 @@ def test_one_season_a_place(root):
 def test_seasons_are_drawn_evenly():
     """Of many places, each of the 16 pairs of seasons about as often."""
     pairs = Counter(
-        tuple(season_order(0, name, f"{place:07d}", 4)[0] for name in ("s1", "s2c"))
+        tuple(season_order(0, name, place=f"{place:07d}", products=4)[0] for name in ("s1", "s2c"))
         for place in range(1600)
     )
     assert len(pairs) == 16

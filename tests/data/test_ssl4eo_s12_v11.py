@@ -52,7 +52,7 @@ def test_images_are_those_of_the_place_and_season(root):
     for index in (0, 6, 19):
         for name, image in data[index]["images"].items():
             sensor, place = data.sensors[name], PLACES[index // 4]
-            season = season_order(0, sensor, f"{place:07d}", 4)[index % 4]
+            season = season_order(0, sensor, place=f"{place:07d}", products=4)[index % 4]
             made = pixels(sensor, place, season).astype(np.float32)
             expected = torch.from_numpy(made if sensor == "s1" else made - 1000)
             assert image.dtype == torch.float32 and torch.equal(image, expected)
@@ -79,7 +79,11 @@ def test_each_season_once_in_an_order_of_its_own_for_each_sensor(root):
 def test_splits(copied):
     assert len(SSL4EOS12v11(copied)) == 20  # those that there are
     make_ssl4eo_s12_v11(copied, [(3,)], split="val")
-    assert [len(SSL4EOS12v11(copied, split, S1)) for split in ("train", "val", None)] == [20, 4, 24]
+    assert [len(SSL4EOS12v11(copied, split, sensors=S1)) for split in ("train", "val", None)] == [
+        20,
+        4,
+        24,
+    ]
     assert SSL4EOS12v11(copied, "val").groups == ["0000003"] * 4
     with pytest.raises(ConfigError, match="split is 'test'; choose from train, val"):
         SSL4EOS12v11(copied, "test")

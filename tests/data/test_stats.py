@@ -5,9 +5,8 @@ from make_folder import make_folder, write
 
 from decur.cli import main
 from decur.data import BandStatistics, PairedFolder, SyntheticScenes, compute_stats
-from decur.data.bands import guess_augmentation
 from decur.data.files import read_image
-from decur.data.stats import stats_of_files, write_modalities
+from decur.data.stats import guess_augmentation, stats_of_files, write_modalities
 from decur.errors import DataError
 from decur.modality import load_modalities
 
@@ -126,7 +125,7 @@ def test_known_modalities_keep_all_but_their_statistics(tmp_path):
     known = load_modalities({"s1": "sentinel1"})
     statistics = compute_stats(tmp_path, known)
     assert list(statistics) == ["s1"]
-    written = write_modalities(tmp_path / "m.yaml", statistics, known)["s1"]
+    written = write_modalities(tmp_path / "m.yaml", statistics, modalities=known)["s1"]
     assert (written.bands, written.cut) == (("VV", "VH"), 2.0)
     np.testing.assert_allclose(written.mean, statistics["s1"].mean, rtol=1e-6)
     assert list(yaml.safe_load((tmp_path / "m.yaml").read_text())) == ["s1"]

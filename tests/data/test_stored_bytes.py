@@ -135,7 +135,7 @@ def test_a_row_of_a_matlab_file_is_the_chunks_that_hold_it(tmp_path):
             cells[row, 0] = file.create_dataset(
                 name, data=rows[row], chunks=(6, 7), compression="gzip"
             ).ref
-    mat = Mat73(tmp_path / "x.mat", ("whole", "packed", "cells"), "")
+    mat = Mat73(tmp_path / "x.mat", ("whole", "packed", "cells"), layout="")
     assert mat.read_bytes("whole", 3).tobytes() == rows[3].tobytes()
     assert zlib.decompress(mat.read_bytes("cells", 3).tobytes()) == rows[3].tobytes()
     stored, parts = mat.read_bytes("packed", 3).tobytes(), []
@@ -150,7 +150,7 @@ def test_a_row_of_a_matlab_file_is_the_chunks_that_hold_it(tmp_path):
 def test_nyu_and_sun_read_rows_of_matlab_files(tmp_path):
     root = make_nyu(tmp_path / "nyu", [3, 4], [1, 2])
     data = readers.NYUDepthV2(root, "train")
-    file = Mat73(root / "nyu_depth_v2_labeled.mat", (), "")
+    file = Mat73(root / "nyu_depth_v2_labeled.mat", (), layout="")
     parts = [file.read_bytes(name, 3).tobytes() for name in ("images", "depths", "labels")]
     assert data.read_bytes(1).tobytes() == b"".join(parts)
     assert select(data, ["depth"]).read_bytes(1).tobytes() == b"".join(parts[1:])
@@ -166,7 +166,7 @@ def test_nyu_and_sun_read_rows_of_matlab_files(tmp_path):
 def test_a_place_of_the_zipped_release_is_the_chunks_of_its_seasons(tmp_path):
     root = make_ssl4eo_s12_v11(tmp_path, ((7, 3, 5),), ("s1",))
     data = readers.SSL4EOS12v11(root, sensors={"s1": "s1"})
-    season = season_order(0, "s1", "0000003", 4)[1]
+    season = season_order(0, "s1", place="0000003", products=4)[1]
     path = root / "train" / "S1GRD" / file_name(1)
     bands = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")["bands"]
     with zipfile.ZipFile(path) as archive:

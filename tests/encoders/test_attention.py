@@ -257,7 +257,7 @@ def test_resnet50_has_the_papers_two_modules():
     )
 
 
-@pytest.mark.parametrize("name", [*ATTENTIONS])
+@pytest.mark.parametrize("name", ATTENTIONS.names())
 @pytest.mark.parametrize("backbone", ["resnet18", "test_resnet"])
 def test_every_attention_serves_any_size_and_survives_a_file(name, backbone, tmp_path):
     modality = Modality.preset("rgb")

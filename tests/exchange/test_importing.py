@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, gelu, grid_sample, layer_norm
 
 from decur import Modality
 from decur.cli import main
-from decur.data.sentinel import change_modalities
+from decur.data.base import change_modalities
 from decur.encoders import build_encoder, load_encoder
 from decur.encoders.imagenet import IMAGENET
 from decur.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from decur.data import SyntheticScenes
-from decur.data.base import Collate
+from decur.data.sample import Collate
 from decur.encoders import EncoderSettings
 from decur.errors import DivergedError
 from decur.objectives import list_objectives

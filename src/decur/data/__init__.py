@@ -1,7 +1,6 @@
 """Data sets of paired sensors: files on disk, or generated scenes, to samples and batches."""
 
-from decur.data.bands import BandStatistics
-from decur.data.base import Batch, Collate, PairedDataset, Sample, SkipBad, Target
+from decur.data.base import DATASETS, PairedDataset, SkipBad
 from decur.data.bigearthnet import BigEarthNetMM
 from decur.data.bigearthnet_v2 import BigEarthNetV2
 from decur.data.folder import PairedFolder
@@ -14,12 +13,14 @@ from decur.data.nyu import NYUDepthV2
 from decur.data.ombria import Ombria
 from decur.data.packed import PackedPairs
 from decur.data.rgbx import RGBX
+from decur.data.sample import Batch, Collate, Sample, Target
 from decur.data.ssl4eo import SSL4EOS12
 from decur.data.ssl4eo_v11 import SSL4EOS12v11
-from decur.data.stats import compute_stats, write_modalities
+from decur.data.stats import BandStatistics, compute_stats, write_modalities
 from decur.data.sunrgbd import SUNRGBD
 
 __all__ = [
+    "DATASETS",
     "RGBX",
     "SSL4EOS12",
     "SUNRGBD",

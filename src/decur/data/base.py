@@ -1,87 +1,47 @@
-"""What every data set gives: samples of modalities, some of which may be missing."""
+"""The base of every data set, its registry, and what data sets share."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, Self, TypedDict
+from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from decur.data.files import read_files
+from decur.data.sample import Sample, Target
 from decur.digest import file_states, files_in, files_named
 from decur.errors import BadSampleError, ConfigError
 from decur.modality import Modality
+from decur.registry import Registry
 
-
-class Sample(TypedDict):
-    """One place: its pictures by modality (any may be missing), and what is known of it."""
-
-    id: str
-    images: dict[str, Tensor]  # (C, H, W), raw units, uint8 or float32
-    target: NotRequired[dict[str, Tensor]]
-    bad: NotRequired[tuple[str, str]]  # file and reason, where the sample could not be read
-
-
-class Batch(TypedDict):
-    """Samples stacked. Absent images are zeros and False in `present`."""
-
-    images: dict[str, Tensor]  # (B, C, H, W)
-    present: dict[str, Tensor]  # (B,) bool
-    target: dict[str, Tensor]  # (B, ...)
-    ids: list[str]
-    bad: list[tuple[str, str]]  # (file, reason) of every sample that could not be read
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a label is.
-
-    Args:
-        kind: "class" (one of `classes`: int64 scalar, -1 unknown), "multilabel" (float32 vector
-            of 0/1, NaN unknown), "scalar" (float32 number, NaN unknown), "mask" (int64 (H, W),
-            255 unknown).
-        classes: names in order of their index; empty for scalars.
-        modalities: sensors that can see it, where the data set knows; empty for all.
-    """
-
-    kind: Literal["class", "multilabel", "scalar", "mask"]
-    classes: tuple[str, ...] = ()
-    modalities: tuple[str, ...] = ()
-
-    def unknown(self, size: tuple[int, int] = (1, 1)) -> Tensor:
-        """The value that stands for "not labelled"; `size` is a mask's height and width."""
-        if self.kind == "class":
-            return torch.tensor(-1)
-        if self.kind == "mask":
-            return torch.full(size, 255, dtype=torch.int64)
-        if self.kind == "multilabel":
-            return torch.full((len(self.classes),), torch.nan)
-        return torch.tensor(torch.nan)
+# Data sets by the name of their class, as `--data NAME` takes it.
+DATASETS: Registry[type[PairedDataset]] = Registry("data set", "decur.data")
 
 
 class PairedDataset(Dataset[Sample], ABC):
-    """Base of every data set. Knows files and samples; nothing of methods or views.
+    """Base of every data set: it knows files and samples, and nothing of methods or views.
+
+    To add one, write a file with a subclass that `DATASETS.register` names, with `read`, and with
+    `files` where it reads any.
 
     Attributes:
         modalities: `{name: Modality}`, each with its `size` set.
         ids: of the samples, in index order.
         present: `{name: (N,) bool array}`: which samples have which modality.
-        targets: `{name: Target}`, those that are to be read, see `only`; empty where nothing is
+        targets: `{name: Target}` of the labels that are read, see `only`; empty where nothing is
             labelled.
         groups: for each sample the name of its group (a scene, a cluster of tiles) that must not
             be split between training and test; None where the data names none.
-        labels: `{id: {target: value}}`, where they are known without reading a file for each
-            sample; what is packed is told apart by them, too. None where they are not.
-        wanted: names of the sensors whose pictures are to be read, see `only`; None: all.
+        labels: `{id: {target: value}}` where labels are known without reading a file for each
+            sample, else None. Packed data whose labels differ is known to be of other samples.
+        wanted: names of the sensors whose pictures are read, see `only`; None for all.
     """
 
     _made_of: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
@@ -94,14 +54,14 @@ class PairedDataset(Dataset[Sample], ABC):
     wanted: Collection[str] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Keep what it is made of: settings that no public attribute shows tell data apart, too."""
+        """Keep the arguments, since two data sets may differ in one that no attribute shows."""
         made = super().__new__(cls)
         made._made_of = (args, options)
         return made
 
     @property
     def made_of(self) -> dict[str, Any]:
-        """All arguments that it was made of, given or not."""
+        """The arguments that the data set was made with, defaults included."""
         args, options = self._made_of
         bound = inspect.signature(type(self)).bind(*args, **options)
         bound.apply_defaults()
@@ -124,14 +84,14 @@ class PairedDataset(Dataset[Sample], ABC):
     def only(
         self, names: Collection[str] | None = None, targets: Collection[str] | None = None
     ) -> Self:
-        """The same samples, of which only some sensors' pictures and some labels need be read.
+        """Return the same samples, of which only some pictures and some labels need to be read.
 
-        What would wait for the others uses this: they may be left out, or come besides where that
-        costs nothing. A label that is not read cannot make a sample unusable.
+        The others may still come where that costs nothing. A label that is not read cannot make a
+        sample unusable.
 
         Args:
-            names: of the sensors; None: as it is.
-            targets: names of the labels; None: as it is.
+            names: of the sensors whose pictures are needed; None changes nothing.
+            targets: names of the labels that are needed; None changes nothing.
         """
         made = copy.copy(self)
         if names is not None:
@@ -141,12 +101,12 @@ class PairedDataset(Dataset[Sample], ABC):
         return made
 
     def sensors_of(self, index: int) -> list[str]:
-        """Those of a sample whose pictures are to be read: they are there, and wanted."""
+        """Return the sensors whose pictures are read for a sample: present and wanted."""
         wanted = self.modalities if self.wanted is None else self.wanted
         return [n for n in self.modalities if n in wanted and self.present[n][index]]
 
     def files(self, index: int) -> Sequence[str | Path]:
-        """The files that are read for one sample; none where it has no files of its own.
+        """Return the files that are read for one sample; none where it has no files of its own.
 
         Raises:
             BadSampleError: naming the folder, if it must be listed and cannot be.
@@ -154,10 +114,10 @@ class PairedDataset(Dataset[Sample], ABC):
         return ()
 
     def read_bytes(self, index: int) -> np.ndarray | None:
-        """The bytes of one sample as they are stored, not decoded: (bytes,) uint8.
+        """Return the bytes of one sample as they are stored, not decoded: (bytes,) uint8.
 
-        Of its `files`, one after the other; None where nothing is read for it. A data set with
-        many samples in a file gives what it reads of that.
+        They are those of its `files`, one after the other, or None where it has no files. A data
+        set with many samples in a file returns the bytes that it reads for this one.
 
         Raises:
             BadSampleError: naming the file, if it cannot be read.
@@ -166,9 +126,9 @@ class PairedDataset(Dataset[Sample], ABC):
         return read_files(files) if files else None
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The order of an epoch of training, each sample once: (N,) indices.
+        """Return the order of an epoch of training, each sample once: (N,) indices.
 
-        Fully random; a data set that is read from afar has one that suits it.
+        The order is fully random. A data set in an object store has one that suits downloading.
 
         Args:
             rng: of the epoch.
@@ -198,7 +158,7 @@ class PairedDataset(Dataset[Sample], ABC):
         return self.made_of, held, file_states(read), bad
 
     def describe(self) -> str:
-        """One line for the log: how many samples, and how many lack which sensor."""
+        """Return one line for the log: how many samples, and how many lack which sensor."""
         n = len(self)
         parts = [f"{n} samples"]
         for name, has in self.present.items():
@@ -211,7 +171,9 @@ class PairedDataset(Dataset[Sample], ABC):
 
 
 class SkipBad(Dataset[Sample]):
-    """Turns a bad sample into one without images, so that a run survives one corrupt file.
+    """A data set whose bad samples are empty, so that a run survives a corrupt file.
+
+    A bad sample has no images; its `bad` names the file and the reason.
 
     Args:
         dataset: any data set.
@@ -234,63 +196,88 @@ class SkipBad(Dataset[Sample]):
             }
 
 
-class Collate:
-    """Samples to a `Batch`; a class and no closure, so that it reaches worker processes.
+def open_data(command: str, spec: Mapping[str, Any]) -> PairedDataset:
+    """Make a data set from its class and arguments, as they stand in a configuration.
+
+    For options that may be left out. Where an option's type is `PairedDataset | None`,
+    jsonargparse hides the error of the class behind one about the type; so such an option is
+    declared as a plain mapping, and opened here.
 
     Args:
-        modalities: those of the data set, sizes set.
-        targets: those of the data set.
+        command: for messages, as "decur explain".
+        spec: `{"class_path": ..., "init_args": {...}}`.
+
+    Raises:
+        ConfigError: if there is no such class, or it takes no such arguments.
+        DataError: if the data is not there.
     """
+    from decur.config import Parser  # whoever makes data sets in Python needs no parser
 
-    def __init__(self, modalities: dict[str, Modality], targets: dict[str, Target]) -> None:
-        self.modalities = modalities
-        self.targets = targets
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Stack samples; those without a modality get zeros and False in `present`."""
-        images, present = {}, {}
-        for name, modality in self.modalities.items():
-            has = [name in sample["images"] for sample in samples]
-            present[name] = torch.tensor(has)
-            images[name] = self._stack([s["images"].get(name) for s in samples], modality)
-        target = {}
-        for name, spec in self.targets.items():
-            unknown = spec.unknown(self._mask_size(samples, name))  # once: it may be a whole mask
-            target[name] = torch.stack([s.get("target", {}).get(name, unknown) for s in samples])
-        return {
-            "images": images,
-            "present": present,
-            "target": target,
-            "ids": [sample["id"] for sample in samples],
-            "bad": [sample["bad"] for sample in samples if "bad" in sample],
-        }
-
-    @staticmethod
-    def _stack(pictures: list[Tensor | None], modality: Modality) -> Tensor:
-        there = [picture for picture in pictures if picture is not None]
-        assert modality.size is not None, f"{modality.name}: the data set must set the size"
-        same = there[0].dtype if len({p.dtype for p in there}) == 1 else torch.float32
-        shape = (len(pictures), modality.channels, *modality.size)
-        stacked = torch.zeros(shape, dtype=same)  # (B, C, H, W)
-        for row, picture in enumerate(pictures):
-            if picture is not None:
-                stacked[row] = picture
-        return stacked
-
-    def _mask_size(self, samples: Sequence[Sample], name: str) -> tuple[int, int]:
-        for sample in samples:
-            mask = sample.get("target", {}).get(name)
-            if mask is not None and mask.ndim == 2:
-                return (mask.shape[0], mask.shape[1])
-        return next(iter(self.modalities.values())).size or (1, 1)
+    parser = Parser(command)
+    parser.add_argument("--data", type=PairedDataset, required=True)
+    settings = parser.parse(["--data", json.dumps(spec, default=str)])
+    data: PairedDataset = parser.instantiate_classes(settings).data
+    return data
 
 
-def check_choice(reader: str, option: str, value: object, known: Sequence[object]) -> None:
-    """See that an option of a data set is one of those there are.
+def check_choices(dataset: str, **options: tuple[object, Sequence[object]]) -> None:
+    """Refuse a value of a data set's option that is none of its choices.
+
+    Args:
+        dataset: name of the class, for the message.
+        **options: for each option its value and the choices.
 
     Raises:
         ConfigError: naming the data set, the option and the choices.
     """
-    if value not in known:
-        choices = ", ".join(str(choice) for choice in known)
-        raise ConfigError(f"{reader}: {option} is {value!r}; choose from {choices}")
+    for option, (value, choices) in options.items():
+        if value not in choices:
+            known = ", ".join(str(choice) for choice in choices)
+            raise ConfigError(f"{dataset}: {option} is {value!r}; choose from {known}")
+
+
+def change_modalities(
+    known: Mapping[str, Modality], changes: Mapping[str, Any] | None
+) -> dict[str, Modality]:
+    """Return the modalities of a data set with some fields changed, such as their statistics.
+
+    Args:
+        known: those of the data set.
+        changes: `{name: preset or fields}`; fields that are left out stay. A preset gives the
+            statistics of those of its bands that the data has: "sentinel2-l1c" fits data of 12
+            bands to an encoder of 13.
+
+    Raises:
+        ConfigError: for a sensor that the data has not, an unknown field, or other bands.
+    """
+    made = dict(known)
+    for name, change in (changes or {}).items():
+        if name not in known:
+            raise ConfigError(
+                f"modalities: the data has no {name!r}; choose from {', '.join(known)}"
+            )
+        if isinstance(change, str):
+            made[name] = _of_preset(known[name], Modality.preset(change))
+        elif isinstance(change, Mapping):
+            made[name] = Modality.from_dict({**known[name].to_dict(), **change, "name": name})
+        else:
+            raise ConfigError(f"modality {name!r}: needs a preset's name or a mapping of fields")
+        if made[name].bands != known[name].bands:
+            raise ConfigError(
+                f"modality {name!r}: its bands are {', '.join(known[name].bands)} in this order; "
+                "leave `bands` out"
+            )
+    return made
+
+
+def _of_preset(known: Modality, preset: Modality) -> Modality:
+    """Return a preset with the known modality's name, size and bands."""
+    if not set(known.bands) <= set(preset.bands):
+        return preset  # refused by the caller
+    rows = [preset.bands.index(band) for band in known.bands]
+    of_bands = {
+        field: tuple(values[row] for row in rows)
+        for field in ("bands", "mean", "std")
+        if (values := getattr(preset, field)) is not None
+    }
+    return preset.with_(name=known.name, size=known.size, **of_bands)

@@ -13,13 +13,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from decur.data.base import Sample, Target, check_choice
-from decur.data.sentinel import (
-    Offset,
-    PatchPairs,
-    change_modalities,
-    offset_of,
-)
+from decur.data.base import DATASETS, change_modalities, check_choices
+from decur.data.sample import Sample, Target
+from decur.data.sentinel import Offset, PatchPairs, offset_of
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -87,6 +83,7 @@ _LAYOUT = (
 )
 
 
+@DATASETS.register("BigEarthNetMM")
 class BigEarthNetMM(PatchPairs):
     """BigEarthNet-MM, release 1: 590,326 pairs of patches of 120 x 120 pixels in ten countries.
 
@@ -134,28 +131,29 @@ class BigEarthNetMM(PatchPairs):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         classes: int | None = 19,
         offset: Offset = "auto",
         modalities: dict[str, Any] | None = None,
         s1_folder: str = "BigEarthNet-S1-v1.0",
         s2_folder: str = "BigEarthNet-v1.0",
     ) -> None:
-        for name, value, known in (
-            ("classes", classes, (19, 43, None)),
-            ("offset", offset, get_args(Offset)),
-            ("split", split, (*SPLITS, None)),
-        ):
-            check_choice("BigEarthNetMM", name, value, known)
+        check_choices(
+            "BigEarthNetMM",
+            classes=(classes, (19, 43, None)),
+            offset=(offset, get_args(Offset)),
+            split=(split, (*SPLITS, None)),
+        )
         self.offset, self.classes = offset, classes
         self._folders = {"s1": Path(root) / s1_folder, "s2": Path(root) / s2_folder}
         there = {name: _patches(folder) for name, folder in self._folders.items()}
         super().__init__(
             Path(root),
             _pairs(Path(root), split, self._folders["s1"], there["s1"]),
-            there,
-            change_modalities(_MODALITIES, modalities),
-            f"split {split!r}",
-            _LAYOUT,
+            there=there,
+            modalities=change_modalities(_MODALITIES, modalities),
+            wanted=f"split {split!r}",
+            layout=_LAYOUT,
         )
         if classes is not None:
             self.targets["cover"] = Target(
@@ -189,7 +187,7 @@ class BigEarthNetMM(PatchPairs):
 
     def _json(self, index: int) -> Path:
         name = "s2" if self.present["s2"][index] else "s1"  # both hold the labels
-        return self.file(name, index, "labels_metadata.json")
+        return self.file(name, index, ending="labels_metadata.json")
 
     def _offset(self, index: int, about: Mapping[str, Any] | None = None) -> int:
         if self.offset != "auto":

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import Sample, Target, check_choice
+from decur.data.base import DATASETS, change_modalities, check_choices
 from decur.data.bigearthnet import CLASSES_19, CLASSES_43, SIZE, SPLITS, TO_19
 from decur.data.files import read_mask
-from decur.data.sentinel import Offset, PatchPairs, change_modalities, offset_of
+from decur.data.sample import Sample, Target
+from decur.data.sentinel import Offset, PatchPairs, offset_of
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -52,6 +53,7 @@ _LAYOUT = (
 )
 
 
+@DATASETS.register("BigEarthNetV2")
 class BigEarthNetV2(PatchPairs):
     """BigEarthNet v2 (reBEN): 549,488 pairs of patches of 120 x 120 pixels in ten countries.
 
@@ -109,6 +111,7 @@ class BigEarthNetV2(PatchPairs):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         classes: int | None = 19,
         maps: bool = False,
         offset: Offset = "auto",
@@ -117,13 +120,13 @@ class BigEarthNetV2(PatchPairs):
         s2_folder: str = "BigEarthNet-S2",
         maps_folder: str = "Reference_Maps",
     ) -> None:
-        for name, value, known in (
-            ("classes", classes, (19, None)),
-            ("maps", maps, (True, False)),
-            ("offset", offset, get_args(Offset)),
-            ("split", split, (*SPLITS, None)),
-        ):
-            check_choice("BigEarthNetV2", name, value, known)
+        check_choices(
+            "BigEarthNetV2",
+            classes=(classes, (19, None)),
+            maps=(maps, (True, False)),
+            offset=(offset, get_args(Offset)),
+            split=(split, (*SPLITS, None)),
+        )
         self.offset = offset
         self._folders = {"s1": Path(root) / s1_folder, "s2": Path(root) / s2_folder}
         self._maps = Path(root) / maps_folder
@@ -131,14 +134,14 @@ class BigEarthNetV2(PatchPairs):
             raise DataError(
                 f"{self._maps}: no such folder; unpack Reference_Maps.tar.zst, or leave maps out"
             )
-        table = _Metadata(Path(root) / "metadata.parquet", split, classes is not None)
+        table = _Metadata(Path(root) / "metadata.parquet", split, with_labels=classes is not None)
         super().__init__(
             Path(root),
             table.pairs,
-            {name: _patches(folder) for name, folder in self._folders.items()},
-            change_modalities(_MODALITIES, modalities),
-            f"split {split!r}",
-            _LAYOUT,
+            there={name: _patches(folder) for name, folder in self._folders.items()},
+            modalities=change_modalities(_MODALITIES, modalities),
+            wanted=f"split {split!r}",
+            layout=_LAYOUT,
         )
         if table.labels is not None:
             rows = {patch: row for row, patch in enumerate(table.pairs)}
@@ -203,7 +206,7 @@ class _Metadata:
         labels: (rows, 19) uint8 of 0 and 1; None if they are not wanted.
     """
 
-    def __init__(self, file: Path, split: str | None, with_labels: bool) -> None:
+    def __init__(self, file: Path, split: str | None, *, with_labels: bool) -> None:
         try:
             import pyarrow as pa
             import pyarrow.compute as pc

@@ -13,9 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from decur.config import Parser
-from decur.data.bands import PERCENTS, BandStatistics
 from decur.data.listing import modality_files, subfolders
-from decur.data.stats import compute_stats, write_modalities
+from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import ConfigError
 from decur.modality import Modality, load_modalities
 
@@ -61,12 +60,15 @@ def stats(arguments: Sequence[str]) -> None:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=sum(map(len, files.values())))
         found = compute_stats(
-            settings.root, known or None, settings.workers, lambda n: progress.advance(task, n)
+            settings.root,
+            known or None,
+            workers=settings.workers,
+            advance=lambda n: progress.advance(task, n),
         )
     for name, statistics in found.items():
         _print(name, statistics, known.get(name))
     try:
-        write_modalities(out, found, known or None)
+        write_modalities(out, found, modalities=known or None)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose --out") from error
     print(f"written: {out}")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decur.data.files import resize
 from decur.data.hha import PLAUSIBLE, hha
-from decur.data.resizing import resize
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -28,7 +28,7 @@ def depth_modality(depth: Depth, size: tuple[int, int]) -> Modality:
 
 
 def encode_depth(
-    metres: Tensor, depth: Depth, intrinsics: Sequence[float] | None, size: tuple[int, int]
+    metres: Tensor, depth: Depth, *, intrinsics: Sequence[float] | None, size: tuple[int, int]
 ) -> Tensor:
     """Depth as the image of its modality.
 
@@ -52,7 +52,7 @@ def encode_depth(
     return resize(coded.float().masked_fill(holes, torch.nan), size).nan_to_num(0).round().byte()
 
 
-def check_metres(pictures: Iterable[Tensor], where: object, remedy: str) -> None:
+def check_metres(pictures: Iterable[Tensor], where: object, *, remedy: str) -> None:
     """Warn when the median depth of most of some pictures is none of a room.
 
     Args:
@@ -66,11 +66,17 @@ def check_metres(pictures: Iterable[Tensor], where: object, remedy: str) -> None
         log.warning(
             "%s: the median depth of %d of %d pictures is outside %g to %g m, of the first %.3g; "
             "is it in metres? %s",
-            *(where, len(odd), len(medians), *PLAUSIBLE, odd[0], remedy),
+            where,
+            len(odd),
+            len(medians),
+            PLAUSIBLE[0],
+            PLAUSIBLE[1],
+            odd[0],
+            remedy,
         )
 
 
-def read_mat(file: Path, names: Sequence[str], layout: str) -> dict[str, Any]:
+def read_mat(file: Path, names: Sequence[str], *, layout: str) -> dict[str, Any]:
     """Read variables of a .mat file before version 7.3, structures as dictionaries.
 
     Raises:
@@ -105,7 +111,7 @@ class Mat73:
         DataError: if there is no such file, it cannot be read, or a dataset is missing.
     """
 
-    def __init__(self, file: Path, names: Sequence[str], layout: str) -> None:
+    def __init__(self, file: Path, names: Sequence[str], *, layout: str) -> None:
         self.file = file
         self._process: int | None = None
         self._opened: Any = None

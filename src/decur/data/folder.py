@@ -10,13 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from decur.data.bands import guess_augmentation
-from decur.data.base import PairedDataset, Sample, Target
-from decur.data.files import Header, read_header, read_image, read_mask
+from decur.data.base import DATASETS, PairedDataset
+from decur.data.files import Header, read_header, read_image, read_mask, resize, resize_mask
 from decur.data.listing import MASK, modality_files, scan
-from decur.data.resizing import resize, resize_mask
+from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
-from decur.data.stats import stats_of_files
+from decur.data.stats import guess_augmentation, stats_of_files
 from decur.data.tables import Labels, read_splits
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality, load_modalities
@@ -29,6 +28,7 @@ _HEADERS = 50  # files of a modality whose headers tell its size
 _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
 
 
+@DATASETS.register("PairedFolder")
 class PairedFolder(PairedDataset):
     """Pairs from `root/<modality>/<id>.<tif|tiff|jp2|png|jpg|jpeg|npy>`.
 
@@ -62,6 +62,7 @@ class PairedFolder(PairedDataset):
         self,
         root: str | Path,
         modalities: dict[str, Any] | str | Path | None = None,
+        *,
         split: str | None = None,
         missing: Literal["keep", "drop"] = "keep",
     ) -> None:
@@ -72,7 +73,7 @@ class PairedFolder(PairedDataset):
         folders = modality_files(self.root, tuple(given) or None)
         samples = _pair(self.root, folders, missing)
         pictured = {id_ for files in folders.values() for id_ in files}
-        wanted, groups = read_splits(self.root / "splits.csv", pictured, split)
+        wanted, groups = read_splits(self.root / "splits.csv", pictured, split=split)
         self.ids = [id_ for id_ in samples if wanted is None or id_ in wanted]
         if not self.ids:
             raise DataError(f"{self.root}: no complete sample in split {split!r}; missing='keep'?")
@@ -115,7 +116,7 @@ class PairedFolder(PairedDataset):
         for name in self.sensors_of(index):
             modality, file = self.modalities[name], self._files[name][index]
             assert file is not None
-            picture = read_image(file, modality.channels, modality.nodata)
+            picture = read_image(file, modality.channels, nodata=modality.nodata)
             images[name] = resize(picture, modality.size)
         sample: Sample = {"id": id_, "images": images}
         if self.targets:

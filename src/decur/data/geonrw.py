@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target, check_choice
+from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.files import read_header, read_image, read_mask
+from decur.data.sample import Sample, Target
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 
@@ -33,6 +34,7 @@ _LAYOUT = (
 )
 
 
+@DATASETS.register("GeoNRW")
 class GeoNRW(PairedDataset):
     """GeoNRW: about 7,800 scenes of 1000 x 1000 m, each cut into 4 x 4 tiles of 250 x 250 pixels.
 
@@ -76,14 +78,15 @@ class GeoNRW(PairedDataset):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         dem_channels: Literal[1, 3] = 1,
         grid: int = 4,
     ) -> None:
-        for name, value, known in (
-            ("split", split, (*SPLITS, None)),
-            ("dem_channels", dem_channels, (1, 3)),
-        ):
-            check_choice("GeoNRW", name, value, known)
+        check_choices(
+            "GeoNRW",
+            split=(split, (*SPLITS, None)),
+            dem_channels=(dem_channels, (1, 3)),
+        )
         if grid < 1:
             raise ConfigError(f"GeoNRW: grid is the tiles along a side, at least 1, is {grid}")
         self.root, self.grid = Path(root), grid

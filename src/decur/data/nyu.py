@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target, check_choice
+from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
-from decur.data.resizing import resize, resize_mask
+from decur.data.files import resize, resize_mask
+from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
@@ -32,6 +33,7 @@ _LAYOUT = (
 )
 
 
+@DATASETS.register("NYUDepthV2")
 class NYUDepthV2(PairedDataset):
     """NYU-Depth v2: 1,449 photographs of rooms, 480 x 640, with depth, labelled in 40 classes.
 
@@ -71,21 +73,22 @@ class NYUDepthV2(PairedDataset):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         depth: Depth = "metres",
         filled: bool = True,
         classes: Literal[40] | None = 40,
         size: tuple[int, int] | None = None,
     ) -> None:
-        for name, value, known in (
-            ("split", split, (*SPLITS, None)),
-            ("depth", depth, get_args(Depth)),
-            ("classes", classes, (40, None)),
-        ):
-            check_choice("NYUDepthV2", name, value, known)
+        check_choices(
+            "NYUDepthV2",
+            split=(split, (*SPLITS, None)),
+            depth=(depth, get_args(Depth)),
+            classes=(classes, (40, None)),
+        )
         self.root, self.depth = Path(root), depth
         self._depths = "depths" if filled else "rawDepths"
         names = ("images", self._depths, "scenes", *(("labels",) if classes else ()))
-        self._data = Mat73(self.root / "nyu_depth_v2_labeled.mat", names, _LAYOUT)
+        self._data = Mat73(self.root / "nyu_depth_v2_labeled.mat", names, layout=_LAYOUT)
         images = self._data.shape("images")
         if len(images) != 4 or images[1] != 3:
             raise DataError(
@@ -110,7 +113,7 @@ class NYUDepthV2(PairedDataset):
         if classes is not None:
             self._to_40, classes_40 = _mapping(self.root / "classMapping40.mat")
             self.targets["label"] = Target("mask", classes_40)
-        check_metres(self._some_depths(), self._data.file, "NYU-Depth v2 has metres")
+        check_metres(self._some_depths(), self._data.file, remedy="NYU-Depth v2 has metres")
 
     def read(self, index: int) -> Sample:
         """Read one photograph with its depth and label.
@@ -129,7 +132,9 @@ class NYUDepthV2(PairedDataset):
                 if metres.isnan().all():
                     reason = f"row {row} of {self._depths} has no depth"
                     raise BadSampleError(self._data.file, reason)
-                images[name] = encode_depth(metres, self.depth, INTRINSICS, self._size)
+                images[name] = encode_depth(
+                    metres, self.depth, intrinsics=INTRINSICS, size=self._size
+                )
         sample: Sample = {"id": self.ids[index], "images": images}
         if self.targets:
             sample["target"] = {"label": self._read_label(row)}
@@ -177,7 +182,7 @@ def _split(file: Path, split: str | None, count: int) -> list[int]:
     if split is None:
         return list(range(count))
     name = f"{split}Ndxs"
-    numbers = np.atleast_1d(read_mat(file, [name], _LAYOUT)[name])
+    numbers = np.atleast_1d(read_mat(file, [name], layout=_LAYOUT)[name])
     if numbers.min() < 1 or numbers.max() > count:
         raise DataError(
             f"{file}: has pictures {numbers.min()} to {numbers.max()}, "
@@ -189,7 +194,9 @@ def _split(file: Path, split: str | None, count: int) -> list[int]:
 def _mapping(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """From a class of the release, 0 being "not labelled", to one of 40 or 255; and their names."""
     found = read_mat(
-        file, ["mapClass", "className"], f"{_LAYOUT}; or set classes to null to read no labels"
+        file,
+        ["mapClass", "className"],
+        layout=f"{_LAYOUT}; or set classes to null to read no labels",
     )
     to_40 = np.concatenate([[255], found["mapClass"].astype(np.int64) - 1])
     return to_40, tuple(str(name) for name in found["className"])

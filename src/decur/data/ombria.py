@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target, check_choice
-from decur.data.files import read_image, read_mask
-from decur.data.resizing import resize, resize_mask
+from decur.data.base import DATASETS, PairedDataset, check_choices
+from decur.data.files import read_image, read_mask, resize, resize_mask
+from decur.data.sample import Sample, Target
 from decur.errors import DataError
 from decur.modality import Modality
 
@@ -40,6 +40,7 @@ _MODALITIES = (
 Files = dict[str, str]  # of one place: {"s1_before", "s1_after", "s1_mask", "s2_before", ...: file}
 
 
+@DATASETS.register("Ombria")
 class Ombria(PairedDataset):
     """OMBRIA: 694 flooded places of 256 x 256 pixels, each before and after: 1,388 pairs.
 
@@ -77,10 +78,17 @@ class Ombria(PairedDataset):
     groups: list[str]
 
     def __init__(
-        self, root: str | Path, split: str | None = None, size: Literal[128, 256] = 256
+        self,
+        root: str | Path,
+        split: str | None = None,
+        *,
+        size: Literal[128, 256] = 256,
     ) -> None:
-        for name, value, known in (("split", split, (*SPLITS, None)), ("size", size, SIZES)):
-            check_choice("Ombria", name, value, known)
+        check_choices(
+            "Ombria",
+            split=(split, (*SPLITS, None)),
+            size=(size, SIZES),
+        )
         self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; {_LAYOUT}")

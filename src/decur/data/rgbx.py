@@ -10,14 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.bands import guess_augmentation
-from decur.data.base import PairedDataset, Sample, Target
-from decur.data.files import EXTENSIONS, Header, read_header, read_image, read_mask
+from decur.data.base import DATASETS, PairedDataset, change_modalities
+from decur.data.files import (
+    EXTENSIONS,
+    Header,
+    read_header,
+    read_image,
+    read_mask,
+    resize,
+    resize_mask,
+)
 from decur.data.folder import UNKNOWN_CLASS
 from decur.data.listing import as_id, scan
-from decur.data.resizing import resize, resize_mask
+from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
-from decur.data.sentinel import change_modalities
+from decur.data.stats import guess_augmentation
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import PRESETS, Modality
 
@@ -32,6 +39,7 @@ _LAYOUT = (
 )
 
 
+@DATASETS.register("RGBX")
 class RGBX(PairedDataset):
     """A set for RGB-X segmentation: photographs with depth as HHA, or another picture X.
 
@@ -73,6 +81,7 @@ class RGBX(PairedDataset):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         x: str = "HHA",
         classes: list[str] | int | None = None,
         zero_is_void: bool = True,
@@ -129,7 +138,7 @@ class RGBX(PairedDataset):
         for name in self.sensors_of(index):
             modality, file = self.modalities[name], self._files[name][index]
             assert file is not None
-            picture = read_image(file, modality.channels, modality.nodata)
+            picture = read_image(file, modality.channels, nodata=modality.nodata)
             sample["images"][name] = resize(picture, modality.size)
         if self.targets:
             label = self._labels[index]

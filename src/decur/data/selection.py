@@ -8,7 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from decur.data.base import PairedDataset, Sample
+from decur.data.base import PairedDataset
+from decur.data.sample import Sample
 from decur.errors import ConfigError
 
 

@@ -7,17 +7,16 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from decur.data.base import PairedDataset
-from decur.data.files import read_image
-from decur.data.resizing import resize
+from decur.data.files import read_image, resize
 from decur.data.selection import evenly_spaced
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
 log = logging.getLogger(__name__)
@@ -58,6 +57,7 @@ class PatchPairs(PairedDataset):
         self,
         root: Path,
         pairs: Mapping[str, str],
+        *,
         there: Mapping[str, set[str]],
         modalities: dict[str, Modality],
         wanted: str,
@@ -99,7 +99,7 @@ class PatchPairs(PairedDataset):
     def folder(self, name: str, patch: str) -> Path:
         """Where the files of a patch of "s1" or "s2" lie."""
 
-    def file(self, name: str, index: int, ending: str) -> Path:
+    def file(self, name: str, index: int, *, ending: str) -> Path:
         """One file of a patch of "s1" or "s2"."""
         patch = self._names[name][index]
         return self.folder(name, patch) / f"{patch}_{ending}"
@@ -109,7 +109,7 @@ class PatchPairs(PairedDataset):
 
     def _bands(self, name: str, index: int) -> list[Path]:
         bands = self.modalities[name].bands
-        return [self.file(name, index, f"{band_in_file(band)}.tif") for band in bands]
+        return [self.file(name, index, ending=f"{band_in_file(band)}.tif") for band in bands]
 
     @abstractmethod
     def _offset(self, index: int) -> int: ...
@@ -201,57 +201,20 @@ def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
         log.warning(
             "%s: %d of %d Sentinel-2 scenes have no band darker than %g, as if shifted by %d since "
             "processing baseline 04.00; if they are, set offset to %d",
-            *(where, kept, len(seen), _SHIFTED_FROM, SHIFT, SHIFT),
+            where,
+            kept,
+            len(seen),
+            _SHIFTED_FROM,
+            SHIFT,
+            SHIFT,
         )
     if 2 * lost > len(seen):
         log.warning(
             "%s: %d is taken off Sentinel-2 scenes, of which %d of %d have a band darker than %g, "
             "as if never shifted; if so, set offset to 0",
-            *(where, SHIFT, lost, len(seen), _SHIFTED_FROM),
+            where,
+            SHIFT,
+            lost,
+            len(seen),
+            _SHIFTED_FROM,
         )
-
-
-def change_modalities(
-    known: Mapping[str, Modality], changes: Mapping[str, Any] | None
-) -> dict[str, Modality]:
-    """The modalities of a data set with some fields changed, such as their statistics.
-
-    Args:
-        known: those of the data set.
-        changes: `{name: preset or fields}`; what is left out stays. A preset gives the statistics
-            of the bands that the data has: "sentinel2-l1c" fits 12 bands to an encoder of 13.
-
-    Raises:
-        ConfigError: for a sensor that the data has not, an unknown field, or other bands.
-    """
-    made = dict(known)
-    for name, change in (changes or {}).items():
-        if name not in known:
-            raise ConfigError(
-                f"modalities: the data has no {name!r}; choose from {', '.join(known)}"
-            )
-        if isinstance(change, str):
-            made[name] = _of_preset(known[name], Modality.preset(change))
-        elif isinstance(change, Mapping):
-            made[name] = Modality.from_dict({**known[name].to_dict(), **change, "name": name})
-        else:
-            raise ConfigError(f"modality {name!r}: needs a preset's name or a mapping of fields")
-        if made[name].bands != known[name].bands:
-            raise ConfigError(
-                f"modality {name!r}: its bands are {', '.join(known[name].bands)} in this order; "
-                "leave `bands` out"
-            )
-    return made
-
-
-def _of_preset(known: Modality, preset: Modality) -> Modality:
-    """The preset with the name and size of the known modality, and of its bands those it has."""
-    if not set(known.bands) <= set(preset.bands):
-        return preset  # refused by the caller
-    rows = [preset.bands.index(band) for band in known.bands]
-    of_bands = {
-        field: tuple(values[row] for row in rows)
-        for field in ("bands", "mean", "std")
-        if (values := getattr(preset, field)) is not None
-    }
-    return preset.with_(name=known.name, size=known.size, **of_bands)

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample
+from decur.data.base import DATASETS, PairedDataset, change_modalities
+from decur.data.sample import Sample
 from decur.data.sentinel import (
     Offset,
-    change_modalities,
     check_offset,
     offset_of,
     read_bands,
@@ -71,6 +71,7 @@ class PlacesInSeasons(PairedDataset):
         self,
         root: str | Path,
         sensors: dict[str, Product] | None,
+        *,
         seasons: Seasons,
         seed: int,
         offset: Offset,
@@ -127,10 +128,13 @@ class PlacesInSeasons(PairedDataset):
 
     def _season(self, name: str, index: int, seasons: int) -> int:
         """Which of a place's seasons a sample takes of a sensor."""
-        order = season_order(self.seed, self.sensors[name], self.groups[index], seasons)
+        order = season_order(
+            self.seed, self.sensors[name], place=self.groups[index], products=seasons
+        )
         return int(order[index % self.seasons % seasons])
 
 
+@DATASETS.register("SSL4EOS12")
 class SSL4EOS12(PlacesInSeasons):
     """SSL4EO-S12, release 1.0, as GeoTIFF files: what the DeCUR paper pretrains on.
 
@@ -181,12 +185,21 @@ class SSL4EOS12(PlacesInSeasons):
         self,
         root: str | Path,
         sensors: dict[str, Product] | None = None,
+        *,
         seasons: Seasons = "all",
         seed: int = 0,
         offset: Offset = "auto",
         modalities: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(root, sensors, seasons, seed, offset, modalities, PRODUCTS)
+        super().__init__(
+            root,
+            sensors,
+            seasons=seasons,
+            seed=seed,
+            offset=offset,
+            modalities=modalities,
+            products=PRODUCTS,
+        )
         there = {name: _places(self.root / product) for name, product in self.sensors.items()}
         places = sorted(set().union(*there.values()))
         if len(there) > 1 and not set.intersection(*there.values()):
@@ -238,7 +251,7 @@ class SSL4EOS12(PlacesInSeasons):
         return offset_of(product.name) if self.offset == "auto" else self.offset
 
 
-def season_order(seed: int, sensor: str, place: str, products: int) -> np.ndarray:
+def season_order(seed: int, sensor: str, *, place: str, products: int) -> np.ndarray:
     """The order in which the samples of a place take its products (sorted by name): (products,)."""
     stream = list(f"{seed}/{sensor}/{place}".encode())
     return np.random.default_rng(stream).permutation(products)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import check_choice
-from decur.data.resizing import resize
+from decur.data.base import DATASETS, check_choices
+from decur.data.files import resize
 from decur.data.sentinel import SHIFT, Offset, band_in_file, check_offset, some_scenes
 from decur.data.ssl4eo import PRODUCTS, SIZE, PlacesInSeasons, Product, Seasons
 from decur.errors import BadSampleError, DataError
@@ -56,6 +56,7 @@ _NAME = re.compile(r"ssl4eos12_\w+_seasonal_data_\d+\.zarr\.zip")
 _ERRORS = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile)
 
 
+@DATASETS.register("SSL4EOS12v11")
 class SSL4EOS12v11(PlacesInSeasons):
     """SSL4EO-S12, release 1.1, as zipped Zarr files of 64 places each.
 
@@ -116,14 +117,23 @@ class SSL4EOS12v11(PlacesInSeasons):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         sensors: dict[str, Product] | None = None,
         seasons: Seasons = "all",
         seed: int = 0,
         offset: Offset = "auto",
         modalities: dict[str, Any] | None = None,
     ) -> None:
-        check_choice("SSL4EOS12v11", "split", split, (*SPLITS, None))
-        super().__init__(root, sensors, seasons, seed, offset, modalities, STATISTICS)
+        check_choices("SSL4EOS12v11", split=(split, (*SPLITS, None)))
+        super().__init__(
+            root,
+            sensors,
+            seasons=seasons,
+            seed=seed,
+            offset=offset,
+            modalities=modalities,
+            products=STATISTICS,
+        )
         there = [part for part in SPLITS if (self.root / part).is_dir()]
         splits = [split] if split else there or SPLITS
         files = {

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target, check_choice
+from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
-from decur.data.files import read_image
-from decur.data.resizing import resize, resize_mask
+from decur.data.files import read_image, resize, resize_mask
+from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
@@ -42,6 +42,7 @@ _LAYOUT = (
 )
 
 
+@DATASETS.register("SUNRGBD")
 class SUNRGBD(PairedDataset):
     """SUN RGB-D: 10,335 photographs of rooms with depth, of four cameras, labelled in 37 classes.
 
@@ -85,17 +86,18 @@ class SUNRGBD(PairedDataset):
         self,
         root: str | Path,
         split: str | None = None,
+        *,
         depth: Depth = "metres",
         filled: bool = True,
         classes: Literal[37] | None = 37,
         size: tuple[int, int] = (480, 640),
     ) -> None:
-        for name, value, known in (
-            ("split", split, (*SPLITS, None)),
-            ("depth", depth, get_args(Depth)),
-            ("classes", classes, (37, None)),
-        ):
-            check_choice("SUNRGBD", name, value, known)
+        check_choices(
+            "SUNRGBD",
+            split=(split, (*SPLITS, None)),
+            depth=(depth, get_args(Depth)),
+            classes=(classes, (37, None)),
+        )
         self.root, self.depth, self._size = Path(root), depth, (size[0], size[1])
         self._folder = "depth_bfx" if filled else "depth"
         toolbox = self.root / "SUNRGBDtoolbox"
@@ -124,7 +126,9 @@ class SUNRGBD(PairedDataset):
         if classes is not None:
             self.targets["label"] = Target("mask", CLASSES)
             self._rows, self._labels = _labels(toolbox)
-        check_metres(self._some_depths(), self.root, "SUN RGB-D has millimetres, rotated by 3 bits")
+        check_metres(
+            self._some_depths(), self.root, remedy="SUN RGB-D has millimetres, rotated by 3 bits"
+        )
 
     def read(self, index: int) -> Sample:
         """Read one scene; its target holds a mask only where the toolbox has one.
@@ -180,7 +184,7 @@ class SUNRGBD(PairedDataset):
         intrinsics = None
         if self.depth == "hha":
             intrinsics = read_intrinsics(self._scene(index) / "intrinsics.txt")
-        return encode_depth(metres, self.depth, intrinsics, self._size)
+        return encode_depth(metres, self.depth, intrinsics=intrinsics, size=self._size)
 
     def _read_label(self, row: int) -> Tensor:
         assert self._labels is not None
@@ -259,15 +263,15 @@ def _scan(folder: Path, depth: str) -> dict[str, set[str]]:
 def _split(toolbox: Path, split: str) -> list[str]:
     file = toolbox / "traintestSUNRGBD" / "allsplit.mat"
     name = f"all{split}"
-    return [_scene(path) for path in np.atleast_1d(read_mat(file, [name], _LAYOUT)[name])]
+    return [_scene(path) for path in np.atleast_1d(read_mat(file, [name], layout=_LAYOUT)[name])]
 
 
 def _labels(toolbox: Path) -> tuple[dict[str, int], Mat73]:
     """`{scene: its row}`, and the file that has the rows."""
     layout = f"{_LAYOUT}; or set classes to null to read no labels"
-    labels = Mat73(toolbox / "Metadata" / "SUNRGBD2Dseg.mat", [_SEGMENTATION], layout)
+    labels = Mat73(toolbox / "Metadata" / "SUNRGBD2Dseg.mat", [_SEGMENTATION], layout=layout)
     file = toolbox / "Metadata" / "SUNRGBDMeta.mat"
-    meta: Any = np.atleast_1d(read_mat(file, ["SUNRGBDMeta"], layout)["SUNRGBDMeta"])
+    meta: Any = np.atleast_1d(read_mat(file, ["SUNRGBDMeta"], layout=layout)["SUNRGBDMeta"])
     if len(meta) != labels.shape(_SEGMENTATION)[0]:
         raise DataError(
             f"{file}: lists {len(meta)} scenes, {labels.file.name} holds "

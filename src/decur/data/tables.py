@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from decur.data.base import Target
 from decur.data.listing import as_id
+from decur.data.sample import Target
 from decur.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _example(strangers: Iterable[str], known: set[str]) -> tuple[str, str]:
 
 
 def read_splits(
-    path: Path, known: set[str], split: str | None
+    path: Path, known: set[str], *, split: str | None
 ) -> tuple[set[str] | None, dict[str, str] | None]:
     """Read splits.csv: columns `id`, `split`, and one of `group` or `cluster`, if any.
 

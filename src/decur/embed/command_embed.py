@@ -14,7 +14,7 @@ from rich.table import Table
 from decur import plotting
 from decur.config import Parser
 from decur.data import PairedDataset
-from decur.data.opening import open_data
+from decur.data.base import open_data
 from decur.embed.embedding import Embedded, embed, read_header
 from decur.embed.neighbors import Hits, Part, Vectors, choose, default_part, nearest, read_vectors
 from decur.embed.neighbors import recall as share

@@ -1,17 +1,18 @@
 """A view to feature maps, a pooled vector, and an embedding."""
 
 from decur.encoders.adapted import AdaptedEncoder
-from decur.encoders.backbone import TimmEncoder, build_encoder, list_encoders
 from decur.encoders.bands import select_bands
-from decur.encoders.base import Encoder
+from decur.encoders.base import ENCODERS, Encoder
+from decur.encoders.build import build_encoder, list_encoders
 from decur.encoders.files import load_encoder, save_encoder
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.mlp import MLPEncoder
-from decur.encoders.projected import ProjectedEncoder
-from decur.encoders.projector import Projector
+from decur.encoders.projector import ProjectedEncoder, Projector
 from decur.encoders.settings import EncoderSettings
+from decur.encoders.timm_models import TimmEncoder
 
 __all__ = [
+    "ENCODERS",
     "AdaptedEncoder",
     "Encoder",
     "EncoderSettings",

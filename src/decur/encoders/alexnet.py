@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import alexnet  # type: ignore[import-untyped]
 
-from decur.encoders.base import Encoder
+from decur.encoders.base import ENCODERS, Encoder
 from decur.errors import ConfigError
 
 SMALLEST = 63  # pixels, below which nothing is left for the last pooling
 
 
+@ENCODERS.register("alexnet")
 class AlexNetEncoder(Encoder):
     """The convolutions of AlexNet (Krizhevsky 2014, in torchvision's form), pooled to a vector.
 

@@ -8,8 +8,8 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from decur.encoders.backbone import build_encoder
 from decur.encoders.base import Encoder
+from decur.encoders.build import build_encoder
 from decur.errors import DataError
 
 # Convolutions that are linear in each band, with zero padding. Others, such as those that

@@ -1,8 +1,9 @@
-"""What every encoder is, whatever library its layers come from."""
+"""The base of every encoder, whatever library its layers come from, and their registry."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +12,29 @@ from torch.func import functional_call
 
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
+from decur.registry import Registry
+
+# A builder takes the number of bands, and the options of the encoder by name. One that can start
+# from published weights has an option `pretrained`.
+Builder = Callable[..., "Encoder"]
+
+ENCODERS: Registry[Builder] = Registry("encoder", "decur.encoders")
 
 
 class Encoder(nn.Module, ABC):
     """A picture of one sensor to feature maps and to one vector.
 
+    To add one, write a file with a subclass, or a function that returns one, which
+    `ENCODERS.register` names.
+
     Attributes:
-        name: the architecture, as `build_encoder` takes it.
-        channels: of the feature map of each stage.
+        name: the architecture, as `build_encoder` takes it; it sets the name.
+        channels: number of channels of the feature map of each stage.
         strides: of the feature map of each stage: input pixels for each step of the map.
         dim: length D of the pooled vector.
         modality: the sensor it was trained on, None while unknown.
-        options: what else `build_encoder` needs to build it again.
+        options: the options that `build_encoder` needs to build it again; by default those that
+            it was given.
     """
 
     name: str
@@ -57,10 +69,10 @@ class Encoder(nn.Module, ABC):
 
 
 def refuse_name(modality: str) -> None:
-    """See that encoders can be kept under a sensor's name.
+    """Refuse a sensor's name that PyTorch does not take for the name of a module.
 
     Raises:
-        ConfigError: for a name that PyTorch keeps for itself.
+        ConfigError: for a name with a dot, or one that PyTorch uses itself.
     """
     if "." in modality:
         raise ConfigError(f"modality {modality!r}: a name must not hold a dot; rename it")
@@ -72,18 +84,19 @@ def refuse_name(modality: str) -> None:
 def refuse_size(
     encoder: Encoder, modality: Modality, size: tuple[int, int], key: str = "views.size"
 ) -> None:
-    """See that an encoder takes pictures of a size, and gives vectors of its width.
+    """Refuse pictures of a size that an encoder does not take.
 
-    Tried on shapes alone; where these cannot be followed, on two black pictures.
+    The encoder is run on shapes alone (PyTorch's "meta" device), or, where it needs numbers, on
+    two black pictures.
 
     Args:
         encoder: of any kind.
         modality: the sensor.
         size: height and width.
-        key: of the configuration, that the size is of.
+        key: of the configuration that gives the size, for the message.
 
     Raises:
-        ConfigError: saying what it says of them.
+        ConfigError: with what the encoder says, or if its vectors are not of its width.
     """
     training = encoder.training
     encoder.eval()
@@ -108,6 +121,6 @@ def _tried(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
     state = {k: v.to("meta") for k, v in (*encoder.named_parameters(), *encoder.named_buffers())}
     try:
         given = functional_call(encoder, state, (torch.empty(shape, device="meta"),))
-    except Exception:  # of the encoder, or of what has no meaning without numbers
+    except Exception:  # the encoder's own, or of an operation that needs numbers
         return tuple(encoder(torch.zeros(shape)).shape)
     return tuple(given.shape)

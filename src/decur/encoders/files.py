@@ -9,10 +9,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from decur.encoders.backbone import build_encoder
-from decur.encoders.base import Encoder
+from decur.encoders.base import ENCODERS, Encoder
+from decur.encoders.build import architecture_inside, build_encoder, can_be_built
+from decur.encoders.geo import TORCHGEO
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
+from decur.registry import ENVIRONMENT
 from decur.runs import atomic
 
 FORMAT = 1  # of encoder files; raised when their metadata changes
@@ -29,11 +31,18 @@ def save_encoder(encoder: Encoder, path: str | Path) -> Path:
         The path.
 
     Raises:
-        ConfigError: if the encoder has no modality: its weights could not be used rightly.
+        ConfigError: if the encoder has no modality, without which its weights cannot be used, or
+            if no registered name builds it again.
     """
     path = Path(path)
     if encoder.modality is None:
         raise ConfigError(f"{path}: the encoder has no modality; set encoder.modality first")
+    name = architecture_inside(encoder.name, encoder.options)
+    if not can_be_built(name):
+        raise ConfigError(
+            f"{path}: nothing builds an encoder {name!r}, so the file could not be read; register "
+            "what does with decur.encoders.ENCODERS.register"
+        )
     header = {
         "format": FORMAT,
         "encoder": encoder.name,
@@ -72,6 +81,7 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
     header = _header(path, metadata)
+    _refuse_foreign(path, architecture_inside(header["encoder"], header["options"]))
     encoder = build_encoder(
         header["encoder"], Modality.from_dict(header["modality"]), **header["options"]
     )
@@ -88,6 +98,16 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
     return encoder.eval()
+
+
+def _refuse_foreign(path: Path, name: str) -> None:
+    """Refuse to import a module only because a file names it."""
+    if ":" in name and not name.startswith(TORCHGEO) and not ENCODERS.is_known(name):
+        module = name.partition(":")[0]
+        raise DataError(
+            f"{path}: its encoder is built by {name!r}; if you trust that module, set "
+            f"{ENVIRONMENT}={module}"
+        )
 
 
 def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

@@ -166,13 +166,13 @@ class SwinEncoder(Encoder):
         return found
 
 
-def build_geo(name: str, bands: int, options: dict[str, Any]) -> Encoder:
+def build_geo(name: str, bands: int, **options: Any) -> Encoder:
     """Build one of this file's by torchgeo's name of it, without weights.
 
     Args:
         name: as `torchgeo.models.list_models` has it.
         bands: number of input bands, of Swin Transformers.
-        options: arguments of the class.
+        **options: arguments of the class.
 
     Raises:
         ConfigError: for another name, or without torchgeo.

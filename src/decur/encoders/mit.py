@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from decur.encoders.base import Encoder
+from decur.encoders.base import ENCODERS, Encoder
 from decur.encoders.imagenet import fold
 from decur.errors import ConfigError
 
@@ -112,3 +113,7 @@ def _create(name: str, bands: int, pretrained: bool) -> Any:
             "load them once where there is one, and they are found in the hub's cache"
         ) from error
     return made
+
+
+for _name in CHANNELS:
+    ENCODERS.register(_name)(partial(MiTEncoder, _name))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from decur.encoders.base import Encoder
+from decur.encoders.base import ENCODERS, Encoder
 from decur.errors import ConfigError
 
 
+@ENCODERS.register("mlp")
 class MLPEncoder(Encoder):
     """Linear-BatchNorm-ReLU layers on the mean over a picture's pixels.
 
@@ -25,6 +26,11 @@ class MLPEncoder(Encoder):
 
     def __init__(self, bands: int, *, width: int = 512, layers: int = 2) -> None:
         super().__init__()
+        if not (isinstance(width, int) and isinstance(layers, int)):
+            raise ConfigError(
+                f"encoder 'mlp': its options are width and layers, whole numbers; they are "
+                f"{width!r} and {layers!r}"
+            )
         if width < 1 or layers < 1:
             raise ConfigError(
                 f"encoder 'mlp': width and layers must be 1 or more, are {width} and {layers}"

@@ -38,7 +38,7 @@ class EncoderSettings:
         Raises:
             ConfigError: naming what there is not.
         """
-        from decur.encoders.backbone import build_encoder  # timm takes seconds to import
+        from decur.encoders.build import build_encoder  # timm takes seconds to import
         from decur.encoders.checkpointing import checkpoint_activations
 
         options: dict[str, Any] = {"pretrained": self.pretrained}

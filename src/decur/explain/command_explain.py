@@ -7,7 +7,7 @@ from inspect import signature
 
 from decur.config import Parser
 from decur.data import PairedDataset
-from decur.data.opening import open_data
+from decur.data.base import open_data
 from decur.explain.base import ANALYSES
 from decur.explain.opening import configuration, option_names
 from decur.explain.run import Explained, explain

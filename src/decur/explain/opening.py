@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from decur.data import PairedDataset
-from decur.data.opening import open_data
+from decur.data.base import open_data
 from decur.errors import ConfigError, DataError
 from decur.explain.base import ANALYSES, Analysis
 from decur.runs import RunFolder, make_folder

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, cross_pairs
+from decur.objectives.base import OBJECTIVES, Objective, cross_pairs
 from decur.objectives.batch import GlobalBatch
 from decur.objectives.redundancy import Correlation, redundancy
 
 
+@OBJECTIVES.register("BarlowTwins")
 class BarlowTwins(Objective):
     """Barlow Twins (Zbontar et al. 2021): the correlation matrix goes to the identity.
 

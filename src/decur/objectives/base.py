@@ -1,4 +1,4 @@
-"""What every pretraining method is: embeddings in, named loss terms out."""
+"""The base of every pretraining method, and their registry: embeddings to named loss terms."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from decur.errors import ConfigError
 from decur.objectives.batch import Embeddings, GlobalBatch, Operand, Present
 from decur.objectives.distributed import with_sum_over_processes
+from decur.registry import Registry
+
+# Methods by the name of their class, as `--objective NAME` takes it.
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", "decur.objectives")
 
 
 class Objective(nn.Module, ABC):
     """Base of every method: pure mathematics on embeddings.
+
+    To add one, write a file with a subclass that `OBJECTIVES.register` names, and its `terms`.
 
     Float32 inside, whatever comes in and whether or not autocast is on. Under `torch.distributed`
     the embeddings of all processes make one batch: term values are those of the whole batch on
@@ -136,3 +142,10 @@ def compared_pairs(names: list[str], intra: bool) -> dict[str, tuple[Operand, Op
     """
     within = {name: ((name, 0), (name, 1)) for name in names} if intra else {}
     return {**cross_pairs(names), **within}
+
+
+def list_objectives() -> dict[str, type[Objective]]:
+    """Return every method by the name of its module: `{"decur": DeCUR, ...}`."""
+    found = [OBJECTIVES.get(name) for name in OBJECTIVES.names()]
+    named = {method.__module__.rpartition(".")[2]: method for method in found}
+    return dict(sorted(named.items()))

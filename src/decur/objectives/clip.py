@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, compared_pairs
+from decur.objectives.base import OBJECTIVES, Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand
 
 LARGEST_SCALE = 100.0  # Radford et al. 2021, section 2.5
 
 
+@OBJECTIVES.register("CLIP")
 class CLIP(Objective):
     """Symmetric InfoNCE (Radford et al. 2021) across modalities.
 
@@ -42,7 +43,7 @@ class CLIP(Objective):
     )
     least_modalities = 2
 
-    def __init__(self, dim: int = 8192, temperature: float = 0.07, intra: bool = False) -> None:
+    def __init__(self, dim: int = 8192, temperature: float = 0.07, *, intra: bool = False) -> None:
         super().__init__(dim)
         if not temperature >= 1 / LARGEST_SCALE:
             raise ConfigError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, cross_pairs
+from decur.objectives.base import OBJECTIVES, Objective, cross_pairs
 from decur.objectives.batch import GlobalBatch
 from decur.objectives.redundancy import Correlation, redundancy
 
 
+@OBJECTIVES.register("DeCUR")
 class DeCUR(Objective):
     """DeCUR (Eq. 1 to 6), for two or more modalities.
 
@@ -49,6 +50,7 @@ class DeCUR(Objective):
         self,
         dim: int = 8192,
         common: float = 0.875,
+        *,
         lambda_common: float = 0.0051,
         lambda_unique: float = 0.0051,
         lambda_intra: float = 0.0051,

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, compared_pairs
+from decur.objectives.base import OBJECTIVES, Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand
 
 
+@OBJECTIVES.register("SimCLR")
 class SimCLR(Objective):
     """NT-Xent (Chen et al. 2020) across modalities.
 
@@ -38,7 +39,7 @@ class SimCLR(Objective):
         "SimCLR takes its negatives from the whole batch, and small batches hold fewer of them"
     )
 
-    def __init__(self, dim: int = 8192, temperature: float = 0.5, intra: bool = False) -> None:
+    def __init__(self, dim: int = 8192, temperature: float = 0.5, *, intra: bool = False) -> None:
         super().__init__(dim)
         if not temperature > 0:
             raise ConfigError(f"temperature must be above 0; is {temperature}")

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decur.errors import ConfigError
-from decur.objectives.base import Objective, compared_pairs
+from decur.objectives.base import OBJECTIVES, Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand, Selection
 from decur.objectives.redundancy import Grams
 
 
+@OBJECTIVES.register("VICReg")
 class VICReg(Objective):
     """VICReg (Bardes et al. 2021), across modalities or between the two views of one.
 
@@ -47,6 +48,7 @@ class VICReg(Objective):
         self,
         dim: int = 8192,
         invariance: float = 25.0,
+        *,
         variance: float = 25.0,
         covariance: float = 1.0,
         intra: bool = False,

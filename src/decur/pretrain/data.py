@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from decur.data import LoaderSettings
-from decur.data.base import Batch, Collate, PairedDataset, SkipBad
+from decur.data.base import PairedDataset, SkipBad
+from decur.data.sample import Batch, Collate
 from decur.data.selection import evenly_spaced
 from decur.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from decur.data.base import Batch
+from decur.data.sample import Batch
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.module import Pretrainer
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from decur.data.base import Batch
+from decur.data.sample import Batch
 from decur.devices import send
 from decur.encoders import Encoder, EncoderSettings, Projector
 from decur.encoders.attention import encode

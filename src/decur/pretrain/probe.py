@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from decur.data.base import Target
+from decur.data.sample import Target
 
 Array = NDArray[np.float32]
 METRICS = {"class": "accuracy", "multilabel": "mAP", "scalar": "R2"}

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import DATASETS, PairedDataset
+from decur.data.sample import Sample, Target
 from decur.errors import ConfigError
 from decur.modality import Modality
 
@@ -20,6 +21,7 @@ _REACH = 5.0  # standard deviations of the strongest band that become [0, 1]
 _MIXING, _LABELS = 1, 2
 
 
+@DATASETS.register("LinearGaussianFactors")
 class LinearGaussianFactors(PairedDataset):
     """Two "sensors", x and y, that see mixtures of shared and of their own Gaussian factors.
 
@@ -65,6 +67,7 @@ class LinearGaussianFactors(PairedDataset):
         self,
         samples: int = 4096,
         shared_dims: int = 50,
+        *,
         unique_dims: int = 50,
         dim: int = 100,
         size: int = 4,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import DATASETS, PairedDataset
+from decur.data.sample import Sample, Target
 from decur.errors import ConfigError
 from decur.modality import Modality
 
@@ -77,6 +78,7 @@ _AUGMENTATION = {"optical": "optical", "sar": "sar", "elevation": "dem"}
 _SEEN_BY = {"cloud": "optical", "moisture": "sar", "relief": "elevation"}
 
 
+@DATASETS.register("SyntheticScenes")
 class SyntheticScenes(PairedDataset):
     """Scenes of land cover as an optical sensor, a radar and an elevation model see them.
 
@@ -110,6 +112,7 @@ class SyntheticScenes(PairedDataset):
         self,
         samples: int = 2048,
         size: int = 64,
+        *,
         seed: int = 0,
         modalities: Sequence[str] = ("optical", "sar", "elevation"),
         start: int = 0,

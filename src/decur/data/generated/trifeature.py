@@ -7,7 +7,7 @@ together tell. The renderer is our own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from decur.data.base import PairedDataset, Sample, Target
+from decur.data.base import DATASETS, PairedDataset
+from decur.data.sample import Sample, Target
 from decur.errors import ConfigError
 from decur.modality import Modality
 
@@ -34,6 +35,7 @@ _OVERSAMPLING = 4  # of the outline, so that its edge is smooth
 _TAU = np.float32(2 * np.pi)
 
 
+@DATASETS.register("BimodalTrifeature")
 class BimodalTrifeature(PairedDataset):
     """Two pictures, "a" and "b", of the same shape, each in a texture and a colour of its own.
 
@@ -73,6 +75,7 @@ class BimodalTrifeature(PairedDataset):
         self,
         samples: int = 10_000,
         size: int = 64,
+        *,
         split: Split = "train",
         seed: int = 0,
         renders: int | None = None,
@@ -138,10 +141,10 @@ class BimodalTrifeature(PairedDataset):
 
     def _picture(self, number: int) -> Tensor:
         """One drawing, (3, size, size); the same in every pair that it occurs in."""
-        shape, texture, colour = self.combinations[number // self.renders]
+        factors = self.combinations[number // self.renders]
         rng = np.random.default_rng([self.seed, _stream(self.split), number])
         turn, down, right, p, q = rng.uniform((-TURN, 0, 0, 0, 0), (TURN, 1, 1, 1, 1))
-        drawn = draw(shape, texture, colour, self.size, turn, (down, right), (p, q))
+        drawn = draw(factors, self.size, turn=turn, place=(down, right), phase=(p, q))
         return torch.from_numpy(drawn)
 
 
@@ -158,10 +161,9 @@ def related(texture: int, colour: int) -> bool:
 
 
 def draw(
-    shape: int,
-    texture: int,
-    colour: int,
+    factors: Sequence[int] | NDArray[np.int64],
     size: int = 64,
+    *,
     turn: float = 0.0,
     place: tuple[float, float] = (0.5, 0.5),
     phase: tuple[float, float] = (0.0, 0.0),
@@ -169,9 +171,8 @@ def draw(
     """Draw one picture.
 
     Args:
-        shape: index into `SHAPES`.
-        texture: index into `TEXTURES`; it turns with the shape.
-        colour: index into `COLOURS`.
+        factors: of shape, texture and colour, as indices into `SHAPES`, `TEXTURES` and `COLOURS`;
+            the texture turns with the shape.
         size: height and width in pixels.
         turn: rotation in degrees, counterclockwise.
         place: of the shape, down and right, each from 0 (at the edge) to 1 (at the other edge).
@@ -180,6 +181,7 @@ def draw(
     Returns:
         (3, size, size).
     """
+    shape, texture, colour = factors
     radius = DIAMETER * size / 2
     down, right = (radius + share * (size - 2 * radius) for share in place)  # the centre
     side = int(2 * radius) + 2  # of a box of whole pixels around the circle

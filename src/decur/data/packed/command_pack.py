@@ -13,9 +13,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from decur.config import Parser
 from decur.data.base import PairedDataset
-from decur.data.packed.header import HEADER
-from decur.data.packed.reading import PackedPairs
-from decur.data.packed.verifying import verify
+from decur.data.packed.metadata import HEADER
+from decur.data.packed.reading import PackedPairs, verify
 from decur.data.packed.writing import pack
 from decur.errors import ConfigError
 
@@ -59,13 +58,13 @@ def main(arguments: Sequence[str]) -> None:
         complete = pack(
             data,
             made.out,
-            made.compression,
-            made.quantize,
-            made.chunk_mb,
-            made.workers,
-            made.part,
-            made.max_bad,
-            progress,
+            compression=made.compression,
+            quantize=made.quantize,
+            chunk_mb=made.chunk_mb,
+            workers=made.workers,
+            part=made.part,
+            max_bad=made.max_bad,
+            progress=progress,
         )
     if not complete:
         print("this part is done; the last one to end makes the whole readable")
@@ -126,7 +125,7 @@ def build_parser() -> Parser:
 def _verify(folder: str, workers: int) -> None:
     packed = PackedPairs(folder)
     with _bar("verifying") as progress:
-        verify(packed, workers, progress)
+        verify(packed, workers=workers, progress=progress)
     print(f"verified    {len(packed)} samples: all as they were written")
 
 

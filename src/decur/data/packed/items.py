@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from decur.data.base import Sample
+from decur.data.sample import Sample
 from decur.errors import ConfigError, DataError
 
 # CRC-32 of what follows it, length of the tensors before compression, 1 if they are compressed.

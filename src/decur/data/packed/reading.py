@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from decur.data.base import PairedDataset, Sample
-from decur.data.packed.header import (
+from decur.data.base import DATASETS, PairedDataset, change_modalities
+from decur.data.packed.items import decode, matches
+from decur.data.packed.metadata import (
     HEADER,
     INDEX,
     SAMPLES,
     Chunk,
-    read_header,
     read_index,
+    read_metadata,
     read_targets,
 )
-from decur.data.packed.items import decode, matches
 from decur.data.packed.store import Store, cut_short
-from decur.data.sentinel import change_modalities
+from decur.data.sample import Sample
 from decur.digest import file_states
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
+_LISTED = 5  # damaged samples that are named
 _SIZE = 4  # bytes that litdata puts before an item: its length
 
 
+@DATASETS.register("PackedPairs")
 class PackedPairs(PairedDataset):
     """Samples that `decur pack` wrote: the source's, in its order, without those that were bad.
 
@@ -58,6 +62,7 @@ class PackedPairs(PairedDataset):
         self,
         root: str | Path,
         modalities: dict[str, Any] | None = None,
+        *,
         cache: str | Path | None = None,
         cache_gb: float = 50.0,
         window: int = 16,
@@ -65,9 +70,9 @@ class PackedPairs(PairedDataset):
         if window < 1:
             raise DataError(f"PackedPairs: window must be 1 or more, is {window}")
         self.root, self.window = str(root), window
-        self._store = Store(root, cache, cache_gb)
+        self._store = Store(root, cache, cache_gb=cache_gb)
         self._store.fetch_headers()
-        self._header, arrays = read_header(self._store.folder, self.root)
+        self._header, arrays = read_metadata(self._store.folder, self.root)
         self.chunks = read_index(self._store.folder)
         known = {n: Modality.from_dict(m) for n, m in self._header["modalities"].items()}
         self.modalities = change_modalities(known, modalities)
@@ -201,3 +206,48 @@ def _read_offsets(handle: int, chunk: Chunk) -> np.ndarray:
     if header[0] != chunk.samples or not rising or offsets[-1] != chunk.size:
         raise ValueError("its table of samples is wrong")
     return offsets
+
+
+class _Damage(Dataset[list[str]]):
+    def __init__(self, data: PackedPairs) -> None:
+        self.data = data
+
+    def __getitem__(self, chunk: int) -> list[str]:
+        return list(self.data.damaged_samples(chunk))
+
+
+def verify(
+    data: PackedPairs,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Read every sample and compare it with its checksum.
+
+    Args:
+        data: packed data.
+        workers: reading processes; 0: this one.
+        progress: called with the chunks done and all of them.
+
+    Raises:
+        DataError: naming the damaged samples and their files.
+    """
+    chunks = len(data.chunks)
+    loader: DataLoader[list[str]] = DataLoader(
+        _Damage(data),
+        sampler=range(chunks),
+        batch_size=None,
+        num_workers=min(workers, chunks),
+        generator=torch.Generator(),
+    )
+    damaged: list[str] = []
+    for done, lines in enumerate(loader, 1):
+        damaged += lines
+        progress(done, chunks)
+    if damaged:
+        more = f"; and {len(damaged) - _LISTED} more" if len(damaged) > _LISTED else ""
+        raise DataError(
+            f"{len(damaged)} of {len(data)} samples are damaged: "
+            + "; ".join(damaged[:_LISTED])
+            + more
+        )

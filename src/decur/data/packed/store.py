@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from decur.data.packed.header import HEADER, INDEX, SAMPLES, Chunk, read_stamp
 from decur.data.packed.items import litdata
+from decur.data.packed.metadata import HEADER, INDEX, SAMPLES, Chunk, read_stamp
 from decur.errors import BadSampleError, DataError
 
 _CHUNKS = "chunk-*.bin"  # names of their files
@@ -27,7 +27,7 @@ class Store:
         cache_gb: how much of it is kept; the oldest chunks go first.
     """
 
-    def __init__(self, root: str | Path, cache: str | Path | None, cache_gb: float) -> None:
+    def __init__(self, root: str | Path, cache: str | Path | None, *, cache_gb: float) -> None:
         self.url = str(root).rstrip("/")
         self.remote = "://" in self.url or self.url.startswith("local:")
         self.cache_bytes = cache_gb * 1e9

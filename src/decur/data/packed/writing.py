@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from decur.data.base import PairedDataset, Sample
-from decur.data.packed.header import (
+from decur.data.base import PairedDataset
+from decur.data.packed.items import HEAD, encode, litdata, zstd
+from decur.data.packed.metadata import (
     FORMAT,
     HEADER,
     INDEX,
-    Plan,
-    fingerprint,
+    PackingPlan,
     read_json,
     replace_text,
-    write_header,
+    source_digest,
+    write_metadata,
 )
-from decur.data.packed.items import HEAD, encode, litdata, zstd
+from decur.data.sample import Sample
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 
@@ -39,6 +40,7 @@ _LARGEST = 2048  # MB of a chunk: litdata's offsets are of 32 bits
 def pack(
     data: PairedDataset,
     out: str | Path,
+    *,
     compression: Literal["zstd"] | None = None,
     quantize: bool = False,
     chunk_mb: float = 64.0,
@@ -157,7 +159,7 @@ def _quantize(sample: Sample, modalities: Mapping[str, Modality]) -> Sample:
 class _Chunks(Dataset[str | None]):
     """Item k writes chunk k; gives what went wrong, or None."""
 
-    def __init__(self, data: PairedDataset, folder: Path, plan: Plan) -> None:
+    def __init__(self, data: PairedDataset, folder: Path, plan: PackingPlan) -> None:
         self.data, self.folder, self.plan = data, folder, plan
 
     def __getitem__(self, k: int) -> str | None:
@@ -227,7 +229,9 @@ def _refuse_doubles(data: PairedDataset) -> None:
         seen.add(id_)
 
 
-def _plan(data: PairedDataset, compression: str | None, quantize: bool, chunk_mb: float) -> Plan:
+def _plan(
+    data: PairedDataset, compression: str | None, quantize: bool, chunk_mb: float
+) -> PackingPlan:
     """How to pack: by the size of the first sample that can be read."""
     for row in range(len(data)):
         try:
@@ -238,10 +242,10 @@ def _plan(data: PairedDataset, compression: str | None, quantize: bool, chunk_mb
     else:
         raise DataError(f"no sample can be read; the last: {problem}")
     size = len(encode(_quantize(sample, data.modalities) if quantize else sample))
-    return Plan(
+    return PackingPlan(
         format=FORMAT,
         data=type(data).__name__,
-        source=fingerprint(data),
+        source=source_digest(data),
         samples=len(data),
         per_chunk=max(1, int(chunk_mb * 1e6 / size)),
         compression=compression,
@@ -249,7 +253,7 @@ def _plan(data: PairedDataset, compression: str | None, quantize: bool, chunk_mb
     )
 
 
-def _open(folder: Path, plan: Plan) -> bool:
+def _open(folder: Path, plan: PackingPlan) -> bool:
     """Make the folder, or see that what it holds is of the same plan; True where all is done."""
     header, state = folder / HEADER, folder / STATE / "plan.json"
     ours = vars(plan)
@@ -286,7 +290,7 @@ def _done(folder: Path, k: int) -> Path:
     return folder / STATE / f"{k}.json"
 
 
-def _merge(folder: Path, plan: Plan, data: PairedDataset, max_bad: float) -> None:
+def _merge(folder: Path, plan: PackingPlan, data: PairedDataset, max_bad: float) -> None:
     """One index of all chunks, by litdata; the headers; then the state is no longer needed."""
     rows: list[int] = []
     bad: list[list[str]] = []
@@ -321,7 +325,15 @@ def _merge(folder: Path, plan: Plan, data: PairedDataset, max_bad: float) -> Non
     if plan.quantized:
         modalities = {name: quantized(modality) for name, modality in modalities.items()}
     stamp = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    write_header(folder, plan, data, modalities, np.array(rows), bad, stamp)
+    write_metadata(
+        folder,
+        plan,
+        data=data,
+        modalities=modalities,
+        rows=np.array(rows),
+        bad=bad,
+        stamp=stamp,
+    )
     with suppress(OSError):
         shutil.rmtree(folder / STATE)
 

@@ -1,11 +1,14 @@
-"""What an attention is made for, and where each is found by its name."""
+"""The stage that an attention is made for, the registry of attentions, and their place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
+
+from decur.errors import ConfigError
+from decur.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,55 @@ class Stage:
     later: int
 
 
+# A builder takes the stage, and gives a module from (B, C, H, W) to the same shape.
 Builder = Callable[[Stage], nn.Module]
 
-ATTENTIONS: dict[str, Builder] = {}
+ATTENTIONS: Registry[Builder] = Registry("attention", "decur.encoders.attention")
+
+PICTURE = 224  # px, which the paper's pictures have
+LAST = 2  # stages that have an attention where only its name is given (section 3.2)
 
 
-def attention(name: str) -> Callable[[Builder], Builder]:
-    """Register what builds an attention, (B, C, H, W) to the same shape, under a name."""
+def attach(backbone: nn.Module, name: str, attention: str | Mapping[str, str]) -> dict[str, str]:
+    """Put attention modules behind stages of a timm CNN.
 
-    def register(builder: Builder) -> Builder:
-        ATTENTIONS[name] = builder
-        return builder
+    A module becomes the last layer of its stage, named "attention": the backbone's own weights
+    keep their names, and whatever runs the stage runs it, too.
 
-    return register
+    Args:
+        backbone: a timm model, changed in place.
+        name: of the model, for messages.
+        attention: `{stage: attention}`, or the name of the one that the last two stages get.
+
+    Returns:
+        `{stage: attention}`.
+
+    Raises:
+        ConfigError: for an attention that does not exist, or a stage that cannot take one.
+    """
+    stages = {
+        info["module"]: info
+        for info in backbone.feature_info  # type: ignore[union-attr]
+        if isinstance(backbone.get_submodule(info["module"]), nn.Sequential)
+    }
+    if not stages:
+        raise ConfigError(
+            f"encoder {name!r} has no stages that an attention could follow, as a ResNet has; "
+            "leave encoder.attention out"
+        )
+    names = list(stages)
+    if isinstance(attention, str):
+        attention = dict.fromkeys(names[-LAST:], attention)
+    for stage, kind in attention.items():
+        builder = ATTENTIONS.get(kind, key="encoder.attention")
+        if stage not in stages:
+            raise ConfigError(
+                f"encoder.attention: {name!r} has no stage {stage!r} that an attention could "
+                f"follow; choose from {', '.join(names)}"
+            )
+        info = stages[stage]
+        side = -(-PICTURE // info["reduction"])
+        later = len(names) - 1 - names.index(stage)
+        module = builder(Stage(stage, info["num_chs"], (side, side), later))
+        backbone.get_submodule(stage).add_module("attention", module)
+    return dict(attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from decur.encoders.attention.base import Stage, attention
+from decur.encoders.attention.base import ATTENTIONS, Stage
 
 
 class CBAM(nn.Module):
@@ -38,6 +38,6 @@ class CBAM(nn.Module):
         return x * self.place(summary).sigmoid()
 
 
-@attention("cbam")
+@ATTENTIONS.register("cbam")
 def _cbam(stage: Stage) -> CBAM:
     return CBAM(stage.channels)

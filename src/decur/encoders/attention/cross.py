@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from decur.devices import send
-from decur.encoders.attention.base import Stage, attention
+from decur.encoders.attention.base import ATTENTIONS, Stage
 from decur.encoders.attention.deformable import DeformableAttention, for_stage
-from decur.encoders.projected import ProjectedEncoder
+from decur.encoders.projector import ProjectedEncoder
 from decur.errors import ConfigError
 
 Present = Mapping[str, Tensor]
@@ -34,7 +34,7 @@ class CrossDeformableAttention(DeformableAttention):
     """
 
 
-@attention(NAME)
+@ATTENTIONS.register(NAME)
 def _cross_da(stage: Stage) -> CrossDeformableAttention:
     return for_stage(stage, residual=False, kind=CrossDeformableAttention)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, linear, scaled_dot_product_attention
 
-from decur.encoders.attention.base import Stage, attention
+from decur.encoders.attention.base import ATTENTIONS, Stage
 
 HEAD, GROUP = 128, 256  # channels of a head, and of a group that shares its points
 
@@ -225,16 +225,16 @@ def for_stage(
     )
 
 
-@attention("rda")
+@ATTENTIONS.register("rda")
 def _rda(stage: Stage) -> DeformableAttention:
     return for_stage(stage, residual=True)
 
 
-@attention("da")
+@ATTENTIONS.register("da")
 def _da(stage: Stage) -> DeformableAttention:
     return for_stage(stage, residual=False)
 
 
-@attention("rda_official")
+@ATTENTIONS.register("rda_official")
 def _rda_official(stage: Stage) -> DeformableAttention:
     return for_stage(stage, residual=True, centred=False)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from decur.data.base import PairedDataset, Target
+from decur.data.base import PairedDataset
+from decur.data.sample import Target
 from decur.errors import DataError
 from decur.modality import Modality
 
@@ -23,13 +24,13 @@ _REMEDY = "copy it anew, or pack the data again"
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """What decides the bytes of packed data; a run goes on only with the same.
 
     Args:
         format: `FORMAT`.
         data: class of the data set.
-        source: its fingerprint.
+        source: its source_digest.
         samples: their number, bad ones among them.
         per_chunk: samples in a chunk.
         compression: "zstd" or None.
@@ -65,7 +66,7 @@ class Chunk:
     samples: int
 
 
-def fingerprint(data: PairedDataset) -> str:
+def source_digest(data: PairedDataset) -> str:
     """What tells a data set from others: sensors, ids, presence, labels and groups, not pixels."""
     state = hashlib.sha256()
     modalities = {name: m.to_dict() for name, m in data.modalities.items()}
@@ -79,9 +80,10 @@ def fingerprint(data: PairedDataset) -> str:
     return state.hexdigest()
 
 
-def write_header(
+def write_metadata(
     folder: Path,
-    plan: Plan,
+    plan: PackingPlan,
+    *,
     data: PairedDataset,
     modalities: Mapping[str, Modality],
     rows: np.ndarray,
@@ -126,7 +128,7 @@ def replace_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def read_header(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_metadata(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of packed data.
 
     Args:

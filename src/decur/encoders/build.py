@@ -1,0 +1,159 @@
+"""Encoders by name: timm's, those of this package, and encoders of one's own."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import timm
+
+from decur.encoders.adapted import ADAPTED, AdaptedEncoder
+from decur.encoders.base import ENCODERS, Builder, Encoder
+from decur.encoders.geo import TORCHGEO, build_geo
+from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
+from decur.encoders.timm_models import TimmEncoder
+from decur.errors import ConfigError
+from decur.modality import Modality
+
+# Encoders around another one. They are built again from a file, and not chosen by name.
+_AROUND_OTHERS = (PROJECTED, ADAPTED)
+
+
+def build_encoder(
+    name: str, modality: Modality | int, *, pretrained: bool = False, **options: Any
+) -> Encoder:
+    """Build an encoder by name.
+
+    Args:
+        name: "resnet50", "vit_small_patch16_224", ...: any timm CNN or ViT with feature maps;
+            "mit_b0" to "mit_b5" (see `MiTEncoder`); "alexnet"; "mlp", for measurements without a
+            spatial layout (see `MLPEncoder`); "torchgeo:NAME", an architecture of torchgeo's that
+            timm does not have (see `decur.encoders.geo`); any other name that is registered in
+            `ENCODERS`; or "package.module:function", which builds an encoder of one's own.
+        modality: the sensor, or only its number of bands.
+        pretrained: start from published weights (downloads them).
+        **options: further arguments of what builds the encoder: of `TimmEncoder` (`attention`, and
+            what `timm.create_model` takes), of `MLPEncoder`, ...
+
+    Returns:
+        The encoder, its `modality` set where one was given.
+
+    Raises:
+        ConfigError: for an unknown name, with the closest known ones, or for wrong options.
+
+    Example:
+        >>> import torch
+        >>> encoder = build_encoder("resnet18", 13)
+        >>> [m.shape[-1] for m in encoder.forward_features(torch.zeros(1, 13, 64, 64))]
+        [32, 16, 8, 4, 2]
+    """
+    channels = modality if isinstance(modality, int) else modality.channels
+    builder = _builder(name)
+    if builder is None:
+        encoder: Encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
+    else:
+        encoder = _built(name, builder, channels, pretrained=pretrained, options=options)
+    encoder.modality = None if isinstance(modality, int) else modality
+    return encoder
+
+
+def _builder(name: str) -> Builder | None:
+    """Return what builds an encoder; None where timm does."""
+    if name.startswith(TORCHGEO):
+        return partial(build_geo, name.removeprefix(TORCHGEO))
+    if ":" in name or name in ENCODERS.names():
+        return ENCODERS.get(name, key="encoder.name" if ":" in name else "")
+    return None
+
+
+def _built(
+    name: str, builder: Builder, channels: int, *, pretrained: bool, options: dict[str, Any]
+) -> Encoder:
+    """Call a registered builder, once it is clear that it takes these options."""
+    signature = inspect.signature(builder)
+    given: dict[str, Any] = dict(options)
+    if pretrained and "pretrained" not in signature.parameters:
+        raise ConfigError(f"encoder {name!r} has no pretrained weights; set pretrained to false")
+    if pretrained:
+        given["pretrained"] = True
+    try:
+        signature.bind(channels, **given)
+    except TypeError as error:
+        known = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "pretrained"
+        ]
+        if not known:
+            raise ConfigError(
+                f"encoder {name!r}: has no options, got {', '.join(options)}"
+            ) from error
+        raise ConfigError(
+            f"encoder {name!r}: {error}; its options are {' and '.join(known)}"
+        ) from error
+    encoder = builder(channels, **given)
+    if not isinstance(encoder, Encoder):
+        raise ConfigError(
+            f"encoder {name!r}: gives a {type(encoder).__name__}, not a decur.encoders.Encoder"
+        )
+    encoder.name = name  # under which a file finds the builder again
+    if "options" not in vars(encoder):
+        encoder.options = dict(options)
+    return encoder
+
+
+@ENCODERS.register(PROJECTED)
+def _build_projected(channels: int, **options: Any) -> Encoder:
+    try:
+        encoder = build_encoder(options["encoder"], channels, **options["options"])
+        projector = Projector(encoder.dim, options["width"], options["layers"])
+        return ProjectedEncoder(encoder, projector, options["part"])
+    except KeyError as error:
+        raise ConfigError(
+            f"encoder {PROJECTED!r}: option {error} is missing; it is made of a run's encoder and "
+            "projector, not by name"
+        ) from error
+
+
+@ENCODERS.register(ADAPTED)
+def _build_adapted(channels: int, **options: Any) -> Encoder:
+    try:
+        rows, mean, std = (options[key] for key in ("rows", "mean", "std"))
+        encoder = build_encoder(options["encoder"], len(rows), **options["options"])
+    except KeyError as error:
+        raise ConfigError(
+            f"encoder {ADAPTED!r}: option {error} is missing; it is made of weights of others, not "
+            "by name"
+        ) from error
+    return AdaptedEncoder(encoder, rows, mean, std)
+
+
+def architecture_inside(name: str, options: Mapping[str, Any]) -> str:
+    """Return the name of an encoder, or of the one that it is built around.
+
+    Args:
+        name: of the encoder.
+        options: what else `build_encoder` needs to build it again.
+    """
+    while name in _AROUND_OTHERS and isinstance(options, Mapping) and "encoder" in options:
+        name, options = options["encoder"], options.get("options", {})
+    return name
+
+
+def can_be_built(name: str) -> bool:
+    """Whether `build_encoder` knows a name."""
+    known = name.startswith(TORCHGEO) or ":" in name or name in ENCODERS.names()
+    return known or timm.is_model(name)
+
+
+def list_encoders(pattern: str = "*") -> list[str]:
+    """Return the names that `build_encoder` takes.
+
+    Args:
+        pattern: a shell pattern, as "resnet*".
+    """
+    own = [name for name in ENCODERS.names() if name not in _AROUND_OTHERS]
+    return fnmatch.filter(own, pattern) + timm.list_models(pattern)

@@ -1,0 +1,112 @@
+"""timm's CNNs and ViTs as encoders: any that gives feature maps."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from decur.encoders.attention.base import attach
+from decur.encoders.base import Encoder
+from decur.errors import ConfigError
+
+VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
+
+
+class TimmEncoder(Encoder):
+    """A timm model without its classifier.
+
+    Its state dict has timm's own keys, so weights go in and out of plain timm models; those of an
+    attention are `<stage>.attention.*`.
+
+    Args:
+        name: a timm model name.
+        channels: number of input bands.
+        pretrained: start from timm's weights (downloads them).
+        attention: the attention after each stage, as `{"layer3": "rda", "layer4": "rda"}`, or
+            one name for the last two stages: "rda", "da", "cbam" or "cross_da".
+        **options: further arguments of `timm.create_model`.
+
+    Raises:
+        ConfigError: if timm has no such model, it gives no feature maps, its weights cannot be
+            had, or it cannot have this attention.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        channels: int,
+        /,
+        *,
+        pretrained: bool = False,
+        attention: str | Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.options = dict(options)
+        self.backbone: Any = _create(name, channels, pretrained, options)
+        if attention:
+            self.options["attention"] = attach(self.backbone, name, attention)
+        info = self.backbone.feature_info
+        stages = len(info)
+        if isinstance(self.backbone, timm.models.VisionTransformer):
+            self.indices = sorted({(i + 1) * stages // VIT_STAGES - 1 for i in range(VIT_STAGES)})
+        else:
+            self.indices = list(range(stages))
+        self.channels = [info[i]["num_chs"] for i in self.indices]
+        self.strides = [info[i]["reduction"] for i in self.indices]
+        # Some models have layers between the last map and the vector.
+        self.dim = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
+        self.register_state_dict_post_hook(_strip_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
+        return self.backbone.forward_intermediates(x, indices=self.indices, intermediates_only=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        return self.backbone(x)
+
+
+def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any]) -> Any:
+    arguments = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0, **options}
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "see decur.encoders.list_encoders()"
+        )
+        raise ConfigError(f"no encoder {name!r}; {hint}")
+    try:
+        try:
+            # A ViT has one input size. This lets it take others: crops differ from pictures.
+            model = timm.create_model(name, dynamic_img_size=True, **arguments)
+        except TypeError:
+            model = timm.create_model(name, **arguments)
+    except OSError as error:  # all that the hub and its clients raise without a network
+        raise ConfigError(
+            f"encoder {name!r}: its pretrained weights cannot be loaded "
+            f"({' '.join(str(error).split())[:200]}); check the connection to the network, or "
+            "load them once where there is one, and timm finds them in its cache"
+        ) from error
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"encoder {name!r}: {' '.join(str(error).split())}") from error
+    if not hasattr(model, "forward_intermediates") or not getattr(model, "feature_info", None):
+        raise ConfigError(f"encoder {name!r} gives no feature maps; choose another of timm's")
+    return model
+
+
+def _strip_prefix(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: dict[str, Any]
+) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}backbone.")]:
+        state[prefix + key.removeprefix(f"{prefix}backbone.")] = state.pop(key)
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}backbone.{key.removeprefix(prefix)}"] = state.pop(key)
