@@ -32,6 +32,11 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.data.packing": "decur.data.packed",
     "decur.explain.browser_cards": "decur.explain.browser",
     "decur.explain.maps": "decur.explain.saliency",
+    "decur.explain.opening": {
+        "configuration": "decur.explain.settings:configuration",
+        "own_data": "decur.explain.settings:own_data",
+        "size_of_views": "decur.explain.settings:size_of_views",
+    },
     "decur.explain.shared_advice": "decur.explain.shared",
     "decur.explain.shared_figures": "decur.explain.shared",
     "decur.explain.spatial_figures": "decur.explain.spatial",

@@ -14,7 +14,7 @@ from decur.cli import main as cli
 from decur.data import SyntheticScenes
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.explain import ANALYSES
-from decur.explain.base import Analysis, text
+from decur.explain.base import Analysis, analyses, text
 from decur.explain.command_explain import main
 from decur.explain.run import explain
 from decur.pretrain.command_pretrain import main as pretrain
@@ -39,6 +39,12 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / trained.name)
+
+
+def with_analysis(monkeypatch, analysis):
+    """Register an analysis until the test ends."""
+    ANALYSES.names()
+    monkeypatch.setattr(ANALYSES, "_items", {**ANALYSES._items, analysis.name: analysis})
 
 
 @pytest.fixture
@@ -72,7 +78,7 @@ def counted(monkeypatch):
         "counted", 'Counted <"&', "<About>", arrays, {"line": plot},
         lambda arrays: f"<p>{arrays['numbers'].sum():g}</p>", several=True, order=1,
     )  # fmt: skip
-    monkeypatch.setitem(ANALYSES, "counted", analysis)
+    with_analysis(monkeypatch, analysis)
     return calls
 
 
@@ -109,10 +115,10 @@ class _Page(HTMLParser):
 
 def test_everything_from_end_to_end(run, capsys):
     done = main([str(run), *SMALL])
-    assert set(done.arrays) | set(done.inapplicable) == set(ANALYSES)
+    assert set(done.arrays) | set(done.inapplicable) == set(ANALYSES.names())
     assert "attention" in done.inapplicable["points"]
     page = _Page(run.joinpath("report.html").read_text())
-    titles = [a.title for a in sorted(ANALYSES.values(), key=lambda a: a.order)]
+    titles = [analysis.title for analysis in analyses()]
     assert page.headings == ["Pretraining", *titles]
     assert all(urlparse(source).scheme == "data" for source in page.sources)
     assert [a.removeprefix("#") for a in page.anchors] == page.ids  # contents, no other link
@@ -121,11 +127,11 @@ def test_everything_from_end_to_end(run, capsys):
         with np.load(run / f"figures/explain-{name}.npz", allow_pickle=False) as kept:
             for key, value in arrays.items():
                 np.testing.assert_array_equal(kept[key], value)
-        for plot in ANALYSES[name].plots:
+        for plot in ANALYSES.get(name).plots:
             picture = run / f"figures/explain-{name}-{plot}.png"
             assert not picture.exists() or picture.read_bytes()[:4] == b"\x89PNG"
     out = capsys.readouterr().out
-    assert all(f"\n{name:<12}" in out for name in ANALYSES)
+    assert all(f"\n{name:<12}" in out for name in ANALYSES.names())
     again = main([str(run), *SMALL])
     assert again.computed == [] and set(again.arrays) == set(done.arrays)
 
@@ -151,7 +157,7 @@ def test_other_weights_are_computed_anew(run, counted, tiny_checkpoint):
 
     loader = SampleLoader(SyntheticScenes(8, 32, modalities=["optical", "sar"]))
     one, other = tiny_checkpoint(), tiny_checkpoint()
-    analysis = ANALYSES["counted"]
+    analysis = ANALYSES.get("counted")
     assert digest_of(analysis, [one], loader, {}) == digest_of(analysis, [other], loader, {})
     last = list(other.projectors["sar"].parameters())[-1]
     last.data[0] += 1e-3
@@ -198,7 +204,7 @@ def test_an_interrupted_command_goes_on(run, counted, monkeypatch):
         raise KeyboardInterrupt
 
     later = Analysis("later", "Later", "", interrupted, {}, lambda arrays: "", order=2)
-    monkeypatch.setitem(ANALYSES, "later", later)
+    with_analysis(monkeypatch, later)
     given = [str(run), *SMALL, "--only", "counted", "later"]
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -250,7 +256,7 @@ def test_one_sensor_says_why_there_is_nothing_to_compare(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "alinment"], "no analysis 'alinment'; choose from"),
+        (["--only", "alinment"], "no analysis 'alinment'; did you mean alignment"),
         (["--samples", "0"], "samples: at least 1"),
         (["--size", "0"], "size: at least 1"),
         (["--modalities", "lidar"], "the data has no 'lidar'"),
@@ -290,7 +296,7 @@ def test_what_is_wrong_is_said_in_one_line(run, arguments, said, capsys):
 def test_an_option_out_of_range_is_named(option, value, allowed, tiny_checkpoint, tiny_loader):
     name, key = option.split(".")
     with pytest.raises(ConfigError, match=f"options.{option}: {allowed}, is {value}"):
-        ANALYSES[name].arrays(tiny_checkpoint(), tiny_loader(4), **{key: value})
+        ANALYSES.get(name).arrays(tiny_checkpoint(), tiny_loader(4), **{key: value})
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):
@@ -325,9 +331,10 @@ def test_writes_over_nothing_of_others(run, tmp_path):
 
 def test_a_missing_package_is_named_before_any_work(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
-    monkeypatch.setattr("decur.explain.opening.find_spec", lambda name: None)
+    monkeypatch.setattr("decur.plotting.available", lambda: False)
     with pytest.raises(ConfigError, match=r"matplotlib: pip install 'decur\[explain\]'"):
         main([str(run), *SMALL])
-    monkeypatch.setattr("decur.explain.opening.find_spec", lambda name: name != "captum" or None)
+    monkeypatch.setattr("decur.plotting.available", lambda: True)
+    monkeypatch.setattr("decur.explain.base.find_spec", lambda name: name != "captum" or None)
     with pytest.raises(ConfigError, match=r"needs captum: pip install 'decur\[explain\]'"):
         main([str(run), *SMALL, "--only", "browser"])

@@ -1,29 +1,34 @@
-"""What an analysis is: a checkpoint and data to arrays, arrays to pictures and to a sentence."""
+"""What an analysis is: from a run and samples to arrays, from arrays to figures and findings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.errors import ConfigError
+from decur import plotting
+from decur.errors import ConfigError, require
 from decur.plotting import Figure
+from decur.registry import Registry
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]  # kept as .npz: numbers and text, nothing that is pickled
+SEEDS = 0, 2**32 - 1  # that scikit-learn takes
 
 
 class Watch(Protocol):
-    """What shows how far an analysis is: gives `steps` one after another, of which there are n."""
+    """Progress bar: gives `steps` one after another, of which there are n."""
 
     def __call__(self, steps: Iterable[T], n: int) -> Iterator[T]: ...  # noqa: D102
 
 
 def unwatched(steps: Iterable[T], n: int) -> Iterator[T]:
-    """No progress bar."""
+    """Give the steps without a progress bar."""
     return iter(steps)
 
 
@@ -38,9 +43,11 @@ class Analysis:
     Args:
         name: of its files, and on the command line.
         title: its heading.
-        about: what the pictures show and how to read them, in two or three sentences.
-        arrays: `(checkpoint, loader, watch=unwatched, **options) -> Arrays`; raises `DoesNotApply`.
-        plots: `{name: function}`, each from these arrays to a picture; it may raise `DoesNotApply`.
+        about: what the figures show and how to read them, in two or three sentences.
+        arrays: `(checkpoint, loader, *, watch=unwatched, **options) -> Arrays`; raises
+            `DoesNotApply`. Its further arguments are the analysis's options on the command line.
+        plots: `{name: function}`, each from these arrays to a figure; it may raise `DoesNotApply`.
+            The first paragraph of its docstring is the caption.
         findings: from these arrays to what came out, as HTML made by `decur.report`.
         several: whether `arrays` takes `beside`, more checkpoints that saw the same data.
         order: sections are sorted by it.
@@ -57,15 +64,61 @@ class Analysis:
     order: int = 50
     needs: tuple[str, ...] = ()
 
+    @property
+    def options(self) -> list[str]:
+        """Names of its options: arguments of `arrays` that not every analysis takes."""
+        every = ("watch", "beside")
+        return [
+            name
+            for name in list(inspect.signature(self.arrays).parameters)[2:]
+            if name not in every
+        ]
 
-ANALYSES: dict[str, Analysis] = {}
-SEEDS = 0, 2**32 - 1  # that scikit-learn takes
+
+ANALYSES: Registry[Analysis] = Registry("analysis", "decur.explain")
 
 
 def register(analysis: Analysis) -> Analysis:
     """Make an analysis part of the report."""
-    ANALYSES[analysis.name] = analysis
-    return analysis
+    return ANALYSES.register(analysis.name)(analysis)
+
+
+def analyses(
+    only: Sequence[str] | None = None, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Analysis]:
+    """Return analyses in the order of the report.
+
+    Args:
+        only: their names; None for all.
+        options: `{analysis: {option: value}}`, which must exist.
+
+    Raises:
+        ConfigError: if an analysis does not exist, or has no such option.
+    """
+    for name, given in (options or {}).items():
+        known = ANALYSES.get(name, "options").options
+        for key in given:
+            there = f"it has {', '.join(known)}" if known else "it has none"
+            require(key in known, f"options.{name}.{key}: {name} takes no such option; {there}")
+    names = ANALYSES.names() if only is None else dict.fromkeys(only)
+    return sorted((ANALYSES.get(name, "only") for name in names), key=lambda found: found.order)
+
+
+def check_packages(chosen: Sequence[Analysis], redraw: bool) -> None:
+    """See that the packages that analyses need are installed.
+
+    Args:
+        chosen: the analyses.
+        redraw: whether nothing is computed, only drawn.
+
+    Raises:
+        ConfigError: naming one that is missing.
+    """
+    for analysis in chosen:
+        missing = [] if plotting.available() else ["matplotlib"]
+        missing += [name for name in analysis.needs if not redraw and find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"{analysis.name} needs {missing[0]}: {plotting.INSTALL}")
 
 
 def check_option(option: str, value: float, least: float, most: float = np.inf) -> None:
@@ -73,18 +126,17 @@ def check_option(option: str, value: float, least: float, most: float = np.inf) 
 
     Args:
         option: "ANALYSIS.OPTION".
-        value: of it.
+        value: its value.
         least: the smallest that is allowed.
         most: the largest.
 
     Raises:
         ConfigError: if it is out of range.
     """
-    if not least <= value <= most:
-        allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
-        raise ConfigError(f"options.{option}: {allowed}, is {value}")
+    allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
+    require(least <= value <= most, f"options.{option}: {allowed}, is {value}")
 
 
 def text(*values: str) -> NDArray[np.str_]:
-    """Names as an array that is kept without pickling."""
+    """Return names as an array that is kept without pickling."""
     return np.array(values, dtype=np.str_)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
+from typing import TYPE_CHECKING
 
 from decur.config import Parser
 from decur.data import PairedDataset
-from decur.data.base import open_data
-from decur.explain.base import ANALYSES
-from decur.explain.opening import configuration, option_names
-from decur.explain.run import Explained, explain
+from decur.explain.base import analyses
+from decur.explain.settings import ExplainSettings, configuration
+
+if TYPE_CHECKING:
+    from decur.explain.run import Explained
 
 _ABOUT = (
     "What is common and what is unique in a run: pictures, arrays and a report, on the data that "
@@ -19,14 +21,15 @@ _ABOUT = (
 
 
 def build_parser() -> Parser:
-    """The parser of `decur explain`: the arguments of `explain`, and the options of analyses."""
+    """Build the parser of `decur explain`: its settings, and the options of analyses."""
     parser = Parser("decur explain", _ABOUT)
     parser.usage = "decur explain RUN [--help] [--config FILE] [--key value ...]"
     parser.add_argument("run", type=str, help="Folder of a run of `decur pretrain`; comes first.")
     parser.add_config()
+    known = analyses()
     for name, text in (
         ("beside", "Folders of more runs, for the analyses that compare runs."),
-        ("only", f"Analyses to do, of {', '.join(ANALYSES)}; by default all."),
+        ("only", f"Analyses to do, of {', '.join(a.name for a in known)}; by default all."),
         (
             "modalities",
             "Sensors to look at; by default all of the data that the run has encoders for.",
@@ -34,20 +37,17 @@ def build_parser() -> Parser:
     ):
         default: list[str] | None = [] if name == "beside" else None
         parser.add_argument(f"--{name}", type=str, nargs="+", default=default, help=text)
-    skipped: set[str | int] = {"run", "data", "beside", "only", "modalities", "options"}
-    parser.add_function_arguments(explain, skip=skipped)
+    skipped: set[str | int] = {"beside", "only", "modalities", "options"}
+    parser.add_class_arguments(ExplainSettings, skip=skipped)
     parser.add_subclass_arguments(
         PairedDataset,
         "data",
         required=False,
         help="Any data set; by default what the run was trained on.",
     )
-    for name, analysis in ANALYSES.items():
-        own = option_names(analysis)
-        given: set[str | int] = {
-            argument for argument in signature(analysis.arrays).parameters if argument not in own
-        }
-        parser.add_function_arguments(analysis.arrays, f"options.{name}", skip=given)
+    for analysis in known:
+        every = set(signature(analysis.arrays).parameters) - set(analysis.options)
+        parser.add_function_arguments(analysis.arrays, f"options.{analysis.name}", skip={*every})
     return parser
 
 
@@ -62,14 +62,17 @@ def main(arguments: Sequence[str]) -> Explained:
     if arguments and not arguments[0].startswith("-") and not drawn:
         # what is said of the data changes what the run was trained on
         parser.set_defaults({"data": configuration(arguments[0])["data"]})
-    settings = parser.parse(arguments)
-    settings.pop("config", None)
-    spec = settings.pop("data", None)
-    data = (
-        open_data("decur explain", spec.as_dict())
-        if spec is not None and not settings.redraw
-        else None
-    )
-    made = vars(parser.instantiate_classes(settings))
-    given = made.pop("options").as_dict()
-    return explain(**made, data=data, options=given)
+    given = parser.parse(arguments)
+    given.pop("config", None)
+    spec = given.pop("data", None)
+
+    from decur.data.base import open_data
+    from decur.explain.run import explain
+
+    data = None
+    if spec is not None and not given.redraw:
+        data = open_data("decur explain", spec.as_dict())
+    made = vars(parser.instantiate_classes(given))
+    run = made.pop("run")
+    settings = ExplainSettings(**{**made, "options": made["options"].as_dict()})
+    return explain(run, data, settings=settings)

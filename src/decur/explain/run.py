@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,21 +17,22 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur import plotting, report
-from decur.data import LoaderSettings, PairedDataset
+from decur.data import PairedDataset
 from decur.errors import ConfigError, DataError
 from decur.explain import keeping
-from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch
+from decur.explain.base import (
+    Analysis,
+    Arrays,
+    DoesNotApply,
+    Watch,
+    analyses,
+    check_packages,
+)
 from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint, check_alike
-from decur.explain.opening import (
-    check_modalities,
-    choose,
-    open_folder,
-    own_data,
-    size_of_views,
-)
+from decur.explain.settings import ExplainSettings, own_data, size_of_views
 from decur.progress import progress_bar
-from decur.runs import RunFolder
+from decur.runs import RunFolder, make_folder
 
 T = TypeVar("T")
 FIRST = 100  # place of the first analysis in the report: after what other commands write
@@ -39,10 +40,10 @@ FIRST = 100  # place of the first analysis in the report: after what other comma
 
 @dataclass(frozen=True)
 class Explained:
-    """What an explanation leaves.
+    """Results of an explanation.
 
     Args:
-        folder: where it is.
+        folder: where they are written.
         arrays: `{analysis: arrays}`.
         inapplicable: `{analysis: why it has nothing to say}`.
         computed: analyses that were computed, and not taken from disk.
@@ -59,17 +60,9 @@ class Explained:
 def explain(
     run: str,
     data: PairedDataset | None = None,
-    beside: Sequence[str] = (),
-    only: Sequence[str] | None = None,
-    modalities: Sequence[str] | None = None,
-    samples: int = 2000,
-    size: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    out: str | None = None,
-    redraw: bool = False,
-    overwrite: bool = False,
-    loader: LoaderSettings = LoaderSettings(),  # noqa: B008
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    settings: ExplainSettings | None = None,
+    **options: Any,
 ) -> Explained:
     """Say what is common and what is unique in a run: arrays, pictures, sections of its report.
 
@@ -79,17 +72,8 @@ def explain(
     Args:
         run: folder of a run of `decur pretrain`.
         data: any data set; None: what the run was trained on.
-        beside: folders of more runs, for the analyses that compare runs.
-        only: names of the analyses to do; None for all.
-        modalities: sensors to look at; None for all of the data that the run has an encoder for.
-        samples: at most how many samples, evenly spaced.
-        size: height and width that pictures are resized to; None: those of each run's views.
-        device: where the encoders run; "auto" takes the GPU where there is one.
-        out: folder to write; None: the run's.
-        redraw: draw anew what is kept, without the data and the weights.
-        overwrite: compute everything anew.
-        loader: batches, at most 64 samples each, and workers; bad samples are listed, not refused.
-        options: `{analysis: {option: value}}`.
+        settings: the rest; None for the defaults.
+        **options: fields of `ExplainSettings`, which replace those of `settings`.
 
     Returns:
         Arrays by analysis, and what had nothing to say.
@@ -98,130 +82,205 @@ def explain(
         ConfigError: if an analysis or option does not exist, or a package is missing.
         DataError: if the folder holds no finished run, or it and the data do not fit together.
     """
-    logging.getLogger("openTSNE").setLevel(logging.WARNING)  # it tells what it has chosen
-    chosen = choose(only, options or {}, redraw)
-    console = Console(soft_wrap=True)
-    folder = open_folder(run, out, data)
-    if redraw:
-        return _redraw(folder, chosen, console)
-    for key, value in (("samples", samples), ("size", size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{key}: at least 1, is {value}")
-    if device == "cuda" and not torch.cuda.is_available():
+    settings = replace(settings or ExplainSettings(), **options)
+    chosen = analyses(settings.only, settings.options)
+    check_packages(chosen, settings.redraw)
+    folder = _open_folder(run, settings.out, data)
+    writer = _Writer(Explained(folder), Console(soft_wrap=True))
+    if settings.redraw:
+        writer.redraw(chosen)
+    else:
+        data = own_data(run) if data is None else data
+        checkpoints = _open_checkpoints(run, data, settings)
+        loader = _choose_samples(data, checkpoints[0], settings)
+        writer.introduce(checkpoints, loader)
+        try:
+            for analysis in chosen:
+                writer.explain(analysis, checkpoints, loader, settings)
+        finally:
+            writer.list_bad(loader)
+    writer.say("report", str(folder.report))
+    return writer.done
+
+
+def _open_folder(run: str, out: str | None, data: PairedDataset | None) -> RunFolder:
+    """Return the folder to write to: the run's, or another, which is made where it is not there.
+
+    Raises:
+        ConfigError: if `out` holds something else, lies within the data, or cannot be made.
+        DataError: if there is no run.
+    """
+    if out is None:
+        if not Path(run).is_dir():
+            raise DataError(f"{run}: no such folder; give that of a run of `decur pretrain`")
+        if not os.access(run, os.W_OK):
+            raise ConfigError(f"{run}: cannot be written; give another folder with --out FOLDER")
+        return RunFolder(Path(run))
+    folder, root = RunFolder(Path(out)), getattr(data, "root", None)
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ConfigError(f"--out {out}: is a file, not a folder")
+    if folder.report.exists() and not (folder.path / "report").is_dir():
+        raise ConfigError(f"--out {out}: holds a report.html of another; choose another folder")
+    path = folder.path.resolve()
+    if root is not None and Path(root).resolve() in (path, *path.parents):
+        raise ConfigError(f"--out {out}: lies within the data; choose a folder beside it")
+    make_folder(folder.path, "--out")
+    return folder
+
+
+def _open_checkpoints(run: str, data: PairedDataset, settings: ExplainSettings) -> list[Checkpoint]:
+    """Return the run and those beside it, on their device, with encoders for the sensors.
+
+    Raises:
+        ConfigError: if the device is not there, or there is no such sensor.
+        DataError: if a folder is no finished run, or does not fit the data.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda is not there; use cpu or auto")
-    home = (
-        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    )
-    data = own_data(run) if data is None else data
-    wanted = {name: data.modalities[name] for name in check_modalities(modalities, data)}
+    device = "cpu"
+    if settings.device != "cpu" and torch.cuda.is_available():
+        device = "cuda"
+    for name in settings.modalities or ():
+        if name not in data.modalities:
+            there = ", ".join(data.modalities)
+            raise ConfigError(f"modalities: the data has no {name!r}; choose from {there}")
+    wanted = {name: data.modalities[name] for name in settings.modalities or data.modalities}
     checkpoints = [
-        Checkpoint.open(path, wanted, size or size_of_views(path)).to(home)
-        for path in (run, *beside)
+        Checkpoint.open(path, wanted, settings.size or size_of_views(path)).to(device)
+        for path in (run, *settings.beside)
     ]
     check_alike(checkpoints)
-    for name in modalities or ():
+    for name in settings.modalities or ():
         if name not in checkpoints[0].modalities:
             there = ", ".join(checkpoints[0].modalities)
             raise ConfigError(f"modalities: {run} has no encoder for {name!r}, but for {there}")
-    seen = np.logical_or.reduce([data.present[name] for name in checkpoints[0].modalities])
+    return checkpoints
+
+
+def _choose_samples(
+    data: PairedDataset, checkpoint: Checkpoint, settings: ExplainSettings
+) -> SampleLoader:
+    """Return the samples that have any of the run's sensors, evenly spaced.
+
+    Raises:
+        DataError: if there are none.
+    """
+    names = list(checkpoint.modalities)
+    seen = np.logical_or.reduce([data.present[name] for name in names])
     if not seen.any():
-        raise DataError(f"no sample of the data has {' or '.join(checkpoints[0].modalities)}")
-    data = data.only(list(checkpoints[0].modalities))
-    loaded = SampleLoader(data, samples, loader, np.flatnonzero(seen).tolist())
-    _introduce(console, checkpoints, loaded)
-    done = Explained(folder)
-    try:
+        raise DataError(f"no sample of the data has {' or '.join(names)}")
+    among = np.flatnonzero(seen).tolist()
+    return SampleLoader(data.only(names), settings.samples, settings.loader, among)
+
+
+class _Writer:
+    """Computes analyses, writes what they find, and says so on the console.
+
+    Args:
+        done: results so far, which grow.
+        console: where to say it.
+    """
+
+    def __init__(self, done: Explained, console: Console) -> None:
+        self.done, self.console = done, console
+
+    def say(self, what: str, text: str) -> None:
+        """Print one line."""
+        self.console.print(f"{what:<12}{text}", highlight=False, markup=False)
+
+    def introduce(self, checkpoints: Sequence[Checkpoint], loader: SampleLoader) -> None:
+        """Print which runs, data and samples there are."""
+        for checkpoint in checkpoints:
+            parts = ", ".join(f"{p} {d.stop - d.start}" for p, d in checkpoint.parts.items())
+            encoders = ", ".join(
+                f"{name} {checkpoint.encoder(name).name}" for name in checkpoint.modalities
+            )
+            self.say("run", f"{checkpoint.name}: {encoders}; {parts} dimensions")
+        self.say("data", loader.data.describe())
+        pixels = f"resized to {checkpoints[0].size} px"
+        self.say("samples", f"{len(loader.indices)}, {pixels}, on {checkpoints[0].device.type}")
+
+    def explain(
+        self,
+        analysis: Analysis,
+        checkpoints: Sequence[Checkpoint],
+        loader: SampleLoader,
+        settings: ExplainSettings,
+    ) -> None:
+        """Compute an analysis or take it from disk; keep its arrays and write its section."""
+        started = time.monotonic()
+        options = dict(settings.options.get(analysis.name, {}))
+        path = _arrays_path(self.done.folder, analysis)
+        compared = checkpoints if analysis.several else checkpoints[:1]
+        digest = keeping.digest_of(analysis, compared, loader, options)
+        samples = f"{len(loader.indices):,} samples of {type(loader.data).__name__}"
+        found = None if settings.overwrite else keeping.kept(path)
+        if found is not None and found[1] == digest:
+            arrays, how = found[0], f"as it was in {path}"
+        else:
+            if len(compared) > 1:
+                options["beside"] = compared[1:]
+            try:
+                with _progress(self.console, analysis.name) as watch:
+                    arrays = analysis.arrays(compared[0], loader, watch=watch, **options)
+            except DoesNotApply as reason:
+                self._does_not_apply(analysis, str(reason))
+                return
+            keeping.keep(path, arrays, digest or "", samples)
+            self.done.computed.append(analysis.name)
+            how = f"{time.monotonic() - started:.1f} s"
+        self.done.arrays[analysis.name] = arrays
+        draw(self.done.folder, analysis, arrays, samples)
+        self.say(analysis.name, how)
+
+    def redraw(self, chosen: Sequence[Analysis]) -> None:
+        """Draw analyses from the arrays that are kept.
+
+        Raises:
+            DataError: if there are none.
+        """
+        folder = self.done.folder
         for analysis in chosen:
-            given = dict((options or {}).get(analysis.name, {}))
-            _do(analysis, checkpoints, loaded, given, overwrite, done, console)
-    finally:
-        done.bad.extend(loaded.bad)
-        if loaded.bad:
-            RunFolder(folder.path / "explain").list_bad(loaded.bad)
-    console.print(f"report      {folder.report}", highlight=False, markup=False)
-    return done
+            path = _arrays_path(folder, analysis)
+            found = keeping.kept(path)
+            if found is not None:
+                self.done.arrays[analysis.name] = found[0]
+                draw(folder, analysis, found[0], found[2])
+                self.say(analysis.name, f"drawn from {path}")
+        if not self.done.arrays:
+            wanted = _arrays_path(folder, chosen[0])
+            wanted = wanted.with_stem("explain-*") if len(chosen) > 1 else wanted
+            raise DataError(f"{wanted}: nothing kept to draw from; do without --redraw first")
 
+    def list_bad(self, loader: SampleLoader) -> None:
+        """Write down which files could not be read."""
+        self.done.bad.extend(loader.bad)
+        if loader.bad:
+            RunFolder(self.done.folder.path / "explain").list_bad(loader.bad)
 
-def _introduce(console: Console, checkpoints: Sequence[Checkpoint], loader: SampleLoader) -> None:
-    def say(what: str, text: str) -> None:
-        console.print(f"{what:<12}{text}", highlight=False, markup=False)
-
-    for checkpoint in checkpoints:
-        parts = ", ".join(f"{p} {d.stop - d.start}" for p, d in checkpoint.parts.items())
-        encoders = ", ".join(
-            f"{name} {checkpoint.encoder(name).name}" for name in checkpoint.modalities
-        )
-        say("run", f"{checkpoint.name}: {encoders}; {parts} dimensions")
-    say("data", loader.data.describe())
-    pixels = f"resized to {checkpoints[0].size} px"
-    say("samples", f"{len(loader.indices)}, {pixels}, on {checkpoints[0].device.type}")
-
-
-def _do(
-    analysis: Analysis,
-    checkpoints: Sequence[Checkpoint],
-    loader: SampleLoader,
-    options: dict[str, Any],
-    overwrite: bool,
-    done: Explained,
-    console: Console,
-) -> None:
-    """Compute an analysis, or take it from disk; keep it, draw it, and tell of it."""
-    started = time.monotonic()
-    path = _kept_at(done.folder, analysis)
-    compared = checkpoints if analysis.several else checkpoints[:1]
-    digest = keeping.digest_of(analysis, compared, loader, options)
-    told = f"{len(loader.indices):,} samples of {type(loader.data).__name__}"
-    found = None if overwrite else keeping.kept(path)
-    if found is not None and digest is not None and found[1] == digest:
-        arrays, how = found[0], f"as it was in {path}"
-    else:
-        beside = {"beside": compared[1:]} if len(compared) > 1 else {}
-        try:
-            with _bar(console, analysis.name) as watch:
-                arrays = analysis.arrays(compared[0], loader, watch=watch, **beside, **options)
-        except DoesNotApply as reason:
-            _clear(done.folder, analysis)
-            done.inapplicable[analysis.name] = str(reason)
-            _write(done.folder, analysis, [report.paragraph(str(reason))])
-            _say(console, analysis, f"does not apply: {reason}")
-            return
-        keeping.keep(path, arrays, digest or "", told)
-        done.computed.append(analysis.name)
-        how = f"{time.monotonic() - started:.1f} s"
-    done.arrays[analysis.name] = arrays
-    draw(done.folder, analysis, arrays, told)
-    _say(console, analysis, how)
-
-
-def _redraw(folder: RunFolder, chosen: Sequence[Analysis], console: Console) -> Explained:
-    done = Explained(folder)
-    for analysis in chosen:
-        path = _kept_at(folder, analysis)
-        found = keeping.kept(path)
-        if found is not None:
-            done.arrays[analysis.name] = found[0]
-            draw(folder, analysis, found[0], found[2])
-            _say(console, analysis, f"drawn from {path}")
-    if not done.arrays:
-        wanted = _kept_at(folder, chosen[0]).with_stem("explain-*") if len(chosen) > 1 else path
-        raise DataError(f"{wanted}: nothing kept to draw from; do without --redraw first")
-    console.print(f"report      {folder.report}", highlight=False, markup=False)
-    return done
+    def _does_not_apply(self, analysis: Analysis, reason: str) -> None:
+        """Take away what the analysis has left, and say in its section why it does not apply."""
+        folder = self.done.folder
+        _arrays_path(folder, analysis).unlink(missing_ok=True)
+        for name in analysis.plots:
+            _figure_path(folder, analysis, name).unlink(missing_ok=True)
+        self.done.inapplicable[analysis.name] = reason
+        _write_section(folder, analysis, [report.paragraph(reason)])
+        self.say(analysis.name, f"does not apply: {reason}")
 
 
 def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "") -> None:
-    """Draw what an analysis has found, and write its section of the report.
+    """Draw an analysis from its arrays alone, and write its section of the report.
 
     Args:
         folder: where to write.
-        analysis: whose.
-        arrays: what it has found; they alone suffice.
+        analysis: which.
+        arrays: its arrays.
         samples: in words, what they were computed on.
     """
     body = [report.note(analysis.about)]
     for name, plot in analysis.plots.items():
-        path = folder.figures / f"explain-{analysis.name}-{name}.png"
+        path = _figure_path(folder, analysis, name)
         try:
             plotting.save(plot(arrays), path)
         except DoesNotApply as reason:
@@ -230,34 +289,27 @@ def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "
             continue
         body.append(report.figure(path, (inspect.getdoc(plot) or "").partition("\n\n")[0]))
     body.append(analysis.findings(arrays))
-    where = _kept_at(folder, analysis).relative_to(folder.path)
+    where = _arrays_path(folder, analysis).relative_to(folder.path)
     body.append(report.note(". ".join(filter(None, [samples, f"Arrays: {where}"]))))
-    _write(folder, analysis, body)
+    _write_section(folder, analysis, body)
 
 
-def _kept_at(folder: RunFolder, analysis: Analysis) -> Path:
+def _arrays_path(folder: RunFolder, analysis: Analysis) -> Path:
     return folder.figures / f"explain-{analysis.name}.npz"
 
 
-def _clear(folder: RunFolder, analysis: Analysis) -> None:
-    """Take away what an analysis that no longer applies has left."""
-    _kept_at(folder, analysis).unlink(missing_ok=True)
-    for name in analysis.plots:
-        (folder.figures / f"explain-{analysis.name}-{name}.png").unlink(missing_ok=True)
+def _figure_path(folder: RunFolder, analysis: Analysis, name: str) -> Path:
+    return folder.figures / f"explain-{analysis.name}-{name}.png"
 
 
-def _write(folder: RunFolder, analysis: Analysis, body: Sequence[str]) -> None:
+def _write_section(folder: RunFolder, analysis: Analysis, body: Sequence[str]) -> None:
     name = f"explain-{analysis.name}"
     report.add_section(folder, FIRST + analysis.order, name, analysis.title, "\n".join(body))
 
 
-def _say(console: Console, analysis: Analysis, text: str) -> None:
-    console.print(f"{analysis.name:<12}{text}", highlight=False, markup=False)
-
-
 @contextmanager
-def _bar(console: Console, name: str) -> Iterator[Watch]:
-    """A progress bar for people; it goes when the analysis ends, however it does."""
+def _progress(console: Console, name: str) -> Iterator[Watch]:
+    """Show a progress bar, which goes when the analysis ends, however it does."""
     progress = progress_bar(console, name, "", TimeRemainingColumn())
 
     def watch(steps: Iterable[T], n: int) -> Iterator[T]:

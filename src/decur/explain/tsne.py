@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,6 +51,7 @@ def lay_out(
     from openTSNE.nearest_neighbors import PrecomputedNeighbors
     from sklearn.neighbors import NearestNeighbors
 
+    logging.getLogger("openTSNE").setLevel(logging.WARNING)  # below that it tells what it chose
     jobs = jobs or (torch.get_num_threads() if len(points) > _FEW else 1)
     perplexity = min(perplexity, (len(points) - 1) / 3)
     search = NearestNeighbors(n_neighbors=int(3 * perplexity), n_jobs=jobs).fit(points)
