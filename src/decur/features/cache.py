@@ -1,0 +1,218 @@
+"""Rows of all samples, kept in a folder and known by what they were made from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from decur.digest import CannotBeTold, digest
+from decur.errors import DataError
+from decur.features.model import FeatureModel
+from decur.features.passes import SampleLoader, compute_features, iterate
+from decur.features.rows import Columns, Features, Key, Labels, writing_rows
+from decur.runs import atomic
+
+log = logging.getLogger(__name__)
+FORMAT = 4  # of a cache; raised when its content would come out otherwise
+
+
+def cached_features(
+    model: FeatureModel,
+    loader: SampleLoader,
+    cache: Path,
+    *,
+    maps: bool = False,
+    device: torch.device | str = "cpu",
+) -> Features:
+    """Return the rows of all samples; what an earlier call has left in a folder is used again.
+
+    Features of a sensor belong to its weights, its pictures, their scaling and size, and to those
+    of the sensors that its encoder attends to; labels belong to the data. Each array is a file of
+    its own that is there whole or not at all. What cannot be told from others is computed each
+    time, and the log says so.
+
+    Args:
+        model: may have no encoder: then only labels are read. On the CPU afterwards.
+        loader: the samples.
+        cache: the folder.
+        maps: give feature maps and masks in place of features and embeddings.
+        device: where the encoders run.
+
+    Raises:
+        DataError: if more of the data is bad than `loader.settings.max_bad` allows, or the folder
+            cannot be written.
+    """
+    try:
+        plan = _Plan(model, loader, cache, maps)
+    except CannotBeTold as error:
+        log.warning("features are computed each time and not cached: %s", error)
+        found = compute_features(model.to(device), loader, maps=maps, on_disk=True)
+        model.cpu()
+    else:
+        computed = plan.missing()
+        if computed:
+            with _turn(cache, plan.digests()):
+                computed = plan.missing()  # another run may have computed it meanwhile
+                if computed:
+                    plan.compute(device)
+        if not computed:
+            log.info("features and labels are taken from %s", cache)
+        found = plan.read(computed)
+    allowed = loader.settings.max_bad * len(loader.indices)
+    if len(found.bad) > allowed:
+        raise DataError(
+            f"{len(found.bad)} of {len(loader.indices)} samples could not be read, more than "
+            f"loader.max_bad {loader.settings.max_bad:g} allows; the first: {found.bad[0][0]}: "
+            f"{found.bad[0][1]}"
+        )
+    return found
+
+
+class _Plan:
+    """Which files of a cache hold what is wanted, which are missing, and how they are made."""
+
+    def __init__(self, model: FeatureModel, loader: SampleLoader, cache: Path, maps: bool) -> None:
+        self.model, self.loader, self.cache, self.maps = model, loader, cache, maps
+        data, names = loader.data, list(model.encoders)
+        whole = loader.indices == list(range(len(data)))
+        some = None if whole else loader.indices
+        self.labels_by = digest(FORMAT, "labels", data, some)
+        self.known_by: dict[str, str] = {}
+        pictures = {name: digest(FORMAT, data.only([name], targets=()), some) for name in names}
+        weights = {
+            name: digest(model.encoders[name], *(p for _, p in model._projectors([name])))
+            for name in names
+        }
+        for name in names:
+            about = [
+                (pictures[other], weights[other], model.modalities[other])
+                for other in (name, *model.attended(name))
+            ]
+            self.known_by[name] = digest(*about, model.size, maps)
+        # what could not be read depends on all that was read with it
+        self.read_with = self.labels_by[:8]
+
+    def digests(self) -> list[str]:
+        """What is locked while it is computed."""
+        return [self.labels_by, *self.known_by.values()]
+
+    def keys(self, name: str) -> list[Key]:
+        """The arrays of one sensor."""
+        if self.maps:
+            return [("features", key) for key in self.model.map_names(name)]
+        kinds = ["features", *(["embeddings"] if name in self.model.projectors else [])]
+        return [(kind, name) for kind in kinds]
+
+    def all_keys(self) -> list[Key]:
+        """All arrays that are wanted."""
+        return [*(key for name in self.model.encoders for key in self.keys(name)), *self.masks()]
+
+    def masks(self) -> list[Key]:
+        """The masks that are wanted."""
+        targets = self.loader.data.targets.items()
+        return [("masks", name) for name, spec in targets if self.maps and spec.kind == "mask"]
+
+    def file(self, key: Key, bad: bool) -> Path:
+        """Where an array lies; one with bad samples is of use only where they are bad, too."""
+        kind, name = key
+        known_by = self.labels_by if kind == "masks" else self.known_by[name.partition("/")[0]]
+        stem = {"features": "", "embeddings": "-embedding", "masks": "-mask"}[kind]
+        ending = f"-{self.read_with}" if bad else ""
+        return self.cache / f"{name.replace('/', '-')}{stem}-{known_by}{ending}.npy"
+
+    @property
+    def label_file(self) -> Path:
+        """Where labels and the list of bad samples lie."""
+        return self.cache / f"labels-{self.labels_by}.npz"
+
+    def found(self, key: Key) -> Path | None:
+        """The file of an array, where there is one."""
+        return next((f for f in (self.file(key, True), self.file(key, False)) if f.is_file()), None)
+
+    def missing(self) -> bool:
+        """Whether anything must be computed."""
+        lacking = any(self.found(key) is None for key in self.all_keys())
+        return lacking or not self.label_file.is_file()
+
+    def compute(self, device: torch.device | str) -> None:
+        """Compute what is missing, in one pass over the samples."""
+        lacking = {
+            name
+            for name in self.model.encoders
+            if any(self.found(key) is None for key in self.keys(name))
+        }
+        names = [n for n in self.model.encoders if {n, *self.model.attended(n)} & lacking]
+        model = FeatureModel(
+            {name: self.model.encoders[name] for name in names},
+            self.model.modalities,
+            projectors=dict(self.model._projectors(names)),
+            size=self.model.size,
+        ).to(device)
+        labels = Labels(self.loader.data.targets)
+        masks = [name for _, name in self.masks()]
+        columns = Columns(len(self.loader.indices), masks, self._open)
+        try:
+            for batch in iterate(model, self.loader, maps=self.maps):
+                with writing_rows(self.cache):
+                    columns.add(batch)
+                labels.add(batch)
+            with writing_rows(self.cache):
+                self._name(columns, labels)
+        finally:
+            for file in columns.files.values():
+                with suppress(OSError):  # a full disk, of which another error tells already
+                    file.close()
+                Path(file.name).unlink(missing_ok=True)
+            model.cpu()
+
+    def _name(self, columns: Columns, labels: Labels) -> None:
+        """Give the files their names, now that they are whole."""
+        for key, file in columns.files.items():
+            file.close()
+            os.replace(file.name, self.file(key, bool(self.loader.bad)))
+        bad = np.array(self.loader.bad, dtype=str).reshape(-1, 2)
+        arrays: dict[str, Any] = {f"label/{name}": x for name, x in labels.arrays().items()}
+        with atomic(self.label_file) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, bad=bad, **arrays)
+
+    def _open(self, key: Key) -> IO[bytes]:
+        file = self.file(key, False)
+        return file.with_name(f".{file.name}.{os.getpid()}.tmp").open("wb")
+
+    def read(self, computed: bool) -> Features:
+        """Open what lies in the cache."""
+        with np.load(self.label_file) as file:
+            labels = {name: file[f"label/{name}"] for name in self.loader.data.targets}
+            bad = [(str(path), str(reason)) for path, reason in file["bad"]]
+        arrays: dict[str, dict[str, NDArray[Any]]] = {"features": {}, "embeddings": {}, "masks": {}}
+        for kind, name in self.all_keys():
+            path = self.found((kind, name))
+            assert path is not None  # missing() has seen it
+            arrays[kind][name] = np.load(path, mmap_mode="r")
+        self.loader.bad = bad
+        known_by = digest(self.digests(), self.maps)
+        return Features(**arrays, labels=labels, bad=bad, computed=computed, known_by=known_by)
+
+
+@contextmanager
+def _turn(cache: Path, digests: Iterable[str]) -> Iterator[None]:
+    """Wait for other runs that compute the same, as the cells of a comparison do at one time."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        for known_by in sorted(digests):  # in one order, so that no two wait for each other
+            lock = FileLock(cache / f".{known_by}.lock")
+            try:
+                held.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                log.info("another run computes the same features in %s; waiting for it", cache)
+                held.enter_context(lock)
+        yield

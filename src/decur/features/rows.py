@@ -1,0 +1,178 @@
+"""Rows of all samples: what they are, and how they are collected in memory or in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decur.data import Target
+from decur.digest import CannotBeTold
+from decur.errors import DataError
+from decur.features.model import FeatureBatch
+
+Key = tuple[str, str]  # "features", "embeddings" or "masks"; and of what
+_CHUNK = 256  # rows read at a time
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoders give for all samples, a row for each, in memory or memory-mapped.
+
+    Args:
+        features: `{modality: (N, D)}`, or feature maps `{"modality/0": (N, C, H, W)}`; float32,
+            NaN where the sensor is absent.
+        embeddings: `{modality: (N, K)}`, likewise; empty without projectors.
+        labels: `{target: (N, ...)}` as `Target` says; of masks (N, classes), the pixels of each
+            class.
+        masks: `{target: (N, H, W)}` uint8, where they were asked for.
+        bad: file and reason of what could not be read; its labels are unknown.
+        computed: whether anything was computed; False: all was found in the cache.
+        known_by: digest of what the rows were made from; None where that cannot be told.
+    """
+
+    features: dict[str, NDArray[np.float32]]
+    embeddings: dict[str, NDArray[np.float32]]
+    labels: dict[str, NDArray[Any]]
+    masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    computed: bool = True
+    known_by: str | None = None
+
+    def present(self, *names: str) -> NDArray[np.bool_]:
+        """Return which samples have all of these sensors: (N,)."""
+        found = np.ones(len(self.features[names[0]]), bool)
+        for name in names:
+            found &= ~np.isnan(self.features[name][:, 0])
+        return found
+
+    def statistics(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each dimension of a sensor's embedding.
+
+        Args:
+            name: of the sensor; one that no sample has gives NaN.
+
+        Returns:
+            (K,) each, float32, over all samples.
+        """
+        rows = np.flatnonzero(self.present(name))
+        embedding, n = self.embeddings[name], max(len(rows), 1)
+        chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+        total = np.zeros(embedding.shape[1])
+        squares = np.zeros_like(total)
+        for chunk in chunks:
+            total += embedding[chunk].sum(0, dtype=np.float64)
+        mean = total / n
+        for chunk in chunks:
+            squares += ((embedding[chunk] - mean) ** 2).sum(0)
+        mean[:] = mean if len(rows) else np.nan
+        return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(squares / n)).float()
+
+    def digest_parts(self) -> object:
+        """Return what tells these rows from others, for `decur.digest`."""
+        if self.known_by is None:
+            raise CannotBeTold("features of data that cannot be told from other data")
+        return self.known_by
+
+
+class Columns:
+    """Arrays of a known number of rows that are filled row by row, in memory or in files.
+
+    Files are written from their beginning to their end, so that a full disk is an error of
+    writing and not of reading.
+
+    Args:
+        rows: of each array.
+        masks: names of the masks to keep.
+        opening: opens the file of an array, given its key; None: memory.
+    """
+
+    def __init__(
+        self, rows: int, masks: Sequence[str], opening: Callable[[Key], IO[bytes]] | None
+    ) -> None:
+        self.rows, self.masks, self.opening = rows, masks, opening
+        self.parts: dict[Key, list[NDArray[Any]]] = {}
+        self.files: dict[Key, IO[bytes]] = {}
+
+    def add(self, batch: FeatureBatch) -> None:
+        """Take the rows of a batch, and its masks."""
+        for kind, arrays in (("features", batch.features), ("embeddings", batch.embeddings)):
+            for name, values in arrays.items():
+                self._add((kind, name), values.numpy())
+        for name in self.masks:
+            self._add(("masks", name), batch.target[name].numpy().astype(np.uint8))
+
+    def _add(self, key: Key, values: NDArray[Any]) -> None:
+        values = np.ascontiguousarray(values)
+        if self.opening is None:
+            self.parts.setdefault(key, []).append(values)
+            return
+        if key not in self.files:
+            self.files[key] = self.opening(key)
+            self.parts[key] = [values[:0]]
+            about = {"descr": values.dtype.str, "fortran_order": False}
+            shape = (self.rows, *values.shape[1:])
+            np.lib.format.write_array_header_1_0(self.files[key], {**about, "shape": shape})
+        self.files[key].write(values.tobytes())
+
+    def arrays(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """Return `{kind: {name: (N, ...)}}`, memory-mapped where there are files."""
+        found: dict[str, dict[str, NDArray[Any]]] = {}
+        for (kind, name), parts in self.parts.items():
+            if self.opening is None:
+                array = np.concatenate(parts)
+            else:
+                file, like = self.files[kind, name], parts[0]
+                file.flush()
+                shape = (self.rows, *like.shape[1:])
+                start = file.tell() - like.dtype.itemsize * int(np.prod(shape))
+                array = np.memmap(file, like.dtype, "r", start, shape)
+            found.setdefault(kind, {})[name] = array
+        return found
+
+
+class Labels:
+    """The labels of all samples, batch by batch."""
+
+    def __init__(self, targets: Mapping[str, Target]) -> None:
+        self.targets = targets
+        self.parts: dict[str, list[NDArray[Any]]] = {name: [] for name in targets}
+
+    def add(self, batch: FeatureBatch) -> None:
+        """Take the labels of a batch."""
+        for name, spec in self.targets.items():
+            values = batch.target[name]
+            if spec.kind == "mask":
+                flat = values.flatten(1)  # (B, H * W)
+                counts = [(flat == c).sum(dim=1) for c in range(len(spec.classes))]
+                values = torch.stack(counts, dim=1)  # (B, classes)
+            self.parts[name].append(values.numpy())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return `{target: (N, ...)}`."""
+        return {n: np.concatenate(p) if p else np.empty(0) for n, p in self.parts.items()}
+
+
+@contextmanager
+def writing_rows(where: object) -> Iterator[None]:
+    """Around what writes rows: tell in one line why they cannot be written.
+
+    Args:
+        where: the folder.
+
+    Raises:
+        DataError: naming the folder and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{where}: features cannot be written ({error.strerror or error}); make room, or "
+            "choose another folder"
+        ) from error

@@ -1,0 +1,234 @@
+"""Encoders over a data set: every row is what the encoder gives, and is computed once."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from decur.data import LoaderSettings, PairedFolder, SyntheticScenes
+from decur.encoders import Projector, build_encoder
+from decur.encoders.backbone import TimmEncoder
+from decur.errors import DataError
+from decur.features import (
+    FeatureModel,
+    SampleLoader,
+    cached_features,
+    compute_features,
+    iterate,
+)
+
+HERE = LoaderSettings(batch_size=5, workers=0)
+
+
+@pytest.fixture
+def root(tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    for name, bands in (("s1", 2), ("s2", 3)):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            if (name, i) not in {("s1", 3), ("s2", 7)}:
+                np.save(root / name / f"{i:04}.npy", rng.random((bands, 32, 32), np.float32))
+    (root / "mask").mkdir()
+    for i in range(11):
+        mask = np.full((32, 32), i % 2, np.uint8)
+        mask[: i + 1] = 255
+        Image.fromarray(mask).save(root / "mask" / f"{i:04}.png")
+    kinds = "".join(f"{i:04},{'ab'[i % 2]}\n" for i in range(10))
+    (root / "labels.csv").write_text(f"id,kind:class\n{kinds}")
+    return root
+
+
+@pytest.fixture
+def model(root):
+    torch.manual_seed(0)
+    data = PairedFolder(root)
+    encoders = {n: build_encoder("test_resnet", m).eval() for n, m in data.modalities.items()}
+    projectors = {n: Projector(e.dim, 16, 2).eval() for n, e in encoders.items()}
+    return FeatureModel(encoders, projectors=projectors)
+
+
+@torch.no_grad()
+def by_hand(model, data, name, index):
+    x = data.modalities[name].scale(data[index]["images"][name])[None]
+    features = model.encoders[name](x)
+    return features[0], model.projectors[name](features)[0]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_row_is_what_encoder_and_projector_give(root, model, on_disk):
+    data = PairedFolder(root)
+    model.encoders["s1"].train()
+    state, modes = torch.get_rng_state(), [m.training for m in model.modules()]
+    found = compute_features(model, SampleLoader(data, settings=HERE), on_disk=on_disk)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model.modules()] == modes
+    model.eval()
+    assert isinstance(found.features["s1"], np.memmap) == on_disk
+    for name, absent in (("s1", 3), ("s2", 7)):
+        there = [i for i in range(12) if i != absent]
+        assert found.present(name).tolist() == [i in there for i in range(12)]
+        for i in there:
+            h, z = by_hand(model, data, name, i)
+            np.testing.assert_allclose(found.features[name][i], h, atol=1e-5)
+            np.testing.assert_allclose(found.embeddings[name][i], z, atol=1e-5)
+        assert np.isnan(found.features[name][absent]).all()
+        assert np.isnan(found.embeddings[name][absent]).all()
+        mean, std = found.statistics(name)
+        np.testing.assert_allclose(mean, found.embeddings[name][there].mean(0), atol=1e-6)
+        np.testing.assert_allclose(std, found.embeddings[name][there].std(0), atol=1e-6)
+    assert found.present("s1", "s2").sum() == 10
+    assert found.labels["kind"].tolist() == [0, 1] * 5 + [-1] * 2
+    assert found.labels["mask"][4].tolist() == [32 * 27, 0] and not found.labels["mask"][11].any()
+
+
+def test_samples_stream_evenly_spaced_and_in_order(root, model):
+    data = PairedFolder(root).only(["s2"], targets=["kind"])
+    few = FeatureModel({"s2": model.encoders["s2"]}, size=24)
+    loader = SampleLoader(data, samples=7, settings=HERE)
+    batches = list(iterate(few, loader))
+    assert [len(rows.ids) for rows in batches] == [5, 2]
+    assert (
+        [i for rows in batches for i in rows.ids]
+        == loader.ids
+        == [data.ids[i] for i in loader.indices]
+    )
+    assert loader.indices[0] == 0 and loader.indices[-1] == 11 and len(loader.indices) == 7
+    assert batches[0].embeddings == {} and set(batches[0].target) == {"kind"}
+    assert loader.some(3).indices == [0, loader.indices[3], 11]
+    none = compute_features(model, SampleLoader(data, among=[]))
+    assert none.features["s2"].shape == (0, few.encoder("s2").dim)
+
+
+def test_a_sample_that_cannot_be_read_is_listed_and_has_no_row(root, model):
+    (root / "s2" / "0005.npy").write_bytes(b"")
+    loader = SampleLoader(PairedFolder(root), settings=HERE)
+    found = compute_features(model, loader)
+    assert [path for path, _ in found.bad] == [str(root / "s2" / "0005.npy")] and loader.bad
+    assert np.isnan(found.features["s1"][5]).all() and found.labels["kind"][5] == -1
+
+
+def test_maps_and_masks_are_kept(root, model, tmp_path):
+    data, few = PairedFolder(root), FeatureModel(model.encoders)
+    loader = SampleLoader(data.only(targets=["mask"]), settings=HERE)
+    found = cached_features(few, loader, tmp_path / "cache", maps=True)
+    assert set(found.features) == {f"{n}/{i}" for n in ("s1", "s2") for i in range(3)}
+    with torch.no_grad():
+        x = data.modalities["s1"].scale(data[4]["images"]["s1"])[None]
+        for key, expected in zip(
+            few.map_names("s1"), few.encoder("s1").forward_features(x)[-3:], strict=True
+        ):
+            np.testing.assert_allclose(found.features[key][4], expected[0], rtol=1e-4, atol=1e-5)
+    assert np.isnan(found.features["s1/2"][3]).all()
+    np.testing.assert_array_equal(found.masks["mask"][4], data[4]["target"]["mask"])
+    assert not cached_features(few, loader, tmp_path / "cache", maps=True).computed
+    assert cached_features(few, loader, tmp_path / "cache").masks == {}
+
+
+@pytest.fixture
+def pictures_seen(monkeypatch):
+    calls = []
+    real = TimmEncoder.forward
+    monkeypatch.setattr(
+        TimmEncoder, "forward", lambda self, x: (calls.append(len(x)), real(self, x))[1]
+    )
+
+    def counted(*arguments, **options):
+        calls.clear()
+        cached_features(*arguments, **options)
+        return sum(calls)
+
+    return counted
+
+
+def test_features_are_computed_once_for_weights_pictures_scaling_and_size(
+    root, model, tmp_path, pictures_seen
+):
+    encoders, cache = model.encoders, tmp_path / "cache"
+
+    def seen(names=("s1", "s2"), target="kind", size=None, **options):
+        data = PairedFolder(root, **options)
+        made = FeatureModel({n: encoders[n] for n in names}, data.modalities, size=size)
+        return pictures_seen(
+            made, SampleLoader(data.only(list(names), [target]), settings=HERE), cache
+        )
+
+    assert seen() == 22
+    assert seen() == 0 and seen(names=("s1",)) == 0 and seen(target="mask") == 0
+    assert seen(size=48) == 22
+    file = root / "s2" / "0004.npy"
+    os.utime(file, (1, 1))  # as if written again, in place
+    assert seen() == 11  # of one sensor
+    with torch.no_grad():
+        next(encoders["s1"].parameters()).add_(1e-3)
+    assert seen() == 11 and seen() == 0
+    changed = encoders["s1"].modality.with_(value_range=(0.0, 2.0))
+    narrow = PairedFolder(root).only(["s1"], ["kind"])
+    again = FeatureModel({"s1": encoders["s1"]}, {"s1": changed})
+    assert pictures_seen(again, SampleLoader(narrow, settings=HERE), cache) == 11
+    assert not list(cache.glob(".*.tmp"))
+
+
+def test_what_one_label_makes_unreadable_is_computed_for_another(root, model, tmp_path):
+    (root / "mask" / "0002.png").write_bytes(b"")
+    loader = {
+        target: SampleLoader(
+            PairedFolder(root).only(targets=[target]), settings=LoaderSettings(5, 0, 0.2)
+        )
+        for target in ("mask", "kind")
+    }
+
+    def found(target):
+        return cached_features(FeatureModel(model.encoders), loader[target], tmp_path / "cache")
+
+    assert np.isnan(found("mask").features["s1"][2]).all() and found("mask").bad
+    assert np.isfinite(found("kind").features["s1"][2]).all() and not found("kind").bad
+    assert not found("mask").computed and np.isnan(found("mask").features["s1"][2]).all()
+    strict = SampleLoader(PairedFolder(root).only(targets=["mask"]), settings=HERE)
+    with pytest.raises(DataError, match=r"more than loader\.max_bad.*0002\.png"):
+        cached_features(FeatureModel(model.encoders), strict, tmp_path / "cache")
+
+
+def test_two_calls_at_one_time_compute_once(tmp_path):
+    data = SyntheticScenes(40, 32, modalities=["sar"])
+    model = FeatureModel({"sar": build_encoder("test_resnet", data.modalities["sar"]).eval()})
+    with ThreadPoolExecutor() as pool:
+        both = [
+            pool.submit(cached_features, model, SampleLoader(data, settings=HERE), tmp_path)
+            for _ in "12"
+        ]
+    assert sorted(one.result().computed for one in both) == [False, True]
+
+
+def test_what_cannot_be_told_is_computed_each_time(root, model, tmp_path, pictures_seen, caplog):
+    data = PairedFolder(root)
+    data.lock = threading.Lock()
+    arguments = FeatureModel(model.encoders), SampleLoader(data, settings=HERE), tmp_path / "cache"
+    assert pictures_seen(*arguments) == pictures_seen(*arguments) == 22
+    assert "not cached: a _thread.lock cannot be told" in caplog.text
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_an_interruption_leaves_nothing_half_done(root, model, tmp_path, monkeypatch):
+    def fail(self, x):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TimmEncoder, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), tmp_path / "cache")
+    assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".lock"}
+
+
+def test_a_full_disk_is_told_in_a_line(root, model, tmp_path, monkeypatch):
+    def full(self, batch):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("decur.features.rows.Columns.add", full)
+    with pytest.raises(
+        DataError, match="cannot be written \\(No space left on device\\); make room"
+    ):
+        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), tmp_path / "cache")
