@@ -96,7 +96,7 @@ def _pretrain(arguments: list[str]) -> None:
 
 
 def _plan(arguments: list[str]) -> None:
-    from decur.plan.command_plan import main as plan
+    from decur.bench.command_plan import main as plan
 
     plan(arguments)
 

@@ -1,16 +1,20 @@
-"""`decur bench data` names every step, and the bytes of files and packed samples besides."""
+"""`decur bench data` names every step; views and losses are measured alone."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from decur.bench import bench_data
+from decur.bench.data import bench_data, bench_loss, bench_views, views_compared
 from decur.cli import main
-from decur.data import LoaderSettings, PackedPairs, PairedFolder, SyntheticScenes
+from decur.data import Collate, LoaderSettings, PackedPairs, PairedFolder, SyntheticScenes
 from decur.data.packed import pack
 from decur.errors import BadSampleError, ConfigError
+from decur.objectives import CLIP, DeCUR
 from decur.pretrain.settings import ViewSettings
+from decur.views import Views
 
+CPU = torch.device("cpu")
 FAST = {"loader": LoaderSettings(4, 0), "views": ViewSettings(16), "seconds": 0.01}
 
 
@@ -18,15 +22,15 @@ def test_steps_and_their_units(tmp_path):
     pytest.importorskip("litdata")
     data = SyntheticScenes(samples=8, size=32)
     steps = list(bench_data(data, **FAST))
-    names = [found.step for found in steps]
+    names = [found.name for found in steps]
     assert names == ["read and decode", "collate", "views", "loader, 0 workers", "whole pipeline"]
     size = sum(x.nbytes for x in data[0]["images"].values()) / 1e6
     for found in steps:
-        assert found.pairs > 0 and found.megabytes == pytest.approx(found.pairs * size)
-        assert found.row.time.low <= found.row.time.median <= found.row.time.high
-        assert 0 < found.row.floor <= found.row.time.median
+        assert found.pairs_per_second > 0
+        assert found.about["megabytes"] == pytest.approx(found.pairs_per_second * size)
+        assert found.quartiles[0] <= found.seconds <= found.quartiles[1]
     pack(data, tmp_path / "packed")
-    assert next(s.step for s in bench_data(PackedPairs(tmp_path / "packed"), **FAST)) == "read"
+    assert next(s.name for s in bench_data(PackedPairs(tmp_path / "packed"), **FAST)) == "read"
 
 
 def test_files_are_read_without_being_decoded(tmp_path):
@@ -41,11 +45,11 @@ def test_files_are_read_without_being_decoded(tmp_path):
         files = b"".join((tmp_path / name / f"{index}.png").read_bytes() for name in names)
         assert data.read_bytes(index).tobytes() == files
     assert SyntheticScenes(samples=2, size=32).read_bytes(0) is None
-    steps = {found.step: found for found in bench_data(data, **FAST)}
-    assert list(steps)[:3] == ["read", "decode", "read and decode"]
-    both = 1 / steps["read"].pairs + 1 / steps["decode"].pairs
-    assert both == pytest.approx(1 / steps["read and decode"].pairs, rel=0.01) or (
-        steps["read"].pairs < steps["read and decode"].pairs
+    rates = {found.name: found.pairs_per_second for found in bench_data(data, **FAST)}
+    assert list(rates)[:3] == ["read", "decode", "read and decode"]
+    both = 1 / rates["read"] + 1 / rates["decode"]
+    assert both == pytest.approx(1 / rates["read and decode"], rel=0.01) or (
+        rates["read"] < rates["read and decode"]
     )
     (tmp_path / "a" / "0.png").unlink()
     with pytest.raises(BadSampleError, match=r"0\.png"):
@@ -72,3 +76,30 @@ def test_the_command(capsys):
 def test_too_few_samples_for_a_batch():
     with pytest.raises(ConfigError, match="batch_size"):
         next(bench_data(SyntheticScenes(samples=2, size=32), LoaderSettings(4, 0)))
+
+
+@pytest.mark.parametrize(("kind", "views"), [(DeCUR, 2), (CLIP, 1)])
+def test_the_loss_is_measured_at_each_width(kind, views):
+    objectives = [kind(dim=16), kind(dim=32)]
+    assert views_compared(objectives[0], ["a", "b"]) == views
+    rows = list(bench_loss(objectives, ["a", "b"], 8, CPU, 1e15, 0.01))
+    assert [row.about["dim"] for row in rows] == [16, 32]
+    assert rows[0].about["growth"] == 1
+    assert rows[1].about["growth"] == pytest.approx(rows[1].seconds / rows[0].seconds / 2)
+    for row in rows:
+        gradients = 2 * views * 8 * row.about["dim"] * 4
+        assert row.about["views"] == views and row.operations > 0
+        assert row.floor == row.operations / 1e15
+        assert gradients <= row.memory < 40 * gradients + 50_000
+
+
+def test_views_are_measured_by_sensor_and_together():
+    data = SyntheticScenes(samples=4, size=32, modalities=["optical", "sar"])
+    batch = Collate(data.modalities, {})([data[i] for i in range(4)])
+    views = Views(data.modalities, 16)
+    rows = list(bench_views(data.modalities, views, batch, CPU, 0.01))
+    assert [row.name for row in rows] == ["optical", "sar", "all sensors"]
+    assert rows[2].memory >= 2 * 4 * (6 + 2) * 16 * 16 * 4 and rows[2].pairs == 4
+    one = {"sar": data.modalities["sar"]}
+    (alone,) = bench_views(one, Views(one, 16), batch, CPU, 0.01)
+    assert alone.name == "all sensors"

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from together import BATCH, DIM, Case, build, finish, silence, start, train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from decur.bench.traffic import traffic
+from decur.bench.measure import traffic
 from decur.objectives import list_objectives
 from decur.pretrain.distributed import Sharded
 

@@ -2,168 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from decur import __version__
-from decur.bench.data import bench_data, endless
-from decur.bench.device import Rates, measure_device, open_device
-from decur.bench.floors import computing_dtype
-from decur.bench.loss import bench_loss
-from decur.bench.step import WORLDS, bench_step
-from decur.bench.timing import Row, Timing
-from decur.bench.views import bench_views
+from decur.bench.measure import Row, matmul_rate, open_device, precision_of
+from decur.bench.tables import duration, make_table, quantity
 from decur.config import Parser
-from decur.data import PairedDataset
-from decur.data.selection import select
 from decur.errors import ConfigError
-from decur.objectives import Objective
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import make_folder, write_json, writing
-from decur.views import Views
 
+_NAMES = ("data", "views", "loss", "step")
 _ABOUT = (
-    "How fast the parts of pretraining are on this device, and how far each is from what the "
-    "device can do: data (from files to views, alone and as a pipeline: which part starves the "
-    "GPU?), views, loss, step (a training step and its parts), or all. Takes the options of "
-    "`decur pretrain`; without --config and --data it measures the demo's configuration (`data`: "
-    "a PairedFolder). Floor: operations and bytes counted from shapes, over the device's own "
-    "rates of matrix products and copies, measured at the start."
+    "How fast the parts of pretraining are on this device: data (from files to views, alone and as "
+    "a pipeline: which part starves the GPU?), views, loss, step (a training step and its parts: "
+    "where does the time go?), or all. Takes the options of `decur pretrain`; without --config and "
+    "--data it measures the demo's configuration (`data`: a PairedFolder). Floor: the time that "
+    "the operations of matrix products take at the best rate of this device, which is measured at "
+    "the start."
 )
-
-
-@dataclass
-class _Bench:
-    """What is measured, on what, and what has been found."""
-
-    made: Namespace  # objects that the options describe
-    parsed: Namespace  # the options
-    data: PairedDataset
-    device: torch.device
-    console: Console
-    found: dict[str, list[Row]] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    rates: dict[str, Rates] = field(default_factory=dict)
-
-    @property
-    def plain(self) -> Rates:
-        """The device's rates in float32, measured once."""
-        if "float32" not in self.rates:
-            seconds = min(1.0, self.made.seconds)
-            self.rates["float32"] = measure_device(self.device, torch.float32, seconds)
-        return self.rates["float32"]
-
-    def show(self, key: str, title: str, rows: list[Row]) -> None:
-        """Keep rows, and print them."""
-        self.found[key] = rows
-        self.console.print(table(title, rows))
-
-
-def _data(bench: _Bench) -> None:
-    made = bench.made
-    rates = bench.plain
-    speeds = list(
-        bench_data(bench.data, made.loader, made.views, bench.device, made.seconds, rates)
-    )
-    bench.found["data"] = [speed.row for speed in speeds]
-    columns = ("data", "pairs/s", "MB/s", "a pair (quartiles)", "floor", "x floor")
-    shown = _table(columns)
-    for speed in speeds:
-        row, pairs = speed.row, speed.row.pairs
-        time = Timing(
-            row.time.median / pairs, row.time.low / pairs, row.time.high / pairs, row.time.turns
-        )
-        shown.add_row(
-            speed.step,
-            f"{speed.pairs:,.0f}",
-            f"{speed.megabytes:,.0f}",
-            _spread(time),
-            _seconds((row.floor or 0.0) / pairs),
-            _ratio(row.ratio),
-        )
-    bench.console.print(shown)
-
-
-def _views(bench: _Bench) -> None:
-    settings, data = bench.made.views, bench.data
-    views = Views(data.modalities, settings.size, settings.shared_geometry, settings.augment)
-    alone = dataclasses.replace(bench.made.loader, workers=0)
-    batch = next(endless(data, alone))
-    seconds = bench.made.seconds
-    rows = bench_views(data.modalities, views, batch, bench.device, bench.plain, seconds)
-    bench.show("views", "views", list(rows))
-
-
-def _loss(bench: _Bench) -> None:
-    made = bench.made
-    objectives = [made.objective]
-    if made.dims:
-        objectives = [_of_width(made.objective, bench.parsed.objective, k) for k in made.dims]
-    names, batch = list(bench.data.modalities), made.loader.batch_size
-    rows = bench_loss(objectives, names, batch, bench.device, bench.plain, made.seconds)
-    bench.show("loss", "loss", list(rows))
-
-
-def _of_width(objective: Objective, parsed: Namespace, dim: int) -> Objective:
-    arguments = vars(parsed.get("init_args") or Namespace())
-    return type(objective)(**{**arguments, "dim": dim})
-
-
-def _step(bench: _Bench) -> None:
-    made = bench.made
-    found = bench_step(
-        bench.data,
-        made.objective,
-        made.encoder,
-        made.projector,
-        made.views,
-        made.optimizer,
-        made.loader,
-        seed=made.seed,
-        channels_last=made.channels_last,
-        compile=made.compile,
-        monitor_batches=made.monitor.batches,
-        trainer=made.trainer.as_dict(),
-        device=bench.device,
-        seconds=made.seconds,
-        trace=made.profile,
-        rates=bench.plain,
-    )
-    bench.rates |= found.rates
-    bench.show("step", "step", found.real)
-    bench.show("step_fixed", "fixed batch", found.fixed)
-    real, fixed = found.arithmetic
-    for what, value in (
-        ("step, over that with a fixed batch", f"{found.loading:.2f}"),
-        ("encoders and projectors, of its parts", f"{real:.0%}, with a fixed batch {fixed:.0%}"),
-        ("parts, each waited for, over the step", f"{found.watching:.2f}"),
-    ):
-        bench.console.print(f"{what:<40} {value}", highlight=False)
-    sent = _table(("sent by each of", *(key.replace("_", " ") for key in found.traffic[WORLDS[0]])))
-    for world, kinds in found.traffic.items():
-        sent.add_row(f"{world} processes", *map(_bytes, kinds.values()))
-    bench.console.print(sent)
-    bench.extra |= {"loading": found.loading, "watching": found.watching}
-    bench.extra["arithmetic"] = {"step": real, "step_fixed": fixed}
-    bench.extra["traffic"] = found.traffic
-
-
-_BENCHES: dict[str, Callable[[_Bench], None]] = {
-    "data": _data,
-    "views": _views,
-    "loss": _loss,
-    "step": _step,
-}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -175,9 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     arguments = list(arguments)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     helped = {"-h", "--help"} & set(arguments)
-    if name not in {*_BENCHES, "all"} and not (helped and not name):
+    if name not in {*_NAMES, "all"} and not (helped and not name):
         what = f"no measurement {name!r}" if name else "say what"
-        others = ", ".join(f"`{other}`" for other in list(_BENCHES)[1:])
+        others = ", ".join(f"`{other}`" for other in _NAMES[1:])
         raise ConfigError(f"decur bench: {what}; there is `decur bench data`, {others} and `all`")
     given = any(argument.startswith(("--config", "--data")) for argument in arguments)
     if not given and not helped and name != "data":
@@ -186,31 +52,14 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parser.parse(arguments)
     _check(parsed, name)
     device = open_device(parsed.device)
-    made = parser.instantiate_classes(parsed)
-    console = Console(soft_wrap=True)
-    console.width = max(console.width, 90)
-    data = select(made.data, made.modalities)
-    bench = _Bench(made, parsed, data, device, console)
-    names = list(_BENCHES) if name == "all" else [name]
-    console.print(f"data        {data.describe()}", highlight=False)
-    about = _about(device, str(made.trainer.precision or "32-true"))
-    console.print(f"device      {about['device']}, torch {about['torch']}", highlight=False)
-    best = bench.plain
-    console.print(
-        f"its best    {best.matrix / 1e9:,.0f} GFLOP/s in float32 matrix products, "
-        f"{best.copy / 1e9:,.1f} GB/s in copies",
-        highlight=False,
-    )
-    for each in names:
-        _BENCHES[each](bench)
-    path = made.json or ("bench.json" if name == "all" else None)
+    bench = _Bench(parser.instantiate_classes(parsed), parsed, device)
+    for each in _NAMES if name == "all" else [name]:
+        getattr(bench, f"bench_{each}")()
+    path = parsed.json or ("bench.json" if name == "all" else None)
     if path is not None:
-        results = {title: [row.to_dict() for row in rows] for title, rows in bench.found.items()}
-        rates = {key: {"matrix": r.matrix, "copy": r.copy} for key, r in bench.rates.items()}
         with writing(Path(path), "--json"):
-            found = {**about, "rates": rates, "results": results, **bench.extra}
-            write_json(Path(path), found)
-        console.print(f"written     {path}", highlight=False)
+            write_json(Path(path), bench.found)
+        bench.say("written", path)
 
 
 def _parser(name: str) -> Parser:
@@ -240,72 +89,161 @@ def _check(parsed: Namespace, name: str) -> None:
             make_folder(Path(parsed[key]).parent, f"--{key}")
 
 
-def _about(device: torch.device, precision: str) -> dict[str, Any]:
-    gpu = device.type == "cuda"
-    threads = torch.get_num_threads()
-    return {
-        "decur": __version__,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if gpu else f"{device}, {threads} threads",
-        "threads": threads,
-        "precision": precision,
-        "dtype": str(computing_dtype(precision)).removeprefix("torch."),
-    }
+class _Bench:
+    """What is measured, and on what; each measurement is a method.
 
+    Attributes:
+        found: all figures, for JSON.
+    """
 
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """Rows for a person: times with their quartiles, memory, and time over floor."""
-    optional = {
-        "memory": any(row.memory is not None for row in rows),
-        "share": any(row.share is not None for row in rows),
-        "growth": any("growth" in row.about for row in rows),
-    }
-    columns = [title, "time (quartiles)", "pairs/s", "floor", "x floor"]
-    shown = _table([*columns, *(key for key, there in optional.items() if there)])
-    for row in rows:
-        rate = row.pairs_per_second
-        more = {
-            "memory": "" if row.memory is None else _bytes(row.memory),
-            "share": "" if row.share is None else f"{row.share:.1%}",
-            "growth": f"{row.about.get('growth', math.nan):.2f}",
+    def __init__(self, made: Namespace, parsed: Namespace, device: torch.device) -> None:
+        from decur.data.selection import select
+
+        self.made, self.parsed, self.device = made, parsed, device
+        self.data, self.seconds = select(made.data, made.modalities), made.seconds
+        self.console = Console(soft_wrap=True)
+        self.console.width = max(self.console.width, 90)
+        threads, precision = torch.get_num_threads(), precision_of(made.trainer.as_dict())
+        gpu = device.type == "cuda"
+        named = torch.cuda.get_device_name(device) if gpu else f"{device}, {threads} threads"
+        self.rate = matmul_rate(device, precision.products, min(1.0, self.seconds))
+        dtype = str(precision.products).removeprefix("torch.")
+        self.found: dict[str, Any] = {
+            "decur": __version__,
+            "torch": torch.__version__,
+            "device": named,
+            "threads": threads,
+            "precision": precision.name,
+            "dtype": dtype,
+            "rates": {dtype: self.rate},
+            "results": {},
         }
-        shown.add_row(
-            row.name,
-            _spread(row.time),
-            "" if rate is None or row.share is not None else f"{rate:,.0f}",
-            _seconds(row.floor),
-            _ratio(row.ratio),
-            *(more[key] for key, there in optional.items() if there),
+        self.say("data", self.data.describe())
+        self.say("device", f"{named}, torch {torch.__version__}")
+        self.say("its best", f"{quantity(self.rate, 'FLOP/s')} in {dtype} matrix products")
+
+    def say(self, what: str, text: str) -> None:
+        """Print a line."""
+        self.console.print(f"{what:<12}{text}", highlight=False, markup=False)
+
+    def show(self, key: str, rows: Sequence[Row], columns: dict[str, Any]) -> None:
+        """Keep rows for JSON, and print a table of them.
+
+        Args:
+            key: name of the measurement.
+            rows: of the table.
+            columns: a function of a row for each column.
+        """
+        self.found["results"][key] = [row.to_dict() for row in rows]
+        texts = [(row.name, *(text(row) for text in columns.values())) for row in rows]
+        self.console.print(make_table([key, *columns], texts))
+
+    def bench_data(self) -> None:
+        """Measure each step from files to views, and the pipeline."""
+        from decur.bench.data import bench_data
+
+        rows = list(
+            bench_data(self.data, self.made.loader, self.made.views, self.device, self.seconds)
         )
-    return shown
+        columns = {
+            "pairs/s": _rate,
+            "MB/s": lambda row: f"{row.about['megabytes']:,.0f}",
+            "a pair": lambda row: duration(row.seconds / row.pairs),
+        }
+        self.show("data", rows, columns)
+
+    def bench_views(self) -> None:
+        """Measure two views of a batch, of each sensor and of all."""
+        from decur.bench.data import batches, bench_views
+        from decur.views import Views
+
+        settings, modalities = self.made.views, self.data.modalities
+        views = Views(modalities, settings.size, settings.shared_geometry, settings.augment)
+        with contextlib.closing(
+            batches(self.data, dataclasses.replace(self.made.loader, workers=0))
+        ) as stream:
+            batch = next(stream)
+        rows = list(bench_views(modalities, views, batch, self.device, self.seconds))
+        self.show("views", rows, {"time": _spread, "pairs/s": _rate, "memory": _memory})
+
+    def bench_loss(self) -> None:
+        """Measure the objective forward and backward, at one width or at several."""
+        from decur.bench.data import bench_loss
+
+        objectives = [self.made.objective]
+        if self.made.dims:
+            kind, arguments = type(self.made.objective), self.parsed.objective.get("init_args")
+            objectives = [
+                kind(**{**vars(arguments or Namespace()), "dim": k}) for k in self.made.dims
+            ]
+        sensors, batch = list(self.data.modalities), self.made.loader.batch_size
+        rows = list(
+            bench_loss(objectives, sensors, batch, self.device, self.rate, seconds=self.seconds)
+        )
+        columns = {"time": _spread, "memory": _memory, "floor": _floor, "x floor": _ratio}
+        columns["growth"] = lambda row: f"{row.about['growth']:.2f}"
+        self.show("loss", rows, columns)
+
+    def bench_step(self) -> None:
+        """Measure a training step and its parts, with and without loading."""
+        from decur.bench.step import Training, bench_step
+
+        made = self.made
+        real, fixed = bench_step(
+            Training.of(self.data, made),
+            self.device,
+            self.rate,
+            seconds=self.seconds,
+            trace=made.profile,
+        )
+        twins = {row.name: row for row in real}
+        self.found["results"] |= {"step": [row.to_dict() for row in real]}
+        columns = {
+            "fixed batch": lambda row: duration(row.seconds),
+            "share": _share,
+            "with loading": lambda row: duration(twins[row.name].seconds),
+            " share": lambda row: _share(twins[row.name]),
+            "floor": _floor,
+            "x floor": _ratio,
+        }
+        self.show("step_fixed", fixed, columns)
+        loading = real[0].seconds / fixed[0].seconds
+        arithmetic = {
+            key: sum(
+                row.share or 0 for row in rows if row.name in ("encoders", "projectors", "backward")
+            )
+            for key, rows in (("step", real), ("step_fixed", fixed))
+        }
+        self.say("memory", f"{quantity(fixed[0].memory, 'B')} at the peak of a step")
+        self.say("loading", f"makes a step {loading:.2f} times as long ({_rate(real[0])} pairs/s)")
+        self.say(
+            "networks",
+            f"take {arithmetic['step']:.0%} of the parts' time, {arithmetic['step_fixed']:.0%} "
+            "with a fixed batch",
+        )
+        self.found |= {"loading": loading, "arithmetic": arithmetic}
 
 
-def _table(columns: Sequence[str]) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return shown
+def _rate(row: Row) -> str:
+    return f"{row.pairs_per_second or 0:,.0f}"
 
 
-def _unit(value: float) -> tuple[str, float]:
-    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
-    return next(((unit, size) for unit, size in units if value >= size), units[-1])
+def _spread(row: Row) -> str:
+    low, high = row.quartiles
+    return f"{duration(row.seconds)} ({duration(low)} - {duration(high)})"
 
 
-def _seconds(value: float | None) -> str:
-    unit, size = _unit(value or 0.0)
-    return f"{value / size:.3g} {unit}" if value else ""
+def _memory(row: Row) -> str:
+    return quantity(row.memory, "B")
 
 
-def _spread(time: Timing) -> str:
-    unit, size = _unit(time.median)
-    median, low, high = (f"{x / size:.3g}" for x in (time.median, time.low, time.high))
-    return f"{median} {unit} ({low} - {high})"
+def _share(row: Row) -> str:
+    return "" if row.share is None else f"{row.share:.1%}"
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:,.{1 if value < 100 else 0}f}"
+def _floor(row: Row) -> str:
+    return duration(row.floor)
 
 
-def _bytes(value: int) -> str:
-    return f"{value / 1e6:,.1f} MB"
+def _ratio(row: Row) -> str:
+    return f"{row.ratio:,.1f}" if row.ratio else ""

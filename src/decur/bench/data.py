@@ -1,40 +1,28 @@
-"""`decur bench data`: how fast each step from files to views is, alone and as a pipeline."""
+"""How fast samples come from files to augmented views, and objectives from embeddings to gradients.
+
+`bench_data` measures each step from files to views and the whole pipeline, `bench_views` the views
+alone, `bench_loss` an objective alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
-import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from decur.bench.device import Rates, measure_device, measure_transfer, wait
-from decur.bench.timing import LEAST, Row, Timing
-from decur.bench.views import moved_by_views
+from decur.bench.measure import Row, count, measure, peak_memory
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, Sample, SkipBad
 from decur.errors import BadSampleError, DataError
+from decur.modality import Modality
+from decur.objectives import Objective
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.settings import ViewSettings
 from decur.views import Views, sample_seeds
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What one step reaches.
-
-    Args:
-        step: its name.
-        pairs: samples a second.
-        megabytes: of pictures a second.
-        row: time of a turn, and its floor.
-    """
-
-    step: str
-    pairs: float
-    megabytes: float
-    row: Row
 
 
 def bench_data(
@@ -43,25 +31,22 @@ def bench_data(
     views: ViewSettings | None = None,
     device: torch.device | str = "cpu",
     seconds: float = 3.0,
-    rates: Rates | None = None,
-) -> Iterator[Speed]:
-    """Measure a data set, in the order of an epoch of pretraining.
+) -> Iterator[Row]:
+    """Measure a data set in the order of an epoch of pretraining.
 
-    Each step alone runs in this process; the loader and the pipeline use worker processes, and
-    their start is not counted. Floors: the bytes of files and pictures, read and written once at
-    the speed of a copy in memory, or of the way to the device.
+    Each step alone runs in this process; the loader and the whole pipeline use worker processes,
+    whose start is not counted.
 
     Args:
         data: any data set.
         loader: batches and workers.
         views: the augmented views.
         device: where views are made.
-        seconds: how long each step is measured; the first pass over the samples fills the page
-            cache, so that disks count only where the data is larger than what was read before.
-        rates: of the device; None: measured first.
+        seconds: duration of each measurement. The first pass over the samples fills the page
+            cache: disks count only where the data is larger than what was read before.
 
     Yields:
-        The speed of each step, as soon as it is known.
+        A row for each step as soon as it is known, with "megabytes" of pictures a second.
 
     Raises:
         ConfigError: if there are fewer samples than one batch needs.
@@ -69,117 +54,187 @@ def bench_data(
     """
     loader, views = loader or LoaderSettings(), views or ViewSettings()
     device, data = torch.device(device), data.only(targets=())  # as pretraining reads it
-    batches = EpochBatches(len(data), loader.batch_size, seed=0, order=data.order)
-    indices = [index for batch in itertools.islice(batches, 8) for index in batch]
-    whole = SkipBad(data)
-    samples = [whole[index] for index in indices[: loader.batch_size]]
+    order = EpochBatches(len(data), loader.batch_size, seed=0, order=data.order)
+    indices = [index for batch in itertools.islice(order, 8) for index in batch]
+    dataset, collate = SkipBad(data), Collate(data.modalities, {})
+    samples = [dataset[index] for index in indices[: loader.batch_size]]
     size = sum(map(_bytes, samples)) // len(samples)
     if not size:
         raise DataError(f"none of {len(samples)} samples can be read: {samples[0].get('bad')}")
-    readable = next(i for i, s in zip(indices, samples, strict=False) if "bad" not in s)
-    stored = data.read_bytes(readable)
-    cpu = torch.device("cpu")
-    rates = rates or measure_device(device, seconds=min(1.0, seconds))
-    host = rates if device == cpu else measure_device(cpu, seconds=min(1.0, seconds))
+    batch = collate(samples)
 
-    def speed(
-        step: str, work: Callable[[], int], moved: int, floor: float, where: torch.device = cpu
-    ) -> Speed:
-        timing, pairs, rate = _rate(work, seconds, where)
-        row = Row(step, pairs, timing, moved=moved * pairs, floor=floor * pairs, rate=rate)
-        return Speed(step, rate, rate * size / 1e6, row)
+    def row(step: str, work: Callable[[], object], pairs: int) -> Row:
+        return _row(step, measure(work, seconds), pairs, size)
 
     turns = itertools.cycle(indices)
-    filed = 0 if stored is None else len(stored)
-    decoding = speed(
-        "read and decode",
-        lambda: len(whole[next(turns)]) and 1,
-        filed + size,
-        host.floor(0, filed + size),
-    )
-    if stored is not None:
-        reading = speed(
-            "read", lambda: _read(data, next(turns)), 2 * filed, host.floor(0, 2 * filed)
-        )
+    decoding = row("read and decode", lambda: dataset[next(turns)], 1)
+    readable = next(i for i, sample in zip(indices, samples, strict=False) if "bad" not in sample)
+    if data.read_bytes(readable) is not None:
+        reading = row("read", lambda: _read(data, next(turns)), 1)
         yield reading
-        yield _difference("decode", decoding, reading, filed + size, host, size)
+        both, one = (statistics.mean(each.times) for each in (decoding, reading))
+        yield _row("decode", [max(1e-9, both - one)], 1, size)
     yield decoding
-    collate = Collate(data.modalities, {})
-    yield speed(
-        "collate",
-        lambda: len(collate(samples)["ids"]),
-        2 * size,
-        host.floor(0, 2 * size, size * len(samples)),
-    )
-    batch = collate(samples)
-    way = 0.0
+    pairs = len(batch["ids"])
+    yield row("collate", lambda: collate(samples), pairs)
     if device.type != "cpu":
         pinned: Batch = {**batch, "images": {k: x.pin_memory() for k, x in batch["images"].items()}}
-        way = size / measure_transfer(device, size * len(samples))
-        yield speed(
-            f"transfer to {device}", lambda: len(_move(pinned, device)["ids"]), size, way, device
-        )
+        yield row(f"transfer to {device}", lambda: _move(pinned, device), pairs)
     make = Views(data.modalities, views.size, views.shared_geometry, views.augment)
-
-    def augment(batch: Batch) -> int:
-        images = {name: m.scale(batch["images"][name]) for name, m in data.modalities.items()}
-        with torch.no_grad():
-            make(images, sample_seeds(batch["ids"], 0, 0))
-        return len(batch["ids"])
-
-    there: Batch = {**batch, "images": _move(batch, device)["images"]}
-    moved = moved_by_views(there["images"], make.size) // len(samples)
-    made = rates.floor(0, moved, size * len(samples))
-    yield speed("views", lambda: augment(there), moved, made, device)
-    workers = loader.processes()
-    read = host.floor(0, filed + size) / max(1, workers)
-    with contextlib.closing(endless(data, loader)) as stream:
-        yield speed(
-            f"loader, {workers} workers", lambda: len(next(stream)["ids"]), filed + size, read
-        )
-        yield speed(
+    there = _move(batch, device)
+    yield row("views", lambda: _augment(data.modalities, make, there), pairs)
+    with contextlib.closing(batches(data, loader)) as stream:
+        yield row(f"loader, {loader.processes()} workers", lambda: next(stream), pairs)
+        yield row(
             "whole pipeline",
-            lambda: augment(_move(next(stream), device)),
-            filed + size + moved,
-            max(read, way, made),
-            device,
+            lambda: _augment(data.modalities, make, _move(next(stream), device)),
+            pairs,
         )
 
 
-def endless(
-    data: PairedDataset, settings: LoaderSettings, seed: int = 0
+def batches(
+    data: PairedDataset, loader: LoaderSettings, seed: int = 0
 ) -> Generator[Batch, None, None]:
-    """The batches of training, epoch after epoch, as one process of pretraining reads them.
+    """Yield the batches of training, epoch after epoch, as one process of pretraining reads them.
 
-    To be closed, since its worker processes do not heed signals.
+    Close it, since its worker processes do not heed signals.
 
     Args:
         data: any data set.
-        settings: batches and workers.
+        loader: batches and workers.
         seed: of the order.
     """
-    loader = PairedData(data, settings, seed).train_dataloader()
+    loading = PairedData(data, loader, seed).train_dataloader()
     for epoch in itertools.count():
-        assert isinstance(loader.batch_sampler, EpochBatches)
-        loader.batch_sampler.set_epoch(epoch)
-        yield from iter(loader)
+        assert isinstance(loading.batch_sampler, EpochBatches)
+        loading.batch_sampler.set_epoch(epoch)
+        yield from loading
 
 
-def _difference(step: str, both: Speed, one: Speed, moved: int, rates: Rates, size: int) -> Speed:
-    """What is left of a step when a part of it is taken away."""
-    a, b = both.row.time, one.row.time
-    time = Timing(
-        max(0.0, a.median - b.median), max(0.0, a.low - b.low), max(0.0, a.high - b.high), a.turns
-    )
-    left = max(1 / both.pairs - 1 / one.pairs, 1e-9)  # seconds a pair
-    row = Row(step, 1, time, moved=moved, floor=rates.floor(0, moved), rate=1 / left)
-    return Speed(step, 1 / left, size / left / 1e6, row)
+def bench_views(
+    modalities: Mapping[str, Modality],
+    views: Views,
+    batch: Batch,
+    device: torch.device,
+    seconds: float = 3.0,
+) -> Iterator[Row]:
+    """Measure scaling to [0, 1] and both views: of each sensor alone, and of all.
+
+    Args:
+        modalities: of the batch.
+        views: what makes the views.
+        batch: raw pictures, on any device.
+        device: where views are made.
+        seconds: duration of each measurement.
+
+    Yields:
+        A row for each sensor, and one for all together.
+    """
+    batch = _move(batch, device)
+    alone = [(name, {name: modality}) for name, modality in modalities.items()]
+    for title, chosen in [*(alone if len(alone) > 1 else []), ("all sensors", modalities)]:
+
+        def make(chosen: Mapping[str, Modality] = chosen) -> None:
+            _augment(chosen, views, batch)
+
+        times = measure(make, seconds)
+        yield Row(title, len(batch["ids"]), times, memory=peak_memory(make, device))
 
 
-def _read(data: PairedDataset, index: int) -> int:
+def bench_loss(
+    objectives: Sequence[Objective],
+    modalities: Sequence[str],
+    batch: int,
+    device: torch.device,
+    rate: float,
+    seconds: float = 3.0,
+) -> Iterator[Row]:
+    """Measure objectives of different widths, forward and backward, on correlated embeddings.
+
+    Args:
+        objectives: are measured one after the other.
+        modalities: names of the sensors.
+        batch: samples, N.
+        device: that computes.
+        rate: floating-point operations a second of that device's best float32 matrix product.
+        seconds: duration of each measurement.
+
+    Yields:
+        A row for each objective with its width "dim", the "views" of a sensor that it compares, and
+        its "growth": the time for a dimension relative to the first row, 1 if time is linear in K.
+    """
+    growth: list[float] = []
+    for objective in objectives:
+        views = views_compared(objective, modalities)
+        step = LossStep(copy.deepcopy(objective).to(device), modalities, batch, device)
+        operations = count(step)
+        times = measure(step, seconds)
+        growth.append(statistics.median(times) / objective.dim)
+        yield Row(
+            f"{type(objective).__name__} {batch} x {objective.dim}",
+            batch,
+            times,
+            memory=peak_memory(step, device),
+            operations=operations,
+            floor=operations / rate,
+            about={"dim": objective.dim, "views": views, "growth": growth[-1] / growth[0]},
+        )
+
+
+class LossStep:
+    """An objective forward and backward, on embeddings that share half of their variance.
+
+    Args:
+        objective: on the device.
+        modalities: names of the sensors.
+        batch: samples, N.
+        device: that computes.
+    """
+
+    def __init__(
+        self, objective: Objective, modalities: Sequence[str], batch: int, device: torch.device
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (batch, objective.dim)
+        scene = torch.randn(shape, generator=generator)  # (N, K)
+
+        def view() -> Tensor:
+            noise = torch.randn(shape, generator=generator)
+            return (scene + noise).to(device).requires_grad_()
+
+        self.objective = objective
+        self.embeddings = {name: (view(), view()) for name in modalities}
+
+    def __call__(self) -> None:
+        """Compute the loss and the gradients of the embeddings."""
+        for z in itertools.chain.from_iterable(self.embeddings.values()):
+            z.grad = None
+        self.objective(self.embeddings)["loss"].backward()
+
+
+def views_compared(objective: Objective, modalities: Sequence[str]) -> int:
+    """Return how many views of a sensor an objective compares; cross-modal methods take one."""
+    step = LossStep(copy.deepcopy(objective), modalities, 4, torch.device("cpu"))
+    step()
+    views = itertools.chain.from_iterable(step.embeddings.values())
+    return -(-sum(z.grad is not None for z in views) // len(modalities))
+
+
+def _row(step: str, times: Sequence[float], pairs: int, size: int) -> Row:
+    # By the mean and not the median: what workers have prepared comes in bursts.
+    rate = pairs / statistics.mean(times)
+    return Row(step, pairs, times, rate=rate, about={"megabytes": rate * size / 1e6})
+
+
+def _augment(modalities: Mapping[str, Modality], views: Views, batch: Batch) -> None:
+    with torch.no_grad():
+        images = {name: m.scale(batch["images"][name]) for name, m in modalities.items()}
+        views(images, sample_seeds(batch["ids"], 0, 0))
+
+
+def _read(data: PairedDataset, index: int) -> None:
     with contextlib.suppress(BadSampleError):
         data.read_bytes(index)
-    return 1
 
 
 def _move(batch: Batch, device: torch.device) -> Batch:
@@ -189,23 +244,3 @@ def _move(batch: Batch, device: torch.device) -> Batch:
 
 def _bytes(sample: Sample) -> int:
     return sum(image.nbytes for image in sample["images"].values())
-
-
-def _rate(
-    work: Callable[[], int], seconds: float, device: torch.device
-) -> tuple[Timing, int, float]:
-    """Time of a turn after one to warm up, pairs in a turn, and pairs a second of all turns.
-
-    The rate is that of all turns together: what workers have prepared comes in bursts.
-    """
-    work()
-    wait(device)
-    start, pairs = time.perf_counter(), 0
-    times: list[float] = []
-    while len(times) < LEAST or time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        turn = work()
-        wait(device)
-        times.append(time.perf_counter() - before)
-        pairs += turn
-    return Timing.of(times), turn, pairs / (time.perf_counter() - start)

@@ -1,184 +1,382 @@
-"""`decur bench step`: a training step of a configuration, whole and by its parts.
+"""A training step, whole and by its parts, as `decur pretrain` runs it on one device.
 
-The whole step runs as `decur pretrain` runs it (Lightning, precision, memory layout, compilation),
-without the run's log, progress bar and checkpoints, at a learning rate of zero, so that all steps
-are alike. Nothing waits for the device within it, and nothing between steps but what the step
-itself waits for. Its parts are measured in passes of their own, in which the device is waited for
-after each part: they show where the time goes, and their sum is more than the whole step takes,
-the more so where the device works while the next part is prepared.
+The step runs under Lightning with the precision, memory layout and compilation of the run, without
+its log and checkpoints, and at a learning rate of zero, so that all steps are alike. The device is
+waited for at the end of each step, and in passes of their own at the end of each part: on a GPU the
+parts add up to more than the whole step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from jsonargparse import Namespace
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from decur.bench.clock import PARTS, WatchedPretrainer
-from decur.bench.data import endless
-from decur.bench.device import Rates, measure_device
-from decur.bench.floors import StepCost
-from decur.bench.passes import Passes
-from decur.bench.timing import Row, Timing
-from decur.bench.traffic import traffic
-from decur.data import LoaderSettings, PairedDataset
+from decur.bench.data import batches
+from decur.bench.measure import Row, counter, peak_of_profile, wait
+from decur.data import Batch, LoaderSettings, PairedDataset
 from decur.encoders import EncoderSettings
+from decur.errors import ConfigError
 from decur.objectives import Objective
+from decur.pretrain import Pretrainer
+from decur.pretrain import settings as S
 from decur.pretrain.compiling import Compile
-from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
-from decur.pretrain.trainer import quiet_lightning, refuse_accumulation, seed_everything
+from decur.pretrain.trainer import (
+    make_engine,
+    quiet_lightning,
+    refuse_accumulation,
+    seed_everything,
+)
 
-ARITHMETIC = ("encoders", "projectors", "backward")
-WORLDS = (2, 8, 64)  # numbers of processes that traffic is counted for
+NETWORKS = ("encoders", "projectors", "backward")
+# "other" is what is monitored, the clipping of gradients, and all that has no name.
+PARTS = ("loading", "transfer", "views", *NETWORKS[:2], "loss", "backward", "optimiser", "other")
+WARM_UP = 3  # steps that do not count: libraries choose algorithms, memory is taken, code compiled
+ENDLESS = 10**6  # steps, or epochs, of a training that a callback ends
+# Of the Trainer's options those that change what a step computes.
+_COMPUTING = {"precision", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly"}
+_COMPUTING |= {"accumulate_grad_batches", "benchmark", "deterministic"}
 
 
-@dataclass(frozen=True)
-class StepBench:
-    """A step, and where its time goes.
+@dataclass
+class Training:
+    """The arguments of `pretrain` that decide what a step computes, by the same names."""
+
+    data: PairedDataset
+    objective: Objective
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    projector: S.ProjectorSettings | None = None
+    views: S.ViewSettings = field(default_factory=S.ViewSettings)
+    optimizer: S.OptimizerSettings = field(default_factory=S.OptimizerSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    monitor: S.MonitorSettings = field(default_factory=S.MonitorSettings)
+    trainer: dict[str, Any] = field(default_factory=dict)  # options of Lightning's Trainer
+    seed: int = 0
+    channels_last: bool = True
+    compile: Compile = "auto"
+
+    @classmethod
+    def of(cls, data: PairedDataset, made: Namespace) -> Training:
+        """Return what the options of `decur pretrain` describe."""
+        options = {f.name: made[f.name] for f in dataclasses.fields(cls)}
+        return cls(**{**options, "data": data, "trainer": made.trainer.as_dict()})
+
+    def build(self) -> TimedPretrainer:
+        """Return a model that learns nothing: its learning rate is 0.
+
+        Raises:
+            ConfigError: if the configuration cannot be run.
+        """
+        quiet_lightning()
+        refuse_accumulation(self.trainer, self.objective)
+        seed_everything(self.seed)
+        return TimedPretrainer(
+            self.data.modalities,
+            copy.deepcopy(self.objective),
+            self.encoder,
+            self.projector,
+            self.views,
+            dataclasses.replace(self.optimizer, lr=0.0, lr_bias=0.0),
+            batch_size=self.loader.batch_size,
+            seed=self.seed,
+            channels_last=self.channels_last,
+            compile=self.compile,
+            monitor_batches=self.monitor.batches,
+        )
+
+
+class TimedPretrainer(Pretrainer):
+    """A `Pretrainer` that tells a clock, while it has one, which part it has come to."""
+
+    clock: StepClock | None = None
+
+    def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Pretrainer.make_views`."""
+        with self.clock.part("views") if self.clock else contextlib.nullcontext():
+            return super().make_views(batch, epoch)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
+        """See `Pretrainer.transfer_batch_to_device`."""
+        with self.clock.part("transfer") if self.clock else contextlib.nullcontext():
+            return super().transfer_batch_to_device(batch, device, index)
+
+
+def _end_of(part: str) -> Callable[..., None]:
+    def end(clock: StepClock, *unused: object) -> None:
+        if clock.by_parts:
+            clock.mark(part)
+
+    return end
+
+
+class StepClock(L.Callback):
+    """Time steps, whole or by their parts, and end the training when there are enough.
 
     Args:
-        real: the whole step, then its parts, with batches from the loader.
-        fixed: the same with one batch that is in memory, over and over.
-        traffic: `{number of processes: bytes that each sends in a step}`, see `traffic`.
-        rates: of the device: in "float32", and as the "network" computes.
+        device: that trains.
+        seconds: duration of all steps that count.
+        least: number of steps that count, however long they take.
+        warm_up: number of steps before them.
+        now: what is divided among the parts: seconds, or another number that grows.
     """
 
-    real: list[Row]
-    fixed: list[Row]
-    traffic: dict[int, dict[str, int]]
-    rates: dict[str, Rates]
+    def __init__(
+        self,
+        device: torch.device,
+        seconds: float,
+        least: int = 5,
+        warm_up: int = WARM_UP,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.device, self.seconds, self.least = device, seconds, least
+        self.warm_up, self.now, self.by_parts = warm_up, now, False
+        self.steps: list[dict[str, float]] = []  # what each part took, step by step
+        self._step, self._last, self._started = dict.fromkeys(PARTS, 0.0), now(), 0.0
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def mark(self, part: str) -> None:
+        """Give what has passed since the last mark to a part."""
+        wait(self.device)
+        now = self.now()
+        self._step[part] += now - self._last
+        self._last = now
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Give what passes in a block to a part, and what has passed before it to "other"."""
+        self.mark("other")
+        yield
+        self.mark(name)
+
+    on_before_zero_grad = _end_of("other")
+    on_before_backward = _end_of("optimiser")  # which has cleared the gradients
+    on_after_backward = _end_of("backward")
+    on_before_optimizer_step = _end_of("other")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *unused: object) -> None:
+        """End a step."""
+        self.mark("optimiser")
+        self.steps.append(self._step)
+        self._step = dict.fromkeys(PARTS, 0.0)
+        if len(self.steps) <= self.warm_up:
+            self._started = time.perf_counter()
+        is_late = time.perf_counter() - self._started >= self.seconds
+        trainer.should_stop |= is_late and len(self.steps) >= self.warm_up + self.least
 
     @property
-    def loading(self) -> float:
-        """Time of the step with real loading over that with one batch: 1 if loading costs none."""
-        return self.real[0].time.median / self.fixed[0].time.median
+    def counted(self) -> list[dict[str, float]]:
+        """What each part took in the steps that count."""
+        return self.steps[self.warm_up :]
 
-    @property
-    def arithmetic(self) -> tuple[float, float]:
-        """Share of encoders and projectors, forward and backward, in `real` and in `fixed`."""
-        real, fixed = (
-            sum(row.share or 0.0 for row in rows if row.name in ARITHMETIC)
-            for rows in (self.real, self.fixed)
-        )
-        return real, fixed
+    @contextlib.contextmanager
+    def watching(self, model: TimedPretrainer) -> Iterator[None]:
+        """Time the parts of a model until the end of the block."""
+        objective = model.objective
+        hooks = [
+            objective.register_forward_pre_hook(lambda _, given: self._begin_loss(given[0])),
+            objective.register_forward_hook(lambda *_: self.mark("loss")),
+        ]
+        for projector in model.projectors.values():
+            hooks.append(projector.register_forward_pre_hook(lambda *_: self.mark("encoders")))
+            hooks.append(projector.register_forward_hook(lambda *_: self.mark("projectors")))
+        model.clock, self.by_parts = self, True
+        yield
+        model.clock = None
+        for hook in hooks:
+            hook.remove()
 
-    @property
-    def watching(self) -> float:
-        """Time of all parts over that of the whole step: what waiting for the device costs."""
-        return sum(row.time.median for row in self.fixed[1:]) / self.fixed[0].time.median
+    def _begin_loss(self, embeddings: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Begin the loss, and note when its backward pass ends.
+
+        Autograd runs what was made last first: when it comes to the first of the embeddings, all of
+        the loss is behind it.
+        """
+        self.mark("other")
+        arrived: list[bool] = []
+
+        def end_of_loss(gradient: Tensor) -> None:
+            if not arrived:
+                arrived.append(True)
+                self.mark("loss")
+
+        for z in itertools.chain.from_iterable(embeddings.values()):
+            if z.requires_grad:
+                z.register_hook(end_of_loss)  # type: ignore[no-untyped-call]
+
+
+class StepMemory(L.Callback):
+    """Measure the peak memory of two steps after those to warm up, and trace them.
+
+    Args:
+        device: that trains.
+        trace: JSON file for a trace, for Perfetto or chrome://tracing; None for none.
+    """
+
+    def __init__(self, device: torch.device, trace: str | Path | None) -> None:
+        self.device, self.trace, self.peak, self._steps = device, trace, 0, 0
+        kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]
+        self._profile = profile(activities=kinds, profile_memory=True, acc_events=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, model: L.LightningModule, *unused: object
+    ) -> None:
+        """Begin, or end, at the end of a step."""
+        self._steps += 1
+        wait(self.device)
+        gpu = self.device.type == "cuda"
+        if self._steps == WARM_UP:
+            weights = list(model.parameters())
+            state = (x for each in trainer.optimizers[0].state.values() for x in each.values())
+            there = [*weights, *model.buffers(), *(p.grad for p in weights), *state]
+            self.peak = sum(x.nbytes for x in there if isinstance(x, Tensor))
+            if gpu:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            self._profile.start()
+        elif self._steps == WARM_UP + 2:
+            trainer.should_stop = True
+            self._profile.stop()
+            self.peak += peak_of_profile(self._profile)
+            self.peak = torch.cuda.max_memory_allocated(self.device) if gpu else self.peak
+            try:
+                if self.trace is not None:
+                    self._profile.export_chrome_trace(str(self.trace))
+            except (OSError, RuntimeError) as error:
+                what = f"--profile {self.trace}: cannot be written ({error})"
+                raise ConfigError(what) from error
+
+
+@dataclass
+class _Epochs:
+    """Batches as Lightning takes them, an epoch at a time."""
+
+    batches: Iterator[Batch]
+    steps: int
+    callback: L.Callback
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        clock = self.callback if isinstance(self.callback, StepClock) else None
+        for _ in range(self.steps):
+            with clock.part("loading") if clock else contextlib.nullcontext():
+                batch = next(self.batches)
+            yield batch
+
+
+def run_steps(
+    model: Pretrainer,
+    batches: Iterable[Batch],
+    trainer: dict[str, Any],
+    device: torch.device,
+    callback: L.Callback,
+    epoch: int = ENDLESS,
+) -> None:
+    """Train under Lightning until a callback ends it.
+
+    Args:
+        model: on any device.
+        batches: without end.
+        trainer: options of Lightning's Trainer; those count that change what a step computes.
+        device: that trains.
+        callback: of Lightning.
+        epoch: steps of an epoch, some of which are monitored.
+
+    Raises:
+        ConfigError: if Lightning refuses an option, or the device has not the memory.
+    """
+    gpu = device.type == "cuda"
+    off = {"logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"}
+    engine = make_engine(
+        {key: trainer[key] for key in _COMPUTING if trainer.get(key) is not None},
+        accelerator="gpu" if gpu else device.type,
+        devices=[device.index or 0] if gpu else 1,
+        max_epochs=ENDLESS,
+        callbacks=[callback],
+        use_distributed_sampler=False,
+        **dict.fromkeys(off, False),
+    )
+    try:
+        engine.fit(model, _Epochs(iter(batches), epoch, callback))
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{device} has not the memory for a step: {reason}") from error
+    model.check_finite()
+    model.meter.reset()
+
+
+def count_parts(
+    model: TimedPretrainer, batch: Batch, trainer: dict[str, Any], device: torch.device
+) -> dict[str, int]:
+    """Count the floating-point operations of each part of one step, which is not compiled."""
+    model.compile_networks = False
+    with counter() as counted:
+        clock = StepClock(device, 0.0, least=1, warm_up=0, now=counted.get_total_flops)
+        with clock.watching(model):
+            run_steps(model, itertools.repeat(batch), trainer, device, clock)
+    return {part: round(number) for part, number in clock.counted[0].items()}
 
 
 def bench_step(
-    data: PairedDataset,
-    objective: Objective,
-    encoder: EncoderSettings | None = None,
-    projector: ProjectorSettings | None = None,
-    views: ViewSettings | None = None,
-    optimizer: OptimizerSettings | None = None,
-    loader: LoaderSettings | None = None,
+    training: Training,
+    device: torch.device,
+    rate: float,
     *,
-    seed: int = 0,
-    channels_last: bool = True,
-    compile: Compile = "auto",
-    monitor_batches: int = 16,
-    trainer: dict[str, Any] | None = None,
-    device: torch.device | str = "cpu",
     seconds: float = 3.0,
     trace: str | Path | None = None,
-    rates: Rates | None = None,
-) -> StepBench:
+) -> tuple[list[Row], list[Row]]:
     """Measure a training step on one device.
 
     Args:
-        data: what is trained on.
-        objective: the method.
-        encoder: backbones.
-        projector: projectors; by default as wide as the objective expects.
-        views: augmented views.
-        optimizer: optimiser.
-        loader: the batch, all of it on this device, and workers.
-        seed: of weights, order and views.
-        channels_last: see `Pretrainer`.
-        compile: see `Pretrainer`; "auto" decides as for a long run.
-        monitor_batches: see `Pretrainer`.
-        trainer: options of Lightning's Trainer; those that concern a step on one device count.
+        training: what is trained; "auto" compiles as for a long run.
         device: that trains.
-        seconds: how long each of four passes takes, steps to warm up not counted.
-        trace: JSON file for a profile of a few steps, for Perfetto or chrome://tracing.
-        rates: of the device in float32; None: measured.
+        rate: operations a second of the device's best matrix product, see `matmul_rate`.
+        seconds: duration of each of four passes, without the steps to warm up.
+        trace: JSON file for a trace of two steps, for Perfetto or chrome://tracing.
+
+    Returns:
+        Rows for the whole step and for each of its parts, with batches from the loader; and the
+        same with one batch that is in memory, over and over.
 
     Raises:
         ConfigError: if the configuration cannot be run, or the trace not be written.
     """
-    device = torch.device(device)
-    loader, optimizer = loader or LoaderSettings(), optimizer or OptimizerSettings()
-    quiet_lightning()
-    refuse_accumulation(trainer or {}, objective)
-    seed_everything(seed)
-    model = WatchedPretrainer(
-        data.modalities,
-        objective,
-        encoder or EncoderSettings(),
-        projector,
-        views,
-        dataclasses.replace(optimizer, lr=0.0, lr_bias=0.0),
-        batch_size=loader.batch_size,
-        seed=seed,
-        channels_last=channels_last,
-        compile=compile,
-        monitor_batches=monitor_batches,
-    )
-    run = Passes(model, trainer or {}, device, seconds, len(data) // loader.batch_size)
-    with contextlib.closing(endless(data, loader, seed)) as stream:
+    model, options = training.build(), training.trainer
+    epoch = len(training.data) // training.loader.batch_size
+    memory, clocks = StepMemory(device, trace), []
+    with contextlib.closing(batches(training.data, training.loader, training.seed)) as stream:
         first = next(stream)
-        cost = StepCost(model, first, device, run.precision)
-        fixed = itertools.repeat(first)
-        whole = [run.whole(batches) for batches in (stream, fixed)]
-        parts = [run.parts(batches) for batches in (stream, fixed)]
-        memory, state = run.memory(fixed, trace)
-    calibration = min(1.0, seconds)
-    plain = rates or measure_device(device, torch.float32, calibration)
-    network = plain
-    if cost.dtype != torch.float32 or device.type == "cuda":
-        network = measure_device(device, cost.dtype, calibration, convolutions=True)
-    floors = cost.floors(state, plain, network)
-    real, still = (
-        _rows(time, steps, len(first["ids"]), floors, memory)
-        for time, steps in zip(whole, parts, strict=True)
-    )
-    sent = {
-        world: traffic(
-            objective.dim,
-            len(data.modalities),
-            loader.batch_size * world,
-            cost.parameters,
-            world,
-            cost.views,
-        )
-        for world in WORLDS
-    }
-    return StepBench(real, still, sent, {"float32": plain, "network": network})
+        for source in (stream, itertools.repeat(first)):
+            whole, parts = StepClock(device, seconds), StepClock(device, seconds)
+            run_steps(model, source, options, device, whole, epoch)
+            with parts.watching(model):
+                run_steps(model, source, options, device, parts, epoch)
+            clocks.append((whole.counted, parts.counted))
+    run_steps(model, itertools.repeat(first), options, device, memory, epoch)
+    operations = count_parts(model, first, options, device)
+    pairs, total = len(first["ids"]), sum(operations.values())
 
+    def rows(whole: list[dict[str, float]], steps: list[dict[str, float]]) -> list[Row]:
+        times = [sum(step.values()) for step in whole]
+        everything = sum(sum(step.values()) for step in steps)
+        found = [Row("step", pairs, times, memory.peak, total, total / rate)]
+        for part in PARTS:
+            times, floor = [step[part] for step in steps], operations[part] / rate or None
+            share = sum(times) / everything
+            found.append(Row(part, pairs, times, None, operations[part], floor, share))
+        return found
 
-def _rows(
-    whole: Timing,
-    steps: list[dict[str, float]],
-    pairs: int,
-    floors: dict[str, tuple[int, int, float]],
-    memory: int,
-) -> list[Row]:
-    operations, moved, floor = (sum(column) for column in zip(*floors.values(), strict=True))
-    total = sum(sum(step.values()) for step in steps)
-    rows = [Row("step", pairs, whole, memory, int(operations), int(moved), floor)]
-    for part in PARTS:
-        times = [step[part] for step in steps]
-        counted, bytes_, least = floors.get(part, (0, 0, 0.0))
-        share = sum(times) / total
-        time_ = Timing.of(times)
-        rows.append(Row(part, pairs, time_, None, counted, bytes_, least or None, share))
-    return rows
+    real, fixed = (rows(whole, steps) for whole, steps in clocks)
+    return real, fixed

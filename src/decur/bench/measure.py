@@ -1,0 +1,265 @@
+"""Times, operations and memory of what runs on a device, and bytes that processes exchange."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
+
+from decur.errors import ConfigError
+
+
+class Precision(NamedTuple):
+    """One of Lightning's precisions, and the number formats that it uses."""
+
+    name: str
+    products: torch.dtype  # in which convolutions and matrix products are computed
+    parameters: torch.dtype  # of parameters, their gradients and the optimiser's state
+
+
+_PRECISIONS = (
+    Precision("64-true", torch.float64, torch.float64),
+    Precision("32-true", torch.float32, torch.float32),
+    Precision("16-true", torch.float16, torch.float16),
+    Precision("bf16-true", torch.bfloat16, torch.bfloat16),
+    Precision("16-mixed", torch.float16, torch.float32),
+    Precision("bf16-mixed", torch.bfloat16, torch.float32),
+    # Linear layers compute in float8, all the rest in the format of the parameters.
+    Precision("transformer-engine", torch.bfloat16, torch.bfloat16),
+    Precision("transformer-engine-float16", torch.float16, torch.float16),
+)
+PRECISIONS = {precision.name: precision for precision in _PRECISIONS}
+_SHORT = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def precision_of(trainer: Mapping[str, Any]) -> Precision:
+    """Return the precision that options of Lightning's Trainer ask for."""
+    given = str(trainer.get("precision") or "32-true")
+    return PRECISIONS[_SHORT.get(given, given)]
+
+
+def open_device(name: str) -> torch.device:
+    """Return a device, which becomes the current one if it is a GPU.
+
+    Raises:
+        ConfigError: if the device is not there.
+    """
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement of one thing: a row of a table."""
+
+    name: str
+    pairs: int  # samples that one turn handles
+    times: Sequence[float]  # seconds of each turn
+    memory: int | None = None  # bytes at the peak; None: not measured
+    operations: int = 0  # of a turn, see `count`
+    floor: float | None = None  # seconds that a device at its best needs for these operations
+    share: float | None = None  # of a whole, in [0, 1]; None: no part of a whole
+    rate: float | None = None  # pairs a second, where they do not follow from the median
+    about: Mapping[str, float] = field(default_factory=dict)  # further numbers by name
+
+    @property
+    def seconds(self) -> float:
+        """The median of the times."""
+        return statistics.median(self.times)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The lower and the upper quartile of the times."""
+        low, high = np.quantile(self.times, (0.25, 0.75))
+        return float(low), float(high)
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """Samples a second; None where the thing takes no time."""
+        return self.rate or (self.pairs / self.seconds if self.seconds > 0 else None)
+
+    @property
+    def ratio(self) -> float | None:
+        """The time over the floor: 1 is as fast as the device can be."""
+        return self.seconds / self.floor if self.floor else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: times in seconds, sizes in bytes."""
+        computed = ("seconds", "quartiles", "pairs_per_second", "ratio")
+        kept = ("name", "pairs", "memory", "operations", "floor", "share")
+        values = {key: getattr(self, key) for key in (*kept, *computed)}
+        return {**values, "turns": len(self.times), **self.about}
+
+
+# -- time and memory -----------------------------------------------------------------------------
+
+
+def measure(work: Callable[[], object], seconds: float) -> list[float]:
+    """Call a function again and again, and return the seconds that each call takes.
+
+    Args:
+        work: is called without arguments; a GPU is waited for.
+        seconds: duration of all calls, after some to warm up.
+    """
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds).times
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Return how many floating-point operations a second a device's best matrix product reaches.
+
+    A GPU multiplies float32 in TF32 where torch lets convolutions do so.
+
+    Args:
+        device: what is measured.
+        dtype: of the matrices.
+        seconds: duration of the measurement.
+    """
+    sides = (2048, 4096, 8192) if device.type == "cuda" else (256, 512, 1024)
+    precision, best = torch.get_float32_matmul_precision(), 0.0
+    if torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    for side in sides:
+        a, b = torch.randn(2, side, side, device=device).to(dtype)
+        times = measure(partial(torch.mm, a, b), seconds / len(sides))
+        best = max(best, 2 * side**3 / min(times))
+    torch.set_float32_matmul_precision(precision)
+    return best
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+    """Return the bytes of tensors that a call needs at its peak, beyond those before it.
+
+    Args:
+        work: should have been called before, so that libraries have their workspaces.
+        device: that computes.
+    """
+    if device.type == "cuda":
+        wait(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+        work()
+    return peak_of_profile(seen)
+
+
+def peak_of_profile(seen: profile) -> int:
+    """Return the peak of the CPU's tensors in a profile with memory, beyond those before it."""
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    events: list[Any] = [
+        event
+        for event in seen.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+    ]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(0, *np.cumsum(sizes).tolist()) if sizes else 0
+
+
+# -- operations ----------------------------------------------------------------------------------
+
+
+def counter() -> FlopCounterMode:
+    """Return a context that counts floating-point operations, a multiply-add as two."""
+    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+
+
+def count(work: Callable[[], object]) -> int:
+    """Count the operations of matrix products, convolutions and attention in a call.
+
+    Example:
+        >>> count(lambda: torch.ones(2, 8) @ torch.ones(8, 4))
+        128
+    """
+    with counter() as counted:
+        work()
+    return counted.get_total_flops()
+
+
+def _attention(q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> int:
+    return 2 * sdpa_flop_count(q, k, v)
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: Any) -> int:
+    transposed, wanted = more[4], more[7]  # aten's arguments "transposed" and "output_mask"
+    return conv_flop_count(x, weight, grad, transposed=transposed) * sum(wanted[:2])
+
+
+# PyTorch's counter leaves out attention on a CPU, counts the backward pass of attention as kernels
+# compute it and not as the mathematics has it, and counts the weights' gradient of a grouped
+# convolution as many times as there are groups.
+_FORMULAS: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_backward: _attention_backward,
+    torch.ops.aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
+    torch.ops.aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
+    torch.ops.aten.convolution_backward: _convolution_backward,
+}
+
+
+# -- traffic -------------------------------------------------------------------------------------
+
+
+def traffic(
+    objective_dim: int,
+    modalities: int,
+    batch: int,
+    parameters: int,
+    world: int,
+    views: int = 2,
+    itemsize: int = 4,
+) -> dict[str, int]:
+    """Return the bytes that each process sends in a training step, by what they are.
+
+    Counted are the exchanges that grow with the model or the batch, each as a ring sends it, which
+    no algorithm undercuts. Of a tensor of `b` bytes that a process hands over it sends
+    `(world - 1) b` in an all-gather, `(world - 1) b / world` in a reduce-scatter and
+    `2 (world - 1) b / world` in an all-reduce (Patarasuk and Yuan, Bandwidth optimal all-reduce
+    algorithms, 2009). Nothing of size K x K is sent: the loss is made of gathered embeddings. The
+    statistics of synchronised batch normalisation and the terms of the loss are left out.
+
+    Args:
+        objective_dim: width of the embeddings, K.
+        modalities: number of sensors.
+        batch: samples of a step, over all processes.
+        parameters: trained numbers of the model.
+        world: number of processes, among which the batch divides.
+        views: of each sensor that the objective compares.
+        itemsize: bytes of a parameter, and of its gradient.
+
+    Returns:
+        "embeddings", gathered for the loss; "embedding_gradients", on their way back to their
+        owners; "gradients" of the parameters, averaged by DDP; and "total".
+    """
+    own = modalities * views * (batch // world) * objective_dim * 4  # bytes of float32
+    gathered = (world - 1) * own
+    averaged = 2 * (world - 1) * parameters * itemsize // world
+    sent = {"embeddings": gathered, "embedding_gradients": gathered, "gradients": averaged}
+    return {**sent, "total": sum(sent.values())}

@@ -1,0 +1,390 @@
+"""How many hours and how much memory a run will take, foreseen from a few real steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from decur.bench.data import batches, views_compared
+from decur.bench.measure import matmul_rate, measure, precision_of, traffic
+from decur.bench.step import StepClock, TimedPretrainer, Training, count_parts, run_steps
+from decur.data import Batch, SkipBad
+from decur.errors import BadSampleError, ConfigError, DataError
+from decur.pretrain.compiling import pays
+from decur.pretrain.trainer import limited, refuse_endless
+
+ROOM = 0.9  # of a device's memory that is filled: kernels work in the rest, and it has gaps
+LEAST = 2  # samples of a batch on a device: batch statistics need two
+
+
+@dataclass(frozen=True)
+class Share:
+    """A run on a number of devices."""
+
+    gpus: int
+    samples: int  # of a batch, on each
+    memory: dict[str, int]  # bytes on each, by what they are for
+    sent: dict[str, int]  # bytes that each sends in a step, see `traffic`
+    computing: float  # seconds of a step
+    exchange: float  # seconds of a step in which gradients and embeddings are sent
+    reading: float  # seconds in which the samples of a step are read
+    step: float  # seconds of a step, whichever of computing and reading takes longer
+    hours: float  # of the run
+
+    @property
+    def total(self) -> int:
+        """Bytes of memory on each device in all."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run will cost."""
+
+    device: str  # that was measured
+    precision: str  # Lightning's name
+    compiled: bool  # whether the run compiles its networks, which makes it faster than planned
+    samples: int  # of the data set
+    batch: int  # samples of a step, on all devices
+    epochs: float
+    steps: int
+    parameters: int  # that are trained
+    operations: dict[str, float]  # floating-point operations of a step, by its parts
+    best: float  # operations a second of the device's best matrix product
+    measured: list[tuple[int, float]]  # samples and seconds of steps, the smaller batch first
+    reading: dict[str, float]  # see `measure_reading`
+    workers: int  # that read for a device
+    capacity: int  # bytes of a device
+    shares: list[Share]
+
+    @property
+    def reached(self) -> float:
+        """Share of the device's best matrix product that the larger measured step reaches."""
+        samples, seconds = self.measured[-1]
+        return sum(self.operations.values()) * samples / self.batch / seconds / self.best
+
+    @property
+    def ahead(self) -> float:
+        """Bytes of main memory in which a device's workers keep two batches each ready."""
+        return 2 * self.workers * self.batch * self.reading["pictures"]
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what will not do, each with what would."""
+        for share in self.shares:
+            if share.total > ROOM * self.capacity:
+                devices = "one device" if share.gpus == 1 else f"{share.gpus} devices"
+                yield (
+                    f"memory: on {devices} a step needs about {share.total / 1e9:.3g} GB, of "
+                    f"{self.capacity / 1e9:.3g} GB that there are on each; try "
+                    + "; or ".join(self._remedies(share, ROOM * self.capacity))
+                )
+        if self.ahead > main_memory() / 2:
+            yield (
+                f"main memory: workers keep {self.ahead / 1e9:.3g} GB of batches ready, of "
+                f"{main_memory() / 1e9:.3g} GB; try loader.workers {self.workers // 2}"
+            )
+
+    def _remedies(self, share: Share, room: float) -> Iterator[str]:
+        fixed = sum(share.memory[key] for key in ("weights", "gradients", "optimiser"))
+        if fixed > room:
+            yield "a smaller encoder.name or projector.width: weights alone take too much"
+            return
+        fits = int((room - fixed) / (share.total - fixed) * share.samples)
+        if fits >= LEAST:
+            yield f"loader.batch_size {fits * share.gpus}"
+        if self.precision == "32-true":
+            less = share.total - share.memory["activations"] / 2
+            does = "fits" if less <= room else "is still too much"
+            yield f"trainer.precision bf16-mixed: about {less / 1e9:.3g} GB, which {does}"
+        yield "encoder.checkpointing true, which keeps the inputs of an encoder's blocks alone"
+        yield "more devices, among which a batch divides (--gpus)"
+
+
+def plan(
+    training: Training,
+    device: torch.device,
+    *,
+    gpus: Sequence[int] = (1,),
+    seconds: float = 30.0,
+    link: float = 25e9,
+    samples: int | None = None,
+    memory: int | None = None,
+) -> RunCost:
+    """Foresee what `pretrain` costs, on one and on many devices like the one that is measured.
+
+    Args:
+        training: what will be trained, with the data or an example of it.
+        device: is measured. Nothing is compiled, since that takes minutes.
+        gpus: numbers of devices.
+        seconds: duration of the measurements, about.
+        link: bytes a second that each device sends to others. Sending is added to computing, though
+            some of it goes on at the same time.
+        samples: of the whole data set, where `training` has an example of it.
+        memory: bytes of a device; None for those of `device`.
+
+    Raises:
+        ConfigError: if the configuration cannot be run.
+        DataError: if too few samples can be read.
+    """
+    options, batch = training.trainer, training.loader.batch_size
+    number, workers = samples or len(training.data), training.loader.processes()
+    steps, epoch = length_of_run(options, number, batch)
+    for count in gpus:
+        if count < 1 or batch % count or batch < LEAST * count:
+            raise ConfigError(
+                f"--gpus: loader.batch_size {batch} does not divide among {count} devices, "
+                f"{LEAST} or more samples for each"
+            )
+    compiled = pays(device, steps) if training.compile == "auto" else training.compile
+    encoder = dataclasses.replace(training.encoder, pretrained=False)  # costs the same
+    training = dataclasses.replace(training, encoder=encoder, compile=False)
+    model, precision = training.build(), precision_of(options)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size, there = precision.parameters.itemsize, device_memory(device)
+    if 2 * trained * size > there:
+        raise ConfigError(
+            f"{device}: weights and gradients take {2 * trained * size / 1e9:.1f} GB, there are "
+            f"{there / 1e9:.1f} GB; choose a smaller encoder.name or projector.width"
+        )
+    reading, examples = measure_reading(training, min(5.0, seconds / 3))
+    views = views_compared(training.objective, list(model.modalities))
+    memory_of = measure_memory(training, model.to(device, precision.parameters), examples, views)
+    sizes = [batch]
+    while sizes[0] // 2 >= LEAST:
+        sizes.insert(0, sizes[0] // 2)
+    room = there * (ROOM if device.type == "cuda" else 0.5)  # main memory is for others, too
+    sizes = [n for n in sizes if n == sizes[0] or sum(memory_of(n, n).values()) <= room]
+
+    def run(size: int, least: float) -> list[float]:
+        clock = StepClock(device, least, least=3, warm_up=2)
+        run_steps(model, itertools.repeat(tile(examples, size)), options, device, clock, epoch)
+        return [sum(step.values()) for step in clock.counted]
+
+    measured = time_steps(run, sizes, seconds)
+    few = count_parts(model, tile(examples, LEAST), options, device)
+    fixed, each = line(measured)
+    monitor, paused = training.monitor, 0.0
+    if monitor.every_epochs:
+        # Features are of one picture in place of two views, without a backward pass, which takes
+        # twice as long as a forward pass.
+        paused = min(monitor.samples, number) * (1 / reading["alone"] + each / 6)
+        paused *= steps / epoch / monitor.every_epochs
+    cores = os.cpu_count() or 1
+
+    def share(count: int) -> Share:
+        own, width = batch // count, training.objective.dim
+        sent = traffic(width, len(model.modalities), batch, trained, count, views, size)
+        computing, exchange = fixed + each * own, sent["total"] / link
+        # Each device has workers of its own, but no cores of its own.
+        read = batch / (reading["rate"] * min(count, max(1.0, cores / max(1, workers))))
+        step = max(computing + exchange, read) if workers else computing + exchange + read
+        if device.type == "cpu":  # which the workers share
+            step = max(step, (computing * torch.get_num_threads() + read * workers) / cores)
+        return Share(
+            gpus=count,
+            samples=own,
+            memory=memory_of(own, batch),
+            sent=sent,
+            computing=computing,
+            exchange=exchange,
+            reading=read,
+            step=step,
+            hours=(steps * step + paused) / 3600,
+        )
+
+    return RunCost(
+        device=str(device),
+        precision=precision.name,
+        compiled=compiled,
+        samples=number,
+        batch=batch,
+        epochs=steps / epoch,
+        steps=steps,
+        parameters=trained,
+        operations={part: n * batch / LEAST for part, n in few.items() if n},
+        best=matmul_rate(device, precision.products, min(1.0, seconds / 10)),
+        measured=measured,
+        reading=reading,
+        workers=workers,
+        capacity=memory or there,
+        shares=[share(count) for count in gpus],
+    )
+
+
+def main_memory() -> int:
+    """Return the bytes of this machine's main memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the bytes that a run may take: what is free of a GPU, main memory of a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory()
+
+
+def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[int, int]:
+    """Return the batches of a run, and of an epoch.
+
+    Args:
+        options: of Lightning's Trainer.
+        samples: of the data set.
+        batch: samples of a batch.
+
+    Raises:
+        ConfigError: if there are not enough samples, or the run never ends.
+    """
+    refuse_endless(options)
+    if samples < batch:
+        raise ConfigError(
+            f"loader.batch_size: {batch} is more than the {samples} samples there are; set it to "
+            f"{max(2, samples)} or less, or say with --samples how many there will be"
+        )
+    epoch = limited(samples // batch, options.get("limit_train_batches"))
+    epochs, most = options.get("max_epochs"), options.get("max_steps")
+    steps = epoch * (100 if epochs is None else epochs)
+    if most is not None and most >= 0:
+        most *= options.get("accumulate_grad_batches") or 1
+        steps = most if steps < 0 else min(steps, most)
+    return steps, epoch
+
+
+def measure_reading(training: Training, seconds: float) -> tuple[dict[str, float], Batch]:
+    """Read samples in this process and through the loader, each for half of the time.
+
+    Returns:
+        Samples a second "alone" and at the "rate" of the loader's workers, bytes of a sample's
+        "pictures" and, where something is read, of its "files"; and a batch of examples.
+
+    Raises:
+        DataError: if no sample can be read.
+    """
+    data = training.data.only(targets=())  # as pretraining reads it
+    # A small batch tells sooner.
+    loader = dataclasses.replace(training.loader, batch_size=min(16, training.loader.batch_size))
+    with contextlib.closing(batches(data, loader, training.seed)) as stream:
+        examples = next(stream)
+        if len(examples["ids"]) < LEAST:
+            raise DataError(f"{len(examples['ids'])} of {loader.batch_size} samples can be read")
+        times = measure(lambda: next(stream), seconds / 2)
+    turns, dataset = itertools.cycle(range(len(data))), SkipBad(data)
+    alone = measure(lambda: dataset[next(turns)], seconds / 2)
+    pictures = sum(x.nbytes for x in examples["images"].values()) / len(examples["ids"])
+    found = {"rate": loader.batch_size / statistics.mean(times), "pictures": pictures}
+    found["alone"] = 1 / statistics.mean(alone)
+    with contextlib.suppress(BadSampleError):
+        stored = data.read_bytes(next(turns))
+        found |= {} if stored is None else {"files": stored.nbytes}
+    return found, examples
+
+
+def tile(batch: Batch, samples: int) -> Batch:
+    """Return a batch of another size: the same samples over and over, the most complete first."""
+    complete = torch.stack(list(batch["present"].values())).sum(0)
+    order = complete.argsort(descending=True, stable=True)
+    rows = order[torch.arange(samples) % len(order)]
+    return {
+        "images": {name: x[rows] for name, x in batch["images"].items()},
+        "present": {name: x[rows] for name, x in batch["present"].items()},
+        "target": {},
+        "ids": [batch["ids"][int(row)] for row in rows],
+        "bad": [],
+    }
+
+
+def measure_memory(
+    training: Training, model: TimedPretrainer, examples: Batch, views: int
+) -> Callable[[int, int], dict[str, int]]:
+    """Measure what two small steps keep for their backward pass, and foresee the memory of others.
+
+    What kernels take for a moment does not count, nor what the allocator leaves unused.
+
+    Args:
+        training: what will be trained.
+        model: on the device, in the precision of its parameters.
+        examples: what batches are made of.
+        views: of a sensor that the objective compares.
+
+    Returns:
+        `f(samples of a device, samples of all devices) = {what for: bytes}`.
+    """
+    small, large = (kept_by_step(model, tile(examples, n), training) for n in (LEAST, 2 * LEAST))
+    each = (large - small) / LEAST
+    fixed = max(0.0, small - LEAST * each)
+    optimizer = training.optimizer
+    states = 2 if optimizer.name == "adamw" else int(optimizer.momentum > 0)
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+    embedding = len(model.modalities) * views * training.objective.dim * 4
+    pictures = sum(x[0].nbytes for x in examples["images"].values())
+
+    def memory(samples: int, batch: int) -> dict[str, int]:
+        return {
+            "weights": weights,
+            "gradients": trained,
+            "optimiser": states * trained,
+            "activations": round(fixed + each * samples),  # views among them
+            # Gathered for the loss, standardised, and their gradients.
+            "others' embeddings": 3 * embedding * (batch - samples),
+            "pictures": pictures * samples,
+        }
+
+    return memory
+
+
+def kept_by_step(model: TimedPretrainer, batch: Batch, training: Training) -> int:
+    """Return the bytes that a step keeps for its backward pass, besides weights and buffers."""
+    kept: dict[int, torch.UntypedStorage] = {}  # each storage once, as a whole
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x.detach()  # an output that its own node keeps would never be freed
+
+    precision = precision_of(training.trainer)
+    mixed = torch.autocast(model.device.type, precision.products, precision.name.endswith("mixed"))
+    with saved_tensors_hooks(keep, lambda x: x), mixed:
+        model.training_step(model.transfer_batch_to_device(batch, model.device, 0), 0)
+    for x in (*model.parameters(), *model.buffers()):
+        kept.pop(x.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def time_steps(
+    run: Callable[[int, float], list[float]], sizes: Sequence[int], seconds: float
+) -> list[tuple[int, float]]:
+    """Time steps with the largest batch that is fast enough, and with a quarter of it.
+
+    Args:
+        run: `f(samples, seconds)` trains for a while, and returns the seconds of each step.
+        sizes: samples of the batches that may be tried, the smallest first.
+        seconds: duration, about.
+
+    Returns:
+        Samples and seconds of a step, the smaller batch first.
+    """
+    large = sizes[0]
+    for size in sizes[1:]:
+        soon = 5 * size / large * min(run(large, 0.0))  # seconds of five steps, at most
+        # Few samples alone do not show what a step takes whatever its batch.
+        if soon > (2 * seconds if size <= 16 else seconds / 3):
+            break
+        large = size
+    chosen = dict.fromkeys((max(LEAST, large // 4), large))
+    return [(size, statistics.median(run(size, seconds / 3))) for size in chosen]
+
+
+def line(measured: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Return the seconds of a step whatever the batch, and for each sample of it."""
+    (small, fast), (large, slow) = measured[0], measured[-1]
+    each = (slow - fast) / (large - small) if large > small else slow / large
+    if not 0 < each <= slow / large:  # two times that differ by chance
+        each = slow / large
+    return slow - each * large, each
