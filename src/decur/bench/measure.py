@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
@@ -172,7 +173,7 @@ def peak_of_profile(seen: profile) -> int:
     events: list[Any] = [
         event
         for event in seen.profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
     ]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(0, *np.cumsum(sizes).tolist()) if sizes else 0
@@ -195,18 +196,18 @@ def count(work: Callable[[], object]) -> int:
     """
     with counter() as counted:
         work()
-    return counted.get_total_flops()
+    return int(counted.get_total_flops())
 
 
-def _attention(q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> int:
-    return sdpa_flop_count(q, k, v)
+def _attention(q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> Any:
+    return _products_of_attention(q, k, v)
 
 
-def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> int:
-    return 2 * sdpa_flop_count(q, k, v)
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> Any:
+    return 2 * _products_of_attention(q, k, v)
 
 
-def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: Any) -> int:
+def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: Any) -> Any:
     transposed, wanted = more[4], more[7]  # aten's arguments "transposed" and "output_mask"
     return conv_flop_count(x, weight, grad, transposed=transposed) * sum(wanted[:2])
 
@@ -214,6 +215,7 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: 
 # PyTorch's counter leaves out attention on a CPU, counts the backward pass of attention as kernels
 # compute it and not as the mathematics has it, and counts the weights' gradient of a grouped
 # convolution as many times as there are groups.
+_products_of_attention: Callable[..., Any] = sdpa_flop_count
 _FORMULAS: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

@@ -113,6 +113,9 @@ class TimedPretrainer(Pretrainer):
             return super().transfer_batch_to_device(batch, device, index)
 
 
+_never_compiled: Callable[..., Any] = torch.compiler.disable
+
+
 def _end_of(part: str) -> Callable[..., None]:
     def end(clock: StepClock, *unused: object) -> None:
         if clock.by_parts:
@@ -145,7 +148,7 @@ class StepClock(L.Callback):
         self.steps: list[dict[str, float]] = []  # what each part took, step by step
         self._step, self._last, self._started = dict.fromkeys(PARTS, 0.0), now(), 0.0
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_never_compiled
     def mark(self, part: str) -> None:
         """Give what has passed since the last mark to a part."""
         wait(self.device)
@@ -211,9 +214,10 @@ class StepClock(L.Callback):
                 arrived.append(True)
                 self.mark("loss")
 
-        for z in itertools.chain.from_iterable(embeddings.values()):
+        views: Any = itertools.chain.from_iterable(embeddings.values())
+        for z in views:
             if z.requires_grad:
-                z.register_hook(end_of_loss)  # type: ignore[no-untyped-call]
+                z.register_hook(end_of_loss)
 
 
 class StepMemory(L.Callback):
