@@ -82,3 +82,10 @@ def test_stats_writes_what_pretraining_takes(make_pairs, capsys, tmp_path):
     main(["stats", str(root), "--overwrite", "--out", str(tmp_path / "m.yaml")])
     assert PairedFolder(root, tmp_path / "m.yaml").modalities == made
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("base", ["demo", "ombria"])
+@pytest.mark.parametrize("objective", ["BarlowTwins", "CLIP", "SimCLR", "VICReg"])
+def test_a_recipe_that_differed_by_its_objective_names_the_option(base, objective):
+    with pytest.raises(ConfigError, match=f"use --config {base} --objective {objective}"):
+        find_config(f"{base}-{objective.lower()}")

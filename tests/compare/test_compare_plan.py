@@ -133,7 +133,7 @@ def test_methods_that_differ_in_transfer_alone_are_pretrained_once():
 
 def test_apart_pretrains_each_sensor_without_the_others():
     found = plan(
-        methods={"BT": MethodPlan({"base": "demo-barlowtwins"}, apart=True)},
+        methods={"BT": MethodPlan({"objective": "BarlowTwins"}, apart=True)},
         modalities=[OPTICAL, BOTH],
     ).cells()
     alone = {c.modalities: c for c in found if c.command == "pretrain"}
@@ -162,13 +162,13 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
         "pretrain",
         pretrain={"base": "demo", "trainer.max_epochs": 7, "views": {"size": 20}},
         backbones={"small": {"encoder.name": "test_resnet", "projector.width": 64}},
-        methods={"CLIP": MethodPlan({"base": "demo-clip", "views.size": 24})},
+        methods={"CLIP": MethodPlan({"objective": "CLIP", "views.size": 24})},
         seeds=[4],
     )
     found = settings(trained)
     assert found["optimizer.lr"] == 0.001 and found["monitor.samples"] == 768  # of the recipe demo
     assert found["data.init_args.samples"] == 40  # not the recipe's 2048
-    assert found["objective.class_path"].endswith("CLIP")  # of the method's own base
+    assert found["objective.class_path"].endswith("CLIP")  # of the method
     assert (found["trainer.max_epochs"], found["views.size"]) == (7, 24)
     assert (found["projector.width"], found["seed"], trained.backbone) == (64, 4, "small")
 
@@ -183,7 +183,7 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
     assert found["data.init_args.samples"] == 40
 
     for cell, parser in ((trained, pretrain_parser()), (transferred, transfer_parser())):
-        again = parser.parse_layers([yaml.safe_load(cell.config)])
+        again = parser.read([yaml.safe_load(cell.config)])
         values = yaml.safe_load(parser.dump(again, skip_none=False, skip_validation=True))
         orders = {"resume", "overwrite"}  # to the command
         assert {k: v for k, v in values.items() if k not in orders} == yaml.safe_load(cell.config)
@@ -245,7 +245,7 @@ def test_a_folder_is_named_alike_wherever_and_however_it_runs():
         {"seeds": [1]},
         {"pretrain": {"base": "demo", "trainer.max_epochs": 16}},
         {"pretrain": {"base": "demo", "trainer.precision": "bf16-mixed"}},
-        {"pretrain": {"base": "demo-clip"}},
+        {"pretrain": {"base": "demo", "objective": "CLIP"}},
         {"methods": {"DeCUR": MethodPlan({"objective.init_args.common": 0.5})}},
         {"backbones": {"test_resnet": {"encoder": {"name": "test_resnet", "pretrained": True}}}},
         {"data": {**SCENES, "init_args": {**SCENES["init_args"], "seed": 1}}},

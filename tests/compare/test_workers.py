@@ -28,7 +28,7 @@ def cells(tmp_path):
         run=tmp_path,
         methods={
             "one": MethodPlan(endless),
-            "two": MethodPlan({**endless, "base": "demo-clip"}),
+            "two": MethodPlan({**endless, "objective": "CLIP"}),
             "random": MethodPlan(pretrain=None),
         },
         tasks={"cover": TaskPlan({"target": "cover"})},

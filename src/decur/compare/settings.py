@@ -93,7 +93,7 @@ class Settings:
         """Each only once: parsing takes a tenth of a second, and a comparison has many cells."""
         key = repr(layers)
         if key not in self._known:
-            settings = self._parser.parse_layers(layers)
+            settings = self._parser.read(layers)
             for order in ("resume", "overwrite"):  # to the command; no part of a configuration
                 settings.pop(order, None)
             complete, differing = (

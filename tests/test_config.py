@@ -1,0 +1,120 @@
+"""Layers of a configuration: what overrides what, and what is refused in one line."""
+
+import logging
+
+import pytest
+
+from decur.config import Parser
+from decur.errors import ConfigError
+from decur.pretrain.command_pretrain import build_parser
+
+SCENES = {"data": {"class_path": "SyntheticScenes", "init_args": {"samples": 64}}}
+
+
+@pytest.fixture(scope="module")
+def parser() -> Parser:
+    return build_parser()
+
+
+@pytest.mark.parametrize(
+    ("layers", "merged"),
+    [
+        ([{"views": {"size": 3}}, {"views": {"shared_geometry": True}}], {"size": 3}),
+        ([{"views.size": 3}, {"views": {"shared_geometry": True}}], {"size": 3}),
+        ([{"views.size": 3, "views": {"size": 4, "shared_geometry": True}}], {"size": 3}),
+        ([{"views": {"size": 3}}, {"views.size": 4, "views.shared_geometry": True}], {"size": 4}),
+    ],
+)
+def test_groups_are_merged_and_dotted_keys_belong_to_them(parser, layers, merged):
+    assert parser.merge(layers) == {"views": {**merged, "shared_geometry": True}}
+
+
+def test_values_are_replaced_even_where_they_are_mappings_or_lists(parser):
+    old = {"encoder": {"options": {"a": 1}, "name": "x"}, "modalities": ["s1", "s2"]}
+    new = {"encoder.options": {"b": 2}, "modalities": "s1"}
+    merged = parser.merge([old, new])
+    assert merged == {"encoder": {"options": {"b": 2}, "name": "x"}, "modalities": ["s1"]}
+    merged = parser.merge([old, {"encoder.options.b": 2}])  # one key of the mapping
+    assert merged["encoder"]["options"] == {"a": 1, "b": 2}
+    assert old["encoder"]["options"] == {"a": 1}
+
+
+@pytest.mark.parametrize("given", ["BarlowTwins", {"class_path": "decur.BarlowTwins"}])
+def test_another_objective_has_its_own_defaults(parser, given, caplog):
+    caplog.set_level(logging.INFO)
+    old = {"objective": {"class_path": "DeCUR", "init_args": {"common": 0.5}}}
+    settings = parser.read([SCENES, old, {"objective": given}])
+    assert settings.objective.class_path == "decur.objectives.BarlowTwins"
+    assert settings.objective.init_args.as_dict() == {"dim": 8192, "lambda_": 0.0051}
+
+
+def test_options_that_mean_something_else_are_not_taken_over(parser):
+    """`intra` of DeCUR is on by default, that of SimCLR is off; temperatures differ, too."""
+    old = {"objective": {"class_path": "CLIP", "init_args": {"temperature": 0.3}}}
+    settings = parser.read([SCENES, old, {"objective": "SimCLR"}])
+    assert settings.objective.init_args.temperature == 0.5
+    assert settings.objective.init_args.intra is False
+    old = {"data": {"class_path": "PairedFolder", "init_args": {"root": "r", "missing": "drop"}}}
+    settings = parser.read([old, {"data": "Ombria"}])
+    assert settings.data.init_args.as_dict() == {"root": "r", "split": None, "size": 256}
+
+
+def test_what_is_dropped_is_said(caplog):
+    caplog.set_level(logging.INFO)
+    parser = build_parser()
+    settings = parser.parse(["--config=demo", "--objective=VICReg", "--objective.covariance=2"])
+    assert "objective: VICReg in place of DeCUR; objective.common dropped" in caplog.text
+    found = settings.objective.init_args.as_dict()
+    assert found == {**found, "dim": 256, "covariance": 2.0, "invariance": 25.0}
+
+
+def test_a_later_configuration_overrides_an_earlier_option_and_class():
+    parser = build_parser()
+    settings = parser.parse(["--views.size=3", "--objective=CLIP", "--config=demo", "--seed=5"])
+    assert settings.views.size == 48 and settings.seed == 5
+    assert settings.objective.class_path == "decur.objectives.DeCUR"
+    assert settings.objective.init_args.common == 0.75
+
+
+def test_values_on_the_command_line_are_typed_by_their_key(tmp_path):
+    given = ["--config=demo", "--run=2024", "--optimizer.lr=1e-3", "--views.augment.sar={blur: 1}"]
+    settings = build_parser().parse([*given, "--modalities", "optical", "sar", "--resume"])
+    assert (settings.run, settings.optimizer.lr, settings.resume) == ("2024", 0.001, True)
+    assert settings.modalities == ["optical", "sar"]
+    assert settings.views.augment == {"sar": {"blur": 1}}
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ({"view.size": 3}, "view.size: unknown key; did you mean views.size?"),
+        ({"views": {"sizee": 3}}, "views.sizee: unknown key; did you mean views.size?"),
+        ({"views": 3}, "views: has keys of its own, such as views.size; 3 is no mapping"),
+        ({"data": "/some"}, "data: names a class, not a folder; give --data.root /some"),
+        ({"data": [1]}, "data: names a class; [1] is none"),
+        ({"data": "SyntheticScene"}, "no class 'SyntheticScene'; did you mean SyntheticScenes?"),
+        ({"data": "no.such.Class"}, "data: no class 'no.such.Class': module 'no.such' cannot be"),
+        ({"data.sample": 3}, "data.sample: SyntheticScenes takes no such key; did you mean data.s"),
+        ({"data.samples": "many"}, "data.samples: expected int, got 'many'"),
+        ({"trainer.max_epochs": "x"}, "trainer.max_epochs: expected int or null, got 'x'"),
+        ({"optimizer.name": "sgd"}, "optimizer.name: expected one of lars, adamw, got 'sgd'"),
+        ({"data": "PairedFolder"}, "data.root: is required by PairedFolder"),
+        ({"objective.dim": 3}, "objective.dim: is 3, but projector.width, which it follows, is 8"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(parser, layer, said):
+    with pytest.raises(ConfigError) as error:
+        parser.read([SCENES, layer])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_of_keys_may_stand_for_a_group(parser, tmp_path):
+    path = tmp_path / "views.yaml"
+    path.write_text("size: 7\n")
+    assert parser.merge([{"views": str(path)}]) == {"views": {"size": 7}}
+
+
+@pytest.mark.parametrize("arguments", [["--views.size"], ["--modalities"], ["extra"]])
+def test_words_that_make_no_sense_are_refused(arguments):
+    with pytest.raises(ConfigError, match=arguments[0].removeprefix("--")):
+        build_parser().parse(["--config=demo", *arguments])
