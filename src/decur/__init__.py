@@ -6,18 +6,11 @@ from decur import renamed
 from decur.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from decur.data.folder import PairedFolder
-    from decur.data.generated.scenes import SyntheticScenes
-    from decur.data.packed import PackedPairs
-    from decur.encoders.backbone import build_encoder, list_encoders
-    from decur.encoders.files import load_encoder, save_encoder
+    from decur.data import PackedPairs, PairedFolder, SyntheticScenes
+    from decur.encoders import build_encoder, list_encoders, load_encoder, save_encoder
     from decur.modality import Modality
-    from decur.objectives.barlow_twins import BarlowTwins
-    from decur.objectives.clip import CLIP
-    from decur.objectives.decur import DeCUR
-    from decur.objectives.simclr import SimCLR
-    from decur.objectives.vicreg import VICReg
-    from decur.pretrain.module import Pretrainer
+    from decur.objectives import CLIP, BarlowTwins, DeCUR, SimCLR, VICReg
+    from decur.pretrain import Pretrainer
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
