@@ -27,10 +27,9 @@ from decur.objectives import list_objectives
 from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings
-from decur.transfer.averaging import Averaging
-from decur.transfer.cmx import CMX
+from decur.transfer.augment import Averaging
 from decur.transfer.fit import Trainee
-from decur.transfer.models import FCN, LateFusion
+from decur.transfer.heads import CMX, FCN, LateFusion
 from decur.transfer.settings import FitSettings
 from decur.transfer.tasks import make_task
 

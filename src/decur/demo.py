@@ -18,7 +18,7 @@ from decur.pretrain import PairedData, Pretrainer
 from decur.pretrain.command_pretrain import build_parser, parse
 from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.monitors import encode
-from decur.pretrain.probe import METRICS, probe
+from decur.probes import METRICS, quick_probe
 
 SAMPLES = 1500  # half train a probe, half test it
 _ABOUT = (
@@ -103,7 +103,7 @@ def _feature_scores(model: Pretrainer, data: PairedData) -> list[tuple[object, .
     for name, labels in after.targets.items():
         target = data.dataset.targets[name]
         scores = [
-            probe({k: x.numpy() for k, x in encoded.features.items()}, labels, target)
+            quick_probe({k: x.numpy() for k, x in encoded.features.items()}, labels, target)
             for encoded in (before, after)
         ]
         for key in scores[1]:
@@ -121,7 +121,9 @@ def _part_scores(model: Pretrainer, data: PairedData) -> list[tuple[object, ...]
         target = data.dataset.targets[name]
         for sensor, z in encoded.embeddings.items():
             scores = [
-                probe({sensor: z[:, part].numpy()}, labels, target).get(f"{sensor}/linear", np.nan)
+                quick_probe({sensor: z[:, part].numpy()}, labels, target).get(
+                    f"{sensor}/linear", np.nan
+                )
                 for part in model.objective.parts.values()
             ]
             rows.append((name, ", ".join(target.modalities) or "all", sensor, *scores))

@@ -32,6 +32,15 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.data.opening": "decur.data.base",
     "decur.data.packing": "decur.data.packed",
     "decur.explain.browser_cards": "decur.explain.browser",
+    "decur.explain.held_out": {
+        "Halves": "decur.probes:Halves",
+        "canonical": "decur.explain.agreement:canonical",
+        "coordinates": "decur.probes:coordinates",
+        "places": "decur.explain.agreement:places",
+        "predicted": "decur.probes:predicted",
+        "split": "decur.probes:split",
+        "standardised": "decur.probes:standardised",
+    },
     "decur.explain.maps": "decur.explain.saliency",
     "decur.explain.opening": {
         "configuration": "decur.explain.settings:configuration",
@@ -46,8 +55,26 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.explain.style": "decur.plotting",
     "decur.pretrain.batchnorm": "decur.pretrain.distributed",
     "decur.pretrain.engine": "decur.pretrain.trainer",
+    "decur.pretrain.probe": {
+        "METRICS": "decur.probes:METRICS",
+        "probe": "decur.probes:quick_probe",
+    },
     "decur.pretrain.sharding": "decur.pretrain.distributed",
     "decur.data.resizing": "decur.data.files",
+    "decur.transfer.averaging": "decur.transfer.augment",
+    "decur.transfer.fusion": "decur.transfer.heads",
+    "decur.transfer.models": "decur.transfer.heads",
+    "decur.transfer.outside": {"MissingBands": "decur.transfer.settings:MissingBands"},
+    "decur.transfer.probe": {
+        "LOGISTIC": "decur.probes:LOGISTIC",
+        "PATIENCE": "decur.probes:PATIENCE",
+        "RIDGE": "decur.probes:RIDGE",
+        "_fit_chosen": "decur.probes:fit_chosen",
+        "_solve_logistic": "decur.probes:solve_logistic",
+        "_solve_ridge": "decur.probes:solve_ridge",
+        "fit_logistic": "decur.probes:fit_logistic",
+        "fit_ridge": "decur.probes:fit_ridge",
+    },
 }
 
 

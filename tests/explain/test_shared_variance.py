@@ -8,17 +8,10 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from decur.explain import DoesNotApply, Encoded, encoded
-from decur.explain.held_out import (
-    Halves,
-    canonical,
-    coordinates,
-    places,
-    predicted,
-    split,
-    standardised,
-)
+from decur.explain.agreement import canonical, places
 from decur.explain.shared import advice, findings, plot_canonical, plot_shared, shared
 from decur.objectives.alignment import effective_rank
+from decur.probes import Halves, coordinates, predicted, split, standardised
 
 N = 900
 TRAIN, TEST = split(N, None, 0)

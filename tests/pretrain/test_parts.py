@@ -4,12 +4,11 @@ import csv
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from decur.data import LoaderSettings, Target
+from decur.data import LoaderSettings
 from decur.encoders import build_encoder
 from decur.errors import ConfigError, DataError, DivergedError
 from decur.pretrain.callbacks import BadSamples
@@ -17,7 +16,6 @@ from decur.pretrain.data import EpochBatches, ResumableLoader
 from decur.pretrain.metrics import Meter
 from decur.pretrain.monitors import Encoded, ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
-from decur.pretrain.probe import probe
 from decur.pretrain.settings import OptimizerSettings
 from decur.pretrain.trainer import make_engine
 from decur.runs import RunFolder
@@ -117,41 +115,6 @@ def test_the_schedule_is_a_cosine_after_a_warmup():
     assert cosine_with_warmup(100, 100, 0) == pytest.approx(0)
     assert [cosine_with_warmup(i, 14, 4) for i in range(4)] == [0.25, 0.5, 0.75, 1]
     assert cosine_with_warmup(4 + 3, 14, 4) == pytest.approx((1 + math.cos(math.pi * 0.3)) / 2)
-
-
-@pytest.mark.parametrize("kind", ["class", "multilabel", "scalar"])
-def test_a_probe_finds_what_is_there_and_nothing_else(kind):
-    rng = np.random.default_rng(0)
-    factor = rng.normal(size=400)
-    informative = np.stack([factor, *rng.normal(size=(5, 400))], axis=1).astype(np.float32)
-    noise = rng.normal(size=(400, 6)).astype(np.float32)
-    labels = {
-        "class": (factor > 0).astype(int),
-        "multilabel": np.stack([factor > 0, factor > 0.5], axis=1).astype(np.float32),
-        "scalar": factor,
-    }[kind]
-    scores = probe({"a": informative, "b": noise}, labels, Target(kind, ("x", "y")))
-    chance = {"class": 0.5, "multilabel": labels.mean(), "scalar": 0.0}[kind]
-    assert scores["a/linear"] > 0.95 and scores["a+b/linear"] > 0.85
-    assert scores["a/knn"] > 0.6
-    assert abs(scores["b/linear"] - chance) < 0.12 and abs(scores["b/knn"] - chance) < 0.15
-
-
-def test_a_probe_leaves_out_unknown_labels_absent_sensors_and_split_groups():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 4)).astype(np.float32)
-    y = (x[:, 0] > 0).astype(np.float32)
-    x[::5], y[1::5] = np.nan, -1
-    assert probe({"a": x}, y, Target("class", ("no", "yes")))["a/linear"] > 0.9
-    # a label that only names the group cannot be told for groups that were not seen
-    groups = [f"g{i // 10}" for i in range(200)]
-    member = np.repeat(np.arange(20), 10).astype(np.float32)
-    code = np.eye(20, dtype=np.float32)[member.astype(int)]
-    target = Target("class", tuple(map(str, range(20))))
-    assert probe({"a": code}, member, target, groups)["a/linear"] < 0.2
-    assert probe({"a": code}, member, target)["a/linear"] > 0.8
-    assert probe({"a": x[:10]}, y[:10], Target("class", ("no", "yes"))) == {}
-    assert probe({"a": x}, y, Target("class", ("no", "yes")), ["one"] * 200) == {}
 
 
 def test_a_meter_survives_being_saved():

@@ -8,9 +8,8 @@ from torch.nn.functional import interpolate
 
 from decur.data import Target
 from decur.errors import ConfigError
-from decur.transfer import FCN, FitSettings
-from decur.transfer.augment import scale_and_flip
-from decur.transfer.averaging import Averaging
+from decur.transfer import FCN, FitSettings, TransferSettings
+from decur.transfer.augment import Averaging, scale_and_flip
 from decur.transfer.fit import Trainee
 from decur.transfer.tasks import make_task
 
@@ -33,7 +32,7 @@ def test_it_is_the_mean_over_scales_and_mirrors(encoders):
             outputs.append(output[..., torch.arange(47, -1, -1)] if mirror else output)
     torch.testing.assert_close(found, sum(outputs) / 6)
     alone = Averaging()
-    assert alone.trivial and not Averaging((1.0,), flip=True).trivial
+    assert not TransferSettings().averages and TransferSettings(test_flip=True).averages
     assert torch.equal(alone.output(model, images, None, (64, 48)), model(images))
 
 
@@ -108,7 +107,7 @@ def test_the_command_averages(transferred, run_folder, monkeypatch):
 
 def test_what_cannot_be_is_said(refused):
     with pytest.raises(ConfigError, match="test_scales: factors greater than 0, one at least"):
-        Averaging(())
+        TransferSettings(test_scales=())
     with pytest.raises(ConfigError, match=r"fit\.scales: factors"):
         FitSettings(scales=(0.0,))
     with pytest.raises(ConfigError, match=r"fit\.piece: height and width"):

@@ -14,7 +14,7 @@ from decur.encoders import build_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.transfer import CMX, load_model
 from decur.transfer.cmx import FeatureFusion, FeatureRectification, MLPDecoder
-from decur.transfer.models import save_model
+from decur.transfer.heads import save_model
 
 
 def make_encoders(names=("mit_b0", "mit_b0"), bands=(3, 2)):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from decur.cli import main
-from decur.transfer import resume, run
+from decur.pretrain.state import TrainingState
+from decur.transfer import fit, run
+from decur.transfer.batches import EveryBatch
 from decur.transfer.fit import Trainee
-from decur.transfer.loading import EveryBatch
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),
@@ -27,11 +28,11 @@ FROZEN_FCN = [*SCENES, "--target=mask", "--fit.lr=0.01"]
 
 
 def killed_when_saved(command):
-    def save_and_die(self, *rest, save=resume.ResumableTraining.save):
+    def save_and_die(self, *rest, save=TrainingState.save):
         save(self, *rest)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    resume.PAUSE, resume.ResumableTraining.save = 0, save_and_die
+    fit.SAVE_PAUSE, TrainingState.save = 0, save_and_die
     main(command)
 
 
@@ -216,17 +217,17 @@ def test_a_state_that_cannot_be_read_is_discarded(transferred, stopped, steps, c
 
 
 def test_only_a_long_training_is_saved(transferred, monkeypatch):
-    steps, real = [], resume.ResumableTraining.save
+    steps, real = [], TrainingState.save
 
     def save(self, trainer):
         real(self, trainer)
         steps.append(trainer.global_step)
         assert saved(self.run.path.parent) == [f"step-{trainer.global_step:09d}.ckpt"]  # only one
 
-    monkeypatch.setattr(resume.ResumableTraining, "save", save)
+    monkeypatch.setattr(TrainingState, "save", save)
     short = transferred(*TUNED, name="short")
     assert steps == []
-    monkeypatch.setattr(resume, "PAUSE", 0)
+    monkeypatch.setattr(fit, "SAVE_PAUSE", 0)
     long = transferred(*TUNED, name="long")
     assert steps == [3, 6, 9, 12] and not saved(long)
     assert_same_run(short, long)

@@ -10,9 +10,9 @@ from decur.data import PairedFolder
 from decur.encoders import build_encoder
 from decur.pretrain import LoaderSettings
 from decur.runs import RunFolder
-from decur.transfer import FCN, FitSettings
-from decur.transfer.fit import Engine
-from decur.transfer.learn import Learning
+from decur.transfer import FCN, FitSettings, TransferSettings
+from decur.transfer.fit import Engine, train_on_maps, train_on_pictures
+from decur.transfer.splits import Parts
 from decur.transfer.survey import map_names, survey
 from decur.transfer.tasks import make_task
 
@@ -45,20 +45,20 @@ def frozen(flooded):
 
 def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_path):
     task, loader = make_task("mask", flooded.targets["mask"]), LoaderSettings(6, workers=0)
-    settings = FitSettings(augment=False, epochs=3, lr=0.01).complete("mask", freeze=True)
-    train, test = np.arange(12), np.arange(12, 19)
+    fit = FitSettings(augment=False, epochs=3, lr=0.01)
+    settings = TransferSettings(fit=fit, loader=loader, size=48, seed=5).complete(task)
+    parts = Parts(flooded, task, train=np.arange(12), test=np.arange(12, 19))
     kept, models = {}, {}
     for way in ("maps", "pictures"):
         model = models[way] = frozen()
         engine = Engine(RunFolder(tmp_path / way), Console(quiet=True), "cpu")
-        learning = Learning(flooded, task, train, test, settings, loader, engine, 48, seed=5)
         if way == "maps":
             seen = survey(
                 flooded, "mask", model.encoders, tmp_path / "cache", loader, 48, maps=True
             )
-            kept[way] = learning.train_on_maps(model, seen)
+            kept[way] = train_on_maps(model, seen, parts, settings, engine)
         else:
-            kept[way] = learning.train_on_pictures(model)
+            kept[way] = train_on_pictures(model, parts, settings, engine)
     for a, b in zip(models["maps"].parameters(), models["pictures"].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert not torch.equal(models["maps"].bias, frozen().bias)  # something was learned

@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 from decur.errors import DataError
 from decur.transfer import FCN, LateFusion, load_model
 from decur.transfer.augment import crop_and_flip
-from decur.transfer.models import save_model
+from decur.transfer.heads import save_model
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 from decur.cli import main
 from decur.data import PairedFolder, SyntheticScenes
 from decur.encoders import TimmEncoder, save_encoder
+from decur.errors import ConfigError
 from decur.modality import Modality
-from decur.pretrain import LoaderSettings
-from decur.transfer import FitSettings, load_model, transfer
+from decur.pretrain import EncoderSettings, LoaderSettings
+from decur.transfer import FitSettings, TransferSettings, load_model, transfer
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),
@@ -182,7 +183,10 @@ def test_python_takes_data_to_test_on(encoders, run_folder, tmp_path):
         SyntheticScenes(n, 32, modalities=["sar"], start=start) for n, start in ((40, 0), (10, 900))
     )
     done = transfer(
-        *(train, test, str(run_folder), "moisture"),
+        train,
+        test_data=test,
+        encoders=str(run_folder),
+        target="moisture",
         run=str(tmp_path / "run"),
         loader=LoaderSettings(workers=0),
         fit=FitSettings(),
@@ -192,6 +196,21 @@ def test_python_takes_data_to_test_on(encoders, run_folder, tmp_path):
     assert done.results["test"] == 10 and done.results["modalities"] == ["sar"]
     assert "interval" not in done.results["metrics"]["R2"]
     assert yaml.safe_load((tmp_path / "run" / "results.json").read_text()) == done.results
+
+
+def test_python_takes_settings_and_options_over_them(scenes, tmp_path):
+    fast = TransferSettings(
+        target="cover",
+        encoder=EncoderSettings("test_resnet"),
+        loader=LoaderSettings(workers=0),
+        bootstrap=0,
+        device="cpu",
+        folds=4,
+    )
+    done = transfer(scenes, fast, run=str(tmp_path / "run"), folds=3, modalities=["sar"])
+    assert done.results["test"] == 20 and done.results["modalities"] == ["sar"]
+    with pytest.raises(ConfigError, match=r"encoder_: unknown option .*; did you mean encoders?\?"):
+        transfer(scenes, fast, encoder_="random")
 
 
 def test_encoders_are_refused_where_they_do_not_fit(refused, run_folder, encoders, tmp_path):

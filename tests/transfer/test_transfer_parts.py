@@ -20,7 +20,6 @@ from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
 from decur.transfer.evaluate import intervals
 from decur.transfer.fit import rate_factor
-from decur.transfer.probe import _validation, fit_ridge
 from decur.transfer.settings import FitSettings
 from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
 from decur.transfer.survey import survey
@@ -183,47 +182,6 @@ def test_joined_data_reads_either_part():
         join(parts[0], SyntheticScenes(5, 32, modalities=["sar"]))
 
 
-@pytest.mark.parametrize(
-    ("kind", "labels_of"),
-    [
-        ("class", lambda x: (x[:, 3] > 0).astype(np.int64)),
-        ("multilabel", lambda x: (x[:, [3, 5]] > 0).astype(np.float32)),
-        ("scalar", lambda x: 100 + 20 * x[:, 3]),
-    ],
-)
-def test_the_ridge_finds_what_is_planted(kind, labels_of):
-    rng = np.random.default_rng(0)
-    x = (rng.normal(size=(600, 30)) * rng.uniform(0.1, 10, 30) + 5).astype(np.float32)
-    planted = (x - x.mean(0)) / x.std(0)
-    labels = labels_of(planted)
-    task = make_task("y", Target(kind, () if kind == "scalar" else ("a", "b")))
-    layer, strength = fit_ridge(x[:400], labels[:400], task)
-    with torch.no_grad():
-        output = layer(torch.from_numpy(x[400:]))
-    score = task.metrics(task.keep(output, torch.from_numpy(labels[400:])))[task.main]
-    assert score > (0.85 if kind == "class" else 0.95) and strength <= 100
-    noise = rng.permutation(labels[:400])
-    assert fit_ridge(x[:400], noise, task)[1] > strength or kind != "scalar"
-
-
-def test_the_ridge_never_sees_a_held_out_group_it_chooses_by():
-    """Features that name the group and labels that follow it: worthless on other groups."""
-    rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(40), 10)
-    x = np.concatenate([np.eye(40)[groups], rng.normal(size=(400, 5))], axis=1).astype(np.float32)
-    labels = rng.normal(size=40)[groups].astype(np.float32)
-    task = make_task("y", Target("scalar"))
-    leaky, honest = fit_ridge(x, labels, task)[1], fit_ridge(x, labels, task, groups)[1]
-    assert leaky <= 1 and honest >= 100
-
-
-def test_a_handful_of_samples_still_gives_a_head(caplog):
-    task = make_task("y", Target("class", ("a", "b")))
-    layer, strength = fit_ridge(np.eye(2, dtype=np.float32), np.array([0, 1]), task)
-    assert strength == 100 and torch.isfinite(layer.weight).all()
-    assert "too few" in caplog.text
-
-
 def test_schedules_and_defaults_are_the_papers():
     frozen = FitSettings().complete("multilabel", freeze=True)
     assert (frozen.name, frozen.lr, frozen.weight_decay) == ("sgd", 0.5, 0)
@@ -304,19 +262,6 @@ def test_nothing_is_trained_on_and_tested_on(label_folder, tmp_path):
     refuse_shared(scenes, SyntheticScenes(5, 32, seed=1))  # the same ids of other pictures
     with pytest.raises(ConfigError, match="5 samples"):
         refuse_shared(scenes, SyntheticScenes(5, 32))
-
-
-def test_a_validation_part_without_the_metric_does_not_stop_the_choice(caplog):
-    """R2 of a part of one sample is undefined."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, 3)).astype(np.float32)
-    labels, task = (x[:, 0] * 5).astype(np.float32), make_task("y", Target("scalar"))
-    groups = np.array([0] + [1] * 20 + [2] * 19)
-    parts = _validation(labels, task, groups, 1)
-    assert {len(held) for _, held in parts} == {1, 20}
-    assert fit_ridge(x, labels, task, groups, seed=1)[1] < 100 and not caplog.messages
-    fit_ridge(x[:2], labels[:2], task, np.array([0, 1]))
-    assert "no validation part defines R2; the probe's regularisation is 100" in caplog.text
 
 
 def test_a_single_group_has_no_interval(caplog):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from decur.compare.settings import Changes, encoder_name
 from decur.errors import ConfigError
-from decur.transfer.results import SIGNS
+from decur.transfer.tasks.base import known_metrics
 
 if TYPE_CHECKING:
     from decur.compare.plan import Plan
@@ -48,7 +48,7 @@ def check(plan: Plan) -> None:
     _refuse_unknown("against", [plan.against] if plan.against is not None else None, plan.methods)
     for name, task in plan.tasks.items():
         _refuse_unknown(f"tasks.{name}.methods", task.methods, plan.methods)
-        _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], SIGNS)
+        _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], known_metrics())
         if not plan.fractions(name):
             raise ConfigError("label_fractions: is empty; name one at least, as [1.0]")
         for fraction in plan.fractions(name):

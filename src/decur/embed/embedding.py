@@ -24,7 +24,7 @@ from decur.errors import ConfigError, DataError
 from decur.pretrain.trainer import quiet_lightning
 from decur.progress import progress_bar
 from decur.runs import RunFolder, write_json
-from decur.transfer.sources import MissingBands
+from decur.transfer.settings import MissingBands
 
 HEADER = "embeddings.json"
 FORMAT = 1  # of the folder; raised when it would come out otherwise

@@ -18,7 +18,8 @@ from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.pretrain.restore import restore
 from decur.runs import RunFolder
-from decur.transfer.sources import MissingBands, gather_encoders
+from decur.transfer.settings import MissingBands
+from decur.transfer.sources import gather_encoders
 from decur.transfer.survey import scaled
 
 WHOLE = "embedding"

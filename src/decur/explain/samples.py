@@ -24,6 +24,7 @@ from decur.explain.loading import SampleLoader, encoded
 from decur.explain.model import Checkpoint
 from decur.explain.tsne import lay_out
 from decur.plotting import ABSENT, MARKERS, Figure, legend, modality_colours, plain, subplots
+from decur.probes import METRICS, chance, score_of_neighbours, standardised
 from decur.report import paragraph, table
 
 PANELS = 4  # labels shown
@@ -76,7 +77,7 @@ def samples(
     points, modality, sample = [], [], []
     for number, name in enumerate(names):
         there = np.flatnonzero(whole.present(name)[rows])
-        points.append(_standardised(source[name][rows[there]]))
+        points.append(standardised(source[name][rows[there]]))
         modality.append(np.full(len(there), number))
         sample.append(there)
     maps = {name: [number] for number, name in enumerate(names)}
@@ -148,10 +149,10 @@ def findings(arrays: Arrays) -> str:
         known = known[~np.isnan(known)]
         if not len(known):
             continue
-        classes = len(arrays[f"classes/{label}"])
-        chance = np.bincount(known.astype(int)).max() / len(known) if classes else 0.0
-        measure = "accuracy" if classes else "R2"
-        rows.append([label, measure, *(f"{s:.2f}" for s in scores), f"{chance:.2f}"])
+        classes = arrays[f"classes/{label}"].tolist()
+        target = Target("class", tuple(classes)) if classes else Target("scalar")
+        by_chance = f"{chance(known, target):.2f}"
+        rows.append([label, METRICS[target.kind], *(f"{s:.2f}" for s in scores), by_chance])
     reading = (
         f"How well the {NEIGHBOURS} nearest points of the same sensor on the map tell the label of "
         "a point: what two dimensions have kept, a lower bound of what the vectors hold. A label "
@@ -172,30 +173,10 @@ def told(arrays: Arrays, label: str, modality: int) -> float:
     Returns:
         NaN where too few points are labelled.
     """
-    from sklearn.metrics import accuracy_score, r2_score
-    from sklearn.neighbors import NearestNeighbors
-
     chosen = arrays["modality"] == modality
     y = arrays[f"label/{label}"][arrays["sample"][chosen]]
     xy, y = arrays["xy"][chosen][~np.isnan(y)], y[~np.isnan(y)]
-    if len(y) <= NEIGHBOURS:
-        return float("nan")
-    near = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(xy).kneighbors()[1]  # (n, NEIGHBOURS)
-    if not len(arrays[f"classes/{label}"]):
-        return float(r2_score(y, y[near].mean(1)))
-    votes = np.stack([(y[near] == value).sum(1) for value in range(int(y.max()) + 1)], axis=1)
-    return float(accuracy_score(y, votes.argmax(1)))
-
-
-def _standardised(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Columns to mean 0 and variance 1; those that do not vary to 0."""
-    if not len(x):
-        return x
-    mean = x.mean(0, dtype=np.float64)
-    spread = x.std(0, dtype=np.float64)
-    varies = spread > np.finfo(np.float32).eps * np.abs(mean)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
-    return ((x - mean) * scale).astype(np.float32)
+    return score_of_neighbours(xy, y, len(arrays[f"classes/{label}"]), NEIGHBOURS)
 
 
 def _reduced(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

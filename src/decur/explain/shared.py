@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from decur.data.selection import evenly_spaced
+from decur.explain.agreement import canonical, places
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
     SEEDS,
@@ -28,21 +29,19 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.held_out import (
-    FEWEST_GROUPS,
-    Float,
-    Halves,
-    canonical,
-    coordinates,
-    places,
-    predicted,
-    split,
-    standardised,
-)
 from decur.explain.loading import Encoded, SampleLoader, encoded
 from decur.explain.model import Checkpoint
 from decur.objectives.alignment import effective_rank
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
+from decur.probes import (
+    FEWEST_GROUPS,
+    Float,
+    Halves,
+    coordinates,
+    predicted,
+    split,
+    standardised,
+)
 from decur.report import paragraph, table
 
 FEWEST = 40  # samples that both sensors see

@@ -14,7 +14,7 @@ from decur.errors import DivergedError
 from decur.objectives.alignment import effective_rank
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
-from decur.pretrain.probe import probe
+from decur.probes import quick_probe
 
 ENOUGH = 8  # samples that a rank can be told from: that of two is 1 whatever they are
 
@@ -109,7 +109,7 @@ def probes(encoded: Encoded, data: PairedData, seed: int) -> dict[str, float]:
     features = {name: x.numpy() for name, x in encoded.features.items()}
     scores = {}
     for name, labels in encoded.targets.items():
-        found = probe(features, labels, data.dataset.targets[name], encoded.groups, seed)
+        found = quick_probe(features, labels, data.dataset.targets[name], encoded.groups, seed)
         scores.update({f"probe/{name}/{key}": score for key, score in found.items()})
     return scores
 

@@ -1,10 +1,8 @@
 """Encoders and labels to results: probes, heads, fine-tuning, metrics."""
 
-from decur.transfer.cmx import CMX
-from decur.transfer.fusion import Fusion
-from decur.transfer.models import FCN, LateFusion, load_model
+from decur.transfer.heads import CMX, FCN, Fusion, LateFusion, load_model
 from decur.transfer.run import Transferred, transfer
-from decur.transfer.settings import FitSettings
+from decur.transfer.settings import FitSettings, TransferSettings
 
 __all__ = [
     "CMX",
@@ -12,6 +10,7 @@ __all__ = [
     "FitSettings",
     "Fusion",
     "LateFusion",
+    "TransferSettings",
     "Transferred",
     "load_model",
     "transfer",

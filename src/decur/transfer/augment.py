@@ -1,12 +1,16 @@
-"""Augmentation of labelled pictures: the same for all sensors of a sample, and for its mask."""
+"""Augmentation of labelled pictures in training, and averaging over versions of them in tests.
+
+What is drawn for a sample is the same for all of its sensors, and for its mask.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]
 
 from decur.data.folder import UNKNOWN_CLASS
@@ -101,3 +105,54 @@ def _take(
     """(B, C, H, W) to (B, C, *size)."""
     grid = affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
     return grid_sample(x, grid, mode, padding_mode=outside, align_corners=False)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Which versions of a picture a mask is the mean of.
+
+    Args:
+        scales: factors of height and width.
+        flip: each of them mirrored, too.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def output(
+        self,
+        model: nn.Module,
+        images: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """The mean of a model's outputs, before any softmax, as CMX is tested.
+
+        Args:
+            model: called with pictures, presence and size.
+            images: `{modality: (B, C, H, W)}` in [0, 1].
+            present: as the model takes it.
+            size: height and width of the output.
+
+        Returns:
+            (B, outputs, *size).
+        """
+        outputs = []
+        for scale in self.scales:
+            scaled = {name: _resize(x, scale) for name, x in images.items()}
+            outputs.append(model(scaled, present, size))
+            if self.flip:
+                mirrored = {name: x.flip(-1) for name, x in scaled.items()}
+                outputs.append(model(mirrored, present, size).flip(-1))
+        return torch.stack(outputs).mean(dim=0)
+
+
+def _resize(x: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return x
+    return interpolate(x, scaled_size((x.shape[-2], x.shape[-1]), scale), mode="bilinear")
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return height and width of a picture that is resized by a factor."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

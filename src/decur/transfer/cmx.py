@@ -1,20 +1,21 @@
-"""CMX: two Mix Transformers that correct each other after every stage (Zhang et al. 2023)."""
+"""Layers of CMX, which join two Mix Transformers after every stage (Zhang et al. 2023)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from decur.encoders import Encoder, MiTEncoder
-from decur.errors import ConfigError, DataError
-from decur.transfer.fusion import Fusion
-
 WIDTH = 512  # of the decoder
-HEADS = (1, 2, 5, 8)  # of the cross-attention after each stage: as many as the stage itself has
+ATTENTION_HEADS = (
+    1,
+    2,
+    5,
+    8,
+)  # after each stage as many as the stage itself has
 SHARE = 0.5  # lambda_C and lambda_S: how much of the other sensor is added
 
 
@@ -144,85 +145,6 @@ class MLPDecoder(nn.Module):
             for embed, x in zip(self.embed, maps, strict=True)
         ]
         return self.classify(self.mix(torch.cat(embedded, dim=1)))
-
-
-class CMX(Fusion):
-    """Two Mix Transformers side by side; after each stage they correct each other, and are fused.
-
-    The corrected maps go on into the next stage of either encoder, the four fused ones into the
-    decoder. Where the encoders are frozen, what corrects their maps is trained through them.
-
-    Args:
-        encoders: `{modality: encoder}`, two MiT of one size.
-        outputs: number of classes.
-
-    Raises:
-        ConfigError: for another number of sensors, or other encoders.
-
-    Source: Zhang, Liu, Yang, Hu, Liu and Stiefelhagen 2023, "CMX: Cross-Modal Fusion for RGB-X
-    Semantic Segmentation With Transformers".
-    """
-
-    def __init__(self, encoders: Mapping[str, Encoder], outputs: int) -> None:
-        super().__init__(encoders, outputs)
-        if len(encoders) != 2:
-            raise ConfigError(
-                f"head: cmx fuses two sensors, not {len(encoders)} ({', '.join(encoders)}); name "
-                "two in modalities, or take fcn"
-            )
-        for name, encoder in encoders.items():
-            if not isinstance(encoder, MiTEncoder):
-                raise ConfigError(
-                    f"head: cmx steps through the four stages of MiT encoders (mit_b0 to mit_b5), "
-                    f"and {name} has {encoder.name!r}; pretrain one of those, or take fcn"
-                )
-        first, second = encoders.values()
-        if first.channels != second.channels:
-            raise ConfigError(
-                f"head: cmx needs two encoders with equal stages, not {first.name!r} and "
-                f"{second.name!r}; take one size for both"
-            )
-        self.rectify = nn.ModuleList(map(FeatureRectification, first.channels))
-        self.fuse = nn.ModuleList(map(FeatureFusion, first.channels, HEADS))
-        self.decoder = MLPDecoder(first.channels, outputs)
-
-    def forward(
-        self,
-        images: Mapping[str, Tensor],
-        present: Mapping[str, Tensor] | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """See `Fusion.forward`.
-
-        Raises:
-            DataError: if a sample lacks a sensor, or the sensors' pictures differ in size.
-        """
-        names = list(self.encoders)
-        for name in names:
-            if present is not None and not bool(present[name].all()):
-                raise DataError(
-                    f"cmx: a sample lacks {name!r}, and CMX needs both sensors of each; leave it "
-                    "out, or take the head fcn"
-                )
-        a, b = (images[name] for name in names)
-        if a.shape[-2:] != b.shape[-2:]:
-            raise DataError(
-                f"cmx: {names[0]!r} and {names[1]!r} must be of one size, not "
-                f"{a.shape[-2]} x {a.shape[-1]} and {b.shape[-2]} x {b.shape[-1]}; set size"
-            )
-        size = size or (a.shape[-2], a.shape[-1])
-        encoders = [self.encoder(name) for name in names]
-        fused = []
-        for number, (rectify, fuse) in enumerate(zip(self.rectify, self.fuse, strict=True)):
-            a, b = (self._stage(e, number, x) for e, x in zip(encoders, (a, b), strict=True))
-            a, b = rectify(a, b)
-            fused.append(fuse(a, b))
-        return interpolate(self.decoder(fused), size, mode="bilinear")
-
-    @staticmethod
-    def _stage(encoder: Encoder, number: int, x: Tensor) -> Tensor:
-        assert isinstance(encoder, MiTEncoder)
-        return encoder.stage(number, x)
 
 
 def _pair(make: Callable[[], nn.Module]) -> nn.ModuleList:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
 
 from decur.config import Parser
+from decur.data.base import PairedDataset
 from decur.errors import ConfigError
-from decur.transfer.run import Transferred, transfer
+from decur.transfer.settings import TransferSettings
+
+if TYPE_CHECKING:
+    from decur.transfer.run import Transferred
 
 _ABOUT = (
     "What are encoders worth for a task? Trains a head on labels, frozen or fine-tuned, and tests "
@@ -16,11 +23,11 @@ _SPLITS = ("train_split", "test_split")
 
 
 def build_parser() -> Parser:
-    """The parser of `decur transfer`: the arguments of `transfer`."""
+    """Return the parser of `decur transfer`: a data set, and the fields of `TransferSettings`."""
     parser = Parser("decur transfer", _ABOUT)
     parser.add_config()
-    lists = {"encoders", "modalities"}
-    parser.add_function_arguments(transfer, skip={*lists, "test_data", "config"})
+    parser.add_argument("--data", type=PairedDataset, required=True, help="The labelled data set.")
+    parser.add_class_arguments(TransferSettings, skip={"encoders", "modalities"})
     parser.add_argument(
         "--encoders",
         type=str,
@@ -54,20 +61,34 @@ def main(arguments: Sequence[str]) -> Transferred:
         DecurError: for whatever a person can mend.
     """
     parser = build_parser()
-    settings = parser.parse(arguments)
-    text = parser.dump(settings, skip_none=False, skip_validation=True)
-    settings.pop("config", None)
-    splits = {key: settings.pop(key) for key in _SPLITS}
-    if splits["train_split"] is None and splits["test_split"] is None:
-        return transfer(**vars(parser.instantiate_classes(settings)), config=text)
-    parts = []
+    parsed = parser.parse(arguments)
+    text = parser.dump(parsed, skip_none=False, skip_validation=True)
+    data = _open_data(parser, parsed)
+    for key in ("config", "data", *_SPLITS):
+        parsed.pop(key, None)
+    options = vars(parser.instantiate_classes(parsed))
+    from decur.transfer.run import transfer
+
+    settings = TransferSettings(**options)
+    return transfer(data[0], settings, test_data=data[1] if len(data) > 1 else None, config=text)
+
+
+def _open_data(parser: Parser, parsed: Namespace) -> list[PairedDataset]:
+    """Open the data set; where splits are named, that to train on and that to test on.
+
+    Raises:
+        ConfigError: if only one split is named, or the data set has none.
+    """
+    splits = {key: parsed[key] for key in _SPLITS}
+    if set(splits.values()) == {None}:
+        return [parser.instantiate_classes(parsed).data]
+    opened = []
     for key, split in splits.items():
         if split is None:
             raise ConfigError(f"{key}: is missing; name both splits, or neither and use folds")
-        chosen = settings.clone()
+        chosen = parsed.clone()
         if "split" not in chosen.data.init_args:
             raise ConfigError(f"{key}: {chosen.data.class_path} has no splits; leave it out")
         chosen.data.init_args.split = split
-        parts.append(parser.instantiate_classes(chosen))
-    made = vars(parts[0])
-    return transfer(**made, test_data=parts[1].data, config=text)
+        opened.append(parser.instantiate_classes(chosen).data)
+    return opened

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,26 +23,37 @@ from torch.utils.data import DataLoader
 from decur.data import Batch
 from decur.digest import digest
 from decur.encoders import Encoder
-from decur.errors import ConfigError, DivergedError
+from decur.errors import DivergedError
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.optim import can_fuse
-from decur.pretrain.state import AtomicCheckpointIO
+from decur.pretrain.settings import CheckpointSettings
+from decur.pretrain.state import AtomicCheckpointIO, TrainingState
 from decur.runs import RunFolder
-from decur.transfer.augment import crop_and_flip, scale_and_flip
-from decur.transfer.averaging import Averaging
-from decur.transfer.loading import PictureLoader
-from decur.transfer.resume import ResumableTraining
-from decur.transfer.settings import FitSettings
-from decur.transfer.survey import scaled
+from decur.transfer.augment import Averaging, crop_and_flip, scale_and_flip
+from decur.transfer.batches import (
+    OnStoredMaps,
+    OnVectors,
+    PictureLoader,
+    picture_loader,
+    stored_maps,
+    vector_loader,
+)
+from decur.transfer.heads import FCN, Fusion, LateFusion
+from decur.transfer.settings import FitSettings, TransferSettings
+from decur.transfer.splits import Parts
+from decur.transfer.survey import Survey, scaled
 from decur.transfer.tasks import Kept, Task
+from decur.views import sample_seeds
 
+FORMAT = 1  # of a saved state; raised when a training would go on from it otherwise
+SAVE_PAUSE = 60.0  # seconds of training that an epoch's end must follow to be worth saving
 LINES = 10  # of the terminal, for a whole training
-PAUSE = 1.0  # seconds between two writings of the losses: an epoch may be a single short step
+WRITE_PAUSE = 1.0  # seconds between two writings of losses: an epoch may be a single short step
 
 
 class Trainee(L.LightningModule):
-    """A model and a task.
+    """A model and a task, as Lightning trains and tests it.
 
     Args:
         model: called with pictures, presence, and the size of a map.
@@ -51,8 +62,9 @@ class Trainee(L.LightningModule):
         total: steps of the whole training, for the schedule.
         modalities: sensors whose raw pictures come in; none if they need no scaling.
         size: height and width that pictures are resized to; None for their own.
-        warmup: steps of it.
-        averaging: what a mask that is tested is the mean of.
+        warmup: steps in which the rate rises.
+        averaging: which versions of a test picture a mask is the mean of; None for the picture
+            as it is.
     """
 
     def __init__(
@@ -64,18 +76,19 @@ class Trainee(L.LightningModule):
         modalities: Mapping[str, Modality],
         size: int | None = None,
         warmup: int = 0,
-        averaging: Averaging = Averaging(),  # noqa: B008
+        averaging: Averaging | None = None,
     ) -> None:
         super().__init__()
         self.model, self.task, self.settings, self.total = model, task, settings, total
         self.warmup, self.averaging = warmup, averaging
         self.modalities, self.size = dict(modalities), size
+        self.seed: int | None = None  # of what each step draws; None: drawn as it comes
         self.samples = 1  # of the test part
         self.losses: list[Tensor] = []  # of the steps of this epoch
         self.to(memory_format=torch.channels_last)  # which ConvNets like
 
-    def known_by(self) -> dict[str, object]:
-        """What tells this training from others, apart from its batches; asked before it begins."""
+    def identity(self) -> dict[str, object]:
+        """Return what tells this training from others, apart from its batches, before it begins."""
         encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
         return {
             "model": type(self.model).__name__,
@@ -96,12 +109,15 @@ class Trainee(L.LightningModule):
         return pictures
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Stop after the last step, also in the midst of an epoch."""
+        """Draw what this step draws, whatever came before it; stop after the last step."""
+        if self.seed is not None:
+            step = sample_seeds([f"step {batch_idx}"], self.seed, self.current_epoch)
+            torch.manual_seed(int(step))
         # not by max_steps: with it, Lightning does not go on rightly from the end of an epoch
         self.trainer.should_stop = self.global_step + 1 == self.total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Return the loss of one batch."""
         images, labels = self._pictures(batch), batch["target"][self.task.name]
         images, labels = self._augmented(images, labels)
         loss = self.task.loss(self._output(images, batch["present"], labels), labels)
@@ -124,13 +140,14 @@ class Trainee(L.LightningModule):
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor], labels: Tensor
     ) -> Tensor:
         size = labels.shape[-2:] if self.task.dense else None
-        return self.model(images, present, size)
+        output: Tensor = self.model(images, present, size)
+        return output
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Kept:
-        """What the metrics need."""
+        """Return what the metrics need of one batch."""
         labels = batch["target"][self.task.name]
         images, present = self._pictures(batch), batch["present"]
-        if self.averaging.trivial:
+        if self.averaging is None:
             output = self._output(images, present, labels)
         else:
             size = (labels.shape[-2], labels.shape[-1])
@@ -138,7 +155,7 @@ class Trainee(L.LightningModule):
         return self.task.keep(output, labels, self.samples)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD or AdamW over what is trained, its rate by the step."""
+        """Return SGD or AdamW over what is trained, its rate a function of the step."""
         assert self.settings.lr is not None and self.settings.weight_decay is not None
         rate: dict[str, Any] = {
             "lr": self.settings.lr,
@@ -162,15 +179,15 @@ class Trainee(L.LightningModule):
         return rate_factor(step / self.total, self.settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the losses of an epoch that is not over."""
+        """Keep the losses of an epoch that is not over."""
         checkpoint["losses"] = [float(loss) for loss in self.losses]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the epoch."""
+        """Take up the losses of an epoch that is not over."""
         self.losses = [torch.tensor(loss) for loss in checkpoint["losses"]]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """Pictures and labels to the device; presence stays, it steers."""
+        """Send pictures and labels to the device; presence stays, since it steers."""
         moved = {
             part: {k: v.to(device, non_blocking=True) for k, v in batch[part].items()}
             for part in ("images", "target")
@@ -179,7 +196,7 @@ class Trainee(L.LightningModule):
 
 
 def rate_factor(done: float, settings: FitSettings) -> float:
-    """Factor of the learning rate.
+    """Return the factor of the learning rate.
 
     Args:
         done: share of the training that is done, in [0, 1].
@@ -191,7 +208,7 @@ def rate_factor(done: float, settings: FitSettings) -> float:
 
 
 class _EpochLines(Callback):
-    """Loss of each epoch, to `metrics.csv` and the terminal; a non-finite one stops the run."""
+    """Write the loss of each epoch to `metrics.csv` and the terminal; stop where it is infinite."""
 
     def __init__(self, folder: RunFolder, console: Console) -> None:
         self.folder, self.console = folder, console
@@ -219,7 +236,7 @@ class _EpochLines(Callback):
                 f"{settings.name})"
             )
         self.rows.append({"epoch": epoch, "step": trainer.global_step, "loss": loss})
-        if time.monotonic() - self.written > PAUSE:
+        if time.monotonic() - self.written > WRITE_PAUSE:
             self._write()
         last = trainer.max_epochs or -1
         if last < 0 or epoch == last or epoch % max(1, last // LINES) == 0:
@@ -245,22 +262,74 @@ class Engine:
     Args:
         folder: of the run.
         console: where the lines of epochs go.
-        device: "auto", "cpu" or "cuda".
+        device: "cpu" or "cuda".
         precision: as Lightning names it.
-
-    Raises:
-        ConfigError: if there is no such device.
     """
 
     def __init__(
-        self, folder: RunFolder, console: Console, device: str = "auto", precision: str = "32-true"
+        self, folder: RunFolder, console: Console, device: str = "cpu", precision: str = "32-true"
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device: cuda is not there; use cpu or auto")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.folder, self.console, self.device, self.precision = folder, console, device, precision
-        self.unfinished = RunFolder(folder.path / "unfinished")
+
+    def fit(self, trainee: Trainee, loader: DataLoader[Any]) -> None:
+        """Train; the model ends on the CPU in eval mode.
+
+        A training on pictures that was interrupted goes on from the state that it left in the
+        folder `unfinished`.
+
+        Raises:
+            DivergedError: if the loss is not finite.
+            Interrupted: when told to stop, once the state is saved.
+        """
+        callbacks: list[Callback] = [_EpochLines(self.folder, self.console)]
+        state = start = None
+        if isinstance(loader, PictureLoader):  # a head on vectors is trained in a moment
+            trainee.seed = loader.seed
+            state = self._state(trainee, loader)
+            callbacks.append(state)
+            start = state.find()
+        if start is not None:
+            self.console.print(f"resuming  {start}", highlight=False)
+        trainee.train()  # Lightning leaves eval mode as it finds it; frozen encoders stay in it
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
+        trainer = self._trainer(
+            max_epochs=math.ceil(trainee.total / len(loader)),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=state is not None,
+        )
+        try:
+            trainer.fit(trainee, loader, ckpt_path=start, weights_only=True)
+        finally:
+            if state is not None:  # Lightning does not where training ends in an error
+                state.release_signals()
+        trainee.model.cpu().eval()
+
+    def test(self, trainee: Trainee, loader: DataLoader[Any], samples: int) -> Kept:
+        """Run over the test part; one row a sample, in its order."""
+        trainee.samples = samples
+        parts = self._trainer().predict(trainee, loader) or []
+        trainee.model.cpu()
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _state(self, trainee: Trainee, loader: PictureLoader) -> TrainingState:
+        """Return the state of a training on pictures, known by all that it depends on."""
+        known_by = {
+            "format": FORMAT,
+            "seed": loader.seed,
+            **loader.identity,
+            **trainee.identity(),
+            "device": self.device,
+            "precision": self.precision,
+        }
+        identity = {name: digest(value) for name, value in known_by.items()}
+        return TrainingState(
+            unfinished(self.folder),
+            CheckpointSettings(keep=1),
+            loader=loader,
+            identity=identity,
+            pause=SAVE_PAUSE,
+        )
 
     def _trainer(self, **options: Any) -> L.Trainer:
         return L.Trainer(
@@ -273,59 +342,108 @@ class Engine:
             **{"enable_checkpointing": False, **options},
         )
 
-    def fit(self, trainee: Trainee, loader: DataLoader[Any]) -> None:
-        """Train; the model ends on the CPU in eval mode.
 
-        A training on pictures that was interrupted goes on from the state it left in the folder
-        `unfinished`, until `forget`.
-
-        Raises:
-            DivergedError: if the loss is not finite.
-            Interrupted: when told to stop, once the state is saved.
-        """
-        callbacks: list[Callback] = [_EpochLines(self.folder, self.console)]
-        saving: ResumableTraining | None = None
-        start: Path | None = None
-        if isinstance(loader, PictureLoader):  # a head on vectors is trained in a moment
-            where = {"device": self.device, "precision": self.precision}
-            saving = ResumableTraining(self.unfinished, loader, {**trainee.known_by(), **where})
-            callbacks.append(saving)
-            start = saving.find()
-        if start is not None:
-            self.console.print(f"resuming  {start}", highlight=False)
-        trainee.train()  # Lightning leaves eval mode as it finds it; frozen encoders stay in it
-        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
-        trainer = self._trainer(
-            max_epochs=math.ceil(trainee.total / len(loader)),
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            enable_checkpointing=saving is not None,
-        )
-        try:
-            trainer.fit(trainee, loader, ckpt_path=start, weights_only=True)
-        finally:
-            if saving is not None:  # Lightning does not where training ends in an error
-                saving.release_signals()
-        trainee.model.cpu().eval()
-
-    def test(self, trainee: Trainee, loader: DataLoader[Any], samples: int) -> Kept:
-        """Run over the test part; one row a sample, in its order."""
-        trainee.samples = samples
-        parts = self._trainer().predict(trainee, loader) or []
-        trainee.model.cpu()
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-    def forget(self) -> None:
-        """Remove what an interrupted training goes on from: its results are written."""
-        shutil.rmtree(self.unfinished.path, ignore_errors=True)
+def unfinished(folder: RunFolder) -> RunFolder:
+    """Return the folder in a run's folder that holds the state of an interrupted training."""
+    return RunFolder(folder.path / "unfinished")
 
 
-def steps_of(settings: FitSettings, loader: DataLoader[Any]) -> int:
-    """Optimiser steps of the whole training."""
-    assert settings.epochs is not None
-    return settings.steps or settings.epochs * len(loader)
+# -- from a model and the parts of the data to what the task keeps of the test part ----------------
 
 
-def warmup_of(settings: FitSettings, loader: DataLoader[Any]) -> int:
-    """Steps of them in which the rate rises."""
-    return round(settings.warmup_epochs * len(loader))
+def train_on_pictures(
+    model: Fusion, parts: Parts, settings: TransferSettings, engine: Engine
+) -> Kept:
+    """Train the head, and the encoders unless frozen, on pictures; test.
+
+    Args:
+        model: that is trained.
+        parts: samples to train on and to test on.
+        settings: with a complete `fit`.
+        engine: where it runs.
+    """
+    data, task, names = parts.data, parts.task, list(model.encoders)
+    batches = picture_loader(data, parts.train, task, names, settings.loader, settings.seed)
+    trainee = Trainee(
+        model,
+        task,
+        settings.fit,
+        _steps(settings.fit, batches),
+        modalities={name: model.modality(name) for name in names},
+        size=settings.size,
+        warmup=_warmup(settings.fit, batches),
+        averaging=(
+            Averaging(settings.test_scales, settings.test_flip) if settings.averages else None
+        ),
+    )
+    engine.fit(trainee, batches)
+    if isinstance(model, LateFusion):
+        task.finish(model.head)
+    tested = picture_loader(data, parts.test, task, names, settings.loader)
+    return engine.test(trainee, tested, len(parts.test))
+
+
+def train_on_maps(
+    model: FCN, seen: Survey, parts: Parts, settings: TransferSettings, engine: Engine
+) -> Kept:
+    """Train an FCN's convolutions on the feature maps of frozen encoders, as on pictures; test.
+
+    Args:
+        model: that is trained.
+        seen: the feature maps, and the masks.
+        parts: samples to train on and to test on.
+        settings: with a complete `fit`.
+        engine: where it runs.
+    """
+    task, stored = parts.task, stored_maps(parts.data, parts.task.name, seen)
+    names = list(stored.modalities)
+    here = replace(settings.loader, workers=0)  # reading is a copy; workers would cost more
+    batches = picture_loader(stored, parts.train, task, names, here, settings.seed)
+    trainee = _plain_trainee(OnStoredMaps(model), task, settings.fit, batches)
+    engine.fit(trainee, batches)
+    tested = picture_loader(stored, parts.test, task, names, here)
+    return engine.test(trainee, tested, len(parts.test))
+
+
+def train_on_vectors(
+    head: nn.Linear,
+    x: NDArray[np.float32],
+    labels: NDArray[Any],
+    task: Task,
+    settings: TransferSettings,
+    engine: Engine,
+) -> None:
+    """Train a linear layer by SGD as in the paper's appendix B.2, without augmentation.
+
+    Args:
+        head: the layer, trained in place.
+        x: (N, D) vectors of the training part.
+        labels: (N, ...) known labels of it.
+        task: what they mean.
+        settings: with a complete `fit`; a batch is 256 in the paper.
+        engine: where it runs.
+
+    Raises:
+        DivergedError: if the loss is not finite.
+    """
+    batches = vector_loader(x, labels, task.name, settings.loader.batch_size, settings.seed)
+    engine.fit(_plain_trainee(OnVectors(head), task, settings.fit, batches), batches)
+
+
+def _plain_trainee(
+    model: nn.Module, task: Task, settings: FitSettings, batches: DataLoader[Any]
+) -> Trainee:
+    """Return a trainee whose inputs are neither scaled nor augmented."""
+    total, warmup = _steps(settings, batches), _warmup(settings, batches)
+    return Trainee(model, task, settings, total, {}, warmup=warmup)
+
+
+def _steps(settings: FitSettings, batches: DataLoader[Any]) -> int:
+    """Return the optimiser steps of the whole training."""
+    assert settings.epochs is not None  # settings are complete
+    return settings.steps or settings.epochs * len(batches)
+
+
+def _warmup(settings: FitSettings, batches: DataLoader[Any]) -> int:
+    """Return the steps in which the rate rises."""
+    return round(settings.warmup_epochs * len(batches))

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
-from decur.data import LoaderSettings, PairedDataset
-from decur.encoders import EncoderSettings
+from decur.data import PairedDataset
+from decur.devices import choose_device
 from decur.errors import ConfigError
 from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, atomic, make_folder
-from decur.transfer.asked import Head, Probe, choose_task, refuse, refuse_absent, refuse_sizes
-from decur.transfer.averaging import Averaging
-from decur.transfer.evaluate import intervals
-from decur.transfer.fit import Engine
-from decur.transfer.fusion import Fusion
-from decur.transfer.learn import Learning
-from decur.transfer.models import FCN, HEADS, LateFusion, save_model
-from decur.transfer.parts import split_parts
-from decur.transfer.results import (
-    sentence,
+from decur.transfer.evaluate import (
+    describe,
+    measure,
+    print_results,
     write_ids,
     write_predictions,
     write_report,
     write_results,
 )
-from decur.transfer.settings import FitSettings
-from decur.transfer.sources import MissingBands, Representation, gather_encoders
-from decur.transfer.splits import draw_fraction, join, refuse_shared
-from decur.transfer.survey import survey
-from decur.transfer.tasks import Task
-
-log = logging.getLogger(__name__)
+from decur.transfer.fit import (
+    Engine,
+    train_on_maps,
+    train_on_pictures,
+    train_on_vectors,
+    unfinished,
+)
+from decur.transfer.heads import FCN, Fusion, LateFusion, build_model, save_model
+from decur.transfer.settings import TransferSettings
+from decur.transfer.sources import open_encoders
+from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
+from decur.transfer.survey import Survey, survey
+from decur.transfer.tasks import Kept, choose_task
 
 
 @dataclass(frozen=True)
@@ -52,32 +53,11 @@ class Transferred:
 
 def transfer(
     data: PairedDataset,
+    settings: TransferSettings | None = None,
+    *,
     test_data: PairedDataset | None = None,
-    encoders: str | Sequence[str] = "random",
-    target: str | None = None,
-    modalities: Sequence[str] | None = None,
-    freeze: bool = True,
-    label_fraction: float = 1.0,
-    run: str = "runs/transfer",
-    probe: Probe = "ridge",
-    head: Head = "fcn",
-    representation: Representation = "features",
-    missing_bands: MissingBands = "refuse",
-    encoder: EncoderSettings = EncoderSettings(),  # noqa: B008
-    fit: FitSettings = FitSettings(),  # noqa: B008
-    loader: LoaderSettings = LoaderSettings(),  # noqa: B008
-    size: int | None = None,
-    test_scales: tuple[float, ...] = (1.0,),
-    test_flip: bool = False,
-    folds: int = 5,
-    fold: int = 0,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    cache: str | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true",
-    keep_model: bool = True,
     config: str | None = None,
+    **options: Any,
 ) -> Transferred:
     """Learn a label from encoders, test it, and leave a run folder (paper, section 5 and B.2).
 
@@ -86,39 +66,11 @@ def transfer(
 
     Args:
         data: the labelled data set.
+        settings: what to do; None for the defaults.
         test_data: a data set to test on; None: one of the folds of `data`.
-        encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
-            "torchgeo:NAME" for torchgeo's, or "random" for fresh ones.
-        target: the label to learn; may be left out where the data has only one.
-        modalities: sensors to use; None for all of the data that there is an encoder for.
-        freeze: keep the encoders as they are, to the last bit; else fine-tune them.
-        label_fraction: share of the training part's labels that is used, drawn by `seed`.
-        run: folder to write.
-        probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
-            regularisation chosen on a validation part of the training part; or "sgd", the paper's.
-        head: of masks: the paper's "fcn", or "cmx", which fuses two MiT encoders stage by stage.
-        representation: what of frozen encoders is probed: their "features", or with the projectors
-            of their run, whose folder must be given, the "embedding" or its "common" or "unique"
-            dimensions. The model that is saved then holds the projectors as well.
-        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
-            scaled picture, as the authors insert B10; the bands of the data are found by name.
-        encoder: architecture of fresh weights.
-        fit: how heads and encoders are trained; what is left open is the paper's.
-        loader: batches and workers.
-        size: height and width that pictures are resized to; None for their own.
-        test_scales: the mask of a test picture is the mean of what the model gives for it resized
-            by each of these factors.
-        test_flip: and for each of them mirrored.
-        folds: into how many parts `data` is split, whole groups where it names groups.
-        fold: which of them tests, from 0.
-        bootstrap: resamples of the test part for the 95 % interval; 0 for none.
-        seed: of fresh weights, folds without groups, draws, order and augmentation.
-        cache: folder for vectors and labels, may be shared by runs; None: in the run's folder.
-        device: "auto" takes the GPU where there is one.
-        precision: as Lightning names it, for what trains under it.
-        keep_model: write the trained model, encoders and head, as `model.safetensors`; False where
-            hundreds of them would fill a disk.
         config: the complete configuration as YAML, kept as `config.yaml`.
+        **options: fields of `TransferSettings` by name, which override those of `settings`:
+            `transfer(data, encoders="runs/mine", target="cover")`.
 
     Returns:
         The run's folder, its results and the trained model.
@@ -129,146 +81,145 @@ def transfer(
         DivergedError: if the loss is not finite.
     """
     started = time.monotonic()
-    if not 0 < label_fraction <= 1:
-        raise ConfigError(f"label_fraction: a share in (0, 1], is {label_fraction:g}")
-    folder, console = RunFolder(Path(run)), Console(soft_wrap=True)
-    if size is not None and size < 1:
-        raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
-    if test_data is not None:
-        refuse_shared(data, test_data)
-    whole = data if test_data is None else join(data, test_data)
-    task, averaging = choose_task(whole, target), Averaging(tuple(test_scales), test_flip)
-    refuse(task, freeze, probe, representation, head, averaging)
-    settings = fit.complete(task.target.kind, freeze)
-    chosen = gather_encoders(
-        *(encoders, whole.modalities, modalities, encoder, seed), representation, missing_bands
-    )
-    refuse_sizes(chosen, whole.modalities, size, averaging)
-    engine = Engine(folder, console, device, precision)
-    _make(folder)
-    home = Path(cache) if cache else folder.path / "cache"
-    make_folder(home, "--cache")
+    settings = TransferSettings.of(settings, options)
+    folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
+    whole = data if test_data is None else join_apart(data, test_data)
+    task = choose_task(whole.targets, settings.target)
+    settings = settings.complete(task)
+    encoders = open_encoders(whole.modalities, settings)
+    engine = Engine(folder, console, choose_device(settings.device), settings.precision)
+    cache = _make_folders(folder, settings.cache)
     quiet_lightning()
-    seed_everything(seed)
+    seed_everything(settings.seed)
     console.print(f"data      {whole.describe()}", highlight=False)
-    model: Fusion = (HEADS[head] if task.dense else LateFusion)(chosen, task.outputs)
 
-    vectors = freeze and not task.dense
-    # what never changes is computed once
-    same = not settings.augment and averaging.trivial and isinstance(model, FCN)
-    maps = freeze and task.dense and same
-    once = chosen if vectors or maps else {}
-    seen = survey(whole, task.name, once, home, loader, size, engine.device, maps)
+    model = build_model(settings.head if task.dense else "late_fusion", encoders, task.outputs)
+    seen = _collect(whole, model, task.name, settings, cache, engine.device)
     folder.list_bad(seen.bad)
-    train, test = split_parts(whole, data, task, seen, list(chosen), (folds, fold), seed)
-    if head == "cmx":
-        refuse_absent(whole, np.concatenate([train, test]), list(chosen))
-    by_class = seen.labels if task.target.kind == "class" else None
-    train = draw_fraction(train, label_fraction, seed, by_class, task.target.classes)
-    if task.target.kind != "class" and (missing := task.missing_classes(seen.labels[train])):
-        log.warning("no training sample shows %s", ", ".join(map(repr, missing)))
-    _begin(folder, config)
-    write_ids(folder.path / "train_ids.txt", [whole.ids[i] for i in train])
+    parts = choose_parts(whole, data, task, seen.labels, list(encoders), settings)
+    _begin(folder, config, parts)
     ready = time.monotonic()
 
-    task.prepare(seen.labels[train])
-    if freeze:
-        model.freeze()
-    learning = Learning(whole, task, train, test, settings, loader, engine, size, seed, averaging)
-    strength: float | None = None
-    if vectors:
-        assert isinstance(model, LateFusion)
-        strength, kept = learning.probe(model, seen, probe)
-    elif maps:
-        assert isinstance(model, FCN)
-        kept = learning.train_on_maps(model, seen)
-    else:
-        kept = learning.train_on_pictures(model)
-    trained = time.monotonic()
-
-    test_groups = [whole.groups[i] for i in test] if whole.groups is not None else None
-    limits = intervals(task, kept, bootstrap, seed, test_groups)
-    results: dict[str, Any] = {
-        "target": task.name,
-        "kind": task.target.kind,
-        "metrics": {
-            name: {"value": value, **({"interval": list(limits[name])} if limits else {})}
-            for name, value in task.metrics(kept).items()
-        },
-        "by_class": task.by_class(kept),
-        "encoders": [encoders] if isinstance(encoders, str) else list(encoders),
-        "modalities": list(chosen),
-        "representation": representation,
-        "freeze": freeze,
-        "model": _how(vectors, probe, representation, task, head),
-        "regularisation": strength,
-        "fit": None if vectors and probe != "sgd" else settings.plain(),
-        "label_fraction": label_fraction,
-        "train": len(train),
-        "test": len(test),
-        "test_scales": list(averaging.scales),
-        "test_flip": averaging.flip,
-        "groups": len(set(test_groups)) if test_groups else None,
-        "bad": len(seen.bad),
-        "seed": seed,
-        "seconds": {
-            "reading": round(ready - started, 3),
-            "training": round(trained - ready, 3),
-            "cached": not seen.computed,
-        },
+    strength, kept = _learn(model, seen, parts, settings, engine)
+    seconds = {
+        "reading": round(ready - started, 3),
+        "training": round(time.monotonic() - ready, 3),
+        "cached": not seen.computed,
     }
-    write_predictions(folder, [whole.ids[i] for i in test], kept)
-    about = {"target": task.name, "kind": task.target.kind, "classes": list(task.target.classes)}
-    if keep_model:
-        save_model(model, folder.path / "model.safetensors", {**about, "size": size})
-    write_results(folder, results)
-    engine.forget()  # not before: a test part and its intervals can take long, too
-    write_report(folder, results, task, kept)
-    _print(console, folder, results)
+    results = {
+        **measure(parts, kept, settings),
+        **describe(parts, settings, list(encoders), strength),
+        "bad": len(seen.bad),
+        "seed": settings.seed,
+        "seconds": seconds,
+    }
+    _leave(folder, model, parts, kept, results, settings)
+    print_results(console, folder, results)
     return Transferred(folder, results, model)
 
 
-def _make(folder: RunFolder) -> None:
-    """Make the folder; a pretraining run is not written over."""
+def _make_folders(folder: RunFolder, cache: str | None) -> Path:
+    """Make the run's folder and the cache, and return the latter.
+
+    Raises:
+        ConfigError: if there is a pretraining run: it is not written over.
+    """
     if folder.checkpoints.exists() or (folder.path / "encoders").exists():
         raise ConfigError(
             f"--run {folder.path}: holds a pretraining run; choose another folder for the transfer"
         )
     make_folder(folder.path, "--run")
+    home = Path(cache) if cache else folder.path / "cache"
+    make_folder(home, "--cache")
+    return home
 
 
-def _begin(folder: RunFolder, config: str | None) -> None:
-    """All is in order: what an earlier transfer left here is no result of this one."""
+def _collect(
+    data: PairedDataset,
+    model: Fusion,
+    target: str,
+    settings: TransferSettings,
+    cache: Path,
+    device: str,
+) -> Survey:
+    """Collect all labels, and what frozen encoders give where that is always the same."""
+    dense = not isinstance(model, LateFusion)
+    maps = isinstance(model, FCN) and not settings.fit.augment and not settings.averages
+    once = {name: model.encoder(name) for name in model.encoders} if settings.freeze else {}
+    if dense and not maps:
+        once = {}
+    return survey(
+        data, target, once, cache, settings.loader, settings.size, device, maps=bool(once) and dense
+    )
+
+
+def _begin(folder: RunFolder, config: str | None, parts: Parts) -> None:
+    """Delete the results of an earlier transfer, now that all is in order; write the settings."""
     for old in ("results.json", "predictions.npz", "model.safetensors", "metrics.csv"):
         (folder.path / old).unlink(missing_ok=True)
     if config is not None:
         with atomic(folder.config) as temporary:
             temporary.write_text(config)
+    write_ids(folder.path / "train_ids.txt", parts.ids(parts.train))
 
 
-def _how(
-    vectors: bool, probe: Probe, representation: Representation, task: Task, head: Head
-) -> str:
-    if task.dense:
-        return head.upper()
-    if not vectors:
-        return "late fusion, linear head"
-    return (
-        f"linear head ({probe})"
-        + {
-            "features": "",
-            "embedding": " on the embedding",
-            "common": " on the common dimensions",
-            "unique": " on the unique dimensions",
-        }[representation]
-    )
+def _learn(
+    model: Fusion, seen: Survey, parts: Parts, settings: TransferSettings, engine: Engine
+) -> tuple[float | None, Kept]:
+    """Train the head, and the encoders unless frozen; return the regularisation, and the test."""
+    parts.task.prepare(seen.labels[parts.train])
+    if settings.freeze:
+        model.freeze()
+    if settings.freeze and isinstance(model, LateFusion):
+        return _probe(model, seen, parts, settings, engine)
+    if isinstance(model, FCN) and seen.features:
+        return None, train_on_maps(model, seen, parts, settings, engine)
+    return None, train_on_pictures(model, parts, settings, engine)
 
 
-def _print(console: Console, folder: RunFolder, results: dict[str, Any]) -> None:
-    console.print(f"transfer  {sentence(results)}", highlight=False)
-    for name, value in results["metrics"].items():
-        interval = value.get("interval")
-        limits = f"   95 % {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-        console.print(f"{name:<18}{value['value']:.4f}{limits}", highlight=False)
-    console.print(f"results   {folder.path / 'results.json'}", highlight=False)
-    console.print(f"report    {folder.report}", highlight=False)
+def _probe(
+    model: LateFusion, seen: Survey, parts: Parts, settings: TransferSettings, engine: Engine
+) -> tuple[float | None, Kept]:
+    """Fit a linear head on the vectors of frozen encoders; return as `_learn` does."""
+    task, strength = parts.task, None
+    labels, x = seen.labels[parts.train], _vectors(seen, model, parts.train)
+    if settings.probe == "sgd":
+        train_on_vectors(model.head, x, labels, task, settings, engine)
+    else:
+        names = parts.groups(parts.train)
+        groups = None if names is None else np.array(names)
+        model.head, strength = task.fit_head(settings.probe, x, labels, groups, settings.seed)
+    with torch.no_grad():
+        output = model.head(torch.from_numpy(_vectors(seen, model, parts.test)))
+    truth = torch.from_numpy(seen.labels[parts.test])
+    return strength, task.keep(output, truth, len(parts.test))
+
+
+def _vectors(seen: Survey, model: Fusion, rows: Rows) -> NDArray[np.float32]:
+    """Return the vectors of all sensors side by side: (rows, D)."""
+    return np.concatenate([seen.features[name][rows] for name in model.encoders], axis=1)
+
+
+def _leave(
+    folder: RunFolder,
+    model: Fusion,
+    parts: Parts,
+    kept: Kept,
+    results: dict[str, Any],
+    settings: TransferSettings,
+) -> None:
+    """Write predictions, model, results and report; then forget an unfinished training."""
+    task = parts.task
+    write_predictions(folder, parts.ids(parts.test), kept)
+    if settings.keep_model:
+        about = {
+            "target": task.name,
+            "kind": task.kind,
+            "classes": list(task.classes),
+            "size": settings.size,
+        }
+        save_model(model, folder.path / "model.safetensors", about)
+    write_results(folder, results)
+    # not before: a test part and its intervals can take long, too
+    shutil.rmtree(unfinished(folder).path, ignore_errors=True)
+    write_report(folder, results, task, kept)

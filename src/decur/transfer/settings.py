@@ -1,13 +1,52 @@
-"""How a model is trained on labels; what is left open takes the paper's value for the task."""
+"""What a transfer is to do, and how a model is trained on labels; what does not fit together."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
+from decur.data.loader import LoaderSettings
+from decur.encoders.settings import EncoderSettings
 from decur.errors import ConfigError
 
+if TYPE_CHECKING:
+    from decur.transfer.tasks import Task
+
 Schedule = Literal["steps", "poly", "constant"]
+Probe = Literal["ridge", "logistic", "sgd"]
+Head = Literal["fcn", "cmx"]
+Representation = Literal["features", "embedding", "common", "unique"]
+MissingBands = Literal["refuse", "empty"]
+
+# Values of the paper (appendix B.2) by kind of label.
+_CLASSES: dict[str, Any] = {
+    "name": "sgd",
+    "lr": 0.05,
+    "weight_decay": 0.0,
+    "epochs": 100,
+    "schedule": "steps",
+    "crop": (0.8, 1.0),
+}
+_PAPER: dict[str, dict[str, Any]] = {
+    "class": _CLASSES,
+    "multilabel": _CLASSES,
+    "scalar": {**_CLASSES, "name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+    "mask": {
+        "name": "adamw",
+        "lr": 1e-4,
+        "weight_decay": 0.01,
+        "epochs": 30,
+        "schedule": "constant",
+        "crop": (0.2, 1.0),
+    },
+}
+# Rates where another optimiser is chosen than the paper's.
+_OTHER: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "weight_decay": 1e-5},  # the paper's FCN on RGB and depth
+    "adamw": {"lr": 1e-4, "weight_decay": 0.01},
+}
 
 
 @dataclass
@@ -96,20 +135,141 @@ class FitSettings:
         return asdict(self)
 
 
-_CLASSES: dict[str, Any] = {
-    **{"name": "sgd", "lr": 0.05, "weight_decay": 0.0, "epochs": 100},
-    **{"schedule": "steps", "crop": (0.8, 1.0)},
-}
-_PAPER: dict[str, dict[str, Any]] = {
-    "class": _CLASSES,
-    "multilabel": _CLASSES,
-    "scalar": {**_CLASSES, "name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
-    "mask": {
-        **{"name": "adamw", "lr": 1e-4, "weight_decay": 0.01, "epochs": 30},
-        **{"schedule": "constant", "crop": (0.2, 1.0)},
-    },
-}
-_OTHER: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.01, "weight_decay": 1e-5},  # the paper's FCN on RGB and depth
-    "adamw": {"lr": 1e-4, "weight_decay": 0.01},
-}
+@dataclass
+class TransferSettings:
+    """What a transfer is to do (paper, section 5 and B.2).
+
+    Args:
+        encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
+            "torchgeo:NAME" for torchgeo's, or "random" for fresh ones.
+        target: the label to learn; may be left out where the data has only one.
+        modalities: sensors to use; None for all of the data that there is an encoder for.
+        freeze: keep the encoders as they are, to the last bit; else fine-tune them.
+        label_fraction: share of the training part's labels that is used, drawn by `seed`.
+        run: folder to write.
+        probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
+            regularisation chosen on a validation part of the training part; or "sgd", the paper's.
+        head: of masks: the paper's "fcn", or "cmx", which fuses two MiT encoders stage by stage.
+        representation: what of frozen encoders is probed: their "features", or with the projectors
+            of their run, whose folder must be given, the "embedding" or its "common" or "unique"
+            dimensions. The model that is saved then holds the projectors as well.
+        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
+            scaled picture, as the authors insert B10; the bands of the data are found by name.
+        encoder: architecture of fresh weights.
+        fit: how heads and encoders are trained; what is left open is the paper's.
+        loader: batches and workers.
+        size: height and width that pictures are resized to; None for their own.
+        test_scales: the mask of a test picture is the mean of what the model gives for it resized
+            by each of these factors.
+        test_flip: and for each of them mirrored.
+        folds: into how many parts the data is split, whole groups where it names groups.
+        fold: which of them tests, from 0.
+        bootstrap: resamples of the test part for the 95 % interval; 0 for none.
+        seed: of fresh weights, folds without groups, draws, order and augmentation.
+        cache: folder for vectors and labels, may be shared by runs; None: in the run's folder.
+        device: "auto" takes the GPU where there is one.
+        precision: as Lightning names it, for what trains under it.
+        keep_model: write the trained model, encoders and head, as `model.safetensors`; False where
+            hundreds of them would fill a disk.
+
+    Raises:
+        ConfigError: for a number out of range.
+    """
+
+    encoders: str | Sequence[str] = "random"
+    target: str | None = None
+    modalities: Sequence[str] | None = None
+    freeze: bool = True
+    label_fraction: float = 1.0
+    run: str = "runs/transfer"
+    probe: Probe = "ridge"
+    head: Head = "fcn"
+    representation: Representation = "features"
+    missing_bands: MissingBands = "refuse"
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    size: int | None = None
+    test_scales: tuple[float, ...] = (1.0,)
+    test_flip: bool = False
+    folds: int = 5
+    fold: int = 0
+    bootstrap: int = 1000
+    seed: int = 0
+    cache: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    keep_model: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.label_fraction <= 1:
+            raise ConfigError(f"label_fraction: a share in (0, 1], is {self.label_fraction:g}")
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"size: height and width in pixels, at least 1, is {self.size}")
+        self.test_scales = tuple(self.test_scales)
+        if not self.test_scales or any(scale <= 0 for scale in self.test_scales):
+            raise ConfigError(
+                f"test_scales: factors greater than 0, one at least, are {list(self.test_scales)}"
+            )
+
+    @classmethod
+    def of(cls, settings: TransferSettings | None, options: Mapping[str, Any]) -> TransferSettings:
+        """Return settings with some of their fields replaced.
+
+        Args:
+            settings: None for the defaults.
+            options: values of fields by name.
+
+        Raises:
+            ConfigError: for a name that is no field; it says which is nearest.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+                raise ConfigError(f"{name}: unknown option of transfer; {hint}")
+        return replace(settings or cls(), **options)
+
+    @property
+    def sources(self) -> list[str]:
+        """Where the encoders come from, as a list."""
+        return [self.encoders] if isinstance(self.encoders, str) else list(self.encoders)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the mask of a test picture is the mean over several versions of it."""
+        return self.test_scales != (1.0,) or self.test_flip
+
+    def complete(self, task: Task) -> TransferSettings:
+        """Return a copy for a task, in which `fit` leaves nothing open.
+
+        Raises:
+            ConfigError: if settings do not fit together; it names one.
+        """
+        self._refuse_mismatch(task)
+        return replace(self, fit=self.fit.complete(task.kind, self.freeze))
+
+    def _refuse_mismatch(self, task: Task) -> None:
+        kind = task.kind
+        if self.freeze and self.probe == "sgd" and kind == "scalar":
+            raise ConfigError("probe: sgd is the paper's head for classes; a scalar takes ridge")
+        if self.freeze and self.probe == "logistic" and kind != "class":
+            raise ConfigError(
+                f"probe: logistic tells one class a sample from others, and {task.name!r} is a "
+                f"{kind}; take ridge"
+            )
+        if self.representation != "features" and (task.dense or not self.freeze):
+            what = "a mask needs feature maps" if task.dense else "fine-tuning starts from encoders"
+            raise ConfigError(
+                f"representation: {self.representation} is for probes, and {what}; take features"
+            )
+        if self.head != "fcn" and not task.dense:
+            raise ConfigError(
+                f"head: {self.head} is for masks, and {task.name!r} is a {kind}; leave it out"
+            )
+        if self.averages and not task.dense:
+            raise ConfigError(
+                f"test_scales, test_flip: are for masks, and {task.name!r} is a {kind}; leave them "
+                "out"
+            )

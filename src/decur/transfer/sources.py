@@ -1,4 +1,4 @@
-"""Where encoders come from: a run's folder, files, weights of others, or fresh ones."""
+"""Where encoders come from: a run's folder, files, pretrained weights, or fresh ones."""
 
 from __future__ import annotations
 
@@ -7,32 +7,66 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
-from decur.encoders.base import refuse_name
+from decur.encoders.base import refuse_name, refuse_size
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.pretrain.restore import restore
 from decur.runs import RunFolder
-from decur.transfer.outside import (
+from decur.transfer.augment import scaled_size
+from decur.transfer.pretrained import (
     TIMM,
-    MissingBands,
-    Outside,
-    load_outside,
-    normalised,
-    parse,
+    PretrainedSource,
+    load_torchgeo,
+    parse_source,
     sensor_of,
+    with_own_normalisation,
 )
+from decur.transfer.settings import MissingBands, Representation, TransferSettings
 
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
-Representation = Literal["features", "embedding", "common", "unique"]
 _CHOICES = f"a run's folder, encoder files, torchgeo:NAME, {TIMM}NAME, or {RANDOM!r}"
+
+
+def open_encoders(
+    modalities: Mapping[str, Modality], settings: TransferSettings
+) -> dict[str, Encoder]:
+    """Return the encoders that a transfer asks for, see `gather_encoders`.
+
+    Args:
+        modalities: those of the data.
+        settings: of the transfer.
+
+    Raises:
+        ConfigError: also if an encoder does not take pictures of `size`, or resized by one of
+            `test_scales`.
+        DataError: as `gather_encoders` does.
+    """
+    encoders = gather_encoders(
+        settings.encoders,
+        modalities,
+        wanted=settings.modalities,
+        settings=settings.encoder,
+        seed=settings.seed,
+        representation=settings.representation,
+        missing_bands=settings.missing_bands,
+    )
+    for name, encoder in encoders.items():
+        modality, size = modalities[name], settings.size
+        own = (size, size) if size else modality.size
+        if own is None:
+            continue  # a data set of somebody's own may not say
+        refuse_size(encoder, modality, own, "size")
+        for scale in settings.test_scales:
+            if scale != 1:
+                refuse_size(encoder, modality, scaled_size(own, scale), "test_scales")
+    return encoders
 
 
 def gather_encoders(
@@ -48,7 +82,7 @@ def gather_encoders(
 
     Args:
         source: folders of runs, encoder files, weights of others as `[SENSOR=]torchgeo:NAME` (see
-            `load_outside`) and `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for
+            `load_torchgeo`) and `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for
             all sensors where none is named), or "random" for fresh weights.
         modalities: those of the data.
         wanted: sensors to use; None for all of the data that the source has an encoder for.
@@ -87,10 +121,10 @@ def gather_encoders(
             raise ConfigError(_no_projector(representation, made[0]))
         made_for = {name: modalities[name] for name in chosen}
         return _make(made[0], made_for, settings or EncoderSettings(), seed)
-    parsed = {given: parse(given) for given in sources}
-    outside = [weights for weights in parsed.values() if weights is not None]
+    parsed = {given: parse_source(given) for given in sources}
+    pretrained = [weights for weights in parsed.values() if weights is not None]
     homes = _homes([given for given, weights in parsed.items() if weights is None])
-    of_others = _sensors(outside, homes, {name: modalities[name] for name in chosen})
+    of_others = _sensors(pretrained, homes, {name: modalities[name] for name in chosen})
     if not wanted:
         chosen = [name for name in chosen if name in homes or name in of_others]
     known = [*homes, *of_others]
@@ -113,7 +147,7 @@ def gather_encoders(
                 made_of = f"{TIMM}{given.name}"
                 found.update(_make(made_of, alone, settings or EncoderSettings(), seed))
             else:
-                found[name] = load_outside(given, modality, missing_bands)
+                found[name] = load_torchgeo(given, modality, missing_bands)
             continue
         home = homes[name]
         if representation == "features":
@@ -137,16 +171,18 @@ def _make(
     torch.manual_seed(seed)
     made = {name: settings.build(name, modality) for name, modality in modalities.items()}
     if source != RANDOM:
-        made = {name: normalised(encoder) for name, encoder in made.items()}
+        made = {name: with_own_normalisation(encoder) for name, encoder in made.items()}
     return {name: encoder.eval() for name, encoder in made.items()}
 
 
 def _sensors(
-    outside: Sequence[Outside], homes: Mapping[str, _Home], modalities: Mapping[str, Modality]
-) -> dict[str, Outside]:
+    pretrained: Sequence[PretrainedSource],
+    homes: Mapping[str, _Home],
+    modalities: Mapping[str, Modality],
+) -> dict[str, PretrainedSource]:
     """Weights of others by the sensor they are for."""
-    found: dict[str, Outside] = {}
-    for given in outside:
+    found: dict[str, PretrainedSource] = {}
+    for given in pretrained:
         name = sensor_of(given, modalities)
         if name in found or name in homes:
             other = found[name].text if name in found else homes[name].file

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,132 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from decur.data import PairedDataset, Sample
 from decur.errors import ConfigError, DataError
+from decur.transfer.settings import TransferSettings
+from decur.transfer.tasks import Task
 
 log = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Labelled samples of a data set to train on and to test on.
+
+    Args:
+        data: the data set.
+        task: its label.
+        train: rows to train on.
+        test: rows to test on.
+    """
+
+    data: PairedDataset
+    task: Task
+    train: Rows
+    test: Rows
+
+    def groups(self, rows: Rows) -> list[str] | None:
+        """Return the groups of samples; None where the data names none."""
+        names = self.data.groups
+        return None if names is None else [names[row] for row in rows]
+
+    def ids(self, rows: Rows) -> list[str]:
+        """Return the ids of samples."""
+        return [self.data.ids[row] for row in rows]
+
+
+def choose_parts(
+    whole: PairedDataset,
+    data: PairedDataset,
+    task: Task,
+    labels: NDArray[Any],
+    modalities: Sequence[str],
+    settings: TransferSettings,
+) -> Parts:
+    """Choose labelled samples with one of the sensors at least, to train on and to test on.
+
+    Args:
+        whole: all data, that to test on after that to train on.
+        data: the data to train on; `whole` itself where folds split it.
+        task: whose labels are looked at.
+        labels: of `whole`, (N, ...), as they are collected before the training.
+        modalities: the sensors that are used.
+        settings: folds, share of the labels, head, seed.
+
+    Raises:
+        DataError: if a part is empty, a class is only in the test part, or a sample lacks a sensor
+            that the head needs.
+        ConfigError: if the folds are impossible.
+    """
+    known = task.known(labels)
+    if not known.any():
+        raise DataError(
+            f"target: no sample has a known label {task.name!r}; correct labels.csv or mask/"
+        )
+    there = np.logical_or.reduce([whole.present[name] for name in modalities])
+    rows = np.flatnonzero(known & there)
+    if whole is data:
+        train, test = fold_split(rows, data.groups, settings.folds, settings.fold, settings.seed)
+    else:
+        train, test = rows[rows < len(data)], rows[rows >= len(data)]
+    _refuse_parts(whole, task, labels, modalities, train, test)
+    log.info(
+        "%d of %d samples are labelled and seen: %d to train on, %d to test on",
+        len(rows),
+        len(whole),
+        len(train),
+        len(test),
+    )
+    if shared := shared_groups(whole.groups, train, test):
+        log.warning(
+            "%d groups are in the training and in the test part: the scores flatter; split by "
+            "folds instead",
+            shared,
+        )
+    if settings.head == "cmx":
+        _refuse_absent(whole, rows, modalities)
+    by_class = labels if task.kind == "class" else None
+    train = draw_fraction(train, settings.label_fraction, settings.seed, by_class, task.classes)
+    if task.kind != "class" and (missing := task.missing_classes(labels[train])):
+        log.warning("no training sample shows %s", ", ".join(map(repr, missing)))
+    return Parts(whole, task, train, test)
+
+
+def _refuse_parts(
+    data: PairedDataset,
+    task: Task,
+    labels: NDArray[Any],
+    modalities: Sequence[str],
+    train: Rows,
+    test: Rows,
+) -> None:
+    """Refuse a part without samples, and a class that is only tested."""
+    for part, chosen in (("training", train), ("test", test)):
+        if not len(chosen):
+            raise DataError(
+                f"the {part} part is empty: none of its samples has a known {task.name!r} and one "
+                f"of {', '.join(modalities)}; choose another split or label it"
+            )
+    if task.kind != "class":
+        return
+    shown = np.unique(labels[test])
+    for name in task.missing_classes(labels[train]):
+        if (label := task.classes.index(name)) in shown:
+            raise DataError(
+                f"target: class {name!r} of {task.name!r} has "
+                f"{int((labels[test] == label).sum())} test samples and none to train on; "
+                "choose another --fold or split, or take the class out"
+            )
+
+
+def _refuse_absent(data: PairedDataset, rows: Rows, modalities: Sequence[str]) -> None:
+    """Refuse samples without a sensor, for a head that needs all of them."""
+    for name in modalities:
+        lacking = rows[~np.asarray(data.present[name])[rows]]
+        if len(lacking):
+            raise DataError(
+                f"head: cmx needs both sensors of every sample, and {len(lacking)} of {len(rows)} "
+                f"lack {name!r} (such as {data.ids[lacking[0]]!r}); leave them out, or take fcn"
+            )
 
 
 def join(*parts: PairedDataset) -> PairedDataset:
@@ -28,6 +152,17 @@ def join(*parts: PairedDataset) -> PairedDataset:
         DataError: saying what differs.
     """
     return _Joined(*parts)
+
+
+def join_apart(data: PairedDataset, test_data: PairedDataset) -> PairedDataset:
+    """Join data to train on and data to test on, which must have no sample in common.
+
+    Raises:
+        ConfigError: if a sample is in both.
+        DataError: if they differ in sensors, sizes or labels.
+    """
+    refuse_shared(data, test_data)
+    return join(data, test_data)
 
 
 def refuse_shared(data: PairedDataset, test_data: PairedDataset) -> None:

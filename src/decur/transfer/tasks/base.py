@@ -1,31 +1,40 @@
-"""What every task gives."""
+"""A label as something to learn; the registry of its kinds."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from decur.data import Target
-from decur.plotting import plain
+from decur import probes
+from decur.data.sample import Target
+from decur.errors import ConfigError, DataError
+from decur.plotting import plain, subplots
+from decur.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[Any]
 Kept = dict[str, Array]  # what is kept of test samples, one row each
+TASKS: Registry[type[Task]] = Registry("kind of label", "decur.transfer.tasks")
+_HEADS = {"ridge": probes.fit_ridge, "logistic": probes.fit_logistic}
 
 
 class Task(ABC):
     """One label of a data set as something to learn.
 
-    Labels come in two forms: as in a batch, and, one row a sample of the whole data set, as
-    `decur.transfer.survey` collects them: the same, but for masks the pixels of each class.
+    Labels come in two forms: as in a batch, and, one row a sample of the whole data set, as they
+    are collected before the training: the same, but for masks the pixels of each class.
+
+    A subclass registers itself under the kind of target that it is for: `@TASKS.register("class")`.
 
     Attributes:
+        measures: what each metric is, by its name.
         main: the metric that a validation part chooses by; higher is better.
         dense: whether there is an output for each pixel.
         measured: what of `Kept` the metrics are computed from.
@@ -35,6 +44,7 @@ class Task(ABC):
         target: what it is.
     """
 
+    measures: ClassVar[Mapping[str, str]]
     main: ClassVar[str]
     dense: ClassVar[bool] = False
     measured: ClassVar[tuple[str, ...]] = ("output", "truth")
@@ -43,34 +53,57 @@ class Task(ABC):
         self.name, self.target = name, target
 
     @property
+    def kind(self) -> str:
+        """Kind of the target: "class", "multilabel", "scalar" or "mask"."""
+        return self.target.kind
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; none for a scalar."""
+        return self.target.classes
+
+    @property
     def outputs(self) -> int:
         """Length of the model's output."""
         return len(self.target.classes)
 
-    @abstractmethod
     def known(self, labels: Array) -> NDArray[np.bool_]:
-        """Which samples of (N, ...) surveyed labels are labelled: (N,)."""
+        """Tell which samples of the (N, ...) collected labels are labelled: (N,)."""
+        return probes.known(labels, self.target)
 
     def missing_classes(self, labels: Array) -> list[str]:
-        """Classes that no sample of (N, ...) surveyed, known labels shows."""
+        """Return the classes that no sample of (N, ...) collected, known labels shows."""
         return []
 
     def prepare(self, labels: Array) -> None:  # noqa: B027
-        """Take what the loss needs from the (N, ...) surveyed labels of the training part."""
+        """Take what the loss needs from the (N, ...) collected labels of the training part."""
 
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Loss of a batch: (B, outputs, ...) and labels as in a batch, to a scalar."""
+        """Return the loss of a batch: (B, outputs, ...) and labels as in a batch to a scalar."""
 
     def finish(self, head: nn.Module) -> None:  # noqa: B027
         """Make a head that was trained by `loss` give its output in the label's units."""
 
-    def regress(self, labels: Array) -> Array:
-        """What a least-squares fit aims at: (N, ...) labels to (N, outputs)."""
-        raise NotImplementedError(f"{type(self).__name__} has no pooled output to regress")
+    def fit_head(
+        self, probe: str, x: Array, labels: Array, groups: Array | None, seed: int
+    ) -> tuple[nn.Linear, float]:
+        """Fit a linear head on vectors of the training part, as `decur.probes` does.
+
+        Args:
+            probe: "ridge" or "logistic".
+            x: (N, D) vectors.
+            labels: (N, ...) known labels.
+            groups: (N,) that a validation part must not split, if any.
+            seed: of the validation part.
+
+        Returns:
+            The head, and the regularisation that was chosen.
+        """
+        return _HEADS[probe](x, labels, self.target, groups, seed)
 
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
-        """What is kept of test samples, one row each.
+        """Return what is kept of test samples, one row each.
 
         Args:
             output: (B, outputs, ...) of the model.
@@ -81,29 +114,61 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """Metrics over all samples that are given; NaN where there is nothing to measure."""
+        """Return the metrics over all given samples; NaN where there is nothing to measure."""
 
     @abstractmethod
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
-        """`{class: {metric: value}}`; empty for scalars."""
+        """Return `{class: {metric: value}}`; empty for scalars."""
 
     @abstractmethod
     def draw(self, kept: Kept) -> Figure:
-        """A picture of the result; needs matplotlib."""
+        """Draw the result; needs matplotlib."""
 
 
-def new_axis(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure with one axis, without pyplot: no window, no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def make_task(name: str, target: Target) -> Task:
+    """Return the task of a label.
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    Args:
+        name: of the label in the data.
+        target: what it is.
+    """
+    return TASKS.get(target.kind)(name, target)
+
+
+def choose_task(targets: Mapping[str, Target], name: str | None) -> Task:
+    """Return the task of the label that is wanted.
+
+    Args:
+        targets: labels of the data.
+        name: of the label; None where there is only one.
+
+    Raises:
+        DataError: if there is no label at all.
+        ConfigError: if there is no such label, or several and none is named.
+    """
+    there = ", ".join(f"{name} ({target.kind})" for name, target in targets.items())
+    if not there:
+        raise DataError("target: the data has no labels; add labels.csv or mask/ to its folder")
+    if name is None:
+        if len(targets) > 1:
+            raise ConfigError(f"target: the data has several labels, choose from {there}")
+        name = next(iter(targets))
+    if name not in targets:
+        raise ConfigError(f"target: the data has no label {name!r}; choose from {there}")
+    return make_task(name, targets[name])
+
+
+def known_metrics() -> dict[str, str]:
+    """Return what each metric of any task is, by its name."""
+    return {
+        metric: about
+        for kind in TASKS.names()
+        for metric, about in TASKS.get(kind).measures.items()
+    }
 
 
 def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
-    """A confusion matrix, each row (true class) as shares of it.
+    """Draw a confusion matrix, each row (true class) as shares of it.
 
     Args:
         matrix: (C, C) counts, true class by predicted class.
@@ -111,7 +176,7 @@ def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 2.5 + 0.5 * len(classes))
-    figure, axis = new_axis(side + 0.8, side)
+    figure, ((axis,),) = subplots(1, 1, width=side + 0.8, height=side)
     picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     ticks = range(len(classes))
     names = [plain(name) for name in classes]
@@ -131,8 +196,8 @@ def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
 
 
 def draw_bars(values: dict[str, float], label: str) -> Figure:
-    """A bar for each class, NaN left empty."""
-    figure, axis = new_axis(7, max(2.0, 0.6 + 0.3 * len(values)))
+    """Draw a bar for each class; NaN is left empty."""
+    figure, ((axis,),) = subplots(1, 1, width=7, height=max(2.0, 0.6 + 0.3 * len(values)))
     names = list(values)[::-1]
     shown = [plain(name) for name in names]
     axis.barh(shown, np.nan_to_num([values[name] for name in names]))

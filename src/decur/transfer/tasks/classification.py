@@ -1,13 +1,11 @@
-"""One class a sample, or several."""
+"""Labels of one class a sample, or of several."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import (
-    accuracy_score,
     average_precision_score,
     confusion_matrix,
     f1_score,
@@ -16,20 +14,22 @@ from sklearn.metrics import (
 from torch import Tensor
 from torch.nn.functional import cross_entropy, multilabel_soft_margin_loss
 
-from decur.transfer.tasks.base import Array, Kept, Task, draw_bars, draw_confusion
+from decur.probes import score
+from decur.transfer.tasks.base import TASKS, Array, Kept, Task, draw_bars, draw_confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@TASKS.register("class")
 class SingleLabel(Task):
     """One class a sample: cross-entropy; accuracy and macro F1."""
 
+    measures: ClassVar = {
+        "accuracy": "share of samples that are right",
+        "macro_F1": "F1 averaged over classes",
+    }
     main = "accuracy"
-
-    def known(self, labels: Array) -> NDArray[np.bool_]:
-        """Class -1 is unknown."""
-        return np.asarray(labels >= 0)
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Classes without a sample."""
@@ -40,15 +40,11 @@ class SingleLabel(Task):
         """Cross-entropy of (B, K) and (B,)."""
         return cross_entropy(output, labels)
 
-    def regress(self, labels: Array) -> Array:
-        """+1 for the class, -1 for the others: (N, K)."""
-        return 2.0 * np.eye(self.outputs)[labels] - 1
-
     def metrics(self, kept: Kept) -> dict[str, float]:
         """`accuracy`, and `macro_F1` over the classes that are there or predicted."""
         truth, guess = kept["truth"], kept["output"].argmax(axis=1)
         return {
-            "accuracy": float(accuracy_score(truth, guess)),
+            "accuracy": score(kept["output"], truth, self.target),
             "macro_F1": float(f1_score(truth, guess, average="macro", zero_division=0)),
         }
 
@@ -69,14 +65,15 @@ class SingleLabel(Task):
         return draw_confusion(matrix, self.target.classes)
 
 
+@TASKS.register("multilabel")
 class MultiLabel(Task):
     """Any number of classes a sample: soft-margin loss (appendix B.2); mean average precision."""
 
+    measures: ClassVar = {
+        "mAP_micro": "average precision over all decisions",
+        "mAP_macro": "average precision averaged over classes",
+    }
     main = "mAP_macro"
-
-    def known(self, labels: Array) -> NDArray[np.bool_]:
-        """A sample with a NaN is unknown."""
-        return np.asarray(~np.isnan(labels).any(axis=1))
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Classes without a sample."""
@@ -86,21 +83,14 @@ class MultiLabel(Task):
         """Soft-margin loss of (B, K) and (B, K)."""
         return multilabel_soft_margin_loss(output, labels)
 
-    def regress(self, labels: Array) -> Array:
-        """+1 for the classes that are there, -1 for the others: (N, K)."""
-        return 2.0 * labels - 1
-
     def metrics(self, kept: Kept) -> dict[str, float]:
         """`mAP_micro` over all decisions, `mAP_macro` over the classes that some sample shows."""
         truth, output = kept["truth"], kept["output"]
-        shown = truth.any(axis=0)
-        if not shown.any():
+        if not truth.any():
             return {"mAP_micro": np.nan, "mAP_macro": np.nan}
         return {
             "mAP_micro": float(average_precision_score(truth, output, average="micro")),
-            "mAP_macro": float(
-                average_precision_score(truth[:, shown], output[:, shown], average="macro")
-            ),
+            "mAP_macro": score(output, truth, self.target),
         }
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:

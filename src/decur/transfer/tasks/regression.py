@@ -1,26 +1,30 @@
-"""One number a sample."""
+"""Labels of one number a sample."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.metrics import mean_absolute_error, r2_score
+from sklearn.metrics import mean_absolute_error
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from decur.plotting import plain
-from decur.transfer.tasks.base import Array, Kept, Task, new_axis
+from decur.plotting import plain, subplots
+from decur.probes import score
+from decur.transfer.tasks.base import TASKS, Array, Kept, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@TASKS.register("scalar")
 class Regression(Task):
     """One number a sample: squared error of the standardised number; R2, mean absolute error."""
 
+    measures: ClassVar = {
+        "R2": "share of the variance that is explained",
+        "MAE": "mean absolute error in the label's units",
+    }
     main = "R2"
 
     mean, std = 0.0, 1.0  # of the training part
@@ -29,10 +33,6 @@ class Regression(Task):
     def outputs(self) -> int:
         """One."""
         return 1
-
-    def known(self, labels: Array) -> NDArray[np.bool_]:
-        """NaN is unknown."""
-        return np.asarray(~np.isnan(labels))
 
     def prepare(self, labels: Array) -> None:
         """Mean and standard deviation of the training labels."""
@@ -49,10 +49,6 @@ class Regression(Task):
         head.weight.mul_(self.std)
         head.bias.mul_(self.std).add_(self.mean)
 
-    def regress(self, labels: Array) -> Array:
-        """The numbers, whose scale least squares does not mind: (N, 1)."""
-        return labels[:, None].astype(np.float64)
-
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
         """Numbers in the label's units, predicted and true, (B,) each."""
         return super().keep(output[:, 0], labels, samples)
@@ -61,7 +57,7 @@ class Regression(Task):
         """`R2`, and `MAE` in the label's units."""
         truth, output = kept["truth"], kept["output"]
         return {
-            "R2": float(r2_score(truth, output)) if len(truth) > 1 else np.nan,
+            "R2": score(output, truth, self.target),
             "MAE": float(mean_absolute_error(truth, output)),
         }
 
@@ -71,7 +67,7 @@ class Regression(Task):
 
     def draw(self, kept: Kept) -> Figure:
         """Predicted over true."""
-        figure, axis = new_axis(5, 5)
+        figure, ((axis,),) = subplots(1, 1, width=5)
         truth, output = kept["truth"], kept["output"]
         axis.plot(truth, output, ".", alpha=0.5)
         both = [float(min(truth.min(), output.min())), float(max(truth.max(), output.max()))]

@@ -1,8 +1,8 @@
-"""A class for each pixel."""
+"""Labels of a class for each pixel."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from decur.data.folder import UNKNOWN_CLASS
-from decur.transfer.tasks.base import Array, Kept, Task, draw_confusion
+from decur.transfer.tasks.base import TASKS, Array, Kept, Task, draw_confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 SAVED_PIXELS = 2**25  # test masks of more pixels are not saved one by one
 
 
+@TASKS.register("mask")
 class Segmentation(Task):
     """A class for each pixel: cross-entropy; mean IoU and overall accuracy over all pixels."""
 
+    measures: ClassVar = {
+        "mIoU": "intersection over union averaged over classes",
+        "overall_accuracy": "share of pixels that are right",
+    }
     main = "mIoU"
     dense = True
     measured = ("confusion",)
 
     def known(self, labels: Array) -> NDArray[np.bool_]:
-        """Surveyed masks (N, C) count each class's pixels; a sample without any is unknown."""
+        """Tell which samples have a known pixel, by the (N, C) pixels of each class."""
         return np.asarray(labels.sum(axis=1) > 0)
 
     def missing_classes(self, labels: Array) -> list[str]:

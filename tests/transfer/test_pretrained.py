@@ -17,7 +17,7 @@ from decur.data import SyntheticScenes
 from decur.encoders import build_encoder
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.transfer import load_model, released
+from decur.transfer import load_model, pretrained
 from decur.transfer.sources import gather_encoders
 from decur.views import Views
 
@@ -57,7 +57,7 @@ def tiny(monkeypatch, tmp_path):
         list_models=lambda: ["test_resnet", "unreleased", "unet"],
         get_model_weights={"test_resnet": TINY, "unet": enum(ANY=(L1C, []))}.__getitem__,
     )
-    monkeypatch.setattr(released, "require_torchgeo", lambda: carrier)
+    monkeypatch.setattr(pretrained, "require_torchgeo", lambda: carrier)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     home = tmp_path / "hub" / "checkpoints"
     home.mkdir(parents=True)
@@ -196,7 +196,7 @@ def test_a_download_that_is_impossible_says_which_file_goes_where(tiny, monkeypa
 def test_without_torchgeo_the_line_says_what_to_install(monkeypatch):
     from decur.encoders import geo
 
-    monkeypatch.setattr(released, "require_torchgeo", geo.require_torchgeo)
+    monkeypatch.setattr(pretrained, "require_torchgeo", geo.require_torchgeo)
     monkeypatch.setitem(__import__("sys").modules, "torchgeo", None)
     monkeypatch.setitem(__import__("sys").modules, "torchgeo.models", None)
     with pytest.raises(ConfigError, match=r"pip install 'decur\[geo\]'"):
@@ -246,7 +246,7 @@ def test_a_transfer_scales_as_the_weights_want_and_its_model_says_so(
     carrier = SimpleNamespace(
         list_models=lambda: ["test_resnet"], get_model_weights={"test_resnet": known}.__getitem__
     )
-    monkeypatch.setattr(released, "require_torchgeo", lambda: carrier)
+    monkeypatch.setattr(pretrained, "require_torchgeo", lambda: carrier)
     model = put(known.OPTICAL)
     folder = transferred(
         *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32", "--target=cover"),
@@ -276,21 +276,21 @@ def test_a_transfer_scales_as_the_weights_want_and_its_model_says_so(
 def geo(monkeypatch):
     """The real torchgeo's models."""
     models = pytest.importorskip("torchgeo.models")
-    monkeypatch.setattr(released, "require_torchgeo", lambda: models)
+    monkeypatch.setattr(pretrained, "require_torchgeo", lambda: models)
     return models
 
 
 def test_all_weights_for_pictures_alone_are_understood(geo):
-    for name, members in released._enums():
+    for name, members in pretrained.weights_by_architecture():
         for weights in members:
-            if not released._takes_pictures(name):
+            if not pretrained.is_known_architecture(name):
                 continue
-            assert released.find_weights(str(weights)) is weights
+            assert pretrained.find_weights(str(weights)) is weights
             bands = weights.meta.get("bands") or S2.bands
             modality = Modality("any", tuple(bands), scaling="range")
             if weights.meta.get("in_chans", len(bands)) == len(bands):
-                count = len(released.bands_of(weights, modality))
-                raw, unit = released.steps_of(weights, count)
+                count = len(pretrained.bands_of(weights, modality))
+                raw, unit = pretrained.normalisations(weights, count)
                 assert all(len(part) == count for step in (*raw, *unit) for part in step)
 
 

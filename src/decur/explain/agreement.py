@@ -1,0 +1,85 @@
+"""How far the vectors of two sensors agree: canonical correlations, and places of partners."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur.probes import Float, Halves, Rows
+
+
+def canonical(x: Halves, y: Halves, components: int) -> Float:
+    """Canonical correlations (Hotelling 1936), fitted on training samples, of held-out ones.
+
+    Within the first principal components of either side: with as many of them as samples, any two
+    sets of vectors would correlate perfectly.
+
+    Args:
+        x: principal coordinates.
+        y: principal coordinates.
+        components: how many of each side count, at most.
+
+    Returns:
+        As many as the side that has fewer, in the order of the training samples' correlations,
+        largest first; they may be negative.
+    """
+    # each side keeps its own: cut to the other's rank, it could lose what they have in common
+    a, b = (_whitened(half, components) for half in (x, y))
+    left, _, right = np.linalg.svd(a.train.T @ b.train, full_matrices=False)
+    return _correlations(a.test @ left, b.test @ right.T)
+
+
+def _whitened(half: Halves, components: int) -> Halves:
+    spread = half.train[:, :components].std(0)
+    return Halves(half.train[:, :components] / spread, half.test[:, :components] / spread)
+
+
+def _correlations(a: Float, b: Float) -> Float:
+    """Of each column of a with that of b."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    found: Float = np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
+    return found
+
+
+def places(
+    a: NDArray[np.float32], b: NDArray[np.float32], parts: dict[str, slice], chunk: int = 512
+) -> dict[str, tuple[Rows, Rows]]:
+    """At which place the partner of each row comes, by cosine, in either direction.
+
+    Ties count against the partner: vectors that are all alike find nothing.
+
+    Args:
+        a: (N, K) of one sensor.
+        b: (N, K) of the other, row for row.
+        parts: columns by name.
+        chunk: rows compared at a time.
+
+    Returns:
+        For each part, and for "all" of them, places from 0 of b's rows among b for each row of a,
+        and of a's among a for each of b: (N,) each.
+    """
+    sides = {name: (a[:, part], b[:, part]) for name, part in parts.items()}
+    squares = {name: tuple((x**2).sum(1) for x in side) for name, side in sides.items()}
+    squares["all"] = tuple(sum(s[i] for s in squares.values()) for i in (0, 1))
+    own = {name: (x * y).sum(1) for name, (x, y) in sides.items()}
+    own["all"] = np.sum(list(own.values()), axis=0)
+    inverse = {
+        name: tuple(np.divide(1, np.sqrt(s), out=np.zeros_like(s), where=s > 0) for s in pair)
+        for name, pair in squares.items()
+    }
+    found = {name: (np.zeros(len(a), int), np.zeros(len(a), int)) for name in inverse}
+    for start in range(0, len(a), chunk):
+        rows = np.arange(start, min(start + chunk, len(a)))
+        dots = {name: x[rows] @ y.T for name, (x, y) in sides.items()}  # (n, N)
+        dots["all"] = np.sum(list(dots.values()), axis=0)
+        for name, dot in dots.items():
+            left, right = inverse[name]
+            cosine = own[name] * left * right  # (N,), of partners
+            scores = dot * left[rows, None] * right
+            scores[rows - start, rows] = cosine[rows]
+            found[name][0][rows] = (scores >= cosine[rows, None]).sum(1) - 1
+            found[name][1][:] += (scores >= cosine).sum(0)
+    for _, backwards in found.values():
+        backwards -= 1
+    return found

@@ -1,0 +1,537 @@
+"""Probes: how much vectors tell of labels and of each other, on samples held out.
+
+Everything here takes arrays with one row a sample, and a `Target` that says what labels mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifierCV, RidgeCV
+from sklearn.metrics import accuracy_score, average_precision_score, r2_score
+from sklearn.model_selection import (
+    GroupKFold,
+    GroupShuffleSplit,
+    ShuffleSplit,
+    StratifiedShuffleSplit,
+)
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestNeighbors
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from decur.data.sample import Target
+
+log = logging.getLogger(__name__)
+
+Float = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+# Standardised features (N, D), labels and a regularisation to (outputs, D) and (outputs,).
+Solve = Callable[[Float, NDArray[Any], Target, float], tuple[Float, Float]]
+
+METRICS = {"class": "accuracy", "multilabel": "mAP", "scalar": "R2"}  # what `score` measures
+
+
+# -- splits and standardisation --------------------------------------------------------------------
+
+TEST_SHARE = 1 / 3
+FEWEST_GROUPS = 6  # that are worth keeping whole in `split`
+VALIDATION = 0.2  # share of the training part that chooses a regularisation
+REPEATS, FEW = 5, 2000  # validation parts that are averaged, where there are few samples
+
+
+def split(
+    count: int,
+    groups: Sequence[str] | None,
+    seed: int,
+    share: float = TEST_SHARE,
+    fewest_groups: int = FEWEST_GROUPS,
+) -> tuple[Rows, Rows]:
+    """Split samples at random into a part that trains and one that tests.
+
+    Args:
+        count: number of samples.
+        groups: group of each sample; groups stay whole. None, or fewer than `fewest_groups`, for
+            a split of single samples.
+        seed: of the split.
+        share: of the samples, or of the groups, that test.
+        fewest_groups: below which groups are not looked at.
+
+    Returns:
+        Rows to train on and rows to test on.
+    """
+    whole = groups is not None and len(set(groups)) >= fewest_groups
+    return _shuffled(count, groups if whole else None, 1, share, seed)[0]
+
+
+def validation_parts(
+    labels: NDArray[Any], target: Target, groups: NDArray[Any] | None, seed: int
+) -> list[tuple[Rows, Rows]]:
+    """Split a training part into samples to fit and samples that choose a regularisation.
+
+    A fifth of the samples choose: whole groups where there are groups, by class where a sample has
+    one class. Of fewer than 2,000 samples there are five such splits.
+
+    Args:
+        labels: (N, ...) known labels.
+        target: what they mean.
+        groups: (N,) that must not be split, if any.
+        seed: of the splits.
+
+    Returns:
+        Rows to fit and rows to choose by, for each split; none where there are too few samples.
+    """
+    count = len(labels)
+    repeats = REPEATS if count < FEW else 1
+    if groups is not None and len(np.unique(groups)) > 1:
+        return _shuffled(count, groups, repeats, VALIDATION, seed)
+    if count < 5:
+        return []
+    if target.kind == "class":
+        counts = np.unique(labels, return_counts=True)[1]
+        if counts.min() > 1 and VALIDATION * count >= len(counts):
+            by_class = StratifiedShuffleSplit(repeats, test_size=VALIDATION, random_state=seed)
+            return list(by_class.split(labels, labels))
+    return _shuffled(count, None, repeats, VALIDATION, seed)
+
+
+def _shuffled(
+    count: int, groups: Sequence[str] | NDArray[Any] | None, repeats: int, share: float, seed: int
+) -> list[tuple[Rows, Rows]]:
+    kind = ShuffleSplit if groups is None else GroupShuffleSplit
+    splitter = kind(n_splits=repeats, test_size=share, random_state=seed)
+    return list(splitter.split(np.empty((count, 0)), groups=groups))
+
+
+def standardised(x: Vectors, train: Rows | None = None) -> Vectors:
+    """Scale columns to mean 0 and variance 1; those that do not vary become 0.
+
+    Args:
+        x: (N, K).
+        train: rows that mean and variance are taken from; None for all.
+    """
+    if not len(x):
+        return x
+    seen = x if train is None else x[train]
+    mean, spread = seen.mean(0, dtype=np.float64), seen.std(0, dtype=np.float64)
+    varies = spread > np.finfo(np.float32).eps * np.abs(mean)
+    scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
+    scaled: Vectors = ((x - mean) * scale).astype(np.float32)
+    return scaled
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def known(labels: NDArray[Any], target: Target) -> NDArray[np.bool_]:
+    """Tell which samples are labelled: class -1 and NaN are unknown.
+
+    Args:
+        labels: (N,) or (N, classes).
+        target: what they mean.
+    """
+    if target.kind == "class":
+        return np.asarray(labels >= 0)
+    return np.asarray(~np.isnan(labels.reshape(len(labels), -1)).any(axis=1))
+
+
+def score(output: NDArray[Any], labels: NDArray[Any], target: Target) -> float:
+    """Measure a head's output: accuracy, mean average precision (macro) or R2.
+
+    Args:
+        output: (N, classes) logits, or (N,) or (N, 1) numbers.
+        labels: (N,) classes or numbers, or (N, classes), all known.
+        target: what the labels mean.
+
+    Returns:
+        NaN where there is nothing to measure: no class that a sample shows, or a single number.
+    """
+    if target.kind == "class":
+        return float(accuracy_score(labels, output.argmax(axis=1)))
+    if target.kind == "multilabel":
+        shown = labels.any(axis=0)
+        if not shown.any():
+            return float("nan")
+        return float(average_precision_score(labels[:, shown], output[:, shown], average="macro"))
+    return float(r2_score(labels, output.reshape(-1))) if len(labels) > 1 else float("nan")
+
+
+def chance(labels: NDArray[Any], target: Target) -> float:
+    """Return the score of a guess that is the same for every sample.
+
+    That is the share of the most frequent class, the mean share of samples that show a class
+    (of the classes that any shows), or, of numbers, the R2 of their mean, 0.
+
+    Args:
+        labels: (N,) or (N, classes), all known.
+        target: what they mean.
+    """
+    if target.kind == "class":
+        return float(np.bincount(labels.astype(int)).max() / len(labels))
+    if target.kind == "multilabel":
+        shown = labels.any(axis=0)
+        return float(labels[:, shown].mean()) if shown.any() else float("nan")
+    return 0.0
+
+
+# -- a linear head, its regularisation chosen on validation parts ----------------------------------
+
+RIDGE = np.logspace(-2, 6, 9)  # penalties on standardised features
+LOGISTIC = np.logspace(-5, 3, 9)  # C, the inverse of a penalty, likewise
+PATIENCE = 2  # values of C that are worse, after which weaker penalties are not tried
+ITERATIONS = 200  # of L-BFGS: more than a penalty that is worth choosing needs
+NEVER = -1e9  # bias of a class that has no sample
+
+
+def fit_ridge(
+    x: Vectors,
+    labels: NDArray[Any],
+    target: Target,
+    groups: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Linear, float]:
+    """Fit least squares on standardised features; `validation_parts` choose the penalty.
+
+    Args:
+        x: (N, D) features of the training part.
+        labels: (N, ...) known labels of it.
+        target: what they mean.
+        groups: (N,) that must not be split, if any.
+        seed: of the validation parts.
+
+    Returns:
+        The layer, for features as they are, and the penalty.
+    """
+    return fit_chosen(solve_ridge, RIDGE, len(RIDGE), x, labels, target, groups, seed)
+
+
+def fit_logistic(
+    x: Vectors,
+    labels: NDArray[Any],
+    target: Target,
+    groups: NDArray[Any] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Linear, float]:
+    """Fit multinomial logistic regression on standardised features, one class a sample.
+
+    The penalty is weakened from one that is too strong until two in a row have been worse than the
+    best on the validation parts: those still weaker take minutes, and overfit.
+
+    Args:
+        x: (N, D) features of the training part.
+        labels: (N,) known classes of it.
+        target: of kind "class".
+        groups: (N,) that must not be split, if any.
+        seed: of the validation parts, which are those of `fit_ridge`.
+
+    Returns:
+        The layer, for features as they are, whose softmax gives the probabilities; and scikit-
+        learn's C, the inverse of the penalty.
+    """
+    return fit_chosen(solve_logistic, LOGISTIC, PATIENCE, x, labels, target, groups, seed)
+
+
+def fit_chosen(
+    solve: Solve,
+    strengths: Float,
+    patience: int,
+    x: Vectors,
+    labels: NDArray[Any],
+    target: Target,
+    groups: NDArray[Any] | None,
+    seed: int,
+) -> tuple[nn.Linear, float]:
+    """Choose a regularisation on validation parts, then fit everything with it.
+
+    Args:
+        solve: fits standardised features with one regularisation.
+        strengths: the regularisations to try, in this order.
+        patience: how many in a row may be worse than the best before the rest is left out.
+        x: (N, D) features of the training part.
+        labels: (N, ...) known labels of it.
+        target: what they mean.
+        groups: (N,) that must not be split, if any.
+        seed: of the validation parts.
+
+    Returns:
+        The layer, for features as they are, and the regularisation.
+    """
+    features = x.astype(np.float64)
+    parts = validation_parts(labels, target, groups, seed)
+    means = np.full(len(strengths), np.nan)
+    best, worse = -np.inf, 0
+    for tried, strength in enumerate(strengths):
+        scores = []
+        for fit, held in parts:
+            weight, bias = _on_standardised(solve, features[fit], labels[fit], target, strength)
+            output = (features[held] @ weight.T + bias).astype(np.float32)  # as a layer gives it
+            scores.append(score(output, labels[held], target))
+        defined = [value for value in scores if not np.isnan(value)]
+        means[tried] = np.mean(defined) if defined else np.nan
+        worse = worse + 1 if means[tried] < best else 0
+        best = np.fmax(best, means[tried])
+        if worse == patience:
+            break
+    if np.isnan(means).all():
+        chosen = float(strengths[len(strengths) // 2])
+        reason = f"no validation part defines {METRICS[target.kind]}"
+        if not parts:
+            reason = f"{len(x)} samples are too few to choose the probe's regularisation"
+        log.warning("%s; the probe's regularisation is %g", reason, chosen)
+    else:
+        chosen = float(strengths[np.nanargmax(means)])
+    weight, bias = _on_standardised(solve, features, labels, target, chosen)
+    layer = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer, chosen
+
+
+def _on_standardised(
+    solve: Solve, x: Float, labels: NDArray[Any], target: Target, strength: float
+) -> tuple[Float, Float]:
+    """Fit standardised features; return (outputs, D) and (outputs,) for features as they are."""
+    scaler = StandardScaler().fit(x)
+    weight, bias = solve(scaler.transform(x), labels, target, strength)
+    weight = weight / scaler.scale_
+    return weight, bias - weight @ scaler.mean_
+
+
+def solve_ridge(
+    x: Float, labels: NDArray[Any], target: Target, penalty: float
+) -> tuple[Float, Float]:
+    """Fit least squares with an L2 penalty: +1 for a class that is there, -1 for one that is not.
+
+    Args:
+        x: (N, D) standardised features.
+        labels: (N, ...) known labels.
+        target: what they mean.
+        penalty: of the squared weights.
+
+    Returns:
+        Weights (outputs, D) and biases (outputs,).
+    """
+    if target.kind == "class":
+        aims = 2.0 * np.eye(len(target.classes))[labels] - 1  # (N, classes)
+    elif target.kind == "multilabel":
+        aims = 2.0 * labels - 1
+    else:
+        aims = labels[:, None].astype(np.float64)
+    fitted = Ridge(penalty).fit(x, aims)
+    return fitted.coef_.reshape(-1, x.shape[1]), fitted.intercept_
+
+
+def solve_logistic(x: Float, labels: NDArray[Any], target: Target, c: float) -> tuple[Float, Float]:
+    """Fit multinomial logistic regression; a class without a sample is never the answer.
+
+    Args:
+        x: (N, D) standardised features.
+        labels: (N,) known classes.
+        target: names the classes.
+        c: the inverse of the penalty, as scikit-learn has it.
+
+    Returns:
+        Weights (classes, D) and biases (classes,).
+    """
+    outputs = len(target.classes)
+    weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, NEVER)
+    there = np.unique(labels)
+    if len(there) == 1:  # nothing to tell apart
+        bias[there] = 0
+        return weight, bias
+    with warnings.catch_warnings():  # stopped early is regularised, too; the validation part judges
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(C=c, max_iter=ITERATIONS).fit(x, labels)
+    found, offset = fitted.coef_, fitted.intercept_
+    if len(there) == 2:  # scikit-learn gives the second class's logit over the first one's
+        found, offset = found * [[-0.5], [0.5]], offset * [-0.5, 0.5]
+    weight[there], bias[there] = found, offset
+    return weight, bias
+
+
+# -- quick probes, between epochs ------------------------------------------------------------------
+
+QUICK_RIDGE = np.logspace(-1, 5, 7)  # penalties, chosen by leaving one out
+NEIGHBOURS = 20
+FEWEST = 20  # samples that a quick probe needs
+
+
+def quick_probe(
+    features: Mapping[str, Vectors],
+    labels: NDArray[Any],
+    target: Target,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Score a linear and a nearest-neighbour probe of each sensor, and of all of them together.
+
+    Half of the samples train, half test, split by group where there are groups. The linear probe
+    is a ridge that picks its penalty by leave-one-out within the training half.
+
+    Args:
+        features: `{modality: (N, D)}`; rows with NaN are samples that lack the modality.
+        labels: (N,) or, for several labels at once, (N, classes); NaN or -1 unknown.
+        target: what the labels are: "class", "multilabel" or "scalar".
+        groups: of each sample; one group stays on one side.
+        seed: of the split.
+
+    Returns:
+        `{"s1/linear": score, "s1/knn": ..., "s1+s2/linear": ...}`: accuracy, mean average
+        precision (macro) or R2. Empty where the labels do not suffice.
+    """
+    together = np.concatenate(list(features.values()), axis=1)
+    sets = {**features, "+".join(features): together} if len(features) > 1 else dict(features)
+    scores = {}
+    for name, x in sets.items():
+        rows = ~np.isnan(x).any(axis=1) & known(labels, target)
+        chosen = [g for g, k in zip(groups, rows, strict=True) if k] if groups else None
+        found = _quick_scores(x[rows], labels[rows], target, chosen, seed)
+        scores.update({f"{name}/{kind}": value for kind, value in found.items()})
+    return scores
+
+
+def _quick_scores(
+    x: Vectors, y: NDArray[Any], target: Target, groups: Sequence[str] | None, seed: int
+) -> dict[str, float]:
+    if len(x) < FEWEST or (groups and len(set(groups)) < 2):
+        return {}
+    train, test = split(len(x), groups or None, seed, share=0.5, fewest_groups=2)
+    if target.kind == "multilabel":
+        # a class that all or none of either half show has no precision to measure
+        mixed = [y[part].mean(axis=0) > 0 for part in (train, test)]
+        mixed += [y[part].mean(axis=0) < 1 for part in (train, test)]
+        y = y[:, np.logical_and.reduce(mixed)]
+        if not y.shape[1]:
+            return {}
+    elif len(np.unique(y[train])) < 2:
+        return {}
+    k = min(NEIGHBOURS, len(train))
+    scalar = target.kind == "scalar"
+    models = {
+        "linear": RidgeCV(QUICK_RIDGE) if scalar else RidgeClassifierCV(QUICK_RIDGE),
+        "knn": KNeighborsRegressor(k) if scalar else KNeighborsClassifier(k),
+    }
+    scores = {}
+    for kind, model in models.items():
+        fitted = make_pipeline(StandardScaler(), model).fit(x[train], y[train])
+        scores[kind] = _quick_score(fitted, x[test], y[test], target)
+    return scores
+
+
+def _quick_score(model: Pipeline, x: Vectors, y: NDArray[Any], target: Target) -> float:
+    if target.kind == "class":
+        return float(accuracy_score(y, model.predict(x)))
+    if target.kind == "scalar":
+        output = model.predict(x)
+    elif hasattr(model, "decision_function"):
+        output = model.decision_function(x).reshape(y.shape)  # (N, classes)
+    else:  # one (N, 2) array a class
+        output = np.stack([p[:, -1] for p in model.predict_proba(x)], axis=1)
+    return score(output, y, target)
+
+
+def score_of_neighbours(x: Vectors, labels: Float, classes: int, k: int) -> float:
+    """Score how well the k nearest samples tell the label of each, which is left out itself.
+
+    Args:
+        x: (N, D).
+        labels: (N,) known classes or numbers.
+        classes: number of classes; 0 for numbers.
+        k: how many neighbours vote, or are averaged.
+
+    Returns:
+        Accuracy or R2; NaN where there are no k neighbours.
+    """
+    if len(labels) <= k:
+        return float("nan")
+    near = NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[1]  # (N, k)
+    if not classes:
+        return float(r2_score(labels, labels[near].mean(1)))
+    votes = np.stack(
+        [(labels[near] == value).sum(1) for value in range(int(labels.max()) + 1)], axis=1
+    )
+    return float(accuracy_score(labels, votes.argmax(1)))
+
+
+# -- what one set of vectors tells of another ------------------------------------------------------
+
+STRENGTHS = np.logspace(-3, 3, 7)  # of the ridge, where rows have unit norm on average
+FOLDS = 3  # of groups, that choose among them
+NEGLIGIBLE = 1e-10  # of an eigenvalue, beside the largest
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Vectors of the samples that train and of those that test: (n, r) and (m, r)."""
+
+    train: Float
+    test: Float
+
+
+def coordinates(x: NDArray[np.float32], train: Rows, test: Rows) -> Halves:
+    """Rows in the principal axes of the training rows, largest first.
+
+    All axes are kept, so that nothing linear is lost: a ridge on them is the ridge on x. With
+    fewer samples than columns they come from the N x N Gram matrix, and no K x K one is made.
+
+    Args:
+        x: (N, K) with columns centred over the training rows.
+        train: rows.
+        test: rows.
+    """
+    a, b = x[train].astype(np.float64), x[test].astype(np.float64)
+    wide = a.shape[1] > a.shape[0]
+    values, vectors = np.linalg.eigh(a @ a.T if wide else a.T @ a)
+    kept = np.flatnonzero(values > NEGLIGIBLE * max(values[-1], np.finfo(float).tiny))[::-1]
+    axes = vectors[:, kept]  # (n, r), or (K, r)
+    if wide:
+        roots = np.sqrt(values[kept])
+        return Halves(axes * roots, (b @ a.T) @ (axes / roots))
+    return Halves(a @ axes, b @ axes)
+
+
+def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, blocks: int = 1) -> Float:
+    """Share of the variance of y that a ridge on x predicts of the held-out samples (R2).
+
+    Its strength is chosen within the training samples: by leaving one out, or by three folds of
+    groups.
+
+    Args:
+        x: what predicts.
+        y: what is predicted, its columns weighted by their variance.
+        groups: of the training samples, None for none.
+        blocks: into how many equal blocks of columns y falls, each with a share of its own.
+
+    Returns:
+        (blocks,); about 0 where x tells nothing, 0 where there is nothing to tell.
+    """
+    if not x.train.shape[1]:
+        return np.zeros(blocks)
+    scale = np.sqrt((x.train**2).sum(1).mean())
+    # With more columns than rows scikit-learn works on the N x N Gram matrix, which takes half the
+    # time where there are nearly as many: columns of zeros change nothing.
+    n, columns = x.train.shape
+    empty = max(n + 1 - columns, 0) if 2 * columns > n else 0
+    train, test = (np.pad(half, ((0, 0), (0, empty))) / scale for half in (x.train, x.test))
+    folds = None
+    if groups is not None and len(set(groups)) >= FOLDS:
+        folds = list(GroupKFold(FOLDS).split(train, groups=groups))
+    ridge = RidgeCV(STRENGTHS, cv=folds, scoring="neg_mean_squared_error" if folds else None)
+    guess = ridge.fit(train, y.train).predict(test).reshape(y.test.shape)
+    pairs = zip(np.split(y.test, blocks, 1), np.split(guess, blocks, 1), strict=True)
+    return np.array(
+        [
+            r2_score(true, told, multioutput="variance_weighted") if true.any() else 0.0
+            for true, told in pairs
+        ]
+    )
