@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from decur.bench.measure import open_device
-from decur.bench.tables import duration, make_table, quantity
+from decur.bench.tables import add_device, duration, make_table, quantity
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import write_json, writing
 
 if TYPE_CHECKING:
-    from decur.bench.plan import RunCost
+    from decur.bench.plan import RunCost, Share
 
 _ABOUT = (
     "What a pretraining run will cost: hours, memory and traffic, on one device and on many. Takes "
     "the options of `decur pretrain`, reads a few samples, makes a few training steps and writes "
     "nothing: decur plan --config R --gpus 1 4 8"
 )
+_OPTIONS = {
+    "samples": (int, None, "Samples of the whole data set, where --data is an example of it."),
+    "memory": (float, None, "GB of a device; by default those of the one measured."),
+    "link": (float, 25.0, "GB/s that each device sends; PCIe 4.0 x16 reaches 25."),
+}
+_TIMES: dict[str, Callable[[Share], str]] = {
+    "samples on each": lambda share: str(share.samples),
+    "sent by each in a step": lambda share: quantity(share.sent["total"], "B"),
+    "computing": lambda share: duration(share.computing),
+    "sending": lambda share: duration(share.exchange),
+    "reading": lambda share: duration(share.reading),
+    "a step": lambda share: duration(share.step),
+    "hours": lambda share: f"{share.hours:,.3g}",
+    "device hours": lambda share: f"{share.hours * share.gpus:,.3g}",
+}
 
 
 def main(arguments: Sequence[str]) -> RunCost:
@@ -33,29 +47,13 @@ def main(arguments: Sequence[str]) -> RunCost:
         DecurError: for whatever a person can mend.
     """
     parser = build_parser("decur plan", _ABOUT, starts=False)
-    parser.add_argument(
-        "--gpus", type=int, nargs="+", default=[1], help="Numbers of devices to plan for."
-    )
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=str, default=default, help="The device that is measured.")
-    parser.add_argument("--seconds", type=float, default=30.0, help="Measured, about.")
-    parser.add_argument(
-        "--link",
-        type=float,
-        default=25.0,
-        help="GB/s that each device sends to others, assumed: 25 is what PCIe 4.0 x16 reaches.",
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        help="Samples of the whole data set, where --data is an example of it.",
-    )
-    parser.add_argument(
-        "--memory", type=float, help="GB of a device; by default those of the one measured."
-    )
-    parser.add_argument("--json", type=str, help="A file that all numbers are written to.")
+    numbers = "Numbers of devices to plan for."
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1], help=numbers)
+    add_device(parser, 30.0, "A file that all numbers are written to.")
+    for name, (kind, default, about) in _OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=about)
     parsed = parser.parse(arguments)
-    for key in ("seconds", "link", "samples", "memory"):
+    for key in ("seconds", *_OPTIONS):
         if parsed[key] is not None and not parsed[key] > 0:
             raise ConfigError(f"--{key}: must be more than 0, is {parsed[key]}")
     device = open_device(parsed.device)
@@ -75,83 +73,51 @@ def main(arguments: Sequence[str]) -> RunCost:
         samples=parsed.samples,
         memory=None if parsed.memory is None else round(parsed.memory * 1e9),
     )
-    show(cost, data.describe(), parsed.link, Console(soft_wrap=True))
+    show(cost, data.describe(), Console(soft_wrap=True))
     if parsed.json is not None:
-        path = Path(parsed.json)
         values = {"reached": cost.reached, "ahead": cost.ahead, "warnings": list(cost.warnings())}
-        with writing(path, "--json"):
-            write_json(path, {**dataclasses.asdict(cost), **values})
+        with writing(Path(parsed.json), "--json"):
+            write_json(Path(parsed.json), {**dataclasses.asdict(cost), **values})
     return cost
 
 
-def show(cost: RunCost, data: str, link: float, console: Console) -> None:
-    """Print what a run will cost.
-
-    Args:
-        cost: of the run.
-        data: one line about the data.
-        link: GB/s between devices, assumed.
-        console: where to.
-    """
+def show(cost: RunCost, data: str, console: Console) -> None:
+    """Print what a run will cost, and one line about its data."""
 
     def say(what: str, text: str) -> None:
         console.print(f"{what:<12}{text}", highlight=False, markup=False)
 
-    def table(title: str, rows: dict[str, list[str]]) -> None:
-        devices = [f"{n} device" + "s" * (n > 1) for n in (share.gpus for share in cost.shares)]
-        console.print(make_table([title, *devices], [(name, *row) for name, row in rows.items()]))
+    def table(title: str, rows: dict[str, Callable[[Share], str]]) -> None:
+        devices = [f"{share.gpus} device{'s' * (share.gpus > 1)}" for share in cost.shares]
+        texts = [(name, *map(text, cost.shares)) for name, text in rows.items()]
+        console.print(make_table([title, *devices], texts))
 
-    reading, shares = cost.reading, cost.shares
+    def of(key: str) -> Callable[[Share], str]:
+        return lambda share: quantity(share.memory[key], "B")
+
+    reading, batch = cost.reading, cost.batch
     say("data", data)
-    say(
-        "run",
-        f"{cost.samples:,} samples, {cost.epochs:g} epochs, {cost.steps:,} steps of {cost.batch} "
-        f"samples, {cost.precision}",
-    )
-    stored = reading.get("files", reading["pictures"])
-    say(
-        "reading",
-        f"{quantity(reading['pictures'], 'B')} of pictures a sample; "
-        f"{quantity(stored * cost.samples, 'B')} are read in an epoch; {reading['rate']:,.0f} "
-        f"samples/s by {cost.workers} workers, which keep {quantity(cost.ahead, 'B')} ready",
-    )
+    length = f"{cost.samples:,} samples, {cost.epochs:g} epochs, {cost.steps:,} steps of {batch}"
+    say("run", f"{length} samples, {cost.precision}")
+    epoch = quantity(cost.samples * reading.get("files", reading["pictures"]), "B")
+    ahead = f"{cost.workers} workers, which keep {quantity(cost.ahead, 'B')} ready"
+    say("reading", f"{epoch} an epoch; {reading['rate']:,.0f} samples/s by {ahead}")
     steps = " and ".join(f"{duration(took)} with {size} samples" for size, took in cost.measured)
-    say(
-        "measured",
-        f"on {cost.device}: a step takes {steps}, {cost.reached:.0%} of the "
-        f"{quantity(cost.best, 'FLOP/s')} that its matrix products reach",
-    )
-    if cost.measured[-1][0] < cost.batch:
-        say("", f"(one with {cost.batch} is too large for --seconds or for the memory)")
+    best = f"{cost.reached:.0%} of {quantity(cost.best, 'FLOP/s')}, the best of its matrix products"
+    say("measured", f"on {cost.device}, a step takes {steps}: {best}")
+    if cost.measured[-1][0] < batch:
+        say("", f"from which follows what one with {batch} takes: it is too large for --seconds or")
+        say("", "for the memory")
     if cost.compiled:
         say("", "without torch.compile, with which the run is faster")
-    say(
-        "a step",
-        f"{cost.parameters:,} trained numbers; "
-        + ", ".join(f"{part} {quantity(n, 'FLOP')}" for part, n in cost.operations.items()),
-    )
-    memory = {
-        key: [quantity(share.memory[key], "B") for share in shares] for key in shares[0].memory
-    }
-    memory["all"] = [quantity(share.total, "B") for share in shares]
-    memory["there are"] = [quantity(cost.capacity, "B") for share in shares]
+    parts = ", ".join(f"{part} {quantity(n, 'FLOP')}" for part, n in cost.operations.items())
+    say("a step", f"of {cost.parameters:,} trained numbers takes {parts}")
+    memory = {key: of(key) for key in cost.shares[0].memory}
+    memory["all"] = lambda share: quantity(share.total, "B")
+    memory["there are"] = lambda share: quantity(cost.capacity, "B")
     table("memory of a device", memory)
-    texts: dict[str, Any] = {
-        "samples on each": lambda share: str(share.samples),
-        "sent by each in a step": lambda share: quantity(share.sent["total"], "B"),
-        "computing": lambda share: duration(share.computing),
-        "sending": lambda share: duration(share.exchange),
-        "reading": lambda share: duration(share.reading),
-        "a step": lambda share: duration(share.step),
-        "hours": lambda share: f"{share.hours:,.3g}",
-        "device hours": lambda share: f"{share.hours * share.gpus:,.3g}",
-    }
-    table("time", {name: [text(share) for share in shares] for name, text in texts.items()})
-    say(
-        "sent",
-        "embeddings and their gradients for the loss, and the gradients of the weights; at "
-        f"{link:g} GB/s, assumed",
-    )
+    table("time", _TIMES)
+    say("sent are", "embeddings and their gradients for the loss, and the gradients of the weights")
     say("assumed", f"all devices are like {cost.device}; reading has the cores of this machine")
     for warning in cost.warnings():
         say("WARNING", warning)

@@ -1,8 +1,4 @@
-"""How fast samples come from files to augmented views, and objectives from embeddings to gradients.
-
-`bench_data` measures each step from files to views and the whole pipeline, `bench_views` the views
-alone, `bench_loss` an objective alone.
-"""
+"""How fast samples come from files to views, and objectives from embeddings to gradients."""
 
 from __future__ import annotations
 
@@ -35,15 +31,14 @@ def bench_data(
     """Measure a data set in the order of an epoch of pretraining.
 
     Each step alone runs in this process; the loader and the whole pipeline use worker processes,
-    whose start is not counted.
+    whose start is not counted. Disks count only where the data is larger than the page cache.
 
     Args:
         data: any data set.
         loader: batches and workers.
         views: the augmented views.
         device: where views are made.
-        seconds: duration of each measurement. The first pass over the samples fills the page
-            cache: disks count only where the data is larger than what was read before.
+        seconds: duration of each measurement.
 
     Yields:
         A row for each step as soon as it is known, with "megabytes" of pictures a second.
@@ -97,12 +92,7 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Yield the batches of training, epoch after epoch, as one process of pretraining reads them.
 
-    Close it, since its worker processes do not heed signals.
-
-    Args:
-        data: any data set.
-        loader: batches and workers.
-        seed: of the order.
+    Close the generator: its worker processes do not heed signals.
     """
     loading = PairedData(data, loader, seed).train_dataloader()
     for epoch in itertools.count():
@@ -118,18 +108,7 @@ def bench_views(
     device: torch.device,
     seconds: float = 3.0,
 ) -> Iterator[Row]:
-    """Measure scaling to [0, 1] and both views: of each sensor alone, and of all.
-
-    Args:
-        modalities: of the batch.
-        views: what makes the views.
-        batch: raw pictures, on any device.
-        device: where views are made.
-        seconds: duration of each measurement.
-
-    Yields:
-        A row for each sensor, and one for all together.
-    """
+    """Measure scaling to [0, 1] and both views of a batch: of each sensor alone, and of all."""
     batch = _move(batch, device)
     alone = [(name, {name: modality}) for name, modality in modalities.items()]
     for title, chosen in [*(alone if len(alone) > 1 else []), ("all sensors", modalities)]:
@@ -182,14 +161,7 @@ def bench_loss(
 
 
 class LossStep:
-    """An objective forward and backward, on embeddings that share half of their variance.
-
-    Args:
-        objective: on the device.
-        modalities: names of the sensors.
-        batch: samples, N.
-        device: that computes.
-    """
+    """An objective forward and backward, on embeddings (N, K) that share half of their variance."""
 
     def __init__(
         self, objective: Objective, modalities: Sequence[str], batch: int, device: torch.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
@@ -26,25 +26,25 @@ class Precision(NamedTuple):
     parameters: torch.dtype  # of parameters, their gradients and the optimiser's state
 
 
-_PRECISIONS = (
-    Precision("64-true", torch.float64, torch.float64),
-    Precision("32-true", torch.float32, torch.float32),
-    Precision("16-true", torch.float16, torch.float16),
-    Precision("bf16-true", torch.bfloat16, torch.bfloat16),
-    Precision("16-mixed", torch.float16, torch.float32),
-    Precision("bf16-mixed", torch.bfloat16, torch.float32),
+PRECISIONS = {
+    "64-true": (torch.float64, torch.float64),
+    "32-true": (torch.float32, torch.float32),
+    "16-true": (torch.float16, torch.float16),
+    "bf16-true": (torch.bfloat16, torch.bfloat16),
+    "16-mixed": (torch.float16, torch.float32),
+    "bf16-mixed": (torch.bfloat16, torch.float32),
     # Linear layers compute in float8, all the rest in the format of the parameters.
-    Precision("transformer-engine", torch.bfloat16, torch.bfloat16),
-    Precision("transformer-engine-float16", torch.float16, torch.float16),
-)
-PRECISIONS = {precision.name: precision for precision in _PRECISIONS}
+    "transformer-engine": (torch.bfloat16, torch.bfloat16),
+    "transformer-engine-float16": (torch.float16, torch.float16),
+}
 _SHORT = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def precision_of(trainer: Mapping[str, Any]) -> Precision:
     """Return the precision that options of Lightning's Trainer ask for."""
     given = str(trainer.get("precision") or "32-true")
-    return PRECISIONS[_SHORT.get(given, given)]
+    name = _SHORT.get(given, given)
+    return Precision(name, *PRECISIONS[name])
 
 
 def open_device(name: str) -> torch.device:
@@ -112,16 +112,8 @@ class Row:
         return {**values, "turns": len(self.times), **self.about}
 
 
-# -- time and memory -----------------------------------------------------------------------------
-
-
 def measure(work: Callable[[], object], seconds: float) -> list[float]:
-    """Call a function again and again, and return the seconds that each call takes.
-
-    Args:
-        work: is called without arguments; a GPU is waited for.
-        seconds: duration of all calls, after some to warm up.
-    """
+    """Call a function for some seconds, and return those of each call; a GPU is waited for."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=seconds).times
 
@@ -130,11 +122,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
     """Return how many floating-point operations a second a device's best matrix product reaches.
 
     A GPU multiplies float32 in TF32 where torch lets convolutions do so.
-
-    Args:
-        device: what is measured.
-        dtype: of the matrices.
-        seconds: duration of the measurement.
     """
     sides = (2048, 4096, 8192) if device.type == "cuda" else (256, 512, 1024)
     precision, best = torch.get_float32_matmul_precision(), 0.0
@@ -148,38 +135,37 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
     return best
 
 
-def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+def peak_memory(work: Callable[[], object], device: torch.device, trace: str | None = None) -> int:
     """Return the bytes of tensors that a call needs at its peak, beyond those before it.
 
     Args:
         work: should have been called before, so that libraries have their workspaces.
         device: that computes.
+        trace: JSON file for a trace of the call, for Perfetto or chrome://tracing.
+
+    Raises:
+        ConfigError: if the trace cannot be written.
     """
-    if device.type == "cuda":
+    gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + gpu]
+    if gpu:
         wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
+    with profile(activities=kinds, profile_memory=True, acc_events=True) as seen:
         work()
         wait(device)
+    if trace is not None:
+        try:
+            seen.export_chrome_trace(trace)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"--profile {trace}: cannot be written ({error})") from error
+    if gpu:
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
-        work()
-    return peak_of_profile(seen)
-
-
-def peak_of_profile(seen: profile) -> int:
-    """Return the peak of the CPU's tensors in a profile with memory, beyond those before it."""
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
-    events: list[Any] = [
-        event
-        for event in seen.profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
-    ]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(0, *np.cumsum(sizes).tolist()) if sizes else 0
-
-
-# -- operations ----------------------------------------------------------------------------------
+    events: list[Any] = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes: list[int] = [e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]
+    return max(0, 0, *itertools.accumulate(sizes))
 
 
 def counter() -> FlopCounterMode:
@@ -188,23 +174,10 @@ def counter() -> FlopCounterMode:
 
 
 def count(work: Callable[[], object]) -> int:
-    """Count the operations of matrix products, convolutions and attention in a call.
-
-    Example:
-        >>> count(lambda: torch.ones(2, 8) @ torch.ones(8, 4))
-        128
-    """
+    """Count the operations of matrix products, convolutions and attention in a call."""
     with counter() as counted:
         work()
     return int(counted.get_total_flops())
-
-
-def _attention(q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> Any:
-    return _products_of_attention(q, k, v)
-
-
-def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> Any:
-    return 2 * _products_of_attention(q, k, v)
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: Any) -> Any:
@@ -215,18 +188,22 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: 
 # PyTorch's counter leaves out attention on a CPU, counts the backward pass of attention as kernels
 # compute it and not as the mathematics has it, and counts the weights' gradient of a grouped
 # convolution as many times as there are groups.
-_products_of_attention: Callable[..., Any] = sdpa_flop_count
-_FORMULAS: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    torch.ops.aten._scaled_dot_product_flash_attention_backward: _attention_backward,
-    torch.ops.aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
-    torch.ops.aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
+_products: Callable[..., Any] = sdpa_flop_count
+_FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.convolution_backward: _convolution_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *unused, **others: _products(q, k, v)
+    ),
 }
-
-
-# -- traffic -------------------------------------------------------------------------------------
+for _kernel in (
+    "flash_attention",
+    "flash_attention_for_cpu",
+    "efficient_attention",
+    "cudnn_attention",
+):
+    _FORMULAS[getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}_backward")] = (
+        lambda grad, q, k, v, *unused, **others: 2 * _products(q, k, v)
+    )
 
 
 def traffic(
@@ -241,11 +218,9 @@ def traffic(
     """Return the bytes that each process sends in a training step, by what they are.
 
     Counted are the exchanges that grow with the model or the batch, each as a ring sends it, which
-    no algorithm undercuts. Of a tensor of `b` bytes that a process hands over it sends
-    `(world - 1) b` in an all-gather, `(world - 1) b / world` in a reduce-scatter and
-    `2 (world - 1) b / world` in an all-reduce (Patarasuk and Yuan, Bandwidth optimal all-reduce
-    algorithms, 2009). Nothing of size K x K is sent: the loss is made of gathered embeddings. The
-    statistics of synchronised batch normalisation and the terms of the loss are left out.
+    no algorithm undercuts: of `b` bytes that a process hands over it sends `(world - 1) b` in an
+    all-gather, `(world - 1) b / world` in a reduce-scatter and `2 (world - 1) b / world` in an
+    all-reduce (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009).
 
     Args:
         objective_dim: width of the embeddings, K.

@@ -83,16 +83,12 @@ class RunCost:
         for share in self.shares:
             if share.total > ROOM * self.capacity:
                 devices = "one device" if share.gpus == 1 else f"{share.gpus} devices"
-                yield (
-                    f"memory: on {devices} a step needs about {share.total / 1e9:.3g} GB, of "
-                    f"{self.capacity / 1e9:.3g} GB that there are on each; try "
-                    + "; or ".join(self._remedies(share, ROOM * self.capacity))
-                )
+                needs = f"memory: on {devices} a step needs about {_gigabytes(share.total)}, of "
+                remedies = "; or ".join(self._remedies(share, ROOM * self.capacity))
+                yield f"{needs}{_gigabytes(self.capacity)} that there are on each; try {remedies}"
         if self.ahead > main_memory() / 2:
-            yield (
-                f"main memory: workers keep {self.ahead / 1e9:.3g} GB of batches ready, of "
-                f"{main_memory() / 1e9:.3g} GB; try loader.workers {self.workers // 2}"
-            )
+            ready = f"main memory: workers keep {_gigabytes(self.ahead)} of batches ready, of "
+            yield f"{ready}{_gigabytes(main_memory())}; try loader.workers {self.workers // 2}"
 
     def _remedies(self, share: Share, room: float) -> Iterator[str]:
         fixed = sum(share.memory[key] for key in ("weights", "gradients", "optimiser"))
@@ -105,9 +101,13 @@ class RunCost:
         if self.precision == "32-true":
             less = share.total - share.memory["activations"] / 2
             does = "fits" if less <= room else "is still too much"
-            yield f"trainer.precision bf16-mixed: about {less / 1e9:.3g} GB, which {does}"
+            yield f"trainer.precision bf16-mixed: about {_gigabytes(less)}, which {does}"
         yield "encoder.checkpointing true, which keeps the inputs of an encoder's blocks alone"
         yield "more devices, among which a batch divides (--gpus)"
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.3g} GB"
 
 
 def plan(
@@ -167,7 +167,7 @@ def plan(
 
     def run(size: int, least: float) -> list[float]:
         clock = StepClock(device, least, least=3, warm_up=2)
-        run_steps(model, itertools.repeat(tile(examples, size)), options, device, clock, epoch)
+        run_steps(model, itertools.repeat(tile(examples, size)), options, device, clock)
         return [sum(step.values()) for step in clock.counted]
 
     measured = time_steps(run, sizes, seconds)
@@ -175,33 +175,24 @@ def plan(
     fixed, each = line(measured)
     monitor, paused = training.monitor, 0.0
     if monitor.every_epochs:
-        # Features are of one picture in place of two views, without a backward pass, which takes
-        # twice as long as a forward pass.
+        # One picture in place of two views, and no backward pass, which takes twice as long.
         paused = min(monitor.samples, number) * (1 / reading["alone"] + each / 6)
         paused *= steps / epoch / monitor.every_epochs
-    cores = os.cpu_count() or 1
-
-    def share(count: int) -> Share:
-        own, width = batch // count, training.objective.dim
-        sent = traffic(width, len(model.modalities), batch, trained, count, views, size)
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    cores, sensors = os.cpu_count() or 1, len(model.modalities)
+    shares = []
+    for count in gpus:
+        own = batch // count
+        sent = traffic(training.objective.dim, sensors, batch, trained, count, views, size)
         computing, exchange = fixed + each * own, sent["total"] / link
         # Each device has workers of its own, but no cores of its own.
         read = batch / (reading["rate"] * min(count, max(1.0, cores / max(1, workers))))
         step = max(computing + exchange, read) if workers else computing + exchange + read
-        if device.type == "cpu":  # which the workers share
-            step = max(step, (computing * torch.get_num_threads() + read * workers) / cores)
-        return Share(
-            gpus=count,
-            samples=own,
-            memory=memory_of(own, batch),
-            sent=sent,
-            computing=computing,
-            exchange=exchange,
-            reading=read,
-            step=step,
-            hours=(steps * step + paused) / 3600,
-        )
-
+        if threads:  # on the cores that read
+            step = max(step, (computing * threads + read * workers) / cores)
+        times = {"computing": computing, "exchange": exchange, "reading": read, "step": step}
+        hours = (steps * step + paused) / 3600
+        shares.append(Share(count, own, memory_of(own, batch), sent, **times, hours=hours))
     return RunCost(
         device=str(device),
         precision=precision.name,
@@ -217,7 +208,7 @@ def plan(
         reading=reading,
         workers=workers,
         capacity=memory or there,
-        shares=[share(count) for count in gpus],
+        shares=shares,
     )
 
 
@@ -232,12 +223,7 @@ def device_memory(device: torch.device) -> int:
 
 
 def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[int, int]:
-    """Return the batches of a run, and of an epoch.
-
-    Args:
-        options: of Lightning's Trainer.
-        samples: of the data set.
-        batch: samples of a batch.
+    """Return the batches of a run, and of an epoch, under options of Lightning's Trainer.
 
     Raises:
         ConfigError: if there are not enough samples, or the run never ends.
@@ -307,12 +293,6 @@ def measure_memory(
 
     What kernels take for a moment does not count, nor what the allocator leaves unused.
 
-    Args:
-        training: what will be trained.
-        model: on the device, in the precision of its parameters.
-        examples: what batches are made of.
-        views: of a sensor that the objective compares.
-
     Returns:
         `f(samples of a device, samples of all devices) = {what for: bytes}`.
     """
@@ -360,15 +340,13 @@ def kept_by_step(model: TimedPretrainer, batch: Batch, training: Training) -> in
 def time_steps(
     run: Callable[[int, float], list[float]], sizes: Sequence[int], seconds: float
 ) -> list[tuple[int, float]]:
-    """Time steps with the largest batch that is fast enough, and with a quarter of it.
+    """Return `(samples, seconds)` of steps with a quarter of a large batch, and with the batch.
 
     Args:
         run: `f(samples, seconds)` trains for a while, and returns the seconds of each step.
-        sizes: samples of the batches that may be tried, the smallest first.
+        sizes: samples of the batches that may be tried, the smallest first. The largest one is
+            chosen that is fast enough.
         seconds: duration, about.
-
-    Returns:
-        Samples and seconds of a step, the smaller batch first.
     """
     large = sizes[0]
     for size in sizes[1:]:

@@ -15,17 +15,15 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from decur.bench.data import batches
-from decur.bench.measure import Row, counter, peak_of_profile, wait
+from decur.bench.measure import Row, counter, peak_memory, wait
 from decur.data import Batch, LoaderSettings, PairedDataset
 from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
@@ -44,7 +42,7 @@ NETWORKS = ("encoders", "projectors", "backward")
 # "other" is what is monitored, the clipping of gradients, and all that has no name.
 PARTS = ("loading", "transfer", "views", *NETWORKS[:2], "loss", "backward", "optimiser", "other")
 WARM_UP = 3  # steps that do not count: libraries choose algorithms, memory is taken, code compiled
-ENDLESS = 10**6  # steps, or epochs, of a training that a callback ends
+ENDLESS = 10**6  # steps of a training that a callback ends
 # Of the Trainer's options those that change what a step computes.
 _COMPUTING = {"precision", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly"}
 _COMPUTING |= {"accumulate_grad_batches", "benchmark", "deterministic"}
@@ -82,6 +80,7 @@ class Training:
         quiet_lightning()
         refuse_accumulation(self.trainer, self.objective)
         seed_everything(self.seed)
+        epoch = len(self.data) // self.loader.batch_size
         return TimedPretrainer(
             self.data.modalities,
             copy.deepcopy(self.objective),
@@ -93,7 +92,8 @@ class Training:
             seed=self.seed,
             channels_last=self.channels_last,
             compile=self.compile,
-            monitor_batches=self.monitor.batches,
+            # As many as in an epoch of the run, in one that never ends.
+            monitor_batches=ENDLESS // max(1, epoch // self.monitor.batches),
         )
 
 
@@ -117,11 +117,7 @@ _never_compiled: Callable[..., Any] = torch.compiler.disable
 
 
 def _end_of(part: str) -> Callable[..., None]:
-    def end(clock: StepClock, *unused: object) -> None:
-        if clock.by_parts:
-            clock.mark(part)
-
-    return end
+    return lambda clock, *unused: clock.mark(part) if clock.by_parts else None
 
 
 class StepClock(L.Callback):
@@ -201,11 +197,7 @@ class StepClock(L.Callback):
             hook.remove()
 
     def _begin_loss(self, embeddings: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Begin the loss, and note when its backward pass ends.
-
-        Autograd runs what was made last first: when it comes to the first of the embeddings, all of
-        the loss is behind it.
-        """
+        """Begin the loss, and note when its backward pass ends: at the first of the embeddings."""
         self.mark("other")
         arrived: list[bool] = []
 
@@ -220,61 +212,19 @@ class StepClock(L.Callback):
                 z.register_hook(end_of_loss)
 
 
-class StepMemory(L.Callback):
-    """Measure the peak memory of two steps after those to warm up, and trace them.
-
-    Args:
-        device: that trains.
-        trace: JSON file for a trace, for Perfetto or chrome://tracing; None for none.
-    """
-
-    def __init__(self, device: torch.device, trace: str | Path | None) -> None:
-        self.device, self.trace, self.peak, self._steps = device, trace, 0, 0
-        kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + (device.type == "cuda")]
-        self._profile = profile(activities=kinds, profile_memory=True, acc_events=True)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, model: L.LightningModule, *unused: object
-    ) -> None:
-        """Begin, or end, at the end of a step."""
-        self._steps += 1
-        wait(self.device)
-        gpu = self.device.type == "cuda"
-        if self._steps == WARM_UP:
-            weights = list(model.parameters())
-            state = (x for each in trainer.optimizers[0].state.values() for x in each.values())
-            there = [*weights, *model.buffers(), *(p.grad for p in weights), *state]
-            self.peak = sum(x.nbytes for x in there if isinstance(x, Tensor))
-            if gpu:
-                torch.cuda.reset_peak_memory_stats(self.device)
-            self._profile.start()
-        elif self._steps == WARM_UP + 2:
-            trainer.should_stop = True
-            self._profile.stop()
-            self.peak += peak_of_profile(self._profile)
-            self.peak = torch.cuda.max_memory_allocated(self.device) if gpu else self.peak
-            try:
-                if self.trace is not None:
-                    self._profile.export_chrome_trace(str(self.trace))
-            except (OSError, RuntimeError) as error:
-                what = f"--profile {self.trace}: cannot be written ({error})"
-                raise ConfigError(what) from error
-
-
 @dataclass
-class _Epochs:
-    """Batches as Lightning takes them, an epoch at a time."""
+class _Endless:
+    """Batches as Lightning takes them: an epoch that never ends."""
 
     batches: Iterator[Batch]
-    steps: int
     callback: L.Callback
 
     def __len__(self) -> int:
-        return self.steps
+        return ENDLESS
 
     def __iter__(self) -> Iterator[Batch]:
         clock = self.callback if isinstance(self.callback, StepClock) else None
-        for _ in range(self.steps):
+        while True:
             with clock.part("loading") if clock else contextlib.nullcontext():
                 batch = next(self.batches)
             yield batch
@@ -286,34 +236,27 @@ def run_steps(
     trainer: dict[str, Any],
     device: torch.device,
     callback: L.Callback,
-    epoch: int = ENDLESS,
 ) -> None:
     """Train under Lightning until a callback ends it.
 
-    Args:
-        model: on any device.
-        batches: without end.
-        trainer: options of Lightning's Trainer; those count that change what a step computes.
-        device: that trains.
-        callback: of Lightning.
-        epoch: steps of an epoch, some of which are monitored.
+    Of the options of Lightning's Trainer those count that change what a step computes.
 
     Raises:
         ConfigError: if Lightning refuses an option, or the device has not the memory.
     """
     gpu = device.type == "cuda"
-    off = {"logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"}
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     engine = make_engine(
         {key: trainer[key] for key in _COMPUTING if trainer.get(key) is not None},
         accelerator="gpu" if gpu else device.type,
         devices=[device.index or 0] if gpu else 1,
-        max_epochs=ENDLESS,
+        max_epochs=1,
         callbacks=[callback],
         use_distributed_sampler=False,
         **dict.fromkeys(off, False),
     )
     try:
-        engine.fit(model, _Epochs(iter(batches), epoch, callback))
+        engine.fit(model, _Endless(iter(batches), callback))
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{device} has not the memory for a step: {reason}") from error
@@ -339,7 +282,7 @@ def bench_step(
     rate: float,
     *,
     seconds: float = 3.0,
-    trace: str | Path | None = None,
+    trace: str | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Measure a training step on one device.
 
@@ -348,7 +291,7 @@ def bench_step(
         device: that trains.
         rate: operations a second of the device's best matrix product, see `matmul_rate`.
         seconds: duration of each of four passes, without the steps to warm up.
-        trace: JSON file for a trace of two steps, for Perfetto or chrome://tracing.
+        trace: JSON file for a trace of two steps and their setup, for Perfetto or chrome://tracing.
 
     Returns:
         Rows for the whole step and for each of its parts, with batches from the loader; and the
@@ -358,29 +301,32 @@ def bench_step(
         ConfigError: if the configuration cannot be run, or the trace not be written.
     """
     model, options = training.build(), training.trainer
-    epoch = len(training.data) // training.loader.batch_size
-    memory, clocks = StepMemory(device, trace), []
+    clocks = []
     with contextlib.closing(batches(training.data, training.loader, training.seed)) as stream:
         first = next(stream)
-        for source in (stream, itertools.repeat(first)):
+        fixed = itertools.repeat(first)
+        for source in (stream, fixed):
             whole, parts = StepClock(device, seconds), StepClock(device, seconds)
-            run_steps(model, source, options, device, whole, epoch)
+            run_steps(model, source, options, device, whole)
             with parts.watching(model):
-                run_steps(model, source, options, device, parts, epoch)
+                run_steps(model, source, options, device, parts)
             clocks.append((whole.counted, parts.counted))
-    run_steps(model, itertools.repeat(first), options, device, memory, epoch)
+    few = StepClock(device, 0.0, least=2, warm_up=0)
+    weights = list(model.parameters())
+    there = [*weights, *model.buffers(), *(p.grad for p in weights if p.grad is not None)]
+    memory = sum(x.nbytes for x in there if x.device.type == device.type)
+    memory += peak_memory(lambda: run_steps(model, fixed, options, device, few), device, trace)
     operations = count_parts(model, first, options, device)
     pairs, total = len(first["ids"]), sum(operations.values())
 
     def rows(whole: list[dict[str, float]], steps: list[dict[str, float]]) -> list[Row]:
         times = [sum(step.values()) for step in whole]
         everything = sum(sum(step.values()) for step in steps)
-        found = [Row("step", pairs, times, memory.peak, total, total / rate)]
+        found = [Row("step", pairs, times, memory, total, total / rate)]
         for part in PARTS:
             times, floor = [step[part] for step in steps], operations[part] / rate or None
             share = sum(times) / everything
             found.append(Row(part, pairs, times, None, operations[part], floor, share))
         return found
 
-    real, fixed = (rows(whole, steps) for whole, steps in clocks)
-    return real, fixed
+    return rows(*clocks[0]), rows(*clocks[1])

@@ -1,17 +1,30 @@
-"""How numbers are printed: tables for a terminal, and quantities with their units."""
+"""What `decur bench` and `decur plan` have in common: options, tables, numbers with their units."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
 from rich import box
 from rich.table import Table
 
+from decur.config import Parser
 
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+
+def add_device(parser: Parser, seconds: float, json: str) -> None:
+    """Add --device, --seconds (with its default) and --json (with its help) to a parser."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=str, default=default, help="The device that is measured.")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help="Of each measurement, about."
+    )
+    parser.add_argument("--json", type=str, help=json)
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a table whose first column is text, and all others numbers."""
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
