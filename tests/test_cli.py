@@ -1,11 +1,14 @@
 """The command itself: quick to answer, helpful, silent about nothing."""
 
+import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
+import decur
 from decur.cli import COMMANDS, main
 from decur.config import command_of, describe, find_config, recipes
 from decur.errors import ConfigError
@@ -34,18 +37,75 @@ def test_each_command_explains_itself(command, capsys):
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["pretran"])
-    assert stopped.value.code == 2 and "pretrain" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "did you mean pretrain?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["xyz"])
+    assert stopped.value.code == 2 and "choose from demo, plan" in capsys.readouterr().err
 
 
-def test_recipes_are_listed_and_printed(capsys):
+def test_the_package_runs_as_a_module():
+    out = subprocess.run(
+        [sys.executable, "-m", "decur", "--version"], text=True, capture_output=True, check=True
+    )
+    assert out.stdout == f"decur {decur.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_a_function_of_its_arguments(name):
+    module, _, function = COMMANDS[name][0].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("decur pre", ["pretrain"]),
+        ("decur ", [*COMMANDS, "-h", "--help"]),
+        ("decur pretrain --views.s", ["--views.shared_geometry", "--views.size"]),
+        ("decur pretrain --optimizer.name ", ["lars", "adamw"]),
+        ("decur pretrain --objective V", ["VICReg"]),
+        ("decur pretrain --config dem", ["demo"]),
+        ("decur neighbors --que", ["--query"]),
+        ("decur nothing --o", []),
+    ],
+)
+def test_the_shell_completes_commands_and_options(line, words, tmp_path):
+    code = "import sys; from decur.cli import main\ntry: main()\nfinally: " + (
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    found = tmp_path / "found"
+    asked = {
+        **{
+            "_ARGCOMPLETE": "1",
+            "_ARGCOMPLETE_STDOUT_FILENAME": str(found),
+            "_ARGCOMPLETE_IFS": "|",
+        },
+        **{"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"},
+        **{"_ARGCOMPLETE_SUPPRESS_SPACE": "1"},
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, text=True, capture_output=True
+    )
+    said = found.read_text() if found.exists() else ""
+    assert set(filter(None, said.split("|"))) == set(words)
+    if " -" not in line:
+        assert "True" not in run.stderr  # no torch for names of commands
+
+
+def test_recipes_are_listed_for_own_data_first_then_the_papers_by_table(capsys):
     main(["recipes"])
     listed = capsys.readouterr().out.splitlines()
     named = {line.split()[0]: line for line in listed if line.startswith("  ")}
-    assert set(named) == set(recipes()) and len(listed) > len(named)
-    assert all(len(line.split()) > 3 for line in named.values())
+    assert set(named) - {"decur"} == set(recipes())
     for name, text in recipes().items():
-        above = [line for line in listed[: listed.index(named[name])] if line[0] != " "]
-        assert above[-1] == f"decur {command_of(text)} --config ..."
+        assert named[name].split(maxsplit=2)[1:] == [command_of(text), describe(text)]
+    heads = [line for line in listed if line and line[0] != " "]
+    assert heads[0].startswith("Your own") and heads[2].endswith("Table 1")
+    tables = [line.split()[-1] for line in heads if "Table" in line]
+    assert tables == sorted(tables) == list("123456")
+    for name in ("demo", "ombria", "compare-ombria"):
+        assert listed.index(named[name]) < listed.index(heads[2])
+    assert listed.index(named["ssl4eo"]) > listed.index(heads[2])
     main(["recipes", "demo"])
     assert capsys.readouterr().out == recipes()["demo"]
 

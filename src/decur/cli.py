@@ -1,34 +1,92 @@
-"""The `decur` command: thin, and quick to answer: each command imports what it needs."""
+"""The command `decur`: it finds the command that is asked for and imports no other."""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import Any, NoReturn
 
+from decur import completion
+
+# What each command runs, as "module:function", and what it does.
 COMMANDS = {
-    "demo": "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
-    "plan": "what a pretraining run will cost in hours and memory, on one GPU and on many",
-    "pretrain": "unlabelled pairs of pictures in, one encoder for each sensor out",
-    "transfer": "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
-    "compare": "methods x label fractions x sensors x seeds: the whole table, resumable",
-    "explain": "what is common and what is unique in a run: pictures, arrays, a report",
-    "import": "weights of others, the DeCUR authors' among them, as encoder files",
-    "export": "an encoder for timm, torchgeo, ONNX or torch.export, with its scaling",
-    "embed": "a run or encoders and data in, embeddings out as Parquet; resumable, on many GPUs",
-    "neighbors": "search embeddings across sensors: radar in, optical out, with a picture",
-    "pack": "any data set into a few large files, read fast from a disk or an object store",
-    "bench": "how fast data, views, loss and a step are, and how far from what the device can do",
-    "stats": "band statistics of a folder, as YAML for --data.modalities",
-    "recipes": "list the configurations that ship with decur, or print one",
+    "demo": (
+        "decur.demo:main",
+        "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
+    ),
+    "plan": (
+        "decur.bench.command_plan:main",
+        "what a pretraining run will cost in hours and memory, on one GPU and on many",
+    ),
+    "pretrain": (
+        "decur.pretrain.command_pretrain:main",
+        "unlabelled pairs of pictures in, one encoder for each sensor out",
+    ),
+    "transfer": (
+        "decur.transfer.command_transfer:main",
+        "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
+    ),
+    "compare": (
+        "decur.compare.command_compare:main",
+        "methods x label fractions x sensors x seeds: the whole table, resumable",
+    ),
+    "explain": (
+        "decur.explain.command_explain:main",
+        "what is common and what is unique in a run: pictures, arrays, a report",
+    ),
+    "import": (
+        "decur.exchange.command_exchange:import_",
+        "weights of others, the DeCUR authors' among them, as encoder files",
+    ),
+    "export": (
+        "decur.exchange.command_exchange:export",
+        "an encoder for timm, torchgeo, ONNX or torch.export, with its scaling",
+    ),
+    "embed": (
+        "decur.embed.command_embed:main",
+        "a run or encoders and data in, embeddings out as Parquet; resumable, on many GPUs",
+    ),
+    "neighbors": (
+        "decur.embed.command_embed:neighbors",
+        "search embeddings across sensors: radar in, optical out, with a picture",
+    ),
+    "pack": (
+        "decur.data.packed.command_pack:main",
+        "any data set into a few large files, read fast from a disk or an object store",
+    ),
+    "bench": (
+        "decur.bench.command_bench:main",
+        "how fast data, views, loss and a step are, and how far from what the device can do",
+    ),
+    "stats": (
+        "decur.data.command_stats:stats",
+        "band statistics of a folder, as YAML for --data.modalities",
+    ),
+    "recipes": (
+        "decur.command_recipes:main",
+        "list the configurations that ship with decur, or print one",
+    ),
 }
+
+Command = Callable[[list[str]], Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: `decur COMMAND ...`. Exits 0, 2 for what a person can mend, 3 for divergence."""
+    """Run `decur COMMAND ...`.
+
+    The process exits with 0; with 2 for what a person can mend; with 3 for a training that
+    diverged; with 4 for a process that was lost; with 130 if it is interrupted.
+
+    Args:
+        arguments: the words after `decur`; by default those of this process.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if completion.asked():
+        arguments = completion.words_to_complete(COMMANDS)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         sys.exit(0 if arguments else 2)
@@ -37,22 +95,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"decur {__version__}")
         return
-    command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        _fail(f"no command {command!r}; choose from {', '.join(COMMANDS)}", 2)
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(COMMANDS)}"
+        _fail(f"no command {name!r}; {hint}", 2)
+    _set_environment(name)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    _run(name, rest)
+
+
+def _set_environment(command: str) -> None:
+    """Set what libraries read when torch is imported."""
     # OpenMP threads that spin for long while they wait for each other starve whatever shares the
     # cores with them, the loader's workers first; not to spin at all slows small pictures down.
-    # Read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    _run(globals()[f"_{command}"], rest)
+    if command == "bench":  # or torch's profiler calls it an error that there is no GPU
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def _run(command: Callable[[list[str]], Any], arguments: list[str]) -> None:
+def _run(name: str, arguments: list[str]) -> None:
+    """Run a command, and turn its errors into one line and an exit code."""
     from decur.errors import DecurError
 
+    module, _, function = COMMANDS[name][0].partition(":")
     try:
+        command: Command = getattr(import_module(module), function)
         command(arguments)
     except DecurError as error:
         _fail(" ".join(str(error).split()), error.exit_code)
@@ -68,13 +138,13 @@ def _run(command: Callable[[list[str]], Any], arguments: list[str]) -> None:
         sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _help() -> str:
-    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: decur COMMAND [--help] [--config FILE-OR-RECIPE] [--key value ...]",
@@ -84,111 +154,10 @@ def _help() -> str:
             *lines,
             "",
             "Start with `decur demo`. With your own pairs in FOLDER/<sensor>/<id>.tif|png|jpg|npy:",
-            "`decur pretrain --data.root FOLDER`. Each command explains itself with --help.",
+            "`decur pretrain --data.root FOLDER`. Each command explains itself with --help. For",
+            'completion in bash: eval "$(register-python-argcomplete decur)"',
         ]
     )
-
-
-def _pretrain(arguments: list[str]) -> None:
-    from decur.pretrain.command_pretrain import main as pretrain
-
-    pretrain(arguments)
-
-
-def _plan(arguments: list[str]) -> None:
-    from decur.bench.command_plan import main as plan
-
-    plan(arguments)
-
-
-def _transfer(arguments: list[str]) -> None:
-    from decur.transfer.command_transfer import main as transfer
-
-    transfer(arguments)
-
-
-def _compare(arguments: list[str]) -> None:
-    from decur.compare.command_compare import main as compare
-
-    compare(arguments)
-
-
-def _explain(arguments: list[str]) -> None:
-    from decur.explain.command_explain import main as explain
-
-    explain(arguments)
-
-
-def _embed(arguments: list[str]) -> None:
-    from decur.embed.command_embed import main as embed
-
-    embed(arguments)
-
-
-def _neighbors(arguments: list[str]) -> None:
-    from decur.embed.command_embed import neighbors
-
-    neighbors(arguments)
-
-
-def _demo(arguments: list[str]) -> None:
-    from decur.demo import main as demo
-
-    demo(arguments)
-
-
-def _import(arguments: list[str]) -> None:
-    from decur.exchange.command_exchange import import_
-
-    import_(arguments)
-
-
-def _export(arguments: list[str]) -> None:
-    from decur.exchange.command_exchange import export
-
-    export(arguments)
-
-
-def _pack(arguments: list[str]) -> None:
-    from decur.data.packed.command_pack import main as pack
-
-    pack(arguments)
-
-
-def _bench(arguments: list[str]) -> None:
-    # Or torch's profiler calls it an error that there is no GPU. Read when torch is imported.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from decur.bench.command_bench import main as bench
-
-    bench(arguments)
-
-
-def _stats(arguments: list[str]) -> None:
-    from decur.data.command_stats import stats
-
-    stats(arguments)
-
-
-def _recipes(arguments: list[str]) -> None:
-    from decur.config import Parser, command_of, describe, recipes
-    from decur.errors import ConfigError
-
-    parser = Parser("decur recipes", "List the configurations that ship with decur, or print one.")
-    parser.add_argument("name", nargs="?", type=str, help="The recipe to print.")
-    name = parser.parse(arguments).name
-    found = recipes()
-    if name is None:
-        width = max(map(len, found))
-        for command in dict.fromkeys(map(command_of, found.values())):
-            print(f"decur {command} --config ...")
-            for key, text in found.items():
-                if command_of(text) == command:
-                    print(f"  {key:<{width}}  {describe(text)}")
-    elif name in found:
-        print(found[name], end="")
-    else:
-        raise ConfigError(f"no recipe {name!r}; `decur recipes` lists them")
 
 
 if __name__ == "__main__":

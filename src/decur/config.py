@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse._util import resolved_import_paths
 
+from decur import completion
 from decur.errors import ConfigError
 from decur.registry import find_object, import_own_modules, is_reference
 
@@ -177,6 +178,8 @@ class Parser(ArgumentParser):
         Raises:
             ConfigError: in one line that names the key.
         """
+        if completion.asked():
+            self._complete_words()
         layers, rest = self._layers(arguments)
         self._merged = self.merge(layers)
         for line in self._dropped:
@@ -275,6 +278,18 @@ class Parser(ArgumentParser):
                 found = getattr(package, name)
                 if isinstance(found, type) and issubclass(found, base):
                     resolved_import_paths.add(found, f"{package.__name__}.{name}")
+
+    def _complete_words(self) -> None:
+        """Complete options and their values for the shell, and exit."""
+        self._name_classes()
+        words = {key: [kind.__name__ for kind in _subclasses(b)] for key, b in self._bases.items()}
+        words["config"] = list(recipes())
+        for action in self._actions:
+            hint = _type_of(action)
+            found = ["true", "false"] if hint is bool else _literals(hint)
+            found = words.get(action.dest, found)
+            setattr(action, "completer", lambda prefix, words=found, **_: words)  # noqa: B010
+        self.parse_args([])
 
     def _class(self, key: str, name: str) -> Any:
         """Return the class that is named for a key, by its own name or by its path."""
@@ -530,20 +545,22 @@ def _type_of(action: Action) -> Any:
     return getattr(action, "_typehint", action.type)
 
 
+def _literals(hint: Any) -> list[str]:
+    """Return the values of the literals in a type."""
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return list(dict.fromkeys(value for kind in kinds for value in _literals(kind)))
+
+
 def _name(hint: Any) -> str:
     """Return how a person calls a type."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
+    if values := _literals(hint):
+        return "one of " + ", ".join(values)
     if hint is None or hint is type(None):
         return "null"
     if get_origin(hint) in (Union, UnionType):
-        kinds = get_args(hint)
-        choices = [
-            choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
-        ]
-        if choices:
-            return "one of " + ", ".join(dict.fromkeys(map(str, choices)))
-        return " or ".join(map(_name, kinds))
+        return " or ".join(map(_name, get_args(hint)))
     return getattr(get_origin(hint) or hint, "__name__", str(hint))
 
 

@@ -1,0 +1,62 @@
+"""`decur recipes`: the configurations that ship with decur, listed or printed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from decur.config import Parser, command_of, describe, recipes
+from decur.errors import ConfigError
+
+_ORDER = ("pretrain", "transfer", "compare")
+_OWN = "Your own pairs need no recipe:"
+_EXAMPLES = [
+    "  decur pretrain --data.root FOLDER, with FOLDER/<sensor>/<id>.tif|png|jpg|npy",
+    "  decur transfer --encoders RUN --data.root FOLDER, with FOLDER/labels.csv",
+]
+_SMALL = "To start from: pairs like yours, generated pairs, comparisons of methods on them"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `decur recipes ARGUMENTS`: list all recipes, or print one.
+
+    Raises:
+        ConfigError: if there is no recipe of the name.
+    """
+    parser = Parser("decur recipes", "List the configurations that ship with decur, or print one.")
+    parser.add_argument("name", nargs="?", type=str, help="The recipe to print.")
+    name = parser.parse(arguments).name
+    found = recipes()
+    if name is None:
+        print("\n".join(_listing(found)))
+    elif name in found:
+        print(found[name], end="")
+    else:
+        close = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {close[0]}?" if close else "`decur recipes` lists them"
+        raise ConfigError(f"no recipe {name!r}; {hint}")
+
+
+def _listing(found: dict[str, str]) -> list[str]:
+    """Return the lines that list recipes: for own data first, then the paper's by table."""
+    width = max(map(len, found))
+    lines = [_OWN, *_EXAMPLES]
+    places = set(map(_place, found.values()))
+    for place in sorted(places, key=lambda place: (place.startswith("Figure"), place)):
+        lines += ["", f"The paper, {place}" if place else _SMALL]
+        here = [name for name in found if _place(found[name]) == place]
+        for name in sorted(here, key=lambda name: (_ORDER.index(command_of(found[name])), name)):
+            text = found[name]
+            lines.append(f"  {name:<{width}}  {command_of(text):<8}  {describe(text)}")
+    return [
+        *lines,
+        "",
+        "Run one with `decur COMMAND --config NAME`; `decur recipes NAME` prints it.",
+    ]
+
+
+def _place(text: str) -> str:
+    """Return where in the paper a recipe's results stand, "Table 1"; nothing for other recipes."""
+    place = re.search(r"(Table|Figure)s? (\w+)", describe(text))
+    return f"{place[1]} {place[2]}" if place else ""
