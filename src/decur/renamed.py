@@ -26,6 +26,11 @@ MOVED: dict[str, str | dict[str, str]] = {
     },
     "decur.encoders.projected": "decur.encoders.projector",
     "decur.data.bands": "decur.data.stats",
+    "decur.compare.table": {
+        "Scores": "decur.compare.tables:Scores",
+        "_mark_best": "decur.compare.tables:mark_best",
+        "tabulate": "decur.compare.tables:tabulate",
+    },
     "decur.data.gaussian": "decur.data.generated.gaussian",
     "decur.data.synthetic": "decur.data.generated.scenes",
     "decur.data.trifeature": "decur.data.generated.trifeature",

@@ -2,14 +2,12 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import statistics
 import threading
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from decur.cli import main
-from decur.compare.workers import Workers, _work
-
-IN_A_WORKER = Workers._submit
+from decur.compare.execute import run_cell
 
 TINY = {
     "data": {
@@ -60,20 +56,15 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def _labels():
-    """Run cells in this process, which has imported what they need; the labels of those that ran.
-
-    The interrupted comparison below and the tests of workers run them in processes of their own.
-    """
+    """The labels of the cells that have been run in this process."""
     labels = []
 
-    def submit(self, cell, place):
+    def run(cell):
         labels.append(cell.label)
-        future = Future()
-        future.set_result(_work(cell, self.devices[place]))
-        return future
+        return run_cell(cell)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workers, "_submit", submit)
+        patch.setattr("decur.compare.execute.run_cell", run)
         yield labels
 
 
@@ -85,9 +76,13 @@ def ran(_labels):
 
 
 def compare(folder: Path, *arguments: str, **changes) -> Path:
-    """Run `decur compare` on the tiny comparison but for some changes."""
+    """Run `decur compare` on the tiny comparison but for some changes, in this process.
+
+    The interrupted comparison below and the tests of execution run jobs in processes of their own.
+    """
     file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    values = {**TINY, "cluster": {"name": "debug"}, **changes}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
     main(["compare", f"--config={file}", f"--run={folder}", *arguments])
     return folder
 
@@ -331,9 +326,10 @@ def test_killed_and_told_to_stop_it_ends_as_the_uninterrupted_one(
     changes = {
         **WELL,
         "pretrain": {**TINY["pretrain"], "trainer": trainer, "checkpoint.every_minutes": 0},
-        **{"label_fractions": [1.0], "seeds": [0], "devices": ["cpu"]},
+        **{"label_fractions": [1.0], "seeds": [0]},
     }
     uninterrupted = compare(tmp_path / "uninterrupted", **changes)
+    changes |= {"cluster": {"name": "local"}, "devices": ["cpu"]}
     folder = tmp_path / "broken"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -347,7 +343,6 @@ def test_killed_and_told_to_stop_it_ends_as_the_uninterrupted_one(
     assert wait_until(lambda: group_is_gone(process.pid), 60)  # no worker stays behind
     assert not list(folder.glob("pretrain/*/encoders"))
 
-    monkeypatch.setattr(Workers, "_submit", IN_A_WORKER)
     reached = steps(folder)
 
     def stop() -> None:
@@ -365,16 +360,15 @@ def test_killed_and_told_to_stop_it_ends_as_the_uninterrupted_one(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert multiprocessing.active_children() == []
     assert reached < steps(folder) < 18
     assert "| DeCUR | … |" in (folder / "tables.md").read_text()  # what there is, is shown
     log = one(folder, "pretrain/*/log.txt").read_text()
     assert log.count("resuming") == 1 and "Traceback" not in log
-    monkeypatch.undo()
     capsys.readouterr()
 
     compare(folder, **changes)
-    assert capsys.readouterr().out.count("resuming") == 1
+    assert one(folder, "pretrain/*/log.txt").read_text().count("resuming") == 2
+    assert not (folder / "jobs").exists()
     assert read(folder / "tables.csv") == read(uninterrupted / "tables.csv")
     rows = [read(path / "cells.csv") for path in (folder, uninterrupted)]
     for row in (*rows[0], *rows[1]):

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from decur.cli import main
-from decur.compare.plan import MethodPlan, Plan, TaskPlan, named
+from decur.compare.plan import plan_cells
+from decur.compare.settings import CompareSettings, MethodSettings, TaskSettings
 from decur.config import flatten
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser as pretrain_parser
@@ -21,25 +22,22 @@ SCENES = {
 BOTH, OPTICAL = ["optical", "sar"], ["optical"]
 
 
-def plan(run="runs/c", **changes) -> Plan:
-    """One method, task, backbone and seed, but for what is changed."""
+def plan(run="runs/c", **changes):
+    """The cells of one method, task, backbone and seed, but for what is changed."""
     parts = {
-        "methods": {"DeCUR": MethodPlan()},
-        "tasks": {"cover": TaskPlan({"target": "cover"})},
+        "methods": {"DeCUR": MethodSettings()},
+        "tasks": {"cover": TaskSettings({"target": "cover"})},
         "backbones": ["test_resnet"],
         "data": SCENES,
         "pretrain": {"base": "demo"},
-        "transfer": {},
-        "modalities": [],
-        "label_fractions": [1.0],
         "seeds": [0],
         **changes,
     }
-    return Plan(Path(run), **{**parts, "backbones": named(parts["backbones"])})
+    return plan_cells(CompareSettings(run=run, **parts))
 
 
 def cells(command="transfer", **changes):
-    return [cell for cell in plan(**changes).cells() if cell.command == command]
+    return [cell for cell in plan(**changes) if cell.command == command]
 
 
 def settings(cell):
@@ -52,13 +50,13 @@ def settings(cell):
 
 def test_cells_are_the_product_and_each_stands_after_what_it_needs():
     axes = {
-        "methods": {"random": MethodPlan(pretrain=None), "DeCUR": MethodPlan()},
+        "methods": {"random": MethodSettings(pretrain=None), "DeCUR": MethodSettings()},
         "backbones": ["test_resnet", "resnet18"],
         "label_fractions": [0.1, 1.0],
         "modalities": [OPTICAL, ["sar"], BOTH],
         "seeds": [3, 5],
     }
-    found = plan(**axes).cells()
+    found = plan(**axes)
     transfers = {
         (c.method, c.backbone, c.label_fraction, c.modalities, c.seed): c
         for c in found
@@ -89,10 +87,10 @@ def test_cells_are_the_product_and_each_stands_after_what_it_needs():
 
 def test_a_task_has_its_own_sensors_shares_and_methods():
     found = cells(
-        methods={name: MethodPlan(pretrain=None) for name in ("a", "b")},
+        methods={name: MethodSettings(pretrain=None) for name in ("a", "b")},
         tasks={
-            "cover": TaskPlan({"target": "cover"}, [OPTICAL, BOTH], [0.1, 0.5]),
-            "cloud": TaskPlan({"target": "cloud"}, methods=["b"]),
+            "cover": TaskSettings({"target": "cover"}, [OPTICAL, BOTH], [0.1, 0.5]),
+            "cloud": TaskSettings({"target": "cloud"}, methods=["b"]),
         },
         modalities=[["sar"]],
         label_fractions=[1.0],
@@ -109,8 +107,8 @@ def test_a_task_has_its_own_sensors_shares_and_methods():
 
 def test_a_method_takes_part_in_the_tasks_that_it_names():
     found = cells(
-        methods={"a": MethodPlan(None, tasks=["cloud"]), "b": MethodPlan(None)},
-        tasks={name: TaskPlan({"target": name}) for name in ("cover", "cloud")},
+        methods={"a": MethodSettings(None, tasks=["cloud"]), "b": MethodSettings(None)},
+        tasks={name: TaskSettings({"target": name}) for name in ("cover", "cloud")},
     )
     assert {(c.method, c.task) for c in found} == {
         *(("a", "cloud"), ("b", "cover"), ("b", "cloud"))
@@ -119,11 +117,11 @@ def test_a_method_takes_part_in_the_tasks_that_it_names():
 
 def test_methods_that_differ_in_transfer_alone_are_pretrained_once():
     methods = {
-        "features": MethodPlan(),
-        "embedding": MethodPlan(transfer={"representation": "embedding"}),
-        "longer": MethodPlan({"trainer.max_epochs": 7}),
+        "features": MethodSettings(),
+        "embedding": MethodSettings(transfer={"representation": "embedding"}),
+        "longer": MethodSettings({"trainer.max_epochs": 7}),
     }
-    found = plan(methods=methods).cells()
+    found = plan(methods=methods)
     trained = [c.folder for c in found if c.command == "pretrain"]
     needs = {c.method: c.needs for c in found if c.command == "transfer"}
     assert len(trained) == 2 and set(needs) == set(methods)
@@ -133,9 +131,9 @@ def test_methods_that_differ_in_transfer_alone_are_pretrained_once():
 
 def test_apart_pretrains_each_sensor_without_the_others():
     found = plan(
-        methods={"BT": MethodPlan({"objective": "BarlowTwins"}, apart=True)},
+        methods={"BT": MethodSettings({"objective": "BarlowTwins"}, apart=True)},
         modalities=[OPTICAL, BOTH],
-    ).cells()
+    )
     alone = {c.modalities: c for c in found if c.command == "pretrain"}
     assert set(alone) == {("optical",), ("sar",)}
     for sensors, cell in alone.items():
@@ -147,7 +145,7 @@ def test_apart_pretrains_each_sensor_without_the_others():
 
 
 def test_the_label_says_what_a_cell_is():
-    found = plan(modalities=[BOTH], label_fractions=[0.005]).cells()
+    found = plan(modalities=[BOTH], label_fractions=[0.005])
     assert [c.label for c in found] == [
         "pretraining, DeCUR, test_resnet, seed 0",
         "cover, DeCUR, test_resnet, optical+sar, 0.5 %, seed 0",
@@ -162,7 +160,7 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
         "pretrain",
         pretrain={"base": "demo", "trainer.max_epochs": 7, "views": {"size": 20}},
         backbones={"small": {"encoder.name": "test_resnet", "projector.width": 64}},
-        methods={"CLIP": MethodPlan({"objective": "CLIP", "views.size": 24})},
+        methods={"CLIP": MethodSettings({"objective": "CLIP", "views.size": 24})},
         seeds=[4],
     )
     found = settings(trained)
@@ -174,8 +172,8 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
 
     (transferred,) = cells(
         transfer={"bootstrap": 3, "folds": 4, "loader.workers": 0},
-        tasks={"cover": TaskPlan({"target": "cover", "folds": 3, "probe": "sgd"})},
-        methods={"a": MethodPlan(None, ["timm.safetensors"], transfer={"probe": "ridge"})},
+        tasks={"cover": TaskSettings({"target": "cover", "folds": 3, "probe": "sgd"})},
+        methods={"a": MethodSettings(None, ["timm.safetensors"], transfer={"probe": "ridge"})},
     )
     found = settings(transferred)
     assert (found["bootstrap"], found["folds"], found["probe"]) == (3, 3, "ridge")
@@ -192,8 +190,8 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
 def test_seeds_test_on_folds_unless_the_task_says_what_tests():
     def folds(**transfer):
         found = cells(
-            methods={"a": MethodPlan(pretrain=None)},
-            tasks={"cover": TaskPlan({"target": "cover", **transfer})},
+            methods={"a": MethodSettings(pretrain=None)},
+            tasks={"cover": TaskSettings({"target": "cover", **transfer})},
             seeds=[0, 1, 4, 5, 12],
         )
         return [settings(cell)["fold"] for cell in found]
@@ -207,7 +205,7 @@ def test_seeds_test_on_folds_unless_the_task_says_what_tests():
 
 def test_fresh_weights_have_the_backbone_of_the_line():
     found = cells(
-        methods={"random": MethodPlan(pretrain=None)}, backbones=["test_resnet", "resnet18"]
+        methods={"random": MethodSettings(pretrain=None)}, backbones=["test_resnet", "resnet18"]
     )
     assert [settings(c)["encoder.name"] for c in found] == ["test_resnet", "resnet18"]
 
@@ -217,7 +215,7 @@ def test_fresh_weights_have_the_backbone_of_the_line():
 
 def folders(**changes):
     """Folder names of one pretraining run and one transfer."""
-    return [cell.folder.name for cell in plan(**changes).cells()]
+    return [cell.folder.name for cell in plan(**changes)]
 
 
 def test_a_folder_is_named_alike_wherever_and_however_it_runs():
@@ -246,7 +244,7 @@ def test_a_folder_is_named_alike_wherever_and_however_it_runs():
         {"pretrain": {"base": "demo", "trainer.max_epochs": 16}},
         {"pretrain": {"base": "demo", "trainer.precision": "bf16-mixed"}},
         {"pretrain": {"base": "demo", "objective": "CLIP"}},
-        {"methods": {"DeCUR": MethodPlan({"objective.init_args.common": 0.5})}},
+        {"methods": {"DeCUR": MethodSettings({"objective.init_args.common": 0.5})}},
         {"backbones": {"test_resnet": {"encoder": {"name": "test_resnet", "pretrained": True}}}},
         {"data": {**SCENES, "init_args": {**SCENES["init_args"], "seed": 1}}},
     ],
@@ -261,8 +259,8 @@ def test_another_pretraining_is_another_folder_for_all_that_builds_on_it(changes
     [
         {"transfer": {"freeze": False}},
         {"transfer": {"bootstrap": 10}},
-        {"tasks": {"cover": TaskPlan({"target": "cloud"})}},
-        {"methods": {"DeCUR": MethodPlan(transfer={"probe": "sgd"})}},
+        {"tasks": {"cover": TaskSettings({"target": "cloud"})}},
+        {"methods": {"DeCUR": MethodSettings(transfer={"probe": "sgd"})}},
         {"label_fractions": [0.5]},
         {"modalities": [OPTICAL]},
     ],
@@ -275,7 +273,7 @@ def test_another_transfer_builds_on_the_same_pretraining(changes):
 
 def test_encoder_files_of_one_name_are_told_apart():
     names = [
-        cells(methods={"given": MethodPlan(None, [f"{where}/encoders/optical.safetensors"])})[
+        cells(methods={"given": MethodSettings(None, [f"{where}/encoders/optical.safetensors"])})[
             0
         ].folder.name
         for where in ("first", "second")
@@ -363,7 +361,7 @@ COVER = {"target": "cover"}
         (
             {"tasks": {"cover": {"transfer": COVER, "metric": "mAP"}}},
             "tasks.cover.metric: there is no 'mAP'; choose from accuracy, ",
-            "overall_accuracy",
+            "R2, MAE",
         ),
         (
             {"tasks": {"cover": {"transfer": COVER, "published": ["table1-sarr"]}}},
@@ -433,21 +431,24 @@ def test_what_is_wrong_is_said_in_a_line_before_anything_runs(refused, changes, 
 
 
 def test_a_wrong_key_is_found_in_the_last_method_and_task():
-    methods = {name: MethodPlan(None) for name in ("a", "b")}
-    tasks = {"cover": TaskPlan(COVER), "cloud": TaskPlan({"targets": "cloud"}, methods=["b"])}
+    methods = {name: MethodSettings(None) for name in ("a", "b")}
+    tasks = {
+        "cover": TaskSettings(COVER),
+        "cloud": TaskSettings({"targets": "cloud"}, methods=["b"]),
+    }
     with pytest.raises(ConfigError, match=r"^tasks\.cloud of b: targets: unknown key"):
-        plan(methods=methods, tasks=tasks).cells()
+        plan(methods=methods, tasks=tasks)
 
 
 def test_without_backbones_there_is_the_one_that_the_pretraining_names():
     def names(**changes):
-        found = plan(**{"backbones": None, **changes}).cells()
+        found = plan(**{"backbones": None, **changes})
         assert all(settings(c)["encoder.name"] == c.backbone for c in found)
         return {c.method: c.backbone for c in found}
 
     assert names(pretrain={}) == {"DeCUR": "resnet50"}  # that of `decur pretrain`
     assert names(pretrain={"base": "ssl4eo-vit"}) == {"DeCUR": "vit_small_patch16_224"}
-    methods = {"random": MethodPlan(None), "ViT": MethodPlan({"base": "ssl4eo-vit"})}
+    methods = {"random": MethodSettings(None), "ViT": MethodSettings({"base": "ssl4eo-vit"})}
     assert names(methods=methods, pretrain={"encoder.name": "resnet18"}) == {
         **{"random": "resnet18", "ViT": "resnet18"}  # what is written wins over what is built on
     }
@@ -455,7 +456,7 @@ def test_without_backbones_there_is_the_one_that_the_pretraining_names():
         **{"random": "resnet50", "ViT": "vit_small_patch16_224"}
     }
     named_or_not = [
-        {c.folder for c in plan(backbones=given, pretrain={"base": "ssl4eo-vit"}).cells()}
+        {c.folder for c in plan(backbones=given, pretrain={"base": "ssl4eo-vit"})}
         for given in (None, ["vit_small_patch16_224"])
     ]
     assert named_or_not[0] == named_or_not[1]

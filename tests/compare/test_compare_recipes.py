@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from decur.cli import main
+from decur.compare.plan import plan_cells
 from decur.config import command_of, find_config, recipes
 
 
@@ -25,7 +26,7 @@ def test_every_comparison_can_be_planned(name, tmp_path, capsys):
 
 def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkeypatch):
     plans = []
-    monkeypatch.setattr("decur.compare.run.Plan.cells", lambda plan: plans.append(plan) or [])
+    monkeypatch.setattr("decur.compare.run.plan_cells", lambda plan: plans.append(plan) or [])
     main(
         [
             *("compare", "--config=compare-ombria", "--data.root=X", "--dry_run=true"),
@@ -34,7 +35,7 @@ def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkey
         ]
     )
     monkeypatch.undo()
-    cells = plans[0].cells()
+    cells = plan_cells(plans[0])
     pretraining = yaml.safe_load(next(c.config for c in cells if c.command == "pretrain"))
     assert pretraining["trainer"]["max_epochs"] == 1
     assert pretraining["trainer"]["precision"] == "bf16-mixed"

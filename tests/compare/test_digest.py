@@ -1,16 +1,25 @@
 """What a cell is known by: what differs from the defaults, so new options make no new cells."""
 
-from decur.compare.plan import MethodPlan, Plan, TaskPlan
+from decur.compare.plan import plan_cells
+from decur.compare.settings import CompareSettings, MethodSettings, TaskSettings
+
+
+def cells(run, method="DeCUR", changes=None, pretrained=None, **pretrain):
+    settings = CompareSettings(
+        methods={method: MethodSettings(changes or {})},
+        tasks={"cover": TaskSettings({"target": "cover"})},
+        run=str(run),
+        backbones=["resnet18"],
+        data={"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 8, "size": 32}},
+        pretrain={"base": "demo", **pretrain},
+        seeds=[0],
+        pretrained=pretrained and str(pretrained),
+    )
+    return plan_cells(settings)
 
 
 def folders(tmp_path, **pretrain):
-    data = {"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 8, "size": 32}}
-    plan = Plan(
-        *(tmp_path / "run", {"DeCUR": MethodPlan()}, {"cover": TaskPlan({"target": "cover"})}),
-        *({"resnet18": {"encoder.name": "resnet18"}}, data, {"base": "demo", **pretrain}, {}),
-        *([], [1.0], [0]),
-    )
-    return [cell.folder.name for cell in plan.cells()]
+    return [cell.folder.name for cell in cells(tmp_path / "run", **pretrain)]
 
 
 def test_an_option_at_its_default_is_no_other_cell(tmp_path):
@@ -21,19 +30,14 @@ def test_an_option_at_its_default_is_no_other_cell(tmp_path):
 
 
 def test_comparisons_with_one_folder_of_pretraining_share_what_is_the_same(tmp_path):
-    def cells(run: str, method: str, **pretrain):
-        data = {"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 8, "size": 32}}
-        return Plan(
-            *(tmp_path / run, {method: MethodPlan(pretrain)}, {"cover": TaskPlan({})}),
-            *({"resnet18": {}}, data, {"base": "demo"}, {"target": "cover"}, [], [1.0], [0]),
-            pretrained=tmp_path / "pretrained",
-        ).cells()
+    def two(run, method, changes=None):
+        return cells(tmp_path / run, method, changes, pretrained=tmp_path / "pretrained")
 
-    trained, served = cells("one", "DeCUR")
+    trained, served = two("one", "DeCUR")
     assert trained.folder.parent == tmp_path / "pretrained"
     assert served.folder.parent == tmp_path / "one" / "transfer"
     trained.folder.mkdir(parents=True)  # as it is once it has begun
-    again, elsewhere = cells("two", "DeCUR, 87.5 %")  # what it is called is not what it is
+    again, elsewhere = two("two", "DeCUR, 87.5 %")  # what it is called is not what it is
     assert again.folder == trained.folder
     assert elsewhere.needs == (trained.folder,) and elsewhere.folder.parent.parent.name == "two"
-    assert cells("two", "DeCUR", **{"projector.width": 64})[0].folder != trained.folder
+    assert two("two", "DeCUR", {"projector.width": 64})[0].folder != trained.folder

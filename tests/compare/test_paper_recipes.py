@@ -12,7 +12,8 @@ from make_ssl4eo_s12 import make_ssl4eo_s12
 from make_sunrgbd import make_sunrgbd
 
 from decur.cli import main
-from decur.compare.published import find, published_table, published_tables
+from decur.compare.plan import plan_cells
+from decur.compare.published import find, published_scores, published_table
 from decur.config import command_of, describe, find_config, recipes
 from decur.pretrain import OptimizerSettings
 from decur.pretrain.command_pretrain import parse
@@ -73,11 +74,11 @@ def cells_of(name, monkeypatch, tmp_path, *arguments):
     """The cells of a comparison that ships."""
     plans = []
     with monkeypatch.context() as patched:
-        patched.setattr("decur.compare.run.Plan.cells", lambda plan: plans.append(plan) or [])
+        patched.setattr("decur.compare.run.plan_cells", lambda plan: plans.append(plan) or [])
         folders = (f"--run={tmp_path / 'run'}", f"--pretrained={tmp_path / 'pretrained'}")
         given = (*folders, "--dry_run=true", *arguments)
         main(["compare", f"--config={name}", *given])
-    return plans[0].cells()
+    return plan_cells(plans[0])
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
@@ -109,19 +110,14 @@ def test_every_recipe_of_the_paper_says_its_score():
 def test_a_score_in_a_header_is_one_of_decur_in_the_table_it_names(name):
     header = re.search(r"^# score +(.*?)^(?:# [a-z]|[^#])", recipes()[name], re.M | re.S)[1]
     told = re.split(r"\(Table (\d)\)", header)
-    tables, scores = told[1::2], [re.findall(r"\d\d\.\d", part) for part in told[::2]]
+    tables, claimed = told[1::2], [re.findall(r"\d\d\.\d", part) for part in told[::2]]
     if len(tables) == 1:  # of all that is said
-        scores = [[score for part in scores for score in part]]
-    for number, part in zip(tables, scores, strict=False):
-        printed = {
-            f"{value:.1f}"
-            for table, found in published_tables().items()
-            if table.startswith(f"table{number}-")
-            for row in found.rows
-            if "DeCUR" in row.method or "w/o. DA" in row.method
-            for value in row.values
-            if value is not None
-        }
+        claimed = [[score for part in claimed for score in part]]
+    for number, part in zip(tables, claimed, strict=False):
+        scores = published_scores()
+        ours = scores["method"].str.contains("DeCUR|w/o. DA")
+        there = scores[ours & scores["table"].str.startswith(f"table{number}-")]["value"].dropna()
+        printed = {f"{value:.1f}" for value in there}
         assert part and set(part) <= printed
 
 
@@ -138,18 +134,18 @@ def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeyp
         task = tasks[cell.task]
         tables = [published_table(table) for table in task["published"]]
         for metric in task["metric"] if isinstance(task["metric"], list) else [task["metric"]]:
-            rows = {
-                score.row.method
-                for table in tables
-                for score in find(
+            found = [
+                find(
                     table,
                     training="frozen" if frozen else ("fine-tuned", "supervised"),
                     label_fraction=cell.label_fraction,
                     modalities=cell.modalities or None,  # named where not all are used
                     metric=printed[metric],
                 )
-            }
-            rows |= {r.method for table in tables for r in table.rows if None in r.values}
+                for table in tables
+            ]
+            dashes = [table[table["value"].isna()] for table in tables]
+            rows = {method for table in [*found, *dashes] for method in table["method"]}
             assert ROWS[name][cell.method] in rows, (cell.label, metric)
         compared.add(cell.method)
     assert compared == set(ROWS[name])

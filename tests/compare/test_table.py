@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from decur.compare.beside import add_published
-from decur.compare.differences import differences
-from decur.compare.formats import cells_csv, latex, markdown, table_csv
-from decur.compare.plan import Axis, Cell, TaskPlan
-from decur.compare.published import published_table, read_table
-from decur.compare.table import (
+from decur.compare.cells import Axis, Cell
+from decur.compare.published import published_table, read_published
+from decur.compare.settings import TaskSettings
+from decur.compare.table_text import (
+    as_text,
     caption,
+    cells_csv,
     failures,
     header,
-    rows,
-    tabulate,
+    latex,
+    markdown,
+    tables_csv,
 )
+from decur.compare.tables import add_published, differences, tabulate
 
 BOTH = ("optical", "sar")
 
@@ -56,10 +58,14 @@ def one_column(make):
             for method, values in methods.items()
             for seed, value in enumerate(values)
         ]
-        (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+        (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
         return table
 
     return one_column
+
+
+def rows(table, seeds, bold=lambda text: text) -> list[list[str]]:
+    return as_text(table, seeds, bold).to_numpy().tolist()
 
 
 def best(table) -> list[str]:
@@ -118,16 +124,16 @@ def test_several_metrics_stand_side_by_side(make):
         for name, (miou, oa) in scores.items()
         for seed in (0, 1)
     ]
-    plan = TaskPlan(metric=["mIoU", "overall_accuracy"])
+    plan = TaskSettings(metric=["mIoU", "overall_accuracy"])
     (table,) = tabulate(cells, {}, {"SUN": plan, "NYU": plan})
-    add_published(table, cells, {"SUN": [published_table("table3-sunrgbd")]})
+    add_published(table, cells, {"SUN": published_table("table3-sunrgbd")})
     names = ["SUN (mIoU)", "SUN (overall_accuracy)", "NYU (mIoU)", "NYU (overall_accuracy)"]
     assert header(table) == (["method"], names)
     shown = rows(table, 2, bold=lambda text: f"{text}!")
     assert shown[0] == ["a", *["30.0 ± 0.0", "70.0 ± 0.0!"] * 2]
     assert shown[1] == ["b", *["40.0 ± 0.0!", "60.0 ± 0.0"] * 2]
     assert ["FCN (DeCUR), ResNet-50, published", "34.5", "75.5", "–", "–"] in shown
-    assert {row["metric"] for row in csv.DictReader(io.StringIO(table_csv([table])))} == set(
+    assert {row["metric"] for row in csv.DictReader(io.StringIO(tables_csv([table])))} == set(
         plan.metrics
     )
 
@@ -155,7 +161,7 @@ def test_differences_where_the_other_has_no_score(make):
         *(make("c", s, accuracy=0.4) for s in (2, 3)),  # of seeds that a has not
         *(make(name, 0, task="cloud", accuracy=0.5) for name in "bc"),
     ]
-    plans = {"cover": TaskPlan(table="both"), "cloud": TaskPlan(table="both")}
+    plans = {"cover": TaskSettings(table="both"), "cloud": TaskSettings(table="both")}
     (scores,) = tabulate(cells, {}, plans)
     table = differences(scores, "a")
     assert header(table) == (["method"], ["accuracy"])
@@ -163,7 +169,7 @@ def test_differences_where_the_other_has_no_score(make):
     text = markdown([scores, table], 3)
     assert "### both, against a\n\n| method | accuracy |" in text
     assert "| b | +2.5 ± 0.7 (2 of 3) |\n\naccuracy in points above a: mean" in text
-    written = list(csv.DictReader(io.StringIO(table_csv([scores, table]))))
+    written = list(csv.DictReader(io.StringIO(tables_csv([scores, table]))))
     assert [row["against"] for row in written] == [*[""] * 5, "a"]
     assert float(written[-1]["mean"]) == pytest.approx(0.025)
     assert differences(scores, "d") is None
@@ -172,7 +178,7 @@ def test_differences_where_the_other_has_no_score(make):
 def test_seeds_that_methods_do_not_share_compare_nothing(make):
     cells = [make("a", s, accuracy=0.9) for s in (0, 1)]
     cells += [make("b", s, accuracy=0.1) for s in (2, 3)]
-    assert best(tabulate(cells, {}, {"cover": TaskPlan()})[0]) == []
+    assert best(tabulate(cells, {}, {"cover": TaskSettings()})[0]) == []
 
 
 def test_what_is_missing_is_said(make):
@@ -186,7 +192,7 @@ def test_what_is_missing_is_said(make):
     reasons = {cell.folder: "too little memory" for cell in cells[3:6]} | {
         cells[2].folder: "no such file"
     }
-    (table,) = tabulate(cells, reasons, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, reasons, {"cover": TaskSettings()})
     assert rows(table, 3) == [
         ["a", "60.0 ± 14.1 (2 of 3)", "–"],
         ["b", "failed", "–"],
@@ -201,20 +207,20 @@ def test_what_is_missing_is_said(make):
 
 def test_the_metric_is_the_first_or_the_one_that_is_asked_for(make):
     cells = [make("a", seed, R2=0.8 + seed / 10, MAE=12.0 + seed) for seed in (0, 1)]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
     assert rows(table, 2) == [["a", "85.0 ± 7.1"]]
     assert header(table) == (["method"], ["R2"])
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan(metric="MAE")})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings(metric="MAE")})
     assert rows(table, 2) == [["a", "12.500 ± 0.707"]]  # in the label's units
     assert "percent" not in caption(table, 2)
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan(metric="mIoU")})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings(metric="mIoU")})
     assert rows(table, 2) == [["a", "failed"]]
     assert failures(table) == ["a, cover, seed 0, 1: no metric 'mIoU'; there are R2, MAE"]
 
 
 def test_an_undefined_score_is_not_replaced_by_another_metric(make):
     cells = [make("a", 0, R2=0.5, MAE=3.0), make("a", 1, R2=None, MAE=4.0)]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
     assert rows(table, 2) == [["a", "50.0 (1 of 2)"]]
     assert failures(table) == ["a, cover, seed 1: R2 is undefined on its test part"]
     assert [row["R2"] for row in csv.DictReader(io.StringIO(cells_csv(cells)))] == ["0.5", ""]
@@ -224,7 +230,7 @@ def test_an_undefined_score_is_not_replaced_by_another_metric(make):
 
 
 def test_tasks_of_a_single_column_stand_side_by_side(make):
-    tasks = {"cover": TaskPlan(), "cloud": TaskPlan(), "relief": TaskPlan()}
+    tasks = {"cover": TaskSettings(), "cloud": TaskSettings(), "relief": TaskSettings()}
     cells = [make("a", 0, task="cover", labels=f, mAP_micro=f) for f in (0.1, 1.0)]
     cells += [make("a", 0, task="cloud", R2=0.9), make("a", 0, task="relief", R2=0.8)]
     tables = tabulate(cells, {}, tasks)
@@ -237,7 +243,11 @@ def test_tasks_of_a_single_column_stand_side_by_side(make):
 
 
 def test_tasks_of_one_table_stand_side_by_side(make):
-    tasks = {"cover": TaskPlan(table="land"), "cloud": TaskPlan(), "use": TaskPlan(table="land")}
+    tasks = {
+        "cover": TaskSettings(table="land"),
+        "cloud": TaskSettings(),
+        "use": TaskSettings(table="land"),
+    }
     cells = [
         make("a", 0, task=task, sensors=sensors, accuracy=0.5)
         for task in tasks
@@ -252,14 +262,14 @@ def test_tasks_of_one_table_stand_side_by_side(make):
 
 def test_metrics_that_differ_are_named_in_the_head(make):
     cells = [make("a", 0, task="cover", mAP_micro=0.5), make("a", 0, task="cloud", MAE=0.5)]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan(), "cloud": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings(), "cloud": TaskSettings()})
     assert header(table)[1] == ["cover (mAP_micro)", "cloud (MAE)"]
     assert rows(table, 1) == [["a", "50.0", "0.500"]]
     assert caption(table, 1).startswith("MAE, mAP_micro (mAP_micro in percent), of one seed")
 
 
 def test_methods_and_tasks_keep_their_order_though_some_lack_others(make):
-    tasks = {"cover": TaskPlan(), "cloud": TaskPlan()}
+    tasks = {"cover": TaskSettings(), "cloud": TaskSettings()}
     parts = {"zeta": ["cloud"], "alpha": ["cover"], "mid": ["cover", "cloud"]}
     cells = [make(method, 0, task=task, R2=0.5) for method in parts for task in parts[method]]
     (table,) = tabulate(cells, {}, tasks)
@@ -279,7 +289,7 @@ def test_markdown(make):
         for method, values in (("a|b", (0.5, 0.6)), ("c", (0.7, 0.8)))
         for seed, value in enumerate(values)
     ]
-    tables = tabulate(cells, {}, {"cover": TaskPlan()})
+    tables = tabulate(cells, {}, {"cover": TaskSettings()})
     assert markdown(tables, 2) == (
         "### cover\n\n"
         "| method | 10 % | 100 % |\n"
@@ -299,7 +309,7 @@ def test_latex_escapes_what_it_would_read_as_a_command(make):
         for seed in (0, 1)
         for labels in (0.1, 1.0)
     ]
-    text = latex(tabulate(cells, {}, {"R&D_1": TaskPlan()}), 2)
+    text = latex(tabulate(cells, {}, {"R&D_1": TaskSettings()}), 2)
     lines = text.splitlines()
     assert r"method & 10 \% & 100 \% \\" in lines
     assert r"50 \% \#1 & 50.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0 \\" in lines
@@ -316,24 +326,24 @@ def test_latex_escapes_what_it_would_read_as_a_command(make):
 
 
 def test_a_column_is_headed_by_its_metric_before_anything_has_finished(make):
-    (table,) = tabulate([make("a", 0)], {}, {"cover": TaskPlan(metric="mIoU")})
+    (table,) = tabulate([make("a", 0)], {}, {"cover": TaskSettings(metric="mIoU")})
     assert header(table) == (["method"], ["mIoU"]) and caption(table, 1).startswith("mIoU")
     cells = [make("b", 0, task="x", accuracy=0.5), make("b", 0, task="y", MAE=1.0)]
-    (table,) = tabulate([*cells, make("b", 0, task="z")], {}, {t: TaskPlan() for t in "xyz"})
+    (table,) = tabulate([*cells, make("b", 0, task="z")], {}, {t: TaskSettings() for t in "xyz"})
     assert header(table)[1] == ["x (accuracy)", "y (MAE)", "z"]
 
 
 def test_nothing_is_best_while_another_has_no_score(make):
     cells = [make(m, s, accuracy=v) for m, v in (("a", 0.9), ("b", 0.1)) for s in (0, 1)]
     failed = make("c", 0)
-    tasks = {"cover": TaskPlan()}
+    tasks = {"cover": TaskSettings()}
     assert best(tabulate(cells, {}, tasks)[0]) == ["a"]
     assert best(tabulate([*cells, failed], {failed.folder: "no memory"}, tasks)[0]) == []
 
 
 def test_latex_takes_no_name_for_an_option_of_a_line_break(make):
     cells = [make("[CLS]", 0, accuracy=0.5), make("*", 0, accuracy=0.5)]
-    text = latex(tabulate(cells, {}, {"cover": TaskPlan()}), 1)
+    text = latex(tabulate(cells, {}, {"cover": TaskSettings()}), 1)
     assert "\n{}[CLS] & 50.0 \\\\\n{}* & 50.0 \\\\\n" in text
 
 
@@ -346,9 +356,9 @@ def test_csv_gives_the_numbers_back(make):
         for seed, value in enumerate(values)
     ]
     gone = make("b, c", 2, sensors=BOTH, labels=0.1)
-    tables = tabulate([*cells, gone], {gone.folder: "no memory"}, {"cover": TaskPlan()})
+    tables = tabulate([*cells, gone], {gone.folder: "no memory"}, {"cover": TaskSettings()})
 
-    read = list(csv.DictReader(io.StringIO(table_csv(tables))))
+    read = list(csv.DictReader(io.StringIO(tables_csv(tables))))
     assert [(row["method"], row["modalities"]) for row in read] == [
         *(("a", "all"), ("b, c", "all"), ("a", "optical+sar"), ("b, c", "optical+sar")),
     ]
@@ -374,19 +384,23 @@ def test_csv_gives_the_numbers_back(make):
 # -- published scores ------------------------------------------------------------------------------
 
 PRINTED = """
-source: a paper
-data: a set
-metric: mAP
-columns:
-  - {name: few, training: frozen, label_fraction: 0.01, modalities: [s1, s2]}
-  - {name: all, training: frozen, label_fraction: 1, modalities: [s1, s2]}
-  - {name: tuned, training: fine-tuned, label_fraction: 1, modalities: [s1, s2]}
-  - {name: radar, training: frozen, label_fraction: 1, modalities: [s1]}
-rows:
-  - {method: Ours, backbone: ResNet-50, values: [11, 22, 33, 44]}
-  - {method: Theirs, values: [null, 55, null, null]}
-  - {method: Supervised, training: supervised, values: [66, 77, 77, null]}
+table,method,backbone,modalities,training,label_fraction,metric,value
+printed,Ours,ResNet-50,s1+s2,frozen,0.01,mAP,11
+printed,Ours,ResNet-50,s1+s2,frozen,1,mAP,22
+printed,Ours,ResNet-50,s1+s2,fine-tuned,1,mAP,33
+printed,Ours,ResNet-50,s1,frozen,1,mAP,44
+printed,Theirs,,s1+s2,frozen,0.01,mAP,
+printed,Theirs,,s1+s2,frozen,1,mAP,55
+printed,Theirs,,s1+s2,fine-tuned,1,mAP,
+printed,Supervised,,s1+s2,supervised,0.01,mAP,66
+printed,Supervised,,s1+s2,supervised,1,mAP,77
+printed,Supervised,,s1+s2,supervised,1,mAP,77
 """
+
+
+@pytest.fixture
+def printed():
+    return read_published(io.StringIO(PRINTED))
 
 
 @pytest.mark.parametrize(
@@ -412,7 +426,7 @@ rows:
     ],
 )
 def test_published_scores_stand_in_the_column_that_was_measured_alike(
-    make, freeze, metric, expected
+    make, printed, freeze, metric, expected
 ):
     measured = [
         *((("s2", "s1"), 0.01), (("s1", "s2"), 1.0), (("s1", "s2"), 0.1)),
@@ -422,19 +436,19 @@ def test_published_scores_stand_in_the_column_that_was_measured_alike(
         make("a", 0, sensors=sensors, labels=labels, freeze=freeze, **{metric: 0.5})
         for sensors, labels in measured
     ]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
-    add_published(table, cells, {"cover": [read_table("printed", PRINTED)]})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
+    add_published(table, cells, {"cover": printed})
     assert dict(table.published) == dict(expected)
 
 
 @pytest.mark.parametrize("turn", [1, -1])
-def test_published_scores_of_both_trainings_stand_beside_a_task_that_has_both(make, turn):
+def test_published_scores_of_both_trainings_stand_beside_a_task_that_has_both(make, printed, turn):
     cells = [
         make(name, 0, sensors=("s1", "s2"), freeze=freeze, mAP_micro=0.5)
         for name, freeze in (("probe", True), ("tuned", False))
     ]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
-    add_published(table, cells[::turn], {"cover": [read_table("printed", PRINTED)]})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
+    add_published(table, cells[::turn], {"cover": printed})
     assert dict(table.published) == {
         "Ours, ResNet-50, frozen, published": [22],
         "Ours, ResNet-50, fine-tuned, published": [33],
@@ -443,11 +457,11 @@ def test_published_scores_of_both_trainings_stand_beside_a_task_that_has_both(ma
     }
 
 
-def test_published_scores_stand_below_and_only_beside_their_task(make):
+def test_published_scores_stand_below_and_only_beside_their_task(make, printed):
     tasks = ("cover", "use")
     cells = [make("a", 0, task=t, labels=1.0, sensors=("s1",), mAP_micro=0.5) for t in tasks]
-    tables = tabulate(cells, {}, {task: TaskPlan() for task in tasks})
-    add_published(tables[0], cells, {"use": [read_table("printed", PRINTED)]})
+    tables = tabulate(cells, {}, {task: TaskSettings() for task in tasks})
+    add_published(tables[0], cells, {"use": printed})
     assert rows(tables[0], 1) == [
         ["a", "50.0", "50.0"],
         ["Ours, ResNet-50, published", "–", "44.0"],
@@ -473,18 +487,18 @@ def test_pictures_show_the_numbers(make):
         for labels, values in by_labels.items()
         for seed, value in enumerate(values)
     ]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
     bars = draw(table).axes[0].containers  # over the share of the labels: one line a method
     assert {bar.get_label(): list(bar.lines[0].get_ydata()) for bar in bars} == {
         "a": pytest.approx([0.3, 0.7]),
         "b": [0.3],
     }
-    (table,) = tabulate([c for c in cells if c.label_fraction < 1], {}, {"cover": TaskPlan()})
+    (table,) = tabulate([c for c in cells if c.label_fraction < 1], {}, {"cover": TaskSettings()})
     (axis,) = draw(table).axes  # a dot a seed, a bar at the mean
     drawn = [sorted(map(float, line.get_xdata())) for line in axis.lines]
     assert drawn == [[0.2, 0.4], [pytest.approx(0.3)], [0.3, 0.3], [pytest.approx(0.3)]]
     cells = [make("a", 0, task="map", labels=x, mIoU=x / 2, accuracy=x) for x in (0.1, 1.0)]
-    (table,) = tabulate(cells, {}, {"map": TaskPlan(metric=["mIoU", "accuracy"])})
+    (table,) = tabulate(cells, {}, {"map": TaskSettings(metric=["mIoU", "accuracy"])})
     panels = draw(table).axes  # a metric each
     assert [(axis.get_ylabel(), *axis.containers[0].lines[0].get_ydata()) for axis in panels] == [
         ("mIoU", 0.05, 0.5),
@@ -503,7 +517,7 @@ def test_a_picture_along_a_number_in_which_methods_differ(make):
         for labels in (0.5, 1.0)
         for seed, value in enumerate(values)
     ]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
     panels = draw(table, Axis("width", {"wide": 1024, "narrow": 64})).axes  # a share of labels each
     assert [axis.get_title() for axis in panels] == ["50 %", "100 %"]
     for axis, share in zip(panels, (0.5, 1.0), strict=True):
@@ -525,7 +539,7 @@ def test_names_are_shown_as_they_are(make, axis, shares):
 
     cells = [make(name, 0, labels=x, accuracy=x) for name in ("$a_{$", "_b") for x in shares]
     cells += [make("_c", 0, labels=x, accuracy=x) for x in shares]
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
     figure = draw(table, axis)
     figure.canvas.draw()  # would raise ValueError for a formula that is none
     found = [text.get_text() for text in figure.findobj(lambda x: hasattr(x, "get_text"))]
@@ -539,7 +553,7 @@ def test_a_legend_names_what_the_first_panel_lacks(make):
     cells = [make(m, 0, labels=x, accuracy=x) for m in ("wide", "narrow") for x in (0.5, 1.0)]
     cells += [make("without", 0, labels=1.0, accuracy=0.2), make("late", 0, labels=1.0, accuracy=0)]
     cells.insert(4, make("without", 0, labels=0.5))  # has not finished
-    (table,) = tabulate(cells, {}, {"cover": TaskPlan()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
     figure = draw(table, Axis("width", {"wide": 1024, "narrow": 64}))
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["without", "late"]
     (late,) = (line for line in figure.axes[1].lines if line.get_label() == "late")

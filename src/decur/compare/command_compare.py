@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from decur.compare.plan import MethodPlan, TaskPlan
-from decur.compare.run import CellsFailedError, Compared, compare
+from decur.compare.settings import (
+    ClusterSettings,
+    CompareSettings,
+    MethodSettings,
+    TaskSettings,
+)
 from decur.config import Parser
 from decur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from decur.compare.run import Compared
 
 _ABOUT = (
     "Methods x backbones x label fractions x sensors x seeds: pretrain and transfer each, resume "
@@ -20,10 +28,28 @@ _ABOUT = (
 
 
 def build_parser() -> Parser:
-    """The parser of `decur compare`: the arguments of `compare`."""
+    """The parser of `decur compare`: the settings, and how they are run."""
     parser = Parser("decur compare", _ABOUT)
     parser.add_config()
-    parser.add_function_arguments(compare, skip={"config"})
+    parser.add_class_arguments(CompareSettings)
+    parser.add_class_arguments(ClusterSettings, "cluster")
+    parser.add_argument(
+        "--devices",
+        type=int | str | list[int | str] | None,
+        help="GPUs of this machine to use, one job each at a time, by number, as 0 or [0, 1], or "
+        "`cpu`; null: all there are.",
+    )
+    parser.add_argument(
+        "--only",
+        type=str | None,
+        help="Run only cells whose label contains this, as `--dry_run true` prints it.",
+    )
+    parser.add_argument(
+        "--dry_run",
+        type=bool,
+        default=False,
+        help="Print the cells and what is done, and run nothing.",
+    )
     return parser
 
 
@@ -35,18 +61,27 @@ def main(arguments: Sequence[str]) -> Compared:
     """
     parser = build_parser()
     arguments, changes = _take_changes(arguments)
-    settings = parser.parse(arguments)
+    given = parser.parse(arguments)
     for part in ("methods", "tasks", "data", "pretrain", "transfer"):
-        if settings[part] is None:
+        if given[part] is None:
             raise ConfigError(f"{part}: must be a mapping of keys, not null")
     for part, values in changes.items():
-        settings[part] = {**settings[part], **values}
-    text = parser.dump(settings, skip_none=False, skip_validation=True)
-    settings.pop("config", None)
-    made = settings.as_dict()  # not instantiated: classes within belong to the cells
-    made["methods"] = {name: MethodPlan(**plan) for name, plan in made["methods"].items()}
-    made["tasks"] = {name: TaskPlan(**plan) for name, plan in made["tasks"].items()}
-    compared = compare(**made, config=text)
+        given[part] = {**given[part], **values}
+    text = parser.dump(given, skip_none=False, skip_validation=True)
+    made = given.as_dict()  # not instantiated: classes within belong to the cells
+    made["methods"] = {name: MethodSettings(**each) for name, each in made["methods"].items()}
+    made["tasks"] = {name: TaskSettings(**each) for name, each in made["tasks"].items()}
+
+    from decur.compare.run import CellsFailedError, compare
+
+    compared = compare(
+        CompareSettings(**{field.name: made[field.name] for field in fields(CompareSettings)}),
+        cluster=ClusterSettings(**made["cluster"]),
+        devices=made["devices"],
+        only=made["only"],
+        dry_run=made["dry_run"],
+        config=text,
+    )
     if compared.failed:
         raise CellsFailedError(
             f"{len(compared.failed)} cells failed, as {compared.folder.path / 'tables.md'} says; "
@@ -56,14 +91,17 @@ def main(arguments: Sequence[str]) -> Compared:
 
 
 def _take_changes(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Take `--pretrain.KEY value` and its like out: the parser knows no keys within mappings."""
+    """Take `--pretrain.KEY value` and its like out: the parser knows no keys within mappings.
+
+    `--cluster NAME` becomes `--cluster.name NAME`.
+    """
     rest: list[str] = []
     changes: dict[str, dict[str, Any]] = {}
     left = iter(arguments)
     for argument in left:
         found = re.fullmatch(r"--(data|pretrain|transfer)\.([^=]+)(?:=(.*))?", argument, re.S)
         if found is None:
-            rest.append(argument)
+            rest.append(re.sub(r"^--cluster(?==(?!\{)|$)", "--cluster.name", argument))
             continue
         part, key, value = found.groups()
         if value is None and (value := next(left, None)) is None:

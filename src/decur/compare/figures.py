@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from decur.compare.plan import Axis
-from decur.compare.table import Column, Line, Scores, Table, header
+from decur.compare.cells import Axis
+from decur.compare.table_text import header
+from decur.compare.tables import Column, Line, Scores, Table
 from decur.plotting import legend, plain, subplots
 
 if TYPE_CHECKING:

@@ -1,297 +1,308 @@
-"""From a comparison's YAML to its cells: command lines, each of which anyone could type."""
+"""From a comparison's settings to its cells: command lines, each of which anyone could type."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from decur.compare.checks import check
-from decur.compare.settings import Changes, Settings, encoder_name, layered, slug
-from decur.encoders import EncoderSettings
+import yaml
+
+from decur.compare.cells import Cell
+from decur.compare.settings import Changes, CompareSettings, check, encoder_name
+from decur.config import find_config, flatten
 from decur.errors import ConfigError
-from decur.pretrain.command_pretrain import build_parser as pretrain_parser
-from decur.transfer.command_transfer import build_parser as transfer_parser
 
-_Line = tuple[str, str, Changes]  # method, backbone, and what the backbone changes
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from decur.config import Parser
+
+# In C where PyYAML has it, which is ten times faster.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+# Keys that may change without making another cell: they do not change the result.
+_FREE = re.compile(
+    r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
+)
 
 
-@dataclass
-class MethodPlan:
-    """How the encoders of one line of the table come to be.
+def plan_cells(settings: CompareSettings) -> list[Cell]:
+    """All cells, each after what it needs, seed by seed: an early table has whole lines.
 
-    Args:
-        pretrain: changes to the comparison's pretraining, keys of `decur pretrain`, `base` among
-            them; null: nothing is pretrained.
-        encoders: without pretraining: what `decur transfer --encoders` takes.
-        apart: pretrain each sensor by itself, without the others.
-        transfer: changes to each transfer, keys of `decur transfer`.
-        tasks: the tasks that it takes part in; null: all.
-        at: where it stands on the axis `along` of the pictures; null: a level across it.
+    Methods whose pretraining is the same, such as one tried in two ways, have it in common.
+
+    Raises:
+        ConfigError: naming the method or task whose configuration is wrong.
     """
+    from decur.pretrain.command_pretrain import build_parser as pretrain_parser
+    from decur.transfer.command_transfer import build_parser as transfer_parser
 
-    pretrain: Changes | None = field(default_factory=dict)
-    encoders: list[str] = field(default_factory=lambda: ["random"])
-    apart: bool = False
-    transfer: Changes = field(default_factory=dict)
-    tasks: list[str] | None = None
-    at: float | None = None
-
-
-@dataclass
-class TaskPlan:
-    """What encoders are tried on.
-
-    Args:
-        transfer: changes to the comparison's transfer, keys of `decur transfer`.
-        modalities: subsets of the sensors, in place of the comparison's.
-        label_fractions: shares of the labels, in place of the comparison's.
-        metric: the one that the table shows, or several side by side, of those in `results.json`;
-            null: the first there.
-        table: tasks of one table stand side by side; null: each has a table of its own, but those
-            that make a single column stand together.
-        methods: the methods that take part; null: all.
-        published: tables of the paper whose rows are printed beside it, as "table1-sar".
-    """
-
-    transfer: Changes = field(default_factory=dict)
-    modalities: list[list[str]] | None = None
-    label_fractions: list[float] | None = None
-    metric: str | list[str] | None = None
-    table: str | None = None
-    methods: list[str] | None = None
-    published: list[str] = field(default_factory=list)
-
-    @property
-    def metrics(self) -> Sequence[str | None]:
-        """The metrics of the table, each a column for itself; None stands for the first there."""
-        return [self.metric] if isinstance(self.metric, str) else self.metric or [None]
+    check(settings)
+    planner = _Planner(
+        settings, Configurations(pretrain_parser()), Configurations(transfer_parser())
+    )
+    found: dict[Path, Cell] = {}
+    for seed in settings.seeds:
+        for method in settings.methods:
+            for backbone, changes in planner.backbones(method).items():
+                line = _Line(method, backbone, changes, seed)
+                for cell in planner.cells(line):
+                    # methods may share a pretraining: it is the first one's
+                    found.setdefault(cell.folder, cell)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A number in which methods differ, for pictures.
+class _Line:
+    """A method with a backbone at one seed, and what the backbone changes."""
 
-    Args:
-        name: what it is, with its unit.
-        at: `{method: number}`, of those that have one.
-    """
-
-    name: str
-    at: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One command of a comparison.
-
-    Args:
-        command: of `decur`.
-        folder: the run's; its name ends in a digest of the configuration.
-        config: the whole configuration, YAML.
-        needs: folders of the pretraining runs whose encoders it takes.
-        method: its name.
-        backbone: its name.
-        seed: its seed.
-        task: the task's name; empty for pretraining.
-        modalities: the sensors; empty for all.
-        label_fraction: share of the labels.
-    """
-
-    command: Literal["pretrain", "transfer"]
-    folder: Path
-    config: str
-    needs: tuple[Path, ...]
     method: str
     backbone: str
+    changes: Changes
     seed: int
-    task: str = ""
-    modalities: tuple[str, ...] = ()
-    label_fraction: float = 1.0
-
-    @property
-    def label(self) -> str:
-        """What it is, for people."""
-        what = [self.task or "pretraining", self.method, self.backbone, "+".join(self.modalities)]
-        if self.task:
-            what.append(f"{100 * self.label_fraction:g} %")
-        return ", ".join([*filter(None, what), f"seed {self.seed}"])
 
 
-@dataclass
-class Plan:
-    """A whole comparison.
+class _Planner:
+    """Makes the cells of each line.
 
     Args:
-        run: its folder.
-        methods: lines of the table.
-        tasks: what the encoders are tried on.
-        backbones: `{name: changes to pretraining}`, whose `encoder` holds for fresh weights, too;
-            None: for each method one, the encoder that its pretraining names.
-        data: the data set, for pretraining and transfer alike.
-        pretrain: what all pretraining runs have in common.
-        transfer: what all transfers have in common.
-        modalities: subsets of the sensors; an empty one stands for all.
-        label_fractions: shares of the labels.
-        seeds: of everything random. Where the data is split by folds, seed s tests on fold s.
-        along: what the numbers `at` of the methods are; empty where they have none.
-        pretrained: folder of the pretraining runs, which comparisons may share; null: in `run`.
-        against: the method that others are held against; None: none.
+        settings: of the comparison.
+        pretraining: configurations of `decur pretrain`.
+        transfer: configurations of `decur transfer`.
     """
 
-    run: Path
-    methods: dict[str, MethodPlan]
-    tasks: dict[str, TaskPlan]
-    backbones: dict[str, Changes] | None
-    data: Changes
-    pretrain: Changes
-    transfer: Changes
-    modalities: list[list[str]]
-    label_fractions: list[float]
-    seeds: list[int]
-    along: str = ""
-    pretrained: Path | None = None
-    against: str | None = None
+    def __init__(
+        self, settings: CompareSettings, pretraining: Configurations, transfer: Configurations
+    ) -> None:
+        self.settings = settings
+        self.pretraining = pretraining
+        self.transfer = transfer
 
-    @property
-    def encoders(self) -> Path:
-        """Where the pretraining runs are."""
-        return self.pretrained or self.run / "pretrain"
+    def backbones(self, method: str) -> dict[str, Changes]:
+        """The backbones of a method, and what each changes in its pretraining."""
+        from decur.encoders.settings import EncoderSettings
 
-    @property
-    def axis(self) -> Axis | None:
-        """What the pictures show scores along; None for the shares of the labels, or nothing."""
-        at = {name: plan.at for name, plan in self.methods.items() if plan.at is not None}
-        return Axis(self.along, at) if at else None
-
-    def cells(self) -> list[Cell]:
-        """All cells, each after what it needs, seed by seed: an early table has whole lines.
-
-        Methods whose pretraining is the same, such as one tried in two ways, have it in common.
-
-        Raises:
-            ConfigError: naming the method or task whose configuration is wrong.
-        """
-        check(self)
-        pretraining, transfer = Settings(pretrain_parser()), Settings(transfer_parser())
-        found: dict[Path, Cell] = {}
-        for seed in self.seeds:
-            for method in self.methods:
-                for backbone, changes in self._backbones(method).items():
-                    line = (method, backbone, changes)
-                    with _naming(f"methods.{method}"):
-                        trained = self._pretraining(pretraining, line, seed)
-                    sources = [str(cell.folder) for cell in trained]
-                    for task in self._tasks(method):
-                        trained += self._transfers(transfer, line, task, seed, sources)
-                    for cell in trained:  # methods may share a pretraining: it is the first's
-                        found.setdefault(cell.folder, cell)
-        return list(found.values())
-
-    def subsets(self, task: str) -> list[list[str]]:
-        """The subsets of sensors that a task is tried with."""
-        return self.tasks[task].modalities or self.modalities or [[]]
-
-    def fractions(self, task: str) -> list[float]:
-        """The shares of the labels that a task is tried with."""
-        return self.tasks[task].label_fractions or self.label_fractions
-
-    def sensors(self) -> list[str]:
-        """All sensors that are named anywhere, in order."""
-        named = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
-        return list(dict.fromkeys(named))
-
-    def _tasks(self, method: str) -> list[str]:
-        """The tasks that a method takes part in."""
-        wanted = self.methods[method].tasks
-        return [
-            name
-            for name, task in self.tasks.items()
-            if (wanted is None or name in wanted)
-            and (task.methods is None or method in task.methods)
-        ]
-
-    def _backbones(self, method: str) -> dict[str, Changes]:
-        """The backbones of a method."""
-        if self.backbones is not None:
-            return self.backbones
+        settings = self.settings
+        if settings.named_backbones is not None:
+            return settings.named_backbones
         with _naming(f"methods.{method}"):
-            layers = layered(self.pretrain, self.methods[method].pretrain or {}, data={})
+            own = settings.methods[method].pretrain or {}
+            layers = ordered_layers(settings.pretrain, own, data={})
         encoder = encoder_name(layers) or EncoderSettings().name
         name = encoder if isinstance(encoder, str) else "+".join(dict.fromkeys(encoder.values()))
         return {name: {"encoder.name": encoder}}
 
-    def _pretraining(self, known: Settings, line: _Line, seed: int) -> list[Cell]:
-        method, backbone, changes = line
-        plan = self.methods[method]
-        if plan.pretrain is None:
+    def cells(self, line: _Line) -> Iterator[Cell]:
+        """The pretraining of a line, then all its transfers."""
+        with _naming(f"methods.{line.method}"):
+            trained = self._pretraining(line)
+        yield from trained
+        sources = [cell.folder for cell in trained]
+        for task in self.settings.tasks_of(line.method):
+            yield from self._transfers(line, task, sources)
+
+    def _pretraining(self, line: _Line) -> list[Cell]:
+        """The pretraining of a line: none, one, or one a sensor."""
+        settings, method = self.settings, self.settings.methods[line.method]
+        if method.pretrain is None:
             return []
-        layers = layered(self.pretrain, changes, plan.pretrain, data=self.data)
+        layers = ordered_layers(
+            settings.pretrain, line.changes, method.pretrain, data=settings.data
+        )
         cells = []
-        for sensor in self.sensors() if plan.apart else [""]:
+        for sensor in settings.sensors() if method.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
-            name = slug(method, backbone, sensor, f"seed{seed}")
-            folder, text = known.place(
-                *([*layers, *alone], {"seed": seed}, self.encoders, name), shared=True
+            folder, text = self.pretraining.place(
+                [*layers, *alone],
+                own={"seed": line.seed},
+                home=settings.pretrained_folder,
+                name=_folder_name(line.method, line.backbone, sensor, f"seed{line.seed}"),
+                shared=True,
             )
-            sensors = (sensor,) if sensor else ()
-            cells.append(
-                Cell("pretrain", folder, text, (), method, backbone, seed, modalities=sensors)
+            cell = Cell(
+                command="pretrain",
+                folder=folder,
+                config=text,
+                needs=(),
+                method=line.method,
+                backbone=line.backbone,
+                seed=line.seed,
+                modalities=(sensor,) if sensor else (),
             )
+            cells.append(cell)
         return cells
 
-    def _transfers(
-        self,
-        known: Settings,
-        line: _Line,
-        task: str,
-        seed: int,
-        sources: Sequence[str],
-    ) -> Iterator[Cell]:
+    def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:
         """One line's transfers to one task: all shares of the labels with all sets of sensors."""
-        method, backbone, changes = line
-        plan = self.methods[method]
-        encoder = {k: v for k, v in changes.items() if k.startswith("encoder")}
-        with _naming(f"tasks.{task} of {method}"):
-            layers = layered(
-                *(self.transfer, self.tasks[task].transfer, plan.transfer, encoder), data=self.data
+        settings, method = self.settings, self.settings.methods[line.method]
+        encoder = {key: v for key, v in line.changes.items() if key.startswith("encoder")}
+        with _naming(f"tasks.{task} of {line.method}"):
+            layers = ordered_layers(
+                settings.transfer,
+                settings.tasks[task].transfer,
+                method.transfer,
+                encoder,
+                data=settings.data,
             )
-            settings = known.read(layers)
-        own: Changes = {"encoders": list(sources) or plan.encoders, "seed": seed}
-        own["cache"] = settings.cache or str(self.run / "cache")
-        if settings.train_split is None and not any("fold" in layer for layer in layers):
-            own["fold"] = seed % max(1, settings.folds)
-        for subset in self.subsets(task):
-            for fraction in self.fractions(task):
-                name = slug(
-                    *(task, method, backbone, *subset, f"{100 * fraction:g}pc", f"seed{seed}")
+            common = self.transfer.read(layers)
+        own: Changes = {
+            "encoders": [str(folder) for folder in sources] or method.encoders,
+            "seed": line.seed,
+            "cache": common.cache or str(Path(settings.run) / "cache"),
+        }
+        if common.train_split is None and not any("fold" in layer for layer in layers):
+            own["fold"] = line.seed % max(1, common.folds)
+        for subset in settings.subsets(task):
+            for fraction in settings.fractions(task):
+                share, seed = f"{100 * fraction:g}pc", f"seed{line.seed}"
+                folder, text = self.transfer.place(
+                    layers,
+                    own={**own, "modalities": subset or None, "label_fraction": fraction},
+                    home=Path(settings.run) / "transfer",
+                    name=_folder_name(task, line.method, line.backbone, *subset, share, seed),
+                    encoders=settings.pretrained_folder,
                 )
-                of_cell = {**own, "modalities": subset or None, "label_fraction": fraction}
-                home = self.run / "transfer"
-                folder, text = known.place(layers, of_cell, home, name, self.encoders)
                 yield Cell(
-                    *("transfer", folder, text, tuple(map(Path, sources)), method, backbone, seed),
-                    *(task, tuple(subset), fraction),
+                    command="transfer",
+                    folder=folder,
+                    config=text,
+                    needs=tuple(sources),
+                    method=line.method,
+                    backbone=line.backbone,
+                    seed=line.seed,
+                    task=task,
+                    modalities=tuple(subset),
+                    label_fraction=fraction,
                 )
 
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Say of a wrong configuration whose it is."""
+    """Name the method or task whose configuration is wrong."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def named(
-    backbones: Sequence[str] | Mapping[str, Changes] | None,
-) -> dict[str, Changes] | None:
-    """Backbones by name; a bare name is an encoder's, as `decur pretrain --encoder.name` takes."""
-    if backbones is None:
-        return None
-    if isinstance(backbones, Mapping):
-        return dict(backbones)
-    return {name: {"encoder.name": name} for name in backbones}
+def _folder_name(*parts: str) -> str:
+    """The readable part of a folder's name, made of names that people chose."""
+    return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part)
+
+
+# -- configurations and folders ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A configuration as the command gets it, complete, and without the defaults."""
+
+    namespace: Namespace
+    complete: Changes
+    differing: Changes
+
+
+class Configurations:
+    """Makes the configurations of a command's cells, and names their folders.
+
+    Args:
+        parser: of the command.
+    """
+
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self._defaults = parser.get_defaults()
+        self._parsed: dict[str, _Parsed] = {}
+        self._shared: dict[tuple[Path, str], Path] = {}
+
+    def read(self, layers: Sequence[Changes]) -> Namespace:
+        """The configuration that layers give, the later ones over the earlier; do not change it."""
+        return self._parse(layers).namespace
+
+    def place(
+        self,
+        layers: Sequence[Changes],
+        *,
+        own: Changes,
+        home: Path,
+        name: str,
+        encoders: Path | None = None,
+        shared: bool = False,
+    ) -> tuple[Path, str]:
+        """A cell's folder, which ends in its configuration's digest, and the configuration, YAML.
+
+        The digest is of what differs from the defaults: an option that a later version adds does
+        not make a new cell of one that is done.
+
+        Args:
+            layers: what many cells have in common.
+            own: plain values of the cell's own, over all layers.
+            home: where the folder lies.
+            name: what the folder's begins with.
+            encoders: where the encoders lie, so that a comparison that is moved stays what it is.
+            shared: a folder of the same digest is taken whatever its name: methods, of this
+                comparison or of others with the same home, may have it in common.
+        """
+        parsed = self._parse(layers)
+        differing = {key: value for key, value in parsed.differing.items() if key not in own}
+        differing |= {key: value for key, value in own.items() if value != self._defaults[key]}
+        matters = {key: value for key, value in differing.items() if not _FREE.match(key)}
+        if encoders is not None and "encoders" in matters:
+            prefix = f"{encoders}/"
+            matters["encoders"] = [path.removeprefix(prefix) for path in matters["encoders"]]
+        text = json.dumps(matters, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        folder = home / f"{name}-{digest}"
+        if shared and not folder.exists():
+            known = self._shared.setdefault((home, digest), folder)
+            folder = min(home.glob(f"*-{digest}"), default=known)
+        complete = {**parsed.complete, **own, "run": str(folder)}
+        return folder, yaml.dump(complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def _parse(self, layers: Sequence[Changes]) -> _Parsed:
+        """Parse each list of layers once: it takes a while, and a comparison has many cells."""
+        key = repr(layers)
+        if key not in self._parsed:
+            settings = self._parser.read(layers)
+            for option in ("resume", "overwrite"):  # orders to the command, no configuration
+                settings.pop(option, None)
+            complete, differing = (
+                yaml.safe_load(
+                    self._parser.dump(
+                        settings, skip_none=False, skip_default=skip, skip_validation=True
+                    )
+                )
+                for skip in (False, True)
+            )
+            self._parsed[key] = _Parsed(settings, complete, flatten(differing))
+        return self._parsed[key]
+
+
+def ordered_layers(*changes: Changes, data: Changes) -> list[Changes]:
+    """The recipes that changes build on, then the data, then the changes, each key by itself.
+
+    Args:
+        changes: the later ones over the earlier; `base` in any names a file or a recipe.
+        data: keys of the data set.
+
+    Returns:
+        Layers of a configuration, the later ones over the earlier.
+    """
+    bases = [
+        layer for change in changes if change.get("base") for layer in find_config(change["base"])
+    ]
+    own = [layer for change in changes for layer in _one_by_one(change) if "base" not in layer]
+    whole = {key: data[key] for key in ("class_path", "init_args") if key in data}
+    single = {f"data.{key}": value for key, value in data.items() if key not in whole}
+    common = [{"data": whole} if whole else {}, *_one_by_one(single)]
+    return [layer for layer in (*bases, *common, *own) if layer]
+
+
+def _one_by_one(change: Changes) -> list[Changes]:
+    """Each key as a layer: `trainer.max_epochs` would not get on with `trainer` beside it."""
+    return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]

@@ -1,4 +1,4 @@
-"""A whole comparison: cells run, tables and pictures written, whatever fails on the way."""
+"""A whole comparison: its cells are run, its tables and pictures written, whatever fails."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
-from decur.compare.beside import add_published
-from decur.compare.differences import differences
-from decur.compare.formats import markdown
-from decur.compare.plan import Cell, MethodPlan, Plan, TaskPlan, named
-from decur.compare.published import PublishedTable, published_table
-from decur.compare.table import Table, read_scores, tabulate
-from decur.compare.workers import Workers, is_done, seconds
-from decur.compare.writing import write
+from decur import plotting, report
+from decur.compare import table_text
+from decur.compare.cells import Axis, Cell, is_done, read_scores, seconds
+from decur.compare.execute import Execution
+from decur.compare.plan import plan_cells
+from decur.compare.published import check_names
+from decur.compare.settings import ClusterSettings, CompareSettings, check_cluster
+from decur.compare.tables import Table, make_tables
 from decur.errors import ConfigError, DecurError
 from decur.progress import progress_bar
 from decur.runs import RunFolder, atomic, make_folder
@@ -32,7 +31,7 @@ class CellsFailedError(DecurError):
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison leaves: its folder, and its tables in memory."""
+    """What a comparison leaves: its folder, its tables, and why cells failed, by folder."""
 
     folder: RunFolder
     tables: list[Table]
@@ -40,19 +39,9 @@ class Compared:
 
 
 def compare(
-    methods: dict[str, MethodPlan],
-    tasks: dict[str, TaskPlan],
-    run: str = "runs/compare",
-    backbones: dict[str, dict[str, Any]] | list[str] | None = None,
-    data: dict[str, Any] = {},  # noqa: B006
-    pretrain: dict[str, Any] = {},  # noqa: B006
-    transfer: dict[str, Any] = {},  # noqa: B006
-    modalities: list[list[str]] = [],  # noqa: B006
-    label_fractions: list[float] = [1.0],  # noqa: B006
-    seeds: list[int] = [0, 1, 2],  # noqa: B006
-    along: str = "",
-    against: str | None = None,
-    pretrained: str | None = None,
+    settings: CompareSettings,
+    *,
+    cluster: ClusterSettings | None = None,
     devices: int | str | list[int | str] | None = None,
     only: str | None = None,
     dry_run: bool = False,
@@ -66,27 +55,10 @@ def compare(
     table with its reason; the others finish.
 
     Args:
-        methods: lines of the tables, by name.
-        tasks: what the encoders are tried on, by name.
-        run: folder to write.
-        backbones: names as `decur pretrain --encoder.name` takes them, or `{name: changes}` with
-            changes to pretraining, of which `encoder` holds for fresh weights, too; null: the one
-            that the pretraining names.
-        data: the data set, for pretraining and transfer alike: `{root: FOLDER}`.
-        pretrain: what all pretraining runs have in common, keys of `decur pretrain`; `base` names
-            a file or a recipe to build on.
-        transfer: what all transfers have in common, keys of `decur transfer`, and `base`.
-        modalities: sets of sensors to try, as in `[[s1], [s2], [s1, s2]]`; none: all sensors.
-        label_fractions: shares of the labels to try.
-        seeds: of everything random; where data is split by folds, seed s tests on fold s.
-        along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
-            the scores along it.
-        against: a method; below each table stands how far the others are above it, seed by seed,
-            as what seeds share (the fold, the labels drawn) cancels out in differences.
-        pretrained: folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
-            folder, also at the same time, pretrain what they have in common only once.
-        devices: GPUs to use, one cell each at a time, by number, as 0 or [0, 1], or `cpu`; null:
-            all there are.
+        settings: what is compared with what.
+        cluster: where the cells run; None: on this machine.
+        devices: GPUs of this machine to use, one job each at a time, by number, as 0 or [0, 1], or
+            `cpu`; null: all there are.
         only: run only cells whose label contains this, as `--dry_run true` prints it.
         dry_run: print the cells and what is done, and run nothing.
         config: the complete configuration as YAML, kept as `config.yaml`.
@@ -98,48 +70,36 @@ def compare(
         ConfigError: if a configuration is wrong, before anything runs.
         Interrupted: if told to stop; the same call goes on from there.
     """
-    plan = Plan(
-        *(Path(run), methods, tasks, named(backbones), data, pretrain, transfer),
-        *(modalities, label_fractions, seeds, along, Path(pretrained) if pretrained else None),
-        against,
-    )
-    published = {name: _published(name, task.published) for name, task in tasks.items()}
-    cells, folder, console = plan.cells(), RunFolder(Path(run)), Console(soft_wrap=True)
+    cluster = cluster or ClusterSettings()
+    check_cluster(cluster, devices)
+    for name, task in settings.tasks.items():
+        check_names(f"tasks.{name}.published", task.published)
+    cells, folder, console = plan_cells(settings), RunFolder(Path(settings.run)), _console()
     chosen = [cell for cell in cells if only is None or only in cell.label]
     todo = _with_needs([cell for cell in chosen if not is_done(cell)], cells)
-    console.print(f"compare   {folder.path}", highlight=False)
-    console.print(
-        f"cells     {len(cells)}: {sum(map(is_done, cells))} done, {len(todo)} to do",
-        highlight=False,
-    )
+    console.print(f"compare   {folder.path}")
+    console.print(f"cells     {len(cells)}: {sum(map(is_done, cells))} done, {len(todo)} to do")
     if dry_run:
         for cell in cells:
-            console.print(f"{'done' if is_done(cell) else '    '}  {cell.label}", highlight=False)
+            console.print(f"{'done' if is_done(cell) else '    '}  {cell.label}")
         return Compared(folder, [], {})
+
     _begin(folder, config)
     failed: dict[Path, str] = {}
     try:
-        _run(todo, _devices(devices), console, failed)
+        _run(todo, folder, cluster, devices, console, failed)
     finally:  # what there is, is shown, also when told to stop
-        tables = tabulate(cells, failed, tasks)
-        for table in tables:
-            add_published(table, cells, published)
-        if against is not None:
-            pairs = [(table, differences(table, against)) for table in tables]
-            tables = [table for pair in pairs for table in pair if table is not None]
-        write(folder, tables, cells, len(seeds), plan.axis)
+        made = make_tables(cells, failed, settings.tasks, settings.against)
+        write(folder, made, cells, len(settings.seeds), settings.axis)
     console.print()
-    console.print(markdown(tables, len(seeds)), highlight=False, markup=False)
-    console.print(f"tables    {folder.path / 'tables.md'}", highlight=False)
-    console.print(f"report    {folder.report}", highlight=False)
-    return Compared(folder, tables, failed)
+    console.print(table_text.markdown(made, len(settings.seeds)), markup=False)
+    console.print(f"tables    {folder.path / 'tables.md'}")
+    console.print(f"report    {folder.report}")
+    return Compared(folder, made, failed)
 
 
-def _published(task: str, names: Sequence[str]) -> list[PublishedTable]:
-    try:
-        return [published_table(name) for name in names]
-    except ConfigError as error:
-        raise ConfigError(f"tasks.{task}.published: {error}") from error
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
 
 
 def _with_needs(todo: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
@@ -149,6 +109,7 @@ def _with_needs(todo: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _begin(folder: RunFolder, config: str | None) -> None:
+    """Make the folder of a comparison, unless another kind of run is there."""
     if folder.checkpoints.exists() or (folder.path / "encoders").exists():
         raise ConfigError(f"--run {folder.path}: holds a pretraining run; choose another folder")
     make_folder(folder.path, "--run")
@@ -157,8 +118,12 @@ def _begin(folder: RunFolder, config: str | None) -> None:
             temporary.write_text(config)
 
 
-def _devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
-    """Names of GPUs as `CUDA_VISIBLE_DEVICES` takes them; "" for the CPU."""
+def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
+    """Names of GPUs as `CUDA_VISIBLE_DEVICES` takes them; "" for the CPU.
+
+    Args:
+        wanted: by number or name, or "cpu", or several of these; None: all there are.
+    """
     names = [wanted] if isinstance(wanted, int | str) else wanted
     if names:
         return ["" if name == "cpu" else str(name) for name in names]
@@ -170,8 +135,16 @@ def _devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
 
 
 def _run(
-    todo: Sequence[Cell], devices: Sequence[str], console: Console, failed: dict[Path, str]
+    todo: Sequence[Cell],
+    folder: RunFolder,
+    cluster: ClusterSettings,
+    devices: int | str | list[int | str] | None,
+    console: Console,
+    failed: dict[Path, str],
 ) -> None:
+    """Run cells under a progress bar, and note in `failed` why cells failed."""
+    if not todo:
+        return
     bar = progress_bar(console, "{task.description}", "", TimeElapsedColumn(), wide=True)
     task, ended = bar.add_task("", total=len(todo)), 0
     running: list[str] = []
@@ -194,15 +167,73 @@ def _run(
             markup=False,
         )
 
+    execution = Execution(
+        folder.path / "jobs" / f"{cluster.name}-{os.getpid()}",
+        cluster,
+        [] if cluster.name == "slurm" else visible_devices(devices),
+        started=on_start,
+        ended=on_end,
+    )
     with bar:
-        Workers(devices).run(todo, on_start, on_end)
+        execution.run(todo)
 
 
 def _outcome(cell: Cell, reason: str | None) -> str:
+    """How a cell ended, in a few words: its first score, how long it took, or why it failed."""
     if reason is not None:
         return f"failed: {reason}"
     took = f"{seconds(cell):.0f} s"
     if cell.command == "pretrain":
         return took
-    metric, value = next(iter(read_scores(cell.folder).items()))
+    metric, value = next(iter(read_scores(cell).items()))
     return f"{metric} {'undefined' if value is None else f'{value:.3f}'}, {took}"
+
+
+def write(
+    folder: RunFolder,
+    made: Sequence[Table],
+    cells: Sequence[Cell],
+    seeds: int,
+    axis: Axis | None = None,
+) -> None:
+    """Write `tables.md`, `.tex`, `.csv`, `cells.csv`, pictures, and the section of `report.html`.
+
+    Args:
+        folder: of the comparison.
+        made: the tables.
+        cells: of the comparison.
+        seeds: how many there are to be.
+        axis: what pictures show scores along; None for the shares of the labels.
+    """
+    for name, text in (
+        ("tables.md", table_text.markdown(made, seeds)),
+        ("tables.tex", table_text.latex(made, seeds)),
+        ("tables.csv", table_text.tables_csv(made)),
+        ("cells.csv", table_text.cells_csv(cells)),
+    ):
+        with atomic(folder.path / name) as temporary:
+            temporary.write_text(text)
+    body = []
+    drawn = 0
+    for table in made:
+        shown = table_text.as_text(table, seeds, bold=lambda text: f"{text} *")
+        caption = table_text.caption(table, seeds).replace("Bold", "With *")
+        body += [
+            report.paragraph(f"{table.title}. {caption}"),
+            report.table(list(shown.columns), shown.to_numpy().tolist()),
+            *(report.paragraph(f"Failed: {reason}") for reason in table_text.failures(table)),
+        ]
+        if table.against or not plotting.available():
+            continue
+        drawn += 1
+        if any(scores.by_seed for scores in table.cells.values()):
+            from decur.compare.figures import draw
+
+            name = "compare.png" if drawn == 1 else f"compare-{drawn}.png"
+            path = plotting.save(draw(table, axis), folder.figures / name)
+            body.append(report.figure(path, f"{table.title}, as in the table above."))
+    if not plotting.available():
+        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
+    if folder.config.is_file():
+        body.append(report.details("Configuration", folder.config.read_text()))
+    report.add_section(folder, 10, "compare", "Comparison", "\n".join(body))

@@ -1,136 +1,252 @@
-"""From layers of changes to one cell's settings, and to the folder that is named by them."""
+"""What a person writes to describe a comparison, and what is refused before anything runs."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from jsonargparse import Namespace
+from decur.compare.cells import Axis
+from decur.errors import ConfigError
 
-from decur.config import Parser, find_config, flatten
+Changes = dict[str, Any]  # of a command's configuration: keys, dotted or nested, to values
 
-Changes = dict[str, Any]
-# In C where PyYAML has it, which is ten times faster.
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-# What a cell's configuration may hold without being another cell.
-_FREE = re.compile(
-    r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
-)
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    """What layers come to: as the command gets them, complete, and without what is default."""
-
-    namespace: Namespace
-    complete: Changes
-    differing: Changes
+# Keys that a cell's own values override, and where to give the values instead.
+_OWN_KEYS = {
+    "run": "the folder of all is the comparison's run",
+    "seed": "give the comparison's seeds",
+}
+_OWN_KEYS_OF_TRANSFER = _OWN_KEYS | {
+    "encoders": "give methods.NAME.encoders, with pretrain: null",
+    "label_fraction": "give label_fractions, of the comparison or of the task",
+    "modalities": "give modalities, of the comparison or of the task",
+}
 
 
-class Settings:
-    """From layers of changes to the settings of a command's cells and to their folders.
+@dataclass
+class MethodSettings:
+    """How the encoders of one line of the table come to be.
 
     Args:
-        parser: of the command.
+        pretrain: changes to the comparison's pretraining, keys of `decur pretrain`, `base` among
+            them; null: nothing is pretrained.
+        encoders: without pretraining: what `decur transfer --encoders` takes.
+        apart: pretrain each sensor by itself, without the others.
+        transfer: changes to each transfer, keys of `decur transfer`.
+        tasks: the tasks that it takes part in; null: all.
+        at: where it stands on the axis `along` of the pictures; null: a level across it.
     """
 
-    def __init__(self, parser: Parser) -> None:
-        self._parser = parser
-        self._defaults = parser.get_defaults()
-        self._known: dict[str, _Parsed] = {}
-        self._placed: dict[tuple[Path, str], Path] = {}
+    pretrain: Changes | None = field(default_factory=dict)
+    encoders: list[str] = field(default_factory=lambda: ["random"])
+    apart: bool = False
+    transfer: Changes = field(default_factory=dict)
+    tasks: list[str] | None = None
+    at: float | None = None
 
-    def read(self, layers: Sequence[Changes]) -> Namespace:
-        """The settings that layers give, the later ones over the earlier; not to be changed."""
-        return self._parse(layers).namespace
 
-    def place(
-        self,
-        layers: Sequence[Changes],
-        own: Changes,
-        home: Path,
-        name: str,
-        encoders: Path | None = None,
-        shared: bool = False,
-    ) -> tuple[Path, str]:
-        """A cell's folder, which ends in its configuration's digest, and the configuration, YAML.
+@dataclass
+class TaskSettings:
+    """What encoders are tried on.
 
-        The digest is of what differs from the defaults: an option that a later version adds does
-        not make a new cell of one that is done.
+    Args:
+        transfer: changes to the comparison's transfer, keys of `decur transfer`.
+        modalities: subsets of the sensors, in place of the comparison's.
+        label_fractions: shares of the labels, in place of the comparison's.
+        metric: the one that the table shows, or several side by side, of those in `results.json`;
+            null: the first there.
+        table: tasks of one table stand side by side; null: each has a table of its own, but those
+            that make a single column stand together.
+        methods: the methods that take part; null: all.
+        published: tables of the paper whose rows are printed beside it, as "table1-sar".
+    """
 
-        Args:
-            layers: what many cells have in common.
-            own: plain values of the cell's own, over all layers.
-            home: where the folder lies.
-            name: what the folder's begins with.
-            encoders: where the encoders lie, so that a comparison that is moved stays what it is.
-            shared: a folder of the same digest is taken whatever its name: methods, of this
-                comparison or of others with the same home, may have it in common.
-        """
-        parsed = self._parse(layers)
-        differing = {key: value for key, value in parsed.differing.items() if key not in own}
-        differing |= {key: value for key, value in own.items() if value != self._defaults[key]}
-        matters = {key: value for key, value in differing.items() if not _FREE.match(key)}
-        if encoders is not None and "encoders" in matters:
-            own_encoders = f"{encoders}/"
-            matters["encoders"] = [e.removeprefix(own_encoders) for e in matters["encoders"]]
-        text = json.dumps(matters, sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        folder = home / f"{name}-{digest}"
-        if shared and not folder.exists():
-            known = self._placed.setdefault((home, digest), folder)
-            folder = min(home.glob(f"*-{digest}"), default=known)
-        complete = {**parsed.complete, **own, "run": str(folder)}
-        return folder, yaml.dump(complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    transfer: Changes = field(default_factory=dict)
+    modalities: list[list[str]] | None = None
+    label_fractions: list[float] | None = None
+    metric: str | list[str] | None = None
+    table: str | None = None
+    methods: list[str] | None = None
+    published: list[str] = field(default_factory=list)
 
-    def _parse(self, layers: Sequence[Changes]) -> _Parsed:
-        """Each only once: parsing takes a tenth of a second, and a comparison has many cells."""
-        key = repr(layers)
-        if key not in self._known:
-            settings = self._parser.read(layers)
-            for order in ("resume", "overwrite"):  # to the command; no part of a configuration
-                settings.pop(order, None)
-            complete, differing = (
-                yaml.safe_load(
-                    self._parser.dump(
-                        settings, skip_none=False, skip_default=skip, skip_validation=True
-                    )
-                )
-                for skip in (False, True)
+    @property
+    def metrics(self) -> Sequence[str | None]:
+        """The metrics of the table, each a column of its own; None stands for the first there."""
+        return [self.metric] if isinstance(self.metric, str) else self.metric or [None]
+
+
+@dataclass
+class ClusterSettings:
+    """Where the cells run.
+
+    Args:
+        name: local: processes of this machine, one a device. slurm: jobs of SLURM, submitted from
+            here by `sbatch`; the folder of the comparison must be visible to all nodes. debug: in
+            this process, one after another.
+        partition: SLURM's; null: its default.
+        timeout_min: minutes that a job of SLURM may take; one that reaches them is queued again
+            and goes on from its last checkpoint.
+        gpus: GPUs of a job of SLURM; 0: none.
+        cpus: CPU cores of a job of SLURM.
+        mem_gb: memory of a job of SLURM in GB; null: the partition's default.
+        extra: further options of `sbatch` by name, as {account: mine, qos: long}.
+    """
+
+    name: Literal["local", "slurm", "debug"] = "local"
+    partition: str | None = None
+    timeout_min: int = 24 * 60
+    gpus: int = 1
+    cpus: int = 8
+    mem_gb: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CompareSettings:
+    """What is compared with what.
+
+    Args:
+        methods: lines of the tables, by name.
+        tasks: what the encoders are tried on, by name.
+        run: folder to write.
+        backbones: names as `decur pretrain --encoder.name` takes them, or `{name: changes}` with
+            changes to pretraining, of which `encoder` holds for fresh weights, too; null: the one
+            that the pretraining names.
+        data: the data set, for pretraining and transfer alike: `{root: FOLDER}`.
+        pretrain: what all pretraining runs have in common, keys of `decur pretrain`; `base` names
+            a file or a recipe to build on.
+        transfer: what all transfers have in common, keys of `decur transfer`, and `base`.
+        modalities: sets of sensors to try, as in `[[s1], [s2], [s1, s2]]`; none: all sensors.
+        label_fractions: shares of the labels to try.
+        seeds: of everything random; where data is split by folds, seed s tests on fold s.
+        along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
+            the scores along it.
+        against: a method; below each table stands how far the others are above it, seed by seed,
+            as what seeds share (the fold, the labels drawn) cancels out in differences.
+        pretrained: folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
+            folder, also at the same time, pretrain what they have in common only once.
+    """
+
+    methods: dict[str, MethodSettings]
+    tasks: dict[str, TaskSettings]
+    run: str = "runs/compare"
+    backbones: dict[str, Changes] | list[str] | None = None
+    data: Changes = field(default_factory=dict)
+    pretrain: Changes = field(default_factory=dict)
+    transfer: Changes = field(default_factory=dict)
+    modalities: list[list[str]] = field(default_factory=list)
+    label_fractions: list[float] = field(default_factory=lambda: [1.0])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    along: str = ""
+    against: str | None = None
+    pretrained: str | None = None
+
+    @property
+    def named_backbones(self) -> dict[str, Changes] | None:
+        """`{name: changes}`; a name alone is an encoder's. None: each method names its own."""
+        if self.backbones is None or isinstance(self.backbones, dict):
+            return self.backbones
+        return {name: {"encoder.name": name} for name in self.backbones}
+
+    @property
+    def pretrained_folder(self) -> Path:
+        """Where the pretraining runs are."""
+        return Path(self.pretrained) if self.pretrained else Path(self.run) / "pretrain"
+
+    @property
+    def axis(self) -> Axis | None:
+        """What the pictures show scores along; None for the shares of the labels, or nothing."""
+        at = {name: method.at for name, method in self.methods.items() if method.at is not None}
+        return Axis(self.along, at) if at else None
+
+    def subsets(self, task: str) -> list[list[str]]:
+        """The subsets of sensors that a task is tried with."""
+        return self.tasks[task].modalities or self.modalities or [[]]
+
+    def fractions(self, task: str) -> list[float]:
+        """The shares of the labels that a task is tried with."""
+        return self.tasks[task].label_fractions or self.label_fractions
+
+    def sensors(self) -> list[str]:
+        """All sensors that are named anywhere, in order."""
+        found = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
+        return list(dict.fromkeys(found))
+
+    def tasks_of(self, method: str) -> list[str]:
+        """The tasks that a method takes part in."""
+        wanted = self.methods[method].tasks
+        return [
+            name
+            for name, task in self.tasks.items()
+            if (wanted is None or name in wanted)
+            and (task.methods is None or method in task.methods)
+        ]
+
+
+def check(settings: CompareSettings) -> None:
+    """Refuse settings that no cell can be made of.
+
+    Raises:
+        ConfigError: naming the key and the remedy.
+    """
+    for key in ("methods", "tasks", "seeds"):
+        if not getattr(settings, key):
+            raise ConfigError(f"{key}: is empty; name one at least")
+    _check_own_keys(settings)
+    _check_backbones(settings)
+    for seed in settings.seeds:
+        if seed < 0:
+            raise ConfigError(f"seeds: must not be negative, {seed} is")
+        if settings.seeds.count(seed) > 1:
+            raise ConfigError(f"seeds: {seed} is there twice; name each once")
+    if bool(settings.along) != (settings.axis is not None):
+        raise ConfigError(
+            "along: goes with methods.NAME.at: name the axis here, and there each method's "
+            "place on it"
+        )
+    if settings.against is not None:
+        _refuse_unknown("against", [settings.against], settings.methods)
+    _check_tasks(settings)
+    for name, method in settings.methods.items():
+        _refuse_unknown(f"methods.{name}.tasks", method.tasks, settings.tasks)
+        if method.apart and not settings.sensors():
+            raise ConfigError(
+                f"methods.{name}.apart: name the sensors in modalities, as in [[s1], [s2]]"
             )
-            self._known[key] = _Parsed(settings, complete, flatten(differing))
-        return self._known[key]
 
 
-def layered(*changes: Changes, data: Changes) -> list[Changes]:
-    """What is built on first, then the data, then the changes, the later ones over the earlier."""
-    names = [change["base"] for change in changes if change.get("base")]
-    bases = [layer for name in names for layer in find_config(name)]
-    own = [layer for change in changes for layer in _one_by_one(change) if "base" not in layer]
-    whole = {key: data[key] for key in ("class_path", "init_args") if key in data}
-    single = {f"data.{key}": value for key, value in data.items() if key not in whole}
-    common = [{"data": whole} if whole else {}, *_one_by_one(single)]
-    return [layer for layer in (*bases, *common, *own) if layer]
+def check_cluster(cluster: ClusterSettings, devices: object) -> None:
+    """Refuse settings of a cluster that do not go with where the cells run.
 
+    Args:
+        cluster: where the cells run.
+        devices: of this machine, None where they are not given.
 
-def _one_by_one(change: Changes) -> list[Changes]:
-    """Each key as a layer: `trainer.max_epochs` would not get on with `trainer` beside it."""
-    return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]
-
-
-def slug(*parts: str) -> str:
-    """A part of a folder's name, of what people call things."""
-    return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part)
+    Raises:
+        ConfigError: naming the key and the remedy.
+    """
+    if cluster.name == "slurm":
+        if devices is not None:
+            raise ConfigError(
+                "devices: are this machine's; give --cluster.gpus with --cluster slurm"
+            )
+        for program in ("sbatch", "srun"):
+            if shutil.which(program) is None:
+                raise ConfigError(
+                    f"cluster.name: slurm, but there is no {program} on this machine; start the "
+                    "comparison where SLURM's commands are, or leave --cluster out"
+                )
+        if cluster.timeout_min < 1 or cluster.gpus < 0 or cluster.cpus < 1:
+            raise ConfigError("cluster: timeout_min and cpus must be at least 1, gpus at least 0")
+    elif cluster.partition is not None or cluster.extra:
+        key = "partition" if cluster.partition is not None else "extra"
+        raise ConfigError(f"cluster.{key}: goes with --cluster slurm")
 
 
 def encoder_name(layers: Sequence[Changes]) -> str | dict[str, str] | None:
-    """The encoder that layers name, one or one a sensor, the later ones over the earlier."""
+    """The encoder that layers name, one or one a sensor, the later layers over the earlier."""
     for layer in reversed(layers):
         whole = layer.get("encoder")
         inside = whole.get("name") if isinstance(whole, dict) else None
@@ -138,3 +254,78 @@ def encoder_name(layers: Sequence[Changes]) -> str | dict[str, str] | None:
         if found:
             return found
     return None
+
+
+def _check_tasks(settings: CompareSettings) -> None:
+    from decur.transfer.tasks.base import known_metrics
+
+    for name, task in settings.tasks.items():
+        _refuse_unknown(f"tasks.{name}.methods", task.methods, settings.methods)
+        _refuse_unknown(f"tasks.{name}.metric", [*filter(None, task.metrics)], known_metrics())
+        if not settings.fractions(name):
+            raise ConfigError("label_fractions: is empty; name one at least, as [1.0]")
+        for fraction in settings.fractions(name):
+            if not 0 < fraction <= 1:
+                raise ConfigError(
+                    f"tasks.{name}: label_fractions are shares in (0, 1], not {fraction:g}"
+                )
+
+
+def _check_own_keys(settings: CompareSettings) -> None:
+    """Refuse keys that every cell has of its own: they would be overridden in silence."""
+    for written, own in (
+        (_changes_of_pretraining(settings), _OWN_KEYS),
+        (_changes_of_transfer(settings), _OWN_KEYS_OF_TRANSFER),
+    ):
+        for where, changes in written:
+            if not isinstance(changes, dict):
+                raise ConfigError(
+                    f"{where}: must be a mapping of keys; leave it out if it has none"
+                )
+            for key, right in own.items():
+                if key in changes:
+                    raise ConfigError(f"{where}.{key}: each cell has its own; {right}")
+
+
+def _changes_of_pretraining(settings: CompareSettings) -> Iterator[tuple[str, Changes]]:
+    """The changes of pretraining that a person writes, by the key that they stand under."""
+    yield "pretrain", settings.pretrain
+    for name, changes in (settings.named_backbones or {}).items():
+        yield f"backbones.{name}", changes
+    for name, method in settings.methods.items():
+        if method.pretrain is not None:
+            yield f"methods.{name}.pretrain", method.pretrain
+
+
+def _changes_of_transfer(settings: CompareSettings) -> Iterator[tuple[str, Changes]]:
+    """The changes of transfer that a person writes, by the key that they stand under."""
+    yield "transfer", settings.transfer
+    for name, method in settings.methods.items():
+        yield f"methods.{name}.transfer", method.transfer
+    for name, task in settings.tasks.items():
+        yield f"tasks.{name}.transfer", task.transfer
+
+
+def _check_backbones(settings: CompareSettings) -> None:
+    """Refuse an encoder that the backbones would override; one of a recipe below may differ."""
+    backbones = settings.named_backbones
+    if backbones is None:
+        return
+    if not backbones:
+        raise ConfigError("backbones: is empty; name one at least, or leave it out")
+    # a method's own pretraining overrides backbones
+    for where, below in [("pretrain", settings.pretrain), *_changes_of_transfer(settings)]:
+        wanted = encoder_name([below])
+        for name, changes in backbones.items():
+            other = encoder_name([changes])
+            if wanted and other and other != wanted:
+                raise ConfigError(
+                    f"{where}.encoder.name: is {wanted!r}, and {other!r} in backbones ({name}); "
+                    f"give --backbones '[{wanted}]', or leave one of them out"
+                )
+
+
+def _refuse_unknown(key: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"{key}: there is no {name!r}; choose from {', '.join(known)}")

@@ -1,0 +1,232 @@
+"""Tables as text: for people, as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import pandas as pd
+
+from decur.compare.cells import Cell, is_done, read_scores, seconds
+from decur.compare.tables import IN_UNITS, LEVEL, Scores, Table
+
+
+def header(table: Table) -> tuple[list[str], list[str]]:
+    """Names of the label columns and of the score columns; what is the same throughout is left out.
+
+    Returns:
+        Of `["method", "backbone"]` those that vary, and one name a column.
+    """
+    varies = {
+        "task": len({column.task for column in table.columns}) > 1,
+        "sensors": len({column.modalities for column in table.columns}) > 1,
+        "labels": len({column.label_fraction for column in table.columns}) > 1,
+        "metric": len(set(table.metrics.values())) > 1,
+    }
+    names = []
+    for column in table.columns:
+        metric = table.metrics.get(column)
+        parts = [
+            column.task if varies["task"] else "",
+            "+".join(column.modalities) or "all" if varies["sensors"] else "",
+            f"{100 * column.label_fraction:g} %" if varies["labels"] else "",
+            f"({metric})" if varies["metric"] and metric else "",
+        ]
+        names.append(" ".join(filter(None, parts)) or metric or "score")
+    backbones = len({line.backbone for line in table.lines}) > 1
+    return (["method", "backbone"] if backbones else ["method"]), names
+
+
+def caption(table: Table, seeds: int) -> str:
+    """A sentence that says what the numbers are."""
+    metrics = sorted(set(table.metrics.values())) or ["score"]
+    shares = [name for name in metrics if name not in IN_UNITS]
+    what = ", ".join(metrics)
+    if shares:
+        unit = "points" if table.against else "percent"
+        what += f" in {unit}" if shares == metrics else f" ({', '.join(shares)} in {unit})"
+    if table.against:
+        what += f" above {table.against}"
+    if seeds < 2:
+        return f"{what}, of one seed, which says nothing of the spread."
+    if table.against:
+        return (
+            f"{what}: mean ± standard deviation of the differences over {seeds} seeds. Bold: not "
+            f"chance, at the {100 * LEVEL:g} % level (paired t-test over seeds)."
+        )
+    return (
+        f"{what}: mean ± standard deviation over {seeds} seeds. Bold: better than every other at "
+        f"the {100 * LEVEL:g} % level (paired t-test over seeds)."
+    )
+
+
+def show(scores: Scores | None, metric: str, seeds: int, sign: Literal["", "+"] = "") -> str:
+    """A score for people: "61.2 ± 0.8", the seeds where some are missing, or "failed".
+
+    With the sign "+", a difference: "+1.2 ± 0.3".
+    """
+    if scores is None:
+        return "–"
+    if not scores.by_seed:
+        return "failed" if scores.failed else "…"
+    scale, digits = (1, 3) if metric in IN_UNITS else (100, 1)
+    text = f"{scale * scores.mean:{sign}z.{digits}f}"
+    if len(scores.by_seed) > 1:
+        text += f" ± {scale * scores.spread:.{digits}f}"
+    return text + (f" ({len(scores.by_seed)} of {seeds})" if len(scores.by_seed) < seeds else "")
+
+
+def as_text(
+    table: Table, seeds: int, bold: Callable[[str], str] = lambda text: text
+) -> pd.DataFrame:
+    """The table as text: a row a line, label columns and score columns, published rows below.
+
+    Args:
+        table: of scores or differences.
+        seeds: how many there are to be.
+        bold: what becomes of the text of a score that is surely the best.
+    """
+    labels, names = header(table)
+    rows = []
+    for line in table.lines:
+        row = [line.method, line.backbone][: len(labels)]
+        for column in table.columns:
+            scores = table.cells.get((line, column))
+            text = show(scores, table.metrics.get(column, ""), seeds, "+" if table.against else "")
+            row.append(bold(text) if scores is not None and scores.sure else text)
+        rows.append(row)
+    for name, values in table.published:
+        cells = ["–" if value is None else f"{value:.1f}" for value in values]
+        rows.append([name, *[""] * (len(labels) - 1), *cells])
+    return pd.DataFrame(rows, columns=[*labels, *names], dtype=object)
+
+
+def failures(table: Table) -> list[str]:
+    """One sentence for each method and reason of failing."""
+    reasons: dict[tuple[str, str, str], list[int]] = {}
+    for (line, column), scores in table.cells.items():
+        for seed, reason in scores.failed.items():
+            reasons.setdefault((line.method, column.task, reason), []).append(seed)
+    return [
+        f"{method}, {task}, seed {', '.join(map(str, sorted(set(seeds))))}: {reason}"
+        for (method, task, reason), seeds in reasons.items()
+    ]
+
+
+def markdown(tables: Sequence[Table], seeds: int) -> str:
+    """All tables as GitHub Markdown."""
+    parts = []
+    for table in tables:
+        labels, names = header(table)
+        shown = as_text(table, seeds, bold=lambda text: f"**{text}**")
+        ruler = ["---"] * len(labels) + ["--:"] * len(names)
+        body = [list(shown.columns), ruler, *shown.to_numpy().tolist()]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+        notes = [f"- failed: {reason}" for reason in failures(table)]
+        parts.append("\n".join([f"### {table.title}\n", *lines, "", caption(table, seeds), *notes]))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(tables: Sequence[Table], seeds: int) -> str:
+    """All tables for LaTeX with the package booktabs."""
+    return "\n\n".join(_latex_table(table, seeds) for table in tables) + "\n"
+
+
+def _latex_table(table: Table, seeds: int) -> str:
+    labels, names = header(table)
+    shown = as_text(table, seeds, bold=lambda text: f"\\textbf{{{text}}}")
+    rows = [[_guard(first), *map(_escape, rest)] for first, *rest in shown.to_numpy().tolist()]
+    if table.published and table.lines:
+        first_published = rows[len(table.lines)]
+        first_published[0] = f"\\midrule\n{first_published[0]}"
+    heads = [_escape(name) for name in shown.columns]
+    styler = pd.DataFrame(rows).style.hide(axis="index")  # columns by number: names may be the same
+    text: str = styler.format_index(
+        lambda number: heads[int(str(number))], axis="columns"
+    ).to_latex(
+        column_format="l" * len(labels) + "r" * len(names),
+        position_float="centering",
+        hrules=True,
+        caption=_escape(f"{table.title}. {caption(table, seeds)}"),
+    )
+    return text.strip()
+
+
+def _guard(text: str) -> str:
+    """Escape a name so that LaTeX does not read it as an option of the line break before."""
+    return f"{{}}{_escape(text)}" if text.startswith(("[", "*")) else _escape(text)
+
+
+def _escape(text: str) -> str:
+    """Escape what LaTeX would read as a command; our own bold stays."""
+    inner = re.fullmatch(r"\\textbf\{(.*)\}", text)
+    if inner:
+        return rf"\textbf{{{_escape(inner[1])}}}"
+    return text.translate(_TEX)
+
+
+_TEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "–": "--",
+        "…": r"\dots{}",
+    }
+)
+
+
+def cells_csv(cells: Iterable[Cell]) -> str:
+    """Every finished transfer, one row each with all its metrics: for whoever counts anew."""
+    found = [
+        {
+            "task": cell.task,
+            "method": cell.method,
+            "backbone": cell.backbone,
+            "modalities": "+".join(cell.modalities) or "all",
+            "label_fraction": cell.label_fraction,
+            "seed": cell.seed,
+            **{
+                name: None if value is None else round(value, 6)
+                for name, value in read_scores(cell).items()
+            },
+            "seconds": round(seconds(cell) or 0, 1),
+            "folder": cell.folder.name,
+        }
+        for cell in cells
+        if cell.command == "transfer" and is_done(cell)
+    ]
+    if not found:
+        return ""
+    return pd.DataFrame(found).to_csv(index=False, lineterminator="\n")
+
+
+def tables_csv(tables: Sequence[Table]) -> str:
+    """All tables in long form: a row for each method in each column, mean and spread.
+
+    Rows with a method in `against` are differences from it, "best" if they are surely not chance.
+    """
+    found = [
+        {
+            "task": column.task,
+            "method": line.method,
+            "backbone": line.backbone,
+            "modalities": "+".join(column.modalities) or "all",
+            "label_fraction": column.label_fraction,
+            "metric": table.metrics.get(column, ""),
+            "mean": f"{scores.mean:.6f}",
+            "std": f"{scores.spread:.6f}",
+            "seeds": len(scores.by_seed),
+            "best": scores.sure,
+            "failed": "; ".join(dict.fromkeys(scores.failed.values())),
+            "against": table.against,
+        }
+        for table in tables
+        for (line, column), scores in table.cells.items()
+    ]
+    columns = ["task", "method", "backbone", "modalities", "label_fraction", "metric"]
+    columns += ["mean", "std", "seeds", "best", "failed", "against"]
+    return pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n")

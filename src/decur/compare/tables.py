@@ -1,0 +1,322 @@
+"""From finished cells to tables: mean and spread over seeds, the best marked where it is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from decur.compare.cells import Cell, is_done, read_scores
+from decur.compare.published import Training, find, published_table
+from decur.compare.settings import TaskSettings
+
+LEVEL = 0.05  # of the test that marks the best
+IN_UNITS = ("MAE",)  # metrics in the label's units; all others are shares
+# What the paper calls a transfer, by whether its encoders are frozen.
+_TRAININGS: dict[bool, tuple[Training, ...]] = {
+    True: ("frozen",),
+    False: ("fine-tuned", "supervised"),
+}
+# The paper's names of metrics; its mAP averages over all decisions (section 5.1).
+_PRINTED = {"mAP_micro": "mAP", "mIoU": "mIoU", "overall_accuracy": "OA"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: a method with a backbone."""
+
+    method: str
+    backbone: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: how its scores were measured; metric None: the first of its task."""
+
+    task: str
+    modalities: tuple[str, ...]
+    label_fraction: float
+    metric: str | None = None
+
+
+@dataclass
+class Scores:
+    """A method's scores in one column.
+
+    Args:
+        by_seed: `{seed: score}` of the cells that have finished.
+        failed: why others have not, by seed.
+        sure: whether no other method comes near, seed for seed; of differences, whether they are
+            surely not chance.
+    """
+
+    by_seed: dict[int, float] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    sure: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; NaN where there is none."""
+        return float(np.mean(list(self.by_seed.values()))) if self.by_seed else float("nan")
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over seeds (n - 1); NaN for fewer than two."""
+        values = list(self.by_seed.values())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+@dataclass
+class Table:
+    """Scores of lines in columns.
+
+    Args:
+        title: what it is of.
+        metrics: what the scores of each column are.
+        columns: in order.
+        lines: in order.
+        cells: scores; a line that does not take part in a column has none there.
+        published: lines of published scores, printed below: name, then a value for each column.
+        against: the method that these are the differences from; empty: scores themselves.
+    """
+
+    title: str
+    metrics: dict[Column, str]
+    columns: list[Column]
+    lines: list[Line]
+    cells: dict[tuple[Line, Column], Scores]
+    published: list[tuple[str, list[float | None]]] = field(default_factory=list)
+    against: str = ""
+
+
+def make_tables(
+    cells: Sequence[Cell],
+    failed: Mapping[Path, str],
+    tasks: Mapping[str, TaskSettings],
+    against: str | None = None,
+) -> list[Table]:
+    """All tables of a comparison, with the published rows that its tasks ask for.
+
+    Args:
+        cells: of a comparison.
+        failed: why cells failed, by folder.
+        tasks: of the comparison.
+        against: a method; each table is followed by the differences from it. None: by nothing.
+    """
+    published = {
+        name: pd.concat(list(map(published_table, task.published)))
+        for name, task in tasks.items()
+        if task.published
+    }
+    made = []
+    for table in tabulate(cells, failed, tasks):
+        add_published(table, cells, published)
+        made.append(table)
+        if against is not None and (gains := differences(table, against)) is not None:
+            made.append(gains)
+    return made
+
+
+def transfers(
+    cells: Iterable[Cell], failed: Mapping[Path, str], tasks: Mapping[str, TaskSettings]
+) -> pd.DataFrame:
+    """One row for each transfer and metric that its task shows.
+
+    Returns:
+        `line` and `column`, where it stands in a table; `seed`; `metric`, None before anything is
+        known of it; `score`, NaN where there is none; `failed`, why there is none.
+    """
+    found: list[dict[str, object]] = []
+    for cell in cells:
+        if cell.command != "transfer":
+            continue
+        there = read_scores(cell) if is_done(cell) else {}
+        for wanted in tasks[cell.task].metrics:
+            metric = wanted or next(iter(there), None)
+            score, reason = there.get(metric or ""), failed.get(cell.folder, "")
+            if there and metric not in there:
+                metric, reason = wanted, f"no metric {metric!r}; there are {', '.join(there)}"
+            elif there:
+                reason = "" if score is not None else f"{metric} is undefined on its test part"
+                metric = metric if score is not None else wanted
+            found.append(
+                {
+                    "task": cell.task,
+                    "line": Line(cell.method, cell.backbone),
+                    "column": Column(cell.task, cell.modalities, cell.label_fraction, wanted),
+                    "seed": cell.seed,
+                    "metric": metric,
+                    "score": float("nan") if score is None else score,
+                    "failed": reason,
+                }
+            )
+    columns = ["task", "line", "column", "seed", "metric", "score", "failed"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def tabulate(
+    cells: Sequence[Cell], failed: Mapping[Path, str], tasks: Mapping[str, TaskSettings]
+) -> list[Table]:
+    """Tables of all transfers that have finished or failed.
+
+    Args:
+        cells: of a comparison.
+        failed: why cells failed, by folder.
+        tasks: of the comparison.
+
+    Returns:
+        One table a task; tasks of one `table`, and those of a single column, stand side by side.
+    """
+    frame = transfers(cells, failed, tasks)
+    order = list(dict.fromkeys(Line(cell.method, cell.backbone) for cell in cells))
+    tables = []
+    for name, group in _side_by_side(frame, tasks).items():
+        own = pd.concat([frame[frame["task"] == task] for task in group])
+        lines = sorted(own["line"].unique(), key=order.index)
+        named = own[own["metric"].notna()]
+        table = Table(
+            title=name if len(group) > 1 and name else ", ".join(group),
+            metrics=dict(zip(named["column"], named["metric"], strict=True)),
+            columns=list(own["column"].unique()),
+            lines=lines,
+            cells={
+                (part["line"].iloc[0], part["column"].iloc[0]): _scores(part)
+                for _, part in own.groupby(["line", "column"], sort=False)
+            },
+        )
+        for column in table.columns:
+            mark_best(
+                [scores for key, scores in table.cells.items() if key[1] == column],
+                lower=table.metrics.get(column) in IN_UNITS,
+            )
+        tables.append(table)
+    return tables
+
+
+def _scores(part: pd.DataFrame) -> Scores:
+    """The scores of a method in one column, from their rows."""
+    scored, failed = part[part["score"].notna()], part[part["failed"] != ""]
+    return Scores(
+        by_seed=dict(zip(scored["seed"].tolist(), scored["score"].tolist(), strict=True)),
+        failed=dict(zip(failed["seed"].tolist(), failed["failed"].tolist(), strict=True)),
+    )
+
+
+def _side_by_side(frame: pd.DataFrame, tasks: Mapping[str, TaskSettings]) -> dict[str, list[str]]:
+    """The tasks of each table, by its name; "" for those that have a single column."""
+    groups: dict[str, list[str]] = {}
+    for name, task in tasks.items():  # in this order, whichever was run first
+        columns = frame.loc[frame["task"] == name, "column"]
+        if len(columns):
+            single = len({(column.modalities, column.label_fraction) for column in columns}) == 1
+            groups.setdefault(task.table or ("" if single else name), []).append(name)
+    return groups
+
+
+def mark_best(column: Sequence[Scores], lower: bool) -> None:
+    """Mark the best mean if a paired t-test over seeds tells it from each other (one-sided, 5 %).
+
+    Seeds pair the methods: they share the fold, the labels drawn and the order of both.
+
+    Args:
+        column: the scores of each method.
+        lower: whether lower scores are better.
+    """
+    if len(column) < 2 or not all(scores.by_seed for scores in column):
+        return  # nothing to be better than, or something of which nothing is known
+    sign = -1 if lower else 1
+    best = max(column, key=lambda scores: sign * scores.mean)
+    others = [other for other in column if other is not best]
+    best.sure = all(
+        is_sure([sign * gain for gain in paired(best, other).values()], "greater")
+        for other in others
+    )
+
+
+def paired(one: Scores, other: Scores) -> dict[int, float]:
+    """How far one is above another, for each seed that both have."""
+    seeds = sorted(set(one.by_seed) & set(other.by_seed))
+    return {seed: one.by_seed[seed] - other.by_seed[seed] for seed in seeds}
+
+
+def is_sure(gains: Sequence[float], alternative: Literal["greater", "two-sided"]) -> bool:
+    """Whether a t-test tells differences from chance."""
+    from scipy.stats import ttest_1samp
+
+    if len(gains) < 2:
+        return False
+    if np.ptp(gains) < 1e-12:  # the same each time: the test would divide by zero
+        return (gains[0] if alternative == "greater" else abs(gains[0])) > 1e-12
+    return bool(ttest_1samp(gains, 0, alternative=alternative).pvalue < LEVEL)
+
+
+def differences(table: Table, against: str) -> Table | None:
+    """How far the lines of a table are above those of one method, seed by seed.
+
+    What seeds share (the fold, the labels drawn) cancels out: a spread over folds of unlike
+    difficulty hides differences that hold in each of them.
+
+    Args:
+        table: of scores.
+        against: the method that all others are held against, backbone by backbone.
+
+    Returns:
+        A table of the same columns, but those in which the method has no score; marked is what a
+        paired t-test over seeds (two-sided, 5 %) tells from nothing. None if nothing is left.
+    """
+    cells = {}
+    for (line, column), scores in table.cells.items():
+        other = table.cells.get((Line(against, line.backbone), column))
+        if line.method != against and other is not None and (gains := paired(scores, other)):
+            cells[line, column] = Scores(gains, sure=is_sure([*gains.values()], "two-sided"))
+    if not cells:
+        return None
+    columns = [column for column in table.columns if any(key[1] == column for key in cells)]
+    return Table(
+        title=f"{table.title}, against {against}",
+        metrics={column: table.metrics[column] for column in columns},
+        columns=columns,
+        lines=[line for line in table.lines if any(key[0] == line for key in cells)],
+        cells=cells,
+        against=against,
+    )
+
+
+def add_published(
+    table: Table, cells: Iterable[Cell], published: Mapping[str, pd.DataFrame]
+) -> None:
+    """Add the published rows that were measured as the columns of a table are.
+
+    Args:
+        table: that they stand below, changed in place.
+        cells: of the comparison, which know whether encoders were frozen.
+        published: `{task: published scores}`.
+    """
+    frozen: dict[str, set[bool]] = {}  # both, where methods differ in it
+    for cell in cells:
+        if cell.command == "transfer" and cell.task in published:
+            frozen.setdefault(cell.task, set()).add(yaml.safe_load(cell.config)["freeze"])
+    rows: dict[str, list[float | None]] = {}
+    for number, column in enumerate(table.columns):
+        if column.task not in published:
+            continue
+        found = find(
+            published[column.task],
+            training=[name for freeze in frozen[column.task] for name in _TRAININGS[freeze]],
+            label_fraction=column.label_fraction,
+            modalities=column.modalities or None,
+            metric=_PRINTED.get(table.metrics.get(column, ""), "?"),
+        )
+        for score in found.to_dict("records"):
+            if not column.modalities and "+" not in score["modalities"]:
+                continue  # all sensors are at least two
+            training = score["training"] if len(frozen[column.task]) > 1 else ""
+            parts = (score["method"], score["backbone"], training)
+            name = f"{', '.join(filter(None, parts))}, published"
+            rows.setdefault(name, [None] * len(table.columns))[number] = score["value"]
+    table.published = list(rows.items())
