@@ -100,12 +100,9 @@ def _feature_scores(model: Pretrainer, data: PairedData) -> list[tuple[object, .
     )
     rows: list[tuple[object, ...]] = []
     before, after = (encode(m, data, SAMPLES) for m in (fresh, model))
-    for name, labels in after.targets.items():
+    for name, labels in after.labels.items():
         target = data.dataset.targets[name]
-        scores = [
-            quick_probe({k: x.numpy() for k, x in encoded.features.items()}, labels, target)
-            for encoded in (before, after)
-        ]
+        scores = [quick_probe(encoded.features, labels, target) for encoded in (before, after)]
         for key in scores[1]:
             if key.endswith("/linear"):
                 seen = ", ".join(target.modalities) or "all"
@@ -117,13 +114,11 @@ def _part_scores(model: Pretrainer, data: PairedData) -> list[tuple[object, ...]
     """Rows (factor, sensors that see it, sensor, score of each part of the embedding)."""
     encoded = encode(model, data, SAMPLES)
     rows: list[tuple[object, ...]] = []
-    for name, labels in encoded.targets.items():
+    for name, labels in encoded.labels.items():
         target = data.dataset.targets[name]
         for sensor, z in encoded.embeddings.items():
             scores = [
-                quick_probe({sensor: z[:, part].numpy()}, labels, target).get(
-                    f"{sensor}/linear", np.nan
-                )
+                quick_probe({sensor: z[:, part]}, labels, target).get(f"{sensor}/linear", np.nan)
                 for part in model.objective.parts.values()
             ]
             rows.append((name, ", ".join(target.modalities) or "all", sensor, *scores))

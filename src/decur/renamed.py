@@ -36,6 +36,12 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.data.trifeature": "decur.data.generated.trifeature",
     "decur.data.opening": "decur.data.base",
     "decur.data.packing": "decur.data.packed",
+    "decur.explain.keeping": {"digest_of": "decur.explain.cache:arrays_digest"},
+    "decur.explain.loading": {
+        "Encoded": "decur.features:Features",
+        "SampleLoader": "decur.features:SampleLoader",
+        "encoded": "decur.explain.model:encoded",
+    },
     "decur.explain.browser_cards": "decur.explain.browser",
     "decur.explain.held_out": {
         "Halves": "decur.probes:Halves",
@@ -58,6 +64,14 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.explain.spatial_findings": "decur.explain.spatial",
     "decur.explain.spectral_figures": "decur.explain.spectral",
     "decur.explain.style": "decur.plotting",
+    "decur.transfer.keeping": "decur.features.cache",
+    "decur.transfer.survey": {
+        "MAPS": "decur.features:LAST_MAPS",
+        "fingerprint": "decur.digest:digest",
+        "map_names": "decur.features:map_names",
+        "scaled": "decur.features:scaled",
+        "weights_digest": "decur.digest:digest",
+    },
     "decur.pretrain.batchnorm": "decur.pretrain.distributed",
     "decur.pretrain.engine": "decur.pretrain.trainer",
     "decur.pretrain.probe": {

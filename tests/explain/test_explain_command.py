@@ -152,16 +152,20 @@ def test_only_what_changes_is_computed_again(run, counted):
 
 
 def test_other_weights_are_computed_anew(run, counted, tiny_checkpoint):
-    from decur.explain.keeping import digest_of
-    from decur.explain.loading import SampleLoader
+    from decur.explain.cache import arrays_digest
+    from decur.features import SampleLoader
 
     loader = SampleLoader(SyntheticScenes(8, 32, modalities=["optical", "sar"]))
     one, other = tiny_checkpoint(), tiny_checkpoint()
     analysis = ANALYSES.get("counted")
-    assert digest_of(analysis, [one], loader, {}) == digest_of(analysis, [other], loader, {})
+    assert arrays_digest(analysis, [one], loader, {}) == arrays_digest(
+        analysis, [other], loader, {}
+    )
     last = list(other.projectors["sar"].parameters())[-1]
     last.data[0] += 1e-3
-    assert digest_of(analysis, [one], loader, {}) != digest_of(analysis, [other], loader, {})
+    assert arrays_digest(analysis, [one], loader, {}) != arrays_digest(
+        analysis, [other], loader, {}
+    )
 
 
 def test_redraws_from_what_is_kept_alone(run, counted, tmp_path):

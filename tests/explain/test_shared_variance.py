@@ -7,9 +7,10 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from decur.explain import DoesNotApply, Encoded, encoded
+from decur.explain import DoesNotApply, encoded
 from decur.explain.agreement import canonical, places
 from decur.explain.shared import advice, findings, plot_canonical, plot_shared, shared
+from decur.features import Features
 from decur.objectives.alignment import effective_rank
 from decur.probes import Halves, coordinates, predicted, split, standardised
 
@@ -170,7 +171,7 @@ def made(tiny_checkpoint, tiny_loader, unique_tells=0.0, common_agrees=0.9, rank
         name: np.hstack([common[sensor], unique[sensor]]).astype(np.float32)
         for sensor, name in enumerate(("optical", "sar"))
     }
-    loader.kept[run] = Encoded(dict(z), z, {})
+    loader.kept[run] = Features(dict(z), z, {})
     return run, loader
 
 

@@ -54,7 +54,7 @@ def first_batch(data, drop=()):
 def test_what_follows_a_map_gives_the_encoders_vector(name, stage, options):
     checkpoint, data = checkpoint_of(name, **options)
     batch = first_batch(data, drop=[(1, "sar"), (3, "optical")])
-    vectors, _ = checkpoint.embed(batch)
+    vectors = checkpoint.rows(batch).features
     found = cuts(checkpoint, batch, stage)
     assert list(found) == ["optical", "sar"]
     for sensor, cut in found.items():
@@ -71,7 +71,7 @@ def test_what_follows_a_map_gives_the_encoders_vector(name, stage, options):
 def test_maps_are_grad_cam_written_out(score, stage):
     checkpoint, data = checkpoint_of("test_resnet")
     batch = first_batch(data)
-    _, z = checkpoint.embed(batch)
+    z = checkpoint.rows(batch).embeddings
     statistics = {name: (x.mean(0), x.std(0, correction=0)) for name, x in z.items()}
     found = saliency_maps(checkpoint, batch, statistics=statistics, score=score, stage=stage)
     layer = {-1: "layer4", -2: "layer3"}[stage]

@@ -176,7 +176,7 @@ def test_encoders_that_attend_to_each_other_are_asked_together():
     loader = SampleLoader(data, settings=LoaderSettings(batch_size=8, workers=0))
     batch = next(iter(loader))
     batch["present"]["sar"][1] = False
-    vectors, _ = checkpoint.embed(batch)
+    vectors = checkpoint.rows(batch).features
     standard = torch.zeros(16), torch.ones(16)
     picture = _Picture(checkpoint, batch, "optical", standard, "mean")
     both = batch["present"]["sar"]

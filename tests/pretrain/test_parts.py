@@ -11,10 +11,11 @@ from torch import nn
 from decur.data import LoaderSettings
 from decur.encoders import build_encoder
 from decur.errors import ConfigError, DataError, DivergedError
+from decur.features import Features
 from decur.pretrain.callbacks import BadSamples
 from decur.pretrain.data import EpochBatches, ResumableLoader
 from decur.pretrain.metrics import Meter
-from decur.pretrain.monitors import Encoded, ranks, refuse_collapse
+from decur.pretrain.monitors import ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
 from decur.pretrain.settings import OptimizerSettings
 from decur.pretrain.trainer import make_engine
@@ -135,7 +136,7 @@ def test_a_rank_is_of_enough_samples():
     rare = torch.full((40, 5), math.nan)
     rare[:2] = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     often = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
-    found = ranks(Encoded({"rare": rare, "often": often}, {}, {}, None))
+    found = ranks(Features({"rare": rare.numpy(), "often": often.numpy()}, {}, {}))
     assert set(found) == {"rank/features/often"}
 
 

@@ -15,12 +15,12 @@ from decur.digest import digest
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder
 from decur.encoders.attention import encode
 from decur.errors import ConfigError
+from decur.features import scaled
 from decur.modality import Modality
 from decur.pretrain.restore import restore
 from decur.runs import RunFolder
 from decur.transfer.settings import MissingBands
 from decur.transfer.sources import gather_encoders
-from decur.transfer.survey import scaled
 
 WHOLE = "embedding"
 Columns = dict[str, Tensor]  # (n, D) of the n samples that have a sensor

@@ -4,8 +4,8 @@ To add an analysis, add a file that registers it.
 """
 
 from decur.explain.base import ANALYSES, Analysis, Arrays, DoesNotApply, unwatched
-from decur.explain.loading import Encoded, SampleLoader, encoded
-from decur.explain.model import Checkpoint
+from decur.explain.model import Checkpoint, encoded
+from decur.features import Features, SampleLoader
 
 __all__ = [
     "ANALYSES",
@@ -13,7 +13,7 @@ __all__ = [
     "Arrays",
     "Checkpoint",
     "DoesNotApply",
-    "Encoded",
+    "Features",
     "SampleLoader",
     "encoded",
     "unwatched",

@@ -20,8 +20,8 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import Encoded, SampleLoader, encoded
-from decur.explain.model import Checkpoint
+from decur.explain.model import Checkpoint, encoded
+from decur.features import Features, SampleLoader
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.report import paragraph, table
 
@@ -200,7 +200,7 @@ def _pairs(modalities: int) -> int:
 
 
 def _chunks(
-    whole: Encoded, a: str, b: str, rows: NDArray[Any]
+    whole: Features, a: str, b: str, rows: NDArray[Any]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]

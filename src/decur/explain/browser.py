@@ -21,9 +21,9 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import Encoded, SampleLoader, encoded
-from decur.explain.model import Checkpoint
+from decur.explain.model import Checkpoint, encoded
 from decur.explain.saliency import saliency_maps
+from decur.features import Features, SampleLoader
 from decur.plotting import part_colour, render, rgb
 from decur.report import cards, columns, label, paragraph, strip, thumbnail
 
@@ -111,7 +111,7 @@ def browser(
 
 
 def _pictures(
-    checkpoint: Checkpoint, loader: SampleLoader, whole: Encoded, rows: NDArray[Any], watch: Watch
+    checkpoint: Checkpoint, loader: SampleLoader, whole: Features, rows: NDArray[Any], watch: Watch
 ) -> Arrays:
     """Pictures and saliency of some rows."""
     few = SampleLoader(
@@ -176,7 +176,7 @@ def _rendered(checkpoint: Checkpoint, batch: Any, name: str, side: int) -> NDArr
 
 
 def _statistics(
-    whole: Encoded, name: str, dims: slice, has: NDArray[np.bool_]
+    whole: Features, name: str, dims: slice, has: NDArray[np.bool_]
 ) -> tuple[Float, Float]:
     """Mean and standard deviation of each dimension, over the samples that have the sensor."""
     mean, std = (x.double().cpu().numpy()[dims] for x in whole.statistics(name))
@@ -189,7 +189,7 @@ def _unit(rows: NDArray[Any], standard: tuple[Float, Float]) -> Float:
 
 
 def _units(
-    whole: Encoded, name: str, dims: slice, standard: tuple[Float, Float]
+    whole: Features, name: str, dims: slice, standard: tuple[Float, Float]
 ) -> Iterator[tuple[int, Float]]:
     """Standardised embeddings of length 1, chunk by chunk, each with its first row."""
     every = whole.embeddings[name]

@@ -19,9 +19,9 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import SampleLoader, encoded
-from decur.explain.model import Checkpoint
+from decur.explain.model import Checkpoint, encoded
 from decur.explain.tsne import lay_out
+from decur.features import SampleLoader
 from decur.plotting import Figure, legend, modality_colours, part_colour, subplots
 from decur.report import paragraph, table
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from decur.data import Batch
 from decur.encoders import Encoder, Projector
-from decur.encoders.attention import encode
 from decur.errors import ConfigError, DataError
+from decur.explain.base import Watch, unwatched
+from decur.features import FeatureModel, Features, SampleLoader, compute_features
 from decur.modality import Modality
 from decur.pretrain.restore import restore
-from decur.transfer.survey import scaled
 
 Score = Literal["mean", "energy"]
 
 
-class Checkpoint(nn.Module):
+class Checkpoint(FeatureModel):
     """Encoders with their projectors, and which dimensions of the embedding are whose.
 
     In eval mode; no parameter asks for a gradient.
@@ -34,6 +34,8 @@ class Checkpoint(nn.Module):
         size: height and width that pictures are resized to; None for their own.
     """
 
+    size: int | None
+
     def __init__(
         self,
         name: str,
@@ -43,10 +45,8 @@ class Checkpoint(nn.Module):
         parts: Mapping[str, slice],
         size: int | None = None,
     ) -> None:
-        super().__init__()
-        self.name, self.modalities = name, {key: modalities[key] for key in encoders}
-        self.encoders, self.projectors = nn.ModuleDict(encoders), nn.ModuleDict(projectors)
-        self.parts, self.size = dict(parts), size
+        super().__init__(encoders, modalities, projectors=projectors, size=size)
+        self.name, self.parts = name, dict(parts)
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -89,61 +89,6 @@ class Checkpoint(nn.Module):
             size,
         )
 
-    @property
-    def dim(self) -> int:
-        """Width of the embedding, K."""
-        return next(iter(self.projector(name).dim for name in self.modalities))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def encoder(self, modality: str) -> Encoder:
-        """The encoder of one sensor."""
-        found = self.encoders[modality]
-        assert isinstance(found, Encoder)
-        return found
-
-    def projector(self, modality: str) -> Projector:
-        """The projector of one sensor."""
-        found = self.projectors[modality]
-        assert isinstance(found, Projector)
-        return found
-
-    def pictures(self, batch: Batch, modality: str) -> Tensor:
-        """What an encoder sees of the samples of a batch that have its sensor.
-
-        Returns:
-            (n, C, H, W) in [0, 1], on the checkpoint's device.
-        """
-        has = batch["present"][modality]
-        raw = batch["images"][modality][has].to(self.device)
-        x = scaled(raw, self.modalities[modality], self.size)
-        return x.contiguous(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def embed(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Features and embeddings of a batch.
-
-        Returns:
-            `{modality: (B, D)}` and `{modality: (B, K)}`, float32 on the CPU; rows of samples that
-            lack the sensor are NaN.
-        """
-        present = {name: batch["present"][name] for name in self.modalities}
-        images = {name: self.pictures(batch, name) for name, has in present.items() if has.any()}
-        features, embeddings = {}, {}
-        for name, h in encode(self.encoders, images, present).items():  # h: (n, D)
-            z = self.projectors[name](h)  # (n, K)
-            features[name], embeddings[name] = (
-                _among(present[name], rows.float().cpu()) for rows in (h, z)
-            )
-        for name in self.modalities.keys() - images.keys():
-            none = present[name]
-            features[name] = _among(none, torch.empty(0, self.encoder(name).dim))
-            embeddings[name] = _among(none, torch.empty(0, self.dim))
-        return features, embeddings
-
     def scores(
         self,
         modality: str,
@@ -157,7 +102,7 @@ class Checkpoint(nn.Module):
             modality: whose projector.
             vector: (n, D) of its encoder.
             statistics: mean and standard deviation of each dimension of the embedding, (K,) each,
-                as `Encoded.statistics` gives them; None for those of the vectors given, as in
+                as `Features.statistics` gives them; None for those of the vectors given, as in
                 `z = BN(f(x))` of Algorithm 2. They count as constants.
             kind: "mean" of a part's dimensions, as in Algorithm 2; or "energy", half the mean of
                 their squares. The sign of a dimension is by chance: the objective is the same
@@ -177,10 +122,25 @@ class Checkpoint(nn.Module):
         return torch.stack([z[:, dims].mean(1) for dims in self.parts.values()], 1)
 
 
-def _among(has: Tensor, rows: Tensor) -> Tensor:
-    everyone = torch.full((len(has), rows.shape[1]), torch.nan)  # (B, D)
-    everyone[has] = rows
-    return everyone
+def encoded(checkpoint: Checkpoint, loader: SampleLoader, watch: Watch = unwatched) -> Features:
+    """Return features and embeddings of all samples, computed once for a checkpoint and a loader.
+
+    They lie in temporary files: memory does not grow with the data set.
+
+    Args:
+        checkpoint: whose encoders and projectors.
+        loader: the samples.
+        watch: shows how far it is.
+
+    Returns:
+        The rows, with labels but for masks.
+    """
+    if checkpoint not in loader.kept:
+        found = compute_features(checkpoint, loader, on_disk=True, watch=watch)
+        kinds = {name: spec.kind for name, spec in loader.data.targets.items()}
+        labels = {name: x for name, x in found.labels.items() if kinds[name] != "mask"}
+        loader.kept[checkpoint] = replace(found, labels=labels)
+    return loader.kept[checkpoint]
 
 
 def check_alike(checkpoints: list[Checkpoint]) -> None:

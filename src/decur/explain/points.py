@@ -14,8 +14,8 @@ from decur.data import Batch, LoaderSettings
 from decur.encoders.attention import DeformableAttention, Inspection, encode
 from decur.errors import ConfigError
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
-from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
+from decur.features import SampleLoader
 from decur.plotting import Figure, plain, render, subplots
 from decur.report import paragraph, table
 

@@ -19,7 +19,6 @@ from rich.progress import TimeRemainingColumn
 from decur import plotting, report
 from decur.data import PairedDataset
 from decur.errors import ConfigError, DataError
-from decur.explain import keeping
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -28,9 +27,10 @@ from decur.explain.base import (
     analyses,
     check_packages,
 )
-from decur.explain.loading import SampleLoader
+from decur.explain.cache import arrays_digest, read_arrays, write_arrays
 from decur.explain.model import Checkpoint, check_alike
 from decur.explain.settings import ExplainSettings, own_data, size_of_views
+from decur.features import SampleLoader
 from decur.progress import progress_bar
 from decur.runs import RunFolder, make_folder
 
@@ -212,9 +212,9 @@ class _Writer:
         options = dict(settings.options.get(analysis.name, {}))
         path = _arrays_path(self.done.folder, analysis)
         compared = checkpoints if analysis.several else checkpoints[:1]
-        digest = keeping.digest_of(analysis, compared, loader, options)
+        digest = arrays_digest(analysis, compared, loader, options)
         samples = f"{len(loader.indices):,} samples of {type(loader.data).__name__}"
-        found = None if settings.overwrite else keeping.kept(path)
+        found = None if settings.overwrite else read_arrays(path)
         if found is not None and found[1] == digest:
             arrays, how = found[0], f"as it was in {path}"
         else:
@@ -226,7 +226,7 @@ class _Writer:
             except DoesNotApply as reason:
                 self._does_not_apply(analysis, str(reason))
                 return
-            keeping.keep(path, arrays, digest or "", samples)
+            write_arrays(path, arrays, digest or "", samples)
             self.done.computed.append(analysis.name)
             how = f"{time.monotonic() - started:.1f} s"
         self.done.arrays[analysis.name] = arrays
@@ -242,7 +242,7 @@ class _Writer:
         folder = self.done.folder
         for analysis in chosen:
             path = _arrays_path(folder, analysis)
-            found = keeping.kept(path)
+            found = read_arrays(path)
             if found is not None:
                 self.done.arrays[analysis.name] = found[0]
                 draw(folder, analysis, found[0], found[2])

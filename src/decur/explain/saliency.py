@@ -39,7 +39,7 @@ def saliency_maps(
     Args:
         checkpoint: the run.
         batch: samples; each sensor's maps are of the samples that have it.
-        statistics: `{modality: Encoded.statistics(modality)}`, by which embeddings are
+        statistics: `{modality: Features.statistics(modality)}`, by which embeddings are
             standardised; None for those of the batch: then a map depends on the batch's other
             samples.
         score: which number of a part, see `Checkpoint.scores`.

@@ -20,9 +20,9 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import SampleLoader, encoded
-from decur.explain.model import Checkpoint
+from decur.explain.model import Checkpoint, encoded
 from decur.explain.tsne import lay_out
+from decur.features import SampleLoader
 from decur.plotting import ABSENT, MARKERS, Figure, legend, modality_colours, plain, subplots
 from decur.probes import METRICS, chance, score_of_neighbours, standardised
 from decur.report import paragraph, table

@@ -29,8 +29,8 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import Encoded, SampleLoader, encoded
-from decur.explain.model import Checkpoint
+from decur.explain.model import Checkpoint, encoded
+from decur.features import Features, SampleLoader
 from decur.objectives.alignment import effective_rank
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.probes import (
@@ -137,7 +137,7 @@ class _Fitting:
     """One pair of sensors, measured step by step."""
 
     checkpoint: Checkpoint
-    whole: Encoded
+    whole: Features
     sensors: tuple[str, str]
     rows: NDArray[np.int64]
     groups: list[str] | None

@@ -23,9 +23,9 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import SampleLoader, encoded
-from decur.explain.model import Checkpoint, Score
+from decur.explain.model import Checkpoint, Score, encoded
 from decur.explain.saliency import LAST, Maps, saliency_maps
+from decur.features import SampleLoader
 from decur.plotting import Figure, part_colour, part_line, plain, render, rgb, subplots
 from decur.report import paragraph, table
 

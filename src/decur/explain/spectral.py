@@ -19,8 +19,8 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.loading import SampleLoader, encoded
-from decur.explain.model import Checkpoint, Score
+from decur.explain.model import Checkpoint, Score, encoded
+from decur.features import SampleLoader
 from decur.plotting import Figure, part_colour, plain, subplots
 from decur.report import paragraph, table
 

@@ -20,7 +20,7 @@ another scaling are computed anew, and two runs that want the same at one time c
 """
 
 from decur.features.cache import cached_features
-from decur.features.model import LAST_MAPS, FeatureBatch, FeatureModel, scaled
+from decur.features.model import LAST_MAPS, FeatureBatch, FeatureModel, map_names, scaled
 from decur.features.passes import SampleLoader, collect, compute_features, iterate
 from decur.features.rows import Features
 
@@ -34,5 +34,6 @@ __all__ = [
     "collect",
     "compute_features",
     "iterate",
+    "map_names",
     "scaled",
 ]

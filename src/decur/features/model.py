@@ -33,6 +33,11 @@ def scaled(raw: Tensor, modality: Modality, size: int | tuple[int, int] | None) 
     return interpolate(x, sides, mode="bilinear", antialias=True)
 
 
+def map_names(name: str, encoder: Encoder) -> list[str]:
+    """Return the keys of the last feature maps of a sensor in `Features`: "s1/0", ..."""
+    return [f"{name}/{number}" for number in range(len(encoder.channels[-LAST_MAPS:]))]
+
+
 class FeatureModel(nn.Module):
     """Encoders, with projectors where there are any, that take batches as a loader gives them.
 
@@ -99,7 +104,7 @@ class FeatureModel(nn.Module):
             raw = raw[send(has.nonzero()[:, 0], raw.device)]
         raw = raw.to(self.device, non_blocking=True)
         raw = raw.contiguous(memory_format=torch.channels_last)  # before it grows to float32
-        x = scaled(raw, self.modalities[name], self.size)
+        x = scaled(raw, self.modalities[name], self.size).to(next(self.parameters()).dtype)
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -129,10 +134,8 @@ class FeatureModel(nn.Module):
         return {name: maps[-LAST_MAPS:] for name, maps in found.items()}
 
     def map_names(self, name: str) -> list[str]:
-        """Return the keys of the last feature maps of a sensor in `Features`: "s1/0", ..."""
-        return [
-            f"{name}/{number}" for number in range(len(self.encoder(name).channels[-LAST_MAPS:]))
-        ]
+        """Return the keys of the last feature maps of one sensor, see `map_names`."""
+        return map_names(name, self.encoder(name))
 
     def attended(self, name: str) -> list[str]:
         """Return the other sensors whose maps the encoder of this one attends to."""

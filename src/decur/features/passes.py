@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile, gettempdir
 from typing import IO, Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
@@ -32,6 +34,7 @@ class SampleLoader(DataLoader[Batch]):
         data: the data set.
         indices: of the samples in the data set.
         bad: file and reason of what the last pass could not read.
+        kept: features of these samples by model, where a caller keeps them.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class SampleLoader(DataLoader[Batch]):
         spaced = evenly_spaced(len(pool), len(pool) if samples is None else samples)
         self.indices = [int(pool[place]) for place in spaced]
         self.bad: list[tuple[str, str]] = []
+        self.kept: WeakKeyDictionary[nn.Module, Features] = WeakKeyDictionary()
         wanted = data.modalities if data.wanted is None else data.wanted
         modalities = {name: m for name, m in data.modalities.items() if name in wanted}
         super().__init__(

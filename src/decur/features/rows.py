@@ -132,7 +132,7 @@ class Columns:
                 file.flush()
                 shape = (self.rows, *like.shape[1:])
                 start = file.tell() - like.dtype.itemsize * int(np.prod(shape))
-                array = np.memmap(file, like.dtype, "r", start, shape)
+                array = np.memmap(file, like.dtype, "r+", start, shape)
             found.setdefault(kind, {})[name] = array
         return found
 

@@ -1,37 +1,28 @@
-"""What the encoders give for pictures as they are: ranks and probes, between epochs."""
+"""Ranks and probes of the encoders between epochs, on samples without augmentation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import interpolate
 
+from decur.data import LoaderSettings
+from decur.data.selection import evenly_spaced
 from decur.errors import DivergedError
+from decur.features import FeatureBatch, FeatureModel, Features, SampleLoader, collect, iterate
 from decur.objectives.alignment import effective_rank
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.probes import quick_probe
 
 ENOUGH = 8  # samples that a rank can be told from: that of two is 1 whatever they are
+_HERE = LoaderSettings(batch_size=64, workers=0)  # few samples: no processes of their own
 
 
-@dataclass
-class Encoded:
-    """Features and embeddings of a fixed set of samples; NaN rows where a modality is absent."""
-
-    features: dict[str, Tensor]  # (N, D)
-    embeddings: dict[str, Tensor]  # (N, K)
-    targets: dict[str, NDArray[np.float32]]  # (N,) or (N, classes)
-    groups: list[str] | None
-
-
-@torch.no_grad()
-def encode(model: Pretrainer, data: PairedData, samples: int) -> Encoded:
-    """Encode evenly spaced samples without augmentation, in eval mode.
+def encode(model: Pretrainer, data: PairedData, samples: int) -> Features:
+    """Return features and embeddings of evenly spaced samples, with their labels but for masks.
 
     Args:
         model: whose encoders and projectors are used.
@@ -39,83 +30,71 @@ def encode(model: Pretrainer, data: PairedData, samples: int) -> Encoded:
         samples: at most how many.
 
     Raises:
-        DivergedError: if an encoder gives what is not finite.
+        DivergedError: if the features of a sample are not finite.
     """
-    training = model.training
-    model.eval()
-    features: dict[str, list[Tensor]] = {name: [] for name in model.modalities}
-    embeddings: dict[str, list[Tensor]] = {name: [] for name in model.modalities}
-    targets: dict[str, list[Tensor]] = {
-        name: [] for name, spec in data.dataset.targets.items() if spec.kind != "mask"
-    }
-    ids: list[str] = []
-    for batch in data.fixed_batches(samples):
-        ids += batch["ids"]
-        present = {name: batch["present"][name] for name in model.modalities}
-        pictures = {}
-        for name, modality in model.modalities.items():
-            if (has := present[name]).any():
-                x = modality.scale(batch["images"][name][has].to(model.device))
-                pictures[name] = interpolate(x, model.views.size, mode="bilinear", antialias=True)
-        given, embedded = model.embed(pictures, present)
-        for name, has in present.items():
-            h = torch.full((len(has), model.encoder(name).dim), torch.nan)
-            z = torch.full((len(has), model.objective.dim), torch.nan)
-            if name in given:
-                if not bool(given[name].isfinite().all()):
-                    raise DivergedError(
-                        f"the features of {name!r} are not finite any more; lower optimizer.lr, or "
-                        "set trainer.gradient_clip_val"
-                    )
-                h[has], z[has] = given[name].float().cpu(), embedded[name].float().cpu()
-            features[name].append(h)
-            embeddings[name].append(z)
-        for name in targets:
-            targets[name].append(batch["target"][name])
-    model.train(training)
-    groups = None
-    if data.dataset.groups is not None:
-        group_of = dict(zip(data.dataset.ids, data.dataset.groups, strict=True))
-        groups = [group_of[i] for i in ids]
-    return Encoded(
-        {name: torch.cat(parts) for name, parts in features.items()},
-        {name: torch.cat(parts) for name, parts in embeddings.items()},
-        {name: torch.cat(parts).float().numpy() for name, parts in targets.items()},
-        groups,
-    )
+    targets = [name for name, spec in data.dataset.targets.items() if spec.kind != "mask"]
+    loader = SampleLoader(data.dataset.only(targets=targets), samples, _HERE)
+    encoders = {name: model.encoder(name) for name in model.modalities}
+    projectors = {name: model.projectors[name] for name in model.modalities}
+    whole = FeatureModel(encoders, model.modalities, projectors=projectors, size=model.views.size)
+    found = collect(_finite(iterate(whole, loader)), whole, loader)
+    return replace(found, labels={n: x.astype(np.float32) for n, x in found.labels.items()})
 
 
-def ranks(encoded: Encoded) -> dict[str, float]:
-    """Effective rank of each modality's features and embeddings.
+def _finite(batches: Iterable[FeatureBatch]) -> Iterator[FeatureBatch]:
+    for rows in batches:
+        for name, h in rows.features.items():
+            if not bool(h[rows.present[name]].isfinite().all()):
+                raise DivergedError(
+                    f"the features of {name!r} are not finite any more; lower optimizer.lr, or "
+                    "set trainer.gradient_clip_val"
+                )
+        yield rows
+
+
+def ranks(found: Features) -> dict[str, float]:
+    """Return the effective rank of each sensor's features and embeddings.
+
+    Args:
+        found: as `encode` gives them.
 
     Returns:
         `{"rank/features/s1": ..., "rank/embedding/s1": ...}`; none for a sensor of few samples.
     """
-    found = {}
-    for kind, arrays in (("features", encoded.features), ("embedding", encoded.embeddings)):
-        for name, x in arrays.items():
-            x = x[~x.isnan().any(dim=1)]
+    effective = {}
+    for kind, arrays in (("features", found.features), ("embedding", found.embeddings)):
+        for name, rows in arrays.items():
+            x = torch.from_numpy(rows[~np.isnan(rows).any(axis=1)])  # (n, D)
             if len(x) >= ENOUGH:
-                found[f"rank/{kind}/{name}"] = float(effective_rank(x))
-    return found
+                effective[f"rank/{kind}/{name}"] = float(effective_rank(x))
+    return effective
 
 
-def probes(encoded: Encoded, data: PairedData, seed: int) -> dict[str, float]:
-    """Probes of the encoders' features for each label of the data set.
+def probes(found: Features, data: PairedData, seed: int) -> dict[str, float]:
+    """Return scores of probes on each sensor's features, for each label of the data set.
+
+    Args:
+        found: as `encode` gives them.
+        data: where the samples come from.
+        seed: of the splits.
 
     Returns:
         `{"probe/cover/s1/linear": ...}`.
     """
-    features = {name: x.numpy() for name, x in encoded.features.items()}
     scores = {}
-    for name, labels in encoded.targets.items():
-        found = quick_probe(features, labels, data.dataset.targets[name], encoded.groups, seed)
-        scores.update({f"probe/{name}/{key}": score for key, score in found.items()})
+    for name, labels in found.labels.items():
+        groups = data.dataset.groups
+        if groups is not None:
+            groups = [groups[i] for i in evenly_spaced(len(data.dataset), len(labels))]
+        for key, score in quick_probe(
+            found.features, labels, data.dataset.targets[name], groups, seed
+        ).items():
+            scores[f"probe/{name}/{key}"] = score
     return scores
 
 
 def refuse_collapse(found: dict[str, float], limit: float) -> None:
-    """Stop where features have collapsed onto a line.
+    """Stop a training whose features have collapsed onto a line.
 
     Args:
         found: as `ranks` gives them.

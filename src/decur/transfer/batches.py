@@ -15,11 +15,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, Sample, SkipBad
 from decur.digest import try_digest
 from decur.errors import ConfigError
+from decur.features import Features, map_names
 from decur.modality import Modality
 from decur.pretrain.data import EpochBatches, ResumableLoader, ignore_signals
 from decur.transfer.heads import FCN
 from decur.transfer.splits import Rows
-from decur.transfer.survey import Survey, map_names
 from decur.transfer.tasks import Task
 
 Vectors = NDArray[np.float32]
@@ -106,21 +106,34 @@ def picture_loader(
 # -- feature maps of frozen encoders in place of pictures ------------------------------------------
 
 
-def stored_maps(data: PairedDataset, target: str, seen: Survey) -> PairedDataset:
+def stored_maps(data: PairedDataset, target: str, seen: Features) -> PairedDataset:
     """Return a data set whose pictures are feature maps: a "sensor" each, its channels the bands.
 
     Args:
         data: the data set that the maps are of.
         target: the label, a mask.
-        seen: its survey, with maps and masks.
+        seen: the maps, and the masks of all samples.
     """
     return _StoredMaps(data, target, seen)
 
 
+def zeroed(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a copy that is zero where all is NaN: the features of a sensor that is absent.
+
+    Args:
+        x: (D,), (N, D) or (C, H, W) of one sample.
+    """
+    x = np.array(x)
+    axes = tuple(range(1, x.ndim)) if x.ndim == 2 else None
+    absent = np.isnan(x).all(axis=axes)
+    x[absent] = 0
+    return x
+
+
 class _StoredMaps(PairedDataset):  # private, so that --help does not offer it
-    def __init__(self, data: PairedDataset, target: str, seen: Survey) -> None:
-        assert seen.masks is not None  # the survey was asked for maps
-        self.maps, self.masks, self.target = seen.features, seen.masks, target
+    def __init__(self, data: PairedDataset, target: str, seen: Features) -> None:
+        self.maps, self.masks, self.target = seen.features, seen.masks[target], target
+        self.source = seen
         self.modalities = {
             name: Modality(
                 name=name,
@@ -133,11 +146,15 @@ class _StoredMaps(PairedDataset):  # private, so that --help does not offer it
         self.ids, self.groups, self.targets = data.ids, data.groups, data.targets
         self.present = {name: np.ones(len(data), dtype=bool) for name in self.maps}  # else zeros
 
+    def digest_parts(self) -> object:
+        """Return what the maps were made from, in place of their many bytes."""
+        return self.source, self.target
+
     def read(self, index: int) -> Sample:
         """Read one sample's maps and mask."""
         return {
             "id": self.ids[index],
-            "images": {name: torch.from_numpy(np.array(m[index])) for name, m in self.maps.items()},
+            "images": {name: torch.from_numpy(zeroed(m[index])) for name, m in self.maps.items()},
             "target": {self.target: torch.from_numpy(self.masks[index].astype(np.int64))},
         }
 
@@ -156,7 +173,7 @@ class OnStoredMaps(nn.Module):
     def forward(
         self, images: Mapping[str, Tensor], present: object, size: tuple[int, int]
     ) -> Tensor:
-        """Maps by the names of `map_names` to (B, outputs, *size)."""
+        """Maps by the names of `decur.features.map_names` to (B, outputs, *size)."""
         maps = {
             name: [images[key] for key in map_names(name, self.model.encoder(name))]
             for name in self.model.encoders

@@ -24,6 +24,7 @@ from decur.data import Batch
 from decur.digest import digest
 from decur.encoders import Encoder
 from decur.errors import DivergedError
+from decur.features import Features, scaled
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.optim import can_fuse
@@ -42,7 +43,6 @@ from decur.transfer.batches import (
 from decur.transfer.heads import FCN, Fusion, LateFusion
 from decur.transfer.settings import FitSettings, TransferSettings
 from decur.transfer.splits import Parts
-from decur.transfer.survey import Survey, scaled
 from decur.transfer.tasks import Kept, Task
 from decur.views import sample_seeds
 
@@ -384,7 +384,7 @@ def train_on_pictures(
 
 
 def train_on_maps(
-    model: FCN, seen: Survey, parts: Parts, settings: TransferSettings, engine: Engine
+    model: FCN, seen: Features, parts: Parts, settings: TransferSettings, engine: Engine
 ) -> Kept:
     """Train an FCN's convolutions on the feature maps of frozen encoders, as on pictures; test.
 

@@ -19,10 +19,10 @@ from decur.devices import send
 from decur.encoders import Encoder, MiTEncoder, build_encoder
 from decur.encoders.attention import encode, encode_maps
 from decur.errors import ConfigError, DataError
+from decur.features import LAST_MAPS
 from decur.modality import Modality
 from decur.runs import atomic
 from decur.transfer.cmx import ATTENTION_HEADS, FeatureFusion, FeatureRectification, MLPDecoder
-from decur.transfer.survey import MAPS
 
 FORMAT = 1  # of model files
 
@@ -103,7 +103,7 @@ class Fusion(nn.Module, ABC):
         there = {name: present[name].cpu() for name in given} if present else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             found = (
-                {n: m[-MAPS:] for n, m in encode_maps(self.encoders, given, there).items()}
+                {n: m[-LAST_MAPS:] for n, m in encode_maps(self.encoders, given, there).items()}
                 if maps
                 else {n: [v] for n, v in encode(self.encoders, given, there).items()}
             )
@@ -161,7 +161,7 @@ class FCN(Fusion):
             {
                 name: nn.ModuleList(
                     nn.Conv2d(channels, outputs, 1, bias=False)
-                    for channels in encoder.channels[-MAPS:]
+                    for channels in encoder.channels[-LAST_MAPS:]
                 )
                 for name, encoder in encoders.items()
             }

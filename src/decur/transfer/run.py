@@ -16,8 +16,10 @@ from rich.console import Console
 from decur.data import PairedDataset
 from decur.devices import choose_device
 from decur.errors import ConfigError
+from decur.features import FeatureModel, Features, SampleLoader, cached_features
 from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, atomic, make_folder
+from decur.transfer.batches import zeroed
 from decur.transfer.evaluate import (
     describe,
     measure,
@@ -38,7 +40,6 @@ from decur.transfer.heads import FCN, Fusion, LateFusion, build_model, save_mode
 from decur.transfer.settings import TransferSettings
 from decur.transfer.sources import open_encoders
 from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
-from decur.transfer.survey import Survey, survey
 from decur.transfer.tasks import Kept, choose_task
 
 
@@ -96,7 +97,7 @@ def transfer(
     model = build_model(settings.head if task.dense else "late_fusion", encoders, task.outputs)
     seen = _collect(whole, model, task.name, settings, cache, engine.device)
     folder.list_bad(seen.bad)
-    parts = choose_parts(whole, data, task, seen.labels, list(encoders), settings)
+    parts = choose_parts(whole, data, task, seen.labels[task.name], list(encoders), settings)
     _begin(folder, config, parts)
     ready = time.monotonic()
 
@@ -141,15 +142,19 @@ def _collect(
     settings: TransferSettings,
     cache: Path,
     device: str,
-) -> Survey:
+) -> Features:
     """Collect all labels, and what frozen encoders give where that is always the same."""
     dense = not isinstance(model, LateFusion)
     maps = isinstance(model, FCN) and not settings.fit.augment and not settings.averages
     once = {name: model.encoder(name) for name in model.encoders} if settings.freeze else {}
     if dense and not maps:
         once = {}
-    return survey(
-        data, target, once, cache, settings.loader, settings.size, device, maps=bool(once) and dense
+    return cached_features(
+        FeatureModel(once, size=settings.size),
+        SampleLoader(data.only(list(model.encoders), [target]), settings=settings.loader),
+        cache,
+        maps=bool(once) and dense,
+        device=device,
     )
 
 
@@ -164,10 +169,10 @@ def _begin(folder: RunFolder, config: str | None, parts: Parts) -> None:
 
 
 def _learn(
-    model: Fusion, seen: Survey, parts: Parts, settings: TransferSettings, engine: Engine
+    model: Fusion, seen: Features, parts: Parts, settings: TransferSettings, engine: Engine
 ) -> tuple[float | None, Kept]:
     """Train the head, and the encoders unless frozen; return the regularisation, and the test."""
-    parts.task.prepare(seen.labels[parts.train])
+    parts.task.prepare(seen.labels[parts.task.name][parts.train])
     if settings.freeze:
         model.freeze()
     if settings.freeze and isinstance(model, LateFusion):
@@ -178,26 +183,28 @@ def _learn(
 
 
 def _probe(
-    model: LateFusion, seen: Survey, parts: Parts, settings: TransferSettings, engine: Engine
+    model: LateFusion, seen: Features, parts: Parts, settings: TransferSettings, engine: Engine
 ) -> tuple[float | None, Kept]:
     """Fit a linear head on the vectors of frozen encoders; return as `_learn` does."""
     task, strength = parts.task, None
-    labels, x = seen.labels[parts.train], _vectors(seen, model, parts.train)
+    labels, x = seen.labels[task.name], _vectors(seen, model, parts.train)
     if settings.probe == "sgd":
-        train_on_vectors(model.head, x, labels, task, settings, engine)
+        train_on_vectors(model.head, x, labels[parts.train], task, settings, engine)
     else:
         names = parts.groups(parts.train)
         groups = None if names is None else np.array(names)
-        model.head, strength = task.fit_head(settings.probe, x, labels, groups, settings.seed)
+        model.head, strength = task.fit_head(
+            settings.probe, x, labels[parts.train], groups, settings.seed
+        )
     with torch.no_grad():
         output = model.head(torch.from_numpy(_vectors(seen, model, parts.test)))
-    truth = torch.from_numpy(seen.labels[parts.test])
+    truth = torch.from_numpy(labels[parts.test])
     return strength, task.keep(output, truth, len(parts.test))
 
 
-def _vectors(seen: Survey, model: Fusion, rows: Rows) -> NDArray[np.float32]:
-    """Return the vectors of all sensors side by side: (rows, D)."""
-    return np.concatenate([seen.features[name][rows] for name in model.encoders], axis=1)
+def _vectors(seen: Features, model: Fusion, rows: Rows) -> NDArray[np.float32]:
+    """Return the vectors of all sensors side by side, zeros where absent: (rows, D)."""
+    return np.concatenate([zeroed(seen.features[name][rows]) for name in model.encoders], axis=1)
 
 
 def _leave(

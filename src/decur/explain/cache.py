@@ -1,4 +1,4 @@
-"""What an analysis has found, on disk, with what it depends on: so that it is not done again."""
+"""The arrays of an analysis on disk, with the digest of what they were computed from."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from decur import __version__
 from decur.digest import try_digest
 from decur.explain.base import Analysis, Arrays, text
-from decur.explain.loading import SampleLoader
 from decur.explain.model import Checkpoint
+from decur.features import SampleLoader
 from decur.runs import atomic
 
 FORMAT = 2  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
 
 
-def keep(path: Path, arrays: Arrays, digest: str, samples: str) -> None:
+def write_arrays(path: Path, arrays: Arrays, digest: str, samples: str) -> None:
     """Write arrays, whole or not at all.
 
     Args:
@@ -33,8 +33,8 @@ def keep(path: Path, arrays: Arrays, digest: str, samples: str) -> None:
         np.savez_compressed(stream, **{**arrays, _ABOUT: text(digest, samples)})  # type: ignore[arg-type]
 
 
-def kept(path: Path) -> tuple[Arrays, str, str] | None:
-    """What `keep` has written: arrays, digest, samples; None where nothing readable is there."""
+def read_arrays(path: Path) -> tuple[Arrays, str, str] | None:
+    """Return arrays, digest and samples as `write_arrays` wrote them; None where it has not."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -44,13 +44,13 @@ def kept(path: Path) -> tuple[Arrays, str, str] | None:
     return arrays, digest, samples
 
 
-def digest_of(
+def arrays_digest(
     analysis: Analysis,
     checkpoints: Sequence[Checkpoint],
     loader: SampleLoader,
     options: Mapping[str, Any],
 ) -> str | None:
-    """What tells the arrays of an analysis from others: weights, data, samples and options.
+    """Return the digest of what an analysis depends on: weights, data, samples and options.
 
     Args:
         analysis: which.
