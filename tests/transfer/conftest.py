@@ -9,6 +9,7 @@ import torch
 from decur.cli import main
 from decur.data import SyntheticScenes
 from decur.encoders import build_encoder, save_encoder
+from decur.features import FeatureModel, SampleLoader, cached_features
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,18 @@ def encoders(scenes):
         encoder.train()
         encoder(torch.rand(8, scenes.modalities[name].channels, 32, 32))
     return {name: encoder.eval() for name, encoder in made.items()}
+
+
+@pytest.fixture
+def features_of():
+    """Return features of frozen encoders and the labels of one target, as a transfer wants them."""
+
+    def found(data, target, encoders, cache, loader, size=None, maps=False):
+        read = data.only(list(encoders) or None, [target])
+        model = FeatureModel(encoders, size=size)
+        return cached_features(model, SampleLoader(read, settings=loader), cache, maps=maps)
+
+    return found
 
 
 @pytest.fixture

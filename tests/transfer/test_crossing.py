@@ -6,9 +6,9 @@ import torch
 
 from decur.encoders import ProjectedEncoder, Projector, build_encoder, save_encoder
 from decur.encoders.attention import encode, encode_maps
+from decur.features import LAST_MAPS
 from decur.pretrain import LoaderSettings
 from decur.transfer import FCN, LateFusion, load_model
-from decur.transfer.survey import MAPS, survey
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_maps_of_an_fcn_are_those_of_both_together(crossing, pictures):
         assert [m.shape for m in maps[name]] == [m.shape for m in alone]
         assert torch.equal(maps[name][2], alone[2])  # before the first attention
         assert not torch.allclose(maps[name][-1], alone[-1], atol=1e-3)
-    expected = model.classify({n: m[-MAPS:] for n, m in maps.items()}, (32, 32), 4)
+    expected = model.classify({n: m[-LAST_MAPS:] for n, m in maps.items()}, (32, 32), 4)
     torch.testing.assert_close(model(pictures), expected)
 
 
@@ -80,10 +80,10 @@ def test_a_projector_on_top_takes_the_vector_of_both(crossing, pictures):
 @torch.no_grad()
 @pytest.mark.parametrize(("target", "maps"), [("cover", False), ("mask", True)])
 def test_what_is_kept_of_frozen_encoders_belongs_to_both(
-    target, maps, crossing, scenes, pictures, tmp_path
+    target, maps, crossing, scenes, pictures, tmp_path, features_of
 ):
     def of(encoders):
-        return survey(scenes, target, encoders, tmp_path, LoaderSettings(workers=0), maps=maps)
+        return features_of(scenes, target, encoders, tmp_path, LoaderSettings(workers=0), maps=maps)
 
     both = of(crossing)
     expected = encode_maps(crossing, pictures)
@@ -113,7 +113,7 @@ def test_what_is_kept_of_frozen_encoders_belongs_to_both(
 
 @torch.no_grad()
 def test_samples_without_a_sensor_are_kept_as_those_that_attend_to_themselves(
-    crossing, scenes, pictures, tmp_path
+    crossing, scenes, pictures, tmp_path, features_of
 ):
     scenes.present["sar"][[1, 3]] = False
     read = scenes.read
@@ -121,7 +121,7 @@ def test_samples_without_a_sensor_are_kept_as_those_that_attend_to_themselves(
         **(sample := read(i)),
         "images": {n: x for n, x in sample["images"].items() if scenes.present[n][i]},
     }
-    found = survey(scenes, "mask", crossing, tmp_path, LoaderSettings(workers=0), maps=True)
+    found = features_of(scenes, "mask", crossing, tmp_path, LoaderSettings(workers=0), maps=True)
     own = crossing["optical"].forward_features(pictures["optical"])[-1]
     both = encode_maps(crossing, pictures)
     assert np.allclose(found.features["optical/2"][[1, 3]], own[[1, 3]], atol=1e-4)

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from decur.data import PairedFolder
 from decur.encoders import build_encoder
+from decur.features import map_names
 from decur.pretrain import LoaderSettings
 from decur.runs import RunFolder
 from decur.transfer import FCN, FitSettings, TransferSettings
 from decur.transfer.fit import Engine, train_on_maps, train_on_pictures
 from decur.transfer.splits import Parts
-from decur.transfer.survey import map_names, survey
 from decur.transfer.tasks import make_task
 
 
@@ -43,7 +43,7 @@ def frozen(flooded):
     return make
 
 
-def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_path):
+def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_path, features_of):
     task, loader = make_task("mask", flooded.targets["mask"]), LoaderSettings(6, workers=0)
     fit = FitSettings(augment=False, epochs=3, lr=0.01)
     settings = TransferSettings(fit=fit, loader=loader, size=48, seed=5).complete(task)
@@ -53,7 +53,7 @@ def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_pa
         model = models[way] = frozen()
         engine = Engine(RunFolder(tmp_path / way), Console(quiet=True), "cpu")
         if way == "maps":
-            seen = survey(
+            seen = features_of(
                 flooded, "mask", model.encoders, tmp_path / "cache", loader, 48, maps=True
             )
             kept[way] = train_on_maps(model, seen, parts, settings, engine)
@@ -65,10 +65,10 @@ def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_pa
     np.testing.assert_array_equal(kept["maps"]["confusion"], kept["pictures"]["confusion"])
 
 
-def test_maps_and_masks_are_kept_and_found_again(flooded, frozen, tmp_path):
+def test_maps_and_masks_are_kept_and_found_again(flooded, frozen, tmp_path, features_of):
     model, loader = frozen(), LoaderSettings(6, workers=0)
     arguments = (flooded, "mask", model.encoders, tmp_path, loader)
-    seen, again = survey(*arguments, maps=True), survey(*arguments, maps=True)
+    seen, again = features_of(*arguments, maps=True), features_of(*arguments, maps=True)
     assert seen.computed and not again.computed
     encoder = model.encoder("s2")
     x = flooded.modalities["s2"].scale(flooded[7]["images"]["s2"])[None]
@@ -77,10 +77,10 @@ def test_maps_and_masks_are_kept_and_found_again(flooded, frozen, tmp_path):
     for key, expected in zip(map_names("s2", encoder), maps, strict=True):
         np.testing.assert_allclose(again.features[key][7], expected[0], rtol=1e-4, atol=1e-5)
     assert np.isnan(again.features["s1/0"][3]).all() and again.features["s1/0"][4].any()
-    np.testing.assert_array_equal(again.masks[2], flooded[2]["target"]["mask"])
-    assert (again.masks[19] == 255).all()
-    vectors = survey(*arguments)  # the same encoders' vectors are another matter
-    assert vectors.computed and vectors.masks is None and set(vectors.features) == {"s1", "s2"}
+    np.testing.assert_array_equal(again.masks["mask"][2], flooded[2]["target"]["mask"])
+    assert (again.masks["mask"][19] == 255).all()
+    vectors = features_of(*arguments)  # the same encoders' vectors are another matter
+    assert vectors.computed and vectors.masks == {} and set(vectors.features) == {"s1", "s2"}
 
 
 def test_the_command_runs_a_frozen_fcn_on_stored_maps(flooded, transferred):

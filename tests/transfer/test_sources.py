@@ -21,7 +21,6 @@ from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.restore import restore
 from decur.transfer import load_model
 from decur.transfer.sources import gather_encoders
-from decur.transfer.survey import survey
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),
@@ -155,11 +154,13 @@ def test_parts_of_the_embedding_are_probed(
     assert np.allclose(model(images)[0], kept["output"][2], atol=1e-3)
 
 
-def test_vectors_of_one_representation_are_not_taken_for_another(runs, scenes, tmp_path):
+def test_vectors_of_one_representation_are_not_taken_for_another(
+    runs, scenes, tmp_path, features_of
+):
     def computed(objective, representation):
         run = str(runs[objective].folder.path)
         found = gather_encoders(run, scenes.modalities, representation=representation)
-        return survey(scenes, "cover", found, tmp_path, LoaderSettings(workers=0)).computed
+        return features_of(scenes, "cover", found, tmp_path, LoaderSettings(workers=0)).computed
 
     for representation in ("features", "embedding", "common", "unique"):
         assert computed("DeCUR", representation)

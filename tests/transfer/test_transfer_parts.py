@@ -1,4 +1,4 @@
-"""Splits, draws, the survey and its cache, probes: each alone."""
+"""Splits, draws, features and labels and their cache: each alone."""
 
 import logging
 import pickle
@@ -22,7 +22,6 @@ from decur.transfer.evaluate import intervals
 from decur.transfer.fit import rate_factor
 from decur.transfer.settings import FitSettings
 from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
-from decur.transfer.survey import survey
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.base import draw_confusion
 
@@ -85,22 +84,9 @@ def test_a_fraction_out_of_range_is_refused(fraction):
         draw_fraction(np.arange(10), fraction, 0)
 
 
-def test_the_survey_holds_vectors_and_labels(scenes, encoders, tmp_path):
-    seen = survey(scenes, "cover", encoders, tmp_path, HERE)
-    for i in (0, 59):
-        sample = scenes[i]
-        assert (seen.labels[i] == sample["target"]["cover"].numpy()).all()
-        for name, encoder in encoders.items():
-            with torch.no_grad():
-                vector = encoder(encoder.modality.scale(sample["images"][name])[None])[0]
-            assert np.allclose(seen.features[name][i], vector, atol=1e-5)
-    assert isinstance(seen.features["sar"], np.memmap)
-    pixels = survey(scenes, "mask", {}, tmp_path, HERE).labels
-    expected = np.bincount(scenes[7]["target"]["mask"].ravel().numpy(), minlength=6)
-    assert (pixels[7] == expected).all()
-
-
-def test_encoders_run_once_for_the_same_weights_data_and_size(encoders, tmp_path, monkeypatch):
+def test_encoders_run_once_for_the_same_weights_data_and_size(
+    encoders, tmp_path, monkeypatch, features_of
+):
     calls = []
     real = TimmEncoder.forward
     monkeypatch.setattr(
@@ -110,7 +96,7 @@ def test_encoders_run_once_for_the_same_weights_data_and_size(encoders, tmp_path
     def images_seen(target="cover", size=None, **options):
         calls.clear()
         data = SyntheticScenes(**{"samples": 20, "size": 32, **options}, modalities=list(encoders))
-        survey(data, target, encoders, tmp_path, HERE, size)
+        features_of(data, target, encoders, tmp_path, HERE, size)
         return sum(calls)
 
     assert images_seen() == 40
@@ -126,49 +112,41 @@ def test_encoders_run_once_for_the_same_weights_data_and_size(encoders, tmp_path
     assert not list(tmp_path.glob(".*.tmp"))
     data = SyntheticScenes(samples=21, size=32, modalities=list(encoders))
     with ThreadPoolExecutor() as pool:  # at the same time: one computes, one waits for it
-        both = [pool.submit(survey, *(data, "cover", encoders, tmp_path, HERE)) for _ in "12"]
+        both = [pool.submit(features_of, *(data, "cover", encoders, tmp_path, HERE)) for _ in "12"]
     assert sorted(one.result().computed for one in both) == [False, True]
 
 
-def test_a_changed_labels_csv_is_read_again(label_folder, encoders, tmp_path):
+def test_a_changed_labels_csv_is_read_again(label_folder, encoders, tmp_path, features_of):
     root = label_folder({0: "a", 1: "b"})
-    first = survey(PairedFolder(root), "kind", {}, tmp_path / "cache", HERE)
+    first = features_of(PairedFolder(root), "kind", {}, tmp_path / "cache", HERE)
     (root / "labels.csv").write_text("id,kind:class\n0000,b\n0001,a\n")
-    second = survey(PairedFolder(root), "kind", {}, tmp_path / "cache", HERE)
-    assert first.labels[:3].tolist() == [0, 1, -1] and second.labels[:3].tolist() == [1, 0, -1]
+    second = features_of(PairedFolder(root), "kind", {}, tmp_path / "cache", HERE)
+    assert first.labels["kind"][:3].tolist() == [0, 1, -1] and second.labels["kind"][
+        :3
+    ].tolist() == [1, 0, -1]
 
 
-def test_an_interrupted_survey_leaves_nothing_half_done(scenes, encoders, tmp_path, monkeypatch):
-    def fail(self, x):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(TimmEncoder, "forward", fail)
-    with pytest.raises(KeyboardInterrupt):
-        survey(scenes, "cover", encoders, tmp_path, HERE)
-    assert {file.suffix for file in tmp_path.iterdir()} == {".lock"}
-
-
-def test_unreadable_samples_are_unknown_up_to_a_limit(label_folder, tmp_path):
+def test_unreadable_samples_are_unknown_up_to_a_limit(label_folder, tmp_path, features_of):
     root = label_folder({i: "ab"[i % 2] for i in range(40)})
     (root / "s1" / "0003.npy").write_bytes(b"")
     data = PairedFolder(root)
-    seen = survey(data, "kind", {}, tmp_path, LoaderSettings(workers=0, max_bad=0.1))
-    assert seen.labels[3] == -1 and (seen.labels[:3] >= 0).all()
+    seen = features_of(data, "kind", {}, tmp_path, LoaderSettings(workers=0, max_bad=0.1))
+    assert seen.labels["kind"][3] == -1 and (seen.labels["kind"][:3] >= 0).all()
     assert len(seen.bad) == 1 and "0003" in seen.bad[0][0]
     with pytest.raises(DataError, match=r"more than loader\.max_bad"):
-        survey(data, "kind", {}, tmp_path, HERE)
+        features_of(data, "kind", {}, tmp_path, HERE)
 
 
-def test_what_another_label_needs_is_not_read(label_folder, tmp_path):
+def test_what_another_label_needs_is_not_read(label_folder, tmp_path, features_of):
     root = label_folder({i: "ab"[i % 2] for i in range(40)})
     (root / "mask").mkdir()
     for i in range(40):
         Image.fromarray(np.full((32, 32), i % 2, np.uint8)).save(root / "mask" / f"{i:04d}.png")
     (root / "mask" / "0003.png").write_bytes(b"")
     data = PairedFolder(root)
-    assert not survey(data, "kind", {}, tmp_path, HERE).bad
+    assert not features_of(data, "kind", {}, tmp_path, HERE).bad
     with pytest.raises(DataError, match=r"more than loader\.max_bad.*0003\.png"):
-        survey(data, "mask", {}, tmp_path, HERE)
+        features_of(data, "mask", {}, tmp_path, HERE)
 
 
 def test_joined_data_reads_either_part():
@@ -199,7 +177,9 @@ def test_schedules_and_defaults_are_the_papers():
         FitSettings(crop=(0.5, 1.2))
 
 
-def test_what_was_mended_is_read_again_whatever_the_label(label_folder, encoders, tmp_path):
+def test_what_was_mended_is_read_again_whatever_the_label(
+    label_folder, encoders, tmp_path, features_of
+):
     root, cache = label_folder({i: "ab"[i % 2] for i in range(40)}), tmp_path / "cache"
     table = (root / "labels.csv").read_text().replace("kind:class", "a:class,b:class")
     rows = [f"{line},{line[-1]}" if line[-1] in "ab" else line for line in table.splitlines()]
@@ -212,14 +192,15 @@ def test_what_was_mended_is_read_again_whatever_the_label(label_folder, encoders
     loader = LoaderSettings(workers=0, max_bad=0.1)
 
     def seen(target):
-        return survey(PairedFolder(root), target, {"s2": encoder}, cache, loader)
+        return features_of(PairedFolder(root), target, {"s2": encoder}, cache, loader)
 
-    assert seen("a").labels[3] == -1 and not seen("b").features["s2"][3].any()
+    assert seen("a").labels["a"][3] == -1 and np.isnan(seen("b").features["s2"][3]).all()
     assert not seen("a").computed and len(seen("a").bad) == 1  # as it was: the pass is kept
     file.write_bytes(whole)
     for target in ("a", "b"):
         found = seen(target)
-        assert found.labels[3] == 1 and found.features["s2"][3].any() and not found.bad
+        assert found.labels[target][3] == 1 and not found.bad
+        assert np.isfinite(found.features["s2"][3]).all()
         assert found.computed and not seen(target).computed
 
 
