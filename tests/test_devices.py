@@ -137,9 +137,9 @@ def test_a_step_of_pretraining_stays_on_the_gpu_and_waits_for_nothing(
     model = Pretrainer(
         data.modalities,
         OBJECTIVES[objective](dim=32),
-        EncoderSettings(**{"name": "test_resnet", **encoder}),
-        ProjectorSettings(32),
-        ViewSettings(size=SIZE),
+        encoder=EncoderSettings(**{"name": "test_resnet", **encoder}),
+        projector=ProjectorSettings(32),
+        views=ViewSettings(size=SIZE),
         monitor_batches=1,
     )
     gpu.take(model)

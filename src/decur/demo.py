@@ -95,7 +95,7 @@ def _feature_scores(model: Pretrainer, data: PairedData) -> list[tuple[object, .
     fresh = Pretrainer(
         model.modalities,
         model.objective,
-        {name: model.encoder(name).name for name in model.modalities},
+        encoder={name: model.encoder(name).name for name in model.modalities},
         views=model.view_settings,
     )
     rows: list[tuple[object, ...]] = []

@@ -110,10 +110,10 @@ def build(case):
     model = Pretrainer(
         data.modalities,
         list_objectives()[case.objective](dim=DIM),
-        ENCODERS[case.encoder],
-        ProjectorSettings(DIM),
-        ViewSettings(24 if case.encoder == "resnet" else SIZE),
-        OPTIMIZERS[case.optimizer],
+        encoder=ENCODERS[case.encoder],
+        projector=ProjectorSettings(DIM),
+        views=ViewSettings(24 if case.encoder == "resnet" else SIZE),
+        optimizer=OPTIMIZERS[case.optimizer],
         batch_size=BATCH,
         monitor_batches=0,
     )

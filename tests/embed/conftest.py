@@ -50,7 +50,7 @@ def run(pairs, tmp_path):
     pretrain(
         pairs,
         objective,
-        str(folder),
+        run=str(folder),
         encoder=EncoderSettings("test_resnet"),
         projector=ProjectorSettings(16, 2),
         views=ViewSettings(32),

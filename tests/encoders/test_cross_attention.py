@@ -132,7 +132,11 @@ def test_what_is_watched_of_a_run_is_what_it_trains():
     scenes = SyntheticScenes(6, size=32, modalities=["optical", "sar"])
     encoder = EncoderSettings("test_resnet", attention={"layer4": "cross_da"})
     model = Pretrainer(
-        scenes.modalities, DeCUR(dim=16), encoder, ProjectorSettings(16), ViewSettings(size=32)
+        scenes.modalities,
+        DeCUR(dim=16),
+        encoder=encoder,
+        projector=ProjectorSettings(16),
+        views=ViewSettings(size=32),
     )
     for e in model.encoders.values():
         torch.nn.init.normal_(e.backbone.layer4.attention.offset[-1].weight)

@@ -18,7 +18,7 @@ from decur.pretrain.metrics import Meter
 from decur.pretrain.monitors import ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
 from decur.pretrain.settings import OptimizerSettings
-from decur.pretrain.trainer import make_engine
+from decur.pretrain.trainer import make_trainer
 from decur.runs import RunFolder
 
 
@@ -157,8 +157,8 @@ def test_processes_have_one_list_of_bad_samples(tmp_path):
 
 
 def test_ddp_keeps_gradients_once():
-    engine = make_engine({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, logger=False)
-    assert engine.strategy._ddp_kwargs["gradient_as_bucket_view"]
+    trainer = make_trainer({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, logger=False)
+    assert trainer.strategy._ddp_kwargs["gradient_as_bucket_view"]
 
 
 def test_collapsed_features_are_refused():

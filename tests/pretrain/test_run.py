@@ -168,7 +168,9 @@ def test_with_accumulated_gradients_the_rate_falls_to_the_end(tmp_path):
 
     scenes = SyntheticScenes(samples=64, size=24, modalities=["optical", "sar"])
     done = pretrain(
-        *(scenes, OfParts(dim=16), str(tmp_path / "run")),
+        scenes,
+        OfParts(dim=16),
+        run=str(tmp_path / "run"),
         encoder=EncoderSettings("test_resnet"),
         projector=ProjectorSettings(16),
         views=ViewSettings(24),

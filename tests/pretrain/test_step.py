@@ -48,9 +48,9 @@ def build(objective="decur", encoder="test_resnet", **options):
     return Pretrainer(
         scenes.modalities,
         OBJECTIVES[objective](dim=WIDTH),
-        encoder,
-        ProjectorSettings(WIDTH),
-        ViewSettings(size=32),
+        encoder=encoder,
+        projector=ProjectorSettings(WIDTH),
+        views=ViewSettings(size=32),
         **options,
     )
 

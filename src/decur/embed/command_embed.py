@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightning as L
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,7 @@ from decur.embed.embedding import Embedded, embed, read_header
 from decur.embed.neighbors import Hits, Part, Vectors, choose, default_part, nearest, read_vectors
 from decur.embed.neighbors import recall as share
 from decur.errors import ConfigError
-from decur.pretrain.trainer import FIXED
+from decur.pretrain.settings import TrainerSettings
 from decur.runs import atomic, writing
 
 _ROWS = 6  # queries of a picture, where all are asked for
@@ -60,7 +59,7 @@ def embed_parser() -> Parser:
         nargs="+",
         help="Sensors to use; by default all of the data that there is an encoder for.",
     )
-    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, skip=FIXED | _TRAINING)
+    parser.add_class_arguments(TrainerSettings, "trainer", instantiate=False, skip=_TRAINING)
     parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
     return parser
 

@@ -6,28 +6,35 @@ import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.utilities import rank_zero_only
 
 from decur.config import Parser, flatten
+from decur.data.base import PairedDataset
 from decur.errors import ConfigError
-from decur.pretrain.run import Pretrained, pretrain
-from decur.pretrain.trainer import FIXED
+from decur.objectives.base import Objective
+from decur.pretrain.settings import PretrainSettings
 from decur.runs import RunFolder
+
+if TYPE_CHECKING:
+    from decur.pretrain.run import Pretrained
 
 _DEFAULTS = {
     "data": {"class_path": "decur.data.PairedFolder"},
     "objective": {"class_path": "decur.objectives.DeCUR"},
-    "trainer.max_epochs": 100,
 }
 
-# What may differ when a run goes on, since it does not change the result.
+# Keys that may differ when a run goes on, since they do not change the result.
 _FREE = (
-    *("run", "loader.workers", "checkpoint.", "encoder.checkpointing"),
-    *("trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    "run",
+    "loader.workers",
+    "checkpoint.",
+    "encoder.checkpointing",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
 )
 
 _ABOUT = (
@@ -37,23 +44,24 @@ _ABOUT = (
 
 
 def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool = True) -> Parser:
-    """The parser of `decur pretrain`: the arguments of `pretrain`, and those of Lightning.
+    """Return the parser of `decur pretrain`: a data set, an objective and `PretrainSettings`.
 
     Args:
         prog: the command's name.
-        about: what it does, shown by --help.
-        starts: whether it starts runs, and may be told to go on with one or to delete it.
+        about: what the command does, shown by --help.
+        starts: whether the command starts runs, and so takes --resume and --overwrite.
     """
     parser = Parser(prog, about)
     parser.add_config()
-    parser.add_function_arguments(pretrain, skip={"trainer", "config", "modalities", "anew"})
+    parser.add_argument("--data", type=PairedDataset, required=True, help="The unlabelled pairs.")
+    parser.add_argument("--objective", type=Objective, required=True, help="The method.")
+    parser.add_class_arguments(PretrainSettings, skip={"modalities"})
     parser.add_argument(
         "--modalities",
         type=str,
         nargs="+",
         help="Sensors to train on; by default all of the data.",
     )
-    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, skip=FIXED)
     if starts:
         parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
         parser.add_argument(
@@ -66,7 +74,7 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
 
 
 def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
-    """Parse; `--resume --run FOLDER` alone takes the configuration from the folder.
+    """Parse a command line; `--resume --run FOLDER` alone takes the folder's configuration.
 
     Raises:
         ConfigError: in one line, naming the key.
@@ -83,20 +91,6 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
     return parser, parser.parse(arguments)
 
 
-def complete(config: Path) -> str:
-    """A kept configuration with the keys that have come since, at their defaults.
-
-    Args:
-        config: as `pretrain` keeps it.
-
-    Raises:
-        ConfigError: in one line, for a key that is no more.
-    """
-    parser = build_parser(starts=False)
-    settings = parser.parse(["--config", str(config)])
-    return parser.dump(settings, skip_none=False, skip_validation=True)
-
-
 def main(arguments: Sequence[str]) -> Pretrained:
     """Run `decur pretrain ARGUMENTS`.
 
@@ -108,30 +102,51 @@ def main(arguments: Sequence[str]) -> Pretrained:
     resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
     if resume and not folder.saved_checkpoints():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
+    config = parser.dump(settings, skip_none=False, skip_validation=True)
+    if not overwrite:
+        _refuse_another_run(folder, config)
+    settings.pop("config", None)
+    made = vars(parser.instantiate_classes(settings))
+    data, objective = made.pop("data"), made.pop("objective")
+
+    from lightning.pytorch.utilities import rank_zero_only  # only now: it takes seconds
+
+    from decur.pretrain.run import pretrain
+
     if overwrite and getattr(rank_zero_only, "rank", 0) == 0:
         _remove(folder)
-    text = parser.dump(settings, skip_none=False, skip_validation=True)
-    if not overwrite:
-        _refuse_another_run(folder, text)
-    settings.pop("config", None)
-    made = parser.instantiate_classes(settings)
-    options = made.pop("trainer").as_dict()
-    return pretrain(**vars(made), trainer=options, config=text, anew=overwrite)
+    return pretrain(
+        data, objective, settings=PretrainSettings(**made), config=config, anew=overwrite
+    )
 
 
 def _refuse_another_run(folder: RunFolder, config: str) -> None:
-    """See that an unfinished run in the folder is of this configuration."""
+    """Refuse to go on with an unfinished run that has another configuration."""
     if not folder.saved_checkpoints() or not folder.config.is_file():
         return
-    for key, before, now in _changes(complete(folder.config), config):
+    for key, before, now in _changes(_kept_configuration(folder.config), config):
         raise ConfigError(
             f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
             "folder with --run, or start this one anew with --overwrite"
         )
 
 
+def _kept_configuration(path: Path) -> str:
+    """Return a kept configuration with the keys that have come since, at their defaults.
+
+    Args:
+        path: of the `config.yaml` that `pretrain` has written.
+
+    Raises:
+        ConfigError: in one line, for a key that is no more.
+    """
+    parser = build_parser(starts=False)
+    settings = parser.parse(["--config", str(path)])
+    return parser.dump(settings, skip_none=False, skip_validation=True)
+
+
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
-    """Keys whose values differ between two configurations, and matter."""
+    """Yield the keys whose values differ between two configurations, and change the result."""
     old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
     for key in sorted(set(old) | set(new)):
         if old.get(key) != new.get(key) and not key.startswith(_FREE):
@@ -139,7 +154,7 @@ def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
 
 
 def _remove(folder: RunFolder) -> None:
-    """Delete a run, and nothing that is not one."""
+    """Delete a run; refuse to delete a folder that holds something else."""
     if not folder.path.exists():
         return
     if not folder.config.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from decur.encoders.attention.cross import is_crossing
 
 log = logging.getLogger(__name__)
 
-Compile = bool | Literal["auto"]
 Modules = dict[str, nn.Module]
 
 # Compiling two ResNets takes minutes. If a tenth of a step of a tenth of a second is saved, that is

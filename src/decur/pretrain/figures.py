@@ -1,23 +1,99 @@
-"""Pictures of a run: what the network sees, and what it makes of it. Needs matplotlib."""
+"""Figures of a pretraining run, and its section of the report."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from decur import plotting, report
+from decur.data.base import PairedDataset
 from decur.data.sample import Batch
 from decur.plotting import legend, plain, render, subplots
+from decur.pretrain.callbacks import read_metrics
+from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
+from decur.runs import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = list[dict[str, float]]
+_DIAGONALS = (
+    "Mean diagonal of the cross-correlation matrix between sensors. Common dimensions should rise "
+    "towards 1, unique ones stay near 0; dotted: between two views of one sensor."
+)
+_RANKS = "Effective rank: how many dimensions are in use. A fall towards 1 is a collapse."
+_PROBES = (
+    "Linear probe of frozen features, half of the monitored samples against the other half: "
+    "accuracy, mean average precision or R2."
+)
+
+
+def write_report(folder: RunFolder, data: PairedDataset) -> None:
+    """Draw the figures of a run, and write its section of the report.
+
+    Args:
+        folder: the run's folder.
+        data: the data set that was trained on.
+    """
+    rows = read_metrics(folder)
+    if not rows:
+        return
+    body = [report.paragraph(data.describe()), _last_values(rows)]
+    if plotting.available():
+        body += _report_figures(folder, rows)
+    else:
+        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
+    if folder.config.is_file():
+        body.append(report.details("Configuration", folder.config.read_text()))
+    report.add_section(folder, 10, "pretrain", "Pretraining", "\n".join(body))
+
+
+def _report_figures(folder: RunFolder, rows: Rows) -> list[str]:
+    found = []
+    views = folder.figures / "views.png"
+    if views.is_file():
+        found.append(report.figure(views, "Samples, each with the two views that training sees."))
+    for name, picture, caption in (
+        ("diagonals", diagonals(rows), _DIAGONALS),
+        ("loss", loss_terms(rows), "Loss terms, each divided by its dimensions."),
+        ("ranks", rank_curves(rows), _RANKS),
+        ("probes", probe_curves(rows), _PROBES),
+    ):
+        if picture is not None:
+            path = plotting.save(picture, folder.figures / f"{name}.png")
+            found.append(report.figure(path, caption))
+    return found
+
+
+def _last_values(rows: Rows) -> str:
+    wanted = ("loss", "diagonal/", "offdiag_rms/", "rank/", "pairs_per_second")
+    first, last = rows[0], rows[-1]
+    names = [key for key in last if key.startswith(wanted)]
+    return report.table(
+        ("", "first epoch", f"epoch {last['epoch']:.0f}"),
+        [(name, first.get(name, float("nan")), last[name]) for name in names],
+    )
+
+
+def save_contact_sheet(folder: RunFolder, model: Pretrainer, data: PairedData) -> Path:
+    """Draw a few samples with their views to the run's folder, and return the path.
+
+    Args:
+        folder: the run's folder.
+        model: whose views are drawn.
+        data: where the samples come from.
+    """
+    with torch.random.fork_rng(devices=[]):  # the loader draws a seed for its workers
+        batch = next(iter(data.fixed_batches(6, batch_size=6)))
+    return plotting.save(contact_sheet(model, batch), folder.figures / "views.png")
 
 
 def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
-    """Each sensor's picture of some samples, with the two views that training makes of it.
+    """Draw each sensor's picture of some samples, with the two views that training makes of it.
 
     Args:
         model: whose views are made.
@@ -47,7 +123,7 @@ def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:
 
 
 def loss_terms(rows: Rows) -> Figure:
-    """Each loss term over the epochs, divided by its number of dimensions."""
+    """Draw each loss term over the epochs, divided by its number of dimensions."""
     figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
     lines = {
@@ -62,7 +138,7 @@ def loss_terms(rows: Rows) -> Figure:
 
 
 def diagonals(rows: Rows) -> Figure:
-    """Mean diagonal of the cross-correlation on common and on unique dimensions over the epochs."""
+    """Draw the mean diagonal of the cross-correlation of common and unique dimensions by epoch."""
     figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
     styles, lines = {"common": "-", "unique": "--", "intra": ":"}, {}
@@ -77,12 +153,12 @@ def diagonals(rows: Rows) -> Figure:
 
 
 def rank_curves(rows: Rows) -> Figure | None:
-    """Effective rank of features and embeddings over the epochs; None where none was measured."""
+    """Draw the effective rank of features and embeddings by epoch; None if none was measured."""
     return _curves(rows, "rank/", "effective rank")
 
 
 def probe_curves(rows: Rows) -> Figure | None:
-    """Linear probes over the epochs, one panel a label; None where nothing is labelled."""
+    """Draw the linear probes by epoch, one panel a label; None where nothing is labelled."""
     labels = list(dict.fromkeys(k.split("/")[1] for k in _keys(rows, _linear)))
     if not labels:
         return None
@@ -90,7 +166,8 @@ def probe_curves(rows: Rows) -> Figure | None:
     for axis, label in zip(axes[0], labels, strict=True):
         lines = {
             key.split("/")[2]: axis.plot(*_curve(rows, key), marker=".")[0]
-            for key in _keys(rows, lambda k, label=label: _linear(k) and k.split("/")[1] == label)
+            for key in _keys(rows, _linear)
+            if key.split("/")[1] == label
         }
         axis.set_title(plain(label), fontsize=10)
         axis.set_xlabel("epoch")
@@ -116,7 +193,7 @@ def _curves(rows: Rows, prefix: str, ylabel: str) -> Figure | None:
     return figure
 
 
-def _keys(rows: Rows, wanted: Any) -> list[str]:
+def _keys(rows: Rows, wanted: Callable[[str], bool]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row if wanted(key)))
 
 
@@ -125,7 +202,7 @@ def _curve(rows: Rows, key: str) -> tuple[list[float], list[float]]:
     return [row["epoch"] for row in there], [row[key] for row in there]
 
 
-def _finish(axis: Any, lines: dict[str, Any]) -> None:
+def _finish(axis: Any, lines: Mapping[str, Any]) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True)  # epochs
     axis.grid(alpha=0.3)
     legend(axis, lines.values(), lines, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -133,9 +210,3 @@ def _finish(axis: Any, lines: dict[str, Any]) -> None:
 
 def _positive(rows: Rows, suffix: str) -> bool:
     return all(v > 0 for row in rows for k, v in row.items() if k.endswith(suffix))
-
-
-def first_batch(batches: Any) -> Batch:
-    """The first batch, read with torch's randomness untouched."""
-    with torch.random.fork_rng(devices=[]):
-        return next(iter(batches))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from decur.errors import ConfigError, DivergedError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment, spread
-from decur.pretrain.compiling import Compile, Networks, pays
+from decur.pretrain.compiling import Networks, pays
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import (
     average_gradients,
@@ -34,8 +33,13 @@ from decur.pretrain.distributed import (
 )
 from decur.pretrain.metrics import Divergence, Meter
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup
-from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
-from decur.pretrain.trainer import limited, refuse_endless
+from decur.pretrain.settings import (
+    Compile,
+    OptimizerSettings,
+    ProjectorSettings,
+    ViewSettings,
+)
+from decur.pretrain.trainer import training_length
 from decur.views import Views, sample_seeds
 
 
@@ -71,11 +75,11 @@ class Pretrainer(L.LightningModule):
         self,
         modalities: Mapping[str, Modality],
         objective: Objective,
+        *,
         encoder: str | dict[str, str] | EncoderSettings = "resnet50",
         projector: ProjectorSettings | None = None,
         views: ViewSettings | None = None,
         optimizer: OptimizerSettings | None = None,
-        *,
         batch_size: int = 256,
         seed: int = 0,
         channels_last: bool = True,
@@ -273,7 +277,9 @@ class Pretrainer(L.LightningModule):
         """The optimiser and a cosine schedule over the steps of the whole run."""
         clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size, not clips)
-        total, per_epoch = self._length()
+        data = getattr(self.trainer, "datamodule", None)
+        batches = data.steps_per_epoch if isinstance(data, PairedData) else None
+        total, per_epoch = training_length(self.trainer, batches, self.max_steps)
         warmup = round(self.optimizer_settings.warmup_epochs * per_epoch)
         self._steps, self._called = total, None
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -283,22 +289,6 @@ class Pretrainer(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-    def _length(self) -> tuple[int, int]:
-        """Steps of the run and of an epoch.
-
-        Counted here: Lightning's own estimate would start the loader before a run is resumed.
-        """
-        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
-        epochs, steps = trainer.max_epochs or 0, self.max_steps or trainer.max_steps
-        refuse_endless({"max_epochs": epochs, "max_steps": steps})
-        if not isinstance(data, PairedData):
-            total = int(trainer.estimated_stepping_batches)
-            return total, math.ceil(total / max(1, epochs))
-        batches = limited(data.steps_per_epoch, trainer.limit_train_batches)
-        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        ends = [steps] if steps > 0 else []
-        return min(ends + [per_epoch * epochs] if epochs >= 0 else ends), per_epoch
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Pictures to the device; presence and ids stay, they steer and are not computed with."""

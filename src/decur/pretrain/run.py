@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from decur import plotting
-from decur.data import LoaderSettings, PairedDataset
+from decur.data.base import PairedDataset
 from decur.data.selection import select
-from decur.encoders import EncoderSettings, save_encoder
-from decur.objectives import Objective
-from decur.pretrain import figures
-from decur.pretrain.callbacks import (
-    BadSamples,
-    EpochLog,
-    ProgressBar,
-    tensorboard,
-)
-from decur.pretrain.compiling import Compile
+from decur.encoders.files import save_encoder
+from decur.errors import ConfigError
+from decur.objectives.base import Objective
+from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar, tensorboard
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.distributed import (
     Sharded,
@@ -31,24 +25,18 @@ from decur.pretrain.distributed import (
     gather,
     reporting_lost_processes,
 )
+from decur.pretrain.figures import save_contact_sheet, write_report
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
-from decur.pretrain.reporting import finish_report
-from decur.pretrain.settings import (
-    CheckpointSettings,
-    MonitorSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from decur.pretrain.settings import PretrainSettings, TrainerSettings
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
 from decur.pretrain.trainer import (
-    limited,
-    make_engine,
+    make_trainer,
     quiet_lightning,
     refuse_accumulation,
     refuse_endless,
     seed_everything,
+    take_max_steps,
 )
 from decur.runs import RunFolder
 
@@ -64,21 +52,11 @@ class Pretrained:
 def pretrain(
     data: PairedDataset,
     objective: Objective,
-    run: str = "runs/pretrain",
-    modalities: Sequence[str] | None = None,
-    encoder: EncoderSettings = EncoderSettings(),  # noqa: B008
-    projector: ProjectorSettings = ProjectorSettings(),  # noqa: B008
-    views: ViewSettings = ViewSettings(),  # noqa: B008
-    optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
-    loader: LoaderSettings = LoaderSettings(),  # noqa: B008
-    monitor: MonitorSettings = MonitorSettings(),  # noqa: B008
-    checkpoint: CheckpointSettings = CheckpointSettings(),  # noqa: B008
-    seed: int = 0,
-    channels_last: bool = True,
-    compile: Compile = "auto",
-    trainer: dict[str, Any] | None = None,
+    *,
+    settings: PretrainSettings | None = None,
     config: str | None = None,
     anew: bool = False,
+    **options: Any,
 ) -> Pretrained:
     """Pretrain an encoder for each sensor, and leave a run folder.
 
@@ -88,22 +66,11 @@ def pretrain(
     Args:
         data: the unlabelled pairs.
         objective: the method.
-        run: folder to write.
-        modalities: sensors to train on; None for all of the data.
-        encoder: backbones.
-        projector: projectors.
-        views: augmented views.
-        optimizer: optimiser and schedule.
-        loader: batches and workers.
-        monitor: what is watched.
-        checkpoint: how often the state is saved.
-        seed: of weights, order, views and dropout.
-        channels_last: keep pictures with their channels innermost, which ConvNets like.
-        compile: run encoders and projectors through torch.compile; auto: in long runs on one GPU,
-            where it pays.
-        trainer: options of Lightning's Trainer.
+        settings: all other settings; None for the defaults.
         config: the complete configuration as YAML, kept as `config.yaml`.
         anew: do not look for an unfinished run: the folder's is being deleted.
+        options: fields of `PretrainSettings` by name, in place of those of `settings`;
+            `trainer` may also be a dictionary.
 
     Returns:
         The run's folder, which holds everything, and the trained model.
@@ -113,96 +80,108 @@ def pretrain(
         DataError: if too much of the data cannot be read.
         DivergedError: if training went wrong numerically.
     """
-    folder = RunFolder(Path(run))
-    console = Console(soft_wrap=True)
+    settings = _merge(settings, options)
+    folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     quiet_lightning()
-    options = {key: value for key, value in (trainer or {}).items() if value is not None}
-    options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
-    if options.get("strategy") == "fsdp":
-        options["strategy"] = Sharded()
-    refuse_endless(options)
-    refuse_accumulation(options, objective)
-    data = select(data, modalities)
-    paired = PairedData(data, loader, seed)
-    EpochBatches(len(data), loader.batch_size, seed)  # refuses what cannot be filled, at once
-    steps = _take_max_steps(options, paired)
-    resume = open_run(folder, config, anew)
-    seed_everything(seed)
-    make = partial(
-        Pretrainer,
-        data.modalities,
-        objective,
-        encoder,
-        projector,
-        views,
-        optimizer,
-        batch_size=loader.batch_size,
-        seed=seed,
-        channels_last=channels_last,
-        compile=compile,
-        monitor_batches=monitor.batches,
-        max_steps=steps,
-    )
-    model = make()
-    log = EpochLog(folder, monitor, console, options["log_every_n_steps"])
-    state = TrainingState(folder, checkpoint)
-    engine = make_engine(
-        options,
+    trainer_options = _trainer_options(settings.trainer, objective)
+    data = select(data, settings.modalities)
+    paired = PairedData(data, settings.loader, settings.seed)
+    # refuses a batch that cannot be filled before anything is written
+    EpochBatches(len(data), settings.loader.batch_size, settings.seed)
+    max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
+    checkpoint = open_run(folder, config, anew)
+    seed_everything(settings.seed)
+    make_model = partial(_make_model, data, objective, settings, max_steps)
+    model = make_model()
+    log = EpochLog(folder, settings.monitor, console, trainer_options["log_every_n_steps"])
+    state = TrainingState(folder, settings.checkpoint)
+    trainer = make_trainer(
+        trainer_options,
         logger=tensorboard(folder),
         callbacks=[
-            BadSamples(folder, loader.max_bad, len(data)),
+            BadSamples(folder, settings.loader.max_bad, len(data)),
             log,
             ProgressBar(log, console),
-            state,
+            state,  # last, so that nothing is saved that the others refuse
         ],
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    if engine.is_global_zero:
-        _introduce(console, folder, data, model, paired, resume)
+    if trainer.is_global_zero:
+        _introduce(console, folder, paired, model, checkpoint)
     try:
-        with reporting_lost_processes(engine):
-            engine.fit(model, paired, ckpt_path=resume, weights_only=True)
-    finally:  # Lightning does not where training ends in an error
+        with reporting_lost_processes(trainer):
+            trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
+    finally:
         state.release_signals()
     if model.is_sharded:
-        model = gather(model, make())
-    if engine.is_global_zero:
+        model = gather(model, make_model())
+    if trainer.is_global_zero:
         for name in model.modalities:
             save_encoder(model.encoder(name), folder.encoder(name))
-        finish_report(folder, data, model)
+        write_report(folder, data)
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
     return Pretrained(folder, model)
 
 
-def _take_max_steps(options: dict[str, Any], paired: PairedData) -> int | None:
-    """Take `max_steps` out of the options, and leave the epochs that it needs."""
-    batches = limited(paired.steps_per_epoch, options.get("limit_train_batches"))
-    steps = options.pop("max_steps", -1)
-    if steps < 0:
-        return None
-    needed = math.ceil(steps * (options.get("accumulate_grad_batches") or 1) / batches)
-    epochs = options["max_epochs"]
-    options["max_epochs"] = needed if epochs < 0 else min(epochs, needed)
-    return steps if needed == options["max_epochs"] else None
+def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> PretrainSettings:
+    """Return settings with some fields replaced.
+
+    Raises:
+        ConfigError: if there is no such setting.
+    """
+    changes = dict(options)
+    try:
+        if isinstance(changes.get("trainer"), Mapping):
+            changes["trainer"] = TrainerSettings(**changes["trainer"])
+        return dataclasses.replace(settings or PretrainSettings(), **changes)
+    except TypeError as error:
+        raise ConfigError(f"pretrain: {error}; see PretrainSettings") from error
+
+
+def _trainer_options(settings: TrainerSettings, objective: Objective) -> dict[str, Any]:
+    """Return the options of Lightning's Trainer, and refuse those that cannot be run."""
+    options = {key: value for key, value in settings.as_dict().items() if value is not None}
+    options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
+    if options.get("strategy") == "fsdp":
+        options["strategy"] = Sharded()
+    refuse_endless(options)
+    refuse_accumulation(options, objective)
+    return options
+
+
+def _make_model(
+    data: PairedDataset, objective: Objective, settings: PretrainSettings, max_steps: int | None
+) -> Pretrainer:
+    return Pretrainer(
+        data.modalities,
+        objective,
+        encoder=settings.encoder,
+        projector=settings.projector,
+        views=settings.views,
+        optimizer=settings.optimizer,
+        batch_size=settings.loader.batch_size,
+        seed=settings.seed,
+        channels_last=settings.channels_last,
+        compile=settings.compile,
+        monitor_batches=settings.monitor.batches,
+        max_steps=max_steps,
+    )
 
 
 def _introduce(
-    console: Console,
-    folder: RunFolder,
-    data: PairedDataset,
-    model: Pretrainer,
-    paired: PairedData,
-    resume: Path | None,
+    console: Console, folder: RunFolder, paired: PairedData, model: Pretrainer, resume: Path | None
 ) -> None:
+    """Print what will be trained on what, and draw what the network will see."""
+
     def say(what: str, text: str) -> None:
         console.print(f"{what:<12}{text}", highlight=False)
 
     say("run", str(folder.path))
-    say("data", data.describe())
+    say("data", paired.dataset.describe())
     for name in model.modalities:
         encoder = model.encoder(name)
         millions = sum(p.numel() for p in encoder.parameters()) / 1e6
@@ -215,6 +194,5 @@ def _introduce(
     if resume is not None:
         say("resuming", str(resume))
     if plotting.available():
-        batch = figures.first_batch(paired.fixed_batches(6, batch_size=6))
-        plotting.save(figures.contact_sheet(model, batch), folder.figures / "views.png")
-        say("look at", f"{folder.figures / 'views.png'}  (what the network sees)")
+        path = save_contact_sheet(folder, model, paired)
+        say("look at", f"{path}  (what the network sees)")

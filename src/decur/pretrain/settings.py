@@ -1,11 +1,18 @@
-"""What a pretraining run can be told, besides its data and its objective; each field is a key."""
+"""The settings of a pretraining run, besides its data and its objective; each field is a key.
+
+Nothing here imports Lightning or timm, so that `decur pretrain --help` answers at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from decur.data.loader import LoaderSettings
+from decur.encoders.settings import EncoderSettings
 from decur.errors import require
+
+Compile = bool | Literal["auto"]
 
 
 @dataclass
@@ -112,3 +119,111 @@ class CheckpointSettings:
 
     def __post_init__(self) -> None:
         require(self.keep >= 1, "checkpoint.keep: must be 1 or more")
+
+
+# What Lightning's Trainer takes as `precision`.
+Precision = Literal[
+    64,
+    32,
+    16,
+    "transformer-engine",
+    "transformer-engine-float16",
+    "16-true",
+    "16-mixed",
+    "bf16-true",
+    "bf16-mixed",
+    "32-true",
+    "64-true",
+    "64",
+    "32",
+    "16",
+    "bf16",
+]
+
+
+@dataclass
+class TrainerSettings:
+    """Options of Lightning's Trainer, with its names and defaults, but for `max_epochs`.
+
+    The other options of the Trainer are decided by `decur pretrain`, or have no meaning without
+    validation.
+
+    Args:
+        accelerator: "cpu", "gpu", "tpu", "mps" or "auto".
+        strategy: how several processes train together, such as "ddp"; "fsdp" divides the weights
+            among them.
+        devices: number of devices, a list of their indices, -1 for all, or "auto".
+        num_nodes: number of machines.
+        precision: of arithmetic, such as "bf16-mixed"; null is "32-true".
+        max_epochs: epochs after which training ends; -1 where `max_steps` alone says.
+        max_steps: optimiser steps after which training ends; -1 for no such limit.
+        max_time: time after which training ends, as DD:HH:MM:SS or `{hours: 12}`.
+        limit_train_batches: how much of each epoch to train on: a number of batches, or a share as
+            a decimal such as 0.1.
+        log_every_n_steps: how often the loss of a step goes to TensorBoard; null is 50.
+        accumulate_grad_batches: batches whose gradients are added up before an optimiser step.
+        gradient_clip_val: value that gradients are clipped at; null for no clipping.
+        gradient_clip_algorithm: "norm" or "value"; null is "norm".
+        deterministic: use deterministic algorithms, or warn ("warn") where there is none.
+        benchmark: let cuDNN choose its fastest algorithms.
+        profiler: "simple", "advanced", "pytorch" or "xla".
+        detect_anomaly: let autograd look for NaN, which is slow.
+    """
+
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    devices: list[int] | str | int = "auto"
+    num_nodes: int = 1
+    precision: Precision | None = None
+    max_epochs: int | None = 100
+    max_steps: int = -1
+    max_time: str | dict[str, int] | None = None
+    limit_train_batches: int | float | None = None
+    log_every_n_steps: int | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: int | float | None = None
+    gradient_clip_algorithm: str | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    profiler: str | None = None
+    detect_anomaly: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all options by name."""
+        return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+@dataclass
+class PretrainSettings:
+    """All settings of a pretraining run, besides its data and its objective.
+
+    Args:
+        run: folder to write.
+        modalities: sensors to train on; None for all of the data.
+        encoder: backbones.
+        projector: projectors.
+        views: augmented views.
+        optimizer: optimiser and schedule.
+        loader: batches and workers.
+        monitor: what is watched.
+        checkpoint: how often the state is saved.
+        seed: of weights, order, views and dropout.
+        channels_last: keep pictures with their channels innermost, which ConvNets like.
+        compile: run encoders and projectors through torch.compile; auto: in long runs on one GPU,
+            where it pays.
+        trainer: options of Lightning's Trainer.
+    """
+
+    run: str = "runs/pretrain"
+    modalities: list[str] | None = None
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    projector: ProjectorSettings = field(default_factory=ProjectorSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    seed: int = 0
+    channels_last: bool = True
+    compile: Compile = "auto"
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)

@@ -1,9 +1,11 @@
-"""Lightning as we use it: what of its Trainer is ours to decide, and what it need not say."""
+"""Lightning's Trainer as decur uses it: how it is made, and how long it trains."""
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -11,46 +13,31 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from decur.errors import ConfigError
-from decur.objectives import Objective
-
-# Of Lightning's Trainer: what a run decides itself, and what has no meaning without validation.
-FIXED = {
-    *("logger", "callbacks", "default_root_dir", "plugins", "use_distributed_sampler"),
-    *(
-        "enable_checkpointing",
-        "enable_progress_bar",
-        "enable_model_summary",
-        "enable_autolog_hparams",
-    ),
-    *("num_sanity_val_steps", "reload_dataloaders_every_n_epochs", "model_registry", "barebones"),
-    *("limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval"),
-    *("check_val_every_n_epoch", "fast_dev_run", "overfit_batches", "min_epochs", "min_steps"),
-    *("inference_mode", "sync_batchnorm"),
-}
+from decur.objectives.base import Objective
 
 
-def make_engine(options: dict[str, Any], **fixed: Any) -> L.Trainer:
-    """Lightning's Trainer; what it refuses is a wrong configuration.
+def make_trainer(options: Mapping[str, Any], **fixed: Any) -> L.Trainer:
+    """Make Lightning's Trainer.
 
     Args:
-        options: a person's.
-        fixed: ours.
+        options: the user's.
+        fixed: options that decur decides itself.
 
     Raises:
-        ConfigError: saying what it refuses.
+        ConfigError: with what Lightning says where it refuses an option.
     """
     try:
-        engine = L.Trainer(**options, **fixed)
+        trainer = L.Trainer(**options, **fixed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
-    if isinstance(engine.strategy, DDPStrategy):
+    if isinstance(trainer.strategy, DDPStrategy):
         # else DDP keeps all gradients a second time, in the buckets that it sends
-        engine.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
-    return engine
+        trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+    return trainer
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all that is random, as Lightning does.
+    """Seed the random numbers of Python, NumPy and torch, as Lightning does.
 
     Raises:
         ConfigError: if NumPy takes no such seed.
@@ -61,13 +48,16 @@ def seed_everything(seed: int) -> None:
 
 
 def limited(batches: int, limit: float | None) -> int:
-    """How many batches of an epoch the Trainer's `limit_train_batches` leaves.
+    """Return how many batches of an epoch the Trainer's `limit_train_batches` leaves.
 
     Raises:
         ConfigError: if it leaves none.
     """
-    some = 1.0 if limit is None else limit
-    left = min(batches, some) if isinstance(some, int) else int(batches * some)
+    limit_or_all = 1.0 if limit is None else limit
+    if isinstance(limit_or_all, int):
+        left = min(batches, limit_or_all)
+    else:
+        left = int(batches * limit_or_all)
     if left < 1:
         raise ConfigError(
             f"trainer.limit_train_batches: {limit} of {batches} batches an epoch is none; raise it"
@@ -75,11 +65,11 @@ def limited(batches: int, limit: float | None) -> int:
     return left
 
 
-def refuse_endless(options: dict[str, Any]) -> None:
-    """See that a run ends: the learning rate falls until then.
+def refuse_endless(options: Mapping[str, Any]) -> None:
+    """Refuse a training without an end: the learning rate falls until then.
 
     Raises:
-        ConfigError: if neither epochs nor steps say when.
+        ConfigError: if neither epochs nor steps say when training ends.
     """
     if (options.get("max_epochs") or 0) < 0 and (options.get("max_steps") or -1) < 0:
         raise ConfigError(
@@ -88,11 +78,11 @@ def refuse_endless(options: dict[str, Any]) -> None:
         )
 
 
-def refuse_accumulation(options: dict[str, Any], objective: Objective) -> None:
-    """See that an objective that needs a whole batch gets it.
+def refuse_accumulation(options: Mapping[str, Any], objective: Objective) -> None:
+    """Refuse to accumulate gradients for an objective that needs a whole batch.
 
     Raises:
-        ConfigError: if gradients are to be accumulated over parts of one.
+        ConfigError: if gradients are to be accumulated over parts of a batch.
     """
     if (options.get("accumulate_grad_batches") or 1) > 1 and objective.needs_whole_batch:
         raise ConfigError(
@@ -101,8 +91,56 @@ def refuse_accumulation(options: dict[str, Any], objective: Objective) -> None:
         )
 
 
+def take_max_steps(options: dict[str, Any], batches: int) -> int | None:
+    """Remove `max_steps` from the Trainer's options, and set `max_epochs` to what it needs.
+
+    Lightning's own `max_steps` does not go on rightly from a checkpoint at an epoch's end, so
+    `Pretrainer` stops by itself.
+
+    Args:
+        options: of the Trainer, `max_epochs` among them; changed in place.
+        batches: of an epoch.
+
+    Returns:
+        The step to stop at, for `Pretrainer`; None where the epochs end before it.
+    """
+    steps = options.pop("max_steps", -1)
+    batches = limited(batches, options.get("limit_train_batches"))
+    if steps < 0:
+        return None
+    needed = math.ceil(steps * (options.get("accumulate_grad_batches") or 1) / batches)
+    epochs = options["max_epochs"]
+    options["max_epochs"] = needed if epochs < 0 else min(epochs, needed)
+    return steps if needed == options["max_epochs"] else None
+
+
+def training_length(
+    trainer: L.Trainer, batches: int | None, max_steps: int | None
+) -> tuple[int, int]:
+    """Return the optimiser steps of the whole training, and of one epoch.
+
+    Args:
+        trainer: that trains.
+        batches: of an epoch; None where only Lightning can count them. Lightning's own estimate
+            would start the loader's workers before a run is resumed.
+        max_steps: step to stop at, in place of the Trainer's own; None for no such step.
+
+    Raises:
+        ConfigError: if training would not end.
+    """
+    epochs, steps = trainer.max_epochs or 0, max_steps or trainer.max_steps
+    refuse_endless({"max_epochs": epochs, "max_steps": steps})
+    if batches is None:
+        total = int(trainer.estimated_stepping_batches)
+        return total, math.ceil(total / max(1, epochs))
+    taken = limited(batches, trainer.limit_train_batches)
+    per_epoch = math.ceil(taken / trainer.accumulate_grad_batches)
+    ends = [steps] if steps > 0 else []
+    return min(ends + [per_epoch * epochs] if epochs >= 0 else ends), per_epoch
+
+
 def quiet_lightning() -> None:
-    """Silence what Lightning says that a person cannot act on."""
+    """Silence the warnings of Lightning that a user cannot act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # but for why it kills this process: another one has died

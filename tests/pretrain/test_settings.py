@@ -1,0 +1,61 @@
+"""The settings of pretraining, which are known without Lightning, agree with it."""
+
+import inspect
+from dataclasses import fields
+
+import lightning as L
+import pytest
+
+from decur.data import SyntheticScenes
+from decur.errors import ConfigError
+from decur.objectives import DeCUR
+from decur.pretrain.run import pretrain
+from decur.pretrain.settings import TrainerSettings
+
+# Options of Lightning's Trainer that a run decides itself, or that need validation data.
+NOT_OFFERED = {
+    "self",
+    "logger",
+    "callbacks",
+    "default_root_dir",
+    "plugins",
+    "use_distributed_sampler",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "enable_autolog_hparams",
+    "num_sanity_val_steps",
+    "reload_dataloaders_every_n_epochs",
+    "model_registry",
+    "barebones",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "fast_dev_run",
+    "overfit_batches",
+    "min_epochs",
+    "min_steps",
+    "inference_mode",
+    "sync_batchnorm",
+}
+
+
+def test_the_trainer_takes_lightnings_options_with_its_defaults():
+    theirs = inspect.signature(L.Trainer.__init__).parameters
+    ours = {option.name: option.default for option in fields(TrainerSettings)}
+    assert ours.pop("max_epochs") == 100  # Lightning's None would stand for 1000
+    assert set(ours) == set(theirs) - NOT_OFFERED - {"max_epochs"}
+    assert ours == {name: theirs[name].default for name in ours}
+    L.Trainer(**{**TrainerSettings().as_dict(), "accelerator": "cpu"}, logger=False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 3}, {"trainer": {"epochs": 3}}, {"trainer": {"callbacks": []}}]
+)
+def test_settings_that_there_are_not_are_refused(wrong, tmp_path):
+    scenes = SyntheticScenes(samples=8, modalities=["optical", "sar"])
+    with pytest.raises(ConfigError, match=r"unexpected keyword argument '(epochs|callbacks)'"):
+        pretrain(scenes, DeCUR(dim=16), run=str(tmp_path / "run"), **wrong)
+    assert not (tmp_path / "run").exists()
