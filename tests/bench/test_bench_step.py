@@ -78,7 +78,7 @@ def test_operations_and_memory_are_those_of_the_network(benched):
     forward = rows["encoders"]["operations"] + width
     assert 1.5 * forward < rows["backward"]["operations"] < 2 * forward
     scenes = SyntheticScenes(samples=16, size=32, modalities=["optical", "sar"])
-    model = Pretrainer(scenes.modalities, DeCUR(dim=16), "test_resnet")
+    model = Pretrainer(scenes.modalities, DeCUR(dim=16), encoder="test_resnet")
     gradients = sum(p.nbytes for p in model.parameters())  # all parameters', in float32
     assert 4 * gradients < rows["step"]["memory"] < 4 * gradients + 50e6
 

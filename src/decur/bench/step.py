@@ -30,9 +30,8 @@ from decur.errors import ConfigError
 from decur.objectives import Objective
 from decur.pretrain import Pretrainer
 from decur.pretrain import settings as S
-from decur.pretrain.compiling import Compile
 from decur.pretrain.trainer import (
-    make_engine,
+    make_trainer,
     quiet_lightning,
     refuse_accumulation,
     seed_everything,
@@ -63,7 +62,7 @@ class Training:
     trainer: dict[str, Any] = field(default_factory=dict)  # options of Lightning's Trainer
     seed: int = 0
     channels_last: bool = True
-    compile: Compile = "auto"
+    compile: S.Compile = "auto"
 
     @classmethod
     def of(cls, data: PairedDataset, made: Namespace) -> Training:
@@ -84,10 +83,10 @@ class Training:
         return TimedPretrainer(
             self.data.modalities,
             copy.deepcopy(self.objective),
-            self.encoder,
-            self.projector,
-            self.views,
-            dataclasses.replace(self.optimizer, lr=0.0, lr_bias=0.0),
+            encoder=self.encoder,
+            projector=self.projector,
+            views=self.views,
+            optimizer=dataclasses.replace(self.optimizer, lr=0.0, lr_bias=0.0),
             batch_size=self.loader.batch_size,
             seed=self.seed,
             channels_last=self.channels_last,
@@ -246,7 +245,7 @@ def run_steps(
     """
     gpu = device.type == "cuda"
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    engine = make_engine(
+    engine = make_trainer(
         {key: trainer[key] for key in _COMPUTING if trainer.get(key) is not None},
         accelerator="gpu" if gpu else device.type,
         devices=[device.index or 0] if gpu else 1,

@@ -1,16 +1,25 @@
-"""Encoders, projectors and an objective under a Lightning Trainer."""
+"""Pretraining: encoders, projectors and an objective under a Lightning Trainer."""
 
-from decur.data import LoaderSettings
-from decur.encoders import EncoderSettings
-from decur.pretrain.data import PairedData
-from decur.pretrain.module import Pretrainer
-from decur.pretrain.settings import (
-    CheckpointSettings,
-    MonitorSettings,
-    OptimizerSettings,
-    ProjectorSettings,
-    ViewSettings,
-)
+from typing import TYPE_CHECKING
+
+from decur.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decur.data.loader import LoaderSettings
+    from decur.encoders.settings import EncoderSettings
+    from decur.pretrain.data import PairedData
+    from decur.pretrain.module import Pretrainer
+    from decur.pretrain.settings import (
+        CheckpointSettings,
+        MonitorSettings,
+        OptimizerSettings,
+        PretrainSettings,
+        ProjectorSettings,
+        TrainerSettings,
+        ViewSettings,
+    )
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CheckpointSettings",
@@ -19,7 +28,9 @@ __all__ = [
     "MonitorSettings",
     "OptimizerSettings",
     "PairedData",
+    "PretrainSettings",
     "Pretrainer",
     "ProjectorSettings",
+    "TrainerSettings",
     "ViewSettings",
 ]

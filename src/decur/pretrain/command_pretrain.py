@@ -142,7 +142,8 @@ def _kept_configuration(path: Path) -> str:
     """
     parser = build_parser(starts=False)
     settings = parser.parse(["--config", str(path)])
-    return parser.dump(settings, skip_none=False, skip_validation=True)
+    text: str = parser.dump(settings, skip_none=False, skip_validation=True)
+    return text
 
 
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:

@@ -85,8 +85,10 @@ class _Compiled(nn.Module):
         self.compiled: Any = torch.compile(module, dynamic=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        y: Tensor
         if self.group.failed:
-            return self.plain(x)
+            y = self.plain(x)
+            return y
         try:
             y = self.compiled(x)
         except torch.OutOfMemoryError:
@@ -97,6 +99,7 @@ class _Compiled(nn.Module):
             self.group.failed = True
             reason = " ".join(str(error).split())[:200]
             log.warning("compile: failed, the run goes on without it (%s)", reason)
-            return self.plain(x)
+            y = self.plain(x)
+            return y
         self.runs = True
         return y

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import ModelParallelStrategy
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed import DistError
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,13 +47,16 @@ class CPUSyncBatchNorm(_BatchNorm):
         """(B, C, ...) to the same shape; B may be 0 on some processes."""
         alone = not (dist.is_initialized() and dist.get_world_size() > 1)
         if alone or not self.training:
-            return super().forward(input)
+            plain: Tensor = super().forward(input)
+            return plain
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        out, mean, variance, counts = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        normalise: Any = _Normalise  # torch does not annotate `apply`
+        out, mean, variance, counts = normalise.apply(x, self.weight, self.bias, self.eps)
         samples, values = counts.tolist()
+        result: Tensor = out.to(input.dtype)
         if samples > 1:  # a single one is left out, as by one process alone
             self._track(mean, variance * (values / max(1.0, values - 1)))
-        return out.to(input.dtype)
+        return result
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
@@ -126,7 +129,7 @@ class SyncBatchNorms(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the layers."""
         if next(model.parameters()).is_cuda:
-            return convert_sync_batchnorm(model)  # knows timm's layers with an activation inside
+            return _convert_on_gpu(model)
         return convert_on_cpu(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -148,6 +151,13 @@ def finite_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
     yield
     for buffer, before in kept:
         buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
+
+
+def _convert_on_gpu(module: nn.Module) -> nn.Module:
+    """Replace batch normalisations by torch's SyncBatchNorm."""
+    convert: Any = convert_sync_batchnorm  # knows timm's layers with an activation inside
+    converted: nn.Module = convert(module)
+    return converted
 
 
 def convert_on_cpu(module: nn.Module) -> nn.Module:
@@ -201,7 +211,7 @@ def stand_ins(
     }
 
 
-def nothing(parts: Iterable[nn.Module], like: Tensor) -> Tensor:
+def zero_gradients(parts: Iterable[nn.Module], like: Tensor) -> Tensor:
     """Zero that gives all parameters of some modules a zero gradient.
 
     What several processes give where a modality is absent from a whole batch. With no gradient
@@ -315,7 +325,7 @@ def shard(model: L.LightningModule, encoders: nn.ModuleDict, projectors: nn.Modu
             )
     assert model.device_mesh is not None
     mesh = model.device_mesh["data_parallel"]
-    convert = convert_on_cpu if mesh.device_type == "cpu" else convert_sync_batchnorm
+    convert = convert_on_cpu if mesh.device_type == "cpu" else _convert_on_gpu
     convert(model)
     model.to(memory_format=torch.contiguous_format)  # FSDP2 divides no other
     for part in (*encoders.values(), *projectors.values()):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from decur.devices import send
 from decur.errors import DivergedError
+from decur.objectives.alignment import spread
 
 CONSTANT = 1e-5  # spread of embeddings, relative to their size, below which they are constant
+_cuda: Any = torch.cuda  # torch does not annotate its events
 
 
 class Meter:
@@ -27,7 +31,7 @@ class Meter:
         self._loaded: dict[str, tuple[float, float]] = {}  # of names that did not come up again
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add a value to each name.
+        """Add one value for each name.
 
         Args:
             values: scalars on one device.
@@ -41,13 +45,13 @@ class Meter:
         self._totals[names] = self._totals[names] + new
 
     def means(self) -> dict[str, float]:
-        """The mean over all processes of each name that was measured at all, by any of them."""
+        """Return the mean over all processes of each name that any of them has measured."""
         return {name: total / count for name, (total, count) in self.whole().items() if count}
 
     def whole(self) -> dict[str, tuple[float, float]]:
-        """What `state_dict` gives, summed over all processes, which must call it together.
+        """Return `state_dict` summed over all processes, which must call this together.
 
-        In one exchange: a process may have measured what another has not.
+        One exchange of whole dictionaries: a process may have measured what another has not.
         """
         own = self.state_dict()
         if not (dist.is_available() and dist.is_initialized()):
@@ -66,7 +70,7 @@ class Meter:
         self._totals, self._loaded = {}, {}
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
-        """Sum and count of each name, as plain numbers."""
+        """Return the sum and the number of values of each name, as plain numbers."""
         state: dict[str, tuple[float, float]] = {}
         for names, totals in self._totals.items():
             for name, total, count in zip(names, *totals.tolist(), strict=True):
@@ -80,39 +84,39 @@ class Meter:
 
 
 class Divergence:
-    """Refuses non-finite losses and constant embeddings.
+    """Refuse non-finite losses and constant embeddings.
 
     On a GPU the values of a step are read during a later one, once they have arrived.
     """
 
     def __init__(self) -> None:
         # Step, names, values, and the event after which the values are there; oldest first.
-        self._unchecked: deque[tuple[str, list[str], Tensor, torch.cuda.Event | None]] = deque()
+        self._unchecked: deque[tuple[str, list[str], Tensor, Any]] = deque()
 
     def watch(self, step: str, values: Mapping[str, Tensor]) -> None:
-        """Refuse the values of a step, or of earlier ones.
+        """Refuse the values of a step, or of an earlier one whose values have arrived since.
 
         Args:
             step: for the message.
-            values: scalars on one device: loss terms by name, and "spread/MODALITY", how much of
-                its embeddings varies.
+            values: scalars on one device: loss terms by name, and "spread/MODALITY" of `spreads`.
 
         Raises:
             DivergedError: naming the step and the term.
         """
         packed = torch.stack(list(values.values()))
-        host, arrived = packed.to("cpu", non_blocking=packed.is_cuda), None
+        host = packed.to("cpu", non_blocking=packed.is_cuda)
+        arrived = None
         if packed.is_cuda:
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(packed.device))
+            arrived = _cuda.Event()
+            arrived.record(_cuda.current_stream(packed.device))
         self._unchecked.append((step, list(values), host, arrived))
         self.check(wait=False)
 
     def check(self, wait: bool = True) -> None:
-        """Refuse the values of steps that are not checked yet.
+        """Refuse the values of steps that have not been checked yet.
 
         Args:
-            wait: for those that are still on their way from the device.
+            wait: whether to wait for values that are still on their way from the device.
 
         Raises:
             DivergedError: naming the step and the term.
@@ -125,6 +129,47 @@ class Divergence:
                 return
             self._unchecked.popleft()
             _refuse(step, dict(zip(names, values.tolist(), strict=True)))
+
+
+def spreads(
+    embeddings: Mapping[str, tuple[Tensor, Tensor]], present: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return how much the embeddings of each modality vary, relative to their size.
+
+    Args:
+        embeddings: `{name: two tensors (B, K)}`.
+        present: `{name: (B,) bool}` on the CPU: samples that have the modality.
+
+    Returns:
+        `{"spread/NAME": scalar}` of the modalities that two samples or more have.
+    """
+    found = {}
+    with torch.no_grad():
+        for name, (z, _) in embeddings.items():  # z: (B, K)
+            rows = present[name].nonzero()[:, 0]
+            if len(rows) > 1:
+                z = z if len(rows) == len(z) else z.index_select(0, send(rows, z.device))
+                found[f"spread/{name}"] = spread(z.float())
+    return found
+
+
+def refuse_non_finite_weights(module: nn.Module, step: str) -> None:
+    """Refuse weights that the last step has spoilt: its loss was computed before.
+
+    Args:
+        module: whose parameters and buffers are looked at.
+        step: for the message.
+
+    Raises:
+        DivergedError: naming the first one.
+    """
+    for name, x in chain(module.named_parameters(), module.named_buffers()):
+        mine: Tensor = x.to_local() if hasattr(x, "to_local") else x  # this process's shard
+        if mine.is_floating_point() and not bool(mine.isfinite().all()):
+            raise DivergedError(
+                f"{name} is not finite after {step}; lower optimizer.lr, or set "
+                "trainer.gradient_clip_val"
+            )
 
 
 def _refuse(step: str, values: Mapping[str, float]) -> None:

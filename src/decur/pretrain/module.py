@@ -1,9 +1,8 @@
-"""The training step: a batch to views, to embeddings, to the objective's loss."""
+"""The training step: a batch to views, to embeddings, to the loss of the objective."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,20 +17,20 @@ from decur.encoders import Encoder, EncoderSettings, Projector
 from decur.encoders.attention import encode
 from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.checkpointing import batch_statistics
-from decur.errors import ConfigError, DivergedError
+from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.objectives import Objective
-from decur.objectives.alignment import alignment, spread
+from decur.objectives.alignment import alignment
 from decur.pretrain.compiling import Networks, pays
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import (
     average_gradients,
     finite_statistics,
-    nothing,
     shard,
     stand_ins,
+    zero_gradients,
 )
-from decur.pretrain.metrics import Divergence, Meter
+from decur.pretrain.metrics import Divergence, Meter, refuse_non_finite_weights, spreads
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup
 from decur.pretrain.settings import (
     Compile,
@@ -39,6 +38,7 @@ from decur.pretrain.settings import (
     ProjectorSettings,
     ViewSettings,
 )
+from decur.pretrain.state import refuse_other_architecture
 from decur.pretrain.trainer import training_length
 from decur.views import Views, sample_seeds
 
@@ -118,12 +118,12 @@ class Pretrainer(L.LightningModule):
         self._recomputes = encoder.checkpointing
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._called: Networks | None = None
-        self._steps = 0  # of the whole run
+        self._steps = 0  # of the whole run, known once the optimiser is made
         self.meter = Meter()
         self.divergence = Divergence()
 
     def encoder(self, modality: str) -> Encoder:
-        """The encoder of one sensor."""
+        """Return the encoder of one sensor."""
         found = self.encoders[modality]
         assert isinstance(found, Encoder)
         return found
@@ -131,12 +131,12 @@ class Pretrainer(L.LightningModule):
     def embed(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Features and embeddings of pictures as they are.
+        """Return features and embeddings of pictures, without augmentation.
 
         Args:
             images: `{name: (n, C, H, W)}` in [0, 1], of any of the modalities.
-            present: `{name: (B,) bool}` on the CPU: samples of the batch that its n pictures are
-                of; None: all.
+            present: `{name: (B,) bool}` on the CPU: which samples of the batch the n pictures
+                belong to; None: all of them.
 
         Returns:
             `{name: (n, D)}` from the encoders and `{name: (n, K)}` from the projectors.
@@ -146,7 +146,7 @@ class Pretrainer(L.LightningModule):
         return features, {name: self.projectors[name](h) for name, h in features.items()}
 
     def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """The two views of each modality that training sees in an epoch.
+        """Return the two views of each modality that training sees in an epoch.
 
         Args:
             batch: raw values, on any device.
@@ -156,58 +156,71 @@ class Pretrainer(L.LightningModule):
             `{name: two tensors (B, C, size, size)}` in [0, 1].
         """
         images = {name: m.scale(batch["images"][name]) for name, m in self.modalities.items()}
-        return self.views(images, sample_seeds(batch["ids"], self.seed, epoch))
+        views: dict[str, tuple[Tensor, Tensor]] = self.views(
+            images, sample_seeds(batch["ids"], self.seed, epoch)
+        )
+        return views
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Loss of one batch; None where no sample of it can be used."""
+        """Return the loss of one batch; None where no sample of it can be used."""
         views = self.make_views(batch, self.current_epoch)
-        embeddings, present = self._embed_present(views, batch["present"])
+        embeddings, present = self._embed_views(views, batch["present"])
         complete = all(bool(has.all()) for has in present.values())
         terms = self.objective(embeddings, None if complete else present)
-        self._watch(terms, embeddings, present, batch_idx)
-        return terms["loss"] if terms["loss"].requires_grad else None
+        self._measure(terms, embeddings, present, batch_idx)
+        loss: Tensor = terms["loss"]
+        return loss if loss.requires_grad else None
 
-    def _embed_present(
+    def _embed_views(
         self, views: Mapping[str, tuple[Tensor, Tensor]], present: Mapping[str, Tensor]
     ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        """Embed the samples that have a modality: others must not touch batch statistics.
+        """Embed the samples that have a modality: the others must not touch batch statistics.
 
-        `present` stays on the CPU: no wait for the device. A modality of which one process alone
-        has fewer than two samples counts as absent: batch statistics need two.
+        A modality of which a process that trains alone has fewer than two samples counts as absent
+        from the whole batch: batch statistics need two.
+
+        Args:
+            views: `{name: two tensors (B, C, size, size)}`.
+            present: `{name: (B,) bool}`, which stays on the CPU, so that nothing waits for the
+                device.
+
+        Returns:
+            `{name: two tensors (B, K)}`, zeros where the modality is absent, and which samples
+            have it now.
         """
-        few = {name for name, has in present.items() if self._alone and int(has.sum()) < 2}
-        present = {n: torch.zeros_like(has) if n in few else has for n, has in present.items()}
-        rows = {
+        absent = {name for name, has in present.items() if self._alone and int(has.sum()) < 2}
+        present = {n: torch.zeros_like(has) if n in absent else has for n, has in present.items()}
+        rows = {  # samples that have a modality, where not all have it: (n,)
             name: send(has.nonzero()[:, 0], self.device)
             for name, has in present.items()
             if not bool(has.all())
         }
-        partly = {name: index for name, index in rows.items() if name not in few}
-        blank = stand_ins(self.encoders, partly)
-        scant = [name for name, index in partly.items() if len(index) < 2]
-        found: dict[str, list[Tensor]] = {name: [] for name in views}
+        partial = {name: index for name, index in rows.items() if name not in absent}
+        stand_in = stand_ins(self.encoders, partial)
+        too_few = [name for name, index in partial.items() if len(index) < 2]
         encoders, projectors = self._networks().of(rows)
-        with finite_statistics(part[name] for name in scant for part in (encoders, projectors)):
+        found: dict[str, list[Tensor]] = {name: [] for name in views}
+        with finite_statistics(part[name] for name in too_few for part in (encoders, projectors)):
             for view in (0, 1):
                 images = {
-                    name: self._layout(_choose(x, rows.get(name), name in blank))
-                    for name, x in ((name, pair[view]) for name, pair in views.items())
-                    if name not in few
-                }
+                    name: self._layout(_choose(pair[view], rows.get(name), name in stand_in))
+                    for name, pair in views.items()
+                    if name not in absent
+                }  # (n, C, size, size) each
                 for name, h in encode(encoders, images, present).items():
-                    z = projectors[name](h[:0] if name in blank else h)  # (n, K)
+                    z = projectors[name](h[:0] if name in stand_in else h)  # (n, K)
                     if name in rows:
-                        everyone = z.new_zeros(len(present[name]), z.shape[1])
+                        everyone = z.new_zeros(len(present[name]), z.shape[1])  # (B, K)
                         z = everyone.index_copy(0, rows[name], z)
                     found[name].append(z)
-        for name in few:
+        for name in absent:
             zeros = torch.zeros(len(present[name]), self.objective.dim, device=self.device)
-            zeros = zeros + nothing((self.encoders[name], self.projectors[name]), zeros)
+            zeros = zeros + zero_gradients((self.encoders[name], self.projectors[name]), zeros)
             found[name] = [zeros, zeros]
         return {name: (first, second) for name, (first, second) in found.items()}, present
 
     def _networks(self) -> Networks:
-        """How a step calls the encoders and projectors: settled at the first one."""
+        """Return encoders and projectors as a step calls them; the first step decides how."""
         if self._called is None:
             chosen = self.compile_networks
             if chosen == "auto":
@@ -217,32 +230,28 @@ class Pretrainer(L.LightningModule):
 
     @property
     def _alone(self) -> bool:
+        """Whether this is the only process."""
         return self._trainer is None or self.trainer.world_size == 1
 
     def _layout(self, x: Tensor) -> Tensor:
+        """Return pictures in the type and memory format of the weights."""
         if self.dtype not in (torch.float32, x.dtype):  # trainer.precision "bf16-true" or such
             x = x.to(self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
-    # -- watching -------------------------------------------------------------------------------
+    # -- measuring ------------------------------------------------------------------------------
 
-    def _watch(
+    def _measure(
         self,
-        terms: dict[str, Tensor],
-        embeddings: dict[str, tuple[Tensor, Tensor]],
-        present: dict[str, Tensor],
+        terms: Mapping[str, Tensor],
+        embeddings: Mapping[str, tuple[Tensor, Tensor]],
+        present: Mapping[str, Tensor],
         batch_idx: int,
     ) -> None:
+        """Add the values of a step to the epoch's means, and refuse a step that has gone wrong."""
         values = {name: value.detach().float() for name, value in terms.items()}
-        with torch.no_grad():
-            spreads = {}
-            for name, (z, _) in embeddings.items():  # z: (N, K)
-                there = present[name].nonzero()[:, 0]
-                if len(there) > 1:
-                    z = z if len(there) == len(z) else z.index_select(0, send(there, z.device))
-                    spreads[f"spread/{name}"] = spread(z.float())
         step = f"step {self.global_step} (epoch {self.current_epoch})"
-        self.divergence.watch(step, {**values, **spreads})
+        self.divergence.watch(step, {**values, **spreads(embeddings, present)})
         normalised = self.objective.normalised_terms(values)
         self.meter.add({**values, **{f"{name}/dim": v for name, v in normalised.items()}})
         steps = int(self.trainer.num_training_batches) if self._trainer else 1
@@ -250,31 +259,17 @@ class Pretrainer(L.LightningModule):
             self.meter.add(alignment(embeddings, self.objective.parts, present))
 
     def check_finite(self) -> None:
-        """Refuse what earlier steps have computed, waiting for it.
+        """Refuse what earlier steps have computed, waiting for the device.
 
         Raises:
-            DivergedError: naming the term.
+            DivergedError: naming the term of the loss.
         """
         self.divergence.check()
-
-    def check_weights(self) -> None:
-        """Refuse weights that the last step has spoilt: its loss was computed before.
-
-        Raises:
-            DivergedError: naming the first one.
-        """
-        for name, x in itertools.chain(self.named_parameters(), self.named_buffers()):
-            mine: Tensor = x.to_local() if hasattr(x, "to_local") else x  # of a sharded weight
-            if mine.is_floating_point() and not bool(mine.isfinite().all()):
-                raise DivergedError(
-                    f"{name} is not finite after step {self.global_step} (epoch "
-                    f"{self.current_epoch}); lower optimizer.lr, or set trainer.gradient_clip_val"
-                )
 
     # -- Lightning ------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser and a cosine schedule over the steps of the whole run."""
+        """Return the optimiser, and a cosine schedule over the steps of the whole run."""
         clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
         optimizer = build_optimizer(self, self.optimizer_settings, self.batch_size, not clips)
         data = getattr(self.trainer, "datamodule", None)
@@ -291,12 +286,12 @@ class Pretrainer(L.LightningModule):
         }
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """Pictures to the device; presence and ids stay, they steer and are not computed with."""
+        """Move pictures to the device; presence and ids stay: nothing is computed with them."""
         images = {k: v.to(device, non_blocking=True) for k, v in batch["images"].items()}
         return {**batch, "images": images}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make dropout and its like a function of (seed, epoch, step, rank); stop in time."""
+        """Make dropout a function of (seed, epoch, step, rank); stop at `max_steps`."""
         if self._trainer is not None and self.max_steps is not None:
             # Lightning's max_steps does not go on rightly from the end of an epoch
             steps_now = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
@@ -316,12 +311,12 @@ class Pretrainer(L.LightningModule):
             shard(self, self.encoders, self.projectors)
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Keep batch statistics, which layers that are computed again would enter twice."""
+        """Keep batch statistics: layers that are computed again would update them twice."""
         if self._recomputes:
             self._statistics = [(b, b.clone()) for b in batch_statistics(self.encoders)]
 
     def on_after_backward(self) -> None:
-        """Put them back; average gradients of what is too small to be divided."""
+        """Put batch statistics back; average gradients of what is too small to be divided."""
         for buffer, kept in self._statistics:
             buffer.copy_(kept)
         self._statistics = []
@@ -329,9 +324,13 @@ class Pretrainer(L.LightningModule):
             average_gradients(self.objective)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know of, and never keep what a wrong step has left."""
+        """Add what Lightning does not know of, and refuse to keep what a wrong step has left.
+
+        Raises:
+            DivergedError: if a loss or a weight is not finite.
+        """
         self.check_finite()
-        self.check_weights()
+        refuse_non_finite_weights(self, f"step {self.global_step} (epoch {self.current_epoch})")
         checkpoint["decur"] = {
             "meter": self.meter.whole(),
             "modalities": {name: m.to_dict() for name, m in self.modalities.items()},
@@ -339,34 +338,19 @@ class Pretrainer(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint of the same architecture.
+        """Go on with the means of an epoch that was interrupted.
 
         Raises:
-            ConfigError: if it is of another one.
+            ConfigError: if the checkpoint is of another architecture.
         """
-        saved = checkpoint.get("decur")
-        if saved is None:
-            raise ConfigError("the checkpoint was not written by decur")
-        own = {name: self.encoder(name).name for name in self.encoders}
-        if saved["encoders"] != own:
-            raise ConfigError(
-                f"the checkpoint holds encoders {saved['encoders']}, this run has {own}; "
-                "set encoder.name to match, or choose another run folder with --run"
-            )
-        state, mine = checkpoint["state_dict"], self.state_dict()
-        for key in sorted(set(state) ^ set(mine)) or [
-            key for key in mine if state[key].shape != mine[key].shape
-        ]:
-            shapes = [tuple(s[key].shape) if key in s else "nothing" for s in (state, mine)]
-            raise ConfigError(
-                f"the checkpoint is of another architecture: {key} is {shapes[0]} in it and "
-                f"{shapes[1]} here; use the configuration it was made with"
-            )
+        encoders = {name: self.encoder(name).name for name in self.encoders}
+        refuse_other_architecture(checkpoint, encoders, self.state_dict())
         if self._trainer is None or self.trainer.is_global_zero:  # it is of all processes together
-            self.meter.load_state_dict(saved["meter"])
+            self.meter.load_state_dict(checkpoint["decur"]["meter"])
 
 
 def _choose(images: Tensor, rows: Tensor | None, stand_in: bool) -> Tensor:
+    """Return the pictures of some samples; None: of all. A stand-in is any picture."""
     if stand_in:
         return images[:1]
     return images if rows is None else images.index_select(0, rows)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import nn
 
 from decur.pretrain.settings import OptimizerSettings

@@ -102,7 +102,8 @@ def _objective(spec: Mapping[str, Any], dim: int) -> Objective:
     parser.add_subclass_arguments(Objective, "objective")
     whole = {**spec, "init_args": {**spec.get("init_args", {}), "dim": dim}}
     settings = parser.parse(["--objective", json.dumps(whole)])
-    return parser.instantiate_classes(settings).objective
+    objective: Objective = parser.instantiate_classes(settings).objective
+    return objective
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from decur.errors import ConfigError, DataError, Interrupted
 from decur.pretrain.data import ResumableLoader
@@ -264,3 +265,36 @@ def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path 
             with atomic(folder.config) as temporary:
                 temporary.write_text(config)
     return resume
+
+
+def refuse_other_architecture(
+    checkpoint: Mapping[str, Any], encoders: Mapping[str, str], state: Mapping[str, Tensor]
+) -> None:
+    """Refuse the checkpoint of a run whose model is not this one.
+
+    Args:
+        checkpoint: as `Pretrainer` has saved it.
+        encoders: `{modality: name of the encoder}` of this run.
+        state: weights of this run's model.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    saved = checkpoint.get("decur")
+    if saved is None:
+        raise ConfigError("the checkpoint was not written by decur")
+    if saved["encoders"] != encoders:
+        raise ConfigError(
+            f"the checkpoint holds encoders {saved['encoders']}, this run has {encoders}; "
+            "set encoder.name to match, or choose another run folder with --run"
+        )
+    theirs = checkpoint["state_dict"]
+    differing = sorted(set(theirs) ^ set(state)) or [
+        key for key in state if theirs[key].shape != state[key].shape
+    ]
+    for key in differing:
+        shapes = [tuple(s[key].shape) if key in s else "nothing" for s in (theirs, state)]
+        raise ConfigError(
+            f"the checkpoint is of another architecture: {key} is {shapes[0]} in it and "
+            f"{shapes[1]} here; use the configuration it was made with"
+        )

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from decur.errors import ConfigError
 from decur.objectives.base import Objective
