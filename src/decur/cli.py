@@ -39,11 +39,11 @@ COMMANDS = {
         "what is common and what is unique in a run: pictures, arrays, a report",
     ),
     "import": (
-        "decur.exchange.command_exchange:import_",
+        "decur.exchange.command_import:main",
         "weights of others, the DeCUR authors' among them, as encoder files",
     ),
     "export": (
-        "decur.exchange.command_exchange:export",
+        "decur.exchange.command_export:main",
         "an encoder for timm, torchgeo, ONNX or torch.export, with its scaling",
     ),
     "embed": (
@@ -63,7 +63,7 @@ COMMANDS = {
         "how fast data, views, loss and a step are, and how far from what the device can do",
     ),
     "stats": (
-        "decur.data.command_stats:stats",
+        "decur.data.command_stats:main",
         "band statistics of a folder, as YAML for --data.modalities",
     ),
     "recipes": (

@@ -50,7 +50,7 @@ def raw(*shape):
 def test_a_resnet50_loads_into_plain_timm(format, make, tmp_path):
     encoder, file = make("resnet50")
     out = tmp_path / ("plain.safetensors" if format == "timm" else "plain.pth")
-    written = export_encoder(file, out, format)
+    written = export_encoder(file, out, format=format)
     state = load_file(out) if format == "timm" else torch.load(out, weights_only=True)
     plain = timm.create_model("resnet50", in_chans=2, num_classes=0).eval()
     plain.load_state_dict(state, strict=True)
@@ -76,7 +76,7 @@ def test_a_resnet50_loads_into_plain_timm(format, make, tmp_path):
 def test_what_others_do_not_have_is_refused(encoder, options, format, said, make, tmp_path):
     out = tmp_path / "out.pth"
     with pytest.raises(ConfigError, match=said):
-        export_encoder(make(encoder, RGB, **options)[1], out, format)
+        export_encoder(make(encoder, RGB, **options)[1], out, format=format)
     assert not out.exists() and not out.with_name("out.pth.json").exists()
 
 
@@ -88,10 +88,10 @@ def test_a_place_that_cannot_be_written_is_refused(name, make, tmp_path, monkeyp
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file" / name, Path("/proc", name)):
         with pytest.raises(ConfigError, match=rf"^--out {out}: cannot be written \(.+\); choose"):
-            export_encoder(file, out, format)
+            export_encoder(file, out, format=format)
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=f"^--out {tmp_path / name}: is a folder"):
-        export_encoder(file, tmp_path / name, format)
+        export_encoder(file, tmp_path / name, format=format)
 
 
 # -- graphs ----------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def run_torch(out, x):
 def test_onnx_takes_any_batch_and_size(name, options, make, tmp_path):
     encoder, file = make(name, **options)
     out = tmp_path / "encoder.onnx"
-    export_encoder(file, out, "onnx")
+    export_encoder(file, out, format="onnx")
     step = 16 if name == "test_vit" else 10  # a ViT takes whole patches, here and there
     for batch, height, width in ((1, 4 * step + 48, 64), (4, 8 * step, 6 * step)):
         height -= height % 16 if name == "test_vit" else 0
@@ -152,7 +152,7 @@ def test_scaling_goes_into_the_graph(run, cut, options, shapes, make, tmp_path):
     modality = S1.with_(cut=cut, nodata=(-50.0, -60.0))
     encoder, file = make(modality=modality, **options)
     format, out = ("torch", "encoder.pt2") if run is run_torch else ("onnx", "encoder.onnx")
-    written = export_encoder(file, tmp_path / out, format, scaling=True)
+    written = export_encoder(file, tmp_path / out, format=format, scaling=True)
     for shape in shapes:
         x = raw(*shape)
         x[:, 0, 20:30] = -50
@@ -165,7 +165,7 @@ def test_scaling_goes_into_the_graph(run, cut, options, shapes, make, tmp_path):
 def test_percentiles_stay_out_of_onnx(modality, make, tmp_path):
     out = tmp_path / "encoder.onnx"
     with pytest.raises(ConfigError, match=r"cut at percentiles.*take --format torch"):
-        export_encoder(make(modality=modality)[1], out, "onnx", scaling=True)
+        export_encoder(make(modality=modality)[1], out, format="onnx", scaling=True)
 
 
 @pytest.mark.slow  # with scaling it is tried above, without it in ONNX
@@ -173,7 +173,7 @@ def test_percentiles_stay_out_of_onnx(modality, make, tmp_path):
 def test_torch_export_takes_any_batch_and_size(make, tmp_path):
     encoder, file = make(attention={"layer4": "rda"})
     out = tmp_path / "encoder.pt2"
-    export_encoder(file, out, "torch")
+    export_encoder(file, out, format="torch")
     for shape in ((1, 2, 96, 64), (4, 2, 64, 160)):
         x = torch.rand(shape)
         torch.testing.assert_close(run_torch(out, x), encoder(x), rtol=1e-4, atol=1e-5)
@@ -183,7 +183,7 @@ def test_torch_export_takes_any_batch_and_size(make, tmp_path):
 def test_a_graph_can_be_for_one_size(make, tmp_path):
     encoder, file = make()
     out = tmp_path / "encoder.onnx"
-    export_encoder(file, out, "onnx", size=(40, 48))
+    export_encoder(file, out, format="onnx", size=(40, 48))
     x = torch.rand(5, 2, 40, 48)
     torch.testing.assert_close(run_onnx(out, x), encoder(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(Exception, match="invalid dimensions"):
@@ -198,7 +198,7 @@ def test_what_cannot_be_traced_is_refused_in_one_line(make, tmp_path, monkeypatc
     monkeypatch.setattr("decur.encoders.alexnet.AlexNetEncoder.forward", branching)
     out = tmp_path / "encoder.onnx"
     with pytest.raises(ConfigError, match="encoder 'alexnet' cannot be a graph") as caught:
-        export_encoder(file, out, "onnx")
+        export_encoder(file, out, format="onnx")
     assert "\n" not in str(caught.value) and not out.exists()
 
 
@@ -208,7 +208,7 @@ def test_a_graph_that_differs_is_not_written(make, tmp_path, monkeypatch):
         "decur.exchange.exporting._write_program", lambda *a: lambda x: torch.zeros(2, 1)
     )
     with pytest.raises(ConfigError, match="gives other vectors"):
-        export_encoder(file, tmp_path / "encoder.pt2", "torch")
+        export_encoder(file, tmp_path / "encoder.pt2", format="torch")
     assert not list(tmp_path.glob("*pt2*"))
 
 

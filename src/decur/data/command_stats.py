@@ -19,7 +19,7 @@ from decur.errors import ConfigError
 from decur.modality import Modality, load_modalities
 
 
-def stats(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run `decur stats ARGUMENTS`: compute, print, and write band statistics.
 
     Raises:

@@ -292,7 +292,8 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
     encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     try:
-        return decode_image(encoded, ImageReadMode.UNCHANGED).numpy()
+        pixels: np.ndarray = decode_image(encoded, ImageReadMode.UNCHANGED).numpy()
+        return pixels
     except RuntimeError as error:
         raise BadSampleError(path, _unreadable(error)) from error
 

@@ -86,4 +86,5 @@ class _Selection(PairedDataset):
         position = np.full(len(self.data), -1)
         position[self.rows] = np.arange(len(self.rows))
         order = position[self.data.order(rng)]
-        return order[order >= 0]
+        kept: np.ndarray = order[order >= 0]
+        return kept

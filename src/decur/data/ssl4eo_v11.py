@@ -189,7 +189,10 @@ class SSL4EOS12v11(PlacesInSeasons):
         Eight scenes of as many files would be eight times the wait.
         """
         numbers = np.repeat(self._file_of, self.seasons)
-        return self.present[name] & (numbers == numbers[np.argmax(self.present[name])])
+        chosen: np.ndarray = self.present[name] & (
+            numbers == numbers[np.argmax(self.present[name])]
+        )
+        return chosen
 
     def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
         path = self._path(name, int(self._file_of[index // self.seasons]))
@@ -240,7 +243,8 @@ class SSL4EOS12v11(PlacesInSeasons):
                 chunks[row // step, season] = file.bands[first : first + step, season]
             except _ERRORS as error:
                 raise BadSampleError(path, _unreadable(error)) from error
-        return chunks[row // step, season][row % step]
+        pixels: np.ndarray = chunks[row // step, season][row % step]
+        return pixels
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ class BandStatistics:
     @property
     def std(self) -> np.ndarray:
         """Standard deviation of each band over all its pixels, (C,)."""
-        return np.sqrt(self.m2 / np.maximum(self.count, 1))
+        std: np.ndarray = np.sqrt(self.m2 / np.maximum(self.count, 1))
+        return std
 
     @property
     def is_byte(self) -> bool:

@@ -60,7 +60,8 @@ class AdaptedEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Vector of the encoder inside: (B, bands, H, W) to (B, D)."""
-        return self.encoder(self._adapt(x))
+        vector: Tensor = self.encoder(self._adapt(x))
+        return vector
 
     def _adapt(self, x: Tensor) -> Tensor:
         x = (x[:, self.rows] - self.mean) / self.std  # (B, channels, H, W)

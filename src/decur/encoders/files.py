@@ -114,7 +114,7 @@ def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if "decur" not in metadata:
         raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
     try:
-        header = json.loads(metadata["decur"])
+        header: dict[str, Any] = json.loads(metadata["decur"])
         lacking = {"format", "encoder", "options", "modality"} - set(header)
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: its header is damaged ({error}); copy it anew") from error

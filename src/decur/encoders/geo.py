@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from decur.encoders.base import Encoder
@@ -51,7 +51,8 @@ class CROMAEncoder(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         """Pooled vector: (B, bands, H, W) to (B, D)."""
         last = self.transformer.transformer.norm_out(self._tokens(x)[-1])
-        return self.pool(last.mean(1))
+        vector: Tensor = self.pool(last.mean(1))
+        return vector
 
     def _tokens(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[-2:]
@@ -78,7 +79,8 @@ class CROMAEncoder(Encoder):
 
             self.biases = {patches: get_2dalibi(self.heads, patches)}
         self.biases[patches] = self.biases[patches].to(like)  # stays on the device
-        return self.biases[patches]
+        bias: Tensor = self.biases[patches]
+        return bias
 
 
 class DOFAEncoder(Encoder):
@@ -107,7 +109,8 @@ class DOFAEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled vector: (B, bands, H, W) to (B, D)."""
-        return self.backbone.fc_norm(self._tokens(x)[-1][:, 1:].mean(1))
+        vector: Tensor = self.backbone.fc_norm(self._tokens(x)[-1][:, 1:].mean(1))
+        return vector
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         height, width = ((side + 2 - self.patch) // self.patch + 1 for side in x.shape[-2:])
@@ -155,7 +158,8 @@ class SwinEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled vector: (B, bands, H, W) to (B, D)."""
-        return self.norm(self._stages(x)[-1]).mean((1, 2))
+        vector: Tensor = self.norm(self._stages(x)[-1]).mean((1, 2))
+        return vector
 
     def _stages(self, x: Tensor) -> list[Tensor]:
         found = []

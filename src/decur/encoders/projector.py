@@ -80,4 +80,5 @@ class ProjectedEncoder(Encoder):
 
     def project(self, h: Tensor) -> Tensor:
         """The same from the vector of the encoder inside, (B, D)."""
-        return self.projector(h)[:, self.part]
+        embedding: Tensor = self.projector(h)[:, self.part]
+        return embedding

@@ -61,16 +61,20 @@ class TimmEncoder(Encoder):
         self.strides = [info[i]["reduction"] for i in self.indices]
         # Some models have layers between the last map and the vector.
         self.dim = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
-        self.register_state_dict_post_hook(_strip_prefix)
-        self.register_load_state_dict_pre_hook(_add_prefix)
+        nn.Module.register_state_dict_post_hook(self, _strip_prefix)
+        nn.Module.register_load_state_dict_pre_hook(self, _add_prefix)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
-        return self.backbone.forward_intermediates(x, indices=self.indices, intermediates_only=True)
+        maps: list[Tensor] = self.backbone.forward_intermediates(
+            x, indices=self.indices, intermediates_only=True
+        )
+        return maps
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
-        return self.backbone(x)
+        vector: Tensor = self.backbone(x)
+        return vector
 
 
 def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any]) -> Any:

@@ -8,17 +8,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder
 from decur.errors import ConfigError
+from decur.exchange.formats import Format
 from decur.modality import Modality
 from decur.runs import atomic, write_json, writing
 
-Format = Literal["timm", "torchgeo", "onnx", "torch"]
 Size = tuple[int, int]
 
 SUFFIXES = {
@@ -36,8 +36,8 @@ TOLERANCE = 1e-4  # of the graph's vectors, relative to the largest number
 def export_encoder(
     encoder: str | Path,
     out: str | Path,
-    format: Format,
     *,
+    format: Format,
     scaling: bool = False,
     size: Size | None = None,
 ) -> list[Path]:
@@ -48,14 +48,14 @@ def export_encoder(
     Args:
         encoder: an encoder file.
         out: the file: .safetensors or .pth for "timm", .pth for "torchgeo", .onnx, .pt2 for
-            "torch" (`torch.export.load`). `<out>.json` holds architecture, modality and what the
-            input is; so do the metadata of .onnx and .safetensors.
+            "torch" (`torch.export.load`). `<out>.json`, and the metadata of .onnx and .safetensors,
+            hold the architecture, the modality and the kind of input.
         format: "timm": a state dict that `timm.create_model(name, in_chans=..., num_classes=0)`
             loads strictly; "torchgeo": the same, of an architecture of torchgeo's; "onnx" and
             "torch": a graph from "image" (B, C, H, W) to "vector" (B, D), of any batch and size;
             that of "torch" insists on multiples of 32 px, from 64.
         scaling: let the graph take raw values and scale them, as `Modality.scale` does.
-        size: height and width, where the graph shall take this size only.
+        size: height and width of a graph that takes pictures of this size only.
 
     Returns:
         The files.
@@ -115,7 +115,10 @@ class _Graph(nn.Module):
         self.encoder, self.modality = encoder, _modality(encoder) if scaling else None
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.encoder(image if self.modality is None else self.modality.scale(image))
+        vector: Tensor = self.encoder(
+            image if self.modality is None else self.modality.scale(image)
+        )
+        return vector
 
 
 def _modality(encoder: Encoder) -> Modality:

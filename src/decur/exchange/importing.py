@@ -1,4 +1,4 @@
-"""Weights of others as encoder files: which key belongs to which sensor's encoder, and where."""
+"""Weights of other programs as encoder files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,12 @@ from torch import Tensor
 from decur.encoders import Encoder, build_encoder, save_encoder
 from decur.encoders.imagenet import fold
 from decur.errors import ConfigError, DataError
+from decur.exchange.formats import Compat, Layout, Normalised
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
 from decur.modality import Modality, load_modalities
 from decur.runs import RunFolder, writing
 
 log = logging.getLogger(__name__)
-
-Layout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]
-Normalised = Literal["auto", "imagenet", "half", "none"]
-Compat = Literal["official"]
 
 IMAGENET_CLASSES = 1000
 _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
@@ -44,33 +41,34 @@ def import_weights(
     normalised: Normalised = "auto",
     compat: Compat | None = None,
 ) -> list[Path]:
-    """Turn weights of others into encoder files with the modality that they were trained on.
+    """Turn weights of other programs into encoder files, with the modality they were trained on.
 
-    Read are checkpoints of the DeCUR authors (both encoders with projectors, or one backbone, with
+    It reads checkpoints of the DeCUR authors (both encoders with projectors, or one backbone, with
     or without deformable attention), torchgeo's weights from them, plain torchvision or timm
-    ResNets and ViTs, and the NVlabs release of MiT. Nothing is unpickled but tensors.
+    ResNets and ViTs, and the NVlabs release of MiT. Only tensors are unpickled.
 
-    Weights that expect pictures with a mean subtracted and divided by a standard deviation get
-    both folded into their first layers, as our encoders take [0, 1]: the same numbers, but for the
-    outermost ring of places, where a first convolution that pads with zeros pads with black in
-    place of the mean colour.
+    Encoders of decur take pictures in [0, 1]. Where weights expect pictures less a mean and divided
+    by a standard deviation, both are folded into the first layer. The numbers stay the same, but
+    for the outermost places: there a convolution that pads with zeros now pads with black, and no
+    longer with the mean colour.
 
     Args:
         file: `.pth`, `.pt`, `.bin` or `.safetensors`.
         out: folder that gets `encoders/<modality>.safetensors`, which `--encoders` takes.
-        layout: what the file has to be; "auto" takes what its keys say. "torchgeo" is a plain
+        layout: the layout that the file must have; "auto" goes by its keys. "torchgeo" is a plain
             ResNet or ViT of 2 or 13 bands.
         modalities: `{name: preset or fields}` in the order of the file's encoders; by default
             Sentinel-1 as "s1" and Sentinel-2 L1C as "s2" where the numbers of bands are 2 and 13,
-            "rgb" for one plain encoder of 3. That "s1" is not cut at percentiles, as the authors'
-            code has it; `{"s1": "sentinel1", "s2": "sentinel2-l1c"}` fits data that is.
-        normalised: what the weights expect: "imagenet", its mean and deviation; "half", 0.5 for
-            both; "none", [0, 1]. "auto" takes ImageNet's for a ResNet that comes with a classifier
-            of its 1000 classes and for every MiT, and insists on a choice for such a ViT: timm's
-            default ones expect 0.5, DeiT's and others ImageNet's, and the keys are the same.
-        compat: "official" for what the authors' weights alone need: the geometry of their
-            attention and the one module that both sensors shared while training; an elevation
-            encoder of three equal bands becomes one of a single band.
+            "rgb" for one plain encoder of 3. This "s1" is not cut at percentiles, as in the
+            authors' code; `{"s1": "sentinel1", "s2": "sentinel2-l1c"}` fits data that is cut.
+        normalised: the values that the weights expect: "imagenet", its mean and deviation;
+            "half", 0.5 for both; "none", [0, 1]. "auto" is ImageNet's for a ResNet with a
+            classifier of its 1000 classes and for every MiT. For a ViT with such a classifier a
+            choice is needed: timm's own expect 0.5, DeiT's and others ImageNet's values, and
+            their keys are the same.
+        compat: "official" for the weights of the authors, which need the geometry of their
+            attention, and one attention for both sensors, which trained through the same module;
+            an elevation encoder of three equal bands becomes one of a single band.
 
     Returns:
         The files.

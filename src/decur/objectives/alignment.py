@@ -91,7 +91,8 @@ def effective_rank(x: Tensor) -> Tensor:
         return gram.new_full((), torch.nan)
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()  # (min(N, D),)
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.special.entr(shares).sum().exp()
+    rank: Tensor = torch.special.entr(shares).sum().exp()
+    return rank
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class Correlation:
     @property
     def width(self) -> int:
         """Number of dimensions."""
-        return self.part.stop - self.part.start
+        return int(self.part.stop - self.part.start)
 
 
 def redundancy(batch: GlobalBatch, correlations: list[Correlation]) -> dict[str, Tensor]:
@@ -110,6 +110,22 @@ class Grams(torch.autograd.Function):
         return out, None, None
 
 
+def gram_matrices(z: Tensor, parts: tuple[slice, ...], *, own: slice) -> tuple[Tensor, ...]:
+    """Return the Gram matrices of some columns: own rows times all rows, with their gradient.
+
+    Args:
+        z: (N, K) standardised or centred embeddings of all processes.
+        parts: columns of each matrix.
+        own: rows of this process, n of them.
+
+    Returns:
+        One (n, N) for each part.
+    """
+    apply: Any = Grams.apply  # torch's has no types
+    grams: tuple[Tensor, ...] = apply(z, parts, own)
+    return grams
+
+
 class _Workspace:
     """What several correlations share, each computed once."""
 
@@ -170,7 +186,7 @@ class _Workspace:
         if key not in self._grams:
             pieces = list(pairwise(sorted(self._edges[key])))
             parts = tuple(slice(*piece) for piece in pieces)
-            grams = Grams.apply(self._standard(operand, samples), parts, samples.own)
+            grams = gram_matrices(self._standard(operand, samples), parts, own=samples.own)
             self._grams[key] = dict(zip(pieces, grams, strict=True))
         inside = [
             gram

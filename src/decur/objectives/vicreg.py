@@ -11,7 +11,7 @@ from torch import Tensor
 from decur.errors import ConfigError
 from decur.objectives.base import OBJECTIVES, Objective, compared_pairs
 from decur.objectives.batch import GlobalBatch, Operand, Selection
-from decur.objectives.redundancy import Grams
+from decur.objectives.redundancy import gram_matrices
 
 
 @OBJECTIVES.register("VICReg")
@@ -100,7 +100,7 @@ class VICReg(Objective):
         shortfall = F.relu(1 - torch.sqrt(variances + 1e-4)).sum() / (2 * self.dim)
         # sum_ij Cov_ij^2 = |Z^T Z|^2 = |Z Z^T|^2: the smaller matrix of the two
         if 4 * samples.size < 3 * self.dim:  # products of size N x N x K twice, N x K x K thrice
-            (gram,) = Grams.apply(z, (slice(0, self.dim),), samples.own)  # (n, N)
+            (gram,) = gram_matrices(z, (slice(0, self.dim),), own=samples.own)  # (n, N)
             squares = gram.square().sum() / (samples.size - 1) ** 2 - variances.square().sum()
         else:
             matrix = z[:, own].T @ z / (samples.size - 1)  # (k, K)

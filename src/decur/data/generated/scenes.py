@@ -329,7 +329,10 @@ def _fields(
     noise = rng.standard_normal((*filters.shape, 2), dtype=np.float32)
     spectra = noise.view(np.complex64)[..., 0] * filters
     fields = np.fft.irfft2(spectra, s=(size, size), axes=(-2, -1)).astype(np.float32)
-    return fields / fields.std(axis=(1, 2), keepdims=True)  # the mean is 0: no zero frequency
+    scaled: np.ndarray = fields / fields.std(
+        axis=(1, 2), keepdims=True
+    )  # the mean is 0: no zero frequency
+    return scaled
 
 
 @cache

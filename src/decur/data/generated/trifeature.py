@@ -152,7 +152,8 @@ def combinations(split: Split) -> NDArray[np.int64]:
     """The combinations of a split: (800 or 200, 3) indices of shape, texture, colour, in order."""
     every = np.indices((LEVELS,) * 3).reshape(3, -1).T  # (1000, 3), the shape changes slowest
     held_out = every.sum(axis=1) % LEVELS >= 8
-    return every[held_out if split == "test" else ~held_out]
+    chosen: NDArray[np.int64] = every[held_out if split == "test" else ~held_out]
+    return chosen
 
 
 def related(texture: int, colour: int) -> bool:
@@ -218,7 +219,8 @@ def _arc(start: float, end: float, radius: float = 1.0, centre: complex = 0) -> 
 
 
 def _corners(*angles: float, radius: float = 1.0) -> Outline:
-    return radius * np.exp(1j * np.radians(np.array(angles)))
+    outline: Outline = radius * np.exp(1j * np.radians(np.array(angles)))
+    return outline
 
 
 def _star() -> Outline:
@@ -255,11 +257,13 @@ SHAPES: dict[str, Outline] = {
 
 def _edge(wave: Array) -> Array:
     """Light where the wave is positive, dark where it is negative, with a soft edge."""
-    return np.clip(0.5 + 1.5 * wave, 0, 1)
+    light: Array = np.clip(0.5 + 1.5 * wave, 0, 1)
+    return light
 
 
 def _wave(x: Array, period: float, phase: float) -> Array:
-    return np.cos(_TAU * (x / np.float32(period) + np.float32(phase)))
+    wave: Array = np.cos(_TAU * (x / np.float32(period) + np.float32(phase)))
+    return wave
 
 
 def _blots(u: Array, v: Array, p: float, q: float, width: float) -> Array:
@@ -279,7 +283,8 @@ def _noise(width: float) -> Array:
     blur = np.exp(-2 * (np.pi * 64 * width * frequency) ** 2)
     blur[0, 0] = 0
     field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((512, 512))) * blur)
-    return (0.5 * field / field.std()).astype(np.float32)
+    noise: Array = (0.5 * field / field.std()).astype(np.float32)
+    return noise
 
 
 def _turns(u: Array, v: Array) -> Array:

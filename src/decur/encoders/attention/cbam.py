@@ -35,7 +35,8 @@ class CBAM(nn.Module):
         weight = self.channel(x.mean((2, 3))) + self.channel(x.amax((2, 3)))  # (B, C)
         x = x * weight.sigmoid()[:, :, None, None]
         summary = torch.stack((x.mean(1), x.amax(1)), 1)  # (B, 2, H, W)
-        return x * self.place(summary).sigmoid()
+        weighted: Tensor = x * self.place(summary).sigmoid()
+        return weighted
 
 
 @ATTENTIONS.register("cbam")

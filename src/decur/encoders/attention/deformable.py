@@ -139,7 +139,8 @@ class DeformableAttention(nn.Module):
         return q, k, v, bias, points, offsets
 
     def _grouped(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (B g, C / g, H, W)
+        grouped: Tensor = x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (B g, C / g, H, W)
+        return grouped
 
     def _distance_bias(self, points: Tensor, height: int, width: int) -> Tensor:
         """Bias of each place for each point: (B, g, n, 2) to (B, h, H W, n)."""
@@ -158,7 +159,8 @@ class DeformableAttention(nn.Module):
             padding_mode="border",
             align_corners=True,
         )  # (B g, h / g, HW, n)
-        return found.unflatten(0, (-1, self.groups)).flatten(1, 2)
+        bias: Tensor = found.unflatten(0, (-1, self.groups)).flatten(1, 2)
+        return bias
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         y = _project(self.out, y.transpose(1, 2).flatten(2))  # (B, HW, C)

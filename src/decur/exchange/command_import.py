@@ -1,4 +1,4 @@
-"""`decur import` and `decur export`: weights from and for other programs."""
+"""`decur import`: weights of other programs as encoder files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 from decur.config import Parser, read_mapping
 from decur.errors import ConfigError
-from decur.exchange.exporting import Format, export_encoder
-from decur.exchange.importing import Compat, Layout, Normalised, import_weights
+from decur.exchange.formats import Compat, Layout, Normalised
 
 
-def import_(arguments: Sequence[str]) -> list[Path]:
+def main(arguments: Sequence[str]) -> list[Path]:
     """Run `decur import ARGUMENTS`.
 
     Raises:
@@ -49,6 +48,8 @@ def import_(arguments: Sequence[str]) -> list[Path]:
         help="official: what the authors' weights alone need (the geometry of their attention).",
     )
     settings = parser.parse(arguments)
+    from decur.exchange.importing import import_weights  # imports timm, which takes seconds
+
     files = import_weights(
         settings.file,
         settings.out,
@@ -60,42 +61,6 @@ def import_(arguments: Sequence[str]) -> list[Path]:
     for file in files:
         print(f"written: {file}")
     print(f"use: decur transfer --encoders {settings.out} --data.root FOLDER --target NAME")
-    return files
-
-
-def export(arguments: Sequence[str]) -> list[Path]:
-    """Run `decur export ARGUMENTS`.
-
-    Raises:
-        DecurError: for whatever a person can mend.
-    """
-    parser = Parser(
-        "decur export",
-        "An encoder for other programs: timm's or torchgeo's state dict, ONNX, torch.export. What "
-        "its input is goes into a JSON beside it.",
-    )
-    parser.usage = "decur export ENCODER --format timm|torchgeo|onnx|torch --out FILE"
-    parser.add_argument("encoder", type=str, help="An encoder file of a run.")
-    parser.add_argument("--format", type=Format, required=True, help="What to write.")
-    parser.add_argument("--out", type=str, required=True, help="The file.")
-    parser.add_argument(
-        "--scaling", type=bool, default=False, help="Let the graph take raw values and scale them."
-    )
-    parser.add_argument(
-        "--size",
-        type=tuple[int, int] | None,
-        help="[height, width] of a graph for one size only; by default it takes any.",
-    )
-    settings = parser.parse(arguments)
-    files = export_encoder(
-        settings.encoder,
-        settings.out,
-        settings.format,
-        scaling=settings.scaling,
-        size=settings.size,
-    )
-    for file in files:
-        print(f"written: {file}")
     return files
 
 
