@@ -19,7 +19,7 @@ from jsonargparse._util import resolved_import_paths
 
 from decur import completion
 from decur.errors import ConfigError
-from decur.registry import find_object, import_own_modules, is_reference
+from decur.registry import Registry, find_object, import_own_modules, is_reference
 
 log = logging.getLogger(__name__)
 
@@ -273,6 +273,8 @@ class Parser(ArgumentParser):
         """
         for base in self._bases.values():
             import_own_modules()
+            if isinstance(registry := getattr(base, "registry", None), Registry):
+                registry.names()
             package = import_module(base.__module__.rpartition(".")[0])
             for name in getattr(package, "__all__", ()):
                 found = getattr(package, name)

@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -44,6 +44,7 @@ class PairedDataset(Dataset[Sample], ABC):
         wanted: names of the sensors whose pictures are read, see `only`; None for all.
     """
 
+    registry: ClassVar[Registry[type[PairedDataset]]] = DATASETS
     _made_of: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     modalities: dict[str, Modality]
     ids: list[str]

@@ -1,6 +1,13 @@
 """Weights from and for other programs."""
 
-from decur.exchange.exporting import export_encoder
-from decur.exchange.importing import import_weights
+from typing import TYPE_CHECKING
+
+from decur.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decur.exchange.exporting import export_encoder
+    from decur.exchange.importing import import_weights
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["export_encoder", "import_weights"]

@@ -43,6 +43,7 @@ class Objective(nn.Module, ABC):
         ConfigError: if a value is out of range.
     """
 
+    registry: ClassVar[Registry[type[Objective]]] = OBJECTIVES
     needs_whole_batch: ClassVar[str | None] = None
     least_modalities: ClassVar[int] = 1
 
