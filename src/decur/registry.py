@@ -96,7 +96,7 @@ class Registry(Generic[T]):
         raise ConfigError(f"{where}no {self.kind} {name!r}; {hint}")
 
     def is_known(self, name: str) -> bool:
-        """Whether an item can be had without importing anything that nobody asked for.
+        """Return whether an item can be had without importing anything that nobody asked for.
 
         True for a registered name, and for "package.module:attribute" where a person has asked for
         it before in this process or lists the module in `DECUR_IMPORT`. For names that come from
@@ -119,7 +119,7 @@ class Registry(Generic[T]):
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name has the form "package.module:attribute" or "package.module.attribute"."""
+    """Return whether a name is "package.module:attribute" or "package.module.attribute"."""
     return _REFERENCE.fullmatch(name) is not None
 
 

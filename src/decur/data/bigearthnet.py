@@ -174,15 +174,15 @@ class BigEarthNetMM(PatchPairs):
         return {**sample, "target": target} if target else sample
 
     def files(self, index: int) -> list[Path]:
-        """The bands of a pair, and the JSON of its labels."""
+        """Return the bands of a pair, and the JSON of its labels."""
         return [*super().files(index), *([self._json(index)] if self.targets else [])]
 
     def folder(self, name: str, patch: str) -> Path:
-        """Where the files of a patch of "s1" or "s2" lie."""
+        """Return the folder of a patch of "s1" or "s2"."""
         return self._folders[name] / patch
 
     def _about(self, index: int) -> dict[str, Any]:
-        """What the JSON says of the patch; nothing where no labels are wanted."""
+        """Return the JSON of a patch; an empty mapping where no labels are wanted."""
         return _read_json(self._json(index)) if self.targets else {}
 
     def _json(self, index: int) -> Path:
@@ -212,7 +212,7 @@ class BigEarthNetMM(PatchPairs):
 
 
 def _patches(folder: Path) -> set[str]:
-    """Names of the folders of patches."""
+    """Return the names of the folders of patches."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {_LAYOUT}")
     with os.scandir(folder) as entries:
@@ -223,7 +223,7 @@ def _patches(folder: Path) -> set[str]:
 
 
 def _pairs(root: Path, split: str | None, s1_folder: Path, s1: set[str]) -> dict[str, str]:
-    """`{S2 patch: S1 patch}` of a split, from its file, else from the JSON of S1 patches."""
+    """Return `{S2 patch: S1 patch}` of a split, from its file or from the JSON of S1 patches."""
     files = {name: _split_file(root, name) for name in SPLITS}
     wanted = SPLITS if split is None else (split,)
     if split is None and not any(files.values()):
@@ -241,7 +241,7 @@ def _pairs(root: Path, split: str | None, s1_folder: Path, s1: set[str]) -> dict
 
 
 def _split_file(root: Path, split: str) -> Path | None:
-    """The file of a split, under its own name or the one that torchgeo gives it."""
+    """Return the file of a split, under its own name or torchgeo's; None where there is none."""
     files = (root / f"{split}.csv", root / f"bigearthnet-{split}.csv")
     return next((file for file in files if file.is_file()), None)
 

@@ -170,11 +170,11 @@ class BigEarthNetV2(PatchPairs):
         return sample
 
     def files(self, index: int) -> list[Path]:
-        """The bands of a pair, and its map."""
+        """Return the bands of a pair, and its map."""
         return [*super().files(index), *([self._map_file(index)] if "map" in self.targets else [])]
 
     def folder(self, name: str, patch: str) -> Path:
-        """Where the files of a patch of "s1" or "s2" lie."""
+        """Return the folder of a patch of "s1" or "s2"."""
         return self._folders[name] / patch.rsplit("_", 3 if name == "s1" else 2)[0] / patch
 
     def _offset(self, index: int) -> int:
@@ -250,7 +250,7 @@ class _Metadata:
 
 
 def _patches(folder: Path) -> set[str]:
-    """Names of the folders of patches, which lie in folders of tiles or scenes."""
+    """Return the names of the folders of patches, which lie in folders of tiles or scenes."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {_LAYOUT}")
     patches: set[str] = set()

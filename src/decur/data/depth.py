@@ -1,4 +1,4 @@
-"""What the readers of RGB-D sets share: depth as a modality, its unit, and MATLAB's files."""
+"""For data sets of RGB-D: depth as a modality, a check of its unit, and MATLAB's files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Depth = Literal["metres", "hha"]
 
 
 def depth_modality(depth: Depth, size: tuple[int, int]) -> Modality:
-    """The modality that a depth picture becomes: "depth" (1 band, m) or "hha" (3 bands, 8-bit)."""
+    """Return the modality of depth pictures: "depth" (1 band, m) or "hha" (3 bands, 8-bit)."""
     return Modality.preset("depth" if depth == "metres" else "hha").with_(size=size)
 
 
 def encode_depth(
     metres: Tensor, depth: Depth, *, intrinsics: Sequence[float] | None, size: tuple[int, int]
 ) -> Tensor:
-    """Depth as the image of its modality.
+    """Return depth as an image of its modality.
 
     Args:
         metres: (H, W) float, NaN where there is none.
@@ -123,11 +123,11 @@ class Mat73:
                 raise DataError(f"{file}: has no {name!r} (it has {there}); {layout}")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a dataset."""
+        """Return the shape of a dataset."""
         return tuple(self._open()[name].shape)
 
     def read(self, name: str, row: int) -> np.ndarray:
-        """One row of a dataset; of a column of references, what the row refers to.
+        """Read one row of a dataset; of a column of references, the array that the row refers to.
 
         Raises:
             BadSampleError: naming the file, if it is cut short or corrupt there.
@@ -144,7 +144,7 @@ class Mat73:
         return np.asarray(value)
 
     def read_bytes(self, name: str, row: int) -> np.ndarray:
-        """A row of a dataset as it is stored: (bytes,) uint8; of a reference, what it refers to.
+        """Read one row of a dataset, or the array it refers to, as it is stored: (bytes,) uint8.
 
         Chunks that hold other rows, too, are whole.
 
@@ -178,7 +178,7 @@ class Mat73:
         )
 
     def strings(self, name: str) -> list[str]:
-        """A cell array of strings, (1, N)."""
+        """Read a cell array of strings, (1, N)."""
         opened = self._open()
         return ["".join(map(chr, opened[cell][()].ravel())) for cell in opened[name][()].ravel()]
 

@@ -30,7 +30,7 @@ _AS_COPIED = "copy or download the file anew, or delete it"
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before its pixels are read.
+    """The header of a file, which is read without its pixels.
 
     Args:
         bands: their number.
@@ -79,7 +79,7 @@ def read_image(
 def _read(
     path: Path, bands: int | None = None, nodata: float | tuple[float, ...] | None = None
 ) -> Tensor:
-    """As `read_image`; there may be no measured pixel."""
+    """Read a file as `read_image` does, but allow that no pixel is measured."""
     own_nodata: float | None = None
     if path.suffix.lower() in RASTER:
         pixels, own_nodata = _read_raster(path)
@@ -160,7 +160,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def resize(image: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Bilinear, antialiased; without smearing NaN over all that the filter touches."""
+    """Resize (C, H, W) bilinearly with antialiasing, without spreading NaN over the filter."""
     if size is None or image.shape[-2:] == size:
         return image
     x = image[None].float()  # (1, C, H, W)
@@ -174,14 +174,14 @@ def resize(image: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Class indices (H, W) without mixing them: nearest; float32 holds 0 to 255 exactly."""
+    """Resize class indices (H, W) by the nearest neighbour; float32 holds 0 to 255 exactly."""
     if size is None or mask.shape == size:
         return mask
     return interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
 
 def read_files(paths: Sequence[str | Path]) -> np.ndarray:
-    """The bytes of files, one after the other and not decoded: (bytes,) uint8.
+    """Read the bytes of files, one after the other and not decoded: (bytes,) uint8.
 
     Raises:
         BadSampleError: naming the file that cannot be read.
@@ -211,10 +211,10 @@ def _existing(path: str | Path) -> Path:
 
 
 def _gdal(path: Path) -> dict[str, str]:
-    """Options of GDAL, which lists the whole folder at each opening otherwise.
+    """Return options of GDAL that keep it from listing the whole folder at each opening.
 
-    That takes seconds where it holds 250,000 files. "EMPTY_DIR" is the fastest, but hides what
-    lies beside a file, the mask of its pixels too.
+    Listing takes seconds where the folder holds 250,000 files. "EMPTY_DIR" is the fastest, but
+    hides the files beside a raster, the mask of its pixels too.
     """
     beside = path.with_name(path.name + ".msk").is_file()
     return {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if beside else "EMPTY_DIR"}
@@ -265,20 +265,20 @@ def _read_picture(path: Path, palette_indices: bool = False) -> np.ndarray:
 
 
 def _mode(picture: Image.Image) -> str:
-    """The Pillow mode a picture is read in."""
+    """Return the mode of Pillow that a picture is read in."""
     if picture.mode == "P" and "transparency" in picture.info:
         return "RGBA"
     return _MODES.get(picture.mode, picture.mode)
 
 
 def _grey_step(picture: Image.Image) -> int:
-    """What Pillow multiplies grey PNGs of 2 or 4 bits by, to fill 8; before they are loaded."""
+    """Return the factor by which Pillow stretches a grey PNG of 2 or 4 bits to 8."""
     raw = {tile.args for tile in getattr(picture, "tile", ()) if isinstance(tile.args, str)}
     return 85 if "L;2" in raw else 17 if "L;4" in raw else 1
 
 
 def _is_deep_colour(picture: Image.Image) -> bool:
-    """Whether this is a PNG of 16 bits and more than one band."""
+    """Return whether this is a PNG of 16 bits and more than one band."""
     return picture.format == "PNG" and any(
         isinstance(tile.args, str)
         and tile.args.endswith(";16B")
@@ -317,7 +317,7 @@ def _load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray
 def _channels_first(
     path: Path, shape: tuple[int, ...], bands: int | None = None
 ) -> tuple[int, int, int]:
-    """The shape as (C, H, W); refuses what looks like (H, W, C) rather than guess."""
+    """Return the shape as (C, H, W), and refuse one that looks like (H, W, C)."""
     if len(shape) == 2:
         return (1, *shape)
     if len(shape) != 3:

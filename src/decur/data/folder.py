@@ -126,13 +126,13 @@ class PairedFolder(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[str]:
-        """The pictures of a sample, and its mask."""
+        """Return the pictures of a sample, and its mask."""
         pictures = [self._files[name][index] for name in self.sensors_of(index)]
         files = [*pictures, self._mask(self.ids[index])]
         return [file for file in files if file is not None]
 
     def _mask(self, id_: str) -> str | None:
-        """The mask of a sample, if it has one that is wanted."""
+        """Return the mask of a sample, if it has one that is wanted."""
         return self._masks.get(id_) if MASK in self.targets else None
 
     def _read_mask(self, file: str) -> Tensor:
@@ -148,7 +148,7 @@ class PairedFolder(PairedDataset):
         return resize_mask(mask, next(iter(self.modalities.values())).size)
 
     def describe(self) -> str:
-        """One line for the log: samples, sensors and how many samples lack them, labels."""
+        """Return one line for the log: samples, sensors and how many samples lack them, labels."""
         line = super().describe()
         if self.targets:
             line += f", labels: {', '.join(self.targets)}"
@@ -158,7 +158,7 @@ class PairedFolder(PairedDataset):
 
 
 def _pair(root: Path, folders: dict[str, dict[str, str]], missing: str) -> list[str]:
-    """Ids to use, sorted."""
+    """Return the ids of the samples, sorted."""
     if missing not in ("keep", "drop"):
         raise DataError(f"missing is {missing!r}; choose 'keep' or 'drop'")
     counts = Counter(id_ for files in folders.values() for id_ in files)
@@ -175,12 +175,12 @@ def _pair(root: Path, folders: dict[str, dict[str, str]], missing: str) -> list[
 
 
 def _spaced(files: list[str], at_most: int) -> list[str]:
-    """Evenly spaced ones, first and last among them."""
+    """Return evenly spaced files, first and last among them."""
     return [files[i] for i in evenly_spaced(len(files), at_most)]
 
 
 def _complete(name: str, files: list[str], modality: Modality | None) -> Modality:
-    """The modality with everything set: guessed if not given, size from the files' headers."""
+    """Return the modality with all fields set: guessed if not given, the size from headers."""
     headers: list[Header] = []
     for file in _spaced(files, _HEADERS):
         try:
@@ -254,7 +254,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
 
 
 def _highest_class(files: list[str], enough: int | None) -> tuple[int, str | None]:
-    """The highest class in masks (-1 where all is unknown), and the first file with unknown pixels.
+    """Return the highest class in masks (-1 for none), and the first file with unknown pixels.
 
     From `enough` on no more masks are read.
     """

@@ -136,7 +136,7 @@ class GeoNRW(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[str]:
-        """The files of a tile's scene, which are decoded whole, once for tiles read in a row."""
+        """Return the files of a tile's scene, which are decoded whole, once for tiles in a row."""
         return list(self._wanted(self.groups[index]).values())
 
     def _wanted(self, scene: str) -> dict[str, str]:
@@ -165,7 +165,7 @@ class GeoNRW(PairedDataset):
 
 
 def _scan(root: Path, split: str | None) -> dict[str, dict[str, str]]:
-    """`{scene: {"rgb", "dem", "seg": file}}`, in the order of cities and coordinates."""
+    """Return `{scene: {"rgb", "dem", "seg": file}}` in the order of cities and coordinates."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; {_LAYOUT}")
     cities = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
@@ -187,7 +187,7 @@ def _scan(root: Path, split: str | None) -> dict[str, dict[str, str]]:
 
 
 def _scene_size(scenes: dict[str, dict[str, str]]) -> tuple[int, int]:
-    """Of the first scene whose header can be read; the others must have it, too."""
+    """Return the size of the first scene with a readable header; all scenes must have it."""
     error: BadSampleError | None = None
     for files in scenes.values():
         try:

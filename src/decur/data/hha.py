@@ -30,7 +30,7 @@ PLAUSIBLE = (0.2, 20.0)  # m: medians of pictures from rooms, taken by the senso
 
 
 def measured(depth: Tensor) -> Tensor:
-    """Where there is a depth: bool of the same shape, False for 0, negative, NaN and infinite."""
+    """Return where there is a depth: False for 0, negative, NaN and infinite values."""
     return (depth > 0) & depth.isfinite()
 
 
@@ -88,7 +88,7 @@ def hha(depth: Tensor, intrinsics: Tensor | Sequence[float]) -> Tensor:
 
 
 def _checked(depth: Tensor, intrinsics: Tensor | Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Depth as (B, H, W) and intrinsics as (B or 1, 4), both float32 on one device."""
+    """Return depth as (B, H, W) and intrinsics as (B or 1, 4), both float32 on one device."""
     if depth.ndim not in (2, 3) or 0 in depth.shape:
         raise DataError(f"depth must be (H, W) or (B, H, W), not {tuple(depth.shape)}")
     if not depth.is_floating_point():
@@ -123,13 +123,13 @@ def _check_depth(pictures: Tensor, valid: Tensor) -> None:
 
 
 def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each pixel, (H, 1) and (W,)."""
+    """Return row and column of each pixel, (H, 1) and (W,)."""
     rows = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)
     return rows[:, None], torch.arange(x.shape[2], dtype=x.dtype, device=x.device)
 
 
 def _moments(x: Tensor, dim: int, radius: int, orders: int) -> list[Tensor]:
-    """Sums of k^p x[i + k] over |k| <= radius along a dimension, for each p < orders; 0 outside.
+    """Return sums of k^p x[i + k] over |k| <= radius along a dimension, for each p < orders.
 
     Offsets from the window's centre instead of integral images: these would need float64.
     """
@@ -148,7 +148,7 @@ def _moments(x: Tensor, dim: int, radius: int, orders: int) -> list[Tensor]:
 
 
 def _normals(inverse: Tensor, valid: Tensor, camera: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Unit normals of the planes fitted to square windows, pointing away from the camera.
+    """Return unit normals of planes fitted to square windows; they point away from the camera.
 
     On a plane n.P = 1 the inverse depth is n.(u, v, 1), linear in the pixel's position: the least
     squares fit of 1/z over a window, around its centre, gives n.
@@ -188,7 +188,7 @@ def _normals(inverse: Tensor, valid: Tensor, camera: Tensor, radius: int) -> tup
 
 
 def _gravity(normals: Tensor, has_plane: Tensor) -> Tensor:
-    """Unit vectors of gravity (y down), (B, 3): most parallel to floors, orthogonal to walls."""
+    """Return gravity as unit vectors (B, 3), y down: normal to floors, parallel to walls."""
     flat, known = normals.flatten(2), has_plane.flatten(1)  # (B, 3, P), (B, P)
     start = flat.new_tensor([0.0, 1.0, 0.0])
     down = start.expand(len(flat), 3)

@@ -1,4 +1,4 @@
-"""Which files a folder of pairs holds: pairing is by name."""
+"""The files of a folder of pairs, by modality and id."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def modality_files(
 
 
 def subfolders(root: str | Path) -> list[str]:
-    """The names of the folders that may be modalities, sorted.
+    """Return the names of the folders that may be modalities, sorted.
 
     Raises:
         DataError: if the root is missing.
@@ -69,7 +69,7 @@ def subfolders(root: str | Path) -> list[str]:
 
 
 def as_id(name: str) -> str:
-    """A file's name or a table's cell as id: Macs write é as two characters, others as one."""
+    """Return a file's name or a table's cell as id; Macs write é as two characters, not one."""
     return unicodedata.normalize("NFC", name)
 
 

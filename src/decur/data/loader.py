@@ -1,4 +1,4 @@
-"""How samples reach the device: batch size, reading processes, tolerance of bad samples."""
+"""Settings of loading: batch size, reading processes, tolerance of bad samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from decur.errors import require
 
 @dataclass
 class LoaderSettings:
-    """How samples reach the device.
+    """Batch size, reading processes, and tolerance of bad samples.
 
     Args:
         batch_size: samples in a batch, over all processes together: the same configuration gives
@@ -29,6 +29,6 @@ class LoaderSettings:
         require(0 <= self.max_bad <= 1, f"loader.max_bad: a share in [0, 1], is {self.max_bad}")
 
     def processes(self) -> int:
-        """Reading processes, the default filled in."""
+        """Return the number of reading processes, with the default filled in."""
         default = min(8, max(1, (os.cpu_count() or 1) - 1))
         return default if self.workers is None else self.workers

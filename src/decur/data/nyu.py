@@ -141,7 +141,7 @@ class NYUDepthV2(PairedDataset):
         return sample
 
     def read_bytes(self, index: int) -> np.ndarray:
-        """A row of each array that is read, as the file stores it: (bytes,) uint8.
+        """Return a row of each array that is read, as the file stores it: (bytes,) uint8.
 
         Raises:
             BadSampleError: naming the file and the row, if it cannot be read.
@@ -173,12 +173,12 @@ class NYUDepthV2(PairedDataset):
 
 
 def _upright(pixels: np.ndarray) -> np.ndarray:
-    """MATLAB's (width, height) as (height, width)."""
+    """Return MATLAB's (width, height) as (height, width)."""
     return np.ascontiguousarray(pixels.swapaxes(-1, -2))
 
 
 def _split(file: Path, split: str | None, count: int) -> list[int]:
-    """Rows of the split, from 0."""
+    """Return the rows of the split, counted from 0."""
     if split is None:
         return list(range(count))
     name = f"{split}Ndxs"
@@ -192,7 +192,7 @@ def _split(file: Path, split: str | None, count: int) -> list[int]:
 
 
 def _mapping(file: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """From a class of the release, 0 being "not labelled", to one of 40 or 255; and their names."""
+    """Return for each class of the release (0 is "not labelled") one of 40 or 255; and 40 names."""
     found = read_mat(
         file,
         ["mapClass", "className"],

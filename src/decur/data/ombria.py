@@ -125,18 +125,18 @@ class Ombria(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[str]:
-        """The pictures of a pair, and the mask if there is one."""
+        """Return the pictures of a pair, and the mask if there is one."""
         files, date = self._samples[index]
         pictures = [files[f"{name}_{date}"] for name in self.sensors_of(index)]
         return [file for file in (*pictures, self._mask(index)) if file is not None]
 
     def _mask(self, index: int) -> str | None:
-        """The mask of a pair, if it has one that is wanted."""
+        """Return the mask of a pair, if it has one that is wanted."""
         return _mask(*self._samples[index]) if self.targets else None
 
 
 def _places(root: Path, split: str | None) -> dict[str, Files]:
-    """`{number: files}` of the splits wanted."""
+    """Return `{number: files}` of the wanted splits."""
     found: dict[str, Files] = {}
     split_of: dict[str, str] = {}
     for name in ("train", "test") if split is None else (split,):
@@ -152,7 +152,7 @@ def _places(root: Path, split: str | None) -> dict[str, Files]:
 
 
 def _events(root: Path) -> dict[str, Files]:
-    """`{<EVENT>_<number>: files}` of the floods of 2021."""
+    """Return `{<EVENT>_<number>: files}` of the floods of 2021."""
     found: dict[str, Files] = {}
     folder = root / "2021"
     events = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -168,7 +168,7 @@ def _events(root: Path) -> dict[str, Files]:
 
 
 def _scan(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
-    """The files below a folder whose names are as expected."""
+    """Yield the files below a folder whose names are as expected."""
     matched = False
     for kind in ("BEFORE", "AFTER", "MASK"):
         if not (folder / kind).is_dir():
@@ -189,7 +189,7 @@ def _add(files: Files, key: str, file: str) -> None:
 
 
 def _mask(files: Files, date: str) -> str | None:
-    """The mask of a place after the flood; those of both sensors are the same."""
+    """Return the mask of a place after the flood; both sensors have the same."""
     return files.get(f"s1_{_MASK}", files.get(f"s2_{_MASK}")) if date == "after" else None
 
 

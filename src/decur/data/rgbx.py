@@ -146,7 +146,7 @@ class RGBX(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[str]:
-        """The pictures of a sample, and its label."""
+        """Return the pictures of a sample, and its label."""
         pictures = [self._files[name][index] for name in self.sensors_of(index)]
         files = [*pictures, self._labels[index] if self.targets else None]
         return [file for file in files if file is not None]
@@ -174,7 +174,7 @@ def read_label(file: str | Path, zero_is_void: bool) -> Tensor:
 
 
 def _names(file: Path) -> list[str] | None:
-    """The names that a file of a split lists; None where there is no such file."""
+    """Return the names that a file of a split lists; None where there is no such file."""
     if not file.is_file():
         return None
     try:
@@ -199,7 +199,7 @@ def _name(entry: str) -> str:
 
 
 def _files(folder: Path, listed: Iterable[list[str] | None], needed: bool = True) -> dict[str, str]:
-    """`{name: file}` of the pictures in a folder, and in those sub-folders that names are of."""
+    """Return `{name: file}` of the pictures in a folder, and in the sub-folders of the names."""
     if not folder.is_dir():
         if not needed:
             return {}
@@ -236,7 +236,7 @@ def _wanted(
 
 
 def _header(folder: Path, files: Iterable[str]) -> Header:
-    """Of the first file that can be read."""
+    """Return the header of the first file that can be read."""
     error: BadSampleError | None = None
     for file in files:
         try:
@@ -262,7 +262,7 @@ def _modality(name: str, header: Header, size: tuple[int, int]) -> Modality:
 
 
 def _count(labels: Sequence[str], zero_is_void: bool) -> int:
-    """The number of classes that some labels show."""
+    """Return the number of classes that some labels show."""
     spaced = evenly_spaced(len(labels), _LABELS_READ)
     highest = 0
     for row in spaced:

@@ -1,4 +1,4 @@
-"""What data sets give: samples of several sensors, their labels, and batches of them."""
+"""Samples of several sensors, their labels, and batches of them."""
 
 from __future__ import annotations
 

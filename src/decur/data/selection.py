@@ -14,7 +14,7 @@ from decur.errors import ConfigError
 
 
 def evenly_spaced(total: int, most: int) -> np.ndarray:
-    """Indices below `total`, first and last among them: all, or `most` of them, (n,) int64.
+    """Return evenly spaced indices below `total`, first and last among them: (n,) int64.
 
     Args:
         total: how many there are to choose from.
@@ -24,7 +24,7 @@ def evenly_spaced(total: int, most: int) -> np.ndarray:
 
 
 def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDataset:
-    """A data set with some of its sensors, and the samples that have one of them.
+    """Return a data set with some of its sensors, and the samples that have one of them.
 
     Args:
         data: any data set.
@@ -70,11 +70,11 @@ class _Selection(PairedDataset):
         return {**sample, "images": images}
 
     def files(self, index: int) -> Sequence[str | Path]:
-        """Those of the data set itself, without what is not wanted."""
+        """Return those of the whole data set, without what is not wanted."""
         return self.data.files(int(self.rows[index]))
 
     def read_bytes(self, index: int) -> np.ndarray | None:
-        """Those of the data set itself, without what is not wanted."""
+        """Return those of the whole data set, without what is not wanted."""
         return self.data.read_bytes(int(self.rows[index]))
 
     def digest_parts(self) -> object:
@@ -82,7 +82,7 @@ class _Selection(PairedDataset):
         return self.data, list(self.modalities)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The order that suits the whole data set, without the samples that are left out."""
+        """Return the order of the whole data set, without the samples that are left out."""
         position = np.full(len(self.data), -1)
         position[self.rows] = np.arange(len(self.rows))
         order = position[self.data.order(rng)]

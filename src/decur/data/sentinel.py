@@ -1,4 +1,4 @@
-"""What the readers of Sentinel-1 and Sentinel-2 patches share: bands, offsets, statistics."""
+"""For data sets of Sentinel-1 and Sentinel-2: patches of one file a band, and the offset."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CHECKED = 8  # scenes that are looked at for the offset
 
 
 class PatchPairs(PairedDataset):
-    """Base of data sets of S1 and S2 patches: a folder each, of one file a band.
+    """Base of data sets of S1 and S2 patches, each a folder with one file a band.
 
     A pair is named after its S2 patch. Its group is the acquisition that this was cut from: what
     stands before the third `_` of the name.
@@ -81,7 +81,7 @@ class PatchPairs(PairedDataset):
         self.groups = ["_".join(id_.split("_")[:3]) for id_ in self.ids]
 
     def images(self, index: int, offset: int) -> dict[str, Tensor]:
-        """The pictures of a pair, `offset` taken off that of S2.
+        """Read the pictures of a pair; the offset is subtracted from that of S2.
 
         Raises:
             BadSampleError: naming the file, if a band cannot be used.
@@ -92,15 +92,15 @@ class PatchPairs(PairedDataset):
         return images
 
     def files(self, index: int) -> list[Path]:
-        """The bands of a pair."""
+        """Return the bands of a pair."""
         return [file for name in self.sensors_of(index) for file in self._bands(name, index)]
 
     @abstractmethod
     def folder(self, name: str, patch: str) -> Path:
-        """Where the files of a patch of "s1" or "s2" lie."""
+        """Return the folder of a patch of "s1" or "s2"."""
 
     def file(self, name: str, index: int, *, ending: str) -> Path:
-        """One file of a patch of "s1" or "s2"."""
+        """Return one file of a patch of "s1" or "s2"."""
         patch = self._names[name][index]
         return self.folder(name, patch) / f"{patch}_{ending}"
 
@@ -122,14 +122,14 @@ class PatchPairs(PairedDataset):
 
 
 def band_in_file(band: str) -> str:
-    """A band of Sentinel-2 as files spell it: B01 for B1."""
+    """Return a band of Sentinel-2 as files spell it: B01 for B1."""
     return f"B0{band[1]}" if len(band) == 2 and band[1].isdigit() else band
 
 
 def some_scenes(
     has: np.ndarray, scene: Callable[[int], tuple[Tensor, int]]
 ) -> Iterator[tuple[Tensor, int]]:
-    """A few scenes from all over a data set, for `check_offset`.
+    """Yield a few scenes from all over a data set, for `check_offset`.
 
     Args:
         has: (N,) bool: which samples have the sensor.
@@ -168,7 +168,7 @@ def read_bands(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
 
 
 def offset_of(product: str) -> int:
-    """How much too high the pixels of a Sentinel-2 product are: 0, or 1000 after the change.
+    """Return the offset in the pixels of a Sentinel-2 product: 0, or 1000 since baseline 04.00.
 
     Told by the processing baseline in its name (`_N0400_`), else by the first date in it.
     """
@@ -180,7 +180,7 @@ def offset_of(product: str) -> int:
 
 
 def without_offset(image: Tensor, offset: int) -> Tensor:
-    """The image less the offset, not below 0, which also keeps 0 for "no measurement"."""
+    """Return the image less the offset, at least 0, so that 0 ("no measurement") stays."""
     return (image - offset).clamp_min(0) if offset else image
 
 

@@ -99,7 +99,7 @@ class PlacesInSeasons(PairedDataset):
         self.modalities = change_modalities(known_modalities, modalities)
 
     def _set_places(self, places: Sequence[str], there: Mapping[str, Sequence[bool]]) -> None:
-        """Name the samples: those of a place lie side by side.
+        """Set ids, groups and presence; the samples of a place follow each other.
 
         Args:
             places: in order.
@@ -124,10 +124,10 @@ class PlacesInSeasons(PairedDataset):
 
     @abstractmethod
     def _scene(self, name: str, index: int) -> tuple[Tensor, int]:
-        """A sample's raw image of a sensor, and the offset that is taken off it."""
+        """Return a sample's raw image of a sensor, and the offset to subtract from it."""
 
     def _season(self, name: str, index: int, seasons: int) -> int:
-        """Which of a place's seasons a sample takes of a sensor."""
+        """Return the number of the season that a sample takes of a sensor."""
         order = season_order(
             self.seed, self.sensors[name], place=self.groups[index], products=seasons
         )
@@ -217,7 +217,7 @@ class SSL4EOS12(PlacesInSeasons):
                 check_offset(scenes, self.root / product)
 
     def files(self, index: int) -> list[Path]:
-        """The bands of a place, a season of each sensor.
+        """Return the bands of a place, a season of each sensor.
 
         Raises:
             BadSampleError: naming the folder, if the seasons of a place cannot be listed.
@@ -234,7 +234,7 @@ class SSL4EOS12(PlacesInSeasons):
         return [product / f"{band}.tif" for band in self.modalities[name].bands]
 
     def _product(self, name: str, index: int) -> Path:
-        """The folder of the season that a sample takes of a sensor."""
+        """Return the folder of the season that a sample takes of a sensor."""
         place = self.root / self.sensors[name] / self.groups[index]
         try:
             with os.scandir(place) as entries:
@@ -252,7 +252,7 @@ class SSL4EOS12(PlacesInSeasons):
 
 
 def season_order(seed: int, sensor: str, *, place: str, products: int) -> np.ndarray:
-    """The order in which the samples of a place take its products (sorted by name): (products,)."""
+    """Return the order in which samples of a place take its products, sorted by name."""
     stream = list(f"{seed}/{sensor}/{place}".encode())
     return np.random.default_rng(stream).permutation(products)
 

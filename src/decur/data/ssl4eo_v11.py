@@ -172,7 +172,7 @@ class SSL4EOS12v11(PlacesInSeasons):
         return self.root / split / FOLDERS[self.sensors[name]] / file
 
     def _places(self, number: int, files: Mapping[str, set[tuple[str, str]]]) -> list[str]:
-        """The places of a file, of the first sensor whose file can be read."""
+        """Return the places of a file, by the first sensor whose file can be read."""
         broken: BadSampleError | None = None
         for name, found in files.items():
             if self._files[number] in found:
@@ -184,7 +184,7 @@ class SSL4EOS12v11(PlacesInSeasons):
         raise broken
 
     def _in_one_file(self, name: str) -> np.ndarray:
-        """(N,) bool: the samples of a sensor's first file, which is of places all over the world.
+        """Return which samples are in a sensor's first file, of places all over the world: (N,).
 
         Eight scenes of as many files would be eight times the wait.
         """
@@ -218,7 +218,7 @@ class SSL4EOS12v11(PlacesInSeasons):
         return resize(torch.from_numpy(image), modality.size), off
 
     def read_bytes(self, index: int) -> np.ndarray:
-        """The chunks that hold a place's seasons, as the files store them: (bytes,) uint8.
+        """Return the chunks that hold a place's seasons, as the files store them: (bytes,) uint8.
 
         Raises:
             BadSampleError: naming the file, if it cannot be read.
@@ -232,7 +232,7 @@ class SSL4EOS12v11(PlacesInSeasons):
         return np.concatenate(stored)
 
     def _pixels(self, name: str, path: Path, file: _File, row: int, season: int) -> np.ndarray:
-        """(C, H, W): from the chunk that holds it, which is kept until another file is read."""
+        """Return (C, H, W) from its chunk, which is kept until another file is read."""
         step = file.bands.chunks[0]
         if self._kept.get(name, (None,))[0] != path:
             self._kept[name] = (path, {})
@@ -288,7 +288,7 @@ def _open(path: Path, process: int) -> _File:
 
 
 def _chunks(path: Path, bands: Any, row: int, season: int) -> np.ndarray:
-    """The chunks of an array that hold a season of a place, not decompressed: (bytes,) uint8."""
+    """Return the compressed chunks that hold a season of a place: (bytes,) uint8."""
     within = [range(-(-n // step)) for n, step in zip(bands.shape, bands.chunks, strict=True)][2:]
     corner = (row // bands.chunks[0], season // bands.chunks[1])
     keys = [
@@ -305,7 +305,7 @@ def _chunks(path: Path, bands: Any, row: int, season: int) -> np.ndarray:
 
 
 def _files(root: Path, split: str, folder: str) -> set[tuple[str, str]]:
-    """`(split, name)` of the files of a product."""
+    """Return `(split, name)` of the files of a product."""
     path = root / split / folder
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; {_LAYOUT}")

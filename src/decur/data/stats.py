@@ -71,7 +71,7 @@ class BandStatistics:
     def of_image(
         cls, image: np.ndarray, draw: int = 1024, *, seed: int = 0, is_byte: bool | None = None
     ) -> BandStatistics:
-        """Statistics of one image.
+        """Compute the statistics of one image.
 
         Args:
             image: (C, ...), uint8 or float; NaN is no measurement.
@@ -105,7 +105,7 @@ class BandStatistics:
         )
 
     def merge(self, other: BandStatistics) -> BandStatistics:
-        """Statistics of both sets of pixels together.
+        """Return the statistics of both sets of pixels together.
 
         Raises:
             DataError: if the numbers of bands differ.
@@ -147,7 +147,7 @@ class BandStatistics:
         return self.histogram is not None
 
     def percentiles(self, percents: Sequence[float] = PERCENTS) -> np.ndarray:
-        """Percentiles of each band, (len(percents), C).
+        """Return percentiles of each band, (len(percents), C).
 
         By nearest rank. Exact for 8-bit data. For other data taken from pixels drawn at random,
         about 500,000 a band and the same ones at each run: the rank of percentile p is then off
@@ -167,7 +167,7 @@ class BandStatistics:
         return np.stack(columns, 1).astype(np.float64)
 
     def report(self) -> list[str]:
-        """Lines for a person: counts, ranges, percentiles, and what looks like missing data."""
+        """Return lines for a person: counts, ranges, percentiles, suspected missing data."""
         lines = [f"{self.images} images, {int(self.count.max(initial=0))} measured pixels a band"]
         if self.bad:
             lines.append(f"{len(self.bad)} bad files left out, the first {self.bad[0][0]}")
@@ -185,7 +185,7 @@ class BandStatistics:
         return lines
 
     def to_modality(self, name: str, known: Modality | None = None) -> Modality:
-        """A modality with these statistics: the known one, all else of it kept, or a new one.
+        """Return a modality with these statistics: the known one otherwise unchanged, or a new one.
 
         A new one of 8-bit data is scaled by its range, 0 to 255; of other data by mean and standard
         deviation, radar after a cut of 2 % (DeCUR paper, appendix B.1). The augmentation follows
@@ -216,7 +216,7 @@ class BandStatistics:
 
 
 def guess_augmentation(name: str) -> str:
-    """The augmentation recipe that the name of a folder suggests; "optical" if it tells nothing."""
+    """Return the augmentation recipe that a folder's name suggests; "optical" by default."""
     lower = name.lower()
     for augmentation, words in _SENSOR_WORDS.items():
         if any(word in lower for word in words):
@@ -225,7 +225,7 @@ def guess_augmentation(name: str) -> str:
 
 
 def _plain(values: np.ndarray) -> list[float]:
-    """For people and YAML: seven digits are what float32 holds."""
+    """Return numbers with the seven digits that float32 holds, for people and YAML."""
     return [float(f"{value:.7g}") for value in values]
 
 
@@ -236,7 +236,7 @@ def stats_of_files(
     workers: int = 1,
     advance: Advance | None = None,
 ) -> BandStatistics:
-    """Statistics of one modality's files; bad ones are left out and listed.
+    """Compute the statistics of one modality's files; bad files are left out and listed.
 
     Args:
         paths: of the files.
@@ -277,7 +277,7 @@ def compute_stats(
     workers: int = 1,
     advance: Advance | None = None,
 ) -> dict[str, BandStatistics]:
-    """Statistics of each modality, in one pass, without holding the data.
+    """Compute the statistics of each modality in one pass, without holding the data.
 
     Args:
         source: the root of a folder of pairs (files are read as they are, before any resizing),
@@ -366,7 +366,7 @@ def _accumulate(
     workers: int,
     advance: Advance | None,
 ) -> tuple[dict[str, BandStatistics], list[tuple[str, str]]]:
-    """Merged statistics of `read(0)` to `read(n - 1)` by name, and the bad samples among them."""
+    """Merge the statistics of `read(0)` to `read(n - 1)` by name; list the bad samples."""
 
     def of_chunk(start: int) -> tuple[dict[str, BandStatistics], list[tuple[str, str]]]:
         good, bad = [], []

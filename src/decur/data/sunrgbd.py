@@ -151,7 +151,7 @@ class SUNRGBD(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[Path]:
-        """The pictures of a scene, and for HHA its intrinsics; labels are in one file for all.
+        """Return the pictures of a scene, and for HHA its intrinsics; one file has all labels.
 
         Raises:
             BadSampleError: naming the folder, if a picture is missing.
@@ -164,7 +164,7 @@ class SUNRGBD(PairedDataset):
         return files
 
     def read_bytes(self, index: int) -> np.ndarray | None:
-        """The bytes of a scene's files, and of its label: (bytes,) uint8.
+        """Return the bytes of a scene's files, and of its label: (bytes,) uint8.
 
         Raises:
             BadSampleError: naming the file, if it cannot be read.
@@ -245,7 +245,7 @@ def read_intrinsics(file: Path) -> tuple[float, float, float, float]:
 
 
 def _scan(folder: Path, depth: str) -> dict[str, set[str]]:
-    """`{scene: those of "image" and the depth folder that it has}`."""
+    """Return `{scene: those of "image" and the depth folder that it has}`."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; {_LAYOUT}")
     scenes: dict[str, set[str]] = {}
@@ -267,7 +267,7 @@ def _split(toolbox: Path, split: str) -> list[str]:
 
 
 def _labels(toolbox: Path) -> tuple[dict[str, int], Mat73]:
-    """`{scene: its row}`, and the file that has the rows."""
+    """Return `{scene: its row}`, and the file that has the rows."""
     layout = f"{_LAYOUT}; or set classes to null to read no labels"
     labels = Mat73(toolbox / "Metadata" / "SUNRGBD2Dseg.mat", [_SEGMENTATION], layout=layout)
     file = toolbox / "Metadata" / "SUNRGBDMeta.mat"
@@ -284,7 +284,7 @@ def _labels(toolbox: Path) -> tuple[dict[str, int], Mat73]:
 
 
 def _scene(path: str, above: int = 0) -> str:
-    """A scene's name from the path that it had in Princeton, some of which have doubled slashes."""
+    """Return a scene's name from its path in Princeton; some paths have doubled slashes."""
     parts = [part for part in str(path).split("SUNRGBD/")[-1].split("/") if part]
     return "/".join(parts[: len(parts) - above])
 

@@ -94,7 +94,7 @@ def _report_strangers(path: Path, table: Mapping[str, object], known: set[str]) 
 
 
 def _example(strangers: Iterable[str], known: set[str]) -> tuple[str, str]:
-    """One of the ids without a picture, and what may have happened to it."""
+    """Return one of the ids without a picture, and what may have happened to it."""
     padded = {id_.lstrip("0"): id_ for id_ in known if id_.isdigit()}
     for id_ in strangers:
         if (bare := id_.lstrip("0")) in padded and id_.isdigit():
@@ -199,7 +199,7 @@ class Labels:
                 self.rows[id_][name] = cell
 
     def __getitem__(self, id_: str) -> dict[str, Tensor]:
-        """What is known of one sample; unknown labels are those of `Target.unknown`."""
+        """Return the labels of one sample; those not known are `Target.unknown`."""
         row = self.rows.get(id_, {})
         return {
             name: _value(row[name], target) if name in row else target.unknown()
@@ -250,7 +250,7 @@ def _parts(cell: str) -> list[str]:
 
 
 def _number(cell: str) -> float | None:
-    """The cell as a finite number; None if it is none (nan and inf are words here)."""
+    """Return the cell as a finite number; None for all else, nan and inf included."""
     try:
         number = float(cell)
     except ValueError:

@@ -13,7 +13,7 @@ ADAPTED = "adapted"
 
 
 class AdaptedEncoder(Encoder):
-    """An encoder that is given its own bands and values, whatever order a picture has them in.
+    """An encoder whose pictures are reordered and rescaled to the bands that it was trained on.
 
     Pictures become `(band - mean) / std` before the encoder inside; a band that they lack is 0
     there.
@@ -55,11 +55,11 @@ class AdaptedEncoder(Encoder):
             self.register_buffer(name, values, persistent=False)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of the encoder inside."""
+        """Return feature maps of the encoder inside."""
         return self.encoder.forward_features(self._adapt(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Vector of the encoder inside: (B, bands, H, W) to (B, D)."""
+        """Return the vector of the encoder inside: (B, bands, H, W) to (B, D)."""
         vector: Tensor = self.encoder(self._adapt(x))
         return vector
 

@@ -32,7 +32,7 @@ class AlexNetEncoder(Encoder):
         )
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps: (B, channels[i], about H / strides[i], about W / strides[i])."""
+        """Return feature maps: (B, channels[i], about H / strides[i], about W / strides[i])."""
         if min(x.shape[-2:]) < SMALLEST:
             raise ConfigError(
                 f"encoder 'alexnet': takes pictures of {SMALLEST} px or more, these have "
@@ -46,5 +46,5 @@ class AlexNetEncoder(Encoder):
         return [*maps, x]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
         return self.forward_features(x)[-1].mean((2, 3))

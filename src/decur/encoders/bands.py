@@ -18,7 +18,7 @@ _PLAIN = (nn.Conv2d, Conv2dSame)
 
 
 def select_bands(encoder: Encoder, bands: Sequence[str]) -> Encoder:
-    """The same encoder without some of its bands: as if these were 0 in every scaled picture.
+    """Return an encoder without some of its bands, as if they were 0 in every scaled picture.
 
     A band of zeros adds nothing to the first convolution, so what the encoder learned for it is
     left out instead, which is exact.

@@ -46,11 +46,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
+        """Return feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
 
     def check(self, modality: Modality) -> None:
         """Refuse data of another sensor.

@@ -144,7 +144,7 @@ def architecture_inside(name: str, options: Mapping[str, Any]) -> str:
 
 
 def can_be_built(name: str) -> bool:
-    """Whether `build_encoder` knows a name."""
+    """Return whether `build_encoder` knows a name."""
     known = name.startswith(TORCHGEO) or ":" in name or name in ENCODERS.names()
     return known or timm.is_model(name)
 

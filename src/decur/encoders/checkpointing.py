@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass in place of being kept."""
+"""Activation checkpointing: activations are computed again in the backward pass, not kept."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _refusal(encoder: Encoder, reason: str) -> ConfigError:
 
 
 def batch_statistics(module: nn.Module) -> Iterator[Tensor]:
-    """Running statistics of batch normalisations.
+    """Yield the running statistics of batch normalisations.
 
     Layers that are computed again update them again: keep them before a backward pass and put them
     back after it.

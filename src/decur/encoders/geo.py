@@ -1,4 +1,4 @@
-"""torchgeo's architectures that timm has not: CROMA, DOFA, and torchvision's Swin Transformers."""
+"""torchgeo's architectures that timm lacks: CROMA, DOFA, and torchvision's Swin Transformers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sensor = Literal["optical", "sar"]
 
 
 class CROMAEncoder(Encoder):
-    """One half of CROMA (Fuller et al. 2023): what it has for optical pictures, or for radar.
+    """One half of CROMA (Fuller et al. 2023): its encoder of optical pictures, or of radar.
 
     Args:
         name: "croma_base" or "croma_large".
@@ -44,12 +44,12 @@ class CROMAEncoder(Encoder):
         self.biases = {made.num_patches: made.attn_bias}  # by the number of patches
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at four depths: (B, D, H / 8, W / 8)."""
+        """Return feature maps at four depths: (B, D, H / 8, W / 8)."""
         side = x.shape[-1] // PATCH
         return [y.mT.unflatten(2, (side, side)) for y in self._tokens(x)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, bands, H, W) to (B, D)."""
+        """Return the pooled vector: (B, bands, H, W) to (B, D)."""
         last = self.transformer.transformer.norm_out(self._tokens(x)[-1])
         vector: Tensor = self.pool(last.mean(1))
         return vector
@@ -103,12 +103,12 @@ class DOFAEncoder(Encoder):
         self.channels, self.strides = [self.dim] * DEPTHS, [self.patch] * DEPTHS
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps at four depths: (B, D, H / 16, W / 16)."""
+        """Return feature maps at four depths: (B, D, H / 16, W / 16)."""
         grid = self._grid(x)
         return [y[:, 1:].mT.unflatten(2, grid) for y in self._tokens(x)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, bands, H, W) to (B, D)."""
+        """Return the pooled vector: (B, bands, H, W) to (B, D)."""
         vector: Tensor = self.backbone.fc_norm(self._tokens(x)[-1][:, 1:].mean(1))
         return vector
 
@@ -153,11 +153,11 @@ class SwinEncoder(Encoder):
         self.strides, self.dim = [4, 8, 16, 32], width * 8
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps: (B, channels[i], H / strides[i], W / strides[i])."""
+        """Return feature maps: (B, channels[i], H / strides[i], W / strides[i])."""
         return [y.movedim(-1, 1) for y in self._stages(x)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, bands, H, W) to (B, D)."""
+        """Return the pooled vector: (B, bands, H, W) to (B, D)."""
         vector: Tensor = self.norm(self._stages(x)[-1]).mean((1, 2))
         return vector
 
@@ -194,7 +194,7 @@ def build_geo(name: str, bands: int, **options: Any) -> Encoder:
 
 
 def require_torchgeo() -> Any:
-    """Torchgeo's models.
+    """Import torchgeo's models.
 
     Raises:
         ConfigError: naming what to install.
@@ -213,5 +213,5 @@ def _torchgeo(name: str) -> Any:
 
 
 def _depths(blocks: int) -> list[int]:
-    """Numbers of the blocks that are read."""
+    """Return the numbers of the blocks whose output is a feature map."""
     return sorted({(part + 1) * blocks // DEPTHS - 1 for part in range(DEPTHS)})

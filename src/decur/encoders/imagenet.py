@@ -1,4 +1,4 @@
-"""ImageNet's normalisation, which most photographs' encoders were trained with."""
+"""ImageNet's normalisation, which most encoders of photographs were trained with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of pic
 
 
 def fold(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A first layer that takes pictures in [0, 1] in place of normalised ones.
+    """Return a first layer for pictures in [0, 1], from one for normalised pictures.
 
     W (x - m) / s + b is (W / s) x + b - sum(W m / s). At a border, which is padded with zeros, it
     sees black where it saw the mean colour.

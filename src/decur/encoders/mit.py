@@ -63,7 +63,7 @@ class MiTEncoder(Encoder):
                 first.bias.sub_(shift)
 
     def stage(self, number: int, x: Tensor) -> Tensor:
-        """One stage alone, for models that change the maps between stages.
+        """Run one stage alone, for models that change the maps between stages.
 
         Args:
             number: of the stage, from 0.
@@ -83,7 +83,7 @@ class MiTEncoder(Encoder):
         return x.contiguous()
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps: (B, channels[i], H / strides[i], W / strides[i]), rounded up."""
+        """Return feature maps: (B, channels[i], H / strides[i], W / strides[i]), rounded up."""
         maps = []
         for number in range(self.stages):
             x = self.stage(number, x)
@@ -91,7 +91,7 @@ class MiTEncoder(Encoder):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
         return self.forward_features(x)[-1].mean((2, 3))
 
 

@@ -50,7 +50,7 @@ class MLPEncoder(Encoder):
         )
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps, one a layer: (B, width, H, W)."""
+        """Return feature maps, one a layer: (B, width, H, W)."""
         maps = []
         for layer in self.layers:
             x = layer(x)
@@ -58,5 +58,5 @@ class MLPEncoder(Encoder):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
         return self.forward_features(x.mean((2, 3), keepdim=True))[-1].flatten(1)

@@ -71,14 +71,14 @@ class ProjectedEncoder(Encoder):
         self.modality = encoder.modality
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of the encoder inside."""
+        """Return feature maps of the encoder inside."""
         return self.encoder.forward_features(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The part of the embedding: (B, C, H, W) in [0, 1] to (B, stop - start)."""
+        """Return the part of the embedding: (B, C, H, W) in [0, 1] to (B, stop - start)."""
         return self.project(self.encoder(x))
 
     def project(self, h: Tensor) -> Tensor:
-        """The same from the vector of the encoder inside, (B, D)."""
+        """Return the part of the embedding from the vector of the encoder inside, (B, D)."""
         embedding: Tensor = self.projector(h)[:, self.part]
         return embedding

@@ -1,4 +1,4 @@
-"""Which encoder each sensor gets, as keys of a configuration."""
+"""Settings of encoders: which one each sensor gets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class EncoderSettings:
         return encoder
 
     def of(self, modality: str) -> str:
-        """The architecture for one modality."""
+        """Return the architecture for one modality."""
         if isinstance(self.name, str):
             return self.name
         require(modality in self.name, f"encoder.name: names no encoder for modality {modality!r}")

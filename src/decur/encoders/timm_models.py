@@ -65,14 +65,14 @@ class TimmEncoder(Encoder):
         nn.Module.register_load_state_dict_pre_hook(self, _add_prefix)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
+        """Return feature maps, one a stage: (B, channels[i], H / strides[i], W / strides[i])."""
         maps: list[Tensor] = self.backbone.forward_intermediates(
             x, indices=self.indices, intermediates_only=True
         )
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+        """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
         vector: Tensor = self.backbone(x)
         return vector
 

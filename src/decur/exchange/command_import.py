@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> list[Path]:
 
 
 def _modalities(given: Sequence[str] | None) -> dict[str, Any]:
-    """`NAME=PRESET` and `NAME=FILE` as `{name: preset or fields}`."""
+    """Return `NAME=PRESET` and `NAME=FILE` as `{name: preset or fields}`."""
     found: dict[str, Any] = {}
     for text in given or ():
         name, equals, value = text.partition("=")

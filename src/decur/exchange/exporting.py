@@ -149,7 +149,7 @@ def _write_state(encoder: Encoder, out: Path, format: Format, about: dict[str, A
 
 @contextmanager
 def _one_line(format: Format, name: str, size: Size | None) -> Iterator[None]:
-    """Whatever the exporters raise, in one line; without the pages that they print."""
+    """Turn what the exporters raise into one line, and silence the pages that they print."""
     noisy = [logging.getLogger(module) for module in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in noisy]
     for logger in noisy:
@@ -178,7 +178,7 @@ def _pictures(encoder: Encoder, batch: int, size: Size) -> Tensor:
 
 
 def _free(size: Size | None) -> dict[int, str]:
-    """Axes of the pictures that a graph leaves open, and their names."""
+    """Return the axes of pictures whose size a graph leaves open, and their names."""
     return {0: "batch"} | ({2: "height", 3: "width"} if size is None else {})
 
 

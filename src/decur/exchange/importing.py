@@ -108,7 +108,7 @@ def import_weights(
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file, whatever it is wrapped in."""
+    """Read the state dict in a file, whatever it is wrapped in."""
     if not file.is_file():
         raise DataError(f"{file}: no such file of weights; download it first and give its path")
     try:
@@ -201,7 +201,7 @@ def _drop_classifier(state: dict[str, Tensor]) -> int:
 
 
 def _expected(file: Path, state: Mapping[str, Tensor], kind: str, classes: int) -> Normalised:
-    """The normalisation that weights were trained with, where it can be told."""
+    """Return the normalisation that weights were trained with, where their keys tell it."""
     if state[FIRST[kind]].shape[1] != 3:
         return "none"
     if kind == "vit" and classes == IMAGENET_CLASSES:
@@ -214,7 +214,7 @@ def _expected(file: Path, state: Mapping[str, Tensor], kind: str, classes: int) 
 
 
 def _fold(file: Path, state: dict[str, Tensor], kind: str, normalised: Normalised) -> None:
-    """Let the first layer take [0, 1]."""
+    """Fold the normalisation into the first layer, so that it takes [0, 1]."""
     weight = state[FIRST[kind]]
     if normalised == "imagenet" and weight.shape[1] != 3:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What the names in files of weights mean: whose encoder, which architecture."""
+"""The names in files of weights: which encoder they belong to, and of which architecture."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FIRST = {  # the weights that take the bands
 
 @dataclass
 class Part:
-    """What a file holds for one sensor: keys of the encoder, and of attention behind stages."""
+    """The weights of one sensor in a file: of the encoder, and of attention behind its stages."""
 
     label: str
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Part:
 
 
 def split(file: Path, state: Mapping[str, Tensor]) -> list[Part]:
-    """One part a sensor, by the authors' names; a plain file is one part.
+    """Split weights into one part a sensor, by the authors' names; a plain file is one part.
 
     Raises:
         DataError: if one of two encoders is missing, or a name is none of theirs.
@@ -109,7 +109,7 @@ def _renamed(key: str) -> str:
 
 
 def kind_of(file: Path, part: Part) -> str:
-    """The family of an encoder: a key of `FIRST`.
+    """Return the family of an encoder: a key of `FIRST`.
 
     Raises:
         DataError: if it is none of them.
@@ -124,7 +124,7 @@ def kind_of(file: Path, part: Part) -> str:
 
 
 def architecture(file: Path, part: Part, kind: str) -> str:
-    """The name that `build_encoder` takes, by width and depth.
+    """Return the name that `build_encoder` takes, by width and depth.
 
     Raises:
         DataError: if there is none of this width and depth.
@@ -155,6 +155,6 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def listed(keys: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
+    """Return the first few keys as text, and how many more there are."""
     more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
     return ", ".join(keys[:SHOWN]) + more

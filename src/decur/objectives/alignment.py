@@ -1,4 +1,4 @@
-"""What monitors read off embeddings and features: no gradients, this process's rows only."""
+"""Measures of embeddings and features for monitors, of this process's rows, without gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from decur.objectives.redundancy import standardise
 def alignment(
     embeddings: Embeddings, parts: Mapping[str, slice], present: Present | None = None
 ) -> dict[str, Tensor]:
-    """How correlation matrices stand: what DeCUR drives to 1 and to 0, whatever the objective.
+    """Measure the correlations that DeCUR drives to 1 and to 0, whatever the objective.
 
     Under `torch.distributed` each process sees its own rows: average over processes to log.
 
@@ -62,7 +62,7 @@ def alignment(
 
 
 def _sum_of_squares(a: Tensor, b: Tensor) -> Tensor:
-    """Of all entries of C = A^T B / N, by the smaller of C and the Gram matrices; A, B: (N, K)."""
+    """Return sum_ij C_ij^2 of C = A^T B / N, by C or by Gram matrices; A, B: (N, K)."""
     n, k = a.shape
     if 2 * n < k:
         return ((a @ a.T) * (b @ b.T)).sum() / n**2
@@ -71,7 +71,7 @@ def _sum_of_squares(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """Effective rank: how many directions the rows of x fill (RankMe, Garrido et al. 2023, Eq. 1).
+    """Return how many directions the rows of x fill (RankMe, Garrido et al. 2023, Eq. 1).
 
     The exponential of the entropy of the normalised singular values, here of the centred matrix:
     from 1 (a line, or a single point: collapsed) to min(N - 1, D). In float64, by the eigenvalues
@@ -97,7 +97,7 @@ def effective_rank(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def spread(x: Tensor) -> Tensor:
-    """How much of x varies from row to row: 0 for constant features, about 1 for centred ones.
+    """Return how much x varies over its rows: 0 for constant features, about 1 for centred.
 
     Args:
         x: (N, D) embeddings or features.

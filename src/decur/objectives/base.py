@@ -55,7 +55,7 @@ class Objective(nn.Module, ABC):
         self.parts: dict[str, slice] = {"common": slice(0, dim)}
 
     def forward(self, embeddings: Embeddings, present: Present | None = None) -> dict[str, Tensor]:
-        """Loss and its terms.
+        """Return the loss and its terms.
 
         Args:
             embeddings: `{modality: (view 1, view 2)}`, each (N, K), N samples of this process.
@@ -80,10 +80,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
-        """This process's share of each weighted term; the shares add up over the processes."""
+        """Return this process's share of each weighted term; shares add up over the processes."""
 
     def check_modalities(self, names: list[str]) -> None:
-        """See that the method makes sense on these modalities.
+        """Refuse modalities on which the method makes no sense.
 
         Raises:
             ConfigError: if there are too few.
@@ -96,7 +96,7 @@ class Objective(nn.Module, ABC):
             )
 
     def normalised_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each term divided by the number of dimensions that it sums over, for the log.
+        """Return each term divided by the number of dimensions that it sums over, for the log.
 
         Args:
             terms: what `forward` returned.
@@ -111,7 +111,7 @@ class Objective(nn.Module, ABC):
         }
 
     def dimensions(self, term: str) -> int:
-        """Number of dimensions that a term ("intra", "common", ...) sums over; 1 if it averages."""
+        """Return how many dimensions a term ("intra", "common", ...) sums over; 1 for a mean."""
         if term == "intra":
             return self.dim
         part = self.parts.get(term)
@@ -119,7 +119,7 @@ class Objective(nn.Module, ABC):
 
 
 def cross_pairs(names: list[str]) -> dict[str, tuple[Operand, Operand]]:
-    """What a cross-modal method compares: the first views of each two modalities (Algorithm 1).
+    """Return the pairs that are compared: the first views of each two modalities (Algorithm 1).
 
     A single modality is compared with itself: its two views.
 
@@ -132,7 +132,7 @@ def cross_pairs(names: list[str]) -> dict[str, tuple[Operand, Operand]]:
 
 
 def compared_pairs(names: list[str], intra: bool) -> dict[str, tuple[Operand, Operand]]:
-    """What a method compares that may also train within each modality.
+    """Return the pairs that are compared by a method that may also train within each modality.
 
     Args:
         names: the modalities.

@@ -1,4 +1,4 @@
-"""The embeddings of a global batch, as objectives want them: dense, float32, nothing absent."""
+"""The embeddings of a batch over all processes, as float32, without absent samples."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class GlobalBatch:
         self._of_names: dict[frozenset[str], Selection] = {}
 
     def samples(self, *names: str) -> Selection:
-        """The samples that have all of these modalities; the same object for the same samples."""
+        """Return the samples that have all of these modalities, as one object for equal samples."""
         key = frozenset(names)
         if key not in self._of_names:
             self._of_names[key] = self._select(key)
@@ -92,7 +92,7 @@ class GlobalBatch:
         return self._selections[-1]
 
     def take(self, operand: Operand, samples: Selection) -> Tensor:
-        """A view's embeddings of the selected samples of all processes: (N', K) float32."""
+        """Return a view's embeddings of the selected samples of all processes: (N', K) float32."""
         z = self._view(operand)  # (N, K)
         return z if samples.rows is None else z.index_select(0, samples.rows)
 
@@ -103,14 +103,14 @@ class GlobalBatch:
         return self._views[operand]
 
     def nothing(self, *operands: Operand) -> Tensor:
-        """Zero with a zero gradient: a term of which the batch holds too few samples.
+        """Return zero with a zero gradient: a term with too few samples in the batch.
 
         It still depends on the embeddings, since DDP waits for a gradient of every parameter.
         """
         return torch.stack([self._view(operand)[:0].sum() for operand in operands]).sum()
 
     def own_part(self, part: slice) -> slice:
-        """The dimensions of `part` that fall to this process where work is shared by dimension."""
+        """Return the dimensions of `part` that this process works on."""
         width = part.stop - part.start
         edges = [part.start + width * rank // self.world for rank in (self.rank, self.rank + 1)]
         return slice(*edges)
@@ -135,14 +135,14 @@ class Selection:
         self.rows = rows
 
     def same_as(self, index: Tensor | None) -> bool:
-        """Whether `index` names the same samples."""
+        """Return whether `index` names the same samples."""
         if index is None or self.index is None:
             return index is self.index
         return torch.equal(self.index, index)
 
 
 def check(embeddings: Embeddings, present: Present | None, dim: int) -> int:
-    """Number of samples, once shapes, names and types are known to fit together.
+    """Check that shapes, names and types fit together; return the number of samples.
 
     Raises:
         ConfigError: if they do not.

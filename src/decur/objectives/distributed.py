@@ -13,14 +13,14 @@ from torch.distributed.nn.functional import all_gather  # its backward sums over
 
 
 def world() -> tuple[int, int]:
-    """Rank of this process and number of processes."""
+    """Return the rank of this process and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def gather_integers(values: list[int], device: torch.device) -> list[list[int]]:
-    """The same few integers of each process, in the order of ranks."""
+    """Gather a few integers of each process, in the order of ranks."""
     _, size = world()
     if size == 1:
         return [values]

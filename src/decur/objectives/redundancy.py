@@ -51,7 +51,7 @@ class Correlation:
 
 
 def redundancy(batch: GlobalBatch, correlations: list[Correlation]) -> dict[str, Tensor]:
-    """This process's share of each term, by N x N matrices or by K x K, whichever costs less.
+    """Return this process's share of each term, by N x N or K x K matrices, the cheaper ones.
 
     Args:
         batch: embeddings.
@@ -80,7 +80,7 @@ def redundancy(batch: GlobalBatch, correlations: list[Correlation]) -> dict[str,
 
 
 def standardise(z: Tensor) -> Tensor:
-    """Batch normalisation without affine parameters: (N, K) to zero mean and unit variance."""
+    """Standardise (N, K) to zero mean and unit variance: batch normalisation without weights."""
     return F.batch_norm(z, None, None, training=True, eps=1e-5)
 
 
@@ -94,14 +94,14 @@ class Grams(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, parts: tuple[slice, ...], own: slice) -> tuple[Tensor, ...]:
-        """(N, K) to one (n, N) for each part."""
+        """Return one (n, N) for each part of (N, K)."""
         ctx.save_for_backward(z)
         ctx.parts, ctx.own = parts, own
         return tuple(z[own, part] @ z[:, part].T for part in parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """One product for each part."""
+        """Compute one product for each part."""
         (z,) = ctx.saved_tensors
         out = torch.zeros_like(z)  # (N, K)
         with torch.autocast(z.device.type, enabled=False):
@@ -127,7 +127,7 @@ def gram_matrices(z: Tensor, parts: tuple[slice, ...], *, own: slice) -> tuple[T
 
 
 class _Workspace:
-    """What several correlations share, each computed once."""
+    """Intermediate results that several correlations share, each computed once."""
 
     def __init__(self, batch: GlobalBatch, correlations: list[Correlation]) -> None:
         self.batch = batch
@@ -154,20 +154,20 @@ class _Workspace:
         return gram_cost < self._direct_cost
 
     def diagonal(self, a: Operand, b: Operand, samples: Selection) -> Tensor:
-        """Of C: (K,). All dimensions at once: the parts of a pair share it."""
+        """Return the diagonal of C for all dimensions, which the parts of a pair share: (K,)."""
         if (a, b) not in self._diagonals:
             product = self._standard(a, samples) * self._standard(b, samples)  # (N, K)
             self._diagonals[a, b] = product.sum(0) / samples.size
         return self._diagonals[a, b]
 
     def squares_by_gram(self, c: Correlation, samples: Selection) -> Tensor:
-        """Own share of sum_ij C_ij^2, from own rows of the N x N matrices."""
+        """Return the own share of sum_ij C_ij^2, from own rows of the N x N matrices."""
         gram_a = self._gram(c.a, samples, c.part)  # (n, N)
         gram_b = self._gram(c.b, samples, c.part)  # (n, N)
         return (gram_a * gram_b).sum() / samples.size**2
 
     def off_diagonal_squares(self, c: Correlation, samples: Selection) -> Tensor:
-        """Own share of sum_i sum_{j != i} C_ij^2, from own rows of the K x K matrix."""
+        """Return the own share of sum_{i != j} C_ij^2, from own rows of the K x K matrix."""
         rows = self.batch.own_part(c.part)
         a, b = self._standard(c.a, samples), self._standard(c.b, samples)  # (N, K)
         matrix = a[:, rows].T @ b[:, c.part] / samples.size  # (k, K)
@@ -181,7 +181,7 @@ class _Workspace:
         return self._standardised[key]
 
     def _gram(self, operand: Operand, samples: Selection, part: slice) -> Tensor:
-        """Own rows of the Gram matrix of some columns: (n, N)."""
+        """Return own rows of the Gram matrix of some columns: (n, N)."""
         key = operand, samples
         if key not in self._grams:
             pieces = list(pairwise(sorted(self._edges[key])))

@@ -90,7 +90,7 @@ class VICReg(Objective):
         return self.weights["invariance"] * squares / (samples.size * self.dim)
 
     def _spread(self, batch: GlobalBatch, operand: Operand, samples: Selection) -> Tensor:
-        """Unweighted variance and covariance terms of one view, this process's share: (2,)."""
+        """Return this process's share of the unweighted variance and covariance terms: (2,)."""
         if samples.size < 2:
             return batch.nothing(operand).expand(2)
         z = batch.take(operand, samples)  # (N, K)

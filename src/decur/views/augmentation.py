@@ -1,4 +1,4 @@
-"""Which augmentations are feasible for which sensor, and how strong they are."""
+"""The augmentation recipes of sensors: which operations, and how strong."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ RECIPES: dict[str, Augmentation] = {
 
 
 def recipe_of(name: str, modality: Modality, changes: Mapping[str, Any]) -> Augmentation:
-    """The recipe that a modality asks for, with some fields changed.
+    """Return the recipe that a modality asks for, with some fields changed.
 
     Args:
         name: of the modality.
@@ -113,7 +113,7 @@ def recipe_of(name: str, modality: Modality, changes: Mapping[str, Any]) -> Augm
 
 
 def feasible_for_all(recipes: Mapping[str, Augmentation]) -> Augmentation:
-    """The geometry that every recipe allows; its colours mean nothing.
+    """Return the geometry that every recipe allows; its colours mean nothing.
 
     Raises:
         ConfigError: if the recipes' crops have nothing in common.

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of what they are for: no state, no order, no batch.
+"""Random numbers as a pure function of sample and purpose, without state or order.
 
 Counter-based (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with the finaliser
 of splitmix64 (Steele et al. 2014) as the mixing function. A number depends on its sample's seed and
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def _signed(bits: int) -> int:
-    """A 64-bit word as the int64 with the same bits; torch has no arithmetic on uint64."""
+    """Return the int64 with the same bits as a word; torch has no arithmetic on uint64."""
     return bits - (1 << 64) if bits >> 63 else bits
 
 
@@ -26,17 +26,17 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _hash(text: str) -> int:
-    """64 bits of a text, the same in every process (Python's own `hash` is salted)."""
+    """Return 64 bits of a text, the same in every process; Python's own `hash` is salted."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _shift(words: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; that of int64 drags the sign along."""
+    """Shift to the right without the sign, which int64's own shift drags along."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(words: Tensor) -> Tensor:
-    """One splitmix64 step: the output of the generator whose state is `words`.
+    """Return one step of splitmix64: the output of the generator whose state is `words`.
 
     Args:
         words: int64 of any shape, read as 64-bit words.
@@ -51,7 +51,7 @@ def mix(words: Tensor) -> Tensor:
 
 
 def sample_seeds(ids: Sequence[str], seed: int, epoch: int) -> Tensor:
-    """The seed of each sample in one epoch of one run.
+    """Return the seed of each sample in one epoch of one run.
 
     Args:
         ids: of the samples, as the data set names them; B of them.
@@ -65,7 +65,7 @@ def sample_seeds(ids: Sequence[str], seed: int, epoch: int) -> Tensor:
 
 
 def stream_keys(names: Iterable[str]) -> Tensor:
-    """One key for each thing to draw.
+    """Return one key for each thing to draw.
 
     Args:
         names: distinct texts, S of them.
@@ -77,7 +77,7 @@ def stream_keys(names: Iterable[str]) -> Tensor:
 
 
 def uniform(seeds: Tensor, keys: Tensor) -> Tensor:
-    """A uniform number for each sample and stream.
+    """Return a uniform number for each sample and stream.
 
     Args:
         seeds: (B,) int64, of the samples.

@@ -1,4 +1,4 @@
-"""What happens to pictures once the random numbers are drawn: pure functions on batches.
+"""The augmentations as pure functions on batches, of parameters that are drawn elsewhere.
 
 Each works on (B, C, H, W) float32 of any number of bands, on the device of the pictures, and takes
 its parameters from the CPU. Which samples an operation concerns is therefore known without asking
@@ -58,7 +58,7 @@ def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: tuple[int, int]
 
 
 def _positions(pixels: Tensor, flip: Tensor, size: tuple[int, int]) -> list[Tensor]:
-    """Where the rows and the columns of the results lie in the pictures.
+    """Return where the rows and the columns of the results lie in the pictures.
 
     Args:
         pixels: (B, 2, 2) float64, start and length of the crop along each axis.
@@ -92,7 +92,7 @@ def _sample(images: Tensor, positions: list[Tensor], size: tuple[int, int]) -> T
 
 
 def jitter_(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness and contrast in place, as one affine step a sample; no clamping.
+    """Change brightness and contrast in place, as one affine step a sample; no clamping.
 
     Brightness multiplies; contrast moves the result away from, or towards, the mean of its grey
     picture, which is the mean over all pixels and bands.
@@ -112,7 +112,7 @@ def jitter_(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
 
 
 def gray_(images: Tensor, chosen: Tensor) -> Tensor:
-    """Every band of the chosen samples becomes the mean over bands, in place.
+    """Replace every band of the chosen samples by the mean over bands, in place.
 
     Args:
         images: (B, C, H, W) float32, changed in place.
@@ -129,7 +129,7 @@ def gray_(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def blur_(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur in place, reflected at the edges, for the samples whose sigma is not 0.
+    """Blur in place by a Gaussian, reflected at the edges, the samples whose sigma is not 0.
 
     A blur along one axis is a product with a banded matrix: the weighted sum of those that shift by
     one pixel, two pixels and so on. It is multiplied block by block, skipping the zeros far from
@@ -177,7 +177,7 @@ def _blocks(length: int, reach: int) -> list[tuple[int, int, int, int]]:
 def _blur_matrix(
     sigma: Tensor, length: int, largest: float, device: torch.device
 ) -> tuple[Tensor, int]:
-    """The blur along an axis of `length` pixels as (n, length, length), and the kernel's reach."""
+    """Return the blur along an axis as (n, length, length) matrices, and the kernel's reach."""
     reach = min(math.ceil(3 * largest), length - 1)
     distance = torch.arange(-reach, reach + 1)
     weights = torch.softmax(-(distance**2) / (2 * sigma[:, None] ** 2), 1)  # (n, taps), sum 1
@@ -188,7 +188,7 @@ def _blur_matrix(
 
 @lru_cache(maxsize=8)
 def _shifts(length: int, reach: int, device: torch.device) -> Tensor:
-    """(2 reach + 1, length, length): matrices that shift by -reach ... reach, reflecting."""
+    """Return matrices that shift by -reach to reach, reflecting: (2 reach + 1, length, length)."""
     pixels = torch.arange(length, device=device)
     source = pixels + torch.arange(-reach, reach + 1, device=device)[:, None]  # (taps, length)
     source = source.abs()
@@ -197,7 +197,7 @@ def _shifts(length: int, reach: int, device: torch.device) -> Tensor:
 
 
 def solarize_(images: Tensor, chosen: Tensor, threshold: float) -> Tensor:
-    """Values above the threshold become 1 - value, in place, in the chosen samples.
+    """Replace values above the threshold by 1 - value, in place, in the chosen samples.
 
     Args:
         images: (B, C, H, W) float32, changed in place.
@@ -215,7 +215,7 @@ def solarize_(images: Tensor, chosen: Tensor, threshold: float) -> Tensor:
 
 
 def drop_bands_(images: Tensor, dropped: Tensor) -> Tensor:
-    """The dropped bands of each sample become 0, in place.
+    """Set the dropped bands of each sample to 0, in place.
 
     Args:
         images: (B, C, H, W) float32, contiguous, changed in place.

@@ -21,7 +21,7 @@ _CANDIDATES = 10  # crops drawn until one fits, as in torchvision
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for one view of one modality of a batch; all on the CPU.
+    """The parameters of one view of one modality of a batch; all on the CPU.
 
     Args:
         box: (B, 4) float64, top, left, height and width of the crop as fractions of the picture.
@@ -45,7 +45,7 @@ class Drawn:
 
 
 class Views(nn.Module):
-    """Two augmented views of each modality, every sample its own way.
+    """Make two augmented views of each modality, with parameters of its own for each sample.
 
     What a sample becomes is a function of its seed, the modality's name and the view, and of
     nothing else: not of the batch it is in, the rank, the step, or the device.
@@ -131,7 +131,7 @@ class Views(nn.Module):
     def draw(
         self, sizes: Mapping[str, tuple[int, int]], seeds: Tensor
     ) -> dict[str, tuple[Drawn, Drawn]]:
-        """The parameters of both views; for `render`, and to look at.
+        """Return the parameters of both views, which `render` takes.
 
         Args:
             sizes: height and width of each modality's pictures in pixels.
@@ -205,7 +205,7 @@ def _keys(stream: str, slots: tuple[tuple[str, int], ...]) -> Tensor:
 
 
 def _numbers(seeds: Tensor, stream: str, **slots: int) -> dict[str, Tensor]:
-    """Uniform numbers by name: for each slot as many columns (B, n) as it asks for."""
+    """Return uniform numbers by name: for each slot as many columns (B, n) as it needs."""
     numbers = uniform(seeds, _keys(stream, tuple(slots.items())))
     return dict(zip(slots, numbers.split(list(slots.values()), dim=1), strict=True))
 
@@ -251,7 +251,7 @@ def _draw_geometry(
 def _draw_colour(
     seeds: Tensor, stream: str, recipe: Augmentation, bands: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `Drawn` from `brightness` on."""
+    """Return the fields of `Drawn` from `brightness` on."""
     single = ("jitter", "brightness", "contrast", "gray", "blur", "sigma", "solarize", "drop")
     u = _numbers(seeds, stream, **dict.fromkeys(single, 1), share=1, order=bands)
     one = {name: u[name][:, 0] for name in single}  # (B,) each

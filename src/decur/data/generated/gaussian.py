@@ -119,7 +119,7 @@ class LinearGaussianFactors(PairedDataset):
         self.targets = {name: Target("class", ("low", "high"), m) for name, m in seen_by.items()}
 
     def factors(self, index: int) -> dict[str, Array]:
-        """The latent vectors of a pair by the name of their target."""
+        """Return the latent vectors of a pair by the name of their target."""
         return self._draw(index)[0]
 
     def read(self, index: int) -> Sample:
@@ -142,7 +142,7 @@ class LinearGaussianFactors(PairedDataset):
         }
 
     def _draw(self, index: int) -> tuple[dict[str, Array], np.random.Generator]:
-        """The factors of a pair, and the generator from which its noise comes."""
+        """Return the factors of a pair, and the generator from which its noise comes."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         rng = np.random.default_rng([self.seed, 0, self.start + index])
@@ -150,7 +150,7 @@ class LinearGaussianFactors(PairedDataset):
         return {name: _latent(rng, dims) for name, dims in sizes.items()}, rng
 
     def _deviation(self, mixing: Array) -> float:
-        """Standard deviation of the strongest band of a measurement."""
+        """Return the standard deviation of the strongest band of a measurement."""
         variances = VARIANCE * (mixing**2).sum(axis=0) + self.noise**2  # (dim,)
         return float(np.sqrt(variances.max()))
 

@@ -187,7 +187,7 @@ class SyntheticScenes(PairedDataset):
         }
 
     def clouds(self, index: int) -> Tensor:
-        """Where clouds hide the ground of one scene from the optical sensor: (H, W) bool."""
+        """Return where clouds hide the ground from the optical sensor: (H, W) bool."""
         _, clouds = _see_optical(self._stream(index, "optical"), self._land(index))
         return torch.from_numpy(clouds)
 
@@ -197,14 +197,14 @@ class SyntheticScenes(PairedDataset):
         return _draw_land(np.random.default_rng([self.seed, self.start + index]), self.size)
 
     def _stream(self, index: int, sensor: str) -> np.random.Generator:
-        """Each sensor its own: it sees the same whether or not the others look."""
+        """Return the random numbers of one sensor, which do not depend on the other sensors."""
         number = 1 + list(_BANDS).index(sensor)
         return np.random.default_rng([self.seed, self.start + index, number])
 
 
 @dataclass(frozen=True)
 class _Land:
-    """What is on the ground, whichever sensor looks; arrays are (H, W)."""
+    """The ground of a scene, the same for every sensor; arrays are (H, W)."""
 
     cover: np.ndarray  # int64, index of CLASSES
     green: np.ndarray  # of the field a pixel lies in, 0 ripe to 1 green
@@ -234,7 +234,7 @@ def _draw_land(rng: np.random.Generator, size: int) -> _Land:
 def _draw_fields_of_farms(
     rng: np.random.Generator, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Strips of fields under a random angle: class, greenness and tone of each pixel's field."""
+    """Draw strips of fields at an angle: class, greenness and tone of each pixel's field."""
     across, along = _rotated(rng, size)
     height, width = rng.uniform(0.10, 0.25), rng.uniform(0.14, 0.4)
     row = np.floor(across / height).astype(np.int64) % 32
@@ -249,7 +249,7 @@ def _draw_fields_of_farms(
 
 
 def _streets(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Blocks of houses between streets: about 1.2 on roofs, -1.2 on streets."""
+    """Draw blocks of houses between streets: about 1.2 on roofs, -1.2 on streets."""
     across, along = _rotated(rng, size)
     block = rng.uniform(0.07, 0.11)
     street = (across / block % 1 < 0.3) | (along / (1.4 * block) % 1 < 0.22)
@@ -258,7 +258,7 @@ def _streets(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _see_optical(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, np.ndarray]:
-    """(6, H, W) reflectance, and where clouds are: (H, W) bool."""
+    """Return reflectance (6, H, W), and where clouds are, (H, W) bool."""
     size = len(land.cover)
     image = np.take(_REFLECTANCE.T, land.cover, axis=1)  # (6, H, W)
     green = np.where(land.cover == CROP, land.green, np.float32(0))
@@ -283,7 +283,7 @@ def _see_optical(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, np.
 
 
 def _see_sar(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, float]:
-    """(2, H, W) backscatter in dB, and the soil moisture."""
+    """Return backscatter in dB (2, H, W), and the soil moisture."""
     moisture = rng.uniform(*MOISTURE)
     level = (moisture - np.mean(MOISTURE)) / (MOISTURE[1] - MOISTURE[0])  # -0.5 to 0.5
     table = _BACKSCATTER + np.float32(level) * _MOISTURE_GAIN
@@ -298,7 +298,7 @@ def _see_sar(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, float]:
 
 
 def _see_elevation(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, float]:
-    """(1, H, W) height of the surface in metres, and the relief."""
+    """Return the height of the surface in metres (1, H, W), and the relief."""
     relief = rng.uniform(*RELIEF)
     height = rng.uniform(*_BASE) + relief * land.hills  # (H, W)
     water = land.cover == WATER
@@ -314,7 +314,7 @@ def _see_elevation(rng: np.random.Generator, land: _Land) -> tuple[np.ndarray, f
 def _fields(
     rng: np.random.Generator, size: int, kinds: tuple[tuple[float, int], ...]
 ) -> np.ndarray:
-    """Smooth random fields with power-law spectra, periodic, each of mean 0 and std 1.
+    """Draw smooth periodic random fields with power-law spectra, each of mean 0 and std 1.
 
     Args:
         rng: source of randomness.
@@ -349,13 +349,13 @@ def _filters(size: int, kinds: tuple[tuple[float, int], ...]) -> np.ndarray:
 
 @cache
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of the pixels in [-0.5, 0.5], (H, 1) and (1, W)."""
+    """Return the coordinates of the pixels in [-0.5, 0.5], (H, 1) and (1, W)."""
     axis = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     return axis[:, None], axis[None]
 
 
 def _rotated(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates under a random angle and offset, two (H, W) of unit scale."""
+    """Return coordinates at a random angle and offset, two (H, W) of unit scale."""
     y, x = _grid(size)
     angle, dy, dx = rng.uniform(0, (np.pi, 1, 1))
     sin, cos = np.float32(np.sin(angle)), np.float32(np.cos(angle))
@@ -363,7 +363,7 @@ def _rotated(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _upper(field: np.ndarray, share: float) -> float:
-    """The value that a share of the field lies above."""
+    """Return the value that a share of the field lies above."""
     flat = field.ravel()
     rank = int((1 - share) * (flat.size - 1))
     return float(np.partition(flat, rank)[rank])

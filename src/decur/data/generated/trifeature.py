@@ -114,7 +114,7 @@ class BimodalTrifeature(PairedDataset):
         }
 
     def factors(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shape, texture and colour, as indices, of a's and of b's picture."""
+        """Return shape, texture and colour, as indices, of a's and of b's picture."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         first, second = self.combinations[self.pairs[index] // self.renders]
@@ -140,7 +140,7 @@ class BimodalTrifeature(PairedDataset):
         }
 
     def _picture(self, number: int) -> Tensor:
-        """One drawing, (3, size, size); the same in every pair that it occurs in."""
+        """Return one drawing, (3, size, size), the same in every pair that it occurs in."""
         factors = self.combinations[number // self.renders]
         rng = np.random.default_rng([self.seed, _stream(self.split), number])
         turn, down, right, p, q = rng.uniform((-TURN, 0, 0, 0, 0), (TURN, 1, 1, 1, 1))
@@ -149,7 +149,7 @@ class BimodalTrifeature(PairedDataset):
 
 
 def combinations(split: Split) -> NDArray[np.int64]:
-    """The combinations of a split: (800 or 200, 3) indices of shape, texture, colour, in order."""
+    """Return the combinations of a split: (800 or 200, 3) indices of shape, texture, colour."""
     every = np.indices((LEVELS,) * 3).reshape(3, -1).T  # (1000, 3), the shape changes slowest
     held_out = every.sum(axis=1) % LEVELS >= 8
     chosen: NDArray[np.int64] = every[held_out if split == "test" else ~held_out]
@@ -157,7 +157,7 @@ def combinations(split: Split) -> NDArray[np.int64]:
 
 
 def related(texture: int, colour: int) -> bool:
-    """The synergy of a's texture and b's colour: half of each row and of each column."""
+    """Return the synergy of a's texture and b's colour: true for half of each row and column."""
     return (texture + colour) % LEVELS < LEVELS // 2
 
 
@@ -214,7 +214,7 @@ def _stream(split: Split) -> int:
 
 
 def _arc(start: float, end: float, radius: float = 1.0, centre: complex = 0) -> Outline:
-    """Points on a circle between two angles in degrees, clockwise from the right."""
+    """Return points on a circle between two angles in degrees, clockwise from the right."""
     return centre + radius * np.exp(1j * np.radians(np.linspace(start, end, 61)))
 
 
@@ -256,7 +256,7 @@ SHAPES: dict[str, Outline] = {
 
 
 def _edge(wave: Array) -> Array:
-    """Light where the wave is positive, dark where it is negative, with a soft edge."""
+    """Return 1 where the wave is positive and 0 where it is negative, with a soft edge."""
     light: Array = np.clip(0.5 + 1.5 * wave, 0, 1)
     return light
 
@@ -267,7 +267,7 @@ def _wave(x: Array, period: float, phase: float) -> Array:
 
 
 def _blots(u: Array, v: Array, p: float, q: float, width: float) -> Array:
-    """Random blots; the phase is the place in a field that repeats after eight radii."""
+    """Return random blots; the phase is the place in a field that repeats after eight radii."""
     field = _noise(width)
     steps = len(field) // 8  # in a radius
     rows = ((v + np.float32(8 * q)) * steps).astype(np.int64) % len(field)
@@ -277,7 +277,7 @@ def _blots(u: Array, v: Array, p: float, q: float, width: float) -> Array:
 
 @cache
 def _noise(width: float) -> Array:
-    """White noise, blurred by a Gaussian of this sigma in radii: (512, 512), periodic, std 0.5."""
+    """Return noise blurred by a Gaussian of this sigma in radii: (512, 512), periodic, std 0.5."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))  # in waves a pixel
     blur = np.exp(-2 * (np.pi * 64 * width * frequency) ** 2)

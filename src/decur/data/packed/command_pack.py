@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def build_parser() -> Parser:
-    """The parser of `decur pack`."""
+    """Return the parser of `decur pack`."""
     parser = Parser("decur pack", _ABOUT)
     parser.usage = "decur pack DATA OUT [--key value ...]  |  decur pack --verify OUT"
     parser.add_config()

@@ -33,7 +33,7 @@ _LEVEL = 3  # of zstd: its default; higher ones cost much time and gain little o
 
 
 def encode(sample: Sample, compress: bool = False) -> bytes:
-    """A sample as bytes.
+    """Return a sample as bytes.
 
     Args:
         sample: images and targets of any dtype that safetensors knows; absent ones are left out.
@@ -51,12 +51,12 @@ def encode(sample: Sample, compress: bool = False) -> bytes:
 
 
 def matches(item: memoryview) -> bool:
-    """Whether an item is what was written: its checksum is right."""
+    """Return whether the checksum of an item is right."""
     return len(item) > HEAD.size and HEAD.unpack_from(item)[0] == zlib.crc32(item[4:])
 
 
 def decode(item: np.ndarray) -> Sample:
-    """The sample of an item. Its tensors share memory with the item where it is not compressed.
+    """Return the sample of an item; its tensors share memory with one that is not compressed.
 
     safetensors' own function copies every tensor twice, which halves the speed of reading: the
     layout (length, JSON, bytes) is read here.
@@ -93,7 +93,7 @@ def decode(item: np.ndarray) -> Sample:
 
 @cache
 def zstd() -> Any:
-    """The zstd codec of Arrow.
+    """Return the zstd codec of Arrow.
 
     Raises:
         ConfigError: if it is not installed.
@@ -107,7 +107,7 @@ def zstd() -> Any:
 
 @cache
 def litdata() -> Any:
-    """The parts of litdata that are used: its writer and its downloaders.
+    """Return the parts of litdata that are used: its writer and its downloaders.
 
     Raises:
         DataError: if it is not installed.

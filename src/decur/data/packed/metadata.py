@@ -1,4 +1,4 @@
-"""`decur.json` and `samples.npz`: what packed data says of itself, beside litdata's index."""
+"""The metadata of packed data: `decur.json` and `samples.npz`, beside litdata's index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REMEDY = "copy it anew, or pack the data again"
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """What decides the bytes of packed data; a run goes on only with the same.
+    """The options that decide the bytes of packed data; packing goes on only with the same.
 
     Args:
         format: `FORMAT`.
@@ -67,7 +67,7 @@ class Chunk:
 
 
 def source_digest(data: PairedDataset) -> str:
-    """What tells a data set from others: sensors, ids, presence, labels and groups, not pixels."""
+    """Return a digest of sensors, ids, presence, labels and groups of a data set; not of pixels."""
     state = hashlib.sha256()
     modalities = {name: m.to_dict() for name, m in data.modalities.items()}
     targets = {name: asdict(target) for name, target in data.targets.items()}
@@ -129,7 +129,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_metadata(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of packed data.
+    """Read header and arrays of packed data.
 
     Args:
         folder: where the files lie.
@@ -163,7 +163,7 @@ def read_metadata(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, n
 
 
 def read_stamp(path: Path) -> object:
-    """The stamp of a header; None where there is none, as in packs of older versions."""
+    """Return the stamp of a header; None where there is none, as in older packed data."""
     try:
         return read_json(path).get("stamp")
     except DataError:
@@ -171,7 +171,7 @@ def read_stamp(path: Path) -> object:
 
 
 def read_targets(header: Mapping[str, Any]) -> dict[str, Target]:
-    """The targets of a header."""
+    """Return the targets of a header."""
     return {
         name: Target(t["kind"], tuple(t["classes"]), tuple(t["modalities"]))
         for name, t in header["targets"].items()
@@ -179,7 +179,7 @@ def read_targets(header: Mapping[str, Any]) -> dict[str, Target]:
 
 
 def read_index(folder: Path) -> list[Chunk]:
-    """The chunks of litdata's index.
+    """Read the chunks of litdata's index.
 
     Raises:
         DataError: if it is missing, damaged, or of a kind that `decur pack` does not write: some
@@ -204,7 +204,7 @@ def read_index(folder: Path) -> list[Chunk]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
         DataError: if it cannot be read, or holds anything else.

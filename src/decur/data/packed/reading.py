@@ -1,4 +1,4 @@
-"""`PackedPairs`: what `decur pack` wrote, from a folder or an object store."""
+"""`PackedPairs`, the data set of what `decur pack` wrote; and the check of its checksums."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class PackedPairs(PairedDataset):
         return sample
 
     def read_bytes(self, index: int) -> np.ndarray:
-        """The bytes of one sample as they are stored: (bytes,) uint8.
+        """Return the bytes of one sample as they are stored: (bytes,) uint8.
 
         Raises:
             BadSampleError: naming the file, if they cannot be read.
@@ -164,7 +164,7 @@ class PackedPairs(PairedDataset):
         )
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The order of an epoch of training, each sample once: (N,) indices.
+        """Return the order of an epoch of training, each sample once: (N,) indices.
 
         Fully random from a folder. From an object store it comes by chunks in random order,
         samples shuffled among `window` of them.
@@ -184,7 +184,7 @@ class PackedPairs(PairedDataset):
         return np.concatenate(windows)
 
     def damaged_samples(self, chunk: int) -> Iterator[str]:
-        """One line for each sample of a chunk that is not what was written, by its checksum."""
+        """Yield one line for each sample of a chunk whose checksum is wrong."""
         last = int(self._ends[chunk])
         for index in range(last - self.chunks[chunk].samples, last):
             try:
@@ -197,7 +197,7 @@ class PackedPairs(PairedDataset):
 
 
 def _read_offsets(handle: int, chunk: Chunk) -> np.ndarray:
-    """Where the items of a chunk begin, and the last ends: litdata's header of a chunk."""
+    """Read litdata's header of a chunk: where its items begin, and where the last one ends."""
     header = np.empty(chunk.samples + 2, dtype="<u4")
     if os.preadv(handle, [header.data.cast("B")], 0) != header.nbytes:
         raise ValueError("ends early")

@@ -1,4 +1,4 @@
-"""Where packed files lie: a folder, or an object store with a folder as its cache."""
+"""The place of packed files: a folder, or an object store with a folder as its cache."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Store:
         self._downloader: Any = None
 
     def fetch_headers(self) -> None:
-        """See that the headers lie in the folder; those of an object store are always fetched.
+        """Fetch the headers of an object store into the folder.
 
         Chunks in the cache that are of other packed data are deleted: names and sizes may agree.
         """
@@ -59,7 +59,7 @@ class Store:
             fresh.replace(self.folder / name)
 
     def open(self, chunk: Chunk) -> int:
-        """A file descriptor of a chunk, downloaded if need be; the caller closes it.
+        """Open a chunk, downloaded if need be; return its descriptor, which the caller closes.
 
         Raises:
             BadSampleError: if it is missing or cut short.
@@ -122,5 +122,5 @@ class Store:
 
 
 def cut_short(size: int, expected: int) -> str:
-    """Why a chunk cannot be used."""
+    """Return why a chunk of another size cannot be used."""
     return f"has {size} bytes, should have {expected}; copy it anew, or pack the data again"

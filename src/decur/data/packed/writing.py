@@ -1,4 +1,4 @@
-"""`pack`: any data set to litdata chunks; in parallel, by several machines, resumable."""
+"""Packing of any data set into litdata chunks: in parallel, by several machines, resumable."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def pack(
 
 
 def parse_part(part: str | None) -> tuple[int, int]:
-    """Which part of how many; by default a SLURM array's task, or 1 of 1.
+    """Return the part and the number of parts; by default a SLURM array's task, or 1 of 1.
 
     Raises:
         ConfigError: if it is not "i/n" with 1 <= i <= n, or the array leaves numbers out.
@@ -142,7 +142,7 @@ def parse_part(part: str | None) -> tuple[int, int]:
 
 
 def quantized(modality: Modality) -> Modality:
-    """A modality whose images are 8 bits after its scaling."""
+    """Return the modality of images that are stored as 8 bits after its scaling."""
     return modality.with_(
         scaling="range", value_range=(0.0, 255.0), mean=None, std=None, cut=0.0, nodata=None
     )
@@ -157,7 +157,7 @@ def _quantize(sample: Sample, modalities: Mapping[str, Modality]) -> Sample:
 
 
 class _Chunks(Dataset[str | None]):
-    """Item k writes chunk k; gives what went wrong, or None."""
+    """A data set whose item k writes chunk k, and is the error's message or None."""
 
     def __init__(self, data: PairedDataset, folder: Path, plan: PackingPlan) -> None:
         self.data, self.folder, self.plan = data, folder, plan
@@ -232,7 +232,7 @@ def _refuse_doubles(data: PairedDataset) -> None:
 def _plan(
     data: PairedDataset, compression: str | None, quantize: bool, chunk_mb: float
 ) -> PackingPlan:
-    """How to pack: by the size of the first sample that can be read."""
+    """Plan the packing by the size of the first sample that can be read."""
     for row in range(len(data)):
         try:
             sample = data.read(row)
@@ -291,7 +291,7 @@ def _done(folder: Path, k: int) -> Path:
 
 
 def _merge(folder: Path, plan: PackingPlan, data: PairedDataset, max_bad: float) -> None:
-    """One index of all chunks, by litdata; the headers; then the state is no longer needed."""
+    """Write one index of all chunks, by litdata, and the headers; then delete the state."""
     rows: list[int] = []
     bad: list[list[str]] = []
     with_bad = []

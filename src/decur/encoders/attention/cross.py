@@ -1,7 +1,7 @@
-"""Attention from one sensor to another: encoders that are stepped stage by stage together.
+"""Attention from one sensor to another, whose encoders run together, stage by stage.
 
-Nothing outside this file knows of it, but for those who call `encode` or `encode_maps` in place of
-the encoders, and ask `is_crossing` whose vectors belong together.
+Encoders are run by `encode` and `encode_maps`, which run those with attention to each other
+together; `is_crossing` tells which these are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def encode(
     images: Mapping[str, Tensor],
     present: Present | None = None,
 ) -> dict[str, Tensor]:
-    """Vectors of all sensors; encoders with attention to each other run together.
+    """Return the vectors of all sensors; encoders with attention to each other run together.
 
     Args:
         encoders: `{modality: encoder}`.
@@ -75,7 +75,7 @@ def encode_maps(
     images: Mapping[str, Tensor],
     present: Present | None = None,
 ) -> dict[str, list[Tensor]]:
-    """Feature maps of all sensors, one a stage; the sibling of `encode`.
+    """Return the feature maps of all sensors, one a stage, as `encode` does the vectors.
 
     Args:
         encoders: as `encode` takes them.
@@ -98,7 +98,7 @@ def encode_maps(
 
 
 def is_crossing(encoder: nn.Module) -> bool:
-    """Whether an encoder has attention to another one: asked at every step, so by its options."""
+    """Return whether an encoder has attention to another one, quickly, by its options."""
     options: Any = getattr(_inner(encoder), "options", {})
     return NAME in (options.get("attention") or {}).values()
 
@@ -106,7 +106,7 @@ def is_crossing(encoder: nn.Module) -> bool:
 def _crossing(
     encoders: nn.ModuleDict | Mapping[str, nn.Module], images: Mapping[str, Tensor]
 ) -> list[str]:
-    """Sensors whose encoders run together; one alone attends to itself."""
+    """Return the sensors whose encoders run together; one alone attends to itself."""
     crossing = [name for name in images if is_crossing(encoders[name])]
     return crossing if len(crossing) > 1 else []
 
@@ -120,7 +120,7 @@ def _step(
     images: Mapping[str, Tensor],
     present: Present | None,
 ) -> dict[str, list[Tensor]]:
-    """Feature maps of two encoders that exchange theirs where they attend to each other."""
+    """Return the feature maps of two encoders that attend to each other."""
     if len(images) > 2:
         raise ConfigError(
             f"encoder.attention: cross_da joins two sensors, these are {', '.join(images)}; "
@@ -163,7 +163,7 @@ def _walk(backbone: Any, x: Tensor) -> Generator[Tensor, Tensor | None, list[Ten
 
 
 def _source(maps: Mapping[str, Tensor], name: str, other: str, present: Present | None) -> Tensor:
-    """For each sample of a sensor the other one's map, its own where there is none."""
+    """Return for each sample of a sensor the other one's map, its own where there is none."""
     own, source = maps[name], maps[other]
     if present is None or bool((present[name] & present[other]).all()):
         return source

@@ -14,7 +14,7 @@ HEAD, GROUP = 128, 256  # channels of a head, and of a group that shares its poi
 
 
 class Inspection(NamedTuple):
-    """What a deformable attention did with a map; g groups, h heads, n sampled points.
+    """The points, offsets and weights of a deformable attention; g groups, h heads, n points.
 
     Attributes:
         points: (B, g, n, 2) places that are sampled, x and y, from -1 (left, top) to 1.
@@ -95,7 +95,7 @@ class DeformableAttention(nn.Module):
         nn.init.trunc_normal_(self.bias, std=0.01)
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Attend from each place of a map to points of it, or of another map.
 
         Args:
             x: (B, C, H, W) the map that asks, and whose points are moved.
@@ -106,7 +106,7 @@ class DeformableAttention(nn.Module):
         return self._finish(x, y)
 
     def inspect(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Inspection]:
-        """What `forward` returns, and the points, offsets and weights behind it."""
+        """Return the result of `forward`, and the points, offsets and weights behind it."""
         q, k, v, bias, points, offsets = self._prepare(x, x if source is None else source)
         attention = (q @ k.mT * q.shape[-1] ** -0.5 + bias).softmax(-1)  # (B, h, HW, n)
         return self._finish(x, attention @ v), Inspection(points, offsets, attention)
@@ -143,7 +143,7 @@ class DeformableAttention(nn.Module):
         return grouped
 
     def _distance_bias(self, points: Tensor, height: int, width: int) -> Tensor:
-        """Bias of each place for each point: (B, g, n, 2) to (B, h, H W, n)."""
+        """Return the bias of each place for each point: (B, g, n, 2) to (B, h, H W, n)."""
         first, less = (1, 0) if self.centred else (0, 1)
         places = _grid(height, width, points, first, less).flatten(0, 1)[:, None]  # (HW, 1, 2)
         distance = (places - points.flatten(0, 1)[:, None]) / 2  # (B g, HW, n, 2), parts of the map
@@ -173,7 +173,7 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 def _project(layer: nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A 1 x 1 convolution as one product for all places, which small maps are done sooner by."""
+    """Apply a 1 x 1 convolution as one matrix product, which is faster on small maps."""
     return linear(tokens, layer.weight.flatten(1), layer.bias)
 
 
@@ -185,7 +185,7 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 def _grid(height: int, width: int, like: Tensor, first: int, less: int) -> Tensor:
-    """Places in the map, (height, width, 2) as x and y.
+    """Return the places in the map as x and y, (height, width, 2).
 
     The i-th of n is at (2 i + first) / (n - less) - 1: with (1, 0) the centres of cells, with
     (0, 1) the outermost at -1 and 1.
@@ -208,7 +208,7 @@ def for_stage(
     kind: type[Kind] = DeformableAttention,  # type: ignore[assignment]
     centred: bool = True,
 ) -> Kind:
-    """The attention that the paper has after a stage, and its like for other widths and stages.
+    """Return the attention that the paper has after a stage, also for other widths and stages.
 
     The last stage's has a point for every place and a 3 x 3 offset kernel; of each one before, the
     stride doubles and the kernel grows by 2, so that all stages sample about as many points
