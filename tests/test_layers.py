@@ -12,9 +12,9 @@ ROOT = Path(decur.__file__).parent
 # within functions count; those for type checkers alone do not.
 LAYERS = (
     *("errors", "renamed", "lazy", "devices", "progress", "modality", "digest", "registry"),
-    *("config", "runs", "plotting", "report", "data", "views", "encoders", "objectives"),
-    *("features", "probes", "pretrain", "transfer", "predict", "embed", "compare", "explain"),
-    *("exchange", "bench", "plan", "demo", "cli", "__main__"),
+    *("completion", "config", "runs", "plotting", "report", "data", "views", "encoders"),
+    *("objectives", "features", "probes", "pretrain", "transfer", "predict", "embed", "compare"),
+    *("explain", "exchange", "bench", "demo", "command_recipes", "cli", "__main__"),
 )
 # An exception is (module, what it imports): why.
 EXCEPTIONS: dict[tuple[str, str], str] = {}
