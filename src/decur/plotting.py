@@ -37,7 +37,9 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def subplots(rows: int, columns: int, width: float, height: float | None = None) -> Any:
+def subplots(
+    rows: int, columns: int, width: float, height: float | None = None
+) -> tuple[Figure, Any]:
     """Return a figure and its axes, without pyplot: no window and no global state.
 
     Args:
@@ -56,17 +58,6 @@ def subplots(rows: int, columns: int, width: float, height: float | None = None)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def single(width: float, height: float) -> tuple[Figure, Any]:
-    """Return a figure of one panel, and its axes.
-
-    Args:
-        width: width in inches.
-        height: height in inches.
-    """
-    figure, axes = subplots(1, 1, width=width, height=height)
-    return figure, axes[0, 0]
 
 
 def plain(name: str) -> str:

@@ -36,7 +36,7 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.data.trifeature": "decur.data.generated.trifeature",
     "decur.data.opening": "decur.data.base",
     "decur.data.packing": "decur.data.packed",
-    "decur.explain.keeping": {"digest_of": "decur.explain.cache:arrays_digest"},
+    "decur.explain.keeping": {"digest_of": "decur.explain.section:arrays_digest"},
     "decur.explain.loading": {
         "Encoded": "decur.features:Features",
         "SampleLoader": "decur.features:SampleLoader",

@@ -152,7 +152,7 @@ def test_only_what_changes_is_computed_again(run, counted):
 
 
 def test_other_weights_are_computed_anew(run, counted, tiny_checkpoint):
-    from decur.explain.cache import arrays_digest
+    from decur.explain.section import arrays_digest
     from decur.features import SampleLoader
 
     loader = SampleLoader(SyntheticScenes(8, 32, modalities=["optical", "sar"]))

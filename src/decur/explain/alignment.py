@@ -1,4 +1,4 @@
-"""Alignment histogram: how far two sensors agree in each dimension (Eq. 7, Fig. 5a)."""
+"""Alignment: how far two sensors agree in each dimension of the embedding (Eq. 7, Fig. 5a)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def alignment(
 ) -> Arrays:
     """Diagonal of the cross-correlation (Eq. 1) of each two sensors: C_ii for every dimension i.
 
-    Over one batch, as the paper has it, and over all samples; of pictures as they are, without
-    augmentation.
+    It is computed over one batch, as in the paper, and over all samples. Pictures are not
+    augmented.
 
     Args:
         checkpoint: the run.
@@ -92,10 +92,10 @@ def alignment(
 
 
 def diagonal(chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Float:
-    """Correlation of each column of A with that of B, in one pass over their rows (Eq. 1).
+    """Return the correlation of each column of A with that of B, in one pass over rows (Eq. 1).
 
-    Sums of squares about the running means, merged chunk by chunk (Chan, Golub and LeVeque 1983):
-    exact whatever the means and the chunks. In float64.
+    Sums of squares about the running means are merged chunk by chunk (Chan, Golub and LeVeque
+    1983), in float64: the result is exact whatever the means and the chunks.
 
     Args:
         chunks: rows of A and B, (n, K) each.
@@ -130,16 +130,18 @@ def diagonal(chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Float:
         squares_b > seen * (rounding * mean_b) ** 2
     )
     scale = np.sqrt(squares_a) * np.sqrt(squares_b)
-    return np.divide(product, scale, out=np.zeros_like(product), where=varies & (scale > 0))
+    zeros = np.zeros_like(product)
+    correlation: Float = np.divide(product, scale, out=zeros, where=varies & (scale > 0))
+    return correlation
 
 
 def losses(diagonal: Float) -> Float:
-    """(1 - C_ii)^2, Eq. 7."""
+    """Return (1 - C_ii)^2 (Eq. 7)."""
     return (1 - diagonal) ** 2
 
 
 def histogram(values: Float) -> NDArray[np.int64]:
-    """Counts in `BINS` equal bins of [0, 1] and, last, of what is above 1: (BINS + 1,)."""
+    """Count values in `BINS` equal bins of [0, 1] and, last, those above 1: (BINS + 1,)."""
     counts, _ = np.histogram(values, bins=BINS, range=(0, 1))
     return np.append(counts, (values > 1).sum())
 
@@ -155,7 +157,7 @@ def plot_all(arrays: Arrays) -> Figure:
 
 
 def findings(arrays: Arrays) -> str:
-    """What came out: a sentence a pair, and a table of all runs, pairs and parts."""
+    """Write what came out: a sentence for each pair, and a table of runs, pairs and parts."""
     runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
     rows: list[list[object]] = []
     sentences = []

@@ -44,9 +44,9 @@ def browser(
 ) -> Arrays:
     """Pictures, saliency and nearest neighbours of some samples, evenly spaced.
 
-    Neighbours are those of the highest cosine among all samples, over the common dimensions where
-    the run tells them apart and over all where not; each standardised over the samples, sensor by
-    sensor, as the loss sees them.
+    Neighbours have the highest cosine among all samples: of the common dimensions where the run
+    has such, else of all. Dimensions are standardised over the samples, sensor by sensor, as the
+    loss sees them.
 
     Args:
         checkpoint: the run.
@@ -113,7 +113,7 @@ def browser(
 def _pictures(
     checkpoint: Checkpoint, loader: SampleLoader, whole: Features, rows: NDArray[Any], watch: Watch
 ) -> Arrays:
-    """Pictures and saliency of some rows."""
+    """Return pictures and saliency of some rows."""
     few = SampleLoader(
         loader.data, settings=loader.settings, among=[loader.indices[row] for row in rows]
     )
@@ -141,7 +141,7 @@ def _pictures(
                     maps[has] = (255 * x / highest).round().byte().numpy()
                 found[f"{name}/{part}/saliency"] = maps
         parts.append(found)
-    # a batch without the sensor whose encoder has no places has saliency; those with it have not
+    # A batch that lacks the sensor whose encoder has no places gives saliency, others give none.
     keys = [key for key in parts[0] if all(key in part for part in parts)]
     return {key: np.concatenate([part[key] for part in parts]) for key in keys}
 
@@ -149,7 +149,7 @@ def _pictures(
 def _small(
     checkpoint: Checkpoint, loader: SampleLoader, name: str, rows: NDArray[Any], watch: Watch
 ) -> NDArray[np.uint8]:
-    """Small pictures of some rows, all of which have the sensor."""
+    """Return small pictures of some rows, all of which have the sensor."""
     if not len(rows):
         return np.zeros((0, SMALL, SMALL, 3), np.uint8)
     few = SampleLoader(
@@ -161,7 +161,7 @@ def _small(
 
 
 def _rendered(checkpoint: Checkpoint, batch: Any, name: str, side: int) -> NDArray[np.uint8]:
-    """(n, side, side, 3), of the samples that have the sensor."""
+    """Return pictures (n, side, side, 3) of the samples that have the sensor."""
     modality, shown = checkpoint.modalities[name], []
     for raw in batch["images"][name][batch["present"][name]]:
         picture = torch.from_numpy(render(modality.scale(raw[None])[0], modality)).movedim(-1, 0)
@@ -178,20 +178,21 @@ def _rendered(checkpoint: Checkpoint, batch: Any, name: str, side: int) -> NDArr
 def _statistics(
     whole: Features, name: str, dims: slice, has: NDArray[np.bool_]
 ) -> tuple[Float, Float]:
-    """Mean and standard deviation of each dimension, over the samples that have the sensor."""
+    """Return mean and standard deviation of each dimension, over the samples with the sensor."""
     mean, std = (x.double().cpu().numpy()[dims] for x in whole.statistics(name))
     return mean, np.maximum(std, 1e-5)
 
 
 def _unit(rows: NDArray[Any], standard: tuple[Float, Float]) -> Float:
     z = (rows - standard[0]) / standard[1]
-    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    unit: Float = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _units(
     whole: Features, name: str, dims: slice, standard: tuple[Float, Float]
 ) -> Iterator[tuple[int, Float]]:
-    """Standardised embeddings of length 1, chunk by chunk, each with its first row."""
+    """Yield standardised embeddings of length 1 chunk by chunk, each after its first row."""
     every = whole.embeddings[name]
     for start in range(0, len(every), _CHUNK):
         yield start, _unit(every[start : start + _CHUNK, dims], standard)
@@ -205,7 +206,7 @@ def _nearest(
     k: int,
     itself: bool,
 ) -> tuple[NDArray[np.int64], Float, NDArray[np.int64]]:
-    """The k rows of the highest cosine, kept while chunks pass by.
+    """Find the k rows of the highest cosine, reading what is searched chunk by chunk.
 
     Args:
         queries: (n, K) of length 1; NaN for none.
@@ -251,8 +252,9 @@ def overlay(
     grey = picture.mean(-1, keepdims=True) * 0.7  # (H, W, 1)
     tint = rgb(colour)
     share = saliency[..., None] / 255 * 0.85
-    mixed = grey * (1 - share) + (0.55 * tint + 0.45 * 255 * (tint / tint.max())) * share
-    return mixed.clip(0, 255).astype(np.uint8)
+    bright = 0.55 * tint + 0.45 * 255 * (tint / tint.max())
+    mixed: NDArray[np.uint8] = (grey * (1 - share) + bright * share).clip(0, 255).astype(np.uint8)
+    return mixed
 
 
 def findings(arrays: Arrays) -> str:

@@ -111,7 +111,7 @@ def plot_map(arrays: Arrays) -> Figure:
     shape = float(np.clip((high - low)[1] / (high - low)[0], 0.5, 1))
     figure, axes = subplots(1, 2, width=4.4, height=4.2 * shape + 0.6)
     size = float(np.clip(6000 / len(xy), 1.5, 24))
-    # in a mixed order, so that no kind covers the others
+    # Points are drawn in a mixed order, so that no kind covers the others.
     order = np.random.default_rng(0).permutation(len(xy))
     kinds: list[tuple[Any, list[str], list[str]]] = [
         (modality, sensors, [colours[name] for name in sensors]),
@@ -142,7 +142,7 @@ def plot_map(arrays: Arrays) -> Figure:
 
 
 def findings(arrays: Arrays) -> str:
-    """What came out: whose neighbour the dimensions of each part are."""
+    """Write what came out: where the neighbours of each part's dimensions are."""
     parts = arrays["parts"].tolist()
     sensors = len(arrays["modalities"])
     total = len(arrays["xy"])
@@ -173,11 +173,16 @@ def findings(arrays: Arrays) -> str:
 
 
 def neighbours(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Whose neighbours some points are.
+    """Return where the neighbours of some points are.
+
+    Args:
+        arrays: of `dimensions`.
+        chosen: (P,) which points.
 
     Returns:
-        Shares of those whose best match in other sensors is their partner (the same dimension),
-        and of those whose nearest of all points lies in another sensor, and in their own part.
+        Three shares of the points: those whose best match in other sensors is their partner (the
+        same dimension), those whose nearest point lies in another sensor, and those whose nearest
+        point lies in their own part.
     """
     nearest, across = arrays["nearest"][chosen], arrays["across"][chosen]
     partner = (across >= 0) & (arrays["dimension"][across] == arrays["dimension"][chosen])
@@ -187,7 +192,7 @@ def neighbours(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float,
 
 
 def _across(features: NDArray[np.float32], sensor: NDArray[Any]) -> NDArray[np.int64]:
-    """The best-correlated point of another sensor; features are standardised, (P, n)."""
+    """Return the best-correlated point of another sensor, for standardised features (P, n)."""
     found = np.full(len(sensor), -1)
     for number in np.unique(sensor):
         (others,) = np.nonzero(sensor != number)

@@ -79,7 +79,7 @@ def points(
 
 
 def _rows(loader: SampleLoader, ids: Sequence[str] | None) -> list[int]:
-    """Indices of the samples in the data set."""
+    """Return indices of the samples in the data set."""
     if ids is None:
         count = min(SHOWN, len(loader.indices))
         spaced = (np.arange(count) + 0.5) * len(loader.indices) / count
@@ -146,7 +146,7 @@ def _of_batch(
 def _places(
     module: DeformableAttention, inspection: Inspection, shape: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Points (n, g, p, 2), and where they started (p, 2); the map's edges are at -1 and 1."""
+    """Return points (n, g, p, 2) and their starts (p, 2); the map's edges are at -1 and 1."""
     at = inspection.points.float()
     sides = shape[-1], shape[-2]  # x and y
     axes = []
@@ -164,10 +164,10 @@ def _places(
 
 
 def component(feature: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
-    """First principal component of a map over its places.
+    """Return the first principal component of a map over its places.
 
-    Of the two signs the one with which it rises where the map's vectors are long; where that does
-    not tell, the one with which it is highest in absolute value where it is positive.
+    Its sign is such that it rises where the map's vectors are long; where that does not tell, its
+    value of the largest magnitude is positive.
 
     Args:
         feature: (C, h, w).
@@ -256,7 +256,7 @@ def _draw(axes: Any, arrays: Arrays, name: str, row: int, heading: bool) -> None
 
 
 def findings(arrays: Arrays) -> str:
-    """How far the points have moved, and whether they go where the map is strong."""
+    """Write how far the points have moved, and whether they go where the map is strong."""
     rows: list[list[object]] = []
     for name in arrays["modalities"].tolist():
         for stage in arrays[f"{name}/stages"].tolist():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,6 @@ import torch
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur import plotting, report
 from decur.data import PairedDataset
 from decur.errors import ConfigError, DataError
 from decur.explain.base import (
@@ -27,15 +25,21 @@ from decur.explain.base import (
     analyses,
     check_packages,
 )
-from decur.explain.cache import arrays_digest, read_arrays, write_arrays
 from decur.explain.model import Checkpoint, check_alike
+from decur.explain.section import (
+    arrays_digest,
+    arrays_path,
+    draw,
+    read_arrays,
+    say_inapplicable,
+    write_arrays,
+)
 from decur.explain.settings import ExplainSettings, own_data, size_of_views
 from decur.features import SampleLoader
 from decur.progress import progress_bar
 from decur.runs import RunFolder, make_folder
 
 T = TypeVar("T")
-FIRST = 100  # place of the first analysis in the report: after what other commands write
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ class _Writer:
         """Compute an analysis or take it from disk; keep its arrays and write its section."""
         started = time.monotonic()
         options = dict(settings.options.get(analysis.name, {}))
-        path = _arrays_path(self.done.folder, analysis)
+        path = arrays_path(self.done.folder, analysis)
         compared = checkpoints if analysis.several else checkpoints[:1]
         digest = arrays_digest(analysis, compared, loader, options)
         samples = f"{len(loader.indices):,} samples of {type(loader.data).__name__}"
@@ -224,7 +228,9 @@ class _Writer:
                 with _progress(self.console, analysis.name) as watch:
                     arrays = analysis.arrays(compared[0], loader, watch=watch, **options)
             except DoesNotApply as reason:
-                self._does_not_apply(analysis, str(reason))
+                self.done.inapplicable[analysis.name] = str(reason)
+                say_inapplicable(self.done.folder, analysis, str(reason))
+                self.say(analysis.name, f"does not apply: {reason}")
                 return
             write_arrays(path, arrays, digest or "", samples)
             self.done.computed.append(analysis.name)
@@ -241,14 +247,14 @@ class _Writer:
         """
         folder = self.done.folder
         for analysis in chosen:
-            path = _arrays_path(folder, analysis)
+            path = arrays_path(folder, analysis)
             found = read_arrays(path)
             if found is not None:
                 self.done.arrays[analysis.name] = found[0]
                 draw(folder, analysis, found[0], found[2])
                 self.say(analysis.name, f"drawn from {path}")
         if not self.done.arrays:
-            wanted = _arrays_path(folder, chosen[0])
+            wanted = arrays_path(folder, chosen[0])
             wanted = wanted.with_stem("explain-*") if len(chosen) > 1 else wanted
             raise DataError(f"{wanted}: nothing kept to draw from; do without --redraw first")
 
@@ -257,54 +263,6 @@ class _Writer:
         self.done.bad.extend(loader.bad)
         if loader.bad:
             RunFolder(self.done.folder.path / "explain").list_bad(loader.bad)
-
-    def _does_not_apply(self, analysis: Analysis, reason: str) -> None:
-        """Take away what the analysis has left, and say in its section why it does not apply."""
-        folder = self.done.folder
-        _arrays_path(folder, analysis).unlink(missing_ok=True)
-        for name in analysis.plots:
-            _figure_path(folder, analysis, name).unlink(missing_ok=True)
-        self.done.inapplicable[analysis.name] = reason
-        _write_section(folder, analysis, [report.paragraph(reason)])
-        self.say(analysis.name, f"does not apply: {reason}")
-
-
-def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "") -> None:
-    """Draw an analysis from its arrays alone, and write its section of the report.
-
-    Args:
-        folder: where to write.
-        analysis: which.
-        arrays: its arrays.
-        samples: in words, what they were computed on.
-    """
-    body = [report.note(analysis.about)]
-    for name, plot in analysis.plots.items():
-        path = _figure_path(folder, analysis, name)
-        try:
-            plotting.save(plot(arrays), path)
-        except DoesNotApply as reason:
-            path.unlink(missing_ok=True)
-            body.append(report.paragraph(str(reason)))
-            continue
-        body.append(report.figure(path, (inspect.getdoc(plot) or "").partition("\n\n")[0]))
-    body.append(analysis.findings(arrays))
-    where = _arrays_path(folder, analysis).relative_to(folder.path)
-    body.append(report.note(". ".join(filter(None, [samples, f"Arrays: {where}"]))))
-    _write_section(folder, analysis, body)
-
-
-def _arrays_path(folder: RunFolder, analysis: Analysis) -> Path:
-    return folder.figures / f"explain-{analysis.name}.npz"
-
-
-def _figure_path(folder: RunFolder, analysis: Analysis, name: str) -> Path:
-    return folder.figures / f"explain-{analysis.name}-{name}.png"
-
-
-def _write_section(folder: RunFolder, analysis: Analysis, body: Sequence[str]) -> None:
-    name = f"explain-{analysis.name}"
-    report.add_section(folder, FIRST + analysis.order, name, analysis.title, "\n".join(body))
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def plot_map(arrays: Arrays) -> Figure:
 
 
 def findings(arrays: Arrays) -> str:
-    """What came out: how much of each label the neighbours on the map tell, by sensor."""
+    """Write what came out: how much of each label neighbours on the map tell, by sensor."""
     names, labels = arrays["modalities"].tolist(), arrays["labels"].tolist()
     about = f"{len(arrays['xy'])} pictures of {len(np.unique(arrays['sample']))} samples."
     if not labels:
@@ -163,15 +163,15 @@ def findings(arrays: Arrays) -> str:
 
 
 def told(arrays: Arrays, label: str, modality: int) -> float:
-    """How well neighbours on the map tell a label: accuracy of a class, R2 of a number.
+    """Return how well neighbours on the map tell a label: accuracy of a class, R2 of a number.
 
     Args:
-        arrays: of the map.
+        arrays: of `samples`.
         label: which.
-        modality: number of the sensor whose points are asked, and ask.
+        modality: number of the sensor, to whose points the neighbours belong, too.
 
     Returns:
-        NaN where too few points are labelled.
+        The score; NaN where too few points are labelled.
     """
     chosen = arrays["modality"] == modality
     y = arrays[f"label/{label}"][arrays["sample"][chosen]]
@@ -192,9 +192,10 @@ def _reduced(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 def _labels(
     values: dict[str, NDArray[Any]], targets: dict[str, Target]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.str_]]]:
-    """Each label's values with NaN for unknown, and its classes; of multilabels a label a class.
+    """Return each label's values, NaN for unknown, and its classes.
 
-    Those come last, the most evenly split ones first.
+    Each class of a multilabel is a label of its own, with the classes "absent" and "present".
+    Those labels come last, the most evenly split ones first.
     """
     found, several = {}, {}
     for name, y in values.items():

@@ -280,7 +280,7 @@ def _short(sample: str) -> str:
 
 
 def findings(arrays: Arrays) -> str:
-    """What came out: how far maps overlap, beside other scenes', and what to think of it."""
+    """Write what came out: how far maps overlap, and how far with those of other scenes."""
     parts, score = arrays["parts"].tolist(), arrays["score"].item()
     stage = int(arrays["stage"])
     rows: list[list[object]] = []

@@ -1,4 +1,4 @@
-"""Points laid out in a plane by t-SNE, and whose neighbour each is before that."""
+"""t-SNE: points laid out in a plane, and the nearest neighbour of each before that."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def lay_out(
     watch: Watch = unwatched,
     jobs: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """t-SNE of points (van der Maaten and Hinton 2008), as openTSNE computes it.
+    """Lay points out in a plane by t-SNE (van der Maaten and Hinton 2008), with openTSNE.
 
-    Exact neighbours by Euclidean distance, principal components to start from, gradients by
-    interpolation for many points (Linderman et al. 2019): the same map for the same seed.
+    Neighbours by Euclidean distance are exact, the layout starts from principal components, and
+    gradients are interpolated for many points (Linderman et al. 2019). The same seed gives the
+    same map.
 
     Args:
         points: (n, d).
-        perplexity: neighbours that count, roughly; fewer where there are not three times as many.
+        perplexity: roughly the number of neighbours that count; at most a third of the points.
         seed: of the principal components.
         watch: shows how far it is.
-        jobs: threads; None for torch's number, and for one where points are few: starting
-            threads would take longer.
+        jobs: number of threads; None for torch's number, or for one where points are few, as
+            starting threads would take longer.
 
     Returns:
         (n, 2), and the index of each point's nearest other point, (n,).
