@@ -482,8 +482,11 @@ class Parser(ArgumentParser):
                     see = f"see --{key}.help {found.__name__}"
                     hint = f"did you mean {key}.{close[0]}?" if close else see
                     raise ConfigError(f"{key}.{name}: {found.__name__} takes no such key; {hint}")
+            default = self.get_default(key)  # of a run, say, with the options that it was given
+            own = default and self._class(key, str(default["class_path"])) is found
+            there = {*given, *(default.get("init_args", {}).keys() if own else ())}
             for name, action in known.items():
-                if action.required and name not in given and f"{key}.{name}" not in self._followed:
+                if action.required and name not in there and f"{key}.{name}" not in self._followed:
                     raise ConfigError(
                         f"{key}.{name}: is required by {found.__name__}; give --{key}.{name} VALUE"
                     )
