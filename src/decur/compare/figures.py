@@ -14,7 +14,7 @@ from decur.compare.tables import Column, Line, Scores, Table
 from decur.plotting import legend, plain, subplots
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 
 WIDE = 8  # times the smallest number of an axis, from which it is logarithmic

@@ -11,7 +11,7 @@ from decur.errors import DataError
 from decur.plotting import plain, render, subplots
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 
 def neighbors_sheet(

@@ -18,7 +18,7 @@ from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 Rows = list[dict[str, float]]
 _DIAGONALS = (
