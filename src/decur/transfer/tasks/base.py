@@ -17,7 +17,7 @@ from decur.plotting import plain, subplots
 from decur.registry import Registry
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 Array = NDArray[Any]
 Kept = dict[str, Array]  # what is kept of test samples, one row each

@@ -18,7 +18,7 @@ from decur.probes import score
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task, draw_bars, draw_confusion
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 
 @TASKS.register("class")

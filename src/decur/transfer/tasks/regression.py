@@ -14,7 +14,7 @@ from decur.probes import score
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 
 @TASKS.register("scalar")

@@ -14,7 +14,7 @@ from decur.data.folder import UNKNOWN_CLASS
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task, draw_confusion
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from decur.plotting import Figure
 
 SAVED_PIXELS = 2**25  # test masks of more pixels are not saved one by one
 
