@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from decur.cli import main
-from decur.compare.execute import run_cell
+from decur.compare.cells import run_cell
 
 TINY = {
     "data": {

@@ -13,9 +13,9 @@ import yaml
 from filelock import FileLock
 
 from decur.cli import main
-from decur.compare.cells import DONE, LOCK, Cell, is_done, seconds
+from decur.compare.cells import DONE, LOCK, Cell, is_done, run_cell, seconds
 from decur.compare.command_compare import build_parser
-from decur.compare.execute import KILLED, Execution, run_cell
+from decur.compare.execute import KILLED, Execution
 from decur.compare.plan import plan_cells
 from decur.compare.run import visible_devices
 from decur.compare.settings import ClusterSettings, CompareSettings, MethodSettings, TaskSettings

@@ -1,16 +1,29 @@
-"""A cell of a comparison: one command with its configuration, and the files it leaves when done."""
+"""A cell of a comparison: one command with its configuration, how it is run, what it leaves."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
+from decur.errors import DecurError, Interrupted
+from decur.runs import RunFolder, atomic, write_json
+
 DONE = "cell.json"  # in a cell's folder once it is finished
 LOG = "log.txt"  # what the command printed
 LOCK = "cell.lock"  # held by the process that works on the cell
+
+QUEUED_AGAIN = -1  # exit code of submitit once SLURM has a job queued again
 
 
 @dataclass(frozen=True)
@@ -64,18 +77,103 @@ class Axis:
 
 
 def is_done(cell: Cell) -> bool:
-    """Whether the cell has been finished, by this comparison or an earlier one."""
+    """Return whether the cell has been finished, by this comparison or an earlier one."""
     return (cell.folder / DONE).is_file()
 
 
 def seconds(cell: Cell) -> float | None:
-    """How long a finished cell took, without the time before an interruption; else None."""
+    """Return how long a finished cell took after its last interruption; None for another cell."""
     if not is_done(cell):
         return None
     return float(json.loads((cell.folder / DONE).read_text())["seconds"])
 
 
 def read_scores(cell: Cell) -> dict[str, float | None]:
-    """All metrics of a finished transfer; None for one that its test part does not define."""
+    """Return the metrics of a finished transfer; None for one undefined on its test part."""
     metrics = json.loads((cell.folder / "results.json").read_text())["metrics"]
     return {name: found["value"] for name, found in metrics.items()}
+
+
+def run_cell(cell: Cell) -> str | None:
+    """Run a cell in this process, unless it is done.
+
+    Another comparison that shares the cell may be at it: then this one waits, and does what is
+    left, mostly nothing.
+
+    Returns:
+        Why it failed; None if it did not.
+
+    Raises:
+        Interrupted: if the process was told to stop.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(cell.folder / LOCK):
+        return None if is_done(cell) else _run_command(cell)
+
+
+def _run_command(cell: Cell) -> str | None:
+    begun = time.monotonic()
+    config = RunFolder(cell.folder).config
+    with atomic(config) as temporary:
+        temporary.write_text(cell.config)
+    with _signals_given_back(), _output_to(cell.folder / LOG):
+        try:
+            _command(cell.command)(["--config", str(config)])
+        except DecurError as error:
+            reason = " ".join(str(error).split())
+            print(f"error: {reason}", file=sys.stderr)
+            return reason
+        except Interrupted:
+            print("stopped: this process was told to", file=sys.stderr)
+            raise
+        except SystemExit as error:  # Lightning exits when it is told to stop
+            if error.code == QUEUED_AGAIN:
+                raise
+            print("stopped: this process was told to", file=sys.stderr)
+            raise Interrupted(signal.SIGTERM) from error
+        except Exception as error:
+            traceback.print_exc()
+            reason = " ".join(str(error).split())[:300]
+            return f"{type(error).__name__}: {reason} (see {cell.folder / LOG})"
+    device = os.environ.get("CUDA_VISIBLE_DEVICES") or "cpu"
+    about = {"label": cell.label, "seconds": time.monotonic() - begun, "device": device}
+    write_json(cell.folder / DONE, about)
+    return None
+
+
+def _command(name: str) -> Callable[[list[str]], object]:
+    """Return the main function of `decur pretrain` or `decur transfer`."""
+    if name == "pretrain":
+        from decur.pretrain.command_pretrain import main as pretrain
+
+        return pretrain
+    from decur.transfer.command_transfer import main as transfer
+
+    return transfer
+
+
+@contextmanager
+def _signals_given_back() -> Iterator[None]:
+    """Restore the handlers of signals afterwards: a command that failed may have left its own."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Append all that this process and its children print to a file."""
+    with path.open("a") as file:
+        kept = [os.dup(number) for number in (1, 2)]
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            yield
+        finally:
+            for stream, number, old in zip((sys.stdout, sys.stderr), (1, 2), kept, strict=True):
+                stream.flush()
+                os.dup2(old, number)
+                os.close(old)

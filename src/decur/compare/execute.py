@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,15 +26,13 @@ from submitit import AutoExecutor
 from submitit import Job as Submitted
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
-from decur.compare.cells import DONE, LOCK, LOG, Cell, is_done
+from decur.compare.cells import Cell, run_cell
 from decur.compare.settings import ClusterSettings
-from decur.errors import ConfigError, DecurError, Interrupted
-from decur.runs import RunFolder, atomic, write_json
+from decur.errors import ConfigError, Interrupted
 
 KILLED = "its process was killed, perhaps for want of memory"
 STOPPED = "its process was told to stop"
 _NEVER = 60 * 24 * 365  # minutes: jobs of this machine have no time limit
-_QUEUED_AGAIN = -1  # code with which submitit exits once SLURM has the job queued again
 _POLL = {"local": 0.05, "debug": 0.0, "slurm": 2.0}  # seconds between two looks at the jobs
 
 
@@ -111,91 +108,6 @@ def _end_with(lock: Path) -> None:
     while True:  # once for the cell, which saves its state, and once more for the idle process
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
-
-
-def run_cell(cell: Cell) -> str | None:
-    """Run a cell in this process, unless it is done.
-
-    Another comparison that shares the cell may be at it: then this one waits, and does what is
-    left, mostly nothing.
-
-    Returns:
-        Why it failed; None if it did not.
-
-    Raises:
-        Interrupted: if the process was told to stop.
-    """
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(cell.folder / LOCK):
-        return None if is_done(cell) else _run_command(cell)
-
-
-def _run_command(cell: Cell) -> str | None:
-    begun = time.monotonic()
-    config = RunFolder(cell.folder).config
-    with atomic(config) as temporary:
-        temporary.write_text(cell.config)
-    with _signals_given_back(), _output_to(cell.folder / LOG):
-        try:
-            _command(cell.command)(["--config", str(config)])
-        except DecurError as error:
-            reason = " ".join(str(error).split())
-            print(f"error: {reason}", file=sys.stderr)
-            return reason
-        except Interrupted:
-            print("stopped: this process was told to", file=sys.stderr)
-            raise
-        except SystemExit as error:  # Lightning exits when it is told to stop
-            if error.code == _QUEUED_AGAIN:
-                raise
-            print("stopped: this process was told to", file=sys.stderr)
-            raise Interrupted(signal.SIGTERM) from error
-        except Exception as error:
-            traceback.print_exc()
-            reason = " ".join(str(error).split())[:300]
-            return f"{type(error).__name__}: {reason} (see {cell.folder / LOG})"
-    device = os.environ.get("CUDA_VISIBLE_DEVICES") or "cpu"
-    about = {"label": cell.label, "seconds": time.monotonic() - begun, "device": device}
-    write_json(cell.folder / DONE, about)
-    return None
-
-
-def _command(name: str) -> Callable[[list[str]], object]:
-    """The main function of `decur pretrain` or `decur transfer`."""
-    if name == "pretrain":
-        from decur.pretrain.command_pretrain import main as pretrain
-
-        return pretrain
-    from decur.transfer.command_transfer import main as transfer
-
-    return transfer
-
-
-@contextmanager
-def _signals_given_back() -> Iterator[None]:
-    """Take back the signals that a command has taken over; one that failed may still hold them."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Send all that this process and its children print to the end of a file."""
-    with path.open("a") as file:
-        kept = [os.dup(number) for number in (1, 2)]
-        try:
-            for number in (1, 2):
-                os.dup2(file.fileno(), number)
-            yield
-        finally:
-            for stream, number, old in zip((sys.stdout, sys.stderr), (1, 2), kept, strict=True):
-                stream.flush()
-                os.dup2(old, number)
-                os.close(old)
 
 
 # -- in the comparison's process -------------------------------------------------------------------

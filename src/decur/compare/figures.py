@@ -1,4 +1,4 @@
-"""A comparison's pictures. Needs matplotlib."""
+"""The figures of a comparison. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ WIDE = 8  # times the smallest number of an axis, from which it is logarithmic
 
 
 def draw(table: Table, axis: Axis | None = None) -> Figure:
-    """A table as a picture.
+    """Draw a table.
 
-    Along the axis where its methods stand on one, over the shares of the labels where there are
-    several, else as dots.
+    Args:
+        table: of scores.
+        axis: scores are drawn along it where several methods stand on it; else over the shares of
+            the labels where there are several; else as dots.
     """
     if axis is not None and sum(line.method in axis.at for line in table.lines) > 1:
         return along(table, axis)
@@ -34,9 +36,9 @@ def draw(table: Table, axis: Axis | None = None) -> Figure:
 
 
 def along(table: Table, axis: Axis) -> Figure:
-    """Score along a number in which methods differ: a line a backbone, a panel a column.
+    """Draw scores along a number in which methods differ: a line a backbone, a panel a column.
 
-    Methods without the number are levels across the panel.
+    Methods without the number are drawn as horizontal lines across the panel.
     """
     _, names = header(table)
     there = sorted(
@@ -81,12 +83,13 @@ def along(table: Table, axis: Axis) -> Figure:
 
 
 def over_fractions(table: Table) -> Figure:
-    """Score over share of labels: a line a method, a panel a set of sensors, bars of one spread.
+    """Draw scores over the share of the labels, with bars of one standard deviation.
 
-    A row of panels a metric.
+    Each method is a line, each set of sensors a panel, each metric a row of panels.
     """
     subsets = list(dict.fromkeys(column.modalities for column in table.columns))
     metrics = list(dict.fromkeys(column.metric for column in table.columns))
+    figure: Figure
     figure, axes = subplots(len(metrics), len(subsets), width=3.4, height=3.2)
     shown = {}
     for axis, (metric, subset) in zip(axes.flat, product(metrics, subsets), strict=True):
@@ -123,7 +126,7 @@ def over_fractions(table: Table) -> Figure:
 
 
 def dots(table: Table) -> Figure:
-    """Every seed a dot, every mean a bar: a panel a column, a row a method."""
+    """Draw each seed as a dot and each mean as a bar: a panel a column, a row a method."""
     _, names = header(table)
     height = 0.9 + 0.28 * len(table.lines)
     figure, panels = _panels(len(table.columns), 2.6, height)
@@ -151,8 +154,9 @@ def dots(table: Table) -> Figure:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """So many panels in rows of 3 or 4, of so many inches each."""
+    """Return a figure with `count` panels in rows of 3 or 4, each of a size in inches."""
     columns = count if count <= 4 else 3 if count % 3 == 0 else 4
+    figure: Figure
     figure, axes = subplots(-(-count // columns), columns, width=width, height=height)
     for axis in axes.flat[count:]:
         axis.axis("off")
@@ -160,7 +164,7 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]
 
 
 def _line(axis: Any, places: Sequence[float], scores: Sequence[Scores], **style: Any) -> Any:
-    """Means as a line, with bars of one spread."""
+    """Draw means as a line, with bars of one standard deviation."""
     return axis.errorbar(
         places,
         [score.mean for score in scores],
@@ -182,7 +186,7 @@ def _name(table: Table, line: Line) -> str:
 
 
 def _style(table: Table, line: Line) -> dict[str, Any]:
-    """A colour for the method, a kind of line for the backbone."""
+    """Return a colour for the method and a kind of line for the backbone."""
     methods = list(dict.fromkeys(other.method for other in table.lines))
     backbones = list(dict.fromkeys(other.backbone for other in table.lines))
     return {

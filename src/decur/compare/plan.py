@@ -32,9 +32,9 @@ _FREE = re.compile(
 
 
 def plan_cells(settings: CompareSettings) -> list[Cell]:
-    """All cells, each after what it needs, seed by seed: an early table has whole lines.
+    """Return all cells, each after those it needs, seed by seed: an early table has whole lines.
 
-    Methods whose pretraining is the same, such as one tried in two ways, have it in common.
+    Methods whose pretraining is the same share it.
 
     Raises:
         ConfigError: naming the method or task whose configuration is wrong.
@@ -84,7 +84,7 @@ class _Planner:
         self.transfer = transfer
 
     def backbones(self, method: str) -> dict[str, Changes]:
-        """The backbones of a method, and what each changes in its pretraining."""
+        """Return the backbones of a method, and what each changes in its pretraining."""
         from decur.encoders.settings import EncoderSettings
 
         settings = self.settings
@@ -98,7 +98,7 @@ class _Planner:
         return {name: {"encoder.name": encoder}}
 
     def cells(self, line: _Line) -> Iterator[Cell]:
-        """The pretraining of a line, then all its transfers."""
+        """Yield the pretraining of a line, then all its transfers."""
         with _naming(f"methods.{line.method}"):
             trained = self._pretraining(line)
         yield from trained
@@ -107,7 +107,7 @@ class _Planner:
             yield from self._transfers(line, task, sources)
 
     def _pretraining(self, line: _Line) -> list[Cell]:
-        """The pretraining of a line: none, one, or one a sensor."""
+        """Return the pretraining of a line: none, one, or one a sensor."""
         settings, method = self.settings, self.settings.methods[line.method]
         if method.pretrain is None:
             return []
@@ -138,7 +138,7 @@ class _Planner:
         return cells
 
     def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:
-        """One line's transfers to one task: all shares of the labels with all sets of sensors."""
+        """Yield a line's transfers to a task: all shares of the labels with all sets of sensors."""
         settings, method = self.settings, self.settings.methods[line.method]
         encoder = {key: v for key, v in line.changes.items() if key.startswith("encoder")}
         with _naming(f"tasks.{task} of {line.method}"):
@@ -191,7 +191,7 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _folder_name(*parts: str) -> str:
-    """The readable part of a folder's name, made of names that people chose."""
+    """Return the readable part of a folder's name, made of names that people chose."""
     return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part)
 
 
@@ -221,7 +221,7 @@ class Configurations:
         self._shared: dict[tuple[Path, str], Path] = {}
 
     def read(self, layers: Sequence[Changes]) -> Namespace:
-        """The configuration that layers give, the later ones over the earlier; do not change it."""
+        """Return the configuration that layers give, which must not be changed."""
         return self._parse(layers).namespace
 
     def place(
@@ -234,7 +234,7 @@ class Configurations:
         encoders: Path | None = None,
         shared: bool = False,
     ) -> tuple[Path, str]:
-        """A cell's folder, which ends in its configuration's digest, and the configuration, YAML.
+        """Return a cell's folder, which ends in its configuration's digest, and that as YAML.
 
         The digest is of what differs from the defaults: an option that a later version adds does
         not make a new cell of one that is done.
@@ -284,7 +284,7 @@ class Configurations:
 
 
 def ordered_layers(*changes: Changes, data: Changes) -> list[Changes]:
-    """The recipes that changes build on, then the data, then the changes, each key by itself.
+    """Return what changes build on, then the data, then the changes, each key by itself.
 
     Args:
         changes: the later ones over the earlier; `base` in any names a file or a recipe.

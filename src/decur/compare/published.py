@@ -29,7 +29,7 @@ _MEASUREMENT = ["table", "method", "backbone", "modalities", "training", "label_
 
 
 def read_published(file: IO[str]) -> pd.DataFrame:
-    """Published scores, one a row, from CSV with the columns of `published.csv`.
+    """Read published scores, one a row, from CSV with the columns of `published.csv`.
 
     Args:
         file: open for reading.
@@ -47,14 +47,14 @@ def read_published(file: IO[str]) -> pd.DataFrame:
 
 @cache
 def published_scores() -> pd.DataFrame:
-    """All scores that ship with the package; do not change them."""
+    """Return all scores that ship with the package; do not change them."""
     file = resources.files("decur") / "compare" / "published.csv"
     with file.open(encoding="utf-8") as text:
         return read_published(text)
 
 
 def published_table(name: str) -> pd.DataFrame:
-    """The scores of one table that ships with the package.
+    """Return the scores of one table that ships with the package.
 
     Raises:
         ConfigError: if there is none of this name.
@@ -92,7 +92,7 @@ def find(
     modalities: Collection[str] | None = None,
     metric: str | None = None,
 ) -> pd.DataFrame:
-    """The scores that were measured in a given way, in the order of the table.
+    """Return the scores that were measured in a given way, in the order of the table.
 
     One that is printed in several columns for one measurement is found once; what the table does
     not state is not found.

@@ -1,4 +1,4 @@
-"""A whole comparison: its cells are run, its tables and pictures written, whatever fails."""
+"""Run a whole comparison: its cells, then its tables, figures and report, whatever fails."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _console() -> Console:
 
 
 def _with_needs(todo: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
-    """Cells to run and the unfinished ones that they need, in order."""
+    """Return cells to run and the unfinished ones that they need, in order."""
     wanted = {cell.folder for cell in todo} | {folder for cell in todo for folder in cell.needs}
     return [cell for cell in cells if cell.folder in wanted and not is_done(cell)]
 
@@ -119,7 +119,7 @@ def _begin(folder: RunFolder, config: str | None) -> None:
 
 
 def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
-    """Names of GPUs as `CUDA_VISIBLE_DEVICES` takes them; "" for the CPU.
+    """Return names of GPUs as `CUDA_VISIBLE_DEVICES` takes them; "" for the CPU.
 
     Args:
         wanted: by number or name, or "cpu", or several of these; None: all there are.
@@ -179,7 +179,7 @@ def _run(
 
 
 def _outcome(cell: Cell, reason: str | None) -> str:
-    """How a cell ended, in a few words: its first score, how long it took, or why it failed."""
+    """Return how a cell ended: its first score, how long it took, or why it failed."""
     if reason is not None:
         return f"failed: {reason}"
     took = f"{seconds(cell):.0f} s"

@@ -145,37 +145,37 @@ class CompareSettings:
 
     @property
     def named_backbones(self) -> dict[str, Changes] | None:
-        """`{name: changes}`; a name alone is an encoder's. None: each method names its own."""
+        """Return `{name: changes}`; None where each method names its own backbone."""
         if self.backbones is None or isinstance(self.backbones, dict):
             return self.backbones
         return {name: {"encoder.name": name} for name in self.backbones}
 
     @property
     def pretrained_folder(self) -> Path:
-        """Where the pretraining runs are."""
+        """Return the folder of the pretraining runs."""
         return Path(self.pretrained) if self.pretrained else Path(self.run) / "pretrain"
 
     @property
     def axis(self) -> Axis | None:
-        """What the pictures show scores along; None for the shares of the labels, or nothing."""
+        """Return what the figures show scores along; None where no method stands on an axis."""
         at = {name: method.at for name, method in self.methods.items() if method.at is not None}
         return Axis(self.along, at) if at else None
 
     def subsets(self, task: str) -> list[list[str]]:
-        """The subsets of sensors that a task is tried with."""
+        """Return the subsets of sensors that a task is tried with."""
         return self.tasks[task].modalities or self.modalities or [[]]
 
     def fractions(self, task: str) -> list[float]:
-        """The shares of the labels that a task is tried with."""
+        """Return the shares of the labels that a task is tried with."""
         return self.tasks[task].label_fractions or self.label_fractions
 
     def sensors(self) -> list[str]:
-        """All sensors that are named anywhere, in order."""
+        """Return all sensors that are named anywhere, in order."""
         found = [name for task in self.tasks for subset in self.subsets(task) for name in subset]
         return list(dict.fromkeys(found))
 
     def tasks_of(self, method: str) -> list[str]:
-        """The tasks that a method takes part in."""
+        """Return the names of the tasks that a method takes part in."""
         wanted = self.methods[method].tasks
         return [
             name
@@ -246,7 +246,7 @@ def check_cluster(cluster: ClusterSettings, devices: object) -> None:
 
 
 def encoder_name(layers: Sequence[Changes]) -> str | dict[str, str] | None:
-    """The encoder that layers name, one or one a sensor, the later layers over the earlier."""
+    """Return the encoder of the last layer that names one: a name, or a name for each sensor."""
     for layer in reversed(layers):
         whole = layer.get("encoder")
         inside = whole.get("name") if isinstance(whole, dict) else None
@@ -288,7 +288,7 @@ def _check_own_keys(settings: CompareSettings) -> None:
 
 
 def _changes_of_pretraining(settings: CompareSettings) -> Iterator[tuple[str, Changes]]:
-    """The changes of pretraining that a person writes, by the key that they stand under."""
+    """Yield the changes of pretraining that a person writes, and the key that they stand under."""
     yield "pretrain", settings.pretrain
     for name, changes in (settings.named_backbones or {}).items():
         yield f"backbones.{name}", changes
@@ -298,7 +298,7 @@ def _changes_of_pretraining(settings: CompareSettings) -> Iterator[tuple[str, Ch
 
 
 def _changes_of_transfer(settings: CompareSettings) -> Iterator[tuple[str, Changes]]:
-    """The changes of transfer that a person writes, by the key that they stand under."""
+    """Yield the changes of transfer that a person writes, and the key that they stand under."""
     yield "transfer", settings.transfer
     for name, method in settings.methods.items():
         yield f"methods.{name}.transfer", method.transfer

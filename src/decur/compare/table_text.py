@@ -13,7 +13,7 @@ from decur.compare.tables import IN_UNITS, LEVEL, Scores, Table
 
 
 def header(table: Table) -> tuple[list[str], list[str]]:
-    """Names of the label columns and of the score columns; what is the same throughout is left out.
+    """Return the heads of a table, without what is the same in all its columns or lines.
 
     Returns:
         Of `["method", "backbone"]` those that vary, and one name a column.
@@ -39,7 +39,7 @@ def header(table: Table) -> tuple[list[str], list[str]]:
 
 
 def caption(table: Table, seeds: int) -> str:
-    """A sentence that says what the numbers are."""
+    """Return a sentence that says what the numbers are."""
     metrics = sorted(set(table.metrics.values())) or ["score"]
     shares = [name for name in metrics if name not in IN_UNITS]
     what = ", ".join(metrics)
@@ -62,9 +62,10 @@ def caption(table: Table, seeds: int) -> str:
 
 
 def show(scores: Scores | None, metric: str, seeds: int, sign: Literal["", "+"] = "") -> str:
-    """A score for people: "61.2 ± 0.8", the seeds where some are missing, or "failed".
+    """Return scores as text: "61.2 ± 0.8", with the number of seeds where some are missing.
 
-    With the sign "+", a difference: "+1.2 ± 0.3".
+    Without any score it is "failed", "…" while there may still be one, or "–" where the line does
+    not take part. With the sign "+", it is a difference: "+1.2 ± 0.3".
     """
     if scores is None:
         return "–"
@@ -80,7 +81,7 @@ def show(scores: Scores | None, metric: str, seeds: int, sign: Literal["", "+"] 
 def as_text(
     table: Table, seeds: int, bold: Callable[[str], str] = lambda text: text
 ) -> pd.DataFrame:
-    """The table as text: a row a line, label columns and score columns, published rows below.
+    """Return the table as text: label columns and score columns, published rows at the end.
 
     Args:
         table: of scores or differences.
@@ -103,7 +104,7 @@ def as_text(
 
 
 def failures(table: Table) -> list[str]:
-    """One sentence for each method and reason of failing."""
+    """Return one sentence for each method and reason of failing."""
     reasons: dict[tuple[str, str, str], list[int]] = {}
     for (line, column), scores in table.cells.items():
         for seed, reason in scores.failed.items():
@@ -115,7 +116,7 @@ def failures(table: Table) -> list[str]:
 
 
 def markdown(tables: Sequence[Table], seeds: int) -> str:
-    """All tables as GitHub Markdown."""
+    """Return all tables as GitHub Markdown."""
     parts = []
     for table in tables:
         labels, names = header(table)
@@ -129,7 +130,7 @@ def markdown(tables: Sequence[Table], seeds: int) -> str:
 
 
 def latex(tables: Sequence[Table], seeds: int) -> str:
-    """All tables for LaTeX with the package booktabs."""
+    """Return all tables for LaTeX with the package booktabs."""
     return "\n\n".join(_latex_table(table, seeds) for table in tables) + "\n"
 
 
@@ -180,7 +181,7 @@ _TEX = str.maketrans(
 
 
 def cells_csv(cells: Iterable[Cell]) -> str:
-    """Every finished transfer, one row each with all its metrics: for whoever counts anew."""
+    """Return a CSV with a row for each finished transfer, which holds all its metrics."""
     found = [
         {
             "task": cell.task,
@@ -205,7 +206,7 @@ def cells_csv(cells: Iterable[Cell]) -> str:
 
 
 def tables_csv(tables: Sequence[Table]) -> str:
-    """All tables in long form: a row for each method in each column, mean and spread.
+    """Return all tables as one CSV: a row for each line in each column, with mean and spread.
 
     Rows with a method in `against` are differences from it, "best" if they are surely not chance.
     """

@@ -100,7 +100,7 @@ def make_tables(
     tasks: Mapping[str, TaskSettings],
     against: str | None = None,
 ) -> list[Table]:
-    """All tables of a comparison, with the published rows that its tasks ask for.
+    """Return all tables of a comparison, with the published rows that its tasks ask for.
 
     Args:
         cells: of a comparison.
@@ -125,11 +125,12 @@ def make_tables(
 def transfers(
     cells: Iterable[Cell], failed: Mapping[Path, str], tasks: Mapping[str, TaskSettings]
 ) -> pd.DataFrame:
-    """One row for each transfer and metric that its task shows.
+    """Return a frame with a row for each transfer and metric that its task shows.
 
     Returns:
-        `line` and `column`, where it stands in a table; `seed`; `metric`, None before anything is
-        known of it; `score`, NaN where there is none; `failed`, why there is none.
+        The columns `task`; `line` and `column`, where the score stands in a table; `seed`;
+        `metric`, None while it is not known; `score`, NaN where there is none; `failed`, the
+        reason why there is none, or empty.
     """
     found: list[dict[str, object]] = []
     for cell in cells:
@@ -162,7 +163,7 @@ def transfers(
 def tabulate(
     cells: Sequence[Cell], failed: Mapping[Path, str], tasks: Mapping[str, TaskSettings]
 ) -> list[Table]:
-    """Tables of all transfers that have finished or failed.
+    """Return tables of all transfers, whether they have finished, failed, or not begun.
 
     Args:
         cells: of a comparison.
@@ -199,7 +200,7 @@ def tabulate(
 
 
 def _scores(part: pd.DataFrame) -> Scores:
-    """The scores of a method in one column, from their rows."""
+    """Return the scores of a method in one column, from their rows."""
     scored, failed = part[part["score"].notna()], part[part["failed"] != ""]
     return Scores(
         by_seed=dict(zip(scored["seed"].tolist(), scored["score"].tolist(), strict=True)),
@@ -208,7 +209,7 @@ def _scores(part: pd.DataFrame) -> Scores:
 
 
 def _side_by_side(frame: pd.DataFrame, tasks: Mapping[str, TaskSettings]) -> dict[str, list[str]]:
-    """The tasks of each table, by its name; "" for those that have a single column."""
+    """Return the tasks of each table by its name, which is "" for tasks of a single column."""
     groups: dict[str, list[str]] = {}
     for name, task in tasks.items():  # in this order, whichever was run first
         columns = frame.loc[frame["task"] == name, "column"]
@@ -239,13 +240,13 @@ def mark_best(column: Sequence[Scores], lower: bool) -> None:
 
 
 def paired(one: Scores, other: Scores) -> dict[int, float]:
-    """How far one is above another, for each seed that both have."""
+    """Return how far one is above another, for each seed that both have."""
     seeds = sorted(set(one.by_seed) & set(other.by_seed))
     return {seed: one.by_seed[seed] - other.by_seed[seed] for seed in seeds}
 
 
 def is_sure(gains: Sequence[float], alternative: Literal["greater", "two-sided"]) -> bool:
-    """Whether a t-test tells differences from chance."""
+    """Return whether a t-test tells differences from chance."""
     from scipy.stats import ttest_1samp
 
     if len(gains) < 2:
@@ -256,7 +257,7 @@ def is_sure(gains: Sequence[float], alternative: Literal["greater", "two-sided"]
 
 
 def differences(table: Table, against: str) -> Table | None:
-    """How far the lines of a table are above those of one method, seed by seed.
+    """Return how far the lines of a table are above those of one method, seed by seed.
 
     What seeds share (the fold, the labels drawn) cancels out: a spread over folds of unlike
     difficulty hides differences that hold in each of them.
