@@ -1,4 +1,4 @@
-"""Run folders: where a run keeps what it leaves behind, and how files are written whole."""
+"""Run folders: the places of a run's files, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps everything.
+    """The folder of a run, and the places of its files.
 
     Args:
-        path: the folder; made when something is first written.
+        path: the folder, which is made when something is first written.
     """
 
     path: Path
@@ -34,31 +34,31 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One row an epoch."""
+        """Metrics, one row an epoch."""
         return self.path / "metrics.csv"
 
     @property
     def checkpoints(self) -> Path:
-        """Whole training states, to resume from."""
+        """States of the training, to resume from."""
         return self.path / "checkpoints"
 
     @property
     def figures(self) -> Path:
-        """Pictures."""
+        """Folder of pictures."""
         return self.path / "figures"
 
     @property
     def report(self) -> Path:
-        """One self-contained page."""
+        """The report, one self-contained page."""
         return self.path / "report.html"
 
     @property
     def bad_samples(self) -> Path:
-        """Files that could not be read, and why."""
+        """List of files that could not be read, and why."""
         return self.path / "bad_samples.csv"
 
     def list_bad(self, bad: Sequence[tuple[str, str]]) -> None:
-        """Write `bad_samples` anew, and say so; no file where all could be read.
+        """Write the list of bad samples anew, and log it; no file where all could be read.
 
         Args:
             bad: file and reason of each.
@@ -70,15 +70,15 @@ class RunFolder:
             log.warning("%d samples cannot be read, see %s", len(bad), self.bad_samples)
 
     def encoder(self, modality: str) -> Path:
-        """The trained encoder of one sensor."""
+        """Return the file of the trained encoder of one sensor."""
         return self.path / "encoders" / f"{modality}.safetensors"
 
     def saved_encoders(self) -> list[Path]:
-        """Files of encoders, by the name of their sensor."""
+        """Return the files of encoders, by the name of their sensor."""
         return sorted((self.path / "encoders").glob("*.safetensors"))
 
     def saved_checkpoints(self) -> list[Path]:
-        """Checkpoints from the newest to the oldest, by the step in their name."""
+        """Return the checkpoints from the newest to the oldest, by the step in their name."""
         return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
 
     def newest_checkpoint(self) -> Path | None:
@@ -107,14 +107,14 @@ class RunFolder:
 
 
 def make_folder(path: Path, key: str) -> None:
-    """Make a folder that was asked for, where it is not there yet.
+    """Make the folder that an option names, where there is none yet.
 
     Args:
-        path: of it.
-        key: the option that asked for it, as "--run".
+        path: of the folder.
+        key: the option, such as "--run".
 
     Raises:
-        ConfigError: naming both and the reason.
+        ConfigError: naming the option, the folder and the reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -124,14 +124,14 @@ def make_folder(path: Path, key: str) -> None:
 
 @contextmanager
 def writing(path: Path, key: str = "--out") -> Iterator[None]:
-    """Around what writes: tells in one line why it cannot.
+    """Turn the errors of a block that writes into one line.
 
     Args:
-        path: what was asked for, file or folder.
-        key: the option that asked for it.
+        path: the file or folder that is written.
+        key: the option that names it.
 
     Raises:
-        ConfigError: naming both and the reason.
+        ConfigError: naming the option, the path and the reason.
     """
     from safetensors import SafetensorError
 
@@ -144,20 +144,45 @@ def writing(path: Path, key: str = "--out") -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a temporary name, renames it at the end.
+    """Write a file whole or not at all: yield a temporary name, and rename it at the end.
 
     Args:
         path: the final name; its folder is made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut can leave the new name on empty blocks
-        temporary.replace(path)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which a file is written until it is whole; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a file that is written and closed its final name, once it has reached the disk."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # else a power cut can leave the new name on empty blocks
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file (UTF-8), whole or not at all.
+
+    Args:
+        path: of the file; its folder is made.
+        text: what it will hold.
+
+    Returns:
+        The path.
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def write_json(path: Path, values: Any) -> Path:
@@ -165,11 +190,9 @@ def write_json(path: Path, values: Any) -> Path:
 
     Args:
         path: of the file; its folder is made.
-        values: of what JSON holds.
+        values: anything that JSON can hold.
 
     Returns:
         The path.
     """
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-    return path
+    return write_text(path, json.dumps(values, indent=2) + "\n")

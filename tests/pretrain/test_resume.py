@@ -7,15 +7,13 @@ import shutil
 import signal
 import time
 
-import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from decur.cli import main
-from decur.errors import DataError
 from decur.pretrain.command_pretrain import main as pretrain
-from decur.runs import RunFolder, atomic
+from decur.runs import RunFolder
 
 OFTEN = ("--checkpoint.every_minutes=0", "--trainer.max_epochs=4")  # after each of 12 steps
 
@@ -113,14 +111,6 @@ def test_a_number_of_steps_ends_within_an_epoch_and_is_resumed_from_the_end_of_o
     assert_same_run(longer, epochs)
 
 
-def test_all_checkpoints_damaged_is_an_error(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.checkpoints.mkdir()
-    (folder.checkpoints / "step-000000001.ckpt").write_bytes(b"PK nothing")
-    with pytest.raises(DataError, match="--overwrite"):
-        folder.newest_checkpoint()
-
-
 def test_a_full_disk_keeps_the_old_checkpoint_and_the_run(tiny, monkeypatch, caplog):
     real, calls = torch.save, []
 
@@ -138,13 +128,3 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_the_run(tiny, monkeypatch, cap
     steps = [path.name for path in sorted((folder / "checkpoints").iterdir())]
     assert steps == ["step-000000003.ckpt", "step-000000009.ckpt"]
     assert RunFolder(folder).newest_checkpoint().name == steps[-1]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "sub" / "file"
-    with atomic(path) as temporary:
-        temporary.write_text("old")
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
-        temporary.write_text("ne")
-        raise RuntimeError
-    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]

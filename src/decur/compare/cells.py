@@ -17,7 +17,7 @@ from typing import Literal
 from filelock import FileLock
 
 from decur.errors import DecurError, Interrupted
-from decur.runs import RunFolder, atomic, write_json
+from decur.runs import RunFolder, write_json, write_text
 
 DONE = "cell.json"  # in a cell's folder once it is finished
 LOG = "log.txt"  # what the command printed
@@ -114,8 +114,7 @@ def run_cell(cell: Cell) -> str | None:
 def _run_command(cell: Cell) -> str | None:
     begun = time.monotonic()
     config = RunFolder(cell.folder).config
-    with atomic(config) as temporary:
-        temporary.write_text(cell.config)
+    write_text(config, cell.config)
     with _signals_given_back(), _output_to(cell.folder / LOG):
         try:
             _command(cell.command)(["--config", str(config)])

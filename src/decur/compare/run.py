@@ -20,7 +20,7 @@ from decur.compare.settings import ClusterSettings, CompareSettings, check_clust
 from decur.compare.tables import Table, make_tables
 from decur.errors import ConfigError, DecurError
 from decur.progress import progress_bar
-from decur.runs import RunFolder, atomic, make_folder
+from decur.runs import RunFolder, make_folder, write_text
 
 
 class CellsFailedError(DecurError):
@@ -114,8 +114,7 @@ def _begin(folder: RunFolder, config: str | None) -> None:
         raise ConfigError(f"--run {folder.path}: holds a pretraining run; choose another folder")
     make_folder(folder.path, "--run")
     if config is not None:
-        with atomic(folder.config) as temporary:
-            temporary.write_text(config)
+        write_text(folder.config, config)
 
 
 def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
@@ -211,8 +210,7 @@ def write(
         ("tables.csv", table_text.tables_csv(made)),
         ("cells.csv", table_text.cells_csv(cells)),
     ):
-        with atomic(folder.path / name) as temporary:
-            temporary.write_text(text)
+        write_text(folder.path / name, text)
     body = []
     drawn = 0
     for table in made:

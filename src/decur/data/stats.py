@@ -15,6 +15,7 @@ from decur.data.files import read_header, read_image
 from decur.data.listing import modality_files
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
+from decur.runs import write_text
 
 PERCENTS = (1, 2, 50, 98, 99)
 SUSPECTS = (0.0, -9999.0)  # raw values that often stand for "no measurement"
@@ -350,9 +351,7 @@ def write_modalities(
         lines.append(
             yaml.safe_dump({name: fields}, sort_keys=False, default_flow_style=None, width=100)
         )
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("\n".join(lines), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, "\n".join(lines))
     return written
 
 

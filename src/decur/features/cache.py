@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from decur.errors import DataError
 from decur.features.model import FeatureModel
 from decur.features.passes import SampleLoader, compute_features, iterate
 from decur.features.rows import Columns, Features, Key, Labels, writing_rows
-from decur.runs import atomic
+from decur.runs import atomic, put_in_place, temporary_name
 
 log = logging.getLogger(__name__)
 FORMAT = 4  # of a cache; raised when its content would come out otherwise
@@ -178,15 +177,14 @@ class _Plan:
         """Give the files their names, now that they are whole."""
         for key, file in columns.files.items():
             file.close()
-            os.replace(file.name, self.file(key, bool(self.loader.bad)))
+            put_in_place(Path(file.name), self.file(key, bool(self.loader.bad)))
         bad = np.array(self.loader.bad, dtype=str).reshape(-1, 2)
         arrays: dict[str, Any] = {f"label/{name}": x for name, x in labels.arrays().items()}
         with atomic(self.label_file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, bad=bad, **arrays)
 
     def _open(self, key: Key) -> IO[bytes]:
-        file = self.file(key, False)
-        return file.with_name(f".{file.name}.{os.getpid()}.tmp").open("wb")
+        return temporary_name(self.file(key, False)).open("wb")
 
     def read(self, computed: bool) -> Features:
         """Open what lies in the cache."""

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.csv`, TensorBoard, the terminal."""
+"""Callbacks of a training: metrics to files and the terminal, and the list of bad samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from decur.runs import RunFolder, atomic
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:
-    """Rows of `metrics.csv`, one an epoch; a value that an epoch lacks is left out."""
+    """Return the rows of `metrics.csv`, one an epoch, without the values that an epoch lacks."""
     if not run.metrics.is_file():
         return []
     with run.metrics.open(newline="") as file:
@@ -33,7 +33,7 @@ def read_metrics(run: RunFolder) -> list[dict[str, float]]:
 
 
 def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
-    """Write `metrics.csv` whole: few rows, and columns may join later."""
+    """Write `metrics.csv` anew: it has few rows, and later epochs may add columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic(run.metrics) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -42,12 +42,12 @@ def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
 
 
 class EpochLog(Callback):
-    """At each epoch's end: means of the epoch, ranks, probes; to file, TensorBoard and terminal.
+    """Write means, ranks and probes of each epoch to `metrics.csv`, TensorBoard and the terminal.
 
     Args:
         run: the run's folder.
-        settings: what is computed how often.
-        console: where the line of an epoch goes.
+        settings: how often ranks and probes are computed, and on how many samples.
+        console: where the line of an epoch is printed.
         every_steps: how often the loss of a step goes to TensorBoard; 0: never.
     """
 
@@ -77,7 +77,7 @@ class EpochLog(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Loss and rate of some steps to TensorBoard: an epoch can take hours."""
+        """Write loss and rate of some steps to TensorBoard: an epoch can take hours."""
         self._steps += 1
         if self.every_steps and (batch_idx + 1) % self.every_steps == 0 and outputs is not None:
             values = {"step/loss": float(outputs["loss"]), **_rates(trainer)}
@@ -85,11 +85,11 @@ class EpochLog(Callback):
                 logger.log_metrics(values, trainer.global_step)
 
     def pairs_per_second(self, pl_module: Pretrainer) -> float:
-        """Samples trained on in a second of this epoch, over all processes."""
+        """Return how many samples of this epoch were trained on in a second, by all processes."""
         return self._steps * pl_module.batch_size / max(1e-9, time.monotonic() - self._started)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Collect, write, print; stop a run that has collapsed."""
+        """Write and print the row of the epoch; stop a run that has collapsed."""
         assert isinstance(pl_module, Pretrainer)
         pl_module.check_finite()
         speed = self.pairs_per_second(pl_module)
@@ -101,7 +101,7 @@ class EpochLog(Callback):
         every = self.settings.every_epochs
         if every and (epoch % every == 0 or epoch == trainer.max_epochs):
             if trainer.is_global_zero or pl_module.is_sharded:
-                found = self._monitor(trainer, pl_module)  # of a shard alone nothing can be told
+                found = self._monitor(trainer, pl_module)  # a shard alone has no features
             found = trainer.strategy.broadcast(found)
         row = {**row, **found, "pairs_per_second": speed}
         if trainer.is_global_zero:
@@ -125,7 +125,7 @@ def _rates(trainer: L.Trainer) -> dict[str, float]:
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """What a person wants to see of an epoch, in one line."""
+    """Return the line that the terminal shows of an epoch."""
     parts = [f"epoch {row['epoch']:.0f}/{epochs}", f"loss {row['loss']:.4g}"]
     for part in ("common", "unique"):
         diagonals = [v for k, v in row.items() if k.startswith(f"diagonal/{part}/")]
@@ -139,11 +139,11 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
 
 
 class ProgressBar(Callback):
-    """A bar over the whole run, for people; a log file has a line an epoch instead.
+    """Show a progress bar over the whole run on a terminal; a log file has the lines of epochs.
 
     Args:
-        epochs: whose clock it shows.
-        console: a terminal; the same as that of `epochs`, whose lines then stay above the bar.
+        epochs: the log whose pairs a second are shown.
+        console: that of `epochs`, whose lines then stay above the bar.
     """
 
     def __init__(self, epochs: EpochLog, console: Console) -> None:
@@ -154,7 +154,7 @@ class ProgressBar(Callback):
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show it, from where a resumed run goes on."""
+        """Show the bar, from where a resumed run goes on."""
         total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
         assert isinstance(pl_module, Pretrainer)
         if pl_module.max_steps is not None:
@@ -174,7 +174,7 @@ class ProgressBar(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """One step on."""
+        """Advance the bar by one step."""
         assert isinstance(pl_module, Pretrainer)
         self.bar.update(
             self.task,
@@ -184,7 +184,7 @@ class ProgressBar(Callback):
         )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take it away, whatever ended the run."""
+        """Remove the bar, whatever ended the run."""
         self.bar.stop()
 
     @staticmethod
@@ -193,14 +193,14 @@ class ProgressBar(Callback):
 
 
 class BadSamples(Callback):
-    """Lists samples that cannot be read, and stops the run when they are too many.
+    """List samples that cannot be read, and stop the run when they are too many.
 
-    Several processes have one list: each reads in it what the others have found.
+    Several processes share one file, in which each reads what the others have found.
 
     Args:
         run: the run's folder.
-        limit: share of the data set.
-        samples: in the data set.
+        limit: share of the data set that may be bad.
+        samples: number of samples of the data set.
     """
 
     HEADER: ClassVar = ["file", "reason"]
@@ -210,7 +210,7 @@ class BadSamples(Callback):
         self.seen: dict[str, str] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what an interrupted run has listed."""
+        """Read the list of an interrupted run."""
         self._read()
 
     def _read(self) -> None:
@@ -222,7 +222,7 @@ class BadSamples(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look for bad samples before their batch is trained on.
+        """List the bad samples of a batch before it is trained on.
 
         Raises:
             DataError: if more than `limit` of the data set is bad.
@@ -230,7 +230,7 @@ class BadSamples(Callback):
         new = {path: reason for path, reason in batch["bad"] if path not in self.seen}
         if not new:
             return
-        self._read()  # another process may have come upon the same
+        self._read()  # another process may have listed the same
         new = {path: reason for path, reason in new.items() if path not in self.seen}
         with self.run.bad_samples.open("a", newline="") as file:
             writer = csv.writer(file)
@@ -241,7 +241,7 @@ class BadSamples(Callback):
         self._refuse_too_many()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count what other processes have found.
+        """Count the bad samples of all processes.
 
         Raises:
             DataError: if more than `limit` of the data set is bad.
@@ -261,5 +261,5 @@ class BadSamples(Callback):
 
 
 def tensorboard(run: RunFolder) -> TensorBoardLogger:
-    """TensorBoard events in the run's folder."""
+    """Return a logger that writes TensorBoard events to the run's folder."""
     return TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)

@@ -1,4 +1,4 @@
-"""Encoders and projectors through `torch.compile`, where it pays, and without where it fails."""
+"""Encoders and projectors through `torch.compile`, where that makes a run shorter."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ log = logging.getLogger(__name__)
 
 Modules = dict[str, nn.Module]
 
-# Compiling two ResNets takes minutes. If a tenth of a step of a tenth of a second is saved, that is
-# paid back after some thousands of steps.
+# Compiling two ResNets takes minutes. Where it saves a tenth of a step that takes a tenth of a
+# second, a run is shorter after some thousands of steps.
 PAYS_AFTER = 10_000
 
 
 def pays(device: torch.device, steps: int) -> bool:
-    """Whether a run on one device is of the kind that compiling makes shorter.
+    """Whether compiling makes a run on one device shorter.
 
-    Not on a CPU, whose libraries are faster than what is generated for it, and not for few steps.
+    It does not on a CPU, whose libraries are faster than generated code, nor for few steps.
 
     Args:
         device: that trains.
-        steps: of the whole run, so that it is the same when a run goes on.
+        steps: of the whole run, also where it goes on: the answer must not change.
     """
     return device.type == "cuda" and steps >= PAYS_AFTER
 
@@ -35,10 +35,10 @@ def pays(device: torch.device, steps: int) -> bool:
 class Networks:
     """Encoders and projectors as a training step calls them: compiled, or as they are.
 
-    A compiled network is one for one shape, and the modules themselves are left alone: what else
-    calls them, in another mode or with another number of pictures, compiles nothing. If the first
-    compilation fails, all run as they are, and one line says so. Encoders that attend to each other
-    are stepped together, and never compiled.
+    Each is compiled for one shape. The modules of the model are not changed, so that nothing is
+    compiled for calls outside the training step, such as those of monitors. If the first
+    compilation fails, all networks run without it, and a warning says so. Encoders that attend to
+    each other run stage by stage together, and are never compiled.
 
     Args:
         encoders: `{modality: encoder}`.
@@ -55,12 +55,12 @@ class Networks:
             self._compiled = (self._compile(self._plain[0]), self._compile(self._plain[1]))
 
     def of(self, partial: Container[str]) -> tuple[Modules, Modules]:
-        """Encoders and projectors for one step.
+        """Return encoders and projectors for one step.
 
         Args:
-            partial: modalities that only some of the samples have. Theirs stay as they are: if
-                compiled for each number of samples, a step would depend on which numbers came
-                before, and a run that goes on would end differently.
+            partial: modalities that only some of the samples have. Their networks run without
+                compilation: compiled for each number of samples, a step would depend on the
+                numbers that came before, and a run that goes on would end differently.
         """
         encoders, projectors = (
             {name: (plain if name in partial else compiled)[name] for name in plain}
@@ -76,12 +76,12 @@ class Networks:
 
 
 class _Compiled(nn.Module):
-    """A network, compiled; it is no part of the model, whose names therefore stay."""
+    """A compiled network; it is no part of the model, whose keys of the state dict stay."""
 
     def __init__(self, module: nn.Module, group: Networks) -> None:
         super().__init__()
         self.plain, self.group = module, group
-        self.runs = False  # whether it has ever
+        self.runs = False  # whether the compiled network has run once
         self.compiled: Any = torch.compile(module, dynamic=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which samples make up which batch: a function of (seed, epoch, step) and nothing else."""
+"""Batches of pairs: which samples they hold is a function of (seed, epoch, step) alone."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from decur.errors import ConfigError
 
 
 class EpochBatches(Sampler[list[int]]):
-    """Indices of each batch of an epoch, for one process of several.
+    """Yield the indices of each batch of an epoch, for one process of several.
 
     The order is a function of (seed, epoch) and a process takes its share of each batch, so the
     samples of a step do not depend on the number of processes. The last, smaller batch is dropped.
 
     Args:
-        samples: in the data set.
+        samples: number of samples of the data set.
         batch_size: over all processes.
         seed: of the run.
         rank: of this process.
         world: number of processes.
-        order: what makes an epoch's order of a generator; None for any order. A data set that is
-            read from afar has its own.
+        order: function from a random generator to an order of the samples (samples,), which a data
+            set that is read over a network has; None for a random permutation.
 
     Raises:
         ConfigError: if the batch does not divide among the processes, or there are fewer samples
@@ -59,15 +59,15 @@ class EpochBatches(Sampler[list[int]]):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world, self.order = rank, world, order
         self.epoch = 0
-        self.start = 0  # first batch of this epoch to give; above 0 when a run goes on
+        self.start = 0  # first batch to yield of this epoch; above 0 when a run goes on
 
     @property
     def sampler(self) -> EpochBatches:
-        """Lightning tells the epoch to `batch_sampler.sampler`."""
+        """Itself: Lightning calls `set_epoch` of `batch_sampler.sampler`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next, from its beginning if it is another one."""
+        """Set the epoch; another one than before begins with its first batch."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
@@ -89,18 +89,18 @@ class ResumableLoader(DataLoader[Any]):
     progress: tuple[int, int] = (0, 0)  # epoch, batches trained on in it
 
     def state_dict(self) -> dict[str, int]:
-        """Position to go on from."""
+        """Return the epoch and the batch to go on from."""
         return {"epoch": self.progress[0], "batch": self.progress[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from `state`."""
+        """Set the epoch and the batch to go on from."""
         self.progress = (state["epoch"], state["batch"])
         assert isinstance(self.batch_sampler, EpochBatches)
         self.batch_sampler.epoch, self.batch_sampler.start = self.progress
 
 
 def ignore_signals(worker: int) -> None:
-    """Leave signals to the main process: a scheduler or Ctrl-C signals the whole group."""
+    """Ignore signals in a worker process: a scheduler or Ctrl-C signals the whole group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -110,7 +110,7 @@ class PairedData(L.LightningDataModule):
 
     Args:
         dataset: any data set of decur.
-        settings: batch size, workers, tolerance of bad samples.
+        settings: batch size and workers.
         seed: of the order of samples.
     """
 
@@ -124,11 +124,11 @@ class PairedData(L.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches of an epoch."""
         return len(self.dataset) // self.settings.batch_size
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of this process, in an order that is a function of (seed, epoch)."""
+        """Return the batches of this process, in an order that is a function of (seed, epoch)."""
         world, rank = 1, 0
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
@@ -141,34 +141,30 @@ class PairedData(L.LightningDataModule):
             self.dataset.order,
         )
         if self.trainer is not None:
-            # Lightning tells a resumed run's epoch only once workers have read ahead.
+            # Lightning calls set_epoch of a resumed run only once workers have read ahead.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             batches.epoch = progress.processed
         workers = self.settings.processes()
         return ResumableLoader(
-            SkipBad(self.dataset.only(targets=())),  # labels are for monitors
+            SkipBad(self.dataset.only(targets=())),  # training reads no labels
             batch_sampler=batches,
             collate_fn=Collate(self.dataset.modalities, {}),
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=ignore_signals,
             pin_memory=torch.cuda.is_available(),
-            # The loader's own draw of a worker seed would otherwise consume the global state.
+            # else the loader would draw the seed of its workers from the global state
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def fixed_batches(self, samples: int, batch_size: int = 64) -> Iterator[Batch]:
-        """Evenly spaced samples in their order, for monitors: with labels, but without masks.
+    def examples(self, samples: int) -> Batch:
+        """Return evenly spaced samples in their order, without labels.
 
         Args:
             samples: at most how many.
-            batch_size: in each batch.
         """
         indices = evenly_spaced(len(self.dataset), samples).tolist()
-        targets = [name for name, spec in self.dataset.targets.items() if spec.kind != "mask"]
-        data = self.dataset.only(targets=targets)
-        yield from DataLoader(
-            torch.utils.data.Subset(SkipBad(data), indices),
-            batch_size=batch_size,
-            collate_fn=Collate(data.modalities, data.targets),
-        )
+        data = self.dataset.only(targets=())
+        readable = SkipBad(data)
+        batch: Batch = Collate(data.modalities, {})([readable[index] for index in indices])
+        return batch

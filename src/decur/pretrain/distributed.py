@@ -35,16 +35,17 @@ _LOST = re.compile(
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """What torch's SyncBatchNorm computes, for processes without a GPU, which it refuses.
+    """Batch normalisation over the batch of all processes, on the CPU.
 
-    In eval mode, or alone, a plain batch normalisation. Takes (B, C, ...).
+    It computes what torch's SyncBatchNorm does, which refuses to run without a GPU. In eval mode,
+    and in a single process, it is a plain batch normalisation.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions."""
+        """Take any number of dimensions."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) to the same shape; B may be 0 on some processes."""
+        """Normalise (B, C, ...); B may be 0 on some processes."""
         alone = not (dist.is_initialized() and dist.get_world_size() > 1)
         if alone or not self.training:
             plain: Tensor = super().forward(input)
@@ -54,7 +55,7 @@ class CPUSyncBatchNorm(_BatchNorm):
         out, mean, variance, counts = normalise.apply(x, self.weight, self.bias, self.eps)
         samples, values = counts.tolist()
         result: Tensor = out.to(input.dtype)
-        if samples > 1:  # a single one is left out, as by one process alone
+        if samples > 1:  # one sample has no variance: one process alone leaves it out, too
             self._track(mean, variance * (values / max(1.0, values - 1)))
         return result
 
@@ -69,17 +70,18 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalisation by the statistics of all processes: one collective forward, one backward.
+    """Normalise by the statistics of all processes, with one collective forward and one backward.
 
-    Means and sums of squares of each process are merged as by Chan, Golub and LeVeque (1983): the
-    difference of mean squares would lose what it is about.
+    Means and sums of squares of the processes are merged as by Chan, Golub and LeVeque (1983): the
+    mean of squares less the square of the mean would lose most digits.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, ...) to the same; mean and variance (C,); samples and values a channel."""
+        """Return x normalised (B, C, ...), its mean and variance (C,), and numbers of samples and
+        of values a channel (2,)."""
         axes, shape = _axes(x)
         values = x.numel() // x.shape[1]
         own_mean = x.sum(axes) / max(1, values)  # (C,)
@@ -102,7 +104,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        """Of the sum over the processes; those of weight and bias are this process's share."""
+        """Return gradients of the sum of all losses; of weight and bias, this process's share."""
         normal, weight, scale, count = ctx.saved_tensors
         axes, shape = _axes(normal)
         own = torch.stack((grads[0].sum(axes), (grads[0] * normal).sum(axes)))  # (2, C)
@@ -116,14 +118,14 @@ class _Normalise(torch.autograd.Function):
 
 
 def _axes(x: Tensor) -> tuple[list[int], list[int]]:
-    """What statistics are over, and how those of channels are laid against x."""
+    """Return the axes that statistics are over, and the shape of a value a channel beside x."""
     return [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
 
 
 class SyncBatchNorms(LayerSync):
-    """Makes each batch normalisation of a model see the batch of all processes.
+    """Make each batch normalisation of a model see the batch of all processes.
 
-    Without effect on a single device. Keys of the state dict stay.
+    Lightning does not call it on a single device. Keys of the state dict stay.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -133,15 +135,15 @@ class SyncBatchNorms(LayerSync):
         return convert_on_cpu(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Leave the layers: alone, they are what they were."""
+        """Leave the layers: in a single process they are plain batch normalisations."""
         return model
 
 
 @contextmanager
 def finite_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what a batch of too few values does to running statistics, without a wait for the GPU.
+    """Keep running statistics finite where a batch has too few values, without waiting for the GPU.
 
-    torch's SyncBatchNorm divides by the number of values on all processes, be it 0, and the
+    torch's SyncBatchNorm divides by the number of values on all processes, which may be 0, and the
     variance that it tracks by one less.
 
     Args:
@@ -164,7 +166,7 @@ def convert_on_cpu(module: nn.Module) -> nn.Module:
     """Replace batch normalisations by `CPUSyncBatchNorm`, weights and names kept.
 
     Raises:
-        ConfigError: for one of a kind that is not known.
+        ConfigError: for a kind of batch normalisation that cannot be replaced.
     """
     if isinstance(module, _BatchNorm) and type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
         synced = CPUSyncBatchNorm(
@@ -194,14 +196,15 @@ def convert_on_cpu(module: nn.Module) -> nn.Module:
 def stand_ins(
     encoders: Mapping[str, nn.Module] | nn.ModuleDict, rows: Mapping[str, Tensor]
 ) -> set[str]:
-    """Modalities whose encoder has to be given a picture that stands for none.
+    """Return the modalities whose encoder is given one picture in place of an empty batch.
 
-    Transformers do not take an empty batch, and DDP waits for a gradient of every parameter. An
-    encoder with batch normalisation takes one, and its statistics must not see anything else.
+    Transformers do not take an empty batch, and DDP waits for a gradient of every parameter.
+    Encoders with batch normalisation take an empty batch, and must: their statistics would include
+    any other picture.
 
     Args:
         encoders: `{modality: encoder}`.
-        rows: `{modality: (n,)}`, samples of this process that have it.
+        rows: `{modality: (n,)}`, samples of this process that have the modality.
     """
     return {
         name
@@ -212,14 +215,14 @@ def stand_ins(
 
 
 def zero_gradients(parts: Iterable[nn.Module], like: Tensor) -> Tensor:
-    """Zero that gives all parameters of some modules a zero gradient.
+    """Return a zero whose gradient is zero for all parameters of some modules.
 
-    What several processes give where a modality is absent from a whole batch. With no gradient
-    instead, momentum and weight decay would not act on one process as they do on many.
+    It stands for a modality that a whole batch lacks. Without a gradient, momentum and weight decay
+    would not act in one process as they do in several, where the others have the modality.
 
     Args:
         parts: the modules.
-        like: on whose device.
+        like: a tensor on the device of the result.
     """
     total = torch.zeros((), device=like.device)
     for part in parts:
@@ -233,14 +236,14 @@ def zero_gradients(parts: Iterable[nn.Module], like: Tensor) -> Tensor:
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP2 over all processes, with the checkpoints of any other strategy.
+    """Divide weights among all processes (FSDP2), with the checkpoints of any other strategy.
 
-    FSDP2 keeps the shapes of parameters, by which LARS and weight decay are chosen; Lightning's
-    strategy "fsdp" is FSDP1, which flattens them, and refuses to run without a GPU. Checkpoints are
-    whole, in the format of one process: a run may go on with another strategy.
+    FSDP2 keeps the shapes of parameters, which decide on LARS and weight decay. Lightning's own
+    strategy "fsdp" is FSDP1, which flattens parameters and refuses to run without a GPU.
+    Checkpoints are those of one process, so a run may go on with another strategy.
 
     Args:
-        timeout: for which a process waits for the others.
+        timeout: how long a process waits for the others.
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -248,33 +251,33 @@ class Sharded(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """True: the state of the optimiser is in the checkpoint as Lightning knows it."""
+        """True: checkpoints hold the state of the optimiser in Lightning's own format."""
         return True
 
     def setup_environment(self) -> None:
-        """One group of all processes."""
+        """Put all processes into one data-parallel group."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
     def setup_optimizers(self, trainer: L.Trainer) -> None:
-        """Make the optimiser of the divided parameters."""
+        """Make the optimiser of the divided parameters, without kernels for several tensors."""
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:  # kernels for many take no mixture of tensors
+            for group in optimizer.param_groups:  # they refuse divided tensors beside whole ones
                 group.update({key: False for key in ("foreach", "fused") if key in group})
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """All weights, on the CPU; empty but on the first process, which writes them.
+        """Return all weights, on the CPU, on the first process, which writes them; else nothing.
 
-        By the module's own names: torch's collector does not know that an encoder has timm's.
+        The names are the module's own: torch's function for this would use timm's for an encoder.
         """
         assert self.model is not None
         state = {key: _whole(value) for key, value in self.model.state_dict().items()}
         return state if self.is_global_zero else {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state, on the CPU; empty but on the first process, which writes it."""
+        """Return the whole state, on the CPU, on the first process, which writes it."""
         state = optimizer.state_dict()
         whole = {
             index: {name: _whole(value) for name, value in values.items()}
@@ -283,18 +286,18 @@ class Sharded(ModelParallelStrategy):
         return {**state, "state": whole} if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """Read a whole checkpoint, as every strategy writes it."""
+        """Read a checkpoint that any strategy has written."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take this process's part of the weights."""
+        """Load this process's part of the weights."""
         assert self.model is not None
         own = self.model.state_dict()
         parts = {key: _part(v, own[key]) for key, v in checkpoint["state_dict"].items()}
         self.model.load_state_dict(parts, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take this process's part of the optimiser's state."""
+        """Load this process's part of the optimiser's state."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             own = {
@@ -308,12 +311,12 @@ def shard(model: L.LightningModule, encoders: nn.ModuleDict, projectors: nn.Modu
     """Divide encoders, block by block, and projectors among all processes.
 
     Args:
-        model: that has a device mesh.
+        model: the whole model, which has a device mesh.
         encoders: of the model.
         projectors: of the model.
 
     Raises:
-        ConfigError: for encoders that are not called as a whole.
+        ConfigError: for encoders that attend to each other, which are not called as a whole.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -335,7 +338,7 @@ def shard(model: L.LightningModule, encoders: nn.ModuleDict, projectors: nn.Modu
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a network: what its outermost sequences hold."""
+    """Return the blocks of a network: the modules in its outermost sequences."""
     found: list[nn.Module] = []
     for child in module.children():
         if isinstance(child, nn.Sequential | nn.ModuleList):
@@ -354,11 +357,11 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def gather(model: nn.Module, whole: Model) -> Model:
-    """The trained model in one piece on the first process; all must call it together.
+    """Return the trained model in one piece on the first process; all must call this together.
 
     Args:
-        model: divided.
-        whole: one like it that is not; changed in place.
+        model: the divided model.
+        whole: a model like it that is not divided; its weights are replaced.
     """
     state = {key: _whole(value) for key, value in model.state_dict().items()}
     if dist.get_rank() == 0:
@@ -387,13 +390,13 @@ def _part(value: Any, parameter: Tensor) -> Any:
 
 @contextmanager
 def reporting_lost_processes(trainer: L.Trainer) -> Iterator[None]:
-    """Turn what a collective raises when another process is gone into one line.
+    """Turn the error of a collective whose other process is gone into one line.
 
     Args:
         trainer: of the run.
 
     Raises:
-        ProcessLostError: naming this process, which is not the one that died.
+        ProcessLostError: naming this process; another one has died.
     """
     try:
         yield

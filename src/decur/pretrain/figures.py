@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from decur import plotting, report
 from decur.data.base import PairedDataset
 from decur.data.sample import Batch
@@ -87,9 +85,8 @@ def save_contact_sheet(folder: RunFolder, model: Pretrainer, data: PairedData) -
         model: whose views are drawn.
         data: where the samples come from.
     """
-    with torch.random.fork_rng(devices=[]):  # the loader draws a seed for its workers
-        batch = next(iter(data.fixed_batches(6, batch_size=6)))
-    return plotting.save(contact_sheet(model, batch), folder.figures / "views.png")
+    sheet = contact_sheet(model, data.examples(6))
+    return plotting.save(sheet, folder.figures / "views.png")
 
 
 def contact_sheet(model: Pretrainer, batch: Batch, rows: int = 6) -> Figure:

@@ -1,4 +1,4 @@
-"""Optimiser groups and learning-rate schedule of DeCUR's appendix B.1."""
+"""Optimisers, their parameter groups and their schedule (DeCUR, appendix B.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FUSED = ("cpu", "cuda", "mps", "xpu")  # devices that torch 2.6 has fused optim
 
 
 def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights, and what is exempt from LARS adaptation and weight decay.
+    """Return the weights, and the parameters exempt from LARS adaptation and weight decay.
 
     Exempt are biases, parameters of normalisations, learned scales, and what an encoder itself
     names (`no_weight_decay` of timm's transformers: position embedding, class token).
@@ -38,17 +38,17 @@ def parameter_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 def build_optimizer(
     module: nn.Module, settings: OptimizerSettings, batch_size: int, fuse: bool = True
 ) -> torch.optim.Optimizer:
-    """LARS or AdamW over the two groups of `parameter_groups`.
+    """Return LARS or AdamW over the two groups of `parameter_groups`.
 
-    AdamW is one kernel for many parameters where torch has one for their device. On GPUs timm's
+    AdamW runs as one fused kernel where torch has one for the device. On GPUs timm's
     LARS takes all parameters at once; on CPUs one by one, so that each stays in the caches.
 
     Args:
         module: whose parameters are trained.
         settings: names and rates.
-        batch_size: over all processes; scales the rates where asked for.
-        fuse: False where gradients are clipped in mixed precision, which Lightning refuses for
-            fused optimisers.
+        batch_size: over all processes; scales the rates with `settings.scale_lr`.
+        fuse: whether AdamW may be fused. Lightning refuses to clip gradients in mixed precision
+            for fused optimisers.
     """
     scale = batch_size / 256 if settings.scale_lr else 1.0
     lr, lr_bias, decay = settings.rates()
@@ -70,23 +70,23 @@ def build_optimizer(
 
 
 def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Leave the choice of kernels out of a state: it may come from another device or strategy."""
+    """Keep this optimiser's choice of kernels: a state may be of another device or strategy."""
     groups = [
         {**saved, **{key: own[key] for key in ("foreach", "fused") if key in own}}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
     ]
     if len(groups) != len(state["param_groups"]):
-        return state  # torch says what does not fit
+        return state  # torch raises an error that says what does not fit
     return {**state, "param_groups": groups}
 
 
 def can_fuse(parameters: list[nn.Parameter]) -> bool:
-    """Whether torch has a fused kernel for all of these: it refuses where it has none."""
+    """Whether torch has a fused kernel for all parameters; it raises an error where it has none."""
     return all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
-    """One line a group: how many parameters, at which rate and decay."""
+    """Return the number of parameters, the rate and the decay of each group, in one line."""
     names = ("weights", "biases and norms")
     return "; ".join(
         f"{name}: {sum(p.numel() for p in group['params']):,} at lr {group['lr']:g}, "
@@ -96,7 +96,7 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> str:
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
-    """Factor of the learning rate at a step: linear warm-up, then a half cosine to 0.
+    """Return the factor of the learning rate: a linear warm-up, then a half cosine to 0.
 
     Args:
         step: from 0.

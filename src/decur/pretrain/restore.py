@@ -22,12 +22,12 @@ from decur.runs import RunFolder
 
 @dataclass(frozen=True)
 class Restored:
-    """What a run has trained, on the CPU and in eval mode.
+    """The networks that a run has trained, on the CPU and in eval mode.
 
     Args:
         encoders: `{modality: encoder}`, each with its `modality`.
         projectors: `{modality: projector}`.
-        objective: with what it has learned itself; its `parts` say which dimensions are common.
+        objective: with its own learned weights; its `parts` say which dimensions are common.
     """
 
     encoders: dict[str, Encoder]
@@ -38,14 +38,14 @@ class Restored:
 def restore(folder: str | Path) -> Restored:
     """Open a finished run: its encoder files, its configuration and its newest checkpoint.
 
-    The data it was trained on need not be there. Nothing is unpickled.
+    The data set need not be there. No object is unpickled.
 
     Args:
         folder: of a run of `decur pretrain`.
 
     Raises:
-        DataError: if the folder lacks one of the three, they do not belong together, or the
-            objective cannot be made, as when its class is not there.
+        DataError: if the folder lacks one of the three, if they do not belong together, or if the
+            objective cannot be made, such as when its class cannot be imported.
     """
     run = RunFolder(Path(folder))
     encoders = {file.stem: load_encoder(file) for file in run.saved_encoders()}
@@ -83,7 +83,7 @@ def restore(folder: str | Path) -> Restored:
 
 
 def _configuration(path: Path) -> tuple[ProjectorSettings, Mapping[str, Any]]:
-    """The projector's settings, and the objective's class and arguments."""
+    """Return the projector's settings, and the objective's class and arguments."""
     if not path.is_file():
         raise DataError(
             f"{path}: no such file, and only it names the objective; `decur pretrain` writes it"
@@ -97,7 +97,7 @@ def _configuration(path: Path) -> tuple[ProjectorSettings, Mapping[str, Any]]:
 
 
 def _objective(spec: Mapping[str, Any], dim: int) -> Objective:
-    """Make an objective; its width is the projector's, which alone is written down."""
+    """Make an objective; the configuration names its width only as the projector's."""
     parser = Parser("decur")
     parser.add_subclass_arguments(Objective, "objective")
     whole = {**spec, "init_args": {**spec.get("init_args", {}), "dim": dim}}
@@ -107,10 +107,12 @@ def _objective(spec: Mapping[str, Any], dim: int) -> Objective:
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of one module of a model."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states hold the same weights."""
     return state.keys() == other.keys() and all(
         value.shape == other[key].shape and torch.equal(value, other[key].to(value.dtype))
         for key, value in state.items()
@@ -118,6 +120,7 @@ def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    """Load the weights of one module of a model; `path` of its checkpoint is for the message."""
     try:
         module.load_state_dict(_under(state, prefix))
     except RuntimeError as error:

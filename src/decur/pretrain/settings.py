@@ -21,7 +21,7 @@ class ProjectorSettings:
 
     Args:
         width: of every layer and of the embedding, K in the paper.
-        layers: 3 in the paper; 0 for none (the embedding is the encoder's vector).
+        layers: number of layers, 3 in the paper; 0: the embedding is the encoder's vector.
     """
 
     width: int = 8192
@@ -72,7 +72,7 @@ class OptimizerSettings:
             require(value is None or value >= 0, f"optimizer.{key}: must not be negative")
 
     def rates(self) -> tuple[float, float, float]:
-        """Learning rates of weights and of the rest, and weight decay, defaults filled in."""
+        """Return the learning rates of weights and of the rest, and the weight decay."""
         lr, lr_bias, decay = _RATES[self.name]
         lr = lr if self.lr is None else self.lr
         lr_bias = lr_bias or lr  # AdamW adapts each parameter itself: one rate for all
@@ -85,7 +85,7 @@ _RATES = {"lars": (0.2, 0.0048, 1e-6), "adamw": (1e-4, None, 0.01)}  # DeCUR, ap
 
 @dataclass
 class MonitorSettings:
-    """What is watched while training.
+    """Monitors: what is measured while training.
 
     Args:
         every_epochs: how often ranks and probes are computed; 0: never.
@@ -107,11 +107,12 @@ class MonitorSettings:
 
 @dataclass
 class CheckpointSettings:
-    """When the whole state is saved, besides at the end of each epoch.
+    """When the state of training is saved, besides at the end of each epoch.
 
     Args:
         every_minutes: time between checkpoints within an epoch.
-        keep: how many are kept; the one before the last is what a damaged last one falls back to.
+        keep: how many checkpoints are kept; a run whose last one is damaged goes on from the one
+            before.
     """
 
     every_minutes: float = 15.0

@@ -25,7 +25,7 @@ from torch import Tensor
 from decur.errors import ConfigError, DataError, Interrupted
 from decur.pretrain.data import ResumableLoader
 from decur.pretrain.settings import CheckpointSettings
-from decur.runs import RunFolder, atomic, make_folder
+from decur.runs import RunFolder, atomic, make_folder, write_text
 
 log = logging.getLogger(__name__)
 AGREE_EVERY = 10  # steps between two agreements of several processes to save
@@ -262,8 +262,7 @@ def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path 
                 old.unlink(missing_ok=True)
             shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
         if config is not None:
-            with atomic(folder.config) as temporary:
-                temporary.write_text(config)
+            write_text(folder.config, config)
     return resume
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from decur.report.templates import environment
-from decur.runs import RunFolder, atomic
+from decur.runs import RunFolder, write_text
 
 
 def add_section(run: RunFolder, order: int, name: str, title: str, body: str) -> None:
@@ -66,5 +66,4 @@ def _name(fragment: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text)
+    write_text(path, text)

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from decur import plotting, report
-from decur.runs import RunFolder, atomic, write_json
+from decur.runs import RunFolder, atomic, write_json, write_text
 from decur.transfer.settings import TransferSettings
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept, Task
@@ -155,8 +155,7 @@ def write_predictions(folder: RunFolder, ids: Sequence[str], kept: Kept) -> Path
 
 def write_ids(path: Path, ids: Sequence[str]) -> Path:
     """Write one id a line."""
-    with atomic(path) as temporary:
-        temporary.write_text("".join(f"{id_}\n" for id_ in ids))
+    write_text(path, "".join(f"{id_}\n" for id_ in ids))
     return path
 
 

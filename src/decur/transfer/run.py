@@ -18,7 +18,7 @@ from decur.devices import choose_device
 from decur.errors import ConfigError
 from decur.features import FeatureModel, Features, SampleLoader, cached_features
 from decur.pretrain.trainer import quiet_lightning, seed_everything
-from decur.runs import RunFolder, atomic, make_folder
+from decur.runs import RunFolder, make_folder, write_text
 from decur.transfer.batches import zeroed
 from decur.transfer.evaluate import (
     describe,
@@ -163,8 +163,7 @@ def _begin(folder: RunFolder, config: str | None, parts: Parts) -> None:
     for old in ("results.json", "predictions.npz", "model.safetensors", "metrics.csv"):
         (folder.path / old).unlink(missing_ok=True)
     if config is not None:
-        with atomic(folder.config) as temporary:
-            temporary.write_text(config)
+        write_text(folder.config, config)
     write_ids(folder.path / "train_ids.txt", parts.ids(parts.train))
 
 

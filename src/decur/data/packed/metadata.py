@@ -16,6 +16,7 @@ from decur.data.base import PairedDataset
 from decur.data.sample import Target
 from decur.errors import DataError
 from decur.modality import Modality
+from decur.runs import atomic, write_text
 
 HEADER, SAMPLES, INDEX = "decur.json", "samples.npz", "index.json"
 FORMAT = 1  # raised when older readers would misread it
@@ -106,9 +107,8 @@ def write_metadata(
     if data.groups is not None:
         names, group = np.unique([data.groups[row].encode() for row in rows], return_inverse=True)
         arrays |= {"group_names": names, "group": group.astype(np.uint32)}
-    with open(folder / (SAMPLES + ".tmp"), "wb") as file:
+    with atomic(folder / SAMPLES) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    (folder / (SAMPLES + ".tmp")).replace(folder / SAMPLES)
     header = {
         "format": FORMAT,
         "samples": len(rows),
@@ -118,14 +118,7 @@ def write_metadata(
         "stamp": stamp,
         "plan": asdict(plan),
     }
-    replace_text(folder / HEADER, json.dumps(header, indent=1))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole whenever it is there."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text)
-    part.replace(path)
+    write_text(folder / HEADER, json.dumps(header, indent=1))
 
 
 def read_metadata(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -25,13 +25,13 @@ from decur.data.packed.metadata import (
     INDEX,
     PackingPlan,
     read_json,
-    replace_text,
     source_digest,
     write_metadata,
 )
 from decur.data.sample import Sample
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
+from decur.runs import write_text
 
 STATE = ".packing"  # folder of what is done, until all is
 _LARGEST = 2048  # MB of a chunk: litdata's offsets are of 32 bits
@@ -204,9 +204,9 @@ class _Chunks(Dataset[str | None]):
             # litdata names it by the process that wrote it
             written, chunk["filename"] = chunk["filename"], f"chunk-0-{k}.bin"
             (temporary / written).replace(self.folder / chunk["filename"])
-            replace_text(self.folder / STATE / f"{k}.index.json", json.dumps(values))
+            write_text(self.folder / STATE / f"{k}.index.json", json.dumps(values))
         done = {"rows": rows, "bad": bad, "stamp": stamp.hexdigest()}
-        replace_text(_done(self.folder, k), json.dumps(done))
+        write_text(_done(self.folder, k), json.dumps(done))
 
 
 def _survived(loader: DataLoader[str | None], folder: Path) -> Iterator[str | None]:
