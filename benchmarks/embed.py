@@ -31,7 +31,8 @@ import torch
 from decur import Modality
 from decur.data import LoaderSettings, PairedDataset, Sample
 from decur.embed.model import EmbeddingModel
-from decur.embed.parts import PartData, PartWriter, schema
+from decur.embed.parquet import schema
+from decur.embed.parts import PartData, PartWriter
 from decur.encoders import Encoder, build_encoder
 from decur.pretrain.trainer import quiet_lightning
 

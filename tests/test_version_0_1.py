@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from decur.cli import main
 from decur.data import PackedPairs, PairedFolder
-from decur.embed.neighbors import read_vectors
+from decur.embed import read_vectors
 from decur.encoders import load_encoder
 from decur.transfer import load_model
 

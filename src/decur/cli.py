@@ -51,7 +51,7 @@ COMMANDS = {
         "a run or encoders and data in, embeddings out as Parquet; resumable, on many GPUs",
     ),
     "neighbors": (
-        "decur.embed.command_embed:neighbors",
+        "decur.embed.command_neighbors:main",
         "search embeddings across sensors: radar in, optical out, with a picture",
     ),
     "pack": (

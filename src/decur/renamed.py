@@ -42,6 +42,7 @@ MOVED: dict[str, str | dict[str, str]] = {
         "SampleLoader": "decur.features:SampleLoader",
         "encoded": "decur.explain.model:encoded",
     },
+    "decur.embed.figures": "decur.embed.neighbors",
     "decur.explain.browser_cards": "decur.explain.browser",
     "decur.explain.held_out": {
         "Halves": "decur.probes:Halves",

@@ -65,7 +65,7 @@ def run(pairs, tmp_path):
 @pytest.fixture
 def embedded(pairs, run, tmp_path):
     """The folder of embeddings of these pairs by that run."""
-    return embed(pairs, str(run), str(tmp_path / "out"), loader=BATCH, trainer=CPU)
+    return embed(pairs, str(run), out=str(tmp_path / "out"), loader=BATCH, trainer=CPU)
 
 
 @pytest.fixture

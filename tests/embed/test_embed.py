@@ -66,7 +66,7 @@ def test_rows_are_what_encoder_and_projector_give(pairs, run, embedded):
 
 
 def test_pictures_are_resized_where_asked(pairs, run, tmp_path):
-    out = embed(pairs, str(run), str(tmp_path / "small"), loader=BATCH, size=24, trainer=CPU)
+    out = embed(pairs, str(run), out=str(tmp_path / "small"), loader=BATCH, size=24, trainer=CPU)
     assert_same(rows_of(out.folder), by_hand(pairs, run, 24))
 
 
@@ -81,7 +81,7 @@ def test_each_file_says_what_it_holds(embedded):
 
 def test_encoder_files_have_features_alone(pairs, run, tmp_path):
     files = [str(run / "encoders" / f"{name}.safetensors") for name in ("s1", "s2")]
-    out = embed(pairs, files, str(tmp_path / "files"), loader=BATCH, trainer=CPU)
+    out = embed(pairs, files, out=str(tmp_path / "files"), loader=BATCH, trainer=CPU)
     expected = {k: {"features": v["features"]} for k, v in by_hand(pairs, run).items()}
     assert_same(rows_of(out.folder), expected)
 
@@ -99,38 +99,38 @@ def test_a_killed_command_goes_on_after_the_last_whole_part(
 
     monkeypatch.setattr(PartWriter, "_write", dies)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        embed(pairs, str(run), str(out), loader=BATCH, trainer=CPU)
+        embed(pairs, str(run), out=str(out), loader=BATCH, trainer=CPU)
     left = sorted(out.glob("part-*.parquet"))
     assert 0 < len(left) < 6
     (out / ".part-000005.parquet.1.tmp").write_bytes(b"half")  # as a kill leaves it
     times = {path: path.stat().st_mtime_ns for path in left}
     monkeypatch.setattr(PartWriter, "_write", write)
-    again = embed(pairs, str(run), str(out), loader=BATCH, trainer=CPU)
+    again = embed(pairs, str(run), out=str(out), loader=BATCH, trainer=CPU)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     assert_same(rows_of(out), rows_of(embedded.folder))
     assert again.rows == embedded.rows and not list(out.glob(".*"))
 
 
 def test_a_finished_folder_is_left_as_it_is(pairs, run, embedded):
-    again = embed(pairs, str(run), str(embedded.folder), loader=BATCH, trainer=CPU)
+    again = embed(pairs, str(run), out=str(embedded.folder), loader=BATCH, trainer=CPU)
     assert again.rows == embedded.rows
     first = min(embedded.folder.glob("part-*.parquet"))
     first.write_bytes(first.read_bytes()[:100])
     with pytest.raises(DataError, match=f"{first.name}.*delete it"):
-        embed(pairs, str(run), str(embedded.folder), loader=BATCH, trainer=CPU)
+        embed(pairs, str(run), out=str(embedded.folder), loader=BATCH, trainer=CPU)
 
 
 def test_bad_samples_are_listed_and_left_out(pairs, run, tmp_path):
     file = pairs.root / "s1" / "0007.npy"
     file.write_bytes(b"no picture")
-    out = embed(pairs, str(run), str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
+    out = embed(pairs, str(run), out=str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
     assert [path for path, _ in out.bad] == [str(file)]
     assert not {key for key in rows_of(out.folder) if key[0] == "0007"}
     assert str(file) in (out.folder / "bad_samples.csv").read_text()
     for i in range(10, 20):
         (pairs.root / "s1" / f"{i:04d}.npy").write_bytes(b"no picture")
     with pytest.raises(DataError, match="max_bad"):
-        embed(pairs, str(run), str(tmp_path / "worse"), loader=BATCH, trainer=CPU)
+        embed(pairs, str(run), out=str(tmp_path / "worse"), loader=BATCH, trainer=CPU)
 
 
 def test_repeating_the_command_allows_no_more_bad_samples(pairs, run, tmp_path):
@@ -138,18 +138,18 @@ def test_repeating_the_command_allows_no_more_bad_samples(pairs, run, tmp_path):
         (pairs.root / "s1" / f"{i:04d}.npy").write_bytes(b"no picture")
     for _ in range(4):  # each finishes a part or two before it ends
         with pytest.raises(DataError, match="max_bad"):
-            embed(pairs, str(run), str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
+            embed(pairs, str(run), out=str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
     generous = LoaderSettings(batch_size=4, workers=0, max_bad=0.5)
-    out = embed(pairs, str(run), str(tmp_path / "bad"), loader=generous, trainer=CPU)
+    out = embed(pairs, str(run), out=str(tmp_path / "bad"), loader=generous, trainer=CPU)
     assert len(out.bad) == 11
     with pytest.raises(DataError, match=r"^11 samples could not be read"):  # nothing left to do
-        embed(pairs, str(run), str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
+        embed(pairs, str(run), out=str(tmp_path / "bad"), loader=BATCH, trainer=CPU)
 
 
 def test_an_id_that_is_no_text_is_refused_before_any_work(pairs, tmp_path):
     pairs.ids[7] = "t\udce9st"  # as a name of a file in Latin-1 is read
     with pytest.raises(DataError, match=r"'t\\udce9st' is no UTF-8; rename"):
-        embed(pairs, "random", str(tmp_path / "none"), loader=BATCH, trainer=CPU)
+        embed(pairs, "random", out=str(tmp_path / "none"), loader=BATCH, trainer=CPU)
     assert not (tmp_path / "none").exists()
 
 
@@ -161,18 +161,18 @@ def test_a_trainer_that_cannot_be_made_leaves_no_folder(pairs, run, tmp_path, mo
         without.setattr("decur.embed.embedding.L.Trainer", missing)
         other = {**CPU, "precision": "transformer-engine"}
         with pytest.raises(ConfigError, match=r"^trainer: transformer_engine is not"):
-            embed(pairs, str(run), str(tmp_path / "out"), loader=BATCH, trainer=other)
+            embed(pairs, str(run), out=str(tmp_path / "out"), loader=BATCH, trainer=other)
     # with what is kept from that call, this one would be "of other precision"
-    assert embed(pairs, str(run), str(tmp_path / "out"), loader=BATCH, trainer=CPU).rows
+    assert embed(pairs, str(run), out=str(tmp_path / "out"), loader=BATCH, trainer=CPU).rows
 
 
 def test_other_contents_of_the_folder_are_refused(pairs, run, embedded, tmp_path):
     with pytest.raises(ConfigError, match="other size"):
-        embed(pairs, str(run), str(embedded.folder), loader=BATCH, size=24, trainer=CPU)
+        embed(pairs, str(run), out=str(embedded.folder), loader=BATCH, size=24, trainer=CPU)
     with pytest.raises(ConfigError, match="holds no embeddings"):
-        embed(pairs, str(run), str(run), loader=BATCH, trainer=CPU)
+        embed(pairs, str(run), out=str(run), loader=BATCH, trainer=CPU)
     with pytest.raises(ConfigError, match="within the data"):
-        embed(pairs, str(run), str(pairs.root / "out"), loader=BATCH, trainer=CPU)
+        embed(pairs, str(run), out=str(pairs.root / "out"), loader=BATCH, trainer=CPU)
 
 
 @pytest.mark.parametrize(

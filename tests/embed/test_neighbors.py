@@ -97,7 +97,7 @@ def test_two_sensors_that_see_the_same_find_each_other(pairs, run, tmp_path):
     encoder = load_encoder(file)
     encoder.modality = twins.modalities["s0"]
     other = save_encoder(encoder, tmp_path / "s0.safetensors")
-    out = embed(twins, [file, str(other)], str(tmp_path / "twins"), loader=BATCH, trainer=CPU)
+    out = embed(twins, [file, str(other)], out=str(tmp_path / "twins"), loader=BATCH, trainer=CPU)
     vectors = [read_vectors(out.folder, name) for name in ("s0", "s1")]
     hits = nearest(*vectors, k=1)
     assert [ids[0] for ids in hits.ids] == vectors[0].ids
@@ -105,14 +105,13 @@ def test_two_sensors_that_see_the_same_find_each_other(pairs, run, tmp_path):
 
 def test_ids_in_the_picture_are_no_formulas(pairs):
     pytest.importorskip("matplotlib")
-    from decur.embed.figures import neighbors_sheet
-    from decur.embed.neighbors import Hits
+    from decur.embed.neighbors import Hits, neighbors_sheet
 
     for file in pairs.root.glob("s*/0001.npy"):
         file.rename(file.with_stem("$x_{$"))
     data = PairedFolder(pairs.root, modalities=pairs.modalities)
     hits = Hits([["$x_{$"]], [[1.0]])
-    neighbors_sheet(data, ["$x_{$"], hits, "s1", "s2").canvas.draw()
+    neighbors_sheet(data, ["$x_{$"], hits=hits, source="s1", target="s2").canvas.draw()
 
 
 def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):

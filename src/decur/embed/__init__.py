@@ -1,6 +1,23 @@
 """Embeddings of any data set as Parquet, and the search for neighbours across sensors."""
 
-from decur.embed.embedding import Embedded, embed
-from decur.embed.neighbors import PARTS, Part, Vectors, nearest, read_vectors
+from typing import TYPE_CHECKING
 
-__all__ = ["PARTS", "Embedded", "Part", "Vectors", "embed", "nearest", "read_vectors"]
+from decur.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decur.embed.embedding import Embedded, embed
+    from decur.embed.neighbors import Hits, Part, Vectors, nearest, read_vectors
+    from decur.embed.settings import EmbedSettings
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "EmbedSettings",
+    "Embedded",
+    "Hits",
+    "Part",
+    "Vectors",
+    "embed",
+    "nearest",
+    "read_vectors",
+]

@@ -1,4 +1,4 @@
-"""A whole data set through encoders, into a folder of Parquet files."""
+"""`embed`: a whole data set through encoders, into a folder of Parquet files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ from rich.progress import TimeRemainingColumn
 from decur.data import LoaderSettings, PairedDataset
 from decur.digest import digest, try_digest
 from decur.embed.model import EmbeddingModel, build_model
-from decur.embed.parts import PartData, PartWriter, bad_of, open_part, part_file, schema
-from decur.encoders import EncoderSettings
+from decur.embed.parquet import (
+    FORMAT,
+    HEADER,
+    bad_of,
+    open_part,
+    part_file,
+    read_header,
+    require_pyarrow,
+    schema,
+)
+from decur.embed.parts import PartData, PartWriter
+from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError, DataError
 from decur.pretrain.trainer import quiet_lightning
 from decur.progress import progress_bar
 from decur.runs import RunFolder, write_json
-from decur.transfer.settings import MissingBands
 
-HEADER = "embeddings.json"
-FORMAT = 1  # of the folder; raised when it would come out otherwise
 _MOST = 4096  # samples of a part: what a killed run does again, at most
 _PARTS = 64  # parts of a small data set, so that several processes share it
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embedding leaves: the folder, its rows by sensor, and what could not be read."""
+    """What `embed` leaves: the folder, its rows by sensor, and what could not be read."""
 
     folder: Path
     rows: dict[str, int]
@@ -44,15 +51,10 @@ class Embedded:
 def embed(
     data: PairedDataset,
     encoders: str | Sequence[str],
-    out: str = "embeddings",
-    modalities: Sequence[str] | None = None,
-    projector: bool = True,
-    missing_bands: MissingBands = "refuse",
-    encoder: EncoderSettings = EncoderSettings(),  # noqa: B008
-    loader: LoaderSettings = LoaderSettings(),  # noqa: B008
-    size: int | None = None,
-    seed: int = 0,
-    trainer: dict[str, Any] | None = None,
+    *,
+    settings: EmbedSettings | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Embedded:
     """Write a row for each sample and sensor: id, modality, features, parts of the embedding.
 
@@ -60,20 +62,15 @@ def embed(
     objective tells them apart, `embedding` where it does not. Samples that lack a sensor have no
     row for it. Each file holds a fixed range of samples and gets its name when it is whole: the
     same call again, on any number of processes, goes on after a kill and ends with the same rows.
+    If files of the data have changed meanwhile, all rows are computed anew.
 
     Args:
         data: any data set.
         encoders: folders of runs, encoder files, "timm:NAME", "torchgeo:NAME", or "random".
-        out: folder to write.
-        modalities: sensors to use; None for all of the data that there is an encoder for.
-        projector: False leaves the embedding out.
-        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
-            scaled picture; the bands of the data are found by name.
-        encoder: architecture of fresh weights.
-        loader: batches, workers, tolerance of bad samples.
-        size: height and width in pixels that pictures are resized to; None for their own.
-        seed: of fresh weights.
+        settings: what to do; None for the defaults.
         trainer: options of Lightning's Trainer: devices, num_nodes, strategy, precision, ...
+        **options: fields of `EmbedSettings` by name, which override those of `settings`:
+            `embed(data, "runs/mine", out="embeddings")`.
 
     Returns:
         The folder, rows by sensor, bad samples; in processes other than the first no rows.
@@ -82,29 +79,30 @@ def embed(
         ConfigError: if the configuration cannot be run, or `out` holds something else.
         DataError: if encoders and data do not fit together, or too much of it cannot be read.
     """
-    if size is not None and size < 1:
-        raise ConfigError(f"size: height and width in pixels, at least 1, is {size}")
+    settings = EmbedSettings.of(settings, options)
+    sources = [encoders] if isinstance(encoders, str) else list(encoders)
     require_pyarrow()
     _check_ids(data)
-    console, folder = Console(soft_wrap=True, markup=False, emoji=False), Path(out)
-    root = getattr(data, "root", None)  # whose contents tell data sets apart
-    if root is not None and Path(root).resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--out {folder}: lies within the data; choose a folder beside it")
+    folder, loader = Path(settings.out), settings.loader
+    _refuse_within_data(folder, data)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")  # not used
-    model = build_model(
-        *(encoders, data.modalities, modalities, encoder, seed, missing_bands, projector, size)
-    )
-    options = {key: value for key, value in (trainer or {}).items() if value is not None}
-    about = _about(data, encoders, model, loader, str(options.get("precision", "32-true")))
-    part = _check_folder(folder, about)
-    about["part"] = part
+    model = build_model(sources, data.modalities, settings)
+    wanted = data.only(list(model.model.modalities), targets=())
+    given = {key: value for key, value in (trainer or {}).items() if value is not None}
+    about = {
+        **_describe(data, wanted, model, loader),
+        "encoders": sources,
+        "precision": str(given.get("precision", "32-true")),
+    }
+    part = about["part"] = _check_folder(folder, about)
     plain = {key: value for key, value in about.items() if key != "data"}
     limit = loader.max_bad * len(data)
     writer = PartWriter(folder, schema(model.widths, plain), limit)
     try:
         engine = L.Trainer(
-            **options,
+            **given,
             logger=False,
             callbacks=[writer, _Bar(console)],
             enable_progress_bar=False,
@@ -120,8 +118,7 @@ def embed(
         for column, widths in model.widths.items():
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
             console.print(f"{column:<12}{text}", highlight=False)
-    names = list(model.modalities)
-    wanted = data.only(names, targets=())
+    names = list(model.model.modalities)
     parts = PartData(wanted, names, loader, folder, part, about["content"])
     try:
         engine.predict(model, parts, return_predictions=False)
@@ -130,42 +127,11 @@ def embed(
     engine.strategy.barrier("decur.embed")
     if not engine.is_global_zero:
         return Embedded(folder, {}, [])
-    return _finish(folder, list(model.modalities), len(data), part, limit, console)
-
-
-def require_pyarrow() -> None:
-    """See that pyarrow is there.
-
-    Raises:
-        ConfigError: naming what to install.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("embeddings need pyarrow: pip install 'decur[embed]'") from error
-
-
-def read_header(folder: Path) -> dict[str, Any]:
-    """What a folder of embeddings says of itself.
-
-    Raises:
-        DataError: if it is none, or of a newer decur.
-    """
-    path = folder / HEADER
-    try:
-        header = json.loads(path.read_text())
-        version = header["format"]
-    except FileNotFoundError:
-        raise DataError(f"{folder}: holds no embeddings; `decur embed` writes them") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); embed anew") from error
-    if version > FORMAT:
-        raise DataError(f"{path}: written by a newer decur (format {version}); upgrade")
-    return header
+    return _finish(folder, names, len(data), part, limit, console)
 
 
 def _check_ids(data: PairedDataset) -> None:
-    """See that ids can be written down: names of files need not be text."""
+    """Refuse ids that cannot be written down: names of files need not be text."""
     for id_ in data.ids:
         try:
             id_.encode()
@@ -173,37 +139,35 @@ def _check_ids(data: PairedDataset) -> None:
             raise DataError(f"the id {id_!r} is no UTF-8; rename its files") from error
 
 
-def _about(
-    data: PairedDataset,
-    encoders: str | Sequence[str],
-    model: EmbeddingModel,
-    loader: LoaderSettings,
-    precision: str,
+def _refuse_within_data(folder: Path, data: PairedDataset) -> None:
+    """Refuse a folder for the rows that lies within the data, whose contents tell it apart."""
+    root = getattr(data, "root", None)
+    if root is not None and Path(root).resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ConfigError(f"--out {folder}: lies within the data; choose a folder beside it")
+
+
+def _describe(
+    data: PairedDataset, wanted: PairedDataset, model: EmbeddingModel, loader: LoaderSettings
 ) -> dict[str, Any]:
-    """What the rows depend on, and what a reader of them wants to know."""
+    """Return what the rows depend on, and what a reader of them wants to know."""
     parts = -(-len(data) // _PARTS)
     batches = max(1, -(-parts // loader.batch_size))
     return {
         "format": FORMAT,
-        "encoders": [encoders] if isinstance(encoders, str) else list(encoders),
         "weights": model.digests,
         "data": _identity(data),
-        "content": try_digest(
-            data.only(list(model.modalities), targets=()),
-            what="embeddings are computed anew each time",
-        ),
+        "content": try_digest(wanted, what="embeddings are computed anew each time"),
         "samples": len(data),
-        "modalities": {name: m.to_dict() for name, m in model.modalities.items()},
+        "modalities": {name: m.to_dict() for name, m in model.model.modalities.items()},
         "widths": model.widths,
         "parts": {name: [dims.start, dims.stop] for name, dims in model.parts.items()},
-        "size": model.size,
-        "precision": precision,
+        "size": model.model.size,
         "part": min(_MOST, batches * loader.batch_size),
     }
 
 
 def _identity(data: PairedDataset) -> str:
-    """Which data set it is, whatever its files hold now: its class, plain settings and ids."""
+    """Return which data set it is, whatever its files hold now: class, plain settings and ids."""
     plain = {k: str(v) for k, v in data.made_of.items() if isinstance(v, str | int | float | Path)}
     return digest(type(data).__name__, plain, data.ids)
 
@@ -212,7 +176,7 @@ _FREE = ("encoders", "part", "content")  # may differ: where weights lie, batche
 
 
 def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
-    """See that the folder is free or holds the same; samples of a part."""
+    """Refuse a folder that is neither free nor holds the same; return the samples of a part."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder}: is a file, not a folder")
     if (folder / HEADER).is_file():
@@ -239,7 +203,7 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
 
 
 def _keep(folder: Path, about: Mapping[str, Any]) -> None:
-    """Make the folder, where it is not there yet; note what its pictures are."""
+    """Write the header, where there is none yet or the data has changed."""
     if (folder / HEADER).is_file() and read_header(folder).get("content") == about["content"]:
         return
     try:
@@ -251,7 +215,7 @@ def _keep(folder: Path, about: Mapping[str, Any]) -> None:
 def _finish(
     folder: Path, names: Sequence[str], samples: int, part: int, limit: float, console: Console
 ) -> Embedded:
-    """Count the rows and list what could not be read, of this call and of earlier ones."""
+    """Count the rows and list what could not be read, in this call and in earlier ones."""
     import pyarrow.compute as pc
 
     rows, bad = dict.fromkeys(names, 0), []
@@ -272,7 +236,7 @@ def _finish(
 
 
 class _Bar(Callback):
-    """A bar over the batches of the first process, for people."""
+    """Shows a bar over the batches of the first process."""
 
     def __init__(self, console: Console) -> None:
         self.bar = progress_bar(console, "embedding", "batches", TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""What is computed of a batch: the vector of each sensor and, with a projector, its parts."""
+"""The model of `decur embed`: the vector of each sensor and, with a projector, its parts."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from decur.data import Batch
-from decur.devices import send
 from decur.digest import digest
-from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder
-from decur.encoders.attention import encode
+from decur.embed.parquet import WHOLE
+from decur.embed.settings import EmbedSettings
+from decur.encoders import Encoder, ProjectedEncoder
 from decur.errors import ConfigError
-from decur.features import scaled
+from decur.features import FeatureModel
 from decur.modality import Modality
 from decur.pretrain.restore import restore
 from decur.runs import RunFolder
-from decur.transfer.settings import MissingBands
 from decur.transfer.sources import gather_encoders
 
-WHOLE = "embedding"
 Columns = dict[str, Tensor]  # (n, D) of the n samples that have a sensor
 
 
 class EmbeddingModel(L.LightningModule):
-    """Encoders, and projectors where there are any, as they are.
+    """Encoders, with projectors where there are any, as a module that Lightning runs.
 
     Args:
         encoders: `{modality: encoder}`, in eval mode.
@@ -44,83 +42,64 @@ class EmbeddingModel(L.LightningModule):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoders, self.projectors = nn.ModuleDict(), nn.ModuleDict()
+        own, projectors = dict(encoders), {}
         for name, encoder in encoders.items():
             if isinstance(encoder, ProjectedEncoder):
-                self.encoders[name], self.projectors[name] = encoder.encoder, encoder.projector
-            else:
-                self.encoders[name] = encoder
+                own[name], projectors[name] = encoder.encoder, encoder.projector
+        # weights of others may want another scaling than the data's
+        scaling = {name: e.modality or modalities[name] for name, e in encoders.items()}
+        self.model = FeatureModel(own, scaling, projectors=projectors, size=size)
         self.digests = {name: digest(encoder) for name, encoder in encoders.items()}
-        self.widths = {"features": {n: int(e.dim) for n, e in self.encoders.items()}}  # type: ignore[arg-type]
+        self.widths = {"features": {name: int(encoder.dim) for name, encoder in own.items()}}
         for part, dims in parts.items():
             self.widths[part] = dict.fromkeys(encoders, dims.stop - dims.start)
-        # weights of others may want another scaling than the data's
-        self.modalities = {name: e.modality or modalities[name] for name, e in encoders.items()}
-        self.parts, self.size = dict(parts), size
+        self.parts = dict(parts)
         self.to(memory_format=torch.channels_last)
         self.eval()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Columns]:
-        """Vectors of the samples of a batch that have a sensor: `{modality: {column: (n, D)}}`."""
-        present = {name: batch["present"][name] for name in self.modalities}
-        images = {}
-        for name, modality in self.modalities.items():
-            if (has := present[name]).any():
-                raw = batch["images"][name]
-                raw = raw if has.all() else raw[send(has.nonzero()[:, 0], raw.device)]
-                raw = raw.contiguous(memory_format=torch.channels_last)  # while it is small
-                x = scaled(raw, modality, self.size).to(self.dtype)
-                images[name] = x.contiguous(memory_format=torch.channels_last)
+        """Return vectors of the samples that have a sensor: `{modality: {column: (n, D)}}`."""
+        features, embeddings = self.model(batch)
         found: dict[str, Columns] = {}
-        for name, h in encode(self.encoders, images, present).items():  # h: (n, D)
+        for name, h in features.items():  # h: (n, D)
             found[name] = {"features": h.float()}
-            if self.parts:
-                z = self.projectors[name](h).float()  # (n, K)
-                found[name].update({part: z[:, dims] for part, dims in self.parts.items()})
+            for part, dims in self.parts.items():
+                found[name][part] = embeddings[name].float()[:, dims]  # (n, part of K)
         return found
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """Pictures to the device; presence and ids stay, they steer and are not computed with."""
+        """Send pictures to the device; presence and ids stay, nothing is computed with them."""
         images = {k: v.to(device, non_blocking=True) for k, v in batch["images"].items()}
         return {**batch, "images": images}
 
 
 def build_model(
-    source: str | Sequence[str],
-    modalities: Mapping[str, Modality],
-    wanted: Sequence[str] | None = None,
-    settings: EncoderSettings | None = None,
-    seed: int = 0,
-    missing_bands: MissingBands = "refuse",
-    projector: bool = True,
-    size: int | None = None,
+    sources: Sequence[str], modalities: Mapping[str, Modality], settings: EmbedSettings
 ) -> EmbeddingModel:
-    """The model for some sensors; with projectors where every source is a run that kept them.
+    """Return the model for some sensors, with projectors where every source is a run with them.
 
     Args:
-        source: as `gather_encoders` takes it.
+        sources: as `gather_encoders` takes them.
         modalities: those of the data.
-        wanted: sensors to use; None for all that there is an encoder for.
-        settings: the architecture of fresh weights.
-        seed: of fresh weights.
-        missing_bands: as `gather_encoders` takes it.
-        projector: False leaves the embedding out where there is one.
-        size: height and width that pictures are resized to; None for their own.
+        settings: sensors, architecture and seed of fresh weights, missing bands, size.
 
     Raises:
-        ConfigError: as `gather_encoders` does.
+        ConfigError: as `gather_encoders` does, or if the embeddings are of different widths.
         DataError: as `gather_encoders` and `restore` do.
     """
-    runs = [RunFolder(Path(s)) for s in ([source] if isinstance(source, str) else source)]
-    projected = projector and all(run.path.is_dir() and run.saved_checkpoints() for run in runs)
+    size = settings.size
+    runs = [RunFolder(Path(source)) for source in sources]
+    projected = settings.projector and all(
+        run.path.is_dir() and run.saved_checkpoints() for run in runs
+    )
     encoders = gather_encoders(
-        source,
+        list(sources),
         modalities,
-        wanted,
-        settings,
-        seed,
-        "embedding" if projected else "features",
-        missing_bands,
+        wanted=settings.modalities,
+        settings=settings.encoder,
+        seed=settings.seed,
+        representation="embedding" if projected else "features",
+        missing_bands=settings.missing_bands,
     )
     if not projected:
         return EmbeddingModel(encoders, modalities, {}, size)

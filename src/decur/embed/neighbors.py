@@ -1,4 +1,4 @@
-"""Neighbours of embeddings, also across sensors: radar in, optical out."""
+"""Nearest neighbours of embeddings, also across sensors, and a picture of them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.embed.embedding import read_header, require_pyarrow
-from decur.embed.model import WHOLE
+from decur import plotting
+from decur.embed.parquet import WHOLE, read_header, require_pyarrow
 from decur.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from decur.data import PairedDataset
+    from decur.plotting import Figure
+
+
 Part = Literal["common", "unique", "embedding", "features"]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,14 @@ class Vectors:
     values: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Hits:
-    """The nearest of each query, the nearest first.
-
-    Args:
-        ids: k of them for each query; fewer where there are no more.
-        similarity: cosines, in the same order.
-    """
-
-    ids: list[list[str]]
-    similarity: list[list[float]]
-
-
 def default_part(folder: str | Path) -> Part:
-    """What is comparable across sensors: the common part, else the embedding, else features."""
+    """Return what is comparable across sensors: the common part, the embedding, or features."""
     widths = read_header(Path(folder))["widths"]
     return "common" if "common" in widths else "embedding" if len(widths) > 1 else "features"
 
 
 def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> Vectors:
-    """Vectors of one sensor from a folder that `embed` wrote, complete or not yet.
+    """Return vectors of one sensor from a folder that `embed` wrote, complete or not yet.
 
     Args:
         folder: of embeddings.
@@ -103,10 +94,23 @@ def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> 
     return Vectors(ids, np.ascontiguousarray(whole, dtype=np.float32))
 
 
+@dataclass(frozen=True)
+class Hits:
+    """The nearest neighbours of each query, the nearest first.
+
+    Args:
+        ids: k of them for each query; fewer where there are no more.
+        similarity: cosines, in the same order.
+    """
+
+    ids: list[list[str]]
+    similarity: list[list[float]]
+
+
 def nearest(
-    queries: Vectors, base: Vectors, k: int = 8, index: str = "Flat", same: bool = False
+    queries: Vectors, base: Vectors, *, k: int = 8, index: str = "Flat", same: bool = False
 ) -> Hits:
-    """The k vectors of `base` with the highest cosine, for each query.
+    """Return the k vectors of `base` with the highest cosine, for each query.
 
     Args:
         queries: what to look for.
@@ -157,7 +161,7 @@ def nearest(
 
 
 def choose(vectors: Vectors, ids: Sequence[str]) -> Vectors:
-    """Some vectors by their ids.
+    """Return some vectors by their ids.
 
     Raises:
         DataError: naming one that is not there.
@@ -169,8 +173,8 @@ def choose(vectors: Vectors, ids: Sequence[str]) -> Vectors:
     return Vectors(list(ids), vectors.values[[rows[name] for name in ids]])
 
 
-def recall(queries: Vectors, hits: Hits, k: int, searched: Collection[str]) -> float:
-    """Share of the queries whose own place is among the first k hits.
+def recall(queries: Vectors, hits: Hits, *, k: int, searched: Collection[str]) -> float:
+    """Return the share of the queries whose own place is among the first k hits.
 
     Args:
         queries: what was looked for.
@@ -185,6 +189,45 @@ def recall(queries: Vectors, hits: Hits, k: int, searched: Collection[str]) -> f
         name in ids[:k] for name, ids in zip(queries.ids, hits.ids, strict=True) if name in searched
     ]
     return sum(found) / len(found) if found else float("nan")
+
+
+def neighbors_sheet(
+    data: PairedDataset, queries: Sequence[str], *, hits: Hits, source: str, target: str
+) -> Figure:
+    """Draw a row for each query: its picture, then those of its hits with their cosines.
+
+    Args:
+        data: where the pictures are.
+        queries: ids.
+        hits: of each query.
+        source: the sensor of the queries.
+        target: the sensor of the hits.
+
+    Raises:
+        DataError: if the data lacks one of the samples, or its picture.
+    """
+    places = {name: index for index, name in enumerate(data.ids)}
+
+    def draw(axis: Any, name: str, sensor: str, title: str, own: bool) -> None:
+        if name not in places or sensor not in data.modalities:
+            raise DataError(f"--data: has no {sensor} picture of {name!r}; give what was embedded")
+        images = data[places[name]]["images"]
+        if sensor not in images:
+            raise DataError(f"--data: {name!r} lacks {sensor}; give what was embedded")
+        modality = data.modalities[sensor]
+        axis.imshow(plotting.render(modality.scale(images[sensor][None])[0], modality))
+        axis.set_title(plotting.plain(title), fontsize=7, fontweight="bold" if own else "normal")
+
+    columns = 1 + max(map(len, hits.ids))
+    figure, axes = plotting.subplots(len(queries), columns, width=1.4)
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, query in enumerate(queries):
+        draw(axes[row, 0], query, source, f"{source}: {query}", False)
+        found = zip(hits.ids[row], hits.similarity[row], strict=True)
+        for column, (name, cosine) in enumerate(found, start=1):
+            draw(axes[row, column], name, target, f"{name}\n{cosine:.3f}", name == query)
+    return figure
 
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:

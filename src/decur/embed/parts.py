@@ -1,13 +1,13 @@
-"""A data set in parts, each a Parquet file that is there whole or not at all."""
+"""Parts of a data set under Lightning: reading them in batches, writing their rows to Parquet."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -18,16 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.embed.model import Columns, EmbeddingModel
+from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
 from decur.pretrain.data import ignore_signals
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.parquet import ParquetFile
 
 log = logging.getLogger(__name__)
 _BEHIND = 2  # batches that may wait to be written while the device goes on
-_BAD = b"bad"
 
 
 class PartBatch(Batch):
@@ -120,70 +119,6 @@ class PartData(L.LightningDataModule):
             # the loader's own draw of a worker seed would otherwise consume the global state
             generator=torch.Generator().manual_seed(0),
         )
-
-
-def part_file(folder: Path, number: int) -> Path:
-    """Where a part lies."""
-    return folder / f"part-{number:06}.parquet"
-
-
-def is_current(path: Path, content: str | None) -> bool:
-    """Whether a part was made of data with this digest; one that is cut off stays, to be told of.
-
-    Args:
-        path: the part.
-        content: digest of the data; None: no part is.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        about = json.loads((pq.read_schema(path).metadata or {}).get(b"decur", b"{}"))
-    except FileNotFoundError:
-        return False
-    except (OSError, pa.ArrowInvalid):
-        return True
-    return content is not None and about.get("content") == content
-
-
-@contextmanager
-def open_part(path: Path) -> Iterator[ParquetFile]:
-    """A part, to be read.
-
-    Raises:
-        DataError: if it is missing or cut off.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: {reason}; delete it and embed again") from error
-
-
-def bad_of(part: ParquetFile) -> list[tuple[str, str]]:
-    """Files of a part that could not be read, each with the reason."""
-    return [(name, reason) for name, reason in json.loads(part.metadata.metadata[_BAD])]
-
-
-def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object]) -> pa.Schema:
-    """Columns of a part.
-
-    Args:
-        widths: `{column: {modality: dimensions}}`; a column is of fixed width where all sensors
-            have the same.
-        about: kept with each part under the key "decur", as JSON.
-    """
-    import pyarrow as pa
-
-    fields = [("id", pa.string()), ("modality", pa.string())]
-    for column, dims in widths.items():
-        alike = len(set(dims.values())) == 1
-        fields.append((column, pa.list_(pa.float32(), next(iter(dims.values())) if alike else -1)))
-    return pa.schema(fields, metadata={"decur": json.dumps(about)})
 
 
 class _Job(TypedDict):
@@ -311,7 +246,7 @@ class PartWriter(BasePredictionWriter):
                     arrays.append(pa.ListArray.from_arrays(offsets, flat))
             writer.write_table(pa.Table.from_arrays(arrays, schema=self.layout))
         if job["last"]:
-            writer.add_key_value_metadata({_BAD.decode(): json.dumps(self._bad)})
+            writer.add_key_value_metadata({BAD: json.dumps(self._bad)})
             writer.close()
             with partial.open("rb") as file:
                 os.fsync(file.fileno())  # else a power cut can leave the name on empty blocks

@@ -1,0 +1,115 @@
+"""A folder of embeddings: a header and Parquet files, each with a fixed range of the samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decur.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+HEADER = "embeddings.json"
+FORMAT = 1  # of the folder; raised when it would come out otherwise
+WHOLE = "embedding"  # column of an embedding that is not in parts; all parts together
+BAD = "bad"  # key of a part's list of what could not be read
+
+
+def require_pyarrow() -> None:
+    """See that pyarrow is there.
+
+    Raises:
+        ConfigError: naming what to install.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("embeddings need pyarrow: pip install 'decur[embed]'") from error
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Return what a folder of embeddings says of itself.
+
+    Raises:
+        DataError: if it is none, or of a newer decur.
+    """
+    path = folder / HEADER
+    try:
+        header = json.loads(path.read_text())
+        version = header["format"]
+    except FileNotFoundError:
+        raise DataError(f"{folder}: holds no embeddings; `decur embed` writes them") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); embed anew") from error
+    if version > FORMAT:
+        raise DataError(f"{path}: written by a newer decur (format {version}); upgrade")
+    return header
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """Return where a part lies."""
+    return folder / f"part-{number:06}.parquet"
+
+
+def is_current(path: Path, content: str | None) -> bool:
+    """Return whether a part was made of data with this digest; also of one that is cut off.
+
+    Args:
+        path: the part.
+        content: digest of the data; None: no part is.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        about = json.loads((pq.read_schema(path).metadata or {}).get(b"decur", b"{}"))
+    except FileNotFoundError:
+        return False
+    except (OSError, pa.ArrowInvalid):
+        return True
+    return content is not None and about.get("content") == content
+
+
+@contextmanager
+def open_part(path: Path) -> Iterator[ParquetFile]:
+    """Open a part to read it.
+
+    Raises:
+        DataError: if it is missing or cut off.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: {reason}; delete it and embed again") from error
+
+
+def bad_of(part: ParquetFile) -> list[tuple[str, str]]:
+    """Return files that could not be read for a part, each with the reason."""
+    return [(name, reason) for name, reason in json.loads(part.metadata.metadata[BAD.encode()])]
+
+
+def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object]) -> pa.Schema:
+    """Return the columns of a part.
+
+    Args:
+        widths: `{column: {modality: dimensions}}`; a column is of fixed width where all sensors
+            have the same.
+        about: kept with each part under the key "decur", as JSON.
+    """
+    import pyarrow as pa
+
+    fields = [("id", pa.string()), ("modality", pa.string())]
+    for column, dims in widths.items():
+        alike = len(set(dims.values())) == 1
+        fields.append((column, pa.list_(pa.float32(), next(iter(dims.values())) if alike else -1)))
+    return pa.schema(fields, metadata={"decur": json.dumps(about)})

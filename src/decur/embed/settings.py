@@ -1,0 +1,61 @@
+"""What `decur embed` is to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from decur.data.loader import LoaderSettings
+from decur.encoders.settings import EncoderSettings
+from decur.errors import ConfigError, require
+
+
+@dataclass
+class EmbedSettings:
+    """Which encoders embed what, and where the rows go.
+
+    Args:
+        out: folder to write.
+        modalities: sensors to use; None for all of the data that there is an encoder for.
+        projector: False leaves the embedding out.
+        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
+            scaled picture; the bands of the data are found by name.
+        encoder: architecture of fresh weights.
+        loader: batches, workers, tolerance of bad samples.
+        size: height and width in pixels that pictures are resized to; None for their own.
+        seed: of fresh weights.
+    """
+
+    out: str = "embeddings"
+    modalities: list[str] | None = None
+    projector: bool = True
+    missing_bands: Literal["refuse", "empty"] = "refuse"
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = self.size is None or self.size >= 1
+        require(least, f"size: height and width in pixels, at least 1, is {self.size}")
+
+    @classmethod
+    def of(cls, settings: EmbedSettings | None, options: Mapping[str, Any]) -> EmbedSettings:
+        """Return settings with some of their fields replaced.
+
+        Args:
+            settings: None for the defaults.
+            options: values of fields by name.
+
+        Raises:
+            ConfigError: for a name that is no field; it says which is nearest.
+        """
+        known = [one.name for one in fields(cls)]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+                raise ConfigError(f"{name}: unknown option of embed; {hint}")
+        return replace(settings or cls(), **options)
