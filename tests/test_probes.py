@@ -11,10 +11,16 @@ from decur import probes
 from decur.data import Target
 from decur.probes import (
     LOGISTIC,
+    chance,
+    coordinates,
     fit_logistic,
     fit_ridge,
+    predicted,
     quick_probe,
     score,
+    score_of_neighbours,
+    split,
+    standardised,
     validation_parts,
 )
 
@@ -209,3 +215,84 @@ def test_penalties_beyond_those_that_overfit_are_not_tried(monkeypatch):
     monkeypatch.setattr(probes, "PATIENCE", len(LOGISTIC))
     _, best = fit_logistic(x.astype(np.float32), labels, target_of(2))
     assert chosen == best and chosen < stopped < max(tried) == LOGISTIC[-1]
+
+
+# What version 0.1 gave for the same arrays and seeds: penalty or C, sum of weights, sum of biases;
+# scores of the quick probe in the order of their names; first training rows and R2.
+V01 = {
+    "ridge/class/single": [100.0, 0.0, -1.0],
+    "logistic/class/single": [0.01, -0.28223, 0.236428],
+    "quick/class/single": [0.5875, 0.6125, 0.575, 0.625, 0.35, 0.375],
+    "ridge/class/groups": [100.0, 0.0, -1.0],
+    "logistic/class/groups": [0.01, -0.28223, 0.236428],
+    "quick/class/groups": [0.625, 0.6375, 0.625, 0.675, 0.4625, 0.35],
+    "ridge/multilabel/single": [100.0, 1.338581, -0.407389],
+    "quick/multilabel/single": [0.812261, 0.929623, 0.888634, 0.937119, 0.440188, 0.416256],
+    "ridge/multilabel/groups": [100.0, 1.338581, -0.407389],
+    "quick/multilabel/groups": [0.821745, 0.887347, 0.882697, 0.907304, 0.446929, 0.370295],
+    "ridge/scalar/single": [0.01, 4.104341, 9.91182],
+    "quick/scalar/single": [0.41406, 0.698439, 0.504173, 0.656762, -0.024696, -0.015962],
+    "ridge/scalar/groups": [10.0, 3.878159, 9.916161],
+    "quick/scalar/groups": [0.414657, 0.760058, 0.525458, 0.747022, 0.016973, 0.002327],
+    "shared/single": [119, 77, 141, 20, 0.829865],
+    "shared/groups": [1, 2, 4, 5, 0.811296],
+}
+
+
+def test_numbers_are_those_of_version_0_1():
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(160, 12)).astype(np.float32)
+    z = x[:, 0] + 0.5 * x[:, 1] + 0.7 * rng.normal(size=160)
+    labels = {
+        Target("class", ("a", "b", "c")): np.digitize(z, [-0.5, 0.5]),
+        Target("multilabel", ("a", "b")): np.stack([z > 0, x[:, 2] + z > 0.8], 1).astype("f4"),
+        Target("scalar"): (10 + 3 * z).astype(np.float32),
+    }
+    whole = np.arange(160) % 16
+    names = [str(group) for group in whole]
+    found = {}
+    for target, y in labels.items():
+        for how, groups in (("single", None), ("groups", whole)):
+            place = f"{target.kind}/{how}"
+            layer, strength = fit_ridge(x, y, target, groups, seed=3)
+            weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+            found[f"ridge/{place}"] = [strength, float(weight.sum()), float(bias.sum())]
+            if target.kind == "class":
+                layer, strength = fit_logistic(x, y, target, groups, seed=3)
+                weight, bias = layer.weight.detach()[0].double(), layer.bias.detach()[0]
+                found[f"logistic/{place}"] = [strength, float(weight.sum()), float(bias)]
+            own = None if groups is None else names
+            scores = quick_probe({"a": x[:, :6], "b": x[:, 6:]}, y, target, own, seed=5)
+            found[f"quick/{place}"] = [scores[key] for key in sorted(scores)]
+    for how, groups in (("single", None), ("groups", names)):
+        train, test = split(160, groups, 2)
+        s = standardised(x, train)
+        mixed = (s[:, :4] @ rng.normal(size=(4, 4))).astype(np.float32) + s[:, 4:8]
+        sides = [coordinates(side, train, test) for side in (s[:, :4], mixed)]
+        own = None if groups is None else [groups[row] for row in train]
+        found[f"shared/{how}"] = [*train[:4].tolist(), predicted(*sides, own)[0]]
+    assert found.keys() == V01.keys()
+    for key, values in found.items():
+        assert values == pytest.approx(V01[key], abs=1e-4), key
+
+
+def test_a_constant_guess_scores_what_chance_says():
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(3, 200, p=[0.5, 0.3, 0.2])
+    target = Target("class", ("a", "b", "c"))
+    guess = np.tile(np.bincount(kinds) / 200, (200, 1))
+    assert chance(kinds, target) == score(guess, kinds, target)
+    cover = (rng.random((200, 3)) < [0.2, 0.6, 0]).astype(np.float32)  # nothing shows the third
+    target = Target("multilabel", ("a", "b", "c"))
+    assert chance(cover, target) == pytest.approx(score(0 * cover, cover, target))
+    assert chance(kinds.astype(float), Target("scalar")) == 0
+    assert score(np.full(200, kinds.mean()), kinds, Target("scalar")) == pytest.approx(0)
+
+
+def test_neighbours_that_know_a_label_tell_it():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2)).astype(np.float32)
+    assert score_of_neighbours(x, (x[:, 0] > 0).astype(float), 2, k=10) > 0.9
+    assert score_of_neighbours(x, x[:, 0].astype(float), 0, k=10) > 0.9
+    assert score_of_neighbours(x, rng.permutation(x[:, 0]).astype(float), 0, k=10) < 0.1
+    assert np.isnan(score_of_neighbours(x[:10], np.zeros(10), 2, k=10))

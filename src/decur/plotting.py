@@ -60,6 +60,17 @@ def subplots(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def single(width: float, height: float) -> tuple[Figure, Any]:
+    """Return a figure of one panel, and its axes.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+    """
+    figure, axes = subplots(1, 1, width=width, height=height)
+    return figure, axes[0, 0]
+
+
 def plain(name: str) -> str:
     """Return a name such that matplotlib does not read what stands between $ as a formula."""
     return name.replace("$", r"\$")

@@ -387,8 +387,10 @@ def quick_probe(
 
     Returns:
         `{"s1/linear": score, "s1/knn": ..., "s1+s2/linear": ...}`: accuracy, mean average
-        precision (macro) or R2. Empty where the labels do not suffice.
+        precision (macro) or R2. Empty where the labels do not suffice, or are of another kind.
     """
+    if target.kind not in METRICS:
+        return {}
     together = np.concatenate(list(features.values()), axis=1)
     sets = {**features, "+".join(features): together} if len(features) > 1 else dict(features)
     scores = {}

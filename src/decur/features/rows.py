@@ -81,6 +81,19 @@ class Features:
         return self.known_by
 
 
+def zeroed(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a copy that is zero where all is NaN: the features of a sensor that is absent.
+
+    Args:
+        x: (D,), (N, D) or (C, H, W) of one sample.
+    """
+    x = np.array(x)
+    axes = tuple(range(1, x.ndim)) if x.ndim == 2 else None
+    absent = np.isnan(x).all(axis=axes)
+    x[absent] = 0
+    return x
+
+
 class Columns:
     """Arrays of a known number of rows that are filled row by row, in memory or in files.
 

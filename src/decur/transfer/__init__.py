@@ -1,8 +1,15 @@
 """Encoders and labels to results: probes, heads, fine-tuning, metrics."""
 
-from decur.transfer.heads import CMX, FCN, Fusion, LateFusion, load_model
-from decur.transfer.run import Transferred, transfer
-from decur.transfer.settings import FitSettings, TransferSettings
+from typing import TYPE_CHECKING
+
+from decur.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decur.transfer.heads import CMX, FCN, Fusion, LateFusion, load_model
+    from decur.transfer.run import Transferred, transfer
+    from decur.transfer.settings import FitSettings, TransferSettings
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CMX",

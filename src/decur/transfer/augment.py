@@ -21,12 +21,15 @@ RATIO = [3 / 4, 4 / 3]  # of a crop's width to its height
 def crop_and_flip(
     images: Mapping[str, Tensor], mask: Tensor | None, scale: tuple[float, float]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Random resized crop and horizontal flip (appendix B.2), the same for all of a sample.
+    """Crop, resize and flip pictures at random (appendix B.2), alike for all of a sample.
 
     Args:
         images: `{modality: (B, C, H, W)}`, each of its own size, which stays.
-        mask: (B, H, W) class indices, cropped alike without mixing classes.
+        mask: (B, H, W) class indices, cropped alike without mixing classes; None for none.
         scale: smallest and largest area of the crop, as shares of the picture.
+
+    Returns:
+        Pictures and mask of the sizes they had.
     """
     first = next(iter(images.values()))
     count, (height, width) = len(first), first.shape[-2:]
@@ -50,7 +53,7 @@ def scale_and_flip(
     scales: Sequence[float],
     piece: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Random enlargement, a piece of the result, and horizontal flip, the same for all of a sample.
+    """Enlarge pictures at random, take a piece and flip it, alike for all of a sample.
 
     Where a shrunken picture is smaller than the piece, it lies in its middle; around it pictures
     are 0 and the mask is unknown.
@@ -87,7 +90,7 @@ def scale_and_flip(
 
 
 def _affine(box: Tensor, mirror: Tensor) -> Tensor:
-    """From places in a crop, in [-1, 1], to places in the picture.
+    """Return the affine maps from places in a crop, in [-1, 1], to places in the picture.
 
     Args:
         box: (B, 4) top, left, height, width as shares of the picture.
@@ -102,7 +105,7 @@ def _affine(box: Tensor, mirror: Tensor) -> Tensor:
 def _take(
     x: Tensor, theta: Tensor, size: tuple[int, int], mode: str, outside: str = "border"
 ) -> Tensor:
-    """(B, C, H, W) to (B, C, *size)."""
+    """Sample (B, C, H, W) at the places that affine maps give: (B, C, *size)."""
     grid = affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
     return grid_sample(x, grid, mode, padding_mode=outside, align_corners=False)
 
@@ -126,7 +129,7 @@ class Averaging:
         present: Mapping[str, Tensor] | None,
         size: tuple[int, int],
     ) -> Tensor:
-        """The mean of a model's outputs, before any softmax, as CMX is tested.
+        """Return the mean of a model's outputs, before any softmax, as CMX is tested.
 
         Args:
             model: called with pictures, presence and size.

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, Sample, SkipBad
 from decur.digest import try_digest
 from decur.errors import ConfigError
-from decur.features import Features, map_names
+from decur.features import Features, map_names, zeroed
 from decur.modality import Modality
 from decur.pretrain.data import EpochBatches, ResumableLoader, ignore_signals
 from decur.transfer.heads import FCN
@@ -115,19 +115,6 @@ def stored_maps(data: PairedDataset, target: str, seen: Features) -> PairedDatas
         seen: the maps, and the masks of all samples.
     """
     return _StoredMaps(data, target, seen)
-
-
-def zeroed(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a copy that is zero where all is NaN: the features of a sensor that is absent.
-
-    Args:
-        x: (D,), (N, D) or (C, H, W) of one sample.
-    """
-    x = np.array(x)
-    axes = tuple(range(1, x.ndim)) if x.ndim == 2 else None
-    absent = np.isnan(x).all(axis=axes)
-    x[absent] = 0
-    return x
 
 
 class _StoredMaps(PairedDataset):  # private, so that --help does not offer it

@@ -47,7 +47,7 @@ class FeatureRectification(nn.Module):
         self.apply(_initialise)
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) of either sensor to the same, corrected."""
+        """Correct (B, C, H, W) of either sensor; the shapes stay."""
         both = torch.cat([a, b], dim=1)  # (B, 2C, H, W)
         summary = torch.cat([both.mean((2, 3)), both.amax((2, 3))], dim=1)  # (B, 4C)
         channels_a, channels_b = self.of_channels(summary)[..., None, None].chunk(2, dim=1)
@@ -90,26 +90,28 @@ class FeatureFusion(nn.Module):
         self.apply(_initialise)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, C, H, W) of either sensor to (B, C, H, W)."""
+        """Fuse (B, C, H, W) of either sensor into one (B, C, H, W)."""
         tokens = [x.flatten(2).transpose(1, 2) for x in (a, b)]  # (B, N, C) each
         halves = [e(x).relu().chunk(2, dim=-1) for e, x in zip(self.embed, tokens, strict=True)]
-        kept, asked = zip(*halves, strict=True)  # what stays, what asks the other sensor
-        summaries = [self._summary(kv(x)) for kv, x in zip(self.keys_values, asked, strict=True)]
+        kept, queries = zip(*halves, strict=True)  # what stays, what queries the other sensor
+        summaries = [self._summary(kv(x)) for kv, x in zip(self.keys_values, queries, strict=True)]
         exchanged = []
-        for x, own, question, summary, project, norm in zip(
-            tokens, kept, asked, reversed(summaries), self.project, self.norm, strict=True
+        for x, own, query, summary, project, norm in zip(
+            tokens, kept, queries, reversed(summaries), self.project, self.norm, strict=True
         ):
-            answer = (self._split(question) @ summary).transpose(1, 2).flatten(2)  # (B, N, C)
+            answer = (self._split(query) @ summary).transpose(1, 2).flatten(2)  # (B, N, C)
             exchanged.append(norm(x + project(torch.cat([own, answer], dim=-1))))
-        both = torch.cat(exchanged, dim=-1).transpose(1, 2).unflatten(2, a.shape[-2:])
-        return self.mixed_norm(self.skip(both) + self.mix(both))
+        both = torch.cat(exchanged, dim=-1).transpose(1, 2)  # (B, 2C, N)
+        both = both.view(*both.shape[:2], *a.shape[-2:])
+        fused: Tensor = self.mixed_norm(self.skip(both) + self.mix(both))
+        return fused
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, heads, N, C / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        """Split channels among the heads: (B, N, C) to (B, heads, N, C / heads)."""
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _summary(self, keys_values: Tensor) -> Tensor:
-        """(B, N, 2C) to (B, heads, C / heads, C / heads)."""
+        """Summarise keys and values, (B, N, 2C), as (B, heads, C / heads, C / heads)."""
         keys, values = map(self._split, keys_values.chunk(2, dim=-1))
         context = keys.transpose(-2, -1) @ values / math.sqrt(keys.shape[-1])
         return context.softmax(dim=-2)
@@ -138,13 +140,14 @@ class MLPDecoder(nn.Module):
         self.classify = nn.Conv2d(width, outputs, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """(B, channels[i], h_i, w_i) each to (B, outputs, h_0, w_0)."""
+        """Decode maps, (B, channels[i], h_i, w_i) each, to (B, outputs, h_0, w_0)."""
         size = maps[0].shape[-2:]
         embedded = [
             interpolate(embed(x), size, mode="bilinear")
             for embed, x in zip(self.embed, maps, strict=True)
         ]
-        return self.classify(self.mix(torch.cat(embedded, dim=1)))
+        output: Tensor = self.classify(self.mix(torch.cat(embedded, dim=1)))
+        return output
 
 
 def _pair(make: Callable[[], nn.Module]) -> nn.ModuleList:
@@ -152,7 +155,7 @@ def _pair(make: Callable[[], nn.Module]) -> nn.ModuleList:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As the Mix Transformers, and the authors' modules between them, begin."""
+    """Initialise weights as the Mix Transformers and the authors' modules do."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):

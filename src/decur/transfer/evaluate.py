@@ -23,19 +23,19 @@ log = logging.getLogger(__name__)
 def intervals(
     task: Task, kept: Kept, resamples: int, seed: int = 0, groups: Sequence[str] | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap 95 % intervals (percentiles) of a task's metrics.
+    """Return bootstrap 95 % intervals (percentiles) of a task's metrics.
 
     Args:
         task: whose metrics.
         kept: what it keeps of the test part.
-        resamples: how often the test part is drawn anew, with replacement; 0 gives nothing.
+        resamples: how often the test part is drawn anew, with replacement; 0 for no intervals.
         seed: of the draws.
-        groups: of the test samples; whole groups are drawn where there are some, since samples of
-            one group are not independent.
+        groups: of the test samples, or None. Whole groups are drawn, since samples of one group
+            are not independent.
 
     Returns:
         `{metric: (low, high)}`; NaN where a metric could never be measured. Empty for a single
-        sample or group: drawn anew it is the same again, which says nothing.
+        sample or group, which is the same in every draw.
     """
     if resamples < 1:
         return {}
@@ -200,7 +200,7 @@ def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: K
 
 
 def sentence(results: dict[str, Any]) -> str:
-    """What was done, in one sentence."""
+    """Describe what was done in one sentence."""
     how = "frozen" if results["freeze"] else "fine-tuned"
     sensors = " and ".join(results["modalities"])
     return (

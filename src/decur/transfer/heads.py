@@ -28,7 +28,7 @@ FORMAT = 1  # of model files
 
 
 class Fusion(nn.Module, ABC):
-    """One encoder for each sensor, and what joins them.
+    """One encoder for each sensor, and a head that joins them.
 
     Args:
         encoders: `{modality: encoder}`, each with its `modality`.
@@ -42,13 +42,13 @@ class Fusion(nn.Module, ABC):
         self.frozen = False
 
     def encoder(self, modality: str) -> Encoder:
-        """The encoder of one sensor."""
+        """Return the encoder of one sensor."""
         found = self.encoders[modality]
         assert isinstance(found, Encoder)
         return found
 
     def modality(self, name: str) -> Modality:
-        """How the pictures of one sensor are scaled for its encoder."""
+        """Return the modality that says how the pictures of a sensor are scaled."""
         found = self.encoder(name).modality
         assert found is not None  # gather_encoders gives none without
         return found
@@ -72,13 +72,13 @@ class Fusion(nn.Module, ABC):
         present: Mapping[str, Tensor] | None = None,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Pictures to the output.
+        """Return the output for pictures.
 
         Args:
             images: `{modality: (B, C, H, W)}` in [0, 1].
             present: `{modality: (B,) bool}`, where some samples lack a sensor. The features of an
-                absent one are zeros.
-            size: height and width of a map to give; the first picture's by default.
+                absent sensor are zeros.
+            size: height and width of a map that is returned; the first picture's by default.
 
         Returns:
             (B, outputs), or (B, outputs, *size) for maps.
@@ -87,7 +87,7 @@ class Fusion(nn.Module, ABC):
     def _encode(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor] | None, maps: bool
     ) -> dict[str, list[Tensor]]:
-        """Vector or last feature maps of each sensor that is somewhere there, zeros where not."""
+        """Encode each sensor that some sample has; rows of samples without it are zeros."""
         rows: dict[str, Tensor] = {}  # of sensors that some samples lack
         given: dict[str, Tensor] = {}
         for name in self.encoders:
@@ -138,7 +138,8 @@ class LateFusion(Fusion):
         for name in self.encoders:
             x = images[name]
             vectors += found.get(name) or [x.new_zeros(len(x), self.encoder(name).dim)]  # (B, D)
-        return self.head(torch.cat(vectors, dim=1))  # (B, outputs)
+        output: Tensor = self.head(torch.cat(vectors, dim=1))  # (B, outputs)
+        return output
 
 
 class FCN(Fusion):
@@ -182,10 +183,10 @@ class FCN(Fusion):
     def classify(
         self, maps: Mapping[str, list[Tensor]], size: tuple[int, int], batch: int
     ) -> Tensor:
-        """Feature maps to the output.
+        """Return the output for feature maps.
 
         Args:
-            maps: `{modality: (B, C, H, W) each}`; of one that is absent left out, or zeros.
+            maps: `{modality: (B, C, H, W) each}`; an absent sensor is left out, or zeros.
             size: height and width of the output.
             batch: B.
 

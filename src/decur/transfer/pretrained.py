@@ -45,13 +45,13 @@ _CLASSIFIER = re.compile(r"(fc|head)\.")
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """Where the weights of others are: `[SENSOR=]torchgeo:NAME[@data]`, or `timm:`.
+    """Pretrained weights as a person names them: `[SENSOR=]torchgeo:NAME[@data]`, or `timm:`.
 
     Args:
-        text: as it was given.
-        carrier: "torchgeo:" or "timm:".
-        name: of the weights, as their carrier writes it.
-        sensor: what they are for, where that was said.
+        text: what the person wrote.
+        carrier: the library that has the weights: "torchgeo:" or "timm:".
+        name: of the weights, as the library writes it.
+        sensor: the sensor that the weights are for; None where the person named none.
         by_data: whether values are scaled to [0, 1] as the data's modality says, in place of what
             the weights say.
     """
@@ -64,10 +64,10 @@ class PretrainedSource:
 
 
 def parse_source(source: str) -> PretrainedSource | None:
-    """What a source says; None if it is no encoder of others.
+    """Parse the name of pretrained weights; return None if the source names a file or folder.
 
     Raises:
-        ConfigError: for "@data" of timm's, which are for [0, 1] anyway.
+        ConfigError: for "@data" with timm's weights, which take values in [0, 1] anyway.
     """
     found = _SOURCE.match(source)
     if found is None:
@@ -81,7 +81,7 @@ def parse_source(source: str) -> PretrainedSource | None:
 
 
 def sensor_of(given: PretrainedSource, modalities: Mapping[str, Modality]) -> str:
-    """The one sensor that weights are for, by name or by its bands.
+    """Return the sensor that weights are for: the one that was named, or whose bands they take.
 
     Args:
         given: the weights.
@@ -117,13 +117,13 @@ def sensor_of(given: PretrainedSource, modalities: Mapping[str, Modality]) -> st
 def load_torchgeo(
     given: PretrainedSource, modality: Modality, missing_bands: MissingBands
 ) -> Encoder:
-    """Torchgeo's weights as an encoder for one sensor.
+    """Return torchgeo's weights as an encoder for one sensor.
 
-    Bands are found by their names, whatever their order. Values are scaled as the weights' own
-    transforms say: the encoder's modality is then not that of the data, and says how. Weights that
-    say nothing, and those given with "@data", take [0, 1] as the data's modality scales it, and
-    then what their transforms do with pictures in [0, 1] (ImageNet's mean and deviation). A band
-    that is missing is 0 where the weights begin.
+    Bands are found by their names, whatever their order. Values are scaled as the transforms of
+    the weights say; the encoder's modality then differs from that of the data. Weights without
+    transforms, and those named with "@data", take values in [0, 1] as the data's modality scales
+    them; transforms that are for [0, 1] (ImageNet's mean and deviation) are applied after that. A
+    band that is missing enters the first layer as 0.
 
     Args:
         given: the weights.
@@ -170,12 +170,13 @@ def load_torchgeo(
 
 
 def with_own_normalisation(encoder: Encoder) -> Encoder:
-    """Timm's encoder for three bands in [0, 1], its weights' mean and deviation applied inside.
+    """Return timm's encoder with the mean and deviation of its weights applied inside.
 
-    Red, green and blue are found by name where the bands have such names.
+    That is done for three bands, in [0, 1]. Red, green and blue are found by name where the bands
+    have such names. Other encoders are returned as they are.
 
     Args:
-        encoder: just made, with its modality.
+        encoder: with its modality.
     """
     if not isinstance(encoder, TimmEncoder) or encoder.options.get("attention"):
         return encoder
@@ -194,7 +195,7 @@ def with_own_normalisation(encoder: Encoder) -> Encoder:
 
 
 def _composed(steps: Sequence[Step], channels: int) -> Step:
-    """Several normalisations, one after the other, as one."""
+    """Return one normalisation that does what several do one after the other."""
     mean, std = [0.0] * channels, [1.0] * channels
     for m, s in steps:
         mean = [a + b * c for a, b, c in zip(mean, std, m, strict=True)]
@@ -205,7 +206,7 @@ def _composed(steps: Sequence[Step], channels: int) -> Step:
 def _as_the_weights_want(
     modality: Modality, rows: Sequence[int | None], mean: Sequence[float], std: Sequence[float]
 ) -> Modality:
-    """The sensor, its raw values scaled by the weights' statistics and not clipped."""
+    """Return the sensor with raw values scaled by the weights' statistics, not clipped."""
     means, stds = [0.0] * modality.channels, [1.0] * modality.channels  # of bands not looked at
     for row, m, s in zip(rows, mean, std, strict=True):
         if row is not None:
@@ -216,18 +217,18 @@ def _as_the_weights_want(
 def _adapt(
     encoder: Encoder, rows: list[int | None], mean: list[float], std: list[float], bands: int
 ) -> Encoder:
-    """Wrap an encoder, unless the pictures are as it wants them."""
+    """Wrap an encoder so that it selects and normalises bands, unless that changes nothing."""
     if rows == list(range(bands)) and not any(mean) and set(std) == {1.0}:
         return encoder
     return AdaptedEncoder(encoder, rows, mean, std)
 
 
 def find_weights(name: str) -> Any:
-    """Torchgeo's weights by the name it writes, as "ResNet50_Weights.SENTINEL2_ALL_MOCO".
+    """Return torchgeo's weights of a name, as "ResNet50_Weights.SENTINEL2_ALL_MOCO".
 
     Raises:
-        ConfigError: with the closest names, for an architecture that is not taken, or without
-            torchgeo.
+        ConfigError: if there are none (it gives the closest names), decur does not know their
+            architecture, or torchgeo is not installed.
     """
     known = {str(member): member for _, enum in weights_by_architecture() for member in enum}
     if name in known:
@@ -244,7 +245,7 @@ def find_weights(name: str) -> Any:
 
 
 def weights_by_architecture() -> Iterable[tuple[str, Any]]:
-    """Architectures of torchgeo's and what weights there are for them."""
+    """Yield each architecture of torchgeo with the enumeration of its weights."""
     models = require_torchgeo()
     for name in models.list_models():
         try:
@@ -254,12 +255,17 @@ def weights_by_architecture() -> Iterable[tuple[str, Any]]:
 
 
 def plain_band(band: str) -> str:
-    """B04 and B8a as B4 and B8A."""
+    """Return the name of a band in one spelling: B04 and B8a as B4 and B8A."""
     return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.upper())
 
 
 def bands_of(weights: Any, modality: Modality) -> list[str] | None:
-    """Bands of the weights in their order, named as in `plain_band`; None if not of this sensor."""
+    """Return the bands of weights in their order; None if they are not for this sensor.
+
+    Args:
+        weights: of torchgeo.
+        modality: the sensor; its bands count as equal where `plain_band` makes them so.
+    """
     have = [plain_band(band) for band in modality.bands]
     name = architecture(weights)
     if name.startswith("dofa_"):
@@ -275,17 +281,17 @@ def bands_of(weights: Any, modality: Modality) -> list[str] | None:
 
 
 def is_known_architecture(name: str) -> bool:
-    """Whether an architecture takes pictures alone, and is one of those in `decur.encoders`."""
+    """Tell whether decur has an architecture of torchgeo, and it takes nothing but pictures."""
     return timm.is_model(name) or name.startswith(("croma_", "dofa_", "swin_"))
 
 
 def architecture(weights: Any) -> str:
-    """Name of the architecture that weights are for, as torchgeo lists it."""
+    """Return the name of the architecture that weights are for, as torchgeo lists it."""
     return next(name for name, enum in weights_by_architecture() if isinstance(weights, enum))
 
 
 def _build(weights: Any, bands: Sequence[str]) -> Encoder:
-    """The architecture, with weights that are not yet those."""
+    """Build the architecture of weights, which are not loaded yet."""
     name, options = architecture(weights), {}
     if timm.is_model(name):
         if "img_size" in weights.meta:
@@ -299,7 +305,12 @@ def _build(weights: Any, bands: Sequence[str]) -> Encoder:
 
 
 def _load(encoder: Encoder, weights: Any) -> None:
-    """Load the weights, which are downloaded where they are not there."""
+    """Load weights into an encoder; they are downloaded where they are not on disk.
+
+    Raises:
+        ConfigError: if they cannot be downloaded; the line says which file goes where.
+        DataError: if the file holds something else.
+    """
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         # nothing of others is unpickled beyond tensors
@@ -326,7 +337,7 @@ def _load(encoder: Encoder, weights: Any) -> None:
 
 
 def _renamed_keys(encoder: Encoder, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Torchgeo's keys as the encoder's, without a classifier."""
+    """Return torchgeo's weights under the keys of the encoder, without a classifier's."""
     if encoder.name.startswith(f"{TORCHGEO}croma_"):
         sensor = "s2" if encoder.options["sensor"] == "optical" else "s1"
         parts = {"transformer": f"{sensor}_encoder", "pool": f"{sensor}_GAP_FFN"}
@@ -340,9 +351,16 @@ def _renamed_keys(encoder: Encoder, state: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def normalisations(weights: Any, channels: int) -> tuple[list[Step], list[Step]]:
-    """Normalisations of the weights' transforms: those of raw values, and of values in [0, 1].
+    """Return the normalisations in the transforms of weights, in their order.
 
-    ImageNet's mean and deviation are for [0, 1]; whatever else there is brings raw values there.
+    ImageNet's mean and deviation are for values in [0, 1]; all others are for raw values.
+
+    Args:
+        weights: of torchgeo.
+        channels: number of bands.
+
+    Returns:
+        Those of raw values, and those of values in [0, 1].
     """
     if architecture(weights).startswith("dofa_"):  # torchgeo leaves it out, as each sensor's own
         return [], [([_Z_SCORE[0]] * channels, [_Z_SCORE[1]] * channels)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,9 @@ from rich.console import Console
 from decur.data import PairedDataset
 from decur.devices import choose_device
 from decur.errors import ConfigError
-from decur.features import FeatureModel, Features, SampleLoader, cached_features
+from decur.features import FeatureModel, Features, SampleLoader, cached_features, zeroed
 from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, make_folder, write_text
-from decur.transfer.batches import zeroed
 from decur.transfer.evaluate import (
     describe,
     measure,
@@ -88,20 +89,21 @@ def transfer(
     task = choose_task(whole.targets, settings.target)
     settings = settings.complete(task)
     encoders = open_encoders(whole.modalities, settings)
-    engine = Engine(folder, console, choose_device(settings.device), settings.precision)
+    device = choose_device(settings.device)
     cache = _make_folders(folder, settings.cache)
     quiet_lightning()
     seed_everything(settings.seed)
     console.print(f"data      {whole.describe()}", highlight=False)
 
     model = build_model(settings.head if task.dense else "late_fusion", encoders, task.outputs)
-    seen = _collect(whole, model, task.name, settings, cache, engine.device)
+    seen = _collect(whole, model, task.name, settings, cache, device)
     folder.list_bad(seen.bad)
     parts = choose_parts(whole, data, task, seen.labels[task.name], list(encoders), settings)
     _begin(folder, config, parts)
     ready = time.monotonic()
 
-    strength, kept = _learn(model, seen, parts, settings, engine)
+    make_engine = partial(Engine, folder, console, device, settings.precision)
+    strength, kept = _learn(model, seen, parts, settings, make_engine)
     seconds = {
         "reading": round(ready - started, 3),
         "training": round(time.monotonic() - ready, 3),
@@ -168,27 +170,35 @@ def _begin(folder: RunFolder, config: str | None, parts: Parts) -> None:
 
 
 def _learn(
-    model: Fusion, seen: Features, parts: Parts, settings: TransferSettings, engine: Engine
+    model: Fusion,
+    seen: Features,
+    parts: Parts,
+    settings: TransferSettings,
+    make_engine: Callable[[], Engine],
 ) -> tuple[float | None, Kept]:
     """Train the head, and the encoders unless frozen; return the regularisation, and the test."""
     parts.task.prepare(seen.labels[parts.task.name][parts.train])
     if settings.freeze:
         model.freeze()
     if settings.freeze and isinstance(model, LateFusion):
-        return _probe(model, seen, parts, settings, engine)
+        return _probe(model, seen, parts, settings, make_engine)
     if isinstance(model, FCN) and seen.features:
-        return None, train_on_maps(model, seen, parts, settings, engine)
-    return None, train_on_pictures(model, parts, settings, engine)
+        return None, train_on_maps(model, seen, parts, settings, make_engine())
+    return None, train_on_pictures(model, parts, settings, make_engine())
 
 
 def _probe(
-    model: LateFusion, seen: Features, parts: Parts, settings: TransferSettings, engine: Engine
+    model: LateFusion,
+    seen: Features,
+    parts: Parts,
+    settings: TransferSettings,
+    make_engine: Callable[[], Engine],
 ) -> tuple[float | None, Kept]:
     """Fit a linear head on the vectors of frozen encoders; return as `_learn` does."""
     task, strength = parts.task, None
     labels, x = seen.labels[task.name], _vectors(seen, model, parts.train)
     if settings.probe == "sgd":
-        train_on_vectors(model.head, x, labels[parts.train], task, settings, engine)
+        train_on_vectors(model.head, x, labels[parts.train], task, settings, make_engine())
     else:
         names = parts.groups(parts.train)
         groups = None if names is None else np.array(names)

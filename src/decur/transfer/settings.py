@@ -5,20 +5,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
 from decur.errors import ConfigError
-
-if TYPE_CHECKING:
-    from decur.transfer.tasks import Task
 
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd"]
 Head = Literal["fcn", "cmx"]
 Representation = Literal["features", "embedding", "common", "unique"]
 MissingBands = Literal["refuse", "empty"]
+
+
+class Label(Protocol):
+    """What settings look at of a task: its name, its kind, and whether each pixel has a label."""
+
+    name: str
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def dense(self) -> bool: ...  # noqa: D102
+
 
 # Values of the paper (appendix B.2) by kind of label.
 _CLASSES: dict[str, Any] = {
@@ -241,7 +251,7 @@ class TransferSettings:
         """Whether the mask of a test picture is the mean over several versions of it."""
         return self.test_scales != (1.0,) or self.test_flip
 
-    def complete(self, task: Task) -> TransferSettings:
+    def complete(self, task: Label) -> TransferSettings:
         """Return a copy for a task, in which `fit` leaves nothing open.
 
         Raises:
@@ -250,7 +260,7 @@ class TransferSettings:
         self._refuse_mismatch(task)
         return replace(self, fit=self.fit.complete(task.kind, self.freeze))
 
-    def _refuse_mismatch(self, task: Task) -> None:
+    def _refuse_mismatch(self, task: Label) -> None:
         kind = task.kind
         if self.freeze and self.probe == "sgd" and kind == "scalar":
             raise ConfigError("probe: sgd is the paper's head for classes; a scalar takes ridge")

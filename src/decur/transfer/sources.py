@@ -78,10 +78,10 @@ def gather_encoders(
     representation: Representation = "features",
     missing_bands: MissingBands = "refuse",
 ) -> dict[str, Encoder]:
-    """An encoder for each sensor that is used.
+    """Return an encoder for each sensor that is used.
 
     Args:
-        source: folders of runs, encoder files, weights of others as `[SENSOR=]torchgeo:NAME` (see
+        source: folders of runs, encoder files, pretrained weights as `[SENSOR=]torchgeo:NAME` (see
             `load_torchgeo`) and `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for
             all sensors where none is named), or "random" for fresh weights.
         modalities: those of the data.
@@ -96,8 +96,9 @@ def gather_encoders(
             whatever their order; those of torchgeo's weights always do.
 
     Returns:
-        `{modality: encoder}` in the order of the data, in eval mode, on the CPU. Its `modality`
-        says how its pictures are scaled: weights of others may want it otherwise than the data.
+        `{modality: encoder}` in the order of the data, in eval mode, on the CPU. The `modality` of
+        an encoder says how its pictures are scaled, which pretrained weights may want otherwise
+        than the data does.
 
     Raises:
         ConfigError: if a wanted sensor is not in the data, or the source cannot give the
@@ -124,10 +125,10 @@ def gather_encoders(
     parsed = {given: parse_source(given) for given in sources}
     pretrained = [weights for weights in parsed.values() if weights is not None]
     homes = _homes([given for given, weights in parsed.items() if weights is None])
-    of_others = _sensors(pretrained, homes, {name: modalities[name] for name in chosen})
+    by_sensor = _sensors(pretrained, homes, {name: modalities[name] for name in chosen})
     if not wanted:
-        chosen = [name for name in chosen if name in homes or name in of_others]
-    known = [*homes, *of_others]
+        chosen = [name for name in chosen if name in homes or name in by_sensor]
+    known = [*homes, *by_sensor]
     missing = [name for name in wanted or chosen or modalities if name not in known]
     if missing:
         raise DataError(
@@ -138,8 +139,8 @@ def gather_encoders(
     found: dict[str, Encoder] = {}
     for name in chosen:
         modality = modalities[name]
-        if name in of_others:
-            given = of_others[name]
+        if name in by_sensor:
+            given = by_sensor[name]
             if representation != "features":
                 raise ConfigError(_no_projector(representation, given.text))
             if given.carrier == TIMM:
@@ -165,7 +166,7 @@ def gather_encoders(
 def _make(
     source: str, modalities: Mapping[str, Modality], settings: EncoderSettings, seed: int
 ) -> dict[str, Encoder]:
-    """Fresh weights or timm's, for all sensors."""
+    """Return encoders with fresh weights or timm's for these sensors."""
     if source != RANDOM:
         settings = replace(settings, name=source.removeprefix(TIMM), pretrained=True)
     torch.manual_seed(seed)
@@ -180,7 +181,7 @@ def _sensors(
     homes: Mapping[str, _Home],
     modalities: Mapping[str, Modality],
 ) -> dict[str, PretrainedSource]:
-    """Weights of others by the sensor they are for."""
+    """Return pretrained weights by the sensor that they are for."""
     found: dict[str, PretrainedSource] = {}
     for given in pretrained:
         name = sensor_of(given, modalities)
@@ -193,14 +194,14 @@ def _sensors(
 
 @dataclass(frozen=True)
 class _Home:
-    """Where an encoder lies: its file, and the run if its folder was given."""
+    """The file of an encoder, and its run if a run's folder was given."""
 
     file: Path
     run: Path | None
 
 
 def _homes(sources: Sequence[str]) -> dict[str, _Home]:
-    """Encoders by the modality they are for."""
+    """Return the files of encoders by the modality that they are for."""
     homes: dict[str, _Home] = {}
     for source in sources:
         path = Path(source)
@@ -228,7 +229,7 @@ def _homes(sources: Sequence[str]) -> dict[str, _Home]:
 
 
 def _fit(encoder: Encoder, modality: Modality, missing_bands: MissingBands, file: Path) -> Encoder:
-    """The encoder for the data's bands, if it is for this sensor."""
+    """Return the encoder for the data's bands; refuse one that is for another sensor."""
     assert encoder.modality is not None  # encoder files have one
     own = encoder.modality.bands
     absent = ", ".join(band for band in own if band not in modality.bands)
@@ -248,7 +249,7 @@ def _fit(encoder: Encoder, modality: Modality, missing_bands: MissingBands, file
 
 
 def _part(objective: Objective, representation: Representation, run: Path) -> tuple[int, int]:
-    """The dimensions of the embedding that are wanted: the first, and the one after the last."""
+    """Return the first dimension of the embedding that is wanted, and the one after the last."""
     parts = {"embedding": slice(None), **objective.parts}
     if representation not in parts:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which samples train and which test."""
+"""Labelled samples to train on and to test on: folds, splits, shares of the labels."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _refuse_absent(data: PairedDataset, rows: Rows, modalities: Sequence[str]) -
 
 
 def join(*parts: PairedDataset) -> PairedDataset:
-    """Data sets one after another, as one; to keep their features in one place.
+    """Return data sets one after another, as one, so that their features are kept together.
 
     Args:
         *parts: of the same sensors, sizes and labels.
@@ -166,7 +166,7 @@ def join_apart(data: PairedDataset, test_data: PairedDataset) -> PairedDataset:
 
 
 def refuse_shared(data: PairedDataset, test_data: PairedDataset) -> None:
-    """See that nothing is both trained on and tested on, where ids tell: of one source.
+    """Refuse samples that are both trained on and tested on, where both are of one source.
 
     Raises:
         ConfigError: saying how many samples are in both parts.
@@ -180,7 +180,7 @@ def refuse_shared(data: PairedDataset, test_data: PairedDataset) -> None:
 
 
 def _source(data: PairedDataset) -> tuple[object, ...]:
-    """Where samples come from: a folder; or whatever else makes them, but for their split."""
+    """Return what tells the source of samples: a folder, or the settings but for the split."""
     if isinstance(root := getattr(data, "root", None), str | Path):
         return type(data), str(Path(root).resolve())
     made_of = {key: value for key, value in data.made_of.items() if key != "split"}
@@ -232,7 +232,7 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
 def fold_split(
     rows: Rows, groups: Sequence[str] | None, folds: int, fold: int, seed: int
 ) -> tuple[Rows, Rows]:
-    """One fold tests, the others train; groups stay whole.
+    """Split samples into folds, of which one tests and the others train; groups stay whole.
 
     Args:
         rows: the samples to split.
@@ -264,7 +264,7 @@ def fold_split(
 
 
 def shared_groups(groups: Sequence[str] | None, train: Rows, test: Rows) -> int:
-    """How many groups have samples on both sides."""
+    """Return how many groups have samples to train on and to test on."""
     if groups is None:
         return 0
     return len({groups[i] for i in train} & {groups[i] for i in test})
@@ -277,7 +277,9 @@ def draw_fraction(
     labels: NDArray[np.int64] | None = None,
     classes: Sequence[str] = (),
 ) -> Rows:
-    """Draw labels without replacement; a smaller fraction of the same seed is part of a larger.
+    """Draw a fraction of the samples without replacement.
+
+    With the same seed, what a smaller fraction draws is part of what a larger one does.
 
     Args:
         rows: samples to draw from.

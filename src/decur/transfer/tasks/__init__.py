@@ -1,5 +1,12 @@
 """What labels ask for: a loss, metrics and a picture for each kind of target."""
 
-from decur.transfer.tasks.base import TASKS, Kept, Task, choose_task, make_task
+from typing import TYPE_CHECKING
 
-__all__ = ["TASKS", "Kept", "Task", "choose_task", "make_task"]
+from decur.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from decur.transfer.tasks.base import TASKS, Kept, Task, choose_task, known_metrics, make_task
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = ["TASKS", "Kept", "Task", "choose_task", "known_metrics", "make_task"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decur import probes
 from decur.data.sample import Target
 from decur.errors import ConfigError, DataError
-from decur.plotting import plain, subplots
+from decur.plotting import plain, single
 from decur.registry import Registry
 
 if TYPE_CHECKING:
@@ -99,7 +99,15 @@ class Task(ABC):
 
         Returns:
             The head, and the regularisation that was chosen.
+
+        Raises:
+            ConfigError: if the probes do not know this kind of label.
         """
+        if self.kind not in probes.METRICS:
+            raise ConfigError(
+                f"probe: {probe} cannot learn {self.name!r}, a {self.kind}; override fit_head in "
+                f"{type(self).__name__}, or set freeze to false"
+            )
         return _HEADS[probe](x, labels, self.target, groups, seed)
 
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
@@ -176,7 +184,7 @@ def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 2.5 + 0.5 * len(classes))
-    figure, ((axis,),) = subplots(1, 1, width=side + 0.8, height=side)
+    figure, axis = single(width=side + 0.8, height=side)
     picture = axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     ticks = range(len(classes))
     names = [plain(name) for name in classes]
@@ -197,7 +205,7 @@ def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
 
 def draw_bars(values: dict[str, float], label: str) -> Figure:
     """Draw a bar for each class; NaN is left empty."""
-    figure, ((axis,),) = subplots(1, 1, width=7, height=max(2.0, 0.6 + 0.3 * len(values)))
+    figure, axis = single(width=7, height=max(2.0, 0.6 + 0.3 * len(values)))
     names = list(values)[::-1]
     shown = [plain(name) for name in names]
     axis.barh(shown, np.nan_to_num([values[name] for name in names]))

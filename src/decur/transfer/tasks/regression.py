@@ -9,7 +9,7 @@ from sklearn.metrics import mean_absolute_error
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from decur.plotting import plain, subplots
+from decur.plotting import plain, single
 from decur.probes import score
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task
 
@@ -67,7 +67,7 @@ class Regression(Task):
 
     def draw(self, kept: Kept) -> Figure:
         """Predicted over true."""
-        figure, ((axis,),) = subplots(1, 1, width=5)
+        figure, axis = single(width=5, height=5)
         truth, output = kept["truth"], kept["output"]
         axis.plot(truth, output, ".", alpha=0.5)
         both = [float(min(truth.min(), output.min())), float(max(truth.max(), output.max()))]
