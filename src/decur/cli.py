@@ -15,7 +15,7 @@ from decur import completion
 # What each command runs, as "module:function", and what it does.
 COMMANDS = {
     "demo": (
-        "decur.demo:main",
+        "decur.command_demo:main",
         "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
     ),
     "plan": (

@@ -1,0 +1,35 @@
+"""`decur demo`: the command line of the demonstration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pkgutil import resolve_name
+
+from decur.data import SyntheticScenes
+from decur.errors import ConfigError
+from decur.pretrain.command_pretrain import build_parser, parse
+
+_ABOUT = (
+    "Pretrain on generated optical and radar scenes, probe the encoders on scenes that they have "
+    "not seen, and write a report. Every option of `decur pretrain` changes the recipe `demo`."
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `decur demo ARGUMENTS`, where the arguments are options of `decur pretrain`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    if {"-h", "--help"} & set(arguments):
+        build_parser("decur demo", _ABOUT).print_help()
+        return
+    arguments = ["--config", "demo", *arguments]
+    data = parse(arguments)[1].data
+    if resolve_name(data.class_path) is not SyntheticScenes:
+        raise ConfigError(
+            "--data: the demo probes SyntheticScenes; use `decur pretrain` for others"
+        )
+    from decur.demo import demo  # only now: it takes seconds
+
+    demo(arguments, data.init_args.as_dict())
