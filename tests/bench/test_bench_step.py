@@ -89,7 +89,7 @@ def test_a_clock_gives_all_time_to_a_part():
         pass
     clock.mark("loss")
     clock.on_train_batch_end(SimpleNamespace(should_stop=False))
-    (step,) = clock.counted
+    (step,) = clock.steps
     assert set(step) == set(PARTS)
     spent = {part for part, time in step.items() if time > 0}
     assert spent == {"other", "views", "loss", "optimiser"}

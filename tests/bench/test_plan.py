@@ -17,14 +17,20 @@ from decur.bench.plan import (
     tile,
     time_steps,
 )
-from decur.bench.step import Training, count_parts
+from decur.bench.step import Steps
 from decur.cli import main
 from decur.data import LoaderSettings, PairedFolder, SyntheticScenes
 from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
 from decur.objectives import CLIP, DeCUR
 from decur.pretrain.optim import build_optimizer
-from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
+from decur.pretrain.settings import (
+    OptimizerSettings,
+    PretrainSettings,
+    ProjectorSettings,
+    TrainerSettings,
+    ViewSettings,
+)
 
 SENSORS = ["optical", "sar"]
 CPU = torch.device("cpu")
@@ -35,16 +41,19 @@ def scenes():
     return SyntheticScenes(samples=16, size=32, modalities=SENSORS)
 
 
-def training(data, **options):
+def settings(**options):
     given = {"encoder": EncoderSettings("test_resnet"), "projector": ProjectorSettings(32)}
     given |= {"views": ViewSettings(24), "optimizer": OptimizerSettings("adamw")}
-    given |= {"objective": DeCUR(dim=32), "loader": LoaderSettings(4, 0)}
-    return Training(data, **{**given, **options})
+    return PretrainSettings(**{**given, "loader": LoaderSettings(4, 0), **options})
+
+
+def steps(data, objective=None, **options):
+    return Steps(data, objective or DeCUR(dim=32), settings(**options), CPU)
 
 
 @pytest.fixture(scope="module")
 def examples(scenes):
-    return measure_reading(training(scenes), 0.1)[1]
+    return measure_reading(scenes, settings(), 0.1)[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,8 +66,9 @@ def known_device():
 
 @pytest.fixture(scope="module")
 def planned(scenes, known_device):
-    run = training(scenes, loader=LoaderSettings(8, 0), trainer={"max_epochs": 3})
-    return plan(run, CPU, gpus=[1, 2], seconds=0.3, link=1e9)
+    run = settings(loader=LoaderSettings(8, 0), trainer=TrainerSettings(max_epochs=3))
+    options = {"settings": run, "device": CPU, "gpus": [1, 2], "seconds": 0.3, "link": 1e9}
+    return plan(scenes, DeCUR(dim=32), **options)
 
 
 def kept_in_a_step(model, batch):
@@ -79,16 +89,17 @@ def kept_in_a_step(model, batch):
 
 @pytest.mark.parametrize("encoder", ["test_resnet", "test_vit"])
 def test_memory_of_a_batch_from_that_of_small_ones(scenes, examples, encoder):
-    run = training(scenes, encoder=EncoderSettings(encoder), views=ViewSettings(32))
-    foreseen = measure_memory(run, run.build(), examples, 2)
-    found = kept_in_a_step(run.build(), tile(examples, 24))
+    options = {"encoder": EncoderSettings(encoder), "views": ViewSettings(32)}
+    foreseen = measure_memory(steps(scenes, **options), examples)
+    found = kept_in_a_step(steps(scenes, **options).model, tile(examples, 24))
     assert foreseen(24, 24)["activations"] == pytest.approx(found, rel=0.02)
 
 
 @pytest.mark.parametrize(("kind", "views"), [(DeCUR, 2), (CLIP, 1)])
 def test_memory_of_other_devices_embeddings(scenes, examples, kind, views):
-    run = training(scenes, objective=kind(dim=2048), projector=ProjectorSettings(2048))
-    foreseen = measure_memory(run, run.build(), examples, views)
+    objective = kind(dim=2048)
+    run = steps(scenes, objective, projector=ProjectorSettings(2048))
+    foreseen = measure_memory(run, examples)
     assert foreseen(4, 4)["others' embeddings"] == 0
     embedding = 2 * views * 2048 * 4  # of a sample
 
@@ -101,7 +112,7 @@ def test_memory_of_other_devices_embeddings(scenes, examples, kind, views):
 
         given = {n: tuple(torch.randn(batch, 2048, requires_grad=True) for _ in "ab") for n in "ab"}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            run.objective(given)
+            objective(given)
         return sum(storage.nbytes() for storage in storages.values())
 
     more = kept(16) - kept(4)
@@ -111,11 +122,9 @@ def test_memory_of_other_devices_embeddings(scenes, examples, kind, views):
 
 @pytest.mark.parametrize("name", ["lars", "adamw"])
 def test_weights_gradients_and_state(scenes, examples, name):
-    settings = OptimizerSettings(name)
-    run = training(scenes, optimizer=settings)
-    model = run.build()
-    memory = measure_memory(run, model, examples, 2)(4, 4)
-    optimizer = build_optimizer(model, settings, 4)
+    run = steps(scenes, optimizer=OptimizerSettings(name))
+    memory, model = measure_memory(run, examples)(4, 4), run.model
+    optimizer = build_optimizer(model, OptimizerSettings(name), 4)
     batch = tile(examples, 4)
     model.training_step(batch, 0).backward()
     optimizer.step()
@@ -129,10 +138,9 @@ def test_weights_gradients_and_state(scenes, examples, name):
 
 
 def test_operations_of_parts_by_hand(scenes, examples):
-    run = training(scenes, projector=ProjectorSettings(32, 3))
-    model = run.build()
-    found = count_parts(model, tile(examples, 6), {}, CPU)
-    width = model.encoder("sar").dim  # both sensors' vectors are of this width
+    run = steps(scenes, projector=ProjectorSettings(32, 3))
+    found = run.operations(tile(examples, 6))
+    width = run.model.encoder("sar").dim  # both sensors' vectors are of this width
     assert found["projectors"] == 2 * 2 * (2 * 6) * (width * 32 + 2 * 32**2)
     assert found["encoders"] > found["projectors"]
     forward = found["encoders"] + found["projectors"]
@@ -178,7 +186,7 @@ def test_a_plan_adds_up(planned, scenes):
     one, two = planned.shares
     assert planned.steps == 6 and planned.epochs == 3
     assert (one.samples, two.samples) == (8, 4) and one.exchange == 0
-    trained = sum(p.numel() for p in training(scenes).build().parameters())
+    trained = sum(p.numel() for p in steps(scenes).model.parameters())
     assert planned.parameters == trained
     assert two.sent == traffic(32, 2, 8, trained, 2) and two.exchange == two.sent["total"] / 1e9
     for key in ("weights", "gradients", "optimiser"):
@@ -210,7 +218,7 @@ def test_bytes_of_files(tmp_path):
         (tmp_path / sensor).mkdir()
         for i in range(6):
             np.save(tmp_path / sensor / f"{i}.npy", np.full((1, 32, 32), i, np.float32))
-    reading, batch = measure_reading(training(PairedFolder(tmp_path)), 0.05)
+    reading, batch = measure_reading(PairedFolder(tmp_path), settings(), 0.05)
     assert reading["pictures"] == 2 * 32 * 32 * 4 and reading["rate"] > 0 and reading["alone"] > 0
     assert reading["files"] >= reading["pictures"]
     assert len(tile(batch, 9)["ids"]) == 9
@@ -265,4 +273,4 @@ def test_wrong_options_end_in_one_line(capsys, wrong, line):
 def test_a_model_that_no_device_holds(scenes, monkeypatch):
     monkeypatch.setattr("decur.bench.plan.device_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"projector\.width"):
-        plan(training(scenes), CPU)
+        plan(scenes, DeCUR(dim=32), settings=settings(), device=CPU)

@@ -13,8 +13,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from decur import __version__
+from decur.bench.commands import add_device, duration, make_table, quantity, settings_of
 from decur.bench.measure import Row, matmul_rate, open_device, precision_of
-from decur.bench.tables import add_device, duration, make_table, quantity
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import make_folder, write_json, writing
@@ -159,12 +159,11 @@ class _Bench:
 
     def bench_step(self) -> None:
         """Measure a training step and its parts, with and without loading."""
-        from decur.bench.step import NETWORKS, Training, bench_step
+        from decur.bench.step import NETWORKS, Steps, bench_step
 
-        made, training = self.made, Training.of(self.data, self.made)
-        real, fixed = bench_step(
-            training, self.device, self.rate, seconds=made.seconds, trace=made.profile
-        )
+        made = self.made
+        steps = Steps(self.data, made.objective, settings_of(made), self.device)
+        real, fixed = bench_step(steps, self.rate, seconds=made.seconds, trace=made.profile)
         shares = {}
         for key, found in (("step", real), ("step_fixed", fixed)):
             self.show(key, found, "median", "time", "share", "floor", "x floor")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from decur.bench.commands import add_device, duration, make_table, quantity, settings_of
 from decur.bench.measure import open_device
-from decur.bench.tables import add_device, duration, make_table, quantity
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import write_json, writing
@@ -60,13 +60,14 @@ def main(arguments: Sequence[str]) -> RunCost:
     made = parser.instantiate_classes(parsed)
 
     from decur.bench.plan import plan
-    from decur.bench.step import Training
     from decur.data.selection import select
 
     data = select(made.data, made.modalities)
     cost = plan(
-        Training.of(data, made),
-        device,
+        data,
+        made.objective,
+        settings=settings_of(made),
+        device=device,
         gpus=parsed.gpus,
         seconds=parsed.seconds,
         link=parsed.link * 1e9,

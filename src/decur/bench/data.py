@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from decur.bench.measure import Row, count, measure, peak_memory
-from decur.data import Batch, Collate, LoaderSettings, PairedDataset, Sample, SkipBad
+from decur.data import Batch, Collate, PairedDataset, Sample, SkipBad
+from decur.data.loader import LoaderSettings
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective

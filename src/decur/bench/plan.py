@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from decur.bench.data import batches, views_compared
-from decur.bench.measure import matmul_rate, measure, precision_of, traffic
-from decur.bench.step import StepClock, TimedPretrainer, Training, count_parts, run_steps
-from decur.data import Batch, SkipBad
+from decur.bench.measure import Precision, matmul_rate, measure, precision_of, traffic
+from decur.bench.step import Steps, TimedPretrainer
+from decur.data import Batch, PairedDataset, SkipBad
 from decur.errors import BadSampleError, ConfigError, DataError
+from decur.objectives.base import Objective
 from decur.pretrain.compiling import pays
+from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import limited, refuse_endless
 
 ROOM = 0.9  # of a device's memory that is filled: kernels work in the rest, and it has gaps
@@ -111,9 +113,11 @@ def _gigabytes(number: float) -> str:
 
 
 def plan(
-    training: Training,
-    device: torch.device,
+    data: PairedDataset,
+    objective: Objective,
     *,
+    settings: PretrainSettings,
+    device: torch.device,
     gpus: Sequence[int] = (1,),
     seconds: float = 30.0,
     link: float = 25e9,
@@ -123,84 +127,93 @@ def plan(
     """Foresee what `pretrain` costs, on one and on many devices like the one that is measured.
 
     Args:
-        training: what will be trained, with the data or an example of it.
+        data: what is trained on, or an example of it.
+        objective: the method.
+        settings: all other settings of `pretrain`.
         device: is measured. Nothing is compiled, since that takes minutes.
         gpus: numbers of devices.
         seconds: duration of the measurements, about.
         link: bytes a second that each device sends to others. Sending is added to computing, though
             some of it goes on at the same time.
-        samples: of the whole data set, where `training` has an example of it.
+        samples: of the whole data set, where `data` is an example of it.
         memory: bytes of a device; None for those of `device`.
 
     Raises:
         ConfigError: if the configuration cannot be run.
         DataError: if too few samples can be read.
     """
-    options, batch = training.trainer, training.loader.batch_size
-    number, workers = samples or len(training.data), training.loader.processes()
-    steps, epoch = length_of_run(options, number, batch)
+    options, batch = settings.trainer.as_dict(), settings.loader.batch_size
+    number, workers = samples or len(data), settings.loader.processes()
+    length, epoch = length_of_run(options, number, batch)
     for count in gpus:
         if count < 1 or batch % count or batch < LEAST * count:
             raise ConfigError(
                 f"--gpus: loader.batch_size {batch} does not divide among {count} devices, "
                 f"{LEAST} or more samples for each"
             )
-    compiled = pays(device, steps) if training.compile == "auto" else training.compile
-    encoder = dataclasses.replace(training.encoder, pretrained=False)  # costs the same
-    training = dataclasses.replace(training, encoder=encoder, compile=False)
-    model, precision = training.build(), precision_of(options)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    compiled = pays(device, length) if settings.compile == "auto" else settings.compile
+    encoder = dataclasses.replace(settings.encoder, pretrained=False)  # costs the same
+    settings = dataclasses.replace(settings, encoder=encoder, compile=False)
+    steps, precision = Steps(data, objective, settings, device), precision_of(options)
+    trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
     size, there = precision.parameters.itemsize, device_memory(device)
     if 2 * trained * size > there:
         raise ConfigError(
-            f"{device}: weights and gradients take {2 * trained * size / 1e9:.1f} GB, there are "
-            f"{there / 1e9:.1f} GB; choose a smaller encoder.name or projector.width"
+            f"{device}: weights and gradients take {_gigabytes(2 * trained * size)}, there are "
+            f"{_gigabytes(there)}; choose a smaller encoder.name or projector.width"
         )
-    reading, examples = measure_reading(training, min(5.0, seconds / 3))
-    views = views_compared(training.objective, list(model.modalities))
-    memory_of = measure_memory(training, model.to(device, precision.parameters), examples, views)
+    reading, examples = measure_reading(data, settings, min(5.0, seconds / 3))
+    memory_of = measure_memory(steps, examples)
     sizes = [batch]
     while sizes[0] // 2 >= LEAST:
         sizes.insert(0, sizes[0] // 2)
     room = there * (ROOM if device.type == "cuda" else 0.5)  # main memory is for others, too
     sizes = [n for n in sizes if n == sizes[0] or sum(memory_of(n, n).values()) <= room]
 
-    def run(size: int, least: float) -> list[float]:
-        clock = StepClock(device, least, least=3, warm_up=2)
-        run_steps(model, itertools.repeat(tile(examples, size)), options, device, clock)
-        return [sum(step.values()) for step in clock.counted]
+    def times(size: int, least: float) -> list[float]:
+        return steps.times(itertools.repeat(tile(examples, size)), least, least=3, warm_up=2)
 
-    measured = time_steps(run, sizes, seconds)
-    few = count_parts(model, tile(examples, LEAST), options, device)
+    measured = time_steps(times, sizes, seconds)
+    few = steps.operations(tile(examples, LEAST))
     fixed, each = line(measured)
-    monitor, paused = training.monitor, 0.0
+    monitor, paused = settings.monitor, 0.0
     if monitor.every_epochs:
         # One picture in place of two views, and no backward pass, which takes twice as long.
         paused = min(monitor.samples, number) * (1 / reading["alone"] + each / 6)
-        paused *= steps / epoch / monitor.every_epochs
+        paused *= length / epoch / monitor.every_epochs
+    sensors = list(data.modalities)
+    views = views_compared(objective, sensors)
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    cores, sensors = os.cpu_count() or 1, len(model.modalities)
-    shares = []
+    cores, shares = os.cpu_count() or 1, []
     for count in gpus:
         own = batch // count
-        sent = traffic(training.objective.dim, sensors, batch, trained, count, views, size)
+        sent = traffic(objective.dim, len(sensors), batch, trained, count, views, size)
         computing, exchange = fixed + each * own, sent["total"] / link
         # Each device has workers of its own, but no cores of its own.
         read = batch / (reading["rate"] * min(count, max(1.0, cores / max(1, workers))))
         step = max(computing + exchange, read) if workers else computing + exchange + read
         if threads:  # on the cores that read
             step = max(step, (computing * threads + read * workers) / cores)
-        times = {"computing": computing, "exchange": exchange, "reading": read, "step": step}
-        hours = (steps * step + paused) / 3600
-        shares.append(Share(count, own, memory_of(own, batch), sent, **times, hours=hours))
+        share = Share(
+            gpus=count,
+            samples=own,
+            memory=memory_of(own, batch),
+            sent=sent,
+            computing=computing,
+            exchange=exchange,
+            reading=read,
+            step=step,
+            hours=(length * step + paused) / 3600,
+        )
+        shares.append(share)
     return RunCost(
         device=str(device),
         precision=precision.name,
         compiled=compiled,
         samples=number,
         batch=batch,
-        epochs=steps / epoch,
-        steps=steps,
+        epochs=length / epoch,
+        steps=length,
         parameters=trained,
         operations={part: n * batch / LEAST for part, n in few.items() if n},
         best=matmul_rate(device, precision.products, min(1.0, seconds / 10)),
@@ -243,7 +256,9 @@ def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[in
     return steps, epoch
 
 
-def measure_reading(training: Training, seconds: float) -> tuple[dict[str, float], Batch]:
+def measure_reading(
+    data: PairedDataset, settings: PretrainSettings, seconds: float
+) -> tuple[dict[str, float], Batch]:
     """Read samples in this process and through the loader, each for half of the time.
 
     Returns:
@@ -253,10 +268,10 @@ def measure_reading(training: Training, seconds: float) -> tuple[dict[str, float
     Raises:
         DataError: if no sample can be read.
     """
-    data = training.data.only(targets=())  # as pretraining reads it
+    data = data.only(targets=())  # as pretraining reads it
     # A small batch tells sooner.
-    loader = dataclasses.replace(training.loader, batch_size=min(16, training.loader.batch_size))
-    with contextlib.closing(batches(data, loader, training.seed)) as stream:
+    loader = dataclasses.replace(settings.loader, batch_size=min(16, settings.loader.batch_size))
+    with contextlib.closing(batches(data, loader, settings.seed)) as stream:
         examples = next(stream)
         if len(examples["ids"]) < LEAST:
             raise DataError(f"{len(examples['ids'])} of {loader.batch_size} samples can be read")
@@ -286,9 +301,7 @@ def tile(batch: Batch, samples: int) -> Batch:
     }
 
 
-def measure_memory(
-    training: Training, model: TimedPretrainer, examples: Batch, views: int
-) -> Callable[[int, int], dict[str, int]]:
+def measure_memory(steps: Steps, examples: Batch) -> Callable[[int, int], dict[str, int]]:
     """Measure what two small steps keep for their backward pass, and foresee the memory of others.
 
     What kernels take for a moment does not count, nor what the allocator leaves unused.
@@ -296,14 +309,16 @@ def measure_memory(
     Returns:
         `f(samples of a device, samples of all devices) = {what for: bytes}`.
     """
-    small, large = (kept_by_step(model, tile(examples, n), training) for n in (LEAST, 2 * LEAST))
+    precision = precision_of(steps.options)
+    model = steps.model.to(steps.device, precision.parameters)
+    small, large = (kept_by_step(model, tile(examples, n), precision) for n in (LEAST, 2 * LEAST))
     each = (large - small) / LEAST
     fixed = max(0.0, small - LEAST * each)
-    optimizer = training.optimizer
+    optimizer, sensors = steps.settings.optimizer, list(model.modalities)
     states = 2 if optimizer.name == "adamw" else int(optimizer.momentum > 0)
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
-    embedding = len(model.modalities) * views * training.objective.dim * 4
+    embeddings = 4 * steps.objective.dim * views_compared(steps.objective, sensors) * len(sensors)
     pictures = sum(x[0].nbytes for x in examples["images"].values())
 
     def memory(samples: int, batch: int) -> dict[str, int]:
@@ -313,14 +328,14 @@ def measure_memory(
             "optimiser": states * trained,
             "activations": round(fixed + each * samples),  # views among them
             # Gathered for the loss, standardised, and their gradients.
-            "others' embeddings": 3 * embedding * (batch - samples),
+            "others' embeddings": 3 * embeddings * (batch - samples),
             "pictures": pictures * samples,
         }
 
     return memory
 
 
-def kept_by_step(model: TimedPretrainer, batch: Batch, training: Training) -> int:
+def kept_by_step(model: TimedPretrainer, batch: Batch, precision: Precision) -> int:
     """Return the bytes that a step keeps for its backward pass, besides weights and buffers."""
     kept: dict[int, torch.UntypedStorage] = {}  # each storage once, as a whole
 
@@ -328,9 +343,8 @@ def kept_by_step(model: TimedPretrainer, batch: Batch, training: Training) -> in
         kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x.detach()  # an output that its own node keeps would never be freed
 
-    precision = precision_of(training.trainer)
-    mixed = torch.autocast(model.device.type, precision.products, precision.name.endswith("mixed"))
-    with saved_tensors_hooks(keep, lambda x: x), mixed:
+    kind, mixed = model.device.type, precision.name.endswith("mixed")
+    with saved_tensors_hooks(keep, lambda x: x), torch.autocast(kind, precision.products, mixed):
         model.training_step(model.transfer_batch_to_device(batch, model.device, 0), 0)
     for x in (*model.parameters(), *model.buffers()):
         kept.pop(x.untyped_storage()._cdata, None)

@@ -14,22 +14,19 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import Namespace
 from torch import Tensor
 
 from decur.bench.data import batches
 from decur.bench.measure import Row, counter, peak_memory, wait
-from decur.data import Batch, LoaderSettings, PairedDataset
-from decur.encoders import EncoderSettings
+from decur.data import Batch, PairedDataset
 from decur.errors import ConfigError
-from decur.objectives import Objective
-from decur.pretrain import Pretrainer
-from decur.pretrain import settings as S
+from decur.objectives.base import Objective
+from decur.pretrain.module import Pretrainer
+from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import (
     make_trainer,
     quiet_lightning,
@@ -42,58 +39,122 @@ NETWORKS = ("encoders", "projectors", "backward")
 PARTS = ("loading", "transfer", "views", *NETWORKS[:2], "loss", "backward", "optimiser", "other")
 WARM_UP = 3  # steps that do not count: libraries choose algorithms, memory is taken, code compiled
 ENDLESS = 10**6  # steps of a training that a callback ends
-# Of the Trainer's options those that change what a step computes.
+# Options of Lightning's Trainer that change what a step computes.
 _COMPUTING = {"precision", "gradient_clip_val", "gradient_clip_algorithm", "detect_anomaly"}
 _COMPUTING |= {"accumulate_grad_batches", "benchmark", "deterministic"}
 
 
-@dataclass
-class Training:
-    """The arguments of `pretrain` that decide what a step computes, by the same names."""
+class Steps:
+    """Training steps of a configuration on one device, at a learning rate of zero.
 
-    data: PairedDataset
-    objective: Objective
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    projector: S.ProjectorSettings | None = None
-    views: S.ViewSettings = field(default_factory=S.ViewSettings)
-    optimizer: S.OptimizerSettings = field(default_factory=S.OptimizerSettings)
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
-    monitor: S.MonitorSettings = field(default_factory=S.MonitorSettings)
-    trainer: dict[str, Any] = field(default_factory=dict)  # options of Lightning's Trainer
-    seed: int = 0
-    channels_last: bool = True
-    compile: S.Compile = "auto"
+    Args:
+        data: what is trained on.
+        objective: the method.
+        settings: all else that `decur pretrain` is told.
+        device: that trains.
 
-    @classmethod
-    def of(cls, data: PairedDataset, made: Namespace) -> Training:
-        """Return what the options of `decur pretrain` describe."""
-        options = {f.name: made[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{**options, "data": data, "trainer": made.trainer.as_dict()})
+    Raises:
+        ConfigError: if the configuration cannot be run.
+    """
 
-    def build(self) -> TimedPretrainer:
-        """Return a model that learns nothing: its learning rate is 0.
+    def __init__(
+        self,
+        data: PairedDataset,
+        objective: Objective,
+        settings: PretrainSettings,
+        device: torch.device,
+    ) -> None:
+        self.data, self.objective, self.settings, self.device = data, objective, settings, device
+        options = settings.trainer.as_dict()
+        self.options = {key: options[key] for key in _COMPUTING if options[key] is not None}
+        quiet_lightning()
+        refuse_accumulation(options, objective)
+        seed_everything(settings.seed)
+        epoch = len(data) // settings.loader.batch_size
+        self.model = TimedPretrainer(
+            data.modalities,
+            copy.deepcopy(objective),
+            encoder=settings.encoder,
+            projector=settings.projector,
+            views=settings.views,
+            optimizer=dataclasses.replace(settings.optimizer, lr=0.0, lr_bias=0.0),
+            batch_size=settings.loader.batch_size,
+            seed=settings.seed,
+            channels_last=settings.channels_last,
+            compile=settings.compile,
+            # As many as in an epoch of the run, in one that never ends.
+            monitor_batches=ENDLESS // max(1, epoch // settings.monitor.batches),
+        )
+
+    def run(self, batches: Iterable[Batch], clock: StepClock) -> list[dict[str, float]]:
+        """Train under Lightning until the clock ends it; return the parts of the steps that count.
 
         Raises:
-            ConfigError: if the configuration cannot be run.
+            ConfigError: if Lightning refuses an option, or the device has not the memory.
         """
-        quiet_lightning()
-        refuse_accumulation(self.trainer, self.objective)
-        seed_everything(self.seed)
-        epoch = len(self.data) // self.loader.batch_size
-        return TimedPretrainer(
-            self.data.modalities,
-            copy.deepcopy(self.objective),
-            encoder=self.encoder,
-            projector=self.projector,
-            views=self.views,
-            optimizer=dataclasses.replace(self.optimizer, lr=0.0, lr_bias=0.0),
-            batch_size=self.loader.batch_size,
-            seed=self.seed,
-            channels_last=self.channels_last,
-            compile=self.compile,
-            # As many as in an epoch of the run, in one that never ends.
-            monitor_batches=ENDLESS // max(1, epoch // self.monitor.batches),
+        gpu = self.device.type == "cuda"
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        trainer = make_trainer(
+            self.options,
+            accelerator="gpu" if gpu else self.device.type,
+            devices=[self.device.index or 0] if gpu else 1,
+            max_epochs=1,
+            callbacks=[clock],
+            use_distributed_sampler=False,
+            **dict.fromkeys(off, False),
         )
+        try:
+            trainer.fit(self.model, _Endless(iter(batches), clock))
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{self.device} has not the memory for a step: {reason}") from error
+        self.model.check_finite()
+        self.model.meter.reset()
+        return clock.steps[clock.warm_up :]
+
+    def times(
+        self, batches: Iterable[Batch], seconds: float, least: int = 5, warm_up: int = WARM_UP
+    ) -> list[float]:
+        """Return the seconds of each of some steps; see `StepClock`."""
+        steps = self.run(batches, StepClock(self.device, seconds, least, warm_up))
+        return [sum(step.values()) for step in steps]
+
+    def parts(self, batches: Iterable[Batch], clock: StepClock) -> list[dict[str, float]]:
+        """Return what each part takes, step by step, as a clock tells it."""
+        model = self.model
+        hooks = [
+            model.objective.register_forward_pre_hook(lambda _, given: clock.begin_loss(given[0])),
+            model.objective.register_forward_hook(lambda *_: clock.mark("loss")),
+        ]
+        for projector in model.projectors.values():
+            hooks.append(projector.register_forward_pre_hook(lambda *_: clock.mark("encoders")))
+            hooks.append(projector.register_forward_hook(lambda *_: clock.mark("projectors")))
+        model.clock, clock.by_parts = clock, True
+        found = self.run(batches, clock)
+        model.clock = None
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def operations(self, batch: Batch) -> dict[str, int]:
+        """Count the floating-point operations of each part of a step, which is not compiled."""
+        self.model.compile_networks = False
+        with counter() as counted:
+            clock = StepClock(self.device, 0.0, 1, 0, now=counted.get_total_flops)
+            (step,) = self.parts(itertools.repeat(batch), clock)
+        return {part: round(number) for part, number in step.items()}
+
+    def peak(self, batch: Batch, trace: str | None = None) -> int:
+        """Return the bytes of memory at the peak of a few steps, and trace them to a JSON file."""
+        parameters = list(self.model.parameters())  # which Lightning leaves on the CPU
+        gradients = (p.grad for p in parameters if p.grad is not None)
+        before = sum(x.nbytes for x in (*parameters, *self.model.buffers(), *gradients))
+
+        def work() -> None:
+            self.times(itertools.repeat(batch), 0.0, least=2, warm_up=0)
+
+        beyond = peak_memory(work, self.device, trace)
+        return beyond if self.device.type == "cuda" else before + beyond
 
 
 class TimedPretrainer(Pretrainer):
@@ -110,6 +171,22 @@ class TimedPretrainer(Pretrainer):
         """See `Pretrainer.transfer_batch_to_device`."""
         with self.clock.part("transfer") if self.clock else contextlib.nullcontext():
             return super().transfer_batch_to_device(batch, device, index)
+
+
+class _Endless:
+    """Batches as Lightning takes them: an epoch that never ends."""
+
+    def __init__(self, batches: Iterator[Batch], clock: StepClock) -> None:
+        self.batches, self.clock = batches, clock
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            with self.clock.part("loading"):
+                batch = next(self.batches)
+            yield batch
 
 
 _never_compiled: Callable[..., Any] = torch.compiler.disable
@@ -173,30 +250,8 @@ class StepClock(L.Callback):
         is_late = time.perf_counter() - self._started >= self.seconds
         trainer.should_stop |= is_late and len(self.steps) >= self.warm_up + self.least
 
-    @property
-    def counted(self) -> list[dict[str, float]]:
-        """What each part took in the steps that count."""
-        return self.steps[self.warm_up :]
-
-    @contextlib.contextmanager
-    def watching(self, model: TimedPretrainer) -> Iterator[None]:
-        """Time the parts of a model until the end of the block."""
-        objective = model.objective
-        hooks = [
-            objective.register_forward_pre_hook(lambda _, given: self._begin_loss(given[0])),
-            objective.register_forward_hook(lambda *_: self.mark("loss")),
-        ]
-        for projector in model.projectors.values():
-            hooks.append(projector.register_forward_pre_hook(lambda *_: self.mark("encoders")))
-            hooks.append(projector.register_forward_hook(lambda *_: self.mark("projectors")))
-        model.clock, self.by_parts = self, True
-        yield
-        model.clock = None
-        for hook in hooks:
-            hook.remove()
-
-    def _begin_loss(self, embeddings: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Begin the loss, and note when its backward pass ends: at the first of the embeddings."""
+    def begin_loss(self, embeddings: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Begin the loss, whose backward pass ends at the first of the embeddings."""
         self.mark("other")
         arrived: list[bool] = []
 
@@ -211,83 +266,13 @@ class StepClock(L.Callback):
                 z.register_hook(end_of_loss)
 
 
-@dataclass
-class _Endless:
-    """Batches as Lightning takes them: an epoch that never ends."""
-
-    batches: Iterator[Batch]
-    callback: L.Callback
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __iter__(self) -> Iterator[Batch]:
-        clock = self.callback if isinstance(self.callback, StepClock) else None
-        while True:
-            with clock.part("loading") if clock else contextlib.nullcontext():
-                batch = next(self.batches)
-            yield batch
-
-
-def run_steps(
-    model: Pretrainer,
-    batches: Iterable[Batch],
-    trainer: dict[str, Any],
-    device: torch.device,
-    callback: L.Callback,
-) -> None:
-    """Train under Lightning until a callback ends it.
-
-    Of the options of Lightning's Trainer those count that change what a step computes.
-
-    Raises:
-        ConfigError: if Lightning refuses an option, or the device has not the memory.
-    """
-    gpu = device.type == "cuda"
-    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    engine = make_trainer(
-        {key: trainer[key] for key in _COMPUTING if trainer.get(key) is not None},
-        accelerator="gpu" if gpu else device.type,
-        devices=[device.index or 0] if gpu else 1,
-        max_epochs=1,
-        callbacks=[callback],
-        use_distributed_sampler=False,
-        **dict.fromkeys(off, False),
-    )
-    try:
-        engine.fit(model, _Endless(iter(batches), callback))
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{device} has not the memory for a step: {reason}") from error
-    model.check_finite()
-    model.meter.reset()
-
-
-def count_parts(
-    model: TimedPretrainer, batch: Batch, trainer: dict[str, Any], device: torch.device
-) -> dict[str, int]:
-    """Count the floating-point operations of each part of one step, which is not compiled."""
-    model.compile_networks = False
-    with counter() as counted:
-        clock = StepClock(device, 0.0, least=1, warm_up=0, now=counted.get_total_flops)
-        with clock.watching(model):
-            run_steps(model, itertools.repeat(batch), trainer, device, clock)
-    return {part: round(number) for part, number in clock.counted[0].items()}
-
-
 def bench_step(
-    training: Training,
-    device: torch.device,
-    rate: float,
-    *,
-    seconds: float = 3.0,
-    trace: str | None = None,
+    steps: Steps, rate: float, *, seconds: float = 3.0, trace: str | None = None
 ) -> tuple[list[Row], list[Row]]:
-    """Measure a training step on one device.
+    """Measure a training step.
 
     Args:
-        training: what is trained; "auto" compiles as for a long run.
-        device: that trains.
+        steps: of a configuration; "auto" compiles as for a long run.
         rate: operations a second of the device's best matrix product, see `matmul_rate`.
         seconds: duration of each of four passes, without the steps to warm up.
         trace: JSON file for a trace of two steps and their setup, for Perfetto or chrome://tracing.
@@ -299,33 +284,23 @@ def bench_step(
     Raises:
         ConfigError: if the configuration cannot be run, or the trace not be written.
     """
-    model, options = training.build(), training.trainer
-    clocks = []
-    with contextlib.closing(batches(training.data, training.loader, training.seed)) as stream:
+    settings, passes = steps.settings, []
+    with contextlib.closing(batches(steps.data, settings.loader, settings.seed)) as stream:
         first = next(stream)
-        fixed = itertools.repeat(first)
-        for source in (stream, fixed):
-            whole, parts = StepClock(device, seconds), StepClock(device, seconds)
-            run_steps(model, source, options, device, whole)
-            with parts.watching(model):
-                run_steps(model, source, options, device, parts)
-            clocks.append((whole.counted, parts.counted))
-    few = StepClock(device, 0.0, least=2, warm_up=0)
-    weights = list(model.parameters())
-    there = [*weights, *model.buffers(), *(p.grad for p in weights if p.grad is not None)]
-    memory = sum(x.nbytes for x in there if x.device.type == device.type)
-    memory += peak_memory(lambda: run_steps(model, fixed, options, device, few), device, trace)
-    operations = count_parts(model, first, options, device)
+        for source in (stream, itertools.repeat(first)):
+            whole = steps.times(source, seconds)
+            passes.append((whole, steps.parts(source, StepClock(steps.device, seconds))))
+    memory, operations = steps.peak(first, trace), steps.operations(first)
     pairs, total = len(first["ids"]), sum(operations.values())
 
-    def rows(whole: list[dict[str, float]], steps: list[dict[str, float]]) -> list[Row]:
-        times = [sum(step.values()) for step in whole]
-        everything = sum(sum(step.values()) for step in steps)
-        found = [Row("step", pairs, times, memory, total, total / rate)]
+    def rows(whole: list[float], parts: list[dict[str, float]]) -> list[Row]:
+        found = [Row("step", pairs, whole, memory, total, total / rate)]
+        everything = sum(sum(step.values()) for step in parts)
         for part in PARTS:
-            times, floor = [step[part] for step in steps], operations[part] / rate or None
+            times, floor = [step[part] for step in parts], operations[part] / rate or None
             share = sum(times) / everything
             found.append(Row(part, pairs, times, None, operations[part], floor, share))
         return found
 
-    return rows(*clocks[0]), rows(*clocks[1])
+    real, fixed = (rows(whole, parts) for whole, parts in passes)
+    return real, fixed

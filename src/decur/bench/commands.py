@@ -1,15 +1,18 @@
-"""What `decur bench` and `decur plan` have in common: options, tables, numbers with their units."""
+"""What `decur bench` and `decur plan` share: options, tables, and numbers with their units."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
+from jsonargparse import Namespace
 from rich import box
 from rich.table import Table
 
 from decur.config import Parser
+from decur.pretrain.settings import PretrainSettings
 
 
 def add_device(parser: Parser, seconds: float, json: str) -> None:
@@ -20,6 +23,11 @@ def add_device(parser: Parser, seconds: float, json: str) -> None:
         "--seconds", type=float, default=seconds, help="Of each measurement, about."
     )
     parser.add_argument("--json", type=str, help=json)
+
+
+def settings_of(made: Namespace) -> PretrainSettings:
+    """Return the settings of pretraining among instantiated options."""
+    return PretrainSettings(**{key.name: made[key.name] for key in fields(PretrainSettings)})
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
