@@ -4,8 +4,8 @@
     python benchmarks/scaling.py --tflops 60 --between 12   # another GPU, a slower network
 
 DeCUR with two ResNet-50 (2 and 13 bands, 224 px) and K = 8192, 256 samples a GPU: the work is
-counted on the meta device, the bytes by `decur.bench.measure.traffic`, and both are divided by the
-rates given. What is assumed is printed with the table.
+counted on the meta device, the bytes by `decur.pretrain.distributed.traffic`, and both are divided
+by the rates given. What is assumed is printed with the table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from decur.bench.measure import traffic
 from decur.encoders import Projector, build_encoder
+from decur.pretrain.distributed import traffic
 
 BANDS, SIZE, DIM, COMMON, VIEWS = (2, 13), 224, 8192, 7168, 2
 

@@ -13,7 +13,7 @@ from typing import Any
 
 # The old name of a module to the new one, or to the new place of each of its names.
 MOVED: dict[str, str | dict[str, str]] = {
-    "decur.bench.traffic": "decur.bench.measure",
+    "decur.bench.traffic": "decur.pretrain.distributed",
     "decur.checkpoint": {
         "RunFolder": "decur.runs:RunFolder",
         "load_encoder": "decur.encoders.files:load_encoder",

@@ -5,17 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from decur.bench.data import bench_data, bench_loss, bench_views, views_compared
+from decur.bench.data import bench_data, bench_loss, bench_views
 from decur.cli import main
-from decur.data import Collate, LoaderSettings, PackedPairs, PairedFolder, SyntheticScenes
+from decur.data import LoaderSettings, PackedPairs, PairedFolder, SyntheticScenes
 from decur.data.packed import pack
 from decur.errors import BadSampleError, ConfigError
 from decur.objectives import CLIP, DeCUR
 from decur.pretrain.settings import ViewSettings
-from decur.views import Views
 
 CPU = torch.device("cpu")
-FAST = {"loader": LoaderSettings(4, 0), "views": ViewSettings(16), "seconds": 0.01}
+FAST = {"loader": LoaderSettings(4, 0), "views": ViewSettings(16), "device": CPU, "seconds": 0.01}
 
 
 def test_steps_and_their_units(tmp_path):
@@ -75,13 +74,12 @@ def test_the_command(capsys):
 
 def test_too_few_samples_for_a_batch():
     with pytest.raises(ConfigError, match="batch_size"):
-        next(bench_data(SyntheticScenes(samples=2, size=32), LoaderSettings(4, 0)))
+        next(bench_data(SyntheticScenes(samples=2, size=32), **FAST))
 
 
 @pytest.mark.parametrize(("kind", "views"), [(DeCUR, 2), (CLIP, 1)])
 def test_the_loss_is_measured_at_each_width(kind, views):
     objectives = [kind(dim=16), kind(dim=32)]
-    assert views_compared(objectives[0], ["a", "b"]) == views
     rows = list(bench_loss(objectives, ["a", "b"], 8, CPU, 1e15, 0.01))
     assert [row.about["dim"] for row in rows] == [16, 32]
     assert rows[0].about["growth"] == 1
@@ -95,11 +93,9 @@ def test_the_loss_is_measured_at_each_width(kind, views):
 
 def test_views_are_measured_by_sensor_and_together():
     data = SyntheticScenes(samples=4, size=32, modalities=["optical", "sar"])
-    batch = Collate(data.modalities, {})([data[i] for i in range(4)])
-    views = Views(data.modalities, 16)
-    rows = list(bench_views(data.modalities, views, batch, CPU, 0.01))
+    options = LoaderSettings(4, 0), ViewSettings(16), CPU, 0.01
+    rows = list(bench_views(data, *options))
     assert [row.name for row in rows] == ["optical", "sar", "all sensors"]
     assert rows[2].memory >= 2 * 4 * (6 + 2) * 16 * 16 * 4 and rows[2].pairs == 4
-    one = {"sar": data.modalities["sar"]}
-    (alone,) = bench_views(one, Views(one, 16), batch, CPU, 0.01)
+    (alone,) = bench_views(SyntheticScenes(samples=4, size=32, modalities=["sar"]), *options)
     assert alone.name == "all sensors"

@@ -11,15 +11,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from decur.bench.data import LossStep
 from decur.bench.measure import (
-    PRECISIONS,
+    NUMBER_FORMATS,
     Row,
     count,
+    formats_of,
     matmul_rate,
     peak_memory,
-    precision_of,
-    traffic,
 )
 from decur.objectives import DeCUR
+from decur.pretrain.distributed import traffic
 
 CPU = torch.device("cpu")
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -38,12 +38,12 @@ def test_rows_are_of_median_and_quartiles():
 
 
 def test_precisions_are_lightnings():
-    assert set(PRECISIONS) == set(get_args(_PRECISION_INPUT_STR))
+    assert set(NUMBER_FORMATS) == set(get_args(_PRECISION_INPUT_STR))
     products = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16": torch.float16}
     products |= {"transformer-engine": torch.bfloat16, 64: torch.float64, None: torch.float32}
     parameters = {**products, "bf16-mixed": torch.float32, "16": torch.float32}
     for name, dtype in products.items():
-        found = precision_of({"precision": name})
+        found = formats_of({"precision": name})
         assert found.products == dtype and found.parameters == parameters[name]
 
 

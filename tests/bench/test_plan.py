@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from decur.bench.measure import traffic
 from decur.bench.plan import (
     length_of_run,
     line,
@@ -23,6 +22,7 @@ from decur.data import LoaderSettings, PairedFolder, SyntheticScenes
 from decur.encoders import EncoderSettings
 from decur.errors import ConfigError
 from decur.objectives import CLIP, DeCUR
+from decur.pretrain.distributed import traffic
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import (
     OptimizerSettings,
@@ -90,7 +90,7 @@ def kept_in_a_step(model, batch):
 @pytest.mark.parametrize("encoder", ["test_resnet", "test_vit"])
 def test_memory_of_a_batch_from_that_of_small_ones(scenes, examples, encoder):
     options = {"encoder": EncoderSettings(encoder), "views": ViewSettings(32)}
-    foreseen = measure_memory(steps(scenes, **options), examples)
+    foreseen = measure_memory(steps(scenes, **options), examples, 0)
     found = kept_in_a_step(steps(scenes, **options).model, tile(examples, 24))
     assert foreseen(24, 24)["activations"] == pytest.approx(found, rel=0.02)
 
@@ -99,9 +99,9 @@ def test_memory_of_a_batch_from_that_of_small_ones(scenes, examples, encoder):
 def test_memory_of_other_devices_embeddings(scenes, examples, kind, views):
     objective = kind(dim=2048)
     run = steps(scenes, objective, projector=ProjectorSettings(2048))
-    foreseen = measure_memory(run, examples)
-    assert foreseen(4, 4)["others' embeddings"] == 0
     embedding = 2 * views * 2048 * 4  # of a sample
+    foreseen = measure_memory(run, examples, embedding)
+    assert foreseen(4, 4)["others' embeddings"] == 0
 
     def kept(batch):
         storages = {}
@@ -123,7 +123,7 @@ def test_memory_of_other_devices_embeddings(scenes, examples, kind, views):
 @pytest.mark.parametrize("name", ["lars", "adamw"])
 def test_weights_gradients_and_state(scenes, examples, name):
     run = steps(scenes, optimizer=OptimizerSettings(name))
-    memory, model = measure_memory(run, examples)(4, 4), run.model
+    memory, model = measure_memory(run, examples, 0)(4, 4), run.model
     optimizer = build_optimizer(model, OptimizerSettings(name), 4)
     batch = tile(examples, 4)
     model.training_step(batch, 0).backward()

@@ -7,9 +7,8 @@ from lightning.pytorch.callbacks import Callback
 from together import BATCH, DIM, Case, build, finish, silence, start, train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from decur.bench.measure import traffic
 from decur.objectives import list_objectives
-from decur.pretrain.distributed import Sharded
+from decur.pretrain.distributed import Sharded, traffic
 
 
 def with_holes(objective, encoder, world):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +12,12 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from decur import __version__
-from decur.bench.commands import add_device, duration, make_table, quantity, settings_of
-from decur.bench.measure import Row, matmul_rate, open_device, precision_of
+from decur.bench.commands import add_device, settings_of
+from decur.bench.measure import Row, formats_of, matmul_rate, open_device
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import make_folder, write_json, writing
+from decur.tables import duration, make_table, quantity
 
 _NAMES = ("data", "views", "loss", "step")
 _ABOUT = (
@@ -101,14 +101,14 @@ class _Bench:
         self.data = select(made.data, made.modalities)
         self.console = Console(soft_wrap=True)
         self.console.width = max(self.console.width, 90)
-        threads, precision = torch.get_num_threads(), precision_of(made.trainer.as_dict())
+        threads, formats = torch.get_num_threads(), formats_of(made.trainer.as_dict())
         named = f"{device}, {threads} threads"
         if device.type == "cuda":
             named = torch.cuda.get_device_name(device)
-        self.rate = matmul_rate(device, precision.products, min(1.0, made.seconds))
-        dtype = str(precision.products).removeprefix("torch.")
+        self.rate = matmul_rate(device, formats.products, min(1.0, made.seconds))
+        dtype = str(formats.products).removeprefix("torch.")
         self.found: dict[str, Any] = {"decur": __version__, "torch": torch.__version__}
-        self.found |= {"device": named, "threads": threads, "precision": precision.name}
+        self.found |= {"device": named, "threads": threads, "precision": formats.precision}
         self.found |= {"dtype": dtype, "rates": {dtype: self.rate}, "results": {}}
         self.say("data", self.data.describe())
         self.say("device", f"{named}, torch {torch.__version__}")
@@ -134,14 +134,10 @@ class _Bench:
 
     def bench_views(self) -> None:
         """Measure two views of a batch, of each sensor and of all."""
-        from decur.bench.data import batches, bench_views
-        from decur.views import Views
+        from decur.bench.data import bench_views
 
-        made, modalities = self.made, self.data.modalities
-        size, shared, augment = made.views.size, made.views.shared_geometry, made.views.augment
-        views = Views(modalities, size, shared, augment)
-        batch = next(batches(self.data, dataclasses.replace(made.loader, workers=0)))
-        rows = list(bench_views(modalities, views, batch, self.device, made.seconds))
+        made = self.made
+        rows = list(bench_views(self.data, made.loader, made.views, self.device, made.seconds))
         self.show("views", rows, "median", "time", "pairs/s", "memory")
 
     def bench_loss(self) -> None:

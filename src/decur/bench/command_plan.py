@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from decur.bench.commands import add_device, duration, make_table, quantity, settings_of
+from decur.bench.commands import add_device, settings_of
 from decur.bench.measure import open_device
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import write_json, writing
+from decur.tables import duration, make_table, quantity
 
 if TYPE_CHECKING:
     from decur.bench.plan import RunCost, Share

@@ -12,21 +12,34 @@ import torch
 from torch import Tensor
 
 from decur.bench.measure import Row, count, measure, peak_memory
-from decur.data import Batch, Collate, PairedDataset, Sample, SkipBad
-from decur.data.loader import LoaderSettings
+from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
-from decur.objectives import Objective
+from decur.objectives.base import Objective
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.settings import ViewSettings
 from decur.views import Views, sample_seeds
 
 
+def batches(
+    data: PairedDataset, loader: LoaderSettings, seed: int = 0
+) -> Generator[Batch, None, None]:
+    """Yield the batches of training, epoch after epoch, as one process of pretraining reads them.
+
+    Close the generator: its worker processes do not heed signals.
+    """
+    loading = PairedData(data, loader, seed).train_dataloader()
+    for epoch in itertools.count():
+        assert isinstance(loading.batch_sampler, EpochBatches)
+        loading.batch_sampler.set_epoch(epoch)
+        yield from loading
+
+
 def bench_data(
     data: PairedDataset,
-    loader: LoaderSettings | None = None,
-    views: ViewSettings | None = None,
-    device: torch.device | str = "cpu",
+    loader: LoaderSettings,
+    views: ViewSettings,
+    device: torch.device,
     seconds: float = 3.0,
 ) -> Iterator[Row]:
     """Measure a data set in the order of an epoch of pretraining.
@@ -48,77 +61,80 @@ def bench_data(
         ConfigError: if there are fewer samples than one batch needs.
         DataError: if no sample can be read.
     """
-    loader, views = loader or LoaderSettings(), views or ViewSettings()
-    device, data = torch.device(device), data.only(targets=())  # as pretraining reads it
+    data = data.only(targets=())  # as pretraining reads it
     order = EpochBatches(len(data), loader.batch_size, seed=0, order=data.order)
     indices = [index for batch in itertools.islice(order, 8) for index in batch]
     dataset, collate = SkipBad(data), Collate(data.modalities, {})
     samples = [dataset[index] for index in indices[: loader.batch_size]]
-    size = sum(map(_bytes, samples)) // len(samples)
-    if not size:
+    readable = [i for i, sample in zip(indices, samples, strict=False) if "bad" not in sample]
+    if not readable:
         raise DataError(f"none of {len(samples)} samples can be read: {samples[0].get('bad')}")
-    batch = collate(samples)
+    size = sum(x.nbytes for sample in samples for x in sample["images"].values()) / len(samples)
 
-    def row(step: str, work: Callable[[], object], pairs: int) -> Row:
-        return _row(step, measure(work, seconds), pairs, size)
+    def row(step: str, times: Sequence[float], pairs: int) -> Row:
+        # By the mean and not the median: what workers have prepared comes in bursts.
+        rate = pairs / statistics.mean(times)
+        return Row(step, pairs, times, rate=rate, about={"megabytes": rate * size / 1e6})
 
-    turns = itertools.cycle(indices)
-    decoding = row("read and decode", lambda: dataset[next(turns)], 1)
-    readable = next(i for i, sample in zip(indices, samples, strict=False) if "bad" not in sample)
-    if data.read_bytes(readable) is not None:
-        reading = row("read", lambda: _read(data, next(turns)), 1)
-        yield reading
-        both, one = (statistics.mean(each.times) for each in (decoding, reading))
-        yield _row("decode", [max(1e-9, both - one)], 1, size)
-    yield decoding
-    pairs = len(batch["ids"])
-    yield row("collate", lambda: collate(samples), pairs)
+    def of(work: Callable[[], object]) -> list[float]:
+        return measure(work, seconds)
+
+    turns, stored = itertools.cycle(indices), itertools.cycle(readable)
+    decoding, reading = of(lambda: dataset[next(turns)]), []
+    with contextlib.suppress(BadSampleError):
+        if data.read_bytes(readable[0]) is not None:
+            reading = of(lambda: data.read_bytes(next(stored)))
+            yield row("read", reading, 1)
+            rest = statistics.mean(decoding) - statistics.mean(reading)
+            yield row("decode", [max(1e-9, rest)], 1)
+    yield row("read and decode", decoding, 1)
+    batch, pairs = collate(samples), len(samples)
+    yield row("collate", of(lambda: collate(samples)), pairs)
     if device.type != "cpu":
         pinned: Batch = {**batch, "images": {k: x.pin_memory() for k, x in batch["images"].items()}}
-        yield row(f"transfer to {device}", lambda: _move(pinned, device), pairs)
-    make = Views(data.modalities, views.size, views.shared_geometry, views.augment)
+        yield row(f"transfer to {device}", of(lambda: _move(pinned, device)), pairs)
+    augment = _Augment(data.modalities, views)
     there = _move(batch, device)
-    yield row("views", lambda: _augment(data.modalities, make, there), pairs)
+    yield row("views", of(lambda: augment(there)), pairs)
     with contextlib.closing(batches(data, loader)) as stream:
-        yield row(f"loader, {loader.processes()} workers", lambda: next(stream), pairs)
-        yield row(
-            "whole pipeline",
-            lambda: _augment(data.modalities, make, _move(next(stream), device)),
-            pairs,
-        )
-
-
-def batches(
-    data: PairedDataset, loader: LoaderSettings, seed: int = 0
-) -> Generator[Batch, None, None]:
-    """Yield the batches of training, epoch after epoch, as one process of pretraining reads them.
-
-    Close the generator: its worker processes do not heed signals.
-    """
-    loading = PairedData(data, loader, seed).train_dataloader()
-    for epoch in itertools.count():
-        assert isinstance(loading.batch_sampler, EpochBatches)
-        loading.batch_sampler.set_epoch(epoch)
-        yield from loading
+        yield row(f"loader, {loader.processes()} workers", of(lambda: next(stream)), pairs)
+        yield row("whole pipeline", of(lambda: augment(_move(next(stream), device))), pairs)
 
 
 def bench_views(
-    modalities: Mapping[str, Modality],
-    views: Views,
-    batch: Batch,
+    data: PairedDataset,
+    loader: LoaderSettings,
+    views: ViewSettings,
     device: torch.device,
     seconds: float = 3.0,
 ) -> Iterator[Row]:
     """Measure scaling to [0, 1] and both views of a batch: of each sensor alone, and of all."""
+    (batch,) = itertools.islice(batches(data, LoaderSettings(loader.batch_size, workers=0)), 1)
     batch = _move(batch, device)
-    alone = [(name, {name: modality}) for name, modality in modalities.items()]
-    for title, chosen in [*(alone if len(alone) > 1 else []), ("all sensors", modalities)]:
+    alone = [(name, {name: modality}) for name, modality in data.modalities.items()]
+    for title, chosen in [*(alone if len(alone) > 1 else []), ("all sensors", data.modalities)]:
+        augment = _Augment(chosen, views)
+        times = measure(lambda: augment(batch), seconds)  # noqa: B023
+        memory = peak_memory(lambda: augment(batch), device)  # noqa: B023
+        yield Row(title, len(batch["ids"]), times, memory)
 
-        def make(chosen: Mapping[str, Modality] = chosen) -> None:
-            _augment(chosen, views, batch)
 
-        times = measure(make, seconds)
-        yield Row(title, len(batch["ids"]), times, memory=peak_memory(make, device))
+class _Augment:
+    """Two views of each of some sensors of a batch."""
+
+    def __init__(self, modalities: Mapping[str, Modality], views: ViewSettings) -> None:
+        self.modalities = modalities
+        self.views = Views(modalities, views.size, views.shared_geometry, views.augment)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> None:
+        images = {name: m.scale(batch["images"][name]) for name, m in self.modalities.items()}
+        self.views(images, sample_seeds(batch["ids"], 0, 0))
+
+
+def _move(batch: Batch, device: torch.device) -> Batch:
+    images = {name: x.to(device, non_blocking=True) for name, x in batch["images"].items()}
+    return {**batch, "images": images}
 
 
 def bench_loss(
@@ -129,14 +145,14 @@ def bench_loss(
     rate: float,
     seconds: float = 3.0,
 ) -> Iterator[Row]:
-    """Measure objectives of different widths, forward and backward, on correlated embeddings.
+    """Measure objectives of different widths, forward and backward.
 
     Args:
         objectives: are measured one after the other.
         modalities: names of the sensors.
         batch: samples, N.
         device: that computes.
-        rate: floating-point operations a second of that device's best float32 matrix product.
+        rate: operations a second of the device's best matrix product, see `matmul_rate`.
         seconds: duration of each measurement.
 
     Yields:
@@ -145,9 +161,8 @@ def bench_loss(
     """
     growth: list[float] = []
     for objective in objectives:
-        views = views_compared(objective, modalities)
         step = LossStep(copy.deepcopy(objective).to(device), modalities, batch, device)
-        operations = count(step)
+        operations, views = count(step), step()
         times = measure(step, seconds)
         growth.append(statistics.median(times) / objective.dim)
         yield Row(
@@ -178,42 +193,11 @@ class LossStep:
         self.objective = objective
         self.embeddings = {name: (view(), view()) for name in modalities}
 
-    def __call__(self) -> None:
-        """Compute the loss and the gradients of the embeddings."""
-        for z in itertools.chain.from_iterable(self.embeddings.values()):
-            z.grad = None
+    def __call__(self) -> int:
+        """Compute the loss and all gradients; return how many views of a sensor it compares."""
         self.objective(self.embeddings)["loss"].backward()
-
-
-def views_compared(objective: Objective, modalities: Sequence[str]) -> int:
-    """Return how many views of a sensor an objective compares; cross-modal methods take one."""
-    step = LossStep(copy.deepcopy(objective), modalities, 4, torch.device("cpu"))
-    step()
-    views = itertools.chain.from_iterable(step.embeddings.values())
-    return -(-sum(z.grad is not None for z in views) // len(modalities))
-
-
-def _row(step: str, times: Sequence[float], pairs: int, size: int) -> Row:
-    # By the mean and not the median: what workers have prepared comes in bursts.
-    rate = pairs / statistics.mean(times)
-    return Row(step, pairs, times, rate=rate, about={"megabytes": rate * size / 1e6})
-
-
-def _augment(modalities: Mapping[str, Modality], views: Views, batch: Batch) -> None:
-    with torch.no_grad():
-        images = {name: m.scale(batch["images"][name]) for name, m in modalities.items()}
-        views(images, sample_seeds(batch["ids"], 0, 0))
-
-
-def _read(data: PairedDataset, index: int) -> None:
-    with contextlib.suppress(BadSampleError):
-        data.read_bytes(index)
-
-
-def _move(batch: Batch, device: torch.device) -> Batch:
-    images = {name: x.to(device, non_blocking=True) for name, x in batch["images"].items()}
-    return {**batch, "images": images}
-
-
-def _bytes(sample: Sample) -> int:
-    return sum(image.nbytes for image in sample["images"].values())
+        compared = 0
+        for z in itertools.chain.from_iterable(self.embeddings.values()):
+            compared += z.grad is not None
+            z.grad = None
+        return -(-compared // len(self.embeddings))

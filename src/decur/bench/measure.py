@@ -1,4 +1,4 @@
-"""Times, operations and memory of what runs on a device, and bytes that processes exchange."""
+"""Times, operations and memory of what runs on a device."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop
 from decur.errors import ConfigError
 
 
-class Precision(NamedTuple):
-    """One of Lightning's precisions, and the number formats that it uses."""
+class NumberFormats(NamedTuple):
+    """The number formats that one of Lightning's precisions uses."""
 
-    name: str
+    precision: str  # Lightning's name
     products: torch.dtype  # in which convolutions and matrix products are computed
     parameters: torch.dtype  # of parameters, their gradients and the optimiser's state
 
 
-PRECISIONS = {
+NUMBER_FORMATS = {
     "64-true": (torch.float64, torch.float64),
     "32-true": (torch.float32, torch.float32),
     "16-true": (torch.float16, torch.float16),
@@ -40,11 +40,11 @@ PRECISIONS = {
 _SHORT = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
-def precision_of(trainer: Mapping[str, Any]) -> Precision:
-    """Return the precision that options of Lightning's Trainer ask for."""
+def formats_of(trainer: Mapping[str, Any]) -> NumberFormats:
+    """Return the number formats of the precision among the options of Lightning's Trainer."""
     given = str(trainer.get("precision") or "32-true")
     name = _SHORT.get(given, given)
-    return Precision(name, *PRECISIONS[name])
+    return NumberFormats(name, *NUMBER_FORMATS[name])
 
 
 def open_device(name: str) -> torch.device:
@@ -204,39 +204,3 @@ for _kernel in (
     _FORMULAS[getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}_backward")] = (
         lambda grad, q, k, v, *unused, **others: 2 * _products(q, k, v)
     )
-
-
-def traffic(
-    objective_dim: int,
-    modalities: int,
-    batch: int,
-    parameters: int,
-    world: int,
-    views: int = 2,
-    itemsize: int = 4,
-) -> dict[str, int]:
-    """Return the bytes that each process sends in a training step, by what they are.
-
-    Counted are the exchanges that grow with the model or the batch, each as a ring sends it, which
-    no algorithm undercuts: of `b` bytes that a process hands over it sends `(world - 1) b` in an
-    all-gather, `(world - 1) b / world` in a reduce-scatter and `2 (world - 1) b / world` in an
-    all-reduce (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009).
-
-    Args:
-        objective_dim: width of the embeddings, K.
-        modalities: number of sensors.
-        batch: samples of a step, over all processes.
-        parameters: trained numbers of the model.
-        world: number of processes, among which the batch divides.
-        views: of each sensor that the objective compares.
-        itemsize: bytes of a parameter, and of its gradient.
-
-    Returns:
-        "embeddings", gathered for the loss; "embedding_gradients", on their way back to their
-        owners; "gradients" of the parameters, averaged by DDP; and "total".
-    """
-    own = modalities * views * (batch // world) * objective_dim * 4  # bytes of float32
-    gathered = (world - 1) * own
-    averaged = 2 * (world - 1) * parameters * itemsize // world
-    sent = {"embeddings": gathered, "embedding_gradients": gathered, "gradients": averaged}
-    return {**sent, "total": sum(sent.values())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import os
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from decur.bench.data import batches, views_compared
-from decur.bench.measure import Precision, matmul_rate, measure, precision_of, traffic
+from decur.bench.data import LossStep, batches
+from decur.bench.measure import NumberFormats, formats_of, matmul_rate, measure
 from decur.bench.step import Steps, TimedPretrainer
 from decur.data import Batch, PairedDataset, SkipBad
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.objectives.base import Objective
 from decur.pretrain.compiling import pays
+from decur.pretrain.distributed import traffic
 from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import limited, refuse_endless
 
@@ -154,16 +156,18 @@ def plan(
     compiled = pays(device, length) if settings.compile == "auto" else settings.compile
     encoder = dataclasses.replace(settings.encoder, pretrained=False)  # costs the same
     settings = dataclasses.replace(settings, encoder=encoder, compile=False)
-    steps, precision = Steps(data, objective, settings, device), precision_of(options)
+    steps, formats = Steps(data, objective, settings, device), formats_of(options)
     trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
-    size, there = precision.parameters.itemsize, device_memory(device)
+    size, there = formats.parameters.itemsize, device_memory(device)
     if 2 * trained * size > there:
         raise ConfigError(
             f"{device}: weights and gradients take {_gigabytes(2 * trained * size)}, there are "
             f"{_gigabytes(there)}; choose a smaller encoder.name or projector.width"
         )
     reading, examples = measure_reading(data, settings, min(5.0, seconds / 3))
-    memory_of = measure_memory(steps, examples)
+    sensors = list(data.modalities)
+    views = LossStep(copy.deepcopy(objective), sensors, 4, torch.device("cpu"))()
+    memory_of = measure_memory(steps, examples, 4 * objective.dim * views * len(sensors))
     sizes = [batch]
     while sizes[0] // 2 >= LEAST:
         sizes.insert(0, sizes[0] // 2)
@@ -181,8 +185,6 @@ def plan(
         # One picture in place of two views, and no backward pass, which takes twice as long.
         paused = min(monitor.samples, number) * (1 / reading["alone"] + each / 6)
         paused *= length / epoch / monitor.every_epochs
-    sensors = list(data.modalities)
-    views = views_compared(objective, sensors)
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     cores, shares = os.cpu_count() or 1, []
     for count in gpus:
@@ -208,7 +210,7 @@ def plan(
         shares.append(share)
     return RunCost(
         device=str(device),
-        precision=precision.name,
+        precision=formats.precision,
         compiled=compiled,
         samples=number,
         batch=batch,
@@ -216,7 +218,7 @@ def plan(
         steps=length,
         parameters=trained,
         operations={part: n * batch / LEAST for part, n in few.items() if n},
-        best=matmul_rate(device, precision.products, min(1.0, seconds / 10)),
+        best=matmul_rate(device, formats.products, min(1.0, seconds / 10)),
         measured=measured,
         reading=reading,
         workers=workers,
@@ -301,24 +303,30 @@ def tile(batch: Batch, samples: int) -> Batch:
     }
 
 
-def measure_memory(steps: Steps, examples: Batch) -> Callable[[int, int], dict[str, int]]:
+def measure_memory(
+    steps: Steps, examples: Batch, embeddings: int
+) -> Callable[[int, int], dict[str, int]]:
     """Measure what two small steps keep for their backward pass, and foresee the memory of others.
 
     What kernels take for a moment does not count, nor what the allocator leaves unused.
 
+    Args:
+        steps: of a configuration.
+        examples: what batches are made of.
+        embeddings: bytes of a sample's embeddings that are compared.
+
     Returns:
         `f(samples of a device, samples of all devices) = {what for: bytes}`.
     """
-    precision = precision_of(steps.options)
-    model = steps.model.to(steps.device, precision.parameters)
-    small, large = (kept_by_step(model, tile(examples, n), precision) for n in (LEAST, 2 * LEAST))
+    formats = formats_of(steps.options)
+    model = steps.model.to(steps.device, formats.parameters)
+    small, large = (kept_by_step(model, tile(examples, n), formats) for n in (LEAST, 2 * LEAST))
     each = (large - small) / LEAST
     fixed = max(0.0, small - LEAST * each)
-    optimizer, sensors = steps.settings.optimizer, list(model.modalities)
+    optimizer = steps.settings.optimizer
     states = 2 if optimizer.name == "adamw" else int(optimizer.momentum > 0)
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
-    embeddings = 4 * steps.objective.dim * views_compared(steps.objective, sensors) * len(sensors)
     pictures = sum(x[0].nbytes for x in examples["images"].values())
 
     def memory(samples: int, batch: int) -> dict[str, int]:
@@ -335,7 +343,7 @@ def measure_memory(steps: Steps, examples: Batch) -> Callable[[int, int], dict[s
     return memory
 
 
-def kept_by_step(model: TimedPretrainer, batch: Batch, precision: Precision) -> int:
+def kept_by_step(model: TimedPretrainer, batch: Batch, formats: NumberFormats) -> int:
     """Return the bytes that a step keeps for its backward pass, besides weights and buffers."""
     kept: dict[int, torch.UntypedStorage] = {}  # each storage once, as a whole
 
@@ -343,8 +351,8 @@ def kept_by_step(model: TimedPretrainer, batch: Batch, precision: Precision) -> 
         kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x.detach()  # an output that its own node keeps would never be freed
 
-    kind, mixed = model.device.type, precision.name.endswith("mixed")
-    with saved_tensors_hooks(keep, lambda x: x), torch.autocast(kind, precision.products, mixed):
+    kind, mixed = model.device.type, formats.precision.endswith("mixed")
+    with saved_tensors_hooks(keep, lambda x: x), torch.autocast(kind, formats.products, mixed):
         model.training_step(model.transfer_batch_to_device(batch, model.device, 0), 0)
     for x in (*model.parameters(), *model.buffers()):
         kept.pop(x.untyped_storage()._cdata, None)

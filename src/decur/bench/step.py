@@ -35,8 +35,9 @@ from decur.pretrain.trainer import (
 )
 
 NETWORKS = ("encoders", "projectors", "backward")
-# "other" is what is monitored, the clipping of gradients, and all that has no name.
-PARTS = ("loading", "transfer", "views", *NETWORKS[:2], "loss", "backward", "optimiser", "other")
+# "loading" is the wait for a batch and its way to the device; "other" is what is monitored, the
+# clipping of gradients, and all that has no name.
+PARTS = ("loading", "views", "encoders", "projectors", "loss", "backward", "optimiser", "other")
 WARM_UP = 3  # steps that do not count: libraries choose algorithms, memory is taken, code compiled
 ENDLESS = 10**6  # steps of a training that a callback ends
 # Options of Lightning's Trainer that change what a step computes.
@@ -104,7 +105,7 @@ class Steps:
             **dict.fromkeys(off, False),
         )
         try:
-            trainer.fit(self.model, _Endless(iter(batches), clock))
+            trainer.fit(self.model, _Endless(batches))
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{self.device} has not the memory for a step: {reason}") from error
@@ -158,35 +159,29 @@ class Steps:
 
 
 class TimedPretrainer(Pretrainer):
-    """A `Pretrainer` that tells a clock, while it has one, which part it has come to."""
+    """A `Pretrainer` that tells a clock, while it has one, when it has made its views."""
 
     clock: StepClock | None = None
 
     def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Pretrainer.make_views`."""
-        with self.clock.part("views") if self.clock else contextlib.nullcontext():
-            return super().make_views(batch, epoch)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """See `Pretrainer.transfer_batch_to_device`."""
-        with self.clock.part("transfer") if self.clock else contextlib.nullcontext():
-            return super().transfer_batch_to_device(batch, device, index)
+        views = super().make_views(batch, epoch)
+        if self.clock is not None:
+            self.clock.mark("views")
+        return views
 
 
 class _Endless:
     """Batches as Lightning takes them: an epoch that never ends."""
 
-    def __init__(self, batches: Iterator[Batch], clock: StepClock) -> None:
-        self.batches, self.clock = batches, clock
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __iter__(self) -> Iterator[Batch]:
-        while True:
-            with self.clock.part("loading"):
-                batch = next(self.batches)
-            yield batch
+        return iter(self.batches)
 
 
 _never_compiled: Callable[..., Any] = torch.compiler.disable
@@ -228,13 +223,7 @@ class StepClock(L.Callback):
         self._step[part] += now - self._last
         self._last = now
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Give what passes in a block to a part, and what has passed before it to "other"."""
-        self.mark("other")
-        yield
-        self.mark(name)
-
+    on_train_batch_start = _end_of("loading")
     on_before_zero_grad = _end_of("other")
     on_before_backward = _end_of("optimiser")  # which has cleared the gradients
     on_after_backward = _end_of("backward")

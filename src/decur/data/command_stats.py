@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from decur.config import Parser
 from decur.data.listing import modality_files, subfolders
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import ConfigError
 from decur.modality import Modality, load_modalities
+from decur.tables import make_table
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,17 +75,15 @@ def main(arguments: Sequence[str]) -> None:
 def _print(name: str, statistics: BandStatistics, known: Modality | None) -> None:
     modality = statistics.to_modality(name, known)
     title = f"{name}: {statistics.images} images"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("band", "mean", "std", "min", *(f"p{p:g}" for p in PERCENTS), "max"):
-        justify: Literal["left", "right"] = "left" if column == "band" else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
     percentiles = statistics.percentiles()  # (percents, bands)
+    rows = []
     for i, band in enumerate(modality.bands):
         values = (statistics.mean[i], statistics.std[i], statistics.minimum[i])
         row = (*values, *percentiles[:, i], statistics.maximum[i])
-        table.add_row(band, *(f"{value:.4g}" for value in row))
+        rows.append((band, *(f"{value:.4g}" for value in row)))
+    columns = ("band", "mean", "std", "min", *(f"p{p:g}" for p in PERCENTS), "max")
     console = Console(soft_wrap=True)
-    console.print(table)
+    console.print(make_table(columns, rows, title=title))
     for line in statistics.report():
         if line.startswith("share of pixels"):
             console.print(line, highlight=False)

@@ -6,9 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from decur import plotting
 from decur.config import Parser
@@ -27,6 +25,7 @@ from decur.embed.neighbors import (
 from decur.embed.parquet import read_header
 from decur.errors import ConfigError
 from decur.runs import atomic, writing
+from decur.tables import make_table
 
 _ROWS = 6  # queries of a picture, where all are asked for
 _ABOUT = (
@@ -122,13 +121,12 @@ def _print_recall(
 
 
 def _print_hits(console: Console, queries: Vectors, hits: Hits) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("query", "rank", "hit", "cosine"):
-        table.add_column(column, justify="left" if column in ("query", "hit") else "right")
-    for query, ids, scores in zip(queries.ids, hits.ids, hits.similarity, strict=True):
-        for rank, (name, score) in enumerate(zip(ids, scores, strict=True), start=1):
-            table.add_row(query if rank == 1 else "", str(rank), name, f"{score:.4f}")
-    console.print(table)
+    rows = [
+        (query if rank == 1 else "", str(rank), name, f"{score:.4f}")
+        for query, ids, scores in zip(queries.ids, hits.ids, hits.similarity, strict=True)
+        for rank, (name, score) in enumerate(zip(ids, scores, strict=True), start=1)
+    ]
+    console.print(make_table(("query", "rank", "hit", "cosine"), rows, words=["hit"]))
 
 
 def _write_hits(path: Path, queries: Vectors, hits: Hits) -> None:

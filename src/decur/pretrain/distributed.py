@@ -410,3 +410,42 @@ def reporting_lost_processes(trainer: L.Trainer) -> Iterator[None]:
             f"or cannot be reached ({reason[:200]}); its own last words may stand above; the same "
             "command goes on from the last checkpoint"
         ) from error
+
+
+# -- what is sent ---------------------------------------------------------------------------------
+
+
+def traffic(
+    objective_dim: int,
+    modalities: int,
+    batch: int,
+    parameters: int,
+    world: int,
+    views: int = 2,
+    itemsize: int = 4,
+) -> dict[str, int]:
+    """Return the bytes that each process sends in a training step, by what they are.
+
+    Counted are the exchanges that grow with the model or the batch, each as a ring sends it, which
+    no algorithm undercuts: of `b` bytes that a process hands over it sends `(world - 1) b` in an
+    all-gather, `(world - 1) b / world` in a reduce-scatter and `2 (world - 1) b / world` in an
+    all-reduce (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009).
+
+    Args:
+        objective_dim: width of the embeddings, K.
+        modalities: number of sensors.
+        batch: samples of a step, over all processes.
+        parameters: trained numbers of the model.
+        world: number of processes, among which the batch divides.
+        views: of each sensor that the objective compares.
+        itemsize: bytes of a parameter, and of its gradient.
+
+    Returns:
+        "embeddings", gathered for the loss; "embedding_gradients", on their way back to their
+        owners; "gradients" of the parameters, averaged by DDP; and "total".
+    """
+    own = modalities * views * (batch // world) * objective_dim * 4  # bytes of float32
+    gathered = (world - 1) * own
+    averaged = 2 * (world - 1) * parameters * itemsize // world
+    sent = {"embeddings": gathered, "embedding_gradients": gathered, "gradients": averaged}
+    return {**sent, "total": sum(sent.values())}

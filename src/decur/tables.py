@@ -1,0 +1,46 @@
+"""Tables for a terminal, and numbers with their units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+
+def make_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    words: Sequence[str] = (),
+) -> Table:
+    """Return a table of numbers, which stand at the right of their columns.
+
+    Args:
+        columns: their names.
+        rows: the cells of each row.
+        title: of the table.
+        words: names of columns that hold words and no numbers; the first one does in any case.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(columns):
+        left = number == 0 or column in words
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def quantity(number: float | None, unit: str) -> str:
+    """Return a number with three digits, and its unit with a prefix; nothing for None or 0."""
+    if not number:
+        return ""
+    power = min(5, max(-2, math.floor(math.log10(abs(number) * 1.0005) / 3)))
+    return f"{number / 1000**power:.3g} {'µm kMGTP'[power + 2].strip()}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as s, ms or µs; nothing for None or 0."""
+    return f"{seconds:,.0f} s" if seconds and seconds >= 1000 else quantity(seconds, "s")
