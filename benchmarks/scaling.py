@@ -28,7 +28,7 @@ def networks() -> tuple[float, int]:
     for bands in BANDS:
         with torch.device("meta"):
             encoder = build_encoder("resnet50", bands)
-            network = nn.Sequential(encoder, Projector(encoder.dim, DIM, 3)).eval()
+            network = nn.Sequential(encoder, Projector(encoder.dim, DIM, layers=3)).eval()
             with FlopCounterMode(display=False) as counter:
                 network(torch.empty(1, bands, SIZE, SIZE))
         operations += 3 * VIEWS * counter.get_total_flops()  # backward costs twice the forward

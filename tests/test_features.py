@@ -48,7 +48,7 @@ def model(root):
     torch.manual_seed(0)
     data = PairedFolder(root)
     encoders = {n: build_encoder("test_resnet", m).eval() for n, m in data.modalities.items()}
-    projectors = {n: Projector(e.dim, 16, 2).eval() for n, e in encoders.items()}
+    projectors = {n: Projector(e.dim, 16, layers=2).eval() for n, e in encoders.items()}
     return FeatureModel(encoders, projectors=projectors)
 
 

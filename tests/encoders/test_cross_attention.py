@@ -56,7 +56,7 @@ def test_a_sample_that_the_other_sensor_lacks_attends_to_its_own_map():
     pictures = images(encoders, 5)
     has = {"s1": torch.tensor([1, 1, 0, 1, 1]).bool(), "s2": torch.tensor([0, 1, 1, 0, 1]).bool()}
     there = {name: x[has[name]] for name, x in pictures.items()}
-    found = encode(encoders, there, has)
+    found = encode(encoders, there, present=has)
     both = encode(encoders, {name: x[[1, 4]] for name, x in pictures.items()})
     torch.testing.assert_close(found["s1"][[1, 3]], both["s1"])
     torch.testing.assert_close(found["s2"][[0, 2]], both["s2"])
@@ -72,7 +72,9 @@ def test_pictures_of_two_sizes_and_gradients_across():
     assert pictures["s2"].grad.abs().sum() > 0
     none = torch.zeros(4, dtype=torch.bool)
     found = encode(
-        encoders, {"s1": pictures["s1"], "s2": pictures["s2"][:0]}, {"s1": ~none, "s2": none}
+        encoders,
+        {"s1": pictures["s1"], "s2": pictures["s2"][:0]},
+        present={"s1": ~none, "s2": none},
     )
     torch.testing.assert_close(found["s1"], encoders["s1"](pictures["s1"]))
 

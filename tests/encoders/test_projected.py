@@ -15,7 +15,7 @@ def pieces():
     """An encoder and a projector whose batch statistics are not the initial ones."""
     torch.manual_seed(0)
     encoder = build_encoder("test_resnet", X)
-    projector = Projector(encoder.dim, 12, 3)
+    projector = Projector(encoder.dim, 12, layers=3)
     projector(encoder(torch.rand(8, 3, 32, 32)))
     return encoder.eval(), projector.eval()
 
@@ -24,7 +24,7 @@ def pieces():
 @torch.no_grad()
 def test_its_vector_is_the_part_of_the_embedding(pieces, part, tmp_path):
     encoder, projector = pieces
-    projected = ProjectedEncoder(encoder, projector, part).eval()
+    projected = ProjectedEncoder(encoder, projector, part=part).eval()
     x = torch.rand(5, 3, 32, 32)
     start, stop = part or (0, 12)
     assert torch.equal(projected(x), projector(encoder(x))[:, start:stop])
@@ -38,7 +38,7 @@ def test_its_vector_is_the_part_of_the_embedding(pieces, part, tmp_path):
 @torch.no_grad()
 def test_without_layers_it_is_the_encoder(pieces, tmp_path):
     encoder, _ = pieces
-    projected = ProjectedEncoder(encoder, Projector(encoder.dim, layers=0), (1, 4))
+    projected = ProjectedEncoder(encoder, Projector(encoder.dim, layers=0), part=(1, 4))
     x = torch.rand(2, 3, 32, 32)
     again = load_encoder(save_encoder(projected, tmp_path / "x.safetensors"))
     assert torch.equal(again(x), encoder(x)[:, 1:4])

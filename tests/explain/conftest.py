@@ -36,7 +36,7 @@ def tiny_checkpoint():
             torch.manual_seed(seed)
             encoders = {key: build_encoder(encoder, m) for key, m in data.modalities.items()}
             width = max(part.stop for part in parts.values())
-            projectors = {key: Projector(e.dim, width, 2) for key, e in encoders.items()}
+            projectors = {key: Projector(e.dim, width, layers=2) for key, e in encoders.items()}
         return Checkpoint(name, encoders, projectors, data.modalities, parts)
 
     return make

@@ -41,7 +41,7 @@ def planted(names, bands, parts):
     return Checkpoint(
         "planted",
         {name: Means(bands) for name in names},
-        {name: Projector(bands, 1, 0) for name in names},
+        {name: Projector(bands, 1, layers=0) for name in names},
         sensors,
         parts,
     )

@@ -78,7 +78,7 @@ def test_a_sensor_without_places_may_be_absent_from_a_whole_batch(tiny_checkpoin
         name: build_encoder(kind, sensors[name])
         for name, kind in (("optical", "test_resnet"), ("sar", "mlp"))
     }
-    projectors = {name: Projector(encoder.dim, 16, 2) for name, encoder in encoders.items()}
+    projectors = {name: Projector(encoder.dim, 16, layers=2) for name, encoder in encoders.items()}
     run = Checkpoint("run", encoders, projectors, sensors, tiny_checkpoint().parts)
     read = loader.data.read
 

@@ -26,7 +26,7 @@ def _checkpoint(attention: str, modalities: int = 2) -> tuple[Checkpoint, Sample
         for module in encoder.modules():
             if isinstance(module, DeformableAttention):
                 torch.nn.init.normal_(module.offset[-1].weight, std=0.05)
-    projectors = {name: Projector(encoder.dim, 8, 2) for name, encoder in encoders.items()}
+    projectors = {name: Projector(encoder.dim, 8, layers=2) for name, encoder in encoders.items()}
     checkpoint = Checkpoint("run", encoders, projectors, data.modalities, {"common": slice(0, 8)})
     return checkpoint, SampleLoader(data, settings=LoaderSettings(workers=0))
 

@@ -17,7 +17,7 @@ def checkpoint_of(name, size=64, **options):
     data = SyntheticScenes(4, size, modalities=["optical", "sar"])
     torch.manual_seed(0)
     encoders = {k: build_encoder(name, m, **options) for k, m in data.modalities.items()}
-    projectors = {k: Projector(e.dim, 16, 2) for k, e in encoders.items()}
+    projectors = {k: Projector(e.dim, 16, layers=2) for k, e in encoders.items()}
     parts = {"common": slice(0, 12), "unique": slice(12, 16)}
     return Checkpoint("run", encoders, projectors, data.modalities, parts), data
 

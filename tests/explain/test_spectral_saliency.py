@@ -139,7 +139,7 @@ def test_one_band_is_nothing_to_compare():
     checkpoint = Checkpoint(
         "run",
         {"elevation": encoder},
-        {"elevation": Projector(encoder.dim, 8, 1)},
+        {"elevation": Projector(encoder.dim, 8, layers=1)},
         data.modalities,
         {"common": slice(0, 8)},
     )
@@ -170,7 +170,7 @@ def test_encoders_that_attend_to_each_other_are_asked_together():
     torch.manual_seed(0)
     kept = {"attention": {"layer4": "cross_da"}}
     encoders = {k: build_encoder("resnet10t", m, **kept) for k, m in data.modalities.items()}
-    projectors = {k: Projector(e.dim, 16, 2) for k, e in encoders.items()}
+    projectors = {k: Projector(e.dim, 16, layers=2) for k, e in encoders.items()}
     parts = {"common": slice(0, 16)}
     checkpoint = Checkpoint("run", encoders, projectors, data.modalities, parts)
     loader = SampleLoader(data, settings=LoaderSettings(batch_size=8, workers=0))

@@ -13,7 +13,7 @@ PARTS = {"common": slice(0, 6), "unique": slice(6, 8)}
 @pytest.mark.parametrize("absent", [0, 0.2])
 def test_alignment_equals_the_correlation_matrix(n, k, absent):
     embeddings, present = draw(n, k, absent=absent, seed=3)
-    found = alignment(embeddings, PARTS, present)
+    found = alignment(embeddings, PARTS, present=present)
     masks = present or {name: torch.ones(n, dtype=torch.bool) for name in embeddings}
     both = masks["s1"] & masks["s2"]
     c = correlation(*(embeddings[name][0][both].double() for name in embeddings))
@@ -47,7 +47,7 @@ def test_alignment_is_nan_where_no_sample_can_tell():
     embeddings, _ = draw(4, 8)
     present = {"s1": torch.tensor([True, True, False, False])}
     present["s2"] = ~present["s1"]
-    found = alignment(embeddings, PARTS, present)
+    found = alignment(embeddings, PARTS, present=present)
     assert found["diagonal/intra/s1"].isfinite()
     assert all(found[key].isnan() for key in found if "s1-s2" in key)
 

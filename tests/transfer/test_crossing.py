@@ -70,7 +70,8 @@ def test_where_a_sensor_is_absent_the_other_attends_to_itself(kind, crossing, pi
 def test_a_projector_on_top_takes_the_vector_of_both(crossing, pictures):
     torch.manual_seed(1)
     projected = {
-        n: ProjectedEncoder(e, Projector(e.dim, 16, 2), (4, 12)).eval() for n, e in crossing.items()
+        n: ProjectedEncoder(e, Projector(e.dim, 16, layers=2), part=(4, 12)).eval()
+        for n, e in crossing.items()
     }
     found = encode(projected, pictures)
     for name, h in encode(crossing, pictures).items():

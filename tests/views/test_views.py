@@ -81,7 +81,7 @@ def test_sample_seeds_are_hashes_of_run_epoch_and_id():
     digest = hashlib.blake2b("7/2/b/ü".encode(), digest_size=8).digest()
     assert seeds.dtype == torch.int64
     assert seeds[1] == int.from_bytes(digest, "little", signed=True)
-    every = [sample_seeds(["a", "b"], s, e) for s in range(3) for e in range(3)]
+    every = [sample_seeds(["a", "b"], s, epoch=e) for s in range(3) for e in range(3)]
     assert torch.cat(every).unique().numel() == 18
 
 
@@ -135,7 +135,7 @@ def test_views_differ_between_views_modalities_samples_epochs_and_runs():
     views = Views(twins, size=32)
     made = []
     for seed, epoch in [(0, 0), (0, 1), (1, 0)]:
-        out = views(images, sample_seeds(list("pqrs"), seed, epoch))
+        out = views(images, sample_seeds(list("pqrs"), seed, epoch=epoch))
         made += [*out["a"][0], *out["a"][1], *out["b"][0], *out["b"][1]]
     assert len(made) == 48
     for i, one in enumerate(made):

@@ -124,12 +124,17 @@ class _Augment:
 
     def __init__(self, modalities: Mapping[str, Modality], views: ViewSettings) -> None:
         self.modalities = modalities
-        self.views = Views(modalities, views.size, views.shared_geometry, views.augment)
+        self.views = Views(
+            modalities,
+            views.size,
+            shared_geometry=views.shared_geometry,
+            overrides=views.augment,
+        )
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> None:
         images = {name: m.scale(batch["images"][name]) for name, m in self.modalities.items()}
-        self.views(images, sample_seeds(batch["ids"], 0, 0))
+        self.views(images, sample_seeds(batch["ids"], 0, epoch=0))
 
 
 def _move(batch: Batch, device: torch.device) -> Batch:

@@ -34,6 +34,7 @@ class AdaptedEncoder(Encoder):
         self,
         encoder: Encoder,
         rows: Sequence[int | None],
+        *,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:

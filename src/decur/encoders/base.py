@@ -82,7 +82,7 @@ def refuse_name(modality: str) -> None:
 
 @torch.no_grad()
 def refuse_size(
-    encoder: Encoder, modality: Modality, size: tuple[int, int], key: str = "views.size"
+    encoder: Encoder, modality: Modality, *, size: tuple[int, int], key: str = "views.size"
 ) -> None:
     """Refuse pictures of a size that an encoder does not take.
 

@@ -109,8 +109,8 @@ def _built(
 def _build_projected(channels: int, **options: Any) -> Encoder:
     try:
         encoder = build_encoder(options["encoder"], channels, **options["options"])
-        projector = Projector(encoder.dim, options["width"], options["layers"])
-        return ProjectedEncoder(encoder, projector, options["part"])
+        projector = Projector(encoder.dim, options["width"], layers=options["layers"])
+        return ProjectedEncoder(encoder, projector, part=options["part"])
     except KeyError as error:
         raise ConfigError(
             f"encoder {PROJECTED!r}: option {error} is missing; it is made of a run's encoder and "
@@ -128,7 +128,7 @@ def _build_adapted(channels: int, **options: Any) -> Encoder:
             f"encoder {ADAPTED!r}: option {error} is missing; it is made of weights of others, not "
             "by name"
         ) from error
-    return AdaptedEncoder(encoder, rows, mean, std)
+    return AdaptedEncoder(encoder, rows, mean=mean, std=std)
 
 
 def architecture_inside(name: str, options: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ class Projector(nn.Sequential):
         ConfigError: for a negative number of layers or a width below 1.
     """
 
-    def __init__(self, in_dim: int, width: int = 8192, layers: int = 3) -> None:
+    def __init__(self, in_dim: int, width: int = 8192, *, layers: int = 3) -> None:
         if layers < 0 or width < 1:
             raise ConfigError(
                 f"projector: layers must be 0 or more and width 1 or more, are {layers} and {width}"
@@ -53,7 +53,7 @@ class ProjectedEncoder(Encoder):
     """
 
     def __init__(
-        self, encoder: Encoder, projector: Projector, part: tuple[int, int] | None = None
+        self, encoder: Encoder, projector: Projector, *, part: tuple[int, int] | None = None
     ) -> None:
         super().__init__()
         self.encoder, self.projector = encoder, projector

@@ -50,7 +50,7 @@ class TimmEncoder(Encoder):
         self.options = dict(options)
         self.backbone: Any = _create(name, channels, pretrained, options)
         if attention:
-            self.options["attention"] = attach(self.backbone, name, attention)
+            self.options["attention"] = attach(self.backbone, name, attention=attention)
         info = self.backbone.feature_info
         stages = len(info)
         if isinstance(self.backbone, timm.models.VisionTransformer):

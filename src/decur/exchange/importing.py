@@ -252,7 +252,7 @@ def _fit_bands(
 
 
 def _build(file: Path, part: Part, kind: str, modality: Modality) -> Encoder:
-    name = architecture(file, part, kind)
+    name = architecture(file, part, kind=kind)
     options: dict[str, Any] = {}
     if part.attention:
         options["attention"] = {"layer3": "rda_official", "layer4": "rda_official"}

@@ -123,7 +123,7 @@ def kind_of(file: Path, part: Part) -> str:
     )
 
 
-def architecture(file: Path, part: Part, kind: str) -> str:
+def architecture(file: Path, part: Part, *, kind: str) -> str:
     """Return the name that `build_encoder` takes, by width and depth.
 
     Raises:

@@ -112,7 +112,7 @@ def _of_batch(
 
             hooks.append(module.register_forward_pre_hook(look))
     try:
-        encode(checkpoint.encoders, images, present)
+        encode(checkpoint.encoders, images, present=present)
     finally:
         for hook in hooks:
             hook.remove()

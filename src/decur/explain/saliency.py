@@ -135,7 +135,7 @@ def cuts(checkpoint: Checkpoint, batch: Batch, stage: int = LAST) -> dict[str, C
         if is_crossing(encoder):
 
             def run(name: str = name) -> Tensor:
-                return encode(checkpoint.encoders, images, present)[name]
+                return encode(checkpoint.encoders, images, present=present)[name]
 
             found[name] = _cut_at_stage(encoder, run, stage)
         else:

@@ -117,7 +117,7 @@ class FeatureModel(nn.Module):
             `{modality: (n, D)}` and `{modality: (n, K)}` of the n samples that have the sensor;
             sensors that no sample has are left out. No embeddings without projectors.
         """
-        features = encode(self.encoders, self._pictures(batch), batch["present"])
+        features = encode(self.encoders, self._pictures(batch), present=batch["present"])
         return features, {name: p(features[name]) for name, p in self._projectors(features)}
 
     def maps(self, batch: Batch) -> dict[str, list[Tensor]]:
@@ -130,7 +130,7 @@ class FeatureModel(nn.Module):
             `{modality: (n, C, H, W) each}` of the n samples that have the sensor; sensors that no
             sample has are left out.
         """
-        found = encode_maps(self.encoders, self._pictures(batch), batch["present"])
+        found = encode_maps(self.encoders, self._pictures(batch), present=batch["present"])
         return {name: maps[-LAST_MAPS:] for name, maps in found.items()}
 
     def map_names(self, name: str) -> list[str]:

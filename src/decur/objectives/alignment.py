@@ -14,7 +14,7 @@ from decur.objectives.redundancy import standardise
 
 @torch.no_grad()
 def alignment(
-    embeddings: Embeddings, parts: Mapping[str, slice], present: Present | None = None
+    embeddings: Embeddings, parts: Mapping[str, slice], *, present: Present | None = None
 ) -> dict[str, Tensor]:
     """Measure the correlations that DeCUR drives to 1 and to 0, whatever the objective.
 

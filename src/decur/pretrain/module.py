@@ -98,14 +98,19 @@ class Pretrainer(L.LightningModule):
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.batch_size, self.seed, self.channels_last = batch_size, seed, channels_last
         self.monitor_batches, self.max_steps = monitor_batches, max_steps
-        self.views = Views(self.modalities, views.size, views.shared_geometry, views.augment)
+        self.views = Views(
+            self.modalities,
+            views.size,
+            shared_geometry=views.shared_geometry,
+            overrides=views.augment,
+        )
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         for name, modality in self.modalities.items():
             refuse_name(name)
             built = encoder.build(name, modality)
-            refuse_size(built, modality, self.views.size)
-            head = Projector(built.dim, projector.width, projector.layers)
+            refuse_size(built, modality, size=self.views.size)
+            head = Projector(built.dim, projector.width, layers=projector.layers)
             if head.dim != objective.dim:
                 raise ConfigError(
                     f"projector: embeddings of {name!r} have width {head.dim}, the objective "
@@ -142,7 +147,7 @@ class Pretrainer(L.LightningModule):
             `{name: (n, D)}` from the encoders and `{name: (n, K)}` from the projectors.
         """
         pictures = {name: self._layout(x) for name, x in images.items()}
-        features = encode(self.encoders, pictures, present)
+        features = encode(self.encoders, pictures, present=present)
         return features, {name: self.projectors[name](h) for name, h in features.items()}
 
     def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -157,7 +162,7 @@ class Pretrainer(L.LightningModule):
         """
         images = {name: m.scale(batch["images"][name]) for name, m in self.modalities.items()}
         views: dict[str, tuple[Tensor, Tensor]] = self.views(
-            images, sample_seeds(batch["ids"], self.seed, epoch)
+            images, sample_seeds(batch["ids"], self.seed, epoch=epoch)
         )
         return views
 
@@ -207,7 +212,7 @@ class Pretrainer(L.LightningModule):
                     for name, pair in views.items()
                     if name not in absent
                 }  # (n, C, size, size) each
-                for name, h in encode(encoders, images, present).items():
+                for name, h in encode(encoders, images, present=present).items():
                     z = projectors[name](h[:0] if name in stand_in else h)  # (n, K)
                     if name in rows:
                         everyone = z.new_zeros(len(present[name]), z.shape[1])  # (B, K)
@@ -256,7 +261,7 @@ class Pretrainer(L.LightningModule):
         self.meter.add({**values, **{f"{name}/dim": v for name, v in normalised.items()}})
         steps = int(self.trainer.num_training_batches) if self._trainer else 1
         if batch_idx % max(1, steps // max(1, self.monitor_batches)) == 0:
-            self.meter.add(alignment(embeddings, self.objective.parts, present))
+            self.meter.add(alignment(embeddings, self.objective.parts, present=present))
 
     def check_finite(self) -> None:
         """Refuse what earlier steps have computed, waiting for the device.

@@ -69,7 +69,7 @@ def restore(folder: str | Path) -> Restored:
                 f"with `decur pretrain --resume --run {run.path}`"
             )
     projectors = {
-        name: Projector(encoder.dim, settings.width, settings.layers)
+        name: Projector(encoder.dim, settings.width, layers=settings.layers)
         for name, encoder in encoders.items()
     }
     for name, projector in projectors.items():

@@ -111,7 +111,7 @@ class Trainee(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw what this step draws, whatever came before it; stop after the last step."""
         if self.seed is not None:
-            step = sample_seeds([f"step {batch_idx}"], self.seed, self.current_epoch)
+            step = sample_seeds([f"step {batch_idx}"], self.seed, epoch=self.current_epoch)
             torch.manual_seed(int(step))
         # not by max_steps: with it, Lightning does not go on rightly from the end of an epoch
         self.trainer.should_stop = self.global_step + 1 == self.total

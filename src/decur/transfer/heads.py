@@ -103,9 +103,12 @@ class Fusion(nn.Module, ABC):
         there = {name: present[name].cpu() for name in given} if present else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             found = (
-                {n: m[-LAST_MAPS:] for n, m in encode_maps(self.encoders, given, there).items()}
+                {
+                    n: m[-LAST_MAPS:]
+                    for n, m in encode_maps(self.encoders, given, present=there).items()
+                }
                 if maps
-                else {n: [v] for n, v in encode(self.encoders, given, there).items()}
+                else {n: [v] for n, v in encode(self.encoders, given, present=there).items()}
             )
         for name, at in rows.items():
             count = len(images[name])

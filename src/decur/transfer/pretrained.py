@@ -220,7 +220,7 @@ def _adapt(
     """Wrap an encoder so that it selects and normalises bands, unless that changes nothing."""
     if rows == list(range(bands)) and not any(mean) and set(std) == {1.0}:
         return encoder
-    return AdaptedEncoder(encoder, rows, mean, std)
+    return AdaptedEncoder(encoder, rows, mean=mean, std=std)
 
 
 def find_weights(name: str) -> Any:

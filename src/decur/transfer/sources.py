@@ -62,10 +62,10 @@ def open_encoders(
         own = (size, size) if size else modality.size
         if own is None:
             continue  # a data set of somebody's own may not say
-        refuse_size(encoder, modality, own, "size")
+        refuse_size(encoder, modality, size=own, key="size")
         for scale in settings.test_scales:
             if scale != 1:
-                refuse_size(encoder, modality, scaled_size(own, scale), "test_scales")
+                refuse_size(encoder, modality, size=scaled_size(own, scale), key="test_scales")
     return encoders
 
 
@@ -159,7 +159,7 @@ def gather_encoders(
         run = reopen(home.run)
         part = _part(run.objective, representation, home.run)
         encoder = _fit(run.encoders[home.file.stem], modality, missing_bands, home.file)
-        found[name] = ProjectedEncoder(encoder, run.projectors[home.file.stem], part).eval()
+        found[name] = ProjectedEncoder(encoder, run.projectors[home.file.stem], part=part).eval()
     return found
 
 

@@ -83,7 +83,7 @@ RECIPES: dict[str, Augmentation] = {
 }
 
 
-def recipe_of(name: str, modality: Modality, changes: Mapping[str, Any]) -> Augmentation:
+def recipe_of(name: str, modality: Modality, *, changes: Mapping[str, Any]) -> Augmentation:
     """Return the recipe that a modality asks for, with some fields changed.
 
     Args:

@@ -50,7 +50,7 @@ def mix(words: Tensor) -> Tensor:
     return words ^ _shift(words, 31)
 
 
-def sample_seeds(ids: Sequence[str], seed: int, epoch: int) -> Tensor:
+def sample_seeds(ids: Sequence[str], seed: int, *, epoch: int) -> Tensor:
     """Return the seed of each sample in one epoch of one run.
 
     Args:

@@ -74,6 +74,7 @@ class Views(nn.Module):
         self,
         modalities: Mapping[str, Modality],
         size: int | tuple[int, int] = 224,
+        *,
         shared_geometry: bool = False,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -101,7 +102,9 @@ class Views(nn.Module):
                 )
         self.size = (int(sides[0]), int(sides[1]))
         self.recipes = {
-            name: recipe_of(name, modality, {**overrides.get("all", {}), **overrides.get(name, {})})
+            name: recipe_of(
+                name, modality, changes={**overrides.get("all", {}), **overrides.get(name, {})}
+            )
             for name, modality in modalities.items()
         }
         self.bands = {name: modality.channels for name, modality in modalities.items()}

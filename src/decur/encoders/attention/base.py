@@ -37,7 +37,7 @@ PICTURE = 224  # px, which the paper's pictures have
 LAST = 2  # stages that have an attention where only its name is given (section 3.2)
 
 
-def attach(backbone: nn.Module, name: str, attention: str | Mapping[str, str]) -> dict[str, str]:
+def attach(backbone: nn.Module, name: str, *, attention: str | Mapping[str, str]) -> dict[str, str]:
     """Put attention modules behind stages of a timm CNN.
 
     A module becomes the last layer of its stage, named "attention": the backbone's own weights

@@ -42,6 +42,7 @@ def _cross_da(stage: Stage) -> CrossDeformableAttention:
 def encode(
     encoders: nn.ModuleDict | Mapping[str, nn.Module],
     images: Mapping[str, Tensor],
+    *,
     present: Present | None = None,
 ) -> dict[str, Tensor]:
     """Return the vectors of all sensors; encoders with attention to each other run together.
@@ -73,6 +74,7 @@ def encode(
 def encode_maps(
     encoders: nn.ModuleDict | Mapping[str, nn.Module],
     images: Mapping[str, Tensor],
+    *,
     present: Present | None = None,
 ) -> dict[str, list[Tensor]]:
     """Return the feature maps of all sensors, one a stage, as `encode` does the vectors.
