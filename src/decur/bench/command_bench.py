@@ -19,7 +19,6 @@ from decur.pretrain.command_pretrain import build_parser
 from decur.runs import make_folder, write_json, writing
 from decur.tables import duration, make_table, quantity
 
-_NAMES = ("data", "views", "loss", "step")
 _ABOUT = (
     "How fast the parts of pretraining are on this device: data (from files to views, alone and as "
     "a pipeline: which part starves the GPU?), views, loss, step (where does the time of a step "
@@ -27,9 +26,15 @@ _ABOUT = (
     "the demo's configuration (`data`: a PairedFolder). Floor: the time that the operations of "
     "matrix products take at this device's best rate, which is measured at the start."
 )
+_COLUMNS = {
+    "data": ("pairs/s", "MB/s", "a pair"),
+    "views": ("median", "half of them", "pairs/s", "memory"),
+    "loss": ("median", "half of them", "memory", "floor", "x floor", "growth"),
+    "step": ("median", "half of them", "share", "floor", "x floor"),
+}
 _CELLS: dict[str, Callable[[Row], str]] = {
-    "time": lambda row: " - ".join(map(duration, (row.quartiles[0], row.quartiles[1]))),
     "median": lambda row: duration(row.seconds),
+    "half of them": lambda row: " - ".join(map(duration, row.quartiles)),
     "a pair": lambda row: duration(row.seconds / row.pairs),
     "pairs/s": lambda row: f"{row.pairs_per_second or 0:,.0f}",
     "MB/s": lambda row: f"{row.about['megabytes']:,.0f}",
@@ -50,9 +55,9 @@ def main(arguments: Sequence[str]) -> None:
     arguments = list(arguments)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     helped = {"-h", "--help"} & set(arguments)
-    if name not in {*_NAMES, "all"} and not (helped and not name):
+    if name not in {*_COLUMNS, "all"} and not (helped and not name):
         what = f"no measurement {name!r}" if name else "say what"
-        others = ", ".join(f"`{other}`" for other in _NAMES[1:])
+        others = ", ".join(f"`{other}`" for other in list(_COLUMNS)[1:])
         raise ConfigError(f"decur bench: {what}; there is `decur bench data`, {others} and `all`")
     given = any(argument.startswith(("--config", "--data")) for argument in arguments)
     if not given and not helped and name != "data":
@@ -65,14 +70,12 @@ def main(arguments: Sequence[str]) -> None:
     parsed = parser.parse(arguments)
     _check(parsed, name)
     device = open_device(parsed.device)
-    bench = _Bench(parser.instantiate_classes(parsed), parsed, device)
-    for each in _NAMES if name == "all" else [name]:
-        getattr(bench, f"bench_{each}")()
+    found = _bench(parser.instantiate_classes(parsed), parsed, device, name)
     path = parsed.json or ("bench.json" if name == "all" else None)
     if path is not None:
         with writing(Path(path), "--json"):
-            write_json(Path(path), bench.found)
-        bench.say("written", path)
+            write_json(Path(path), found)
+        print(f"{'written':<12}{path}")
 
 
 def _check(parsed: Namespace, name: str) -> None:
@@ -87,87 +90,70 @@ def _check(parsed: Namespace, name: str) -> None:
             make_folder(Path(parsed[key]).parent, f"--{key}")
 
 
-class _Bench:
-    """What is measured, and on what; each measurement is a method.
+def _bench(made: Namespace, parsed: Namespace, device: torch.device, name: str) -> dict[str, Any]:
+    """Measure, print each measurement as soon as it is there, and return all figures for JSON."""
+    from decur.data.selection import select
 
-    Attributes:
-        found: all figures, for JSON.
-    """
+    made.data = select(made.data, made.modalities)
+    formats, threads = formats_of(made.trainer.as_dict()), torch.get_num_threads()
+    named = f"{device}, {threads} threads"
+    if device.type == "cuda":
+        named = torch.cuda.get_device_name(device)
+    dtype = str(formats.products).removeprefix("torch.")
+    rate = matmul_rate(device, formats.products, min(1.0, made.seconds))
+    print(f"{'data':<12}{made.data.describe()}\n{'device':<12}{named}, torch {torch.__version__}")
+    print(f"{'its best':<12}{quantity(rate, 'FLOP/s')} in {dtype} matrix products")
+    console = Console(soft_wrap=True)
+    console.width = max(console.width, 90)
+    results: dict[str, list[dict[str, Any]]] = {}
+    for each in _COLUMNS if name == "all" else [name]:
+        for key, rows in _measure(each, made, parsed, device, rate):
+            results[key] = [row.to_dict() for row in rows]
+            texts = [(row.name, *(_CELLS[title](row) for title in _COLUMNS[each])) for row in rows]
+            console.print(make_table((key.replace("_", ", "), *_COLUMNS[each]), texts))
+    about = {"decur": __version__, "torch": torch.__version__, "device": named, "threads": threads}
+    about |= {"precision": formats.precision, "dtype": dtype, "rates": {dtype: rate}}
+    return {**about, "results": results, **(_summary(results) if "step" in results else {})}
 
-    def __init__(self, made: Namespace, parsed: Namespace, device: torch.device) -> None:
-        from decur.data.selection import select
 
-        self.made, self.parsed, self.device = made, parsed, device
-        self.data = select(made.data, made.modalities)
-        self.console = Console(soft_wrap=True)
-        self.console.width = max(self.console.width, 90)
-        threads, formats = torch.get_num_threads(), formats_of(made.trainer.as_dict())
-        named = f"{device}, {threads} threads"
-        if device.type == "cuda":
-            named = torch.cuda.get_device_name(device)
-        self.rate = matmul_rate(device, formats.products, min(1.0, made.seconds))
-        dtype = str(formats.products).removeprefix("torch.")
-        self.found: dict[str, Any] = {"decur": __version__, "torch": torch.__version__}
-        self.found |= {"device": named, "threads": threads, "precision": formats.precision}
-        self.found |= {"dtype": dtype, "rates": {dtype: self.rate}, "results": {}}
-        self.say("data", self.data.describe())
-        self.say("device", f"{named}, torch {torch.__version__}")
-        self.say("its best", f"{quantity(self.rate, 'FLOP/s')} in {dtype} matrix products")
+def _measure(
+    name: str, made: Namespace, parsed: Namespace, device: torch.device, rate: float
+) -> list[tuple[str, list[Row]]]:
+    """Return the rows of one measurement by their names: two of a step, one of all others."""
+    from decur.bench.data import bench_data, bench_loss, bench_views
+    from decur.bench.step import Steps, bench_step
 
-    def say(self, what: str, text: str) -> None:
-        """Print a line."""
-        self.console.print(f"{what:<12}{text}", highlight=False, markup=False)
+    data, seconds = made.data, made.seconds
+    if name == "step":
+        steps = Steps(data, made.objective, settings_of(made), device)
+        real, fixed = bench_step(steps, rate, seconds=seconds, trace=made.profile)
+        return [("step", real), ("step_fixed", fixed)]
+    if name == "loss":
+        given: Any = parsed.objective.get("init_args") or {}
+        kind, options = type(made.objective), dict(given)
+        objectives = [kind(**{**options, "dim": dim}) for dim in made.dims or []]
+        sensors, batch = list(data.modalities), made.loader.batch_size
+        rows = bench_loss(objectives or [made.objective], sensors, batch, device, rate, seconds)
+    else:
+        bench = bench_data if name == "data" else bench_views
+        rows = bench(data, made.loader, made.views, device, seconds)
+    return [(name, list(rows))]
 
-    def show(self, key: str, found: Sequence[Row], *columns: str) -> None:
-        """Keep the rows of a measurement for JSON, and print a table of them."""
-        self.found["results"][key] = [row.to_dict() for row in found]
-        texts = [(row.name, *(_CELLS[column](row) for column in columns)) for row in found]
-        self.console.print(make_table([key.replace("_", ", "), *columns], texts))
 
-    def bench_data(self) -> None:
-        """Measure each step from files to views, and the pipeline."""
-        from decur.bench.data import bench_data
-
-        made = self.made
-        rows = list(bench_data(self.data, made.loader, made.views, self.device, made.seconds))
-        self.show("data", rows, "pairs/s", "MB/s", "a pair")
-
-    def bench_views(self) -> None:
-        """Measure two views of a batch, of each sensor and of all."""
-        from decur.bench.data import bench_views
-
-        made = self.made
-        rows = list(bench_views(self.data, made.loader, made.views, self.device, made.seconds))
-        self.show("views", rows, "median", "time", "pairs/s", "memory")
-
-    def bench_loss(self) -> None:
-        """Measure the objective forward and backward, at one width or at several."""
-        from decur.bench.data import bench_loss
-
-        made, objectives = self.made, [self.made.objective]
-        if made.dims:
-            given: Any = self.parsed.objective.get("init_args") or {}
-            kind, options = type(made.objective), dict(given)
-            objectives = [kind(**{**options, "dim": dim}) for dim in made.dims]
-        sensors, batch = list(self.data.modalities), made.loader.batch_size
-        rows = list(bench_loss(objectives, sensors, batch, self.device, self.rate, made.seconds))
-        self.show("loss", rows, "median", "time", "memory", "floor", "x floor", "growth")
-
-    def bench_step(self) -> None:
-        """Measure a training step and its parts, with and without loading."""
-        from decur.bench.step import NETWORKS, Steps, bench_step
-
-        made = self.made
-        steps = Steps(self.data, made.objective, settings_of(made), self.device)
-        real, fixed = bench_step(steps, self.rate, seconds=made.seconds, trace=made.profile)
-        shares = {}
-        for key, found in (("step", real), ("step_fixed", fixed)):
-            self.show(key, found, "median", "time", "share", "floor", "x floor")
-            shares[key] = sum(row.share or 0.0 for row in found if row.name in NETWORKS)
-        loading = real[0].seconds / fixed[0].seconds
-        self.say("memory", f"{quantity(real[0].memory, 'B')} at the peak of a step")
-        self.say("loading", f"makes a step {loading:.2f} times as long as a fixed batch in memory")
-        self.say(
-            "networks", f"have {shares['step']:.0%}, with a fixed batch {shares['step_fixed']:.0%}"
-        )
-        self.found |= {"loading": loading, "arithmetic": shares}
+def _summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Print in words where the time of a step goes, and return it for JSON."""
+    real, fixed = results["step"], results["step_fixed"]
+    loading, memory = real[0]["seconds"] / fixed[0]["seconds"], quantity(real[0]["memory"], "B")
+    networks = ("encoders", "projectors", "backward")
+    shares = {
+        key: sum(row["share"] for row in results[key] if row["name"] in networks)
+        for key in ("step", "step_fixed")
+    }
+    print(f"{'memory':<12}{memory} at the peak of a step")
+    print(
+        f"{'loading':<12}makes a step {loading:.2f} times as long as a fixed batch in memory does"
+    )
+    print(
+        f"{'networks':<12}take {shares['step']:.0%}, with a fixed batch {shares['step_fixed']:.0%}"
+    )
+    return {"loading": loading, "arithmetic": shares}

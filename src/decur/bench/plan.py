@@ -18,12 +18,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from decur.bench.data import LossStep, batches
 from decur.bench.measure import NumberFormats, formats_of, matmul_rate, measure
-from decur.bench.step import Steps, TimedPretrainer
+from decur.bench.step import Steps
 from decur.data import Batch, PairedDataset, SkipBad
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.objectives.base import Objective
 from decur.pretrain.compiling import pays
 from decur.pretrain.distributed import traffic
+from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import limited, refuse_endless
 
@@ -90,9 +91,10 @@ class RunCost:
                 needs = f"memory: on {devices} a step needs about {_gigabytes(share.total)}, of "
                 remedies = "; or ".join(self._remedies(share, ROOM * self.capacity))
                 yield f"{needs}{_gigabytes(self.capacity)} that there are on each; try {remedies}"
-        if self.ahead > main_memory() / 2:
+        there = device_memory(torch.device("cpu"))
+        if self.ahead > there / 2:
             ready = f"main memory: workers keep {_gigabytes(self.ahead)} of batches ready, of "
-            yield f"{ready}{_gigabytes(main_memory())}; try loader.workers {self.workers // 2}"
+            yield f"{ready}{_gigabytes(there)}; try loader.workers {self.workers // 2}"
 
     def _remedies(self, share: Share, room: float) -> Iterator[str]:
         fixed = sum(share.memory[key] for key in ("weights", "gradients", "optimiser"))
@@ -168,9 +170,7 @@ def plan(
     sensors = list(data.modalities)
     views = LossStep(copy.deepcopy(objective), sensors, 4, torch.device("cpu"))()
     memory_of = measure_memory(steps, examples, 4 * objective.dim * views * len(sensors))
-    sizes = [batch]
-    while sizes[0] // 2 >= LEAST:
-        sizes.insert(0, sizes[0] // 2)
+    sizes = sorted(batch >> halvings for halvings in range(batch.bit_length() - 1))
     room = there * (ROOM if device.type == "cuda" else 0.5)  # main memory is for others, too
     sizes = [n for n in sizes if n == sizes[0] or sum(memory_of(n, n).values()) <= room]
 
@@ -227,14 +227,11 @@ def plan(
     )
 
 
-def main_memory() -> int:
-    """Return the bytes of this machine's main memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def device_memory(device: torch.device) -> int:
     """Return the bytes that a run may take: what is free of a GPU, main memory of a CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory()
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[int, int]:
@@ -272,7 +269,9 @@ def measure_reading(
     """
     data = data.only(targets=())  # as pretraining reads it
     # A small batch tells sooner.
-    loader = dataclasses.replace(settings.loader, batch_size=min(16, settings.loader.batch_size))
+    loader = dataclasses.replace(
+        settings.loader, batch_size=min(16, settings.loader.batch_size, len(data))
+    )
     with contextlib.closing(batches(data, loader, settings.seed)) as stream:
         examples = next(stream)
         if len(examples["ids"]) < LEAST:
@@ -343,7 +342,7 @@ def measure_memory(
     return memory
 
 
-def kept_by_step(model: TimedPretrainer, batch: Batch, formats: NumberFormats) -> int:
+def kept_by_step(model: Pretrainer, batch: Batch, formats: NumberFormats) -> int:
     """Return the bytes that a step keeps for its backward pass, besides weights and buffers."""
     kept: dict[int, torch.UntypedStorage] = {}  # each storage once, as a whole
 
@@ -384,7 +383,7 @@ def time_steps(
 def line(measured: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """Return the seconds of a step whatever the batch, and for each sample of it."""
     (small, fast), (large, slow) = measured[0], measured[-1]
-    each = (slow - fast) / (large - small) if large > small else slow / large
+    each = (slow - fast) / max(1, large - small)
     if not 0 < each <= slow / large:  # two times that differ by chance
         each = slow / large
     return slow - each * large, each

@@ -25,7 +25,7 @@ from decur.bench.measure import Row, counter, peak_memory, wait
 from decur.data import Batch, PairedDataset
 from decur.errors import ConfigError
 from decur.objectives.base import Objective
-from decur.pretrain.module import Pretrainer
+from decur.pretrain.run import make_model
 from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import (
     make_trainer,
@@ -34,7 +34,6 @@ from decur.pretrain.trainer import (
     seed_everything,
 )
 
-NETWORKS = ("encoders", "projectors", "backward")
 # "loading" is the wait for a batch and its way to the device; "other" is what is monitored, the
 # clipping of gradients, and all that has no name.
 PARTS = ("loading", "views", "encoders", "projectors", "loss", "backward", "optimiser", "other")
@@ -71,21 +70,15 @@ class Steps:
         quiet_lightning()
         refuse_accumulation(options, objective)
         seed_everything(settings.seed)
+        # As many batches are monitored as in an epoch of the run, in one that never ends.
         epoch = len(data) // settings.loader.batch_size
-        self.model = TimedPretrainer(
-            data.modalities,
-            copy.deepcopy(objective),
-            encoder=settings.encoder,
-            projector=settings.projector,
-            views=settings.views,
+        watched = ENDLESS // max(1, epoch // settings.monitor.batches)
+        still = dataclasses.replace(
+            settings,
             optimizer=dataclasses.replace(settings.optimizer, lr=0.0, lr_bias=0.0),
-            batch_size=settings.loader.batch_size,
-            seed=settings.seed,
-            channels_last=settings.channels_last,
-            compile=settings.compile,
-            # As many as in an epoch of the run, in one that never ends.
-            monitor_batches=ENDLESS // max(1, epoch // settings.monitor.batches),
+            monitor=dataclasses.replace(settings.monitor, batches=watched),
         )
+        self.model = make_model(data, copy.deepcopy(objective), still)
 
     def run(self, batches: Iterable[Batch], clock: StepClock) -> list[dict[str, float]]:
         """Train under Lightning until the clock ends it; return the parts of the steps that count.
@@ -124,15 +117,15 @@ class Steps:
         """Return what each part takes, step by step, as a clock tells it."""
         model = self.model
         hooks = [
+            model.views.register_forward_hook(lambda *_: clock.mark("views")),
             model.objective.register_forward_pre_hook(lambda _, given: clock.begin_loss(given[0])),
             model.objective.register_forward_hook(lambda *_: clock.mark("loss")),
         ]
         for projector in model.projectors.values():
             hooks.append(projector.register_forward_pre_hook(lambda *_: clock.mark("encoders")))
             hooks.append(projector.register_forward_hook(lambda *_: clock.mark("projectors")))
-        model.clock, clock.by_parts = clock, True
+        clock.by_parts = True
         found = self.run(batches, clock)
-        model.clock = None
         for hook in hooks:
             hook.remove()
         return found
@@ -156,19 +149,6 @@ class Steps:
 
         beyond = peak_memory(work, self.device, trace)
         return beyond if self.device.type == "cuda" else before + beyond
-
-
-class TimedPretrainer(Pretrainer):
-    """A `Pretrainer` that tells a clock, while it has one, when it has made its views."""
-
-    clock: StepClock | None = None
-
-    def make_views(self, batch: Batch, epoch: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """See `Pretrainer.make_views`."""
-        views = super().make_views(batch, epoch)
-        if self.clock is not None:
-            self.clock.mark("views")
-        return views
 
 
 class _Endless:

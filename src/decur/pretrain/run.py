@@ -91,8 +91,8 @@ def pretrain(
     max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
     checkpoint = open_run(folder, config, anew)
     seed_everything(settings.seed)
-    make_model = partial(_make_model, data, objective, settings, max_steps)
-    model = make_model()
+    make = partial(make_model, data, objective, settings, max_steps)
+    model = make()
     log = EpochLog(folder, settings.monitor, console, trainer_options["log_every_n_steps"])
     state = TrainingState(folder, settings.checkpoint)
     trainer = make_trainer(
@@ -117,7 +117,7 @@ def pretrain(
     finally:
         state.release_signals()
     if model.is_sharded:
-        model = gather(model, make_model())
+        model = gather(model, make())
     if trainer.is_global_zero:
         for name in model.modalities:
             save_encoder(model.encoder(name), folder.encoder(name))
@@ -153,9 +153,13 @@ def _trainer_options(settings: TrainerSettings, objective: Objective) -> dict[st
     return options
 
 
-def _make_model(
-    data: PairedDataset, objective: Objective, settings: PretrainSettings, max_steps: int | None
+def make_model(
+    data: PairedDataset,
+    objective: Objective,
+    settings: PretrainSettings,
+    max_steps: int | None = None,
 ) -> Pretrainer:
+    """Make the model that a run with these settings trains, and measurements measure."""
     return Pretrainer(
         data.modalities,
         objective,
