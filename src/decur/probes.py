@@ -14,18 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifierCV, RidgeCV
-from sklearn.metrics import accuracy_score, average_precision_score, r2_score
-from sklearn.model_selection import (
-    GroupKFold,
-    GroupShuffleSplit,
-    ShuffleSplit,
-    StratifiedShuffleSplit,
-)
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestNeighbors
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from decur.data.sample import Target
@@ -99,6 +87,8 @@ def validation_parts(
     if target.kind == "class":
         counts = np.unique(labels, return_counts=True)[1]
         if counts.min() > 1 and VALIDATION * count >= len(counts):
+            from sklearn.model_selection import StratifiedShuffleSplit
+
             by_class = StratifiedShuffleSplit(repeats, test_size=VALIDATION, random_state=seed)
             return list(by_class.split(labels, labels))
     return _shuffled(count, None, repeats, VALIDATION, seed)
@@ -107,6 +97,8 @@ def validation_parts(
 def _shuffled(
     count: int, groups: Sequence[str] | NDArray[Any] | None, repeats: int, share: float, seed: int
 ) -> list[tuple[Rows, Rows]]:
+    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+
     kind = ShuffleSplit if groups is None else GroupShuffleSplit
     splitter = kind(n_splits=repeats, test_size=share, random_state=seed)
     return list(splitter.split(np.empty((count, 0)), groups=groups))
@@ -155,6 +147,8 @@ def score(output: NDArray[Any], labels: NDArray[Any], target: Target) -> float:
     Returns:
         NaN where there is nothing to measure: no class that a sample shows, or a single number.
     """
+    from sklearn.metrics import accuracy_score, average_precision_score, r2_score
+
     if target.kind == "class":
         return float(accuracy_score(labels, output.argmax(axis=1)))
     if target.kind == "multilabel":
@@ -301,6 +295,8 @@ def _on_standardised(
     solve: Solve, x: Float, labels: NDArray[Any], target: Target, strength: float
 ) -> tuple[Float, Float]:
     """Fit standardised features; return (outputs, D) and (outputs,) for features as they are."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(x)
     weight, bias = solve(scaler.transform(x), labels, target, strength)
     weight = weight / scaler.scale_
@@ -321,6 +317,8 @@ def solve_ridge(
     Returns:
         Weights (outputs, D) and biases (outputs,).
     """
+    from sklearn.linear_model import Ridge
+
     if target.kind == "class":
         aims = 2.0 * np.eye(len(target.classes))[labels] - 1  # (N, classes)
     elif target.kind == "multilabel":
@@ -343,6 +341,9 @@ def solve_logistic(x: Float, labels: NDArray[Any], target: Target, c: float) -> 
     Returns:
         Weights (classes, D) and biases (classes,).
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     outputs = len(target.classes)
     weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, NEVER)
     there = np.unique(labels)
@@ -405,6 +406,11 @@ def quick_probe(
 def _quick_scores(
     x: Vectors, y: NDArray[Any], target: Target, groups: Sequence[str] | None, seed: int
 ) -> dict[str, float]:
+    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if len(x) < FEWEST or (groups and len(set(groups)) < 2):
         return {}
     train, test = split(len(x), groups or None, seed, share=0.5, fewest_groups=2)
@@ -430,7 +436,9 @@ def _quick_scores(
     return scores
 
 
-def _quick_score(model: Pipeline, x: Vectors, y: NDArray[Any], target: Target) -> float:
+def _quick_score(model: Any, x: Vectors, y: NDArray[Any], target: Target) -> float:
+    from sklearn.metrics import accuracy_score
+
     if target.kind == "class":
         return float(accuracy_score(y, model.predict(x)))
     if target.kind == "scalar":
@@ -454,6 +462,9 @@ def score_of_neighbours(x: Vectors, labels: Float, classes: int, k: int) -> floa
     Returns:
         Accuracy or R2; NaN where there are no k neighbours.
     """
+    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.neighbors import NearestNeighbors
+
     if len(labels) <= k:
         return float("nan")
     near = NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[1]  # (N, k)
@@ -517,6 +528,10 @@ def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, blocks:
     Returns:
         (blocks,); about 0 where x tells nothing, 0 where there is nothing to tell.
     """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import GroupKFold
+
     if not x.train.shape[1]:
         return np.zeros(blocks)
     scale = np.sqrt((x.train**2).sum(1).mean())

@@ -15,7 +15,6 @@ from decur.errors import ConfigError, DataError
 from decur.explain.base import Watch, unwatched
 from decur.features import FeatureModel, Features, SampleLoader, compute_features
 from decur.modality import Modality
-from decur.pretrain.restore import restore
 
 Score = Literal["mean", "energy"]
 
@@ -68,6 +67,8 @@ class Checkpoint(FeatureModel):
             DataError: if the folder is no finished run, has no encoder for the data, or one that
                 was trained on other bands.
         """
+        from decur.pretrain.restore import restore
+
         restored = restore(run)
         chosen = [name for name in modalities if name in restored.encoders]
         if not chosen:

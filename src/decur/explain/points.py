@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from decur.data import Batch, LoaderSettings
-from decur.encoders.attention import DeformableAttention, Inspection, encode
+from decur.encoders.attention import DeformableAttention, Inspection
 from decur.errors import ConfigError
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
 from decur.explain.model import Checkpoint
@@ -97,6 +97,8 @@ def _rows(loader: SampleLoader, ids: Sequence[str] | None) -> list[int]:
 def _of_batch(
     checkpoint: Checkpoint, attentions: dict[str, dict[str, DeformableAttention]], batch: Batch
 ) -> Arrays:
+    from decur.encoders.attention import encode
+
     present = {name: batch["present"][name] for name in checkpoint.modalities}
     images = {n: checkpoint.pictures(batch, n) for n, has in present.items() if has.any()}
     seen: dict[tuple[str, str], tuple[Tensor, Inspection, Tensor]] = {}

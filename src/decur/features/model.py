@@ -12,7 +12,6 @@ from torch.nn.functional import interpolate
 from decur.data import Batch
 from decur.devices import send
 from decur.encoders import Encoder, Projector
-from decur.encoders.attention import encode, encode_maps, is_crossing
 from decur.modality import Modality
 
 LAST_MAPS = 3  # the last feature maps of an encoder, which an FCN head reads
@@ -117,6 +116,8 @@ class FeatureModel(nn.Module):
             `{modality: (n, D)}` and `{modality: (n, K)}` of the n samples that have the sensor;
             sensors that no sample has are left out. No embeddings without projectors.
         """
+        from decur.encoders.attention import encode
+
         features = encode(self.encoders, self._pictures(batch), present=batch["present"])
         return features, {name: p(features[name]) for name, p in self._projectors(features)}
 
@@ -130,6 +131,8 @@ class FeatureModel(nn.Module):
             `{modality: (n, C, H, W) each}` of the n samples that have the sensor; sensors that no
             sample has are left out.
         """
+        from decur.encoders.attention import encode_maps
+
         found = encode_maps(self.encoders, self._pictures(batch), present=batch["present"])
         return {name: maps[-LAST_MAPS:] for name, maps in found.items()}
 
@@ -139,6 +142,8 @@ class FeatureModel(nn.Module):
 
     def attended(self, name: str) -> list[str]:
         """Return the other sensors whose maps the encoder of this one attends to."""
+        from decur.encoders.attention import is_crossing
+
         if not is_crossing(self.encoders[name]):
             return []
         return [n for n, e in self.encoders.items() if n != name and is_crossing(e)]
