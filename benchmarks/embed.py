@@ -103,7 +103,7 @@ def embedding(data: Held, encoders: dict[str, Encoder], args: argparse.Namespace
         parts = PartData(data, list(BANDS), settings, folder, 16 * args.batch, "")
         engine.predict(model, parts, return_predictions=False)
         writer.close()
-    return (len(data) - args.batch) / clock.seconds
+    return float((len(data) - args.batch) / clock.seconds)
 
 
 @torch.inference_mode()
@@ -127,7 +127,7 @@ def forward(data: Held, encoders: dict[str, Encoder], args: argparse.Namespace) 
             torch.cuda.synchronize()
         if batch == 0:
             started = time.perf_counter()
-    return (batches - 1) * args.batch / (time.perf_counter() - started)
+    return float((batches - 1) * args.batch / (time.perf_counter() - started))
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def normals(z: np.ndarray, radius: int) -> np.ndarray:
     rays *= (z > 0)[..., None]
 
     def box(x: np.ndarray) -> np.ndarray:
-        return uniform_filter(x, 2 * radius + 1, mode="constant")
+        return np.asarray(uniform_filter(x, 2 * radius + 1, mode="constant"))
 
     inverse = 1 / np.where(z > 0, z, np.inf)
     gram = np.stack([[box(rays[..., i] * rays[..., j]) for i in range(3)] for j in range(3)])

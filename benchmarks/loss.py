@@ -52,7 +52,8 @@ def ours(dim: int, common: float) -> Loss:
     objective = DeCUR(dim=dim, common=common)
 
     def loss(views: list[Tensor]) -> Tensor:
-        return objective({"a": (views[0], views[1]), "b": (views[2], views[3])})["loss"]
+        terms: dict[str, Tensor] = objective({"a": (views[0], views[1]), "b": (views[2], views[3])})
+        return terms["loss"]
 
     return loss
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import nn
 
 from decur.encoders import Projector

@@ -42,7 +42,8 @@ def made_up(dimensions: int, samples: int) -> Points:
         z = np.hstack([shared, own])
         sensors.append(z + 0.3 * z.std() * rng.normal(size=z.shape))
     z = np.hstack(sensors)
-    return ((z - z.mean(0)) / z.std(0)).T.astype(np.float32)
+    points: NDArray[np.float32] = ((z - z.mean(0)) / z.std(0)).T.astype(np.float32)
+    return points
 
 
 def by_scikit_learn(points: Points, jobs: int) -> Points:

@@ -103,7 +103,8 @@ def main() -> None:
 
     def ours(step: int) -> tuple[Tensor, Tensor]:
         seeds = torch.arange(args.batch) + step * args.batch
-        return views({"s2": images}, seeds)["s2"]
+        made: dict[str, tuple[Tensor, Tensor]] = views({"s2": images}, seeds)
+        return made["s2"]
 
     for pair in (theirs(), ours(0)):  # warms up, and both give the same kind of thing
         for view in pair:

@@ -330,8 +330,8 @@ def _simple(value: object) -> bytes | None:
         return str(value).encode()
     if kind is float or kind is complex:
         return np.array(value).tobytes()
-    if kind in (bytes, bytearray):
-        return bytes(value)  # type: ignore[call-overload]
+    if isinstance(value, bytes | bytearray) and kind in (bytes, bytearray):
+        return bytes(value)
     return b"" if value is Ellipsis or value is NotImplemented else None
 
 

@@ -232,4 +232,5 @@ def neighbors_sheet(
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.maximum(norms, np.finfo(np.float32).tiny)
+    unit: NDArray[np.float32] = values / np.maximum(norms, np.finfo(np.float32).tiny)
+    return unit

@@ -48,7 +48,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error}); embed anew") from error
     if version > FORMAT:
         raise DataError(f"{path}: written by a newer decur (format {version}); upgrade")
-    return header
+    return dict(header)
 
 
 def part_file(folder: Path, number: int) -> Path:
