@@ -25,6 +25,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/views.py
 	$(BIN)/python benchmarks/scenes.py
