@@ -5,7 +5,9 @@ import logging
 import pytest
 
 from decur.config import Parser
+from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError
+from decur.layers import override
 from decur.pretrain.command_pretrain import build_parser
 
 SCENES = {"data": {"class_path": "SyntheticScenes", "init_args": {"samples": 64}}}
@@ -118,3 +120,14 @@ def test_a_file_of_keys_may_stand_for_a_group(parser, tmp_path):
 def test_words_that_make_no_sense_are_refused(arguments):
     with pytest.raises(ConfigError, match=arguments[0].removeprefix("--")):
         build_parser().parse(["--config=demo", *arguments])
+
+
+def test_options_by_name_replace_fields_of_settings():
+    settings = EmbedSettings(out="here", seed=3)
+    assert override(settings, {"seed": 4}, "embed") == EmbedSettings(out="here", seed=4)
+    assert settings.seed == 3
+
+
+def test_an_option_that_is_no_field_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"^sed: unknown option of embed; did you mean seed\?$"):
+        override(EmbedSettings(), {"sed": 4}, "embed")

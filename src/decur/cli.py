@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from decur import completion
+from decur.errors import did_you_mean
 
 # What each command runs, as "module:function", and what it does.
 COMMANDS = {
@@ -97,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, COMMANDS, f"choose from {', '.join(COMMANDS)}")
         _fail(f"no command {name!r}; {hint}", 2)
     _set_environment(name)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)

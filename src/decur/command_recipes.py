@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
 from decur.config import Parser, command_of, describe, recipes
-from decur.errors import ConfigError
+from decur.errors import ConfigError, did_you_mean
 
 _ORDER = ("pretrain", "transfer", "compare")
 _OWN = "Your own pairs need no recipe:"
@@ -33,8 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     elif name in found:
         print(found[name], end="")
     else:
-        close = difflib.get_close_matches(name, found, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`decur recipes` lists them"
+        hint = did_you_mean(name, found, "`decur recipes` lists them")
         raise ConfigError(f"no recipe {name!r}; {hint}")
 
 

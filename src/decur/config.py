@@ -27,16 +27,6 @@ from decur.layers import (
     type_of,
 )
 
-__all__ = [
-    "Parser",
-    "command_of",
-    "describe",
-    "find_config",
-    "flatten",
-    "read_mapping",
-    "recipes",
-]
-
 log = logging.getLogger(__name__)
 
 # PyYAML's safe dumper, written in C where it is there, ten times as fast.

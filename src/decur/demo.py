@@ -18,6 +18,7 @@ from decur.pretrain import PairedData, Pretrainer
 from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.monitors import encode
 from decur.probes import METRICS, quick_probe
+from decur.tables import make_table
 
 SAMPLES = 1500  # scenes that are probed; half fit a probe, half test it
 UNSEEN = 1_000_000  # distance between the first scene trained on and the first that is probed
@@ -117,9 +118,7 @@ def _part_scores(
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in head:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
-    return table
+    cells = [
+        [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows
+    ]
+    return make_table(head, cells, title=title, words=("sees it", "encoder of", "sensor"))

@@ -1,6 +1,8 @@
 """What can go wrong through no fault of the code: each ends in one clear line and an exit code."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 
 class DecurError(Exception):
@@ -62,3 +64,15 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError` with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the hint behind a name that is not there.
+
+    Args:
+        name: what was given.
+        known: the names that there are.
+        otherwise: the hint where none of them is near.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else otherwise

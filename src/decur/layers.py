@@ -5,21 +5,46 @@ from __future__ import annotations
 import difflib
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
 from jsonargparse._util import resolved_import_paths
 
-from decur.errors import ConfigError
+from decur.errors import ConfigError, did_you_mean
 from decur.registry import Registry, find_object, import_own_modules, is_reference
 
 # PyYAML's safe loader, written in C where it is there, ten times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def override(settings: Settings, options: Mapping[str, Any], command: str) -> Settings:
+    """Return settings with some of their fields replaced.
+
+    Args:
+        settings: a dataclass; the defaults where a caller gives none.
+        options: values of fields by name.
+        command: what takes the options, for the message.
+
+    Raises:
+        ConfigError: for a name that is no field; it says which is nearest.
+    """
+    known = [field.name for field in fields(settings)]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
+            raise ConfigError(f"{name}: unknown option of {command}; {hint}")
+    return replace(settings, **options)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -118,8 +143,7 @@ class Keys:
             return find_object(name, f"{key}: no class {name!r}")
         known = {found.__name__: found for found in _subclasses(self.bases[key])}
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "see --help for the known ones"
+            hint = did_you_mean(name, known, "see --help for the known ones")
             raise ConfigError(f"{key}: no class {name!r}; {hint}")
         return known[name]
 
@@ -130,8 +154,7 @@ class Keys:
     def unknown(self, key: str) -> str:
         """Return the message for a key that is not there."""
         known = [*self.values, *self.groups]
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"see `{self.parser.prog} --help`"
+        hint = did_you_mean(key, known, f"see `{self.parser.prog} --help`")
         return f"{key}: unknown key; {hint}"
 
     def merge(self, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ else:
     Figure = Any  # so that other modules can name the type where matplotlib is not installed
 
 INSTALL = "pip install 'decur[explain]'"
+MISSING = f"No pictures: {INSTALL} for matplotlib."  # in place of a figure in a report
 
 # Blue and orange of Okabe and Ito (2008).
 COMMON, UNIQUE, OTHER = "#0072B2", "#E69F00", "#555555"

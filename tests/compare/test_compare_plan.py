@@ -10,8 +10,8 @@ import yaml
 from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.compare.settings import CompareSettings, MethodSettings, TaskSettings
-from decur.config import flatten
 from decur.errors import ConfigError
+from decur.layers import flatten
 from decur.pretrain.command_pretrain import build_parser as pretrain_parser
 from decur.transfer.command_transfer import build_parser as transfer_parser
 

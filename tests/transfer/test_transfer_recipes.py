@@ -8,7 +8,8 @@ from make_geonrw import make_geonrw
 from make_nyu import make_nyu
 from make_sunrgbd import make_sunrgbd
 
-from decur.config import command_of, find_config, flatten, recipes
+from decur.config import command_of, find_config, recipes
+from decur.layers import flatten
 
 # Appendix B.2, typed from the paper: optimiser, rate, momentum, decay, epochs, steps, batch.
 PAPER = {

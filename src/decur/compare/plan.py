@@ -15,8 +15,9 @@ import yaml
 
 from decur.compare.cells import Cell
 from decur.compare.settings import Changes, CompareSettings, check, encoder_name
-from decur.config import find_config, flatten
+from decur.config import find_config
 from decur.errors import ConfigError
+from decur.layers import flatten
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

@@ -231,7 +231,7 @@ def write(
             path = plotting.save(draw(table, axis), folder.figures / name)
             body.append(report.figure(path, f"{table.title}, as in the table above."))
     if not plotting.available():
-        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
+        body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
     report.add_section(folder, 10, "compare", "Comparison", "\n".join(body))

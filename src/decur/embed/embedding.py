@@ -31,6 +31,7 @@ from decur.embed.parquet import (
 from decur.embed.parts import PartData, PartWriter
 from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError, DataError
+from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning
 from decur.progress import progress_bar
 from decur.runs import RunFolder, write_json
@@ -79,7 +80,7 @@ def embed(
         ConfigError: if the configuration cannot be run, or `out` holds something else.
         DataError: if encoders and data do not fit together, or too much of it cannot be read.
     """
-    settings = EmbedSettings.of(settings, options)
+    settings = override(settings or EmbedSettings(), options, "embed")
     sources = [encoders] if isinstance(encoders, str) else list(encoders)
     require_pyarrow()
     _check_ids(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +20,7 @@ from decur.embed.model import Columns, EmbeddingModel
 from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
 from decur.pretrain.data import ignore_signals
+from decur.runs import put_in_place, temporary_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -226,7 +226,7 @@ class PartWriter(BasePredictionWriter):
 
         path = part_file(self.folder, job["part"])
         if self._open is None:
-            partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            partial = temporary_name(path)
             # vectors neither repeat nor compress
             writer = pq.ParquetWriter(
                 partial, self.layout, compression="none", use_dictionary=["modality"]
@@ -248,7 +248,5 @@ class PartWriter(BasePredictionWriter):
         if job["last"]:
             writer.add_key_value_metadata({BAD: json.dumps(self._bad)})
             writer.close()
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())  # else a power cut can leave the name on empty blocks
-            partial.replace(path)
+            put_in_place(partial, path)
             self._open = None

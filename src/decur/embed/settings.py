@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import ConfigError, require
+from decur.errors import require
 
 
 @dataclass
@@ -40,22 +38,3 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         least = self.size is None or self.size >= 1
         require(least, f"size: height and width in pixels, at least 1, is {self.size}")
-
-    @classmethod
-    def of(cls, settings: EmbedSettings | None, options: Mapping[str, Any]) -> EmbedSettings:
-        """Return settings with some of their fields replaced.
-
-        Args:
-            settings: None for the defaults.
-            options: values of fields by name.
-
-        Raises:
-            ConfigError: for a name that is no field; it says which is nearest.
-        """
-        known = [one.name for one in fields(cls)]
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-                raise ConfigError(f"{name}: unknown option of embed; {hint}")
-        return replace(settings or cls(), **options)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decur.config import Parser, read_mapping
+from decur.config import Parser
 from decur.errors import ConfigError
 from decur.exchange.formats import Compat, Layout, Normalised
+from decur.layers import read_mapping
 
 
 def main(arguments: Sequence[str]) -> list[Path]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from decur.explain.section import (
 )
 from decur.explain.settings import ExplainSettings, own_data, size_of_views
 from decur.features import SampleLoader
+from decur.layers import override
 from decur.progress import progress_bar
 from decur.runs import RunFolder, make_folder
 
@@ -86,7 +87,7 @@ def explain(
         ConfigError: if an analysis or option does not exist, or a package is missing.
         DataError: if the folder holds no finished run, or it and the data do not fit together.
     """
-    settings = replace(settings or ExplainSettings(), **options)
+    settings = override(settings or ExplainSettings(), options, "explain")
     chosen = analyses(settings.only, settings.options)
     check_packages(chosen, settings.redraw)
     folder = _open_folder(run, settings.out, data)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import yaml
 from jsonargparse import Namespace
 
-from decur.config import Parser, flatten
+from decur.config import Parser
 from decur.data.base import PairedDataset
 from decur.errors import ConfigError
+from decur.layers import flatten
 from decur.objectives.base import Objective
 from decur.pretrain.settings import PretrainSettings
 from decur.runs import RunFolder

@@ -44,7 +44,7 @@ def write_report(folder: RunFolder, data: PairedDataset) -> None:
     if plotting.available():
         body += _report_figures(folder, rows)
     else:
-        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
+        body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
     report.add_section(folder, 10, "pretrain", "Pretraining", "\n".join(body))

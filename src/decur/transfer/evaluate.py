@@ -193,7 +193,7 @@ def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: K
         path = plotting.save(task.draw(kept), folder.figures / "transfer.png")
         body.append(report.figure(path, f"{task.name} on the test part."))
     else:
-        body.append(report.paragraph("No pictures: pip install 'decur[explain]' for matplotlib."))
+        body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
     report.add_section(folder, 30, "transfer", f"Transfer: {task.name}", "\n".join(body))

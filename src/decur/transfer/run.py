@@ -19,6 +19,7 @@ from decur.data import PairedDataset
 from decur.devices import choose_device
 from decur.errors import ConfigError
 from decur.features import FeatureModel, Features, SampleLoader, cached_features, zeroed
+from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, make_folder, write_text
 from decur.transfer.evaluate import (
@@ -83,7 +84,7 @@ def transfer(
         DivergedError: if the loss is not finite.
     """
     started = time.monotonic()
-    settings = TransferSettings.of(settings, options)
+    settings = override(settings or TransferSettings(), options, "transfer")
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     whole = data if test_data is None else join_apart(data, test_data)
     task = choose_task(whole.targets, settings.target)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
@@ -221,25 +220,6 @@ class TransferSettings:
             raise ConfigError(
                 f"test_scales: factors greater than 0, one at least, are {list(self.test_scales)}"
             )
-
-    @classmethod
-    def of(cls, settings: TransferSettings | None, options: Mapping[str, Any]) -> TransferSettings:
-        """Return settings with some of their fields replaced.
-
-        Args:
-            settings: None for the defaults.
-            options: values of fields by name.
-
-        Raises:
-            ConfigError: for a name that is no field; it says which is nearest.
-        """
-        known = [one.name for one in fields(cls)]
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-                raise ConfigError(f"{name}: unknown option of transfer; {hint}")
-        return replace(settings or cls(), **options)
 
     @property
     def sources(self) -> list[str]:
