@@ -233,8 +233,8 @@ def test_the_six_real_pairs(caplog):
     assert len(data) == 6 and all(has.all() for has in data.present.values())
     assert not caplog.records  # not shifted
     for index in range(6):
-        s1 = json.loads(data.file("s1", index, "labels_metadata.json").read_text())
-        s2 = json.loads(data.file("s2", index, "labels_metadata.json").read_text())
+        s1 = json.loads(data.file("s1", index, ending="labels_metadata.json").read_text())
+        s2 = json.loads(data.file("s2", index, ending="labels_metadata.json").read_text())
         assert s1["corresponding_s2_patch"] == data.ids[index]
         assert s1["labels"] == s2["labels"]  # each has them
         for corner in ("ulx", "uly", "lrx"):  # and the same place
