@@ -32,6 +32,22 @@ def test_each_command_explains_itself(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith(f"usage: decur {command}")
+    assert len(text.splitlines()) <= 48  # a screen
+
+
+def test_help_shows_first_what_people_set(capsys):
+    for words in (["--help"], ["--help-all"]):
+        with pytest.raises(SystemExit):
+            main(["pretrain", *words])
+    first, everything = capsys.readouterr().out.split("usage: decur pretrain")[1:]
+    places = [first.index(f"--{key} ") for key in ("data.root", "objective.common", "run")]
+    assert places == sorted(places) and "[default: 0.875]" in first
+    assert "--checkpoint.keep" in everything and "--checkpoint.keep" not in first
+
+
+def test_help_of_the_demo_shows_its_own_values(capsys):
+    main(["demo", "--help"])
+    assert "[default: runs/demo]" in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_refused(capsys):

@@ -13,6 +13,20 @@ _ABOUT = (
     "Pretrain on generated optical and radar scenes, probe the encoders on scenes that they have "
     "not seen, and write a report. Every option of `decur pretrain` changes the recipe `demo`."
 )
+# What `--help` lists; `--help-all` lists all.
+_ESSENTIALS = {
+    "what people change": (
+        "run",
+        "objective",
+        "objective.common",
+        "data.samples",
+        "encoder.name",
+        "projector.width",
+        "trainer.max_epochs",
+        "seed",
+        "overwrite",
+    )
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,8 +35,12 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         DecurError: for whatever a person can mend.
     """
+    if "--help-all" in arguments:
+        build_parser("decur demo", _ABOUT).parse(["--help-all"])
     if {"-h", "--help"} & set(arguments):
-        build_parser("decur demo", _ABOUT).print_help()
+        parser = build_parser("decur demo", _ABOUT)
+        parser.show_first(_ESSENTIALS, parser.parse(["--config", "demo"]))
+        parser.print_help()
         return
     arguments = ["--config", "demo", *arguments]
     data = parse(arguments)[1].data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from argparse import Action
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,7 @@ from decur.layers import (
     read_mapping,
     type_of,
 )
+from decur.short_help import ShowAll, short_help
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,8 @@ class Parser(ArgumentParser):
             kwargs["usage"] = f"{prog} [--help] [--config FILE-OR-RECIPE] [--key value ...]"
         super().__init__(prog=prog, description=description, **kwargs)
         self._followed: dict[str, str] = {}
+        self.essentials: Mapping[str, Sequence[str]] = {}
+        self._shown: dict[str, Any] = {}
 
     def add_config(self) -> None:
         """Add `--config FILE-OR-RECIPE`."""
@@ -129,6 +133,48 @@ class Parser(ArgumentParser):
             help="A YAML file or the name of a recipe (`decur recipes` lists them). Later options "
             "override it.",
         )
+
+    def show_first(
+        self, essentials: Mapping[str, Sequence[str]], values: Namespace | None = None
+    ) -> None:
+        """Let `--help` list only some options, in groups, and `--help-all` all of them.
+
+        Args:
+            essentials: `{title: keys}`; a key may lie in a class, as "data.root".
+            values: a configuration whose values are shown in place of the defaults.
+        """
+        self.essentials = essentials
+        self._shown = {} if values is None else values.as_dict()
+        if "--help-all" not in self._option_string_actions:
+            about = "Show all options and exit."
+            self.add_argument("--help-all", nargs=0, action=ShowAll, help=about)
+
+    def format_help(self) -> str:
+        """Return the text that `--help` prints."""
+        if self.essentials:
+            return short_help(self, self.essentials)
+        return str(super().format_help())
+
+    def class_keys(self) -> list[str]:
+        """Return the keys that name a class, as "data"."""
+        return list(self._keys().bases)
+
+    def find_option(self, key: str) -> tuple[Action, Any]:
+        """Return what parses an option, which may lie in a class, and its default value.
+
+        Raises:
+            KeyError: if there is no such option.
+        """
+        keys = self._keys()
+        action = next((a for a in self._actions if a.dest == key), None)
+        if action is not None:
+            if key not in keys.values and key not in keys.bases:
+                return action, None
+            return action, get(self._shown, key) if self._shown else self.get_default(key)
+        home, _, name = key.partition(".")
+        default = get(self._shown, home) or self.get_default(home)
+        action = options_of(keys.class_of(home, str(default["class_path"])))[name]
+        return action, (default.get("init_args") or {}).get(name, action.default)
 
     def follow(self, source: str, key: str) -> None:
         """Give an argument of a class the value of another key, and refuse any other value.

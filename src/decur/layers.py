@@ -94,7 +94,7 @@ class Keys:
         found = {
             action.dest: action
             for action in parser._actions
-            if action.dest not in ("help", "config", "print_config")
+            if action.dest not in ("help", "help_all", "config", "print_config")
             and not action.dest.endswith(".help")
         }
         self.groups = {part for key in found for part in parts_of(key)[1:]} - self.bases.keys()

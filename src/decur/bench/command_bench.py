@@ -67,6 +67,20 @@ def main(arguments: Sequence[str]) -> None:
     trace = "JSON file for a trace of two steps, for Perfetto or chrome://tracing."
     parser.add_argument("--profile", type=str, help=trace)
     parser.add_argument("--dims", type=int, nargs="+", help="Widths of the embeddings, for `loss`.")
+    parser.show_first(
+        {
+            "what is measured": ("config", "data.root", "data", "objective", "dims"),
+            "the configuration, for example": (
+                "encoder.name",
+                "projector.width",
+                "views.size",
+                "loader.batch_size",
+                "loader.workers",
+                "trainer.precision",
+            ),
+            "how": ("device", "seconds", "json", "profile"),
+        }
+    )
     parsed = parser.parse(arguments)
     _check(parsed, name)
     device = open_device(parsed.device)

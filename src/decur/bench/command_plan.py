@@ -53,6 +53,14 @@ def main(arguments: Sequence[str]) -> RunCost:
     add_device(parser, 30.0, "A file that all numbers are written to.")
     for name, (kind, default, about) in _OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=about)
+    parser.show_first(
+        {
+            "the run": ("config", "data.root", "data", "objective", "encoder.name"),
+            "its size": ("samples", "trainer.max_epochs", "loader.batch_size", "projector.width"),
+            "the devices": ("gpus", "memory", "link", "trainer.precision"),
+            "how": ("device", "seconds", "json"),
+        }
+    )
     parsed = parser.parse(arguments)
     for key in ("seconds", *_OPTIONS):
         if parsed[key] is not None and not parsed[key] > 0:

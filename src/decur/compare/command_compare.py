@@ -25,6 +25,13 @@ _ABOUT = (
     "Methods x backbones x label fractions x sensors x seeds: pretrain and transfer each, resume "
     "where it stopped, and make the table: decur compare --config FILE-OR-RECIPE"
 )
+# What `--help` lists; `--help-all` lists all.
+_ESSENTIALS = {
+    "what is compared": ("config", "methods", "tasks", "data", "backbones", "modalities"),
+    "how often": ("label_fractions", "seeds"),
+    "what all cells have in common": ("pretrain", "transfer"),
+    "how it runs": ("run", "devices", "cluster.name", "cluster.partition", "only", "dry_run"),
+}
 
 
 def build_parser() -> Parser:
@@ -50,6 +57,7 @@ def build_parser() -> Parser:
         default=False,
         help="Print the cells and what is done, and run nothing.",
     )
+    parser.show_first(_ESSENTIALS)
     return parser
 
 

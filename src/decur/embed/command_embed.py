@@ -23,6 +23,19 @@ _TRAINING = {
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
     *("detect_anomaly", "profiler"),
 }
+# What `--help` lists; `--help-all` lists all.
+_ESSENTIALS = {
+    "what is embedded, by what": ("encoders", "data.root", "data", "modalities", "size"),
+    "what is written, and where": ("out", "projector", "missing_bands"),
+    "where it runs": (
+        "loader.batch_size",
+        "loader.workers",
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.precision",
+        "config",
+    ),
+}
 
 
 def embed_parser() -> Parser:
@@ -48,6 +61,7 @@ def embed_parser() -> Parser:
     )
     parser.add_class_arguments(TrainerSettings, "trainer", instantiate=False, skip=_TRAINING)
     parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
+    parser.show_first(_ESSENTIALS)
     return parser
 
 

@@ -57,6 +57,12 @@ def neighbors_parser() -> Parser:
     parser.add_argument("--out", type=str | None, help="CSV file for all hits.")
     parser.add_argument("--picture", type=str | None, help="PNG of queries and hits; needs --data.")
     parser.add_argument("--data", type=PairedDataset | None, help="Where the pictures are.")
+    parser.show_first(
+        {
+            "what is searched": ("embeddings", "from", "to", "query", "k", "part", "index"),
+            "what is written": ("out", "picture", "data"),
+        }
+    )
     return parser
 
 

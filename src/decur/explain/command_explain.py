@@ -18,6 +18,13 @@ _ABOUT = (
     "What is common and what is unique in a run: pictures, arrays and a report, on the data that "
     "it was trained on or on other: decur explain RUN --data.root FOLDER"
 )
+# What `--help` lists; `--help-all` lists all.
+_ESSENTIALS = {
+    "what is explained": ("run", "data", "modalities", "samples", "size"),
+    "which analyses, and where they go": ("only", "beside", "out", "redraw", "overwrite"),
+    "options of analyses, for example": ("options.samples.vectors", "options.browser.shown"),
+    "where it runs": ("device", "loader.batch_size", "loader.workers", "config"),
+}
 
 
 def build_parser() -> Parser:
@@ -48,6 +55,7 @@ def build_parser() -> Parser:
     for analysis in known:
         every = set(signature(analysis.arrays).parameters) - set(analysis.options)
         parser.add_function_arguments(analysis.arrays, f"options.{analysis.name}", skip={*every})
+    parser.show_first(_ESSENTIALS)
     return parser
 
 

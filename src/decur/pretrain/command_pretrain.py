@@ -38,6 +38,23 @@ _FREE = (
     "trainer.strategy",
 )
 
+# What `--help` lists; `--help-all` lists all.
+_ESSENTIALS = {
+    "what is learned from": ("data.root", "data", "modalities"),
+    "how": ("objective.common", "objective", "projector.width", "views.size"),
+    "which encoders": ("encoder.name", "encoder.pretrained", "encoder.attention"),
+    "for how long, and where": (
+        "trainer.max_epochs",
+        "loader.batch_size",
+        "optimizer.name",
+        "optimizer.lr",
+        "trainer.devices",
+        "trainer.precision",
+        "loader.workers",
+        "seed",
+    ),
+}
+
 _ABOUT = (
     "Pretrain one encoder for each sensor on unlabelled pairs. A folder with "
     "<modality>/<id>.tif|png|... is all it needs: decur pretrain --data.root FOLDER"
@@ -71,6 +88,11 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
     # one number for both: the objective sees what the projector gives
     parser.follow("projector.width", "objective.init_args.dim")
     parser.set_defaults(_DEFAULTS)
+    parser.show_first(
+        {**_ESSENTIALS, "the run": ("config", "run", "resume", "overwrite")}
+        if starts
+        else {**_ESSENTIALS, "the run": ("config",)}
+    )
     return parser
 
 

@@ -19,6 +19,14 @@ _ABOUT = (
     "What are encoders worth for a task? Trains a head on labels, frozen or fine-tuned, and tests "
     "it: decur transfer --encoders runs/mine --data.root FOLDER --target LABEL"
 )
+# What `--help` lists; `--help-all` lists all.
+_ESSENTIALS = {
+    "what is tried, on which labels": ("encoders", "data.root", "data", "target", "modalities"),
+    "how": ("freeze", "probe", "head", "label_fraction", "size"),
+    "what is tested on": ("folds", "fold", "train_split", "test_split"),
+    "how it is trained": ("fit.epochs", "fit.lr", "loader.batch_size"),
+    "the run": ("config", "run", "seed", "device"),
+}
 _SPLITS = ("train_split", "test_split")
 
 
@@ -51,6 +59,7 @@ def build_parser() -> Parser:
         "--test_split", type=str | None, help="Split of the data to test on, in place of folds."
     )
     parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
+    parser.show_first(_ESSENTIALS)
     return parser
 
 

@@ -119,6 +119,13 @@ def build_parser() -> Parser:
         "--verify", action="store_true", help="Compare every sample with its checksum at the end."
     )
     parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
+    parser.show_first(
+        {
+            "what is packed, and where to": ("data.root", "data", "out"),
+            "how": ("compression", "quantize", "chunk_mb", "max_bad", "verify"),
+            "who reads": ("workers", "part"),
+        }
+    )
     return parser
 
 
