@@ -82,4 +82,7 @@ def _more(parser: Parser) -> str:
     classes = [f"--{key}.help CLASS" for key in parser.class_keys()]
     of_classes = f" {' and '.join(classes)} list the options of one class." if classes else ""
     count = sum(1 for action in parser._actions if not re.search(r"help$", action.dest))
-    return f"--help-all lists all {count} options.{of_classes} Options may also stand in a YAML file (--config)."
+    return (
+        f"--help-all lists all {count} options.{of_classes} Options may also stand in a YAML file "
+        "(--config)."
+    )
