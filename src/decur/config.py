@@ -149,11 +149,11 @@ class Parser(ArgumentParser):
             about = "Show all options and exit."
             self.add_argument("--help-all", nargs=0, action=ShowAll, help=about)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the text that `--help` prints."""
         if self.essentials:
             return short_help(self, self.essentials)
-        return str(super().format_help())
+        return str(super().format_help(*args, **kwargs))
 
     def class_keys(self) -> list[str]:
         """Return the keys that name a class, as "data"."""
