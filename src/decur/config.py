@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import logging
 import re
-from argparse import Action
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -146,8 +146,8 @@ class Parser(ArgumentParser):
         self.essentials = essentials
         self._shown = {} if values is None else values.as_dict()
         if "--help-all" not in self._option_string_actions:
-            about = "Show all options and exit."
-            self.add_argument("--help-all", nargs=0, action=ShowAll, help=about)
+            about, none = "Show all options and exit.", argparse.SUPPRESS
+            self.add_argument("--help-all", nargs=0, action=ShowAll, default=none, help=about)
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the text that `--help` prints."""
@@ -159,7 +159,7 @@ class Parser(ArgumentParser):
         """Return the keys that name a class, as "data"."""
         return list(self._keys().bases)
 
-    def find_option(self, key: str) -> tuple[Action, Any]:
+    def find_option(self, key: str) -> tuple[argparse.Action, Any]:
         """Return what parses an option, which may lie in a class, and its default value.
 
         Raises:
