@@ -13,6 +13,7 @@ from decur.probes import (
     LOGISTIC,
     chance,
     coordinates,
+    fit_chosen,
     fit_logistic,
     fit_ridge,
     predicted,
@@ -217,8 +218,33 @@ def test_penalties_beyond_those_that_overfit_are_not_tried(monkeypatch):
     assert chosen == best and chosen < stopped < max(tried) == LOGISTIC[-1]
 
 
+def test_patience_begins_once_something_beats_the_most_frequent_class():
+    """Validation accuracy that dips under the majority before it rises must not end the search."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(2, 100, p=[0.7, 0.3])
+    x = np.stack([2 * labels - 1.0, rng.normal(size=100)], 1).astype(np.float32)
+    biases = {1.0: [1, 0], 2.0: [0, 1], 3.0: [0, 1], 4.0: [0, 0], 5.0: [0, 1], 6.0: [0, 1]}
+
+    def solve(features, labels, target, strength):
+        knows = float(strength in (4.0, 7.0))
+        return np.array([[-knows, 0], [knows, 0]]), np.array(biases[strength], float)
+
+    strengths = np.arange(1.0, 8.0)
+    # 7.0 has no bias and would raise: after 4.0 two worse ones in a row do end it
+    layer, chosen = fit_chosen(solve, strengths, 2, x, labels, target_of(2), None, 0)
+    assert chosen == 4
+
+
+def test_numbers_that_do_not_vary_have_no_r2():
+    target = Target("scalar")
+    for truth in (np.zeros(5), np.full(5, 0.1), np.full(5, 1e6, np.float32), np.ones(1)):
+        assert np.isnan(score(truth, truth, target)) and np.isnan(chance(truth, target))
+    assert score(np.array([1.0, 2.0]), np.array([1.0, 2.0]), target) == 1
+
+
 # What version 0.1 gave for the same arrays and seeds: penalty or C, sum of weights, sum of biases;
-# scores of the quick probe in the order of their names; first training rows and R2.
+# scores of the quick probe in the order of their names; first training rows and R2. The penalty of
+# several labels alone is newer: it is chosen by the metric that tables show.
 V01 = {
     "ridge/class/single": [100.0, 0.0, -1.0],
     "logistic/class/single": [0.01, -0.28223, 0.236428],
@@ -226,9 +252,9 @@ V01 = {
     "ridge/class/groups": [100.0, 0.0, -1.0],
     "logistic/class/groups": [0.01, -0.28223, 0.236428],
     "quick/class/groups": [0.625, 0.6375, 0.625, 0.675, 0.4625, 0.35],
-    "ridge/multilabel/single": [100.0, 1.338581, -0.407389],
+    "ridge/multilabel/single": [0.1, 2.04938, -0.423467],
     "quick/multilabel/single": [0.812261, 0.929623, 0.888634, 0.937119, 0.440188, 0.416256],
-    "ridge/multilabel/groups": [100.0, 1.338581, -0.407389],
+    "ridge/multilabel/groups": [10.0, 1.945395, -0.420693],
     "quick/multilabel/groups": [0.821745, 0.887347, 0.882697, 0.907304, 0.446929, 0.370295],
     "ridge/scalar/single": [0.01, 4.104341, 9.91182],
     "quick/scalar/single": [0.41406, 0.698439, 0.504173, 0.656762, -0.024696, -0.015962],
@@ -294,5 +320,14 @@ def test_neighbours_that_know_a_label_tell_it():
     x = rng.normal(size=(300, 2)).astype(np.float32)
     assert score_of_neighbours(x, (x[:, 0] > 0).astype(float), 2, k=10) > 0.9
     assert score_of_neighbours(x, x[:, 0].astype(float), 0, k=10) > 0.9
-    assert score_of_neighbours(x, rng.permutation(x[:, 0]).astype(float), 0, k=10) < 0.1
+    assert np.isnan(score_of_neighbours(x, np.full(300, 0.1), 0, k=10))
+    nothing = [
+        score_of_neighbours(x, rng.permutation(x[:, 0]).astype(float), 0, k=10)
+        for _ in "1234567890"
+    ]
+    assert abs(np.mean(nothing)) < 0.03  # the R2 of such a guess is -0.1
+    few = rng.normal(size=(24, 2)).astype(np.float32)
+    assert (
+        quick_probe({"a": few}, 3 * few[:, 0], Target("scalar"))["a/knn"] > 0.2
+    )  # not all of them
     assert np.isnan(score_of_neighbours(x[:10], np.zeros(10), 2, k=10))

@@ -145,7 +145,8 @@ def score(output: NDArray[Any], labels: NDArray[Any], target: Target) -> float:
         target: what the labels mean.
 
     Returns:
-        NaN where there is nothing to measure: no class that a sample shows, or a single number.
+        NaN where there is nothing to measure: no class that a sample shows, or numbers that do not
+        vary, of whose variance no share can be explained.
     """
     from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 
@@ -156,7 +157,20 @@ def score(output: NDArray[Any], labels: NDArray[Any], target: Target) -> float:
         if not shown.any():
             return float("nan")
         return float(average_precision_score(labels[:, shown], output[:, shown], average="macro"))
-    return float(r2_score(labels, output.reshape(-1))) if len(labels) > 1 else float("nan")
+    return float(r2_score(labels, output.reshape(-1))) if varies(labels) else float("nan")
+
+
+def varies(numbers: NDArray[Any]) -> bool:
+    """Return whether numbers differ by more than their own rounding.
+
+    Args:
+        numbers: (N,).
+    """
+    if len(numbers) < 2:
+        return False
+    numbers = np.asarray(numbers)
+    digits = np.finfo(numbers.dtype if numbers.dtype.kind == "f" else np.float64).eps
+    return bool(np.ptp(numbers) > 4 * digits * np.abs(numbers).max())
 
 
 def chance(labels: NDArray[Any], target: Target) -> float:
@@ -168,13 +182,16 @@ def chance(labels: NDArray[Any], target: Target) -> float:
     Args:
         labels: (N,) or (N, classes), all known.
         target: what they mean.
+
+    Returns:
+        NaN where `score` has nothing to measure.
     """
     if target.kind == "class":
         return float(np.bincount(labels.astype(int)).max() / len(labels))
     if target.kind == "multilabel":
         shown = labels.any(axis=0)
         return float(labels[:, shown].mean()) if shown.any() else float("nan")
-    return 0.0
+    return 0.0 if varies(labels) else float("nan")
 
 
 # -- a linear head, its regularisation chosen on validation parts ----------------------------------
@@ -218,7 +235,8 @@ def fit_logistic(
     """Fit multinomial logistic regression on standardised features, one class a sample.
 
     The penalty is weakened from one that is too strong until two in a row have been worse than the
-    best on the validation parts: those still weaker take minutes, and overfit.
+    best on the validation parts: those still weaker take minutes, and overfit. They are not counted
+    before some penalty has clearly beaten the most frequent class, under which scores dip first.
 
     Args:
         x: (N, D) features of the training part.
@@ -249,7 +267,8 @@ def fit_chosen(
     Args:
         solve: fits standardised features with one regularisation.
         strengths: the regularisations to try, in this order.
-        patience: how many in a row may be worse than the best before the rest is left out.
+        patience: how many in a row may be worse than the best before the rest is left out, once the
+            best is clearly above what a head gives that tells nothing.
         x: (N, D) features of the training part.
         labels: (N, ...) known labels of it.
         target: what they mean.
@@ -262,16 +281,16 @@ def fit_chosen(
     features = x.astype(np.float64)
     parts = validation_parts(labels, target, groups, seed)
     means = np.full(len(strengths), np.nan)
-    best, worse = -np.inf, 0
+    best, worse, needed = -np.inf, 0, _clearly_above_chance(parts, labels, target)
     for tried, strength in enumerate(strengths):
         scores = []
         for fit, held in parts:
             weight, bias = _on_standardised(solve, features[fit], labels[fit], target, strength)
             output = (features[held] @ weight.T + bias).astype(np.float32)  # as a layer gives it
-            scores.append(score(output, labels[held], target))
+            scores.append(_choosing_score(output, labels[held], target))
         defined = [value for value in scores if not np.isnan(value)]
         means[tried] = np.mean(defined) if defined else np.nan
-        worse = worse + 1 if means[tried] < best else 0
+        worse = worse + 1 if means[tried] < best and best > needed else 0
         best = np.fmax(best, means[tried])
         if worse == patience:
             break
@@ -289,6 +308,32 @@ def fit_chosen(
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
     return layer, chosen
+
+
+def _choosing_score(output: NDArray[Any], labels: NDArray[Any], target: Target) -> float:
+    """Return what a validation part chooses by: `score`, of several labels over all decisions.
+
+    That is the first metric of such a task, the one that its tables show.
+    """
+    if target.kind != "multilabel" or not labels.any():
+        return score(output, labels, target)
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(labels, output, average="micro"))
+
+
+def _clearly_above_chance(
+    parts: Sequence[tuple[Rows, Rows]], labels: NDArray[Any], target: Target
+) -> float:
+    """Return the score a standard error above that of the most frequent class; else no bound."""
+    if target.kind != "class" or not parts:
+        return -np.inf
+    guesses = [np.bincount(labels[fit]).argmax() for fit, _ in parts]
+    right = [
+        (labels[held] == guess).mean() for guess, (_, held) in zip(guesses, parts, strict=True)
+    ]
+    share, tested = float(np.mean(right)), sum(len(held) for _, held in parts)
+    return share + float(np.sqrt(share * (1 - share) / tested))
 
 
 def _on_standardised(
@@ -364,6 +409,7 @@ def solve_logistic(x: Float, labels: NDArray[Any], target: Target, c: float) -> 
 
 QUICK_RIDGE = np.logspace(-1, 5, 7)  # penalties, chosen by leaving one out
 NEIGHBOURS = 20
+QUARTER = 4  # of few samples at most a quarter are neighbours: all would give one answer
 FEWEST = 20  # samples that a quick probe needs
 
 
@@ -423,7 +469,7 @@ def _quick_scores(
             return {}
     elif len(np.unique(y[train])) < 2:
         return {}
-    k = min(NEIGHBOURS, len(train))
+    k = min(NEIGHBOURS, max(1, len(train) // QUARTER))
     scalar = target.kind == "scalar"
     models = {
         "linear": RidgeCV(QUICK_RIDGE) if scalar else RidgeClassifierCV(QUICK_RIDGE),
@@ -453,6 +499,10 @@ def _quick_score(model: Any, x: Vectors, y: NDArray[Any], target: Target) -> flo
 def score_of_neighbours(x: Vectors, labels: Float, classes: int, k: int) -> float:
     """Score how well the k nearest samples tell the label of each, which is left out itself.
 
+    The mean of k neighbours that tell nothing misses a number by more than the mean of all does: by
+    (1 + 1 / k) times the variance. That error is what the R2 of numbers is measured against, so
+    that its chance level is 0, not -1 / k.
+
     Args:
         x: (N, D).
         labels: (N,) known classes or numbers.
@@ -460,16 +510,20 @@ def score_of_neighbours(x: Vectors, labels: Float, classes: int, k: int) -> floa
         k: how many neighbours vote, or are averaged.
 
     Returns:
-        Accuracy or R2; NaN where there are no k neighbours.
+        Accuracy, or the share of the squared error of k samples drawn at random that the nearest
+        ones save; NaN where there are no k neighbours, or numbers do not vary.
     """
-    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.metrics import accuracy_score
     from sklearn.neighbors import NearestNeighbors
 
     if len(labels) <= k:
         return float("nan")
     near = NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[1]  # (N, k)
     if not classes:
-        return float(r2_score(labels, labels[near].mean(1)))
+        if not varies(labels):
+            return float("nan")
+        error = np.mean((labels - labels[near].mean(1)) ** 2)
+        return float(1 - error / (labels.var(ddof=1) * (1 + 1 / k)))
     votes = np.stack(
         [(labels[near] == value).sum(1) for value in range(int(labels.max()) + 1)], axis=1
     )

@@ -5,7 +5,13 @@ import timm
 import torch
 
 from decur import Modality
-from decur.encoders import Projector, build_encoder, list_encoders
+from decur.encoders import (
+    Projector,
+    build_encoder,
+    list_encoders,
+    load_encoder,
+    save_encoder,
+)
 from decur.errors import ConfigError, DataError
 
 NAMES = ["resnet18", "resnet50", "vit_small_patch16_224"]
@@ -71,3 +77,28 @@ def test_projector_is_the_papers():
     assert Projector(512, layers=0).dim == 512
     with pytest.raises(ConfigError, match="width"):
         Projector(512, width=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bands", [("R", "G", "B"), ("B04", "B03", "B02"), ("B2", "B3", "B4")])
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_convnext"])
+def test_pretrained_weights_see_pictures_normalised_as_in_their_training(bands, name, tmp_path):
+    """Whole pictures, borders included, in the order of the bands; also from a file, with maps."""
+    plain = timm.create_model(name, num_classes=0).eval()
+    torch.save(plain.state_dict(), tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 0}
+    modality = Modality("rgb", bands, scaling="range")
+    encoder = build_encoder(name, modality, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    x = torch.rand(2, 3, 160, 160)
+    mean, std = (torch.tensor(plain.pretrained_cfg[k])[:, None, None] for k in ("mean", "std"))
+    seen = (x - mean) / std
+    pictures = x.flip(1) if bands[0] == "B2" else x
+    torch.testing.assert_close(encoder(pictures), plain(seen), atol=1e-4, rtol=1e-3)
+    again = load_encoder(save_encoder(encoder, tmp_path / "rgb.safetensors"))
+    assert torch.equal(again(pictures), encoder(pictures))
+    maps = plain.forward_intermediates(seen, indices=encoder.indices, intermediates_only=True)
+    torch.testing.assert_close(again.forward_features(pictures), maps, atol=1e-4, rtol=1e-3)
+    assert list(encoder.state_dict()) == list(plain.state_dict())  # timm's own keys
+    fresh = build_encoder(name, modality).eval()
+    fresh.load_state_dict(plain.state_dict())
+    assert torch.equal(fresh(x), plain(x))  # what is not pretrained takes pictures as they are

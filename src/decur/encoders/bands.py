@@ -40,6 +40,11 @@ def select_bands(encoder: Encoder, bands: Sequence[str]) -> Encoder:
     for band in bands:
         if band not in known:
             raise DataError(f"the encoder knows no band {band!r}; it has {', '.join(known)}")
+    if encoder.options.get("normalisation"):
+        raise DataError(
+            f"encoder {encoder.name!r} cannot do without a band: its weights started from timm's, "
+            "which normalise all of them; give the data all of them"
+        )
     rows = [known.index(band) for band in bands]
     kept = {
         field: tuple(values[row] for row in rows)

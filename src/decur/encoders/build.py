@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import timm
 from decur.encoders.adapted import ADAPTED, AdaptedEncoder
 from decur.encoders.base import ENCODERS, Builder, Encoder
 from decur.encoders.geo import TORCHGEO, build_geo
+from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
 from decur.errors import ConfigError
@@ -34,7 +36,9 @@ def build_encoder(
             timm does not have (see `decur.encoders.geo`); any other name that is registered in
             `ENCODERS`; or "package.module:function", which builds an encoder of one's own.
         modality: the sensor, or only its number of bands.
-        pretrained: start from published weights (downloads them).
+        pretrained: start from published weights (downloads them). Weights of photographs take
+            pictures in [0, 1] of three bands, whose colours are found by name (R, G, B or
+            Sentinel-2's B4, B3, B2); other bands are taken as they come.
         **options: further arguments of what builds the encoder: of `TimmEncoder` (`attention`, and
             what `timm.create_model` takes), of `MLPEncoder`, ...
 
@@ -57,7 +61,25 @@ def build_encoder(
     else:
         encoder = _built(name, builder, channels, pretrained=pretrained, options=options)
     encoder.modality = None if isinstance(modality, int) else modality
+    if pretrained and isinstance(encoder, TimmEncoder | MiTEncoder):
+        order = colour_order(() if isinstance(modality, int) else modality.bands)
+        if order != sorted(order):
+            encoder.reorder_bands(order)
     return encoder
+
+
+def plain_band(band: str) -> str:
+    """Return the name of a band in one spelling: B04 and B8a as B4 and B8A."""
+    return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.upper())
+
+
+def colour_order(bands: Sequence[str]) -> list[int]:
+    """Return each band's place in red, green, blue; empty where the bands are not these three."""
+    have = [plain_band(band) for band in bands]
+    for colours in (("R", "G", "B"), ("RED", "GREEN", "BLUE"), ("B4", "B3", "B2")):
+        if sorted(have) == sorted(colours):
+            return [colours.index(band) for band in have]
+    return []
 
 
 def _builder(name: str) -> Builder | None:

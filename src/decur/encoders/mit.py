@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,12 @@ class MiTEncoder(Encoder):
                 weight, shift = fold(first.weight)
                 first.weight.copy_(weight)
                 first.bias.sub_(shift)
+
+    @torch.no_grad()
+    def reorder_bands(self, order: Sequence[int]) -> None:
+        """Let the first layer take its bands in another order, see `TimmEncoder.reorder_bands`."""
+        first: Any = self.get_submodule("patch_embed1.proj")
+        first.weight.copy_(first.weight[:, list(order)])
 
     def stage(self, number: int, x: Tensor) -> Tensor:
         """Run one stage alone, for models that change the maps between stages.

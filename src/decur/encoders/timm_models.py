@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from decur.encoders.attention.base import attach
 from decur.encoders.base import Encoder
 from decur.errors import ConfigError
 
+Normalisation = Mapping[str, Sequence[float]]  # "mean" and "std", a number for each band
 VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
 
 
@@ -25,7 +27,10 @@ class TimmEncoder(Encoder):
     Args:
         name: a timm model name.
         channels: number of input bands.
-        pretrained: start from timm's weights (downloads them).
+        pretrained: start from timm's weights (downloads them). Of three bands, the first layer then
+            takes pictures in [0, 1] to the mean and deviation that the weights were trained with.
+        normalisation: `{"mean": [...], "std": [...]}` of each band, that pictures in [0, 1] are
+            normalised by before the first layer; None: that of pretrained weights, else none.
         attention: the attention after each stage, as `{"layer3": "rda", "layer4": "rda"}`, or
             one name for the last two stages: "rda", "da", "cbam" or "cross_da".
         **options: further arguments of `timm.create_model`.
@@ -42,6 +47,7 @@ class TimmEncoder(Encoder):
         /,
         *,
         pretrained: bool = False,
+        normalisation: Normalisation | None = None,
         attention: str | Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
@@ -49,6 +55,12 @@ class TimmEncoder(Encoder):
         self.name = name
         self.options = dict(options)
         self.backbone: Any = _create(name, channels, pretrained, options)
+        if normalisation is None and pretrained:
+            normalisation = _own_normalisation(self.backbone, channels)
+        if normalisation is not None:
+            self.options["normalisation"] = {k: list(v) for k, v in normalisation.items()}
+            for layer in first_layers(self.backbone):
+                _normalise_before(layer, normalisation)
         if attention:
             self.options["attention"] = attach(self.backbone, name, attention=attention)
         info = self.backbone.feature_info
@@ -75,6 +87,61 @@ class TimmEncoder(Encoder):
         """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
         vector: Tensor = self.backbone(x)
         return vector
+
+    @torch.no_grad()
+    def reorder_bands(self, order: Sequence[int]) -> None:
+        """Let the first layer take its bands in another order.
+
+        Args:
+            order: for each band of the pictures its place among those of the weights.
+        """
+        for layer in first_layers(self.backbone):
+            layer.weight.copy_(layer.weight[:, list(order)])
+        if found := self.options.get("normalisation"):
+            self.options["normalisation"] = {k: [v[i] for i in order] for k, v in found.items()}
+            for layer in first_layers(self.backbone):
+                _set_normalisation(layer, self.options["normalisation"])
+
+
+def first_layers(backbone: nn.Module) -> list[Any]:
+    """Return the convolutions of a timm model that take the bands, mostly a single one."""
+    named: Any = getattr(backbone, "pretrained_cfg", {}).get("first_conv") or ()
+    names = [named] if isinstance(named, str) else list(named)
+    found = [module for name, module in backbone.named_modules() if name in names]
+    return [m for m in found if isinstance(m, nn.Conv2d)] or list(_convolutions(backbone))[:1]
+
+
+def _convolutions(backbone: nn.Module) -> Iterator[nn.Conv2d]:
+    return (module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+
+
+def _own_normalisation(backbone: Any, channels: int) -> Normalisation | None:
+    """Return the mean and deviation that timm's weights were trained with; None for other bands."""
+    found = {key: backbone.pretrained_cfg.get(key) for key in ("mean", "std")}
+    if channels != 3 or any(value is None or len(value) != 3 for value in found.values()):
+        return None
+    changes = any(found["mean"]) or set(found["std"]) != {1.0}
+    return found if changes else None
+
+
+def _normalise_before(layer: nn.Module, normalisation: Normalisation) -> None:
+    """Normalise what a layer takes; a hook, so that whatever calls the layer gets it.
+
+    Folded into the weights, the padding at a border would be black in place of the mean colour.
+    """
+    _set_normalisation(layer, normalisation)
+    layer.register_forward_pre_hook(_normalise)
+
+
+def _set_normalisation(layer: nn.Module, normalisation: Normalisation) -> None:
+    for key in ("mean", "std"):
+        values = torch.tensor(normalisation[key], dtype=torch.float32)[:, None, None]
+        layer.register_buffer(f"picture_{key}", values, persistent=False)  # (C, 1, 1)
+
+
+def _normalise(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    x, *others = inputs
+    return ((x - layer.picture_mean) / layer.picture_std, *others)
 
 
 def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any]) -> Any:

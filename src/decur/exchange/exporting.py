@@ -85,6 +85,8 @@ def export_encoder(
                 f"--{'scaling' if scaling else 'size'}: a state dict has no graph to hold it; "
                 "take --format onnx or torch"
             )
+        if "normalisation" in model.options:  # which is no layer of timm's or torchgeo's
+            about["input"] += ", then normalised by the mean and std of options.normalisation"
         with writing(out):
             _write_state(model, out, format, about)
     else:

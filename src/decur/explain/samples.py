@@ -145,14 +145,17 @@ def findings(arrays: Arrays) -> str:
     rows: list[list[object]] = []
     for label in labels:
         scores = [told(arrays, label, number) for number in range(len(names))]
-        known = arrays[f"label/{label}"]
-        known = known[~np.isnan(known)]
-        if not len(known):
+        # a sensor's chance is that of the samples it has
+        seen = [_known(arrays, label, number)[1] for number in range(len(names))]
+        seen = [y for y in seen if len(y)]
+        if not seen:
             continue
         classes = arrays[f"classes/{label}"].tolist()
         target = Target("class", tuple(classes)) if classes else Target("scalar")
-        by_chance = f"{chance(known, target):.2f}"
-        rows.append([label, METRICS[target.kind], *(f"{s:.2f}" for s in scores), by_chance])
+        by_chance = [f"{chance(y, target):.2f}" for y in seen]
+        by_chance = by_chance[:1] if len(set(by_chance)) == 1 else by_chance
+        measure = METRICS[target.kind] if classes else "R2 over random neighbours"
+        rows.append([label, measure, *(f"{s:.2f}" for s in scores), ", ".join(by_chance)])
     reading = (
         f"How well the {NEIGHBOURS} nearest points of the same sensor on the map tell the label of "
         "a point: what two dimensions have kept, a lower bound of what the vectors hold. A label "
@@ -163,7 +166,7 @@ def findings(arrays: Arrays) -> str:
 
 
 def told(arrays: Arrays, label: str, modality: int) -> float:
-    """Return how well neighbours on the map tell a label: accuracy of a class, R2 of a number.
+    """Return how well neighbours on the map tell a label: see `score_of_neighbours`.
 
     Args:
         arrays: of `samples`.
@@ -173,10 +176,15 @@ def told(arrays: Arrays, label: str, modality: int) -> float:
     Returns:
         The score; NaN where too few points are labelled.
     """
+    xy, y = _known(arrays, label, modality)
+    return score_of_neighbours(xy, y, len(arrays[f"classes/{label}"]), NEIGHBOURS)
+
+
+def _known(arrays: Arrays, label: str, modality: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the places of a sensor's labelled points, (n, 2), and their labels, (n,)."""
     chosen = arrays["modality"] == modality
     y = arrays[f"label/{label}"][arrays["sample"][chosen]]
-    xy, y = arrays["xy"][chosen][~np.isnan(y)], y[~np.isnan(y)]
-    return score_of_neighbours(xy, y, len(arrays[f"classes/{label}"]), NEIGHBOURS)
+    return arrays["xy"][chosen][~np.isnan(y)], y[~np.isnan(y)]
 
 
 def _reduced(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

@@ -15,7 +15,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from decur.encoders import AdaptedEncoder, Encoder, TimmEncoder, build_encoder
+from decur.encoders import AdaptedEncoder, Encoder, build_encoder
+from decur.encoders.build import plain_band
 from decur.encoders.geo import TORCHGEO, require_torchgeo
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
@@ -169,31 +170,6 @@ def load_torchgeo(
     return encoder.eval()
 
 
-def with_own_normalisation(encoder: Encoder) -> Encoder:
-    """Return timm's encoder with the mean and deviation of its weights applied inside.
-
-    That is done for three bands, in [0, 1]. Red, green and blue are found by name where the bands
-    have such names. Other encoders are returned as they are.
-
-    Args:
-        encoder: with its modality.
-    """
-    if not isinstance(encoder, TimmEncoder) or encoder.options.get("attention"):
-        return encoder
-    assert encoder.modality is not None
-    mean, std = (encoder.backbone.pretrained_cfg.get(key) for key in ("mean", "std"))
-    if encoder.modality.channels != 3 or mean is None or len(mean) != 3:
-        return encoder
-    have = [plain_band(band) for band in encoder.modality.bands]
-    orders = [
-        colours for colours in (["R", "G", "B"], ["B4", "B3", "B2"]) if set(colours) == set(have)
-    ]
-    rows: list[int | None] = [have.index(band) for band in (orders[0] if orders else have)]
-    adapted = _adapt(encoder, rows, list(mean), list(std), 3)
-    adapted.modality = encoder.modality
-    return adapted
-
-
 def _composed(steps: Sequence[Step], channels: int) -> Step:
     """Return one normalisation that does what several do one after the other."""
     mean, std = [0.0] * channels, [1.0] * channels
@@ -252,11 +228,6 @@ def weights_by_architecture() -> Iterable[tuple[str, Any]]:
             yield name, models.get_model_weights(name)
         except KeyError:  # none are released
             continue
-
-
-def plain_band(band: str) -> str:
-    """Return the name of a band in one spelling: B04 and B8a as B4 and B8A."""
-    return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.upper())
 
 
 def bands_of(weights: Any, modality: Modality) -> list[str] | None:

@@ -24,7 +24,6 @@ from decur.transfer.pretrained import (
     load_torchgeo,
     parse_source,
     sensor_of,
-    with_own_normalisation,
 )
 from decur.transfer.settings import MissingBands, Representation, TransferSettings
 
@@ -171,8 +170,6 @@ def _make(
         settings = replace(settings, name=source.removeprefix(TIMM), pretrained=True)
     torch.manual_seed(seed)
     made = {name: settings.build(name, modality) for name, modality in modalities.items()}
-    if source != RANDOM:
-        made = {name: with_own_normalisation(encoder) for name, encoder in made.items()}
     return {name: encoder.eval() for name, encoder in made.items()}
 
 
