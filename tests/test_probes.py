@@ -231,7 +231,7 @@ def test_patience_begins_once_something_beats_the_most_frequent_class():
 
     strengths = np.arange(1.0, 8.0)
     # 7.0 has no bias and would raise: after 4.0 two worse ones in a row do end it
-    layer, chosen = fit_chosen(solve, strengths, 2, x, labels, target_of(2), None, 0)
+    _, chosen = fit_chosen(solve, strengths, 2, x, labels, target_of(2), None, 0)
     assert chosen == 4
 
 
