@@ -73,7 +73,7 @@ def export_encoder(
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; give a file in it")
     model = load_encoder(encoder)
-    about = {
+    about: dict[str, Any] = {
         "encoder": model.name,
         "options": model.options,
         "input": "raw values" if scaling else "values in [0, 1], as the modality scales them",
