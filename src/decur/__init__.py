@@ -1,4 +1,9 @@
-"""decur: what sensors share, and what only one of them sees, learned from unlabelled pairs."""
+"""decur: what sensors share, and what only one of them sees, learned from unlabelled pairs.
+
+Names and packages are imported when they are first used. `decur.pretrain`, `decur.transfer`,
+`decur.embed`, `decur.explain` and `decur.compare` are packages that are also called like functions:
+`decur.pretrain(data, decur.DeCUR(dim=1024), run="runs/mine")`.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -17,15 +17,29 @@ import ast
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 
-def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+class _CallablePackage(ModuleType):
+    """A package that is called like the function of its name, as `decur.pretrain(...)`."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **options)
+
+
+def lazy_names(
+    package: str, *, call: bool = False
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__`, which import its names on first use.
+
+    Modules and packages within the package are imported on first use, too.
 
     Args:
         package: the package's name. The imports in its `__init__.py` under `if TYPE_CHECKING:` say
             which names it offers and where each is defined.
+        call: let the package be called like the function of its own name that it offers.
 
     Raises:
         ImportError: if the package's source is not there to be read.
@@ -36,9 +50,13 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     if source is None:
         raise ImportError(f"{package}: the source of its __init__.py cannot be read")
     places = _places(ast.parse(source))
+    if call:
+        module.__class__ = _CallablePackage
 
     def __getattr__(name: str) -> Any:
         if name not in places:
+            if not name.startswith("_") and find_spec(f"{package}.{name}"):
+                return import_module(f"{package}.{name}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home, there = places[name]
         value = getattr(import_module(home), there)

@@ -19,7 +19,7 @@ Scaling = Literal["standard", "range", "image", "zscore"]
 NO_MEASUREMENT = 0.5  # what an average value becomes under "standard": neither dark nor bright
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Modality:
     """One sensor: its bands in order, their statistics, and how raw values become [0, 1].
 
@@ -107,6 +107,12 @@ class Modality:
             )
         if not 0 <= self.cut < 100:
             raise ConfigError(f"{where}: cut is a percentage in [0, 100), is {self.cut}")
+
+    def __repr__(self) -> str:
+        bands = ", ".join(self.bands[:6]) + (", ..." if len(self.bands) > 6 else "")
+        size = "any size" if self.size is None else f"{self.size[0]} x {self.size[1]} px"
+        count = f"{len(self.bands)} band{'s' * (len(self.bands) > 1)}"
+        return f"<{self.name}: {count} ({bands}), {size}, scaling {self.scaling}>"
 
     @property
     def channels(self) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         TaskSettings,
     )
 else:
-    __getattr__, __dir__ = lazy_names(__name__)
+    __getattr__, __dir__ = lazy_names(__name__, call=True)
 
 __all__ = [
     "ClusterSettings",

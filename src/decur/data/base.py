@@ -158,6 +158,36 @@ class PairedDataset(Dataset[Sample], ABC):
                 bad.append((error.path, error.reason))
         return self.made_of, held, file_states(read), bad
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.describe()}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table of the sensors, and a few samples."""
+        from decur import report
+        from decur.plotting import render
+
+        head = ("sensor", "bands", "size", "samples")
+        rows = []
+        for name, sensor in self.modalities.items():
+            size = "various" if sensor.size is None else f"{sensor.size[0]} x {sensor.size[1]}"
+            bands = ", ".join(sensor.bands[:12]) + (", ..." if sensor.channels > 12 else "")
+            rows.append((name, bands, size, int(self.present[name].sum())))
+        strips = []
+        for index in range(min(4, len(self))):
+            sample = SkipBad(self)[index]
+            pictures = [
+                report.thumbnail(
+                    (255 * render(sensor.scale(sample["images"][name]), sensor)).astype(np.uint8),
+                    name,
+                )
+                for name, sensor in self.modalities.items()
+                if name in sample["images"]
+            ]
+            strips.append(report.strip(sample["id"], pictures))
+        labels = ", ".join(f"{name} ({spec.kind})" for name, spec in self.targets.items())
+        about = report.paragraph(f"{self!r}" + (f"; labels: {labels}" if labels else ""))
+        return about + report.table(head, rows) + "".join(strips)
+
     def describe(self) -> str:
         """Return one line for the log: how many samples, and how many lack which sensor."""
         n = len(self)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from decur.embed.neighbors import Hits, Part, Vectors, nearest, read_vectors
     from decur.embed.settings import EmbedSettings
 else:
-    __getattr__, __dir__ = lazy_names(__name__)
+    __getattr__, __dir__ = lazy_names(__name__, call=True)
 
 __all__ = [
     "EmbedSettings",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -51,6 +53,65 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled vector: (B, C, H, W) in [0, 1] to (B, D)."""
+
+    def __repr__(self) -> str:
+        """Return one line; `print(list(encoder.children()))` shows the layers."""
+        numbers = sum(p.numel() for p in self.parameters())
+        of = "" if self.modality is None else f" for {self.modality!r}"
+        maps = ", ".join(map(str, self.strides))
+        return (
+            f"<{getattr(self, 'name', type(self).__name__)}{of}: vectors of {self.dim}, maps at "
+            f"strides {maps}, {numbers:,} parameters>"
+        )
+
+    @torch.no_grad()
+    def predict(
+        self, pictures: ArrayLike | Tensor | Sequence[ArrayLike | Tensor], *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Return the vectors of pictures as they were measured, without gradients.
+
+        The pictures are scaled as the encoder's modality says and go through the encoder on the
+        device that it is on, without dropout and with fixed batch norms.
+
+        Args:
+            pictures: one picture (C, H, W) or several, (N, C, H, W) or a list, in raw units: the
+                numbers of the files that the encoder was trained on.
+            batch_size: how many go through the encoder at a time.
+
+        Returns:
+            (D,) of one picture; (N, D) of several.
+
+        Raises:
+            DataError: if the encoder's modality is unknown, or the pictures are not of its bands.
+        """
+        if self.modality is None:
+            raise DataError(
+                f"encoder {self.name!r}: its modality is unknown, so raw pictures cannot be "
+                "scaled; load_encoder gives one that knows it, or set encoder.modality"
+            )
+        many = [torch.as_tensor(picture) for picture in pictures]
+        one = many[0].ndim == 2 if many else False
+        if one:
+            many = [torch.stack(many)]
+        for picture in many:
+            if picture.ndim != 3 or picture.shape[0] != self.modality.channels:
+                raise DataError(
+                    f"a picture is {tuple(picture.shape)}; {self.modality.name!r} needs "
+                    f"({self.modality.channels}, height, width)"
+                )
+        where, training = next(self.parameters()), self.training
+        self.eval()
+        found = [np.empty((0, self.dim), np.float32)]
+        try:
+            for first in range(0, len(many), batch_size):
+                scaled = [self.modality.scale(p) for p in many[first : first + batch_size]]
+                same = len({x.shape for x in scaled}) == 1
+                for batch in [torch.stack(scaled)] if same else [x[None] for x in scaled]:
+                    found.append(self(batch.to(where.device, where.dtype)).float().cpu().numpy())
+        finally:
+            self.train(training)
+        vectors = np.concatenate(found)  # (N, D)
+        return vectors[0] if one else vectors
 
     def check(self, modality: Modality) -> None:
         """Refuse data of another sensor.

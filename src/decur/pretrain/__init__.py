@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from decur.encoders.settings import EncoderSettings
     from decur.pretrain.data import PairedData
     from decur.pretrain.module import Pretrainer
+    from decur.pretrain.run import Pretrained, pretrain
     from decur.pretrain.settings import (
         CheckpointSettings,
         MonitorSettings,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
         ViewSettings,
     )
 else:
-    __getattr__, __dir__ = lazy_names(__name__)
+    __getattr__, __dir__ = lazy_names(__name__, call=True)
 
 __all__ = [
     "CheckpointSettings",
@@ -29,8 +30,10 @@ __all__ = [
     "OptimizerSettings",
     "PairedData",
     "PretrainSettings",
+    "Pretrained",
     "Pretrainer",
     "ProjectorSettings",
     "TrainerSettings",
     "ViewSettings",
+    "pretrain",
 ]

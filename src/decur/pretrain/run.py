@@ -48,6 +48,10 @@ class Pretrained:
     folder: RunFolder
     model: Pretrainer
 
+    def __repr__(self) -> str:
+        sensors, path = ", ".join(self.model.modalities), self.folder.path
+        return f"<encoders of {sensors} in {path / 'encoders'}; {path / 'report.html'}>"
+
 
 def pretrain(
     data: PairedDataset,

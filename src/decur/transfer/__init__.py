@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from decur.transfer.run import Transferred, transfer
     from decur.transfer.settings import FitSettings, TransferSettings
 else:
-    __getattr__, __dir__ = lazy_names(__name__)
+    __getattr__, __dir__ = lazy_names(__name__, call=True)
 
 __all__ = [
     "CMX",

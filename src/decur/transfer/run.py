@@ -53,6 +53,12 @@ class Transferred:
     results: dict[str, Any]
     model: Fusion
 
+    def __repr__(self) -> str:
+        metrics = ", ".join(
+            f"{name} {one['value']:.3f}" for name, one in self.results["metrics"].items()
+        )
+        return f"<{self.results['target']}: {metrics}; {self.folder.path}>"
+
 
 def transfer(
     data: PairedDataset,

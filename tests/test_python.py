@@ -1,0 +1,86 @@
+"""decur from Python: what `import decur` offers, and what its objects say of themselves."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import decur
+from decur.data import SyntheticScenes
+from decur.encoders import build_encoder
+from decur.errors import DataError
+
+
+def test_import_decur_offers_everything_and_imports_nothing():
+    code = (
+        "import sys, decur\n"
+        "print(sorted({'torch', 'numpy', 'lightning'} & set(sys.modules)))\n"
+        "print(decur.data.PairedFolder.__name__, decur.DeCUR.__name__, decur.errors.DataError)\n"
+        "print([callable(getattr(decur, n)) for n in "
+        "('pretrain', 'transfer', 'embed', 'explain', 'compare')])\n"
+        "print(hasattr(decur, 'nonsense'))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    nothing, names, called, nonsense = out.stdout.splitlines()
+    assert nothing == "[]" and names.startswith("PairedFolder DeCUR")
+    assert called == str([True] * 5) and nonsense == "False"
+
+
+def test_a_package_is_called_like_its_function(tmp_path):
+    data = SyntheticScenes(samples=8, size=32, modalities=["optical", "sar"])
+    found = decur.pretrain(
+        data,
+        decur.DeCUR(dim=16),
+        run=str(tmp_path / "run"),
+        encoder=decur.pretrain.EncoderSettings(name="test_resnet"),
+        projector=decur.pretrain.ProjectorSettings(width=16),
+        views=decur.pretrain.ViewSettings(size=32),
+        loader=decur.pretrain.LoaderSettings(batch_size=8, workers=0),
+        trainer={"max_epochs": 1, "accelerator": "cpu"},
+        monitor=decur.pretrain.MonitorSettings(every_epochs=0),
+    )
+    assert (tmp_path / "run" / "encoders" / "sar.safetensors").is_file()
+    assert "optical, sar" in repr(found) and "\n" not in repr(found)
+
+
+def test_objects_say_what_they_are_in_one_line():
+    data = SyntheticScenes(samples=3, size=32, modalities=["optical", "sar"])
+    encoder = build_encoder("test_resnet", data.modalities["sar"])
+    assert repr(data).startswith("<SyntheticScenes: 3 samples, optical (") and "32 x 32" in repr(
+        data
+    )
+    assert repr(data.modalities["sar"]).startswith("<sar: 2 bands (")
+    assert "test_resnet for <sar" in repr(encoder) and f"vectors of {encoder.dim}" in repr(encoder)
+    assert not any("\n" in repr(x) for x in (data, data.modalities["sar"], encoder))
+
+
+def test_a_notebook_shows_a_data_sets_sensors_and_pictures():
+    html = SyntheticScenes(samples=6, size=32, modalities=["optical", "sar"])._repr_html_()
+    assert html.count("<img") == 4 * 2 and "optical" in html and "32 x 32" in html
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, list])
+def test_predict_takes_raw_pictures(kind):
+    data = SyntheticScenes(samples=5, size=32, modalities=["sar"])
+    sar = data.modalities["sar"]
+    encoder = build_encoder("test_resnet", sar).train()
+    raw = torch.stack([data[i]["images"]["sar"] for i in range(5)])  # (5, 2, 32, 32)
+    given = [x.numpy() for x in raw] if kind is list else kind(raw.numpy())
+    found = encoder.predict(given, batch_size=2)
+    assert encoder.training and found.dtype == np.float32
+    with torch.no_grad():
+        right = encoder.eval()(sar.scale(raw))
+    np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encoder.predict(given[0]), right[0], rtol=1e-4, atol=1e-5)
+
+
+def test_predict_refuses_other_bands_and_an_unknown_sensor():
+    sar = SyntheticScenes(samples=1, size=32, modalities=["sar"]).modalities["sar"]
+    encoder = build_encoder("test_resnet", sar)
+    with pytest.raises(DataError, match=r"\(32, 32, 2\); 'sar' needs \(2, height, width\)"):
+        encoder.predict(np.zeros((32, 32, 2)))
+    encoder.modality = None
+    with pytest.raises(DataError, match="its modality is unknown"):
+        encoder.predict(np.zeros((2, 32, 32)))
