@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -66,7 +66,7 @@ class Encoder(nn.Module, ABC):
 
     @torch.no_grad()
     def predict(
-        self, pictures: ArrayLike | Tensor | Sequence[ArrayLike | Tensor], *, batch_size: int = 64
+        self, pictures: Tensor | NDArray[Any] | Sequence[Any], *, batch_size: int = 64
     ) -> NDArray[np.float32]:
         """Return the vectors of pictures as they were measured, without gradients.
 
