@@ -21,6 +21,7 @@ LAYERS = (
         "modality",
         "digest",
         "registry",
+        "verdicts",
     ),
     *(
         "completion",

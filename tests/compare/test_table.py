@@ -8,7 +8,9 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from decur.compare.cells import Axis, Cell
 from decur.compare.published import published_table, read_published
@@ -23,7 +25,7 @@ from decur.compare.table_text import (
     markdown,
     tables_csv,
 )
-from decur.compare.tables import add_published, differences, tabulate
+from decur.compare.tables import Scores, add_published, differences, mark_best, tabulate
 
 BOTH = ("optical", "sar")
 
@@ -85,8 +87,8 @@ def test_mean_and_deviation(one_column):
     assert rows(table, 3) == [["a", "66.7 ± 20.8"], ["b", "25.0 (1 of 3)"]]
 
 
-# One-sided 5 % points of Student's t for 2 and 4 degrees of freedom, as printed in tables.
-@pytest.mark.parametrize(("shape", "t"), [([-1, 0, 1], 2.920), ([-1, -1, 0, 1, 1], 2.132)])
+# Two-sided 5 % points of Student's t for 2 and 4 degrees of freedom, as printed in tables.
+@pytest.mark.parametrize(("shape", "t"), [([-1, 0, 1], 4.303), ([-1, -1, 0, 1, 1], 2.776)])
 @pytest.mark.parametrize("metric", ["accuracy", "MAE"])
 @pytest.mark.parametrize(("factor", "expected"), [(1.01, ["better"]), (0.99, [])])
 def test_best_is_what_a_paired_test_tells_from_the_rest(
@@ -102,11 +104,14 @@ def test_best_is_what_a_paired_test_tells_from_the_rest(
 @pytest.mark.parametrize(
     ("methods", "expected"),
     [
-        ({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2, 0.3], "c": [0.4, 0.5, 0.6]}, ["a"]),
+        ({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2, 0.31], "c": [0.4, 0.5, 0.61]}, ["a"]),
         # above b at every seed, above c only on average
         ({"a": [0.5, 0.6, 0.7], "b": [0.1, 0.2, 0.3], "c": [0.45, 0.65, 0.55]}, []),
-        ({"a": [0.5, 0.6], "b": [0.4, 0.5]}, ["a"]),  # the same distance each time
-        ({"a": [0.5, 0.6], "b": [0.5, 0.6]}, []),
+        # the same distance each time: no certainty at two or three seeds, but at six
+        ({"a": [0.5, 0.6, 0.7], "b": [0.4, 0.5, 0.6]}, []),
+        ({"a": [0.5 + s / 20 for s in range(6)], "b": [0.4 + s / 20 for s in range(6)]}, ["a"]),
+        ({"a": [0.5, 0.6], "b": [0.1, 0.2001]}, []),  # two seeds are too few for a test
+        ({"a": [0.5, 0.6, 0.7], "b": [0.5, 0.6, 0.7]}, []),
         ({"a": [0.9], "b": [0.1]}, []),  # one seed tells nothing
         ({"a": [0.9, 0.8, 0.9], "b": [0.1]}, []),
         ({"a": [0.9, 0.8, 0.9]}, []),  # nothing to be better than
@@ -114,6 +119,46 @@ def test_best_is_what_a_paired_test_tells_from_the_rest(
 )
 def test_best_is_better_than_each_other(one_column, methods, expected):
     assert best(one_column(**methods)) == expected
+
+
+def test_marks_are_corrected_for_rivals_and_columns(make):
+    """A gain of p = 0.03 is marked where it is the only one looked at."""
+    one, other = [0.5, 0.6, 0.7], [0.5 - 0.05, 0.6 - 0.06, 0.7 - 0.09]
+    p = ttest_rel(one, other).pvalue
+    assert 0.05 / 2 < p < 0.05
+    cells = [
+        make(name, seed, labels=labels, accuracy=value)
+        for labels in (0.5, 1.0)
+        for name, values in {"a": one, "b": other}.items()
+        for seed, value in enumerate(values if labels == 1 else one)
+    ]
+    (alone,) = tabulate(cells[6:], {}, {"cover": TaskSettings()})
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
+    assert best(alone) == ["a"] and best(table) == []
+    assert (alone.tests, table.tests) == (1, 2)
+    assert "corrected for one comparison" in caption(alone, 3)
+    assert "corrected for 2 comparisons by Holm" in caption(table, 3)
+    assert differences(table, "b").tests == 2 and not any(
+        scores.sure for scores in differences(table, "b").cells.values()
+    )
+
+
+def test_too_few_seeds_mark_nothing_and_say_so(one_column):
+    table = one_column(a=[0.9, 0.91], b=[0.1, 0.12])
+    assert best(table) == [] and "a test needs 3 seeds" in caption(table, 2)
+    gains = differences(table, "b")
+    assert not gains.tests and "a test needs 3 seeds" in caption(gains, 2)
+
+
+@pytest.mark.parametrize("methods", [2, 4])
+def test_methods_of_the_same_accuracy_are_rarely_marked(methods):
+    """Accuracies of ten test samples are tenths: by rounding alone differences are often equal."""
+    rng, marked, rounds = np.random.default_rng(0), 0, 300
+    for _ in range(rounds):
+        column = [Scores(dict(enumerate(rng.binomial(10, 0.8, 3) / 10))) for _ in range(methods)]
+        mark_best(column, lower=False)
+        marked += any(scores.sure for scores in column)
+    assert marked / rounds < 0.07
 
 
 def test_several_metrics_stand_side_by_side(make):
@@ -130,8 +175,8 @@ def test_several_metrics_stand_side_by_side(make):
     names = ["SUN (mIoU)", "SUN (overall_accuracy)", "NYU (mIoU)", "NYU (overall_accuracy)"]
     assert header(table) == (["method"], names)
     shown = rows(table, 2, bold=lambda text: f"{text}!")
-    assert shown[0] == ["a", *["30.0 ± 0.0", "70.0 ± 0.0!"] * 2]
-    assert shown[1] == ["b", *["40.0 ± 0.0!", "60.0 ± 0.0"] * 2]
+    assert shown[0] == ["a", *["30.0 ± 0.0", "70.0 ± 0.0"] * 2]
+    assert shown[1] == ["b", *["40.0 ± 0.0", "60.0 ± 0.0"] * 2]
     assert ["FCN (DeCUR), ResNet-50, published", "34.5", "75.5", "–", "–"] in shown
     assert {row["metric"] for row in csv.DictReader(io.StringIO(tables_csv([table])))} == set(
         plan.metrics
@@ -146,11 +191,14 @@ def test_differences_are_of_the_same_seed(one_column, shape, t, sign, factor, su
     other = [0.3, 0.7, 0.4, 0.6, 0.5][: len(shape)]  # seeds differ more than methods do
     margin = sign * factor * t * 0.01 * statistics.stdev(shape) / math.sqrt(len(shape))
     one = [x + margin + 0.01 * d for x, d in zip(other, shape, strict=True)]
-    table = differences(one_column(other=other, one=one, same=other), "other")
-    assert [line.method for line in table.lines] == ["one", "same"]
-    gain, none = table.cells.values()
+    (gain,) = differences(one_column(other=other, one=one), "other").cells.values()
     assert gain.mean == pytest.approx(margin) and gain.sure == sure
     assert gain.spread == pytest.approx(0.01 * statistics.stdev(shape))
+
+
+def test_no_difference_is_none(one_column):
+    same = [0.3, 0.7, 0.4]
+    (none,) = differences(one_column(other=same, one=same), "other").cells.values()
     assert (none.mean, none.spread, none.sure) == (0, 0, False)
 
 
@@ -286,19 +334,20 @@ def test_markdown(make):
     cells = [
         make(method, seed, labels=labels, accuracy=value)
         for labels in (0.1, 1.0)
-        for method, values in (("a|b", (0.5, 0.6)), ("c", (0.7, 0.8)))
+        for method, values in (("a|b", (0.5, 0.6, 0.7)), ("c", (0.7, 0.8, 0.901)))
         for seed, value in enumerate(values)
     ]
     tables = tabulate(cells, {}, {"cover": TaskSettings()})
-    assert markdown(tables, 2) == (
+    assert markdown(tables, 3) == (
         "### cover\n\n"
         "| method | 10 % | 100 % |\n"
         "| --- | --: | --: |\n"
-        "| a\\|b | 55.0 ± 7.1 | 55.0 ± 7.1 |\n"
-        "| c | **75.0 ± 7.1** | **75.0 ± 7.1** |\n"
+        "| a\\|b | 60.0 ± 10.0 | 60.0 ± 10.0 |\n"
+        "| c | **80.0 ± 10.1** | **80.0 ± 10.1** |\n"
         "\n"
-        "accuracy in percent: mean ± standard deviation over 2 seeds. Bold: better than every "
-        "other at the 5 % level (paired t-test over seeds).\n"
+        "accuracy in percent: mean ± standard deviation over 3 seeds. Bold: better than every "
+        "other, at the 5 % level (two-sided paired t-test over seeds, corrected for 2 comparisons "
+        "by Holm's method).\n"
     )
 
 
@@ -306,10 +355,10 @@ def test_latex_escapes_what_it_would_read_as_a_command(make):
     cells = [
         make(method, seed, task="R&D_1", mAP_micro=value, labels=labels)
         for method, value in (("50 % #1", 0.5), (r"x^2~{$}\y", 0.75))
-        for seed in (0, 1)
+        for seed in range(7)  # equal differences are told from chance by their number alone
         for labels in (0.1, 1.0)
     ]
-    text = latex(tabulate(cells, {}, {"R&D_1": TaskSettings()}), 2)
+    text = latex(tabulate(cells, {}, {"R&D_1": TaskSettings()}), 7)
     lines = text.splitlines()
     assert r"method & 10 \% & 100 \% \\" in lines
     assert r"50 \% \#1 & 50.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0 \\" in lines
@@ -334,7 +383,8 @@ def test_a_column_is_headed_by_its_metric_before_anything_has_finished(make):
 
 
 def test_nothing_is_best_while_another_has_no_score(make):
-    cells = [make(m, s, accuracy=v) for m, v in (("a", 0.9), ("b", 0.1)) for s in (0, 1)]
+    scores = {"a": [0.9, 0.8, 0.7], "b": [0.1, 0.01, 0.0]}
+    cells = [make(m, s, accuracy=v) for m, of in scores.items() for s, v in enumerate(of)]
     failed = make("c", 0)
     tasks = {"cover": TaskSettings()}
     assert best(tabulate(cells, {}, tasks)[0]) == ["a"]

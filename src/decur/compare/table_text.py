@@ -9,7 +9,8 @@ from typing import Literal
 import pandas as pd
 
 from decur.compare.cells import Cell, is_done, read_scores, seconds
-from decur.compare.tables import IN_UNITS, LEVEL, Scores, Table
+from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Scores, Table
+from decur.verdicts import LEVEL
 
 
 def header(table: Table) -> tuple[list[str], list[str]]:
@@ -50,14 +51,16 @@ def caption(table: Table, seeds: int) -> str:
         what += f" above {table.against}"
     if seeds < 2:
         return f"{what}, of one seed, which says nothing of the spread."
-    if table.against:
-        return (
-            f"{what}: mean ± standard deviation of the differences over {seeds} seeds. Bold: not "
-            f"chance, at the {100 * LEVEL:g} % level (paired t-test over seeds)."
-        )
+    of = " of the differences" if table.against else ""
+    what += f": mean ± standard deviation{of} over {seeds} seeds."
+    if not table.tests:
+        few = f" Nothing is marked: a test needs {FEWEST_SEEDS} seeds that all lines have."
+        return what + (few if len(table.lines) > 1 or table.against else "")
+    claim = "not chance" if table.against else "better than every other"
+    tests = f"{table.tests} comparisons" if table.tests > 1 else "one comparison"
     return (
-        f"{what}: mean ± standard deviation over {seeds} seeds. Bold: better than every other at "
-        f"the {100 * LEVEL:g} % level (paired t-test over seeds)."
+        f"{what} Bold: {claim}, at the {100 * LEVEL:g} % level (two-sided paired t-test over "
+        f"seeds, corrected for {tests} by Holm's method)."
     )
 
 

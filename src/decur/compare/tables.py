@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,9 @@ import yaml
 from decur.compare.cells import Cell, is_done, read_scores
 from decur.compare.published import Training, find, published_table
 from decur.compare.settings import TaskSettings
+from decur.verdicts import holm, paired_p
 
-LEVEL = 0.05  # of the test that marks the best
+FEWEST_SEEDS = 3  # of a test that marks anything: the spread of two seeds is not known
 IN_UNITS = ("MAE",)  # metrics in the label's units; all others are shares
 # What the paper calls a transfer, by whether its encoders are frozen.
 _TRAININGS: dict[bool, tuple[Training, ...]] = {
@@ -83,6 +83,7 @@ class Table:
         cells: scores; a line that does not take part in a column has none there.
         published: lines of published scores, printed below: name, then a value for each column.
         against: the method that these are the differences from; empty: scores themselves.
+        tests: how many comparisons the marks are corrected for; 0 where seeds are too few to mark.
     """
 
     title: str
@@ -92,6 +93,7 @@ class Table:
     cells: dict[tuple[Line, Column], Scores]
     published: list[tuple[str, list[float | None]]] = field(default_factory=list)
     against: str = ""
+    tests: int = 0
 
 
 def make_tables(
@@ -190,11 +192,13 @@ def tabulate(
                 for _, part in own.groupby(["line", "column"], sort=False)
             },
         )
-        for column in table.columns:
-            mark_best(
-                [scores for key, scores in table.cells.items() if key[1] == column],
-                lower=table.metrics.get(column) in IN_UNITS,
-            )
+        table.tests = mark_columns(
+            [
+                [scores for key, scores in table.cells.items() if key[1] == column]
+                for column in table.columns
+            ],
+            lower=[table.metrics.get(column) in IN_UNITS for column in table.columns],
+        )
         tables.append(table)
     return tables
 
@@ -220,40 +224,53 @@ def _side_by_side(frame: pd.DataFrame, tasks: Mapping[str, TaskSettings]) -> dic
 
 
 def mark_best(column: Sequence[Scores], lower: bool) -> None:
-    """Mark the best mean if a paired t-test over seeds tells it from each other (one-sided, 5 %).
-
-    Seeds pair the methods: they share the fold, the labels drawn and the order of both.
+    """Mark the best of a single column; see `mark_columns`.
 
     Args:
         column: the scores of each method.
         lower: whether lower scores are better.
     """
-    if len(column) < 2 or not all(scores.by_seed for scores in column):
-        return  # nothing to be better than, or something of which nothing is known
-    sign = -1 if lower else 1
-    best = max(column, key=lambda scores: sign * scores.mean)
-    others = [other for other in column if other is not best]
-    best.sure = all(
-        is_sure([sign * gain for gain in paired(best, other).values()], "greater")
-        for other in others
-    )
+    mark_columns([column], [lower])
+
+
+def mark_columns(columns: Sequence[Sequence[Scores]], lower: Sequence[bool]) -> int:
+    """Mark the best mean of each column where paired t-tests tell it from every other method.
+
+    Seeds pair the methods: they share the fold, the labels drawn and the order of both. Tests are
+    two-sided, as the best is picked by the scores that test it, and corrected together for the
+    number of rivals and of columns (Holm). Fewer than `FEWEST_SEEDS` paired seeds mark nothing.
+
+    Args:
+        columns: the scores of each method, column by column.
+        lower: for each column, whether lower scores are better.
+
+    Returns:
+        How many comparisons were made.
+    """
+    bests: list[Scores] = []
+    of: list[int] = []  # of each comparison, the place of its best among `bests`
+    p_values: list[float] = []
+    for column, falls in zip(columns, lower, strict=True):
+        if len(column) < 2 or not all(scores.by_seed for scores in column):
+            continue  # nothing to be better than, or something of which nothing is known
+        sign = -1 if falls else 1
+        best = max(column, key=lambda scores: sign * scores.mean)
+        gains = [[*paired(best, other).values()] for other in column if other is not best]
+        if min(map(len, gains)) < FEWEST_SEEDS:
+            continue
+        p_values += [paired_p(x) if sign * np.mean(x) > 0 else 1.0 for x in gains]
+        of += [len(bests)] * len(gains)
+        bests.append(best)
+    passed = holm(p_values)
+    for number, best in enumerate(bests):
+        best.sure = bool(passed[np.array(of) == number].all())
+    return len(p_values)
 
 
 def paired(one: Scores, other: Scores) -> dict[int, float]:
     """Return how far one is above another, for each seed that both have."""
     seeds = sorted(set(one.by_seed) & set(other.by_seed))
     return {seed: one.by_seed[seed] - other.by_seed[seed] for seed in seeds}
-
-
-def is_sure(gains: Sequence[float], alternative: Literal["greater", "two-sided"]) -> bool:
-    """Return whether a t-test tells differences from chance."""
-    from scipy.stats import ttest_1samp
-
-    if len(gains) < 2:
-        return False
-    if np.ptp(gains) < 1e-12:  # the same each time: the test would divide by zero
-        return (gains[0] if alternative == "greater" else abs(gains[0])) > 1e-12
-    return bool(ttest_1samp(gains, 0, alternative=alternative).pvalue < LEVEL)
 
 
 def differences(table: Table, against: str) -> Table | None:
@@ -267,16 +284,21 @@ def differences(table: Table, against: str) -> Table | None:
         against: the method that all others are held against, backbone by backbone.
 
     Returns:
-        A table of the same columns, but those in which the method has no score; marked is what a
-        paired t-test over seeds (two-sided, 5 %) tells from nothing. None if nothing is left.
+        A table of the same columns, but those in which the method has no score; marked is what
+        paired t-tests over seeds (two-sided, 5 % for all of them together, Holm) tell from
+        nothing. None if nothing is left.
     """
     cells = {}
     for (line, column), scores in table.cells.items():
         other = table.cells.get((Line(against, line.backbone), column))
         if line.method != against and other is not None and (gains := paired(scores, other)):
-            cells[line, column] = Scores(gains, sure=is_sure([*gains.values()], "two-sided"))
+            cells[line, column] = Scores(gains)
     if not cells:
         return None
+    tested = [scores for scores in cells.values() if len(scores.by_seed) >= FEWEST_SEEDS]
+    passed = holm([paired_p([*scores.by_seed.values()]) for scores in tested])
+    for scores, sure in zip(tested, passed.tolist(), strict=True):
+        scores.sure = sure
     columns = [column for column in table.columns if any(key[1] == column for key in cells)]
     return Table(
         title=f"{table.title}, against {against}",
@@ -285,6 +307,7 @@ def differences(table: Table, against: str) -> Table | None:
         lines=[line for line in table.lines if any(key[0] == line for key in cells)],
         cells=cells,
         against=against,
+        tests=len(tested),
     )
 
 
