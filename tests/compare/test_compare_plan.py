@@ -1,6 +1,7 @@
 """What a comparison consists of, before anything runs."""
 
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -495,3 +496,21 @@ def test_a_dry_run_prints_the_cells_in_order_and_writes_nothing(tmp_path, capsys
         "cover, Mid, test_resnet, 100 %, seed 0",
     ]
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_all_seeds_test_on_folds_of_one_partition(tmp_path, caplog):
+    run = tmp_path / "run"
+    found = [settings(cell) for cell in cells(run=run, seeds=[0, 1, 2])]
+    assert [s["fold"] for s in found] == [0, 1, 2]
+    # the partition of seed 0, whose cells stay those of version 0.1
+    assert [s["fold_seed"] for s in found] == [None, 0, 0] and not caplog.messages
+    named = [settings(cell) for cell in cells(run=run, seeds=[0, 1], transfer={"fold": 2})]
+    assert [(s["fold"], s["fold_seed"]) for s in named] == [(2, None), (2, None)]
+    # what version 0.1 did with folds of groups is kept: no seed shuffles them
+    old = cells(run=run, seeds=[1], transfer={"fold": 1})[0].folder
+    old.mkdir(parents=True)
+    for groups, same in ((4, True), (None, False)):
+        (old / "results.json").write_text(json.dumps({"groups": groups}))
+        assert (cells(run=run, seeds=[1])[0].folder == old) == same
+    plan(run=run, seeds=[0, 1, 2, 3, 4, 5])
+    assert "6 seeds share 5 folds, so some test on the same samples" in caplog.text

@@ -608,3 +608,13 @@ def test_a_legend_names_what_the_first_panel_lacks(make):
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["without", "late"]
     (late,) = (line for line in figure.axes[1].lines if line.get_label() == "late")
     assert late.get_color() == "C2"  # whichever other lines a panel has
+
+
+def test_the_floor_stands_below_the_scores(make):
+    cells = [make("ours", seed, accuracy=0.9, macro_F1=0.8) for seed in (0, 1)]
+    for cell, floor in zip(cells, (0.5, 0.6), strict=True):
+        metrics = {"accuracy": {"value": 0.9, "floor": floor}, "macro_F1": {"value": 0.8}}
+        (cell.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings(metric=["accuracy", "macro_F1"])})
+    assert as_text(table, 2).to_numpy().tolist()[-1] == ["constant guess", "55.0", "–"]
+    assert differences(table, "ours") is None and "constant guess & 55.0 & --" in latex([table], 2)

@@ -3,12 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, r2_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    r2_score,
+)
 from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from decur.data import Target
-from decur.transfer.evaluate import intervals
+from decur.transfer.evaluate import doubts, intervals
+from decur.transfer.intervals import interval, measure_intervals
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.segmentation import SAVED_PIXELS
 
@@ -28,6 +35,7 @@ def test_single_label_metrics_are_those_of_sklearn():
     truth, guess = labels.numpy(), output.argmax(1).numpy()
     found = task.metrics(kept)
     assert found["accuracy"] == accuracy_score(truth, guess)
+    assert found["balanced_accuracy"] == balanced_accuracy_score(truth, guess)
     assert found["macro_F1"] == f1_score(truth, guess, average="macro")
     assert task.by_class(kept)["b"]["F1"] == f1_score(truth == 1, guess == 1)
     assert task.loss(output, labels) == nn.CrossEntropyLoss()(output, labels)
@@ -121,11 +129,100 @@ def test_the_interval_of_an_accuracy_is_that_of_its_binomial():
     assert high == pytest.approx(share + spread, abs=0.01)
 
 
-def test_whole_groups_are_resampled():
+def test_whole_groups_are_left_out():
+    """By hand: groups of one size, half right on average; t of two degrees of freedom is 4.303."""
     task = make_task("kind", Target("class", ("a", "b")))
-    truth = np.zeros(400, dtype=np.int64)
-    output = np.eye(2)[np.repeat([0, 1], 200)]  # one group all right, one all wrong
+    truth = np.zeros(300, dtype=np.int64)
+    output = np.eye(2)[np.repeat([0, 1, 0, 1], [100, 100, 50, 50])]  # right 1, 0 and 0.5 of them
     kept = {"output": output, "truth": truth}
-    groups = ["right"] * 200 + ["wrong"] * 200
-    assert intervals(task, kept, 200, groups=groups)["accuracy"] == (0, 1)
+    groups = np.repeat(["right", "wrong", "half"], 100).tolist()
+    samples = 0.25 / (2 / 3 * (0.25**2 + 0.25**2))  # independent ones with that spread
+    z2 = 4.302653**2 / samples
+    half = np.sqrt(z2 / 4 + z2**2 / 4) / (1 + z2)
+    found = intervals(task, kept, 1, groups=groups)
+    assert found["accuracy"] == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
     assert intervals(task, kept, 0) == {}
+    alone = intervals(task, kept, 1)["accuracy"]  # samples on their own seem to know far more
+    assert alone[1] - alone[0] < 0.3 * 2 * half
+
+
+@pytest.mark.parametrize("right", [0, 5, 37, 60])
+def test_the_interval_of_an_accuracy_is_wilsons(right):
+    """Of single samples: for one sample less, with Student's t in place of the normal."""
+    task = make_task("kind", Target("class", ("a", "b")))
+    output = np.eye(2)[(np.arange(60) >= right).astype(int)]
+    kept = {"output": output, "truth": np.zeros(60, int)}
+    share, count, z2 = right / 60, 59 if 0 < right < 60 else 60, 2.0010**2
+    middle = (share + z2 / 2 / count) / (1 + z2 / count)
+    half = np.sqrt(z2 * share * (1 - share) / count + z2**2 / 4 / count**2) / (1 + z2 / count)
+    expected = (max(0, middle - half), min(1, middle + half))
+    assert intervals(task, kept, 1)["accuracy"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_intervals_hold_the_truth_with_few_groups():
+    """95 % are claimed; the percentiles of a bootstrap gave 72 % with three groups."""
+    rng = np.random.default_rng(0)
+    for units, low, high in ((3, 0.91, 0.99), (5, 0.91, 0.98), (20, 0.91, 0.97)):
+        held = 0
+        for _ in range(600):
+            right = rng.binomial(10, rng.beta(6.4, 1.6, units))  # of ten samples a group
+            without = (right.sum() - right) / (10 * units - 10)
+            bottom, top = interval(right.sum() / (10 * units), without, "share")
+            held += bottom <= 0.8 <= top
+        assert low <= held / 600 <= high
+
+
+def test_an_r2_and_an_error_have_intervals_of_their_own():
+    task, rng = make_task("y", Target("scalar")), np.random.default_rng(0)
+    truth = rng.normal(size=500)
+    kept = {"truth": truth, "output": 0.8 * truth + 0.3 * rng.normal(size=500)}
+    found, metrics = intervals(task, kept, 1), task.metrics(kept)
+    draws = [rng.integers(0, 500, 500) for _ in range(300)]  # of many samples a bootstrap is right
+    again = [task.metrics({k: v[rows] for k, v in kept.items()}) for rows in draws]
+    for name, (low, high) in found.items():
+        expected = np.percentile([m[name] for m in again], [2.5, 97.5])
+        assert (low, high) == pytest.approx(expected, abs=0.02) and low < metrics[name] < high
+
+
+def test_what_is_undefined_without_a_group_has_no_interval_and_the_reason():
+    task = make_task("cover", Target("multilabel", ("a", "b")))
+    truth = np.array([[1, 0]] * 3 + [[0, 0]] * 6, np.float32)  # only the first group shows any
+    kept = {"truth": truth, "output": np.random.default_rng(0).random((9, 2))}
+    found = measure_intervals(task, kept, list("aaabbbccc"))
+    assert not found.limits and "None for mAP_micro, mAP_macro, which is undefined" in found.about
+
+
+# The floor of each kind of label, worked out by hand.
+FLOORS = [
+    ("class", [0, 0, 0, 1], {"accuracy": 0.75, "balanced_accuracy": 0.5, "macro_F1": 3 / 7}),
+    ("multilabel", [[1, 0], [1, 0], [0, 0], [1, 1]], {"mAP_macro": 0.5, "mAP_micro": 0.6875}),
+    ("scalar", [1.0, 2.0, 3.0, 6.0], {"R2": 0.0, "MAE": 1.5}),
+    ("mask", [[[0, 0], [0, 1]]] * 4, {"mIoU": 0.375, "overall_accuracy": 0.75}),
+]
+
+
+@pytest.mark.parametrize(("kind", "truth", "floor"), FLOORS)
+def test_the_floor_is_what_a_constant_guess_gives(kind, truth, floor):
+    task = make_task("label", Target(kind, () if kind == "scalar" else ("a", "b")))
+    labels = torch.tensor(truth)
+    shape = (4, 1) if kind == "scalar" else (4, 2, *labels.shape[1:])
+    torch.manual_seed(0)
+    kept = task.keep(torch.randn(shape[:2] if kind != "mask" else shape), labels)
+    assert task.metrics(task.trivial(kept)) == pytest.approx(floor, abs=1e-6)
+
+
+def test_doubts_are_said_where_they_are_due():
+    task = make_task("kind", Target("class", ("a", "b")))
+    truth = np.array([0, 0, 0, 1])
+
+    def said(guess, **metrics):
+        found = {"accuracy": {"value": 0.75, "floor": 0.75, "interval": (0.3, 0.9)} | metrics}
+        return " ".join(doubts(task, {"truth": truth, "output": np.eye(2)[guess]}, found))
+
+    everywhere = said([0, 0, 0, 0])
+    assert "predicts 'a' everywhere" in everywhere and "0.75 is not above 0.75" in everywhere
+    assert "the interval of accuracy holds 0.75" in said([0, 0, 1, 1], value=0.8)
+    assert not said([0, 0, 0, 1], value=0.9, interval=(0.8, 1.0))
+    number = make_task("y", Target("scalar"))
+    assert "worse than the test part's mean" in doubts(number, {}, {"R2": {"value": -0.2}})[0]
+    assert "R2 is undefined" in doubts(number, {}, {"R2": {"value": float("nan")}})[0]

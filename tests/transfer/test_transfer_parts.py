@@ -250,7 +250,9 @@ def test_a_single_group_has_no_interval(caplog):
     kept = task.keep(torch.rand(6, 1), torch.rand(6))
     assert intervals(task, kept, 20, groups=["a"] * 6) == {}
     assert len(caplog.messages) == 1 and "a single group" in caplog.text
-    assert set(intervals(task, kept, 20, groups=["a", "b"] * 3)) == {"R2", "MAE"}
+    assert intervals(task, kept, 20, groups=["a", "b"] * 3) == {}
+    assert "2 groups, so its metrics have no interval; 3 groups are needed" in caplog.text
+    assert set(intervals(task, kept, 20, groups=["a", "b", "c"] * 2)) == {"R2", "MAE"}
 
 
 def test_names_of_classes_are_shown_as_they_are():

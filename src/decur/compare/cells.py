@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -90,8 +90,20 @@ def seconds(cell: Cell) -> float | None:
 
 def read_scores(cell: Cell) -> dict[str, float | None]:
     """Return the metrics of a finished transfer; None for one undefined on its test part."""
-    metrics = json.loads((cell.folder / "results.json").read_text())["metrics"]
-    return {name: found["value"] for name, found in metrics.items()}
+    return {name: found["value"] for name, found in _metrics(cell).items()}
+
+
+def read_floors(cell: Cell) -> dict[str, float | None]:
+    """Return what a constant guess gives on the test part of a finished transfer, by metric.
+
+    Cells of version 0.1 have none.
+    """
+    return {name: found.get("floor") for name, found in _metrics(cell).items()}
+
+
+def _metrics(cell: Cell) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((cell.folder / "results.json").read_text())
+    return found["metrics"]
 
 
 def run_cell(cell: Cell) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from decur.config import Parser
+
+log = logging.getLogger(__name__)
 
 # In C where PyYAML has it, which is ten times faster.
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -55,6 +59,14 @@ def plan_cells(settings: CompareSettings) -> list[Cell]:
                 for cell in planner.cells(line):
                     # methods may share a pretraining: it is the first one's
                     found.setdefault(cell.folder, cell)
+    if 0 < planner.folds < len(settings.seeds):
+        log.warning(
+            "seeds: %d seeds share %d folds, so some test on the same samples and spread too "
+            "little; give --transfer.folds %d, or fewer seeds",
+            len(settings.seeds),
+            planner.folds,
+            len(settings.seeds),
+        )
     return list(found.values())
 
 
@@ -75,6 +87,9 @@ class _Planner:
         settings: of the comparison.
         pretraining: configurations of `decur pretrain`.
         transfer: configurations of `decur transfer`.
+
+    Attributes:
+        folds: the fewest folds of a task whose folds go by seed; 0 where there is none.
     """
 
     def __init__(
@@ -83,6 +98,7 @@ class _Planner:
         self.settings = settings
         self.pretraining = pretraining
         self.transfer = transfer
+        self.folds = 0
 
     def backbones(self, method: str) -> dict[str, Changes]:
         """Return the backbones of a method, and what each changes in its pretraining."""
@@ -156,18 +172,26 @@ class _Planner:
             "seed": line.seed,
             "cache": common.cache or str(Path(settings.run) / "cache"),
         }
+        apart: Changes = {}
         if common.train_split is None and not any("fold" in layer for layer in layers):
             own["fold"] = line.seed % max(1, common.folds)
+            self.folds = min(self.folds or common.folds, common.folds)
+            if common.fold_seed is None and line.seed:
+                apart["fold_seed"] = 0  # the folds of all seeds are one partition
         for subset in settings.subsets(task):
             for fraction in settings.fractions(task):
                 share, seed = f"{100 * fraction:g}pc", f"seed{line.seed}"
-                folder, text = self.transfer.place(
+                place = partial(
+                    self.transfer.place,
                     layers,
-                    own={**own, "modalities": subset or None, "label_fraction": fraction},
                     home=Path(settings.run) / "transfer",
                     name=_folder_name(task, line.method, line.backbone, *subset, share, seed),
                     encoders=settings.pretrained_folder,
                 )
+                mine = {**own, "modalities": subset or None, "label_fraction": fraction}
+                folder, text = place(own=mine)
+                if apart and not _is_split_by_groups(folder):
+                    folder, text = place(own={**mine, **apart})
                 yield Cell(
                     command="transfer",
                     folder=folder,
@@ -180,6 +204,12 @@ class _Planner:
                     modalities=tuple(subset),
                     label_fraction=fraction,
                 )
+
+
+def _is_split_by_groups(folder: Path) -> bool:
+    """Return whether a finished cell of version 0.1 has folds of groups, which no seed shuffles."""
+    results = folder / "results.json"
+    return results.is_file() and json.loads(results.read_text()).get("groups") is not None
 
 
 @contextmanager

@@ -120,7 +120,8 @@ class CompareSettings:
         transfer: what all transfers have in common, keys of `decur transfer`, and `base`.
         modalities: sets of sensors to try, as in `[[s1], [s2], [s1, s2]]`; none: all sensors.
         label_fractions: shares of the labels to try.
-        seeds: of everything random; where data is split by folds, seed s tests on fold s.
+        seeds: of everything random; where data is split by folds, seed s tests on fold s of one
+            partition that all seeds share.
         along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
             the scores along it.
         against: a method; below each table stands how far the others are above it, seed by seed,

@@ -12,6 +12,8 @@ from decur.compare.cells import Cell, is_done, read_scores, seconds
 from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Scores, Table
 from decur.verdicts import LEVEL
 
+FLOOR = "constant guess"  # the last row of a table's own: the floor of its scores
+
 
 def header(table: Table) -> tuple[list[str], list[str]]:
     """Return the heads of a table, without what is the same in all its columns or lines.
@@ -100,10 +102,22 @@ def as_text(
             text = show(scores, table.metrics.get(column, ""), seeds, "+" if table.against else "")
             row.append(bold(text) if scores is not None and scores.sure else text)
         rows.append(row)
+    if table.floors:
+        rows.append([FLOOR, *[""] * (len(labels) - 1), *_floors(table)])
     for name, values in table.published:
         cells = ["–" if value is None else f"{value:.1f}" for value in values]
         rows.append([name, *[""] * (len(labels) - 1), *cells])
     return pd.DataFrame(rows, columns=[*labels, *names], dtype=object)
+
+
+def _floors(table: Table) -> list[str]:
+    """Return what a constant guess gives in each column, as text."""
+    return [
+        show(Scores({0: table.floors[column]}), table.metrics.get(column, ""), 1)
+        if column in table.floors
+        else "–"
+        for column in table.columns
+    ]
 
 
 def failures(table: Table) -> list[str]:
@@ -142,7 +156,7 @@ def _latex_table(table: Table, seeds: int) -> str:
     shown = as_text(table, seeds, bold=lambda text: f"\\textbf{{{text}}}")
     rows = [[_guard(first), *map(_escape, rest)] for first, *rest in shown.to_numpy().tolist()]
     if table.published and table.lines:
-        first_published = rows[len(table.lines)]
+        first_published = rows[len(table.lines) + bool(table.floors)]
         first_published[0] = f"\\midrule\n{first_published[0]}"
     heads = [_escape(name) for name in shown.columns]
     styler = pd.DataFrame(rows).style.hide(axis="index")  # columns by number: names may be the same

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from decur.compare.cells import Cell, is_done, read_scores
+from decur.compare.cells import Cell, is_done, read_floors, read_scores
 from decur.compare.published import Training, find, published_table
 from decur.compare.settings import TaskSettings
 from decur.verdicts import holm, paired_p
@@ -84,6 +84,7 @@ class Table:
         published: lines of published scores, printed below: name, then a value for each column.
         against: the method that these are the differences from; empty: scores themselves.
         tests: how many comparisons the marks are corrected for; 0 where seeds are too few to mark.
+        floors: what a constant guess gives in each column, the mean over seeds.
     """
 
     title: str
@@ -94,6 +95,7 @@ class Table:
     published: list[tuple[str, list[float | None]]] = field(default_factory=list)
     against: str = ""
     tests: int = 0
+    floors: dict[Column, float] = field(default_factory=dict)
 
 
 def make_tables(
@@ -131,17 +133,19 @@ def transfers(
 
     Returns:
         The columns `task`; `line` and `column`, where the score stands in a table; `seed`;
-        `metric`, None while it is not known; `score`, NaN where there is none; `failed`, the
-        reason why there is none, or empty.
+        `metric`, None while it is not known; `score`, NaN where there is none; `floor`, what a
+        constant guess gives on the same test part, or NaN; `failed`, the reason why there is no
+        score, or empty.
     """
     found: list[dict[str, object]] = []
     for cell in cells:
         if cell.command != "transfer":
             continue
-        there = read_scores(cell) if is_done(cell) else {}
+        there, floors = (read_scores(cell), read_floors(cell)) if is_done(cell) else ({}, {})
         for wanted in tasks[cell.task].metrics:
             metric = wanted or next(iter(there), None)
             score, reason = there.get(metric or ""), failed.get(cell.folder, "")
+            floor = floors.get(metric or "")
             if there and metric not in there:
                 metric, reason = wanted, f"no metric {metric!r}; there are {', '.join(there)}"
             elif there:
@@ -155,10 +159,11 @@ def transfers(
                     "seed": cell.seed,
                     "metric": metric,
                     "score": float("nan") if score is None else score,
+                    "floor": float("nan") if floor is None else floor,
                     "failed": reason,
                 }
             )
-    columns = ["task", "line", "column", "seed", "metric", "score", "failed"]
+    columns = ["task", "line", "column", "seed", "metric", "score", "floor", "failed"]
     return pd.DataFrame(found, columns=columns)
 
 
@@ -191,6 +196,7 @@ def tabulate(
                 (part["line"].iloc[0], part["column"].iloc[0]): _scores(part)
                 for _, part in own.groupby(["line", "column"], sort=False)
             },
+            floors=_floors(own),
         )
         table.tests = mark_columns(
             [
@@ -201,6 +207,15 @@ def tabulate(
         )
         tables.append(table)
     return tables
+
+
+def _floors(frame: pd.DataFrame) -> dict[Column, float]:
+    """Return the mean floor of each column that has any."""
+    known = frame[frame["floor"].notna()]
+    return {
+        column: float(known.loc[known["column"] == column, "floor"].mean())
+        for column in known["column"].unique()
+    }
 
 
 def _scores(part: pd.DataFrame) -> Scores:

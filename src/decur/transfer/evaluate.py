@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from decur import plotting, report
 from decur.runs import RunFolder, atomic, write_json, write_text
+from decur.transfer.intervals import FEW, Intervals, measure_intervals
 from decur.transfer.settings import TransferSettings
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept, Task
@@ -23,44 +24,19 @@ log = logging.getLogger(__name__)
 def intervals(
     task: Task, kept: Kept, resamples: int, seed: int = 0, groups: Sequence[str] | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Return bootstrap 95 % intervals (percentiles) of a task's metrics.
+    """Return the 95 % intervals that `measure_intervals` finds.
 
     Args:
         task: whose metrics.
         kept: what it keeps of the test part.
-        resamples: how often the test part is drawn anew, with replacement; 0 for no intervals.
-        seed: of the draws.
-        groups: of the test samples, or None. Whole groups are drawn, since samples of one group
-            are not independent.
+        resamples: 0 for no intervals; any other number asks for them.
+        seed: of the order of samples, where several are left out together.
+        groups: of the test samples, or None.
 
     Returns:
-        `{metric: (low, high)}`; NaN where a metric could never be measured. Empty for a single
-        sample or group, which is the same in every draw.
+        `{metric: (low, high)}`, empty where there are too few groups or samples.
     """
-    if resamples < 1:
-        return {}
-    measured = {key: kept[key] for key in task.measured}
-    count = len(next(iter(measured.values())))
-    units = [np.array([row]) for row in range(count)]
-    if groups is not None:
-        names = np.array(groups)
-        units = [np.flatnonzero(names == name) for name in np.unique(names)]
-    if len(units) < 2:
-        unit = "sample" if groups is None else "group"
-        log.warning("the test part is a single %s, so its metrics have no interval", unit)
-        return {}
-    rng = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        rows = np.concatenate([units[i] for i in rng.integers(0, len(units), len(units))])
-        for name, value in task.metrics({k: v[rows] for k, v in measured.items()}).items():
-            found.setdefault(name, []).append(value)
-    limits = {}
-    for name, values in found.items():
-        there = np.array(values)[~np.isnan(values)]
-        low, high = np.percentile(there, (2.5, 97.5)) if len(there) else (np.nan, np.nan)
-        limits[name] = (float(low), float(high))
-    return limits
+    return measure_intervals(task, kept, groups, seed).limits if resamples > 0 else {}
 
 
 def measure(parts: Parts, kept: Kept, settings: TransferSettings) -> dict[str, Any]:
@@ -69,22 +45,73 @@ def measure(parts: Parts, kept: Kept, settings: TransferSettings) -> dict[str, A
     Args:
         parts: what was trained on and tested on.
         kept: what the task keeps of the test part.
-        settings: number of resamples, and their seed.
+        settings: whether there are intervals, and their seed.
 
     Returns:
-        "target", "kind", "metrics" with their intervals, and "by_class".
+        "target", "kind", "metrics" with their intervals and floors (the metric of the best guess
+        that is the same for every sample), "intervals" and "warnings" in words, and "by_class".
     """
     task = parts.task
-    limits = intervals(task, kept, settings.bootstrap, settings.seed, parts.groups(parts.test))
+    found = Intervals(about="no intervals were asked for (bootstrap is 0).")
+    if settings.bootstrap > 0:
+        found = measure_intervals(task, kept, parts.groups(parts.test), settings.seed)
+    trivial = task.trivial(kept)
+    floors = {} if trivial is None else task.metrics(trivial)
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, value in task.metrics(kept).items():
+        metrics[name] = {"value": value}
+        if name in found.limits:
+            metrics[name]["interval"] = list(found.limits[name])
+        if name in floors:
+            metrics[name]["floor"] = floors[name]
+    warnings = doubts(task, kept, metrics)
+    if found.limits and found.units < FEW:
+        unit = "groups" if parts.groups(parts.test) is not None else "samples"
+        warnings.append(
+            f"the intervals are over {found.units} {unit}; below {FEW} they are wide, and hold the "
+            "truth in roughly 95 % of cases"
+        )
+    for line in warnings:
+        log.warning(line)
     return {
         "target": task.name,
         "kind": task.kind,
-        "metrics": {
-            name: {"value": value, **({"interval": list(limits[name])} if limits else {})}
-            for name, value in task.metrics(kept).items()
-        },
+        "metrics": metrics,
+        "intervals": found.about,
+        "warnings": warnings,
         "by_class": task.by_class(kept),
     }
+
+
+def doubts(task: Task, kept: Kept, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what keeps results from being read as success, a sentence each.
+
+    Args:
+        task: what was learned.
+        kept: of the test part.
+        metrics: `{metric: {"value", "interval", "floor"}}`, the latter two where there are any.
+    """
+    found = []
+    if len(guessed := task.guesses(kept)) == 1 and len(task.shown(kept)) > 1:
+        only = task.classes[min(guessed)]
+        found.append(f"the model predicts {only!r} everywhere, and tells nothing of the label")
+    main = metrics.get(task.main, {})
+    value, floor, limits = main.get("value"), main.get("floor"), main.get("interval")
+    if value is None or math.isnan(value):
+        found.append(f"{task.main} is undefined on this test part")
+    elif task.main == "R2" and value < 0:
+        found.append(
+            f"R2 is {value:.3g}: the predictions are worse than the test part's mean, the same for "
+            "every sample"
+        )
+    elif floor is not None and value <= floor:
+        found.append(f"{task.main} {value:.3g} is not above {floor:.3g}, that of a constant guess")
+    elif floor is not None and limits and limits[0] <= floor:
+        found.append(
+            f"the interval of {task.main} holds {floor:.3g}, that of a constant guess: on this "
+            "test part the model cannot be told from it"
+        )
+    return found
 
 
 def describe(
@@ -169,18 +196,24 @@ def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: K
         kept: of the test part.
     """
     rows = [
-        (name, value["value"], *value.get("interval", ("", "")), task.measures.get(name, ""))
+        (
+            name,
+            value["value"],
+            *value.get("interval", ("", "")),
+            value.get("floor", ""),
+            task.measures.get(name, ""),
+        )
         for name, value in results["metrics"].items()
     ]
     body = [
         report.paragraph(sentence(results)),
-        report.table(("metric", "value", "low", "high", "what it is"), rows),
+        report.table(("metric", "value", "low", "high", "floor", "what it is"), rows),
+        report.paragraph(
+            "floor: what the best guess gives that is the same for every sample. low and high: "
+            f"{results['intervals']}"
+        ),
+        *(report.paragraph(f"Warning: {line}.") for line in results["warnings"]),
     ]
-    if results["metrics"] and "interval" in next(iter(results["metrics"].values())):
-        unit = "groups" if results["groups"] else "samples"
-        body.append(
-            report.paragraph(f"low and high: bootstrap 95 % interval over the test part's {unit}.")
-        )
     if results["by_class"]:
         names = list(next(iter(results["by_class"].values())))
         body.append(
@@ -216,6 +249,7 @@ def print_results(console: Console, folder: RunFolder, results: dict[str, Any]) 
     for name, value in results["metrics"].items():
         interval = value.get("interval")
         limits = f"   95 % {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
-        console.print(f"{name:<18}{value['value']:.4f}{limits}", highlight=False)
+        floor = f"   floor {value['floor']:.4f}" if "floor" in value else ""
+        console.print(f"{name:<18}{value['value']:.4f}{limits}{floor}", highlight=False)
     console.print(f"results   {folder.path / 'results.json'}", highlight=False)
     console.print(f"report    {folder.report}", highlight=False)

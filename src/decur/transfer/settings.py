@@ -173,7 +173,10 @@ class TransferSettings:
         test_flip: and for each of them mirrored.
         folds: into how many parts the data is split, whole groups where it names groups.
         fold: which of them tests, from 0.
-        bootstrap: resamples of the test part for the 95 % interval; 0 for none.
+        fold_seed: of the folds of data without groups; None: `seed`. Runs that test on different
+            folds of one partition need the same one, as the cells of a comparison have it.
+        bootstrap: 0 for no 95 % intervals; any other number asks for them (version 0.1 drew the
+            test part anew so often; see `decur.transfer.intervals` for what is done now).
         seed: of fresh weights, folds without groups, draws, order and augmentation.
         cache: folder for vectors and labels, may be shared by runs; None: in the run's folder.
         device: "auto" takes the GPU where there is one.
@@ -203,6 +206,7 @@ class TransferSettings:
     test_flip: bool = False
     folds: int = 5
     fold: int = 0
+    fold_seed: int | None = None
     bootstrap: int = 1000
     seed: int = 0
     cache: str | None = None

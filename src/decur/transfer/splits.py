@@ -78,7 +78,8 @@ def choose_parts(
     there = np.logical_or.reduce([whole.present[name] for name in modalities])
     rows = np.flatnonzero(known & there)
     if whole is data:
-        train, test = fold_split(rows, data.groups, settings.folds, settings.fold, settings.seed)
+        seed = settings.seed if settings.fold_seed is None else settings.fold_seed
+        train, test = fold_split(rows, data.groups, settings.folds, settings.fold, seed)
     else:
         train, test = rows[rows < len(data)], rows[rows >= len(data)]
     _refuse_parts(whole, task, labels, modalities, train, test)

@@ -38,6 +38,8 @@ class Task(ABC):
         main: the metric that a validation part chooses by; higher is better.
         dense: whether there is an output for each pixel.
         measured: what of `Kept` the metrics are computed from.
+        scales: of metrics that are no shares in [0, 1], what they are: "explained" (an R2),
+            "positive" (an error) or "plain"; their intervals are found on that scale.
 
     Args:
         name: of the label in the data.
@@ -48,6 +50,7 @@ class Task(ABC):
     main: ClassVar[str]
     dense: ClassVar[bool] = False
     measured: ClassVar[tuple[str, ...]] = ("output", "truth")
+    scales: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, name: str, target: Target) -> None:
         self.name, self.target = name, target
@@ -123,6 +126,22 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, kept: Kept) -> dict[str, float]:
         """Return the metrics over all given samples; NaN where there is nothing to measure."""
+
+    def trivial(self, kept: Kept) -> Kept | None:
+        """Return what would be kept of the best guess that is the same for every sample.
+
+        Its metrics are the floor that stands beside those of a model. None where a kind of label
+        does not say.
+        """
+        return None
+
+    def guesses(self, kept: Kept) -> set[int]:
+        """Return the classes that are predicted somewhere; empty where a model predicts none."""
+        return set()
+
+    def shown(self, kept: Kept) -> set[int]:
+        """Return the classes that are true somewhere; empty where `guesses` is."""
+        return set()
 
     @abstractmethod
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:

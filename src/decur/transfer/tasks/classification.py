@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @TASKS.register("class")
 class SingleLabel(Task):
-    """One class a sample: cross-entropy; accuracy and macro F1."""
+    """One class a sample: cross-entropy; accuracy, balanced accuracy and macro F1."""
 
     measures: ClassVar = {
         "accuracy": "share of samples that are right",
+        "balanced_accuracy": "share of samples that are right, averaged over classes",
         "macro_F1": "F1 averaged over classes",
     }
     main = "accuracy"
@@ -41,12 +42,31 @@ class SingleLabel(Task):
         return cross_entropy(output, labels)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """`accuracy`, and `macro_F1` over the classes that are there or predicted."""
+        """`accuracy`, `balanced_accuracy` over the classes that are there, and `macro_F1`.
+
+        The latter is over the classes that are there or predicted.
+        """
         truth, guess = kept["truth"], kept["output"].argmax(axis=1)
+        there = np.unique(truth)
         return {
             "accuracy": score(kept["output"], truth, self.target),
+            "balanced_accuracy": float(recall_score(truth, guess, labels=there, average="macro")),
             "macro_F1": float(f1_score(truth, guess, average="macro", zero_division=0)),
         }
+
+    def trivial(self, kept: Kept) -> Kept:
+        """The most frequent class for every sample."""
+        counts = np.bincount(kept["truth"], minlength=self.outputs)
+        answer = np.eye(self.outputs)[counts.argmax()]
+        return {**kept, "output": np.tile(answer, (len(kept["truth"]), 1))}
+
+    def guesses(self, kept: Kept) -> set[int]:
+        """The classes that are predicted for some sample."""
+        return set(kept["output"].argmax(axis=1).tolist())
+
+    def shown(self, kept: Kept) -> set[int]:
+        """The classes that some sample has."""
+        return set(kept["truth"].tolist())
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """F1 and recall of each class, NaN without a test sample."""
@@ -73,7 +93,7 @@ class MultiLabel(Task):
         "mAP_micro": "average precision over all decisions",
         "mAP_macro": "average precision averaged over classes",
     }
-    main = "mAP_macro"
+    main = "mAP_micro"
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Classes without a sample."""
@@ -92,6 +112,11 @@ class MultiLabel(Task):
             "mAP_micro": float(average_precision_score(truth, output, average="micro")),
             "mAP_macro": score(output, truth, self.target),
         }
+
+    def trivial(self, kept: Kept) -> Kept:
+        """The frequency of each class for every sample."""
+        truth = kept["truth"]
+        return {**kept, "output": np.tile(truth.mean(axis=0, dtype=np.float64), (len(truth), 1))}
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """Average precision of each class, NaN where no sample shows it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from sklearn.metrics import mean_absolute_error
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class Regression(Task):
         "MAE": "mean absolute error in the label's units",
     }
     main = "R2"
+    scales: ClassVar = {"R2": "explained", "MAE": "positive"}
 
     mean, std = 0.0, 1.0  # of the training part
 
@@ -54,12 +56,16 @@ class Regression(Task):
         return super().keep(output[:, 0], labels, samples)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """`R2`, and `MAE` in the label's units."""
+        """`R2`, NaN where the numbers do not vary, and `MAE` in the label's units."""
         truth, output = kept["truth"], kept["output"]
         return {
             "R2": score(output, truth, self.target),
             "MAE": float(mean_absolute_error(truth, output)),
         }
+
+    def trivial(self, kept: Kept) -> Kept:
+        """The mean for every sample."""
+        return {**kept, "output": np.full(len(kept["truth"]), kept["truth"].mean())}
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """A number has no classes."""

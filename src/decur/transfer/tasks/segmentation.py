@@ -63,6 +63,21 @@ class Segmentation(Task):
             "overall_accuracy": float(np.trace(matrix) / max(1, matrix.sum())),
         }
 
+    def trivial(self, kept: Kept) -> Kept:
+        """The most frequent class for every pixel."""
+        pixels = kept["confusion"].sum(axis=2)  # (B, C) by true class
+        answer = np.zeros_like(kept["confusion"])
+        answer[:, :, pixels.sum(axis=0).argmax()] = pixels
+        return {**kept, "confusion": answer}
+
+    def guesses(self, kept: Kept) -> set[int]:
+        """The classes that are predicted for some pixel."""
+        return set(np.flatnonzero(kept["confusion"].sum(axis=(0, 1))).tolist())
+
+    def shown(self, kept: Kept) -> set[int]:
+        """The classes that some pixel has."""
+        return set(np.flatnonzero(kept["confusion"].sum(axis=(0, 2))).tolist())
+
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """IoU of each class, NaN where it is neither there nor predicted; pixels."""
         matrix = kept["confusion"].sum(axis=0)

@@ -1,0 +1,114 @@
+"""How often the 95 % intervals of `decur transfer` hold the truth, where the truth is known.
+
+    python benchmarks/coverage.py                # 200 test parts for each number of groups
+    python benchmarks/coverage.py --parts 1000
+
+Test parts are drawn from worlds whose groups differ: in how many samples they have (5 to 50), in
+how hard they are and in what they show. The truth is the metric of 2,000 groups of the same world.
+Prints, for each metric and number of groups, the share of intervals that hold the truth (95 % are
+claimed) and their median width; and the same for 20 samples without groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+
+from decur.data import Target
+from decur.transfer.intervals import measure_intervals
+from decur.transfer.tasks import Kept, make_task
+
+Generator = np.random.Generator
+CLASSES = ("a", "b", "c")
+WORLD = 2000  # groups that stand for the truth
+
+
+def classes(rng: Generator, sizes: np.ndarray) -> Kept:
+    """Draw samples of two classes, of which a group has its own share right, 0.8 on average."""
+    right = rng.random(sizes.sum()) < np.repeat(rng.beta(6.4, 1.6, len(sizes)), sizes)
+    truth = rng.integers(0, 2, sizes.sum())
+    return {"truth": truth, "output": np.eye(2)[np.where(right, truth, 1 - truth)]}
+
+
+def labels(rng: Generator, sizes: np.ndarray) -> Kept:
+    """Draw three labels a sample; groups differ in how often and how clearly they show them."""
+    share = np.clip([0.3, 0.5, 0.15] + 0.1 * rng.normal(size=(len(sizes), 3)), 0.02, 0.98)
+    truth = rng.random((sizes.sum(), 3)) < np.repeat(share, sizes, axis=0)
+    clear = np.repeat(1.2 + 0.4 * rng.normal(size=(len(sizes), 1)), sizes, axis=0)
+    shift = np.repeat(0.3 * rng.normal(size=(len(sizes), 3)), sizes, axis=0)
+    return {
+        "truth": truth.astype(np.float32),
+        "output": truth * clear + shift + rng.normal(size=truth.shape),
+    }
+
+
+def numbers(rng: Generator, sizes: np.ndarray) -> Kept:
+    """Draw numbers with a level of each group, and guesses with an error of each group."""
+    level, error = (np.repeat(s * rng.normal(size=len(sizes)), sizes) for s in (0.7, 0.3))
+    truth = level + rng.normal(size=sizes.sum())
+    return {"truth": truth, "output": 0.8 * truth + error + 0.5 * rng.normal(size=sizes.sum())}
+
+
+def masks(rng: Generator, sizes: np.ndarray) -> Kept:
+    """Draw confusion matrices of three classes; groups differ in what they show and how well."""
+    shown = rng.dirichlet([6.0, 3.0, 1.0], len(sizes))  # (G, 3)
+    sure = rng.beta(8, 2, len(sizes))[:, None, None]
+    wrong = rng.dirichlet([2.0, 2.0, 2.0], (len(sizes), 3))
+    matrix = shown[:, :, None] * ((1 - sure) * wrong + sure * np.eye(3))  # (G, 3, 3)
+    return {"confusion": np.repeat((4096 * matrix).astype(np.int64), sizes, axis=0)}
+
+
+WORLDS: dict[str, tuple[str, Target, Callable[[Generator, np.ndarray], Kept]]] = {
+    "accuracy": ("accuracy", Target("class", ("a", "b")), classes),
+    "mAP": ("mAP_micro", Target("multilabel", CLASSES), labels),
+    "mIoU": ("mIoU", Target("mask", CLASSES), masks),
+    "R2": ("R2", Target("scalar"), numbers),
+}
+
+
+def coverage(name: str, groups: int, parts: int, single: bool = False) -> tuple[float, float]:
+    """Return the share of intervals that hold the truth, and their median width.
+
+    Args:
+        name: of the metric.
+        groups: how many a test part has.
+        parts: how many test parts are drawn.
+        single: samples are groups of their own, and are told as samples.
+    """
+    metric, target, draw = WORLDS[name]
+    task, rng = make_task("label", target), np.random.default_rng(0)
+
+    def drawn(count: int) -> tuple[Kept, list[str]]:
+        sizes = np.ones(count, int) if single else rng.integers(5, 50, count)
+        return draw(rng, sizes), np.repeat(np.arange(count), sizes).astype(str).tolist()
+
+    truth = task.metrics(drawn(WORLD)[0])[metric]
+    limits = []
+    for _ in range(parts):
+        kept, names = drawn(groups)
+        found = measure_intervals(task, kept, None if single else names).limits
+        limits.append(found.get(metric, (np.nan, np.nan)))
+    low, high = np.array(limits).T
+    return float(((low <= truth) & (truth <= high)).mean()), float(np.nanmedian(high - low))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", type=int, default=200, help="test parts of each kind")
+    parts = parser.parse_args().parts
+    print(f"{'metric':<10}{'test part':<14}{'held':>7}{'width':>8}")
+    for name in WORLDS:
+        for groups in (3, 5, 10, 20):
+            held, width = coverage(name, groups, parts)
+            print(
+                f"{name:<10}{f'{groups} groups':<14}{100 * held:>5.1f} %{width:>8.3f}", flush=True
+            )
+        held, width = coverage(name, 20, parts, single=True)
+        print(f"{name:<10}{'20 samples':<14}{100 * held:>5.1f} %{width:>8.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
