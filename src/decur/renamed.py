@@ -73,7 +73,6 @@ MOVED: dict[str, str | dict[str, str]] = {
         "scaled": "decur.features:scaled",
         "weights_digest": "decur.digest:digest",
     },
-    "decur.pretrain.batchnorm": "decur.pretrain.distributed",
     "decur.pretrain.engine": "decur.pretrain.trainer",
     "decur.pretrain.probe": {
         "METRICS": "decur.probes:METRICS",

@@ -18,8 +18,9 @@ from decur.encoders import EncoderSettings
 from decur.errors import BadSampleError
 from decur.objectives import list_objectives
 from decur.pretrain import Pretrainer
+from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.data import PairedData
-from decur.pretrain.distributed import SyncBatchNorms, gather
+from decur.pretrain.distributed import gather
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 from decur.pretrain.trainer import quiet_lightning
 

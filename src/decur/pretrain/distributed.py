@@ -1,4 +1,4 @@
-"""Training on several processes: batch normalisation, absent sensors, FSDP, lost processes."""
+"""Training on several processes: absent sensors, divided weights (FSDP), lost processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import ModelParallelStrategy
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed import DistError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from decur.encoders.attention.cross import is_crossing
-from decur.encoders.checkpointing import batch_statistics
 from decur.errors import ConfigError, ProcessLostError
+from decur.pretrain.batchnorm import synchronise
 
 Model = TypeVar("Model", bound=nn.Module)
 # How gloo, NCCL and the store say that the other end is gone, or silent for too long.
@@ -29,165 +27,6 @@ _LOST = re.compile(
     r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe|timed out|remote process",
     re.IGNORECASE,
 )
-
-
-# -- batch normalisation over all processes -------------------------------------------------------
-
-
-class CPUSyncBatchNorm(_BatchNorm):
-    """Batch normalisation over the batch of all processes, on the CPU.
-
-    It computes what torch's SyncBatchNorm does, which refuses to run without a GPU. In eval mode,
-    and in a single process, it is a plain batch normalisation.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Take any number of dimensions."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, ...); B may be 0 on some processes."""
-        alone = not (dist.is_initialized() and dist.get_world_size() > 1)
-        if alone or not self.training:
-            plain: Tensor = super().forward(input)
-            return plain
-        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        normalise: Any = _Normalise  # torch does not annotate `apply`
-        out, mean, variance, counts = normalise.apply(x, self.weight, self.bias, self.eps)
-        samples, values = counts.tolist()
-        result: Tensor = out.to(input.dtype)
-        if samples > 1:  # one sample has no variance: one process alone leaves it out, too
-            self._track(mean, variance * (values / max(1.0, values - 1)))
-        return result
-
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), step)
-
-
-class _Normalise(torch.autograd.Function):
-    """Normalise by the statistics of all processes, with one collective forward and one backward.
-
-    Means and sums of squares of the processes are merged as by Chan, Golub and LeVeque (1983): the
-    mean of squares less the square of the mean would lose most digits.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return x normalised (B, C, ...), its mean and variance (C,), and numbers of samples and
-        of values a channel (2,)."""
-        axes, shape = _axes(x)
-        values = x.numel() // x.shape[1]
-        own_mean = x.sum(axes) / max(1, values)  # (C,)
-        squares = (x - own_mean.view(shape)).square().sum(axes)  # (C,)
-        own = torch.cat((own_mean, squares, x.new_tensor([len(x), values])))  # (2C + 2,)
-        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, own)
-        means, squares = (torch.stack(everyone)[:, :-2]).chunk(2, dim=1)  # (world, C) each
-        counts = torch.stack(everyone)[:, -2:]  # (world, 2)
-        n, total = counts[:, 1:], counts.sum(0)
-        count = total[1].clamp_min(1)
-        mean = (n * means).sum(0) / count
-        variance = (squares + n * (means - mean).square()).sum(0) / count
-        scale = torch.rsqrt(variance + eps)  # (C,)
-        normal = (x - mean.view(shape)) * scale.view(shape)
-        ctx.save_for_backward(normal, weight, scale, count)
-        ctx.mark_non_differentiable(mean, variance, total)
-        out = normal if weight is None else normal * weight.view(shape)
-        return out if bias is None else out + bias.view(shape), mean, variance, total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        """Return gradients of the sum of all losses; of weight and bias, this process's share."""
-        normal, weight, scale, count = ctx.saved_tensors
-        axes, shape = _axes(normal)
-        own = torch.stack((grads[0].sum(axes), (grads[0] * normal).sum(axes)))  # (2, C)
-        whole = own.clone()
-        dist.all_reduce(whole)
-        constant, slope = ((part / count).view(shape) for part in whole)
-        grad = (grads[0] - constant - normal * slope) * scale.view(shape)
-        if weight is None:
-            return grad, None, None, None
-        return grad * weight.view(shape), own[1], own[0], None
-
-
-def _axes(x: Tensor) -> tuple[list[int], list[int]]:
-    """Return the axes that statistics are over, and the shape of a value a channel beside x."""
-    return [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-
-
-class SyncBatchNorms(LayerSync):
-    """Make each batch normalisation of a model see the batch of all processes.
-
-    Lightning does not call it on a single device. Keys of the state dict stay.
-    """
-
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Replace the layers."""
-        if next(model.parameters()).is_cuda:
-            return _convert_on_gpu(model)
-        return convert_on_cpu(model)
-
-    def revert(self, model: nn.Module) -> nn.Module:
-        """Leave the layers: in a single process they are plain batch normalisations."""
-        return model
-
-
-@contextmanager
-def finite_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Keep running statistics finite where a batch has too few values, without waiting for the GPU.
-
-    torch's SyncBatchNorm divides by the number of values on all processes, which may be 0, and the
-    variance that it tracks by one less.
-
-    Args:
-        modules: those that may be given such a batch.
-    """
-    kept = [(b, b.clone()) for module in modules for b in batch_statistics(module)]
-    yield
-    for buffer, before in kept:
-        buffer.copy_(torch.where(buffer.isfinite(), buffer, before))
-
-
-def _convert_on_gpu(module: nn.Module) -> nn.Module:
-    """Replace batch normalisations by torch's SyncBatchNorm."""
-    convert: Any = convert_sync_batchnorm  # knows timm's layers with an activation inside
-    converted: nn.Module = convert(module)
-    return converted
-
-
-def convert_on_cpu(module: nn.Module) -> nn.Module:
-    """Replace batch normalisations by `CPUSyncBatchNorm`, weights and names kept.
-
-    Raises:
-        ConfigError: for a kind of batch normalisation that cannot be replaced.
-    """
-    if isinstance(module, _BatchNorm) and type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
-        synced = CPUSyncBatchNorm(
-            module.num_features,
-            module.eps,
-            module.momentum,
-            module.affine,
-            module.track_running_stats,
-        )
-        synced.weight, synced.bias = module.weight, module.bias
-        synced.running_mean, synced.running_var = module.running_mean, module.running_var
-        synced.num_batches_tracked = module.num_batches_tracked
-        return synced.train(module.training)
-    if isinstance(module, _BatchNorm) and not isinstance(module, CPUSyncBatchNorm):
-        raise ConfigError(
-            f"trainer.devices: {type(module).__name__} cannot be synchronised across processes on "
-            "the CPU; use a GPU, one process, or an encoder with plain batch normalisation"
-        )
-    for name, child in module.named_children():
-        module.add_module(name, convert_on_cpu(child))
-    return module
 
 
 # -- sensors of which a process has no sample -----------------------------------------------------
@@ -328,8 +167,7 @@ def shard(model: L.LightningModule, encoders: nn.ModuleDict, projectors: nn.Modu
             )
     assert model.device_mesh is not None
     mesh = model.device_mesh["data_parallel"]
-    convert = convert_on_cpu if mesh.device_type == "cpu" else _convert_on_gpu
-    convert(model)
+    synchronise(model)
     model.to(memory_format=torch.contiguous_format)  # FSDP2 divides no other
     for part in (*encoders.values(), *projectors.values()):
         for inner in _blocks(part):

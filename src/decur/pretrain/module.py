@@ -21,11 +21,11 @@ from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment
+from decur.pretrain.batchnorm import finite_statistics
 from decur.pretrain.compiling import Networks, pays
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import (
     average_gradients,
-    finite_statistics,
     shard,
     stand_ins,
     zero_gradients,

@@ -17,11 +17,11 @@ from decur.data.selection import select
 from decur.encoders.files import save_encoder
 from decur.errors import ConfigError
 from decur.objectives.base import Objective
+from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar, tensorboard
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.distributed import (
     Sharded,
-    SyncBatchNorms,
     gather,
     reporting_lost_processes,
 )
