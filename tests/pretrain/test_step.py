@@ -6,6 +6,7 @@ cosine of at least 0.98 with it where only projectors and objective are in bfloa
 normalisation cost that much. channels_last and compiling: 1e-4 and 0.999.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -13,13 +14,16 @@ import math
 import lightning as L
 import pytest
 import torch
+from functorch.compile import make_boxed_func, nop
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decur.data import SyntheticScenes
 from decur.data.sample import Collate
 from decur.encoders import EncoderSettings
 from decur.errors import DivergedError
-from decur.objectives import list_objectives
-from decur.pretrain import Pretrainer
+from decur.objectives import DeCUR, list_objectives
+from decur.pretrain import LoaderSettings, PairedData, Pretrainer
 from decur.pretrain.compiling import PAYS_AFTER, pays
 from decur.pretrain.metrics import Divergence
 from decur.pretrain.optim import build_optimizer
@@ -146,6 +150,75 @@ def test_where_compiling_fails_one_line_says_so_and_the_run_goes_on(batch, backe
     plain = build(encoder="mlp", compile=False)
     for result in found:
         assert_close(result, step(plain, batch), 1e-6, 0.99999)
+
+
+class Losses(L.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *unused):
+        self.values.append(float(outputs["loss"]))
+
+
+def train(**options):
+    scenes = SyntheticScenes(samples=16, size=32, modalities=["optical", "sar"])
+    torch.manual_seed(0)
+    model = build(encoder="mlp", optimizer=OptimizerSettings("adamw", lr=1e-3), **options)
+    losses = Losses()
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=2, callbacks=[losses], **dict.fromkeys(off, False)
+    )
+    trainer.fit(model, PairedData(scenes, LoaderSettings(8, workers=0)))
+    return losses.values, model.state_dict()
+
+
+def test_where_the_backward_pass_cannot_be_compiled_the_step_is_done_again(backend, caplog):
+    def broken(graph, inputs):
+        def fail(*values):
+            raise RuntimeError("out of shared memory")
+
+        return make_boxed_func(fail)
+
+    backend(aot_autograd(fw_compiler=nop, bw_compiler=broken))
+    with caplog.at_level(logging.WARNING, "decur"):
+        losses, weights = train(compile=True)
+    lines = [r.getMessage() for r in caplog.records if "compile: failed" in r.getMessage()]
+    assert len(lines) == 1 and "out of shared memory" in lines[0]
+    expected, right = train(compile=False)
+    assert losses == expected and len(losses) == 4
+    for key, value in right.items():
+        assert torch.equal(weights[key], value), key
+
+
+class RoundedProducts(TorchDispatchMode):
+    """Round the factors of matrix products to the 10 digits of TF32, as a GPU may."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+            args = tuple(
+                ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+                if x.dtype == torch.float32
+                else x
+                for x in (value.contiguous() for value in args)
+            )
+        return function(*args, **(kwargs or {}))
+
+
+def test_tf32_in_the_losss_products_hardly_changes_it():
+    torch.manual_seed(0)
+    z = [torch.randn(64, 256) for _ in range(4)]
+    found = []
+    for context in (contextlib.nullcontext(), RoundedProducts()):
+        leaves = [x.clone().requires_grad_() for x in z]
+        with context:
+            pairs = {"a": (leaves[0], leaves[1]), "b": (leaves[2], leaves[3])}
+            loss = DeCUR(dim=256)(pairs)["loss"]
+            loss.backward()
+        found.append((loss.detach(), torch.cat([x.grad for x in leaves])))
+    (loss, gradient), (rounded, its) = found
+    assert 0 < abs(rounded - loss) / loss < 1e-5
+    assert (its - gradient).norm() / gradient.norm() < 1e-3
 
 
 def test_errors_of_a_network_are_its_own(batch, backend, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from decur.data.sample import Batch
 from decur.encoders.attention.cross import is_crossing
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ class Networks:
 
     Each is compiled for one shape. The modules of the model are not changed, so that nothing is
     compiled for calls outside the training step, such as those of monitors. If the first
-    compilation fails, all networks run without it, and a warning says so. Encoders that attend to
-    each other run stage by stage together, and are never compiled.
+    compilation fails, forward or backward, all networks run without it, and a warning says so.
+    Encoders that attend to each other run stage by stage together, and are never compiled.
 
     Args:
         encoders: `{modality: encoder}`.
@@ -48,6 +49,7 @@ class Networks:
 
     def __init__(self, encoders: nn.ModuleDict, projectors: nn.ModuleDict, compiled: bool) -> None:
         self.failed = False
+        self.unproven = compiled  # until a step has gone through, its backward pass included
         self._plain = (dict(encoders.items()), dict(projectors.items()))
         self._compiled = self._plain
         if compiled:
@@ -67,6 +69,12 @@ class Networks:
             for plain, compiled in zip(self._plain, self._compiled, strict=True)
         )
         return encoders, projectors
+
+    def give_up(self, error: Exception) -> None:
+        """Run all networks without compilation from now on, and say why in one line."""
+        self.failed, self.unproven = True, False
+        reason = " ".join(str(error).split())[:200]
+        log.warning("compile: failed, the run goes on without it (%s)", reason)
 
     def _compile(self, modules: Modules) -> Modules:
         return {
@@ -96,10 +104,34 @@ class _Compiled(nn.Module):
         except Exception as error:  # a compiler fails in many ways
             if self.runs:
                 raise
-            self.group.failed = True
-            reason = " ".join(str(error).split())[:200]
-            log.warning("compile: failed, the run goes on without it (%s)", reason)
+            self.group.give_up(error)
             y = self.plain(x)
             return y
         self.runs = True
         return y
+
+
+class StepStart:
+    """What a training step changes before its backward pass, kept so that it can be done again.
+
+    Args:
+        model: about to do the step.
+        batch: of the step.
+        batch_idx: number of the batch in the epoch.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, batch_idx: int) -> None:
+        self.batch, self.batch_idx = batch, batch_idx
+        self._buffers = [(b, b.clone()) for b in model.buffers()]
+        self._gradients = [
+            (p, None if p.grad is None else p.grad.clone()) for p in model.parameters()
+        ]
+        self._random = torch.random.get_rng_state()
+
+    def restore(self) -> None:
+        """Put batch statistics, gradients and random numbers back."""
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        torch.random.set_rng_state(self._random)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment
 from decur.pretrain.batchnorm import finite_statistics
-from decur.pretrain.compiling import Networks, pays
+from decur.pretrain.compiling import Networks, StepStart, pays
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import (
     average_gradients,
@@ -123,6 +124,7 @@ class Pretrainer(L.LightningModule):
         self._recomputes = encoder.checkpointing
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._called: Networks | None = None
+        self._start: tuple[StepStart, Meter] | None = None  # of a step that may be done again
         self._steps = 0  # of the whole run, known once the optimiser is made
         self.meter = Meter()
         self.divergence = Divergence()
@@ -168,6 +170,8 @@ class Pretrainer(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of one batch; None where no sample of it can be used."""
+        if self._networks().unproven:
+            self._start = StepStart(self, batch, batch_idx), copy.deepcopy(self.meter)
         views = self.make_views(batch, self.current_epoch)
         embeddings, present = self._embed_views(views, batch["present"])
         complete = all(bool(has.all()) for has in present.values())
@@ -314,6 +318,40 @@ class Pretrainer(L.LightningModule):
         """Divide the weights among processes where the strategy asks for it."""
         if self.is_sharded:
             shard(self, self.encoders, self.projectors)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Do the backward pass; where the compiler fails in the first one, do the step again.
+
+        Raises:
+            ConfigError: if it fails on several processes, which wait for each other's gradients.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler fails in many ways
+            networks = self._networks()
+            if self._start is None or not networks.unproven:
+                raise
+            if not self._alone:
+                reason = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"compile: fails in the backward pass ({reason}); give --compile false"
+                ) from error
+            networks.give_up(error)
+            super().backward(self._repeat_step(*self._start), *args, **kwargs)
+        self._start, self._networks().unproven = None, False
+
+    def _repeat_step(self, start: StepStart, meter: Meter) -> Tensor:
+        """Return the loss of a step that is done again from its start."""
+        start.restore()
+        self.meter.__dict__.update(meter.__dict__)
+        precision: Any = self.trainer.precision_plugin
+        with precision.train_step_context():
+            loss = self.training_step(start.batch, start.batch_idx)
+        assert loss is not None  # the same samples have given one before
+        scaler = getattr(precision, "scaler", None)  # of 16-mixed
+        return loss if scaler is None else scaler.scale(loss)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Keep batch statistics: layers that are computed again would update them twice."""

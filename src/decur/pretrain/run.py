@@ -109,6 +109,7 @@ def pretrain(
             state,  # last, so that nothing is saved that the others refuse
         ],
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
+        float32_matmul=settings.float32_matmul,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -212,6 +212,8 @@ class PretrainSettings:
         channels_last: keep pictures with their channels innermost, which ConvNets like.
         compile: run encoders and projectors through torch.compile; auto: in long runs on one GPU,
             where it pays.
+        float32_matmul: how a GPU multiplies float32 matrices, of layers and of the loss: "high"
+            rounds factors to TF32, many times as fast; "highest" does not round.
         trainer: options of Lightning's Trainer.
     """
 
@@ -227,4 +229,5 @@ class PretrainSettings:
     seed: int = 0
     channels_last: bool = True
     compile: Compile = "auto"
+    float32_matmul: Literal["highest", "high"] = "high"
     trainer: TrainerSettings = field(default_factory=TrainerSettings)

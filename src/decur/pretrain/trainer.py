@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -16,11 +17,15 @@ from decur.errors import ConfigError
 from decur.objectives.base import Objective
 
 
-def make_trainer(options: Mapping[str, Any], **fixed: Any) -> L.Trainer:
+def make_trainer(
+    options: Mapping[str, Any], *, float32_matmul: str = "high", **fixed: Any
+) -> L.Trainer:
     """Make Lightning's Trainer.
 
     Args:
         options: the user's.
+        float32_matmul: how a GPU multiplies float32 matrices, see torch's
+            `set_float32_matmul_precision`.
         fixed: options that decur decides itself.
 
     Raises:
@@ -30,9 +35,13 @@ def make_trainer(options: Mapping[str, Any], **fixed: Any) -> L.Trainer:
         trainer = L.Trainer(**options, **fixed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
+    if trainer.strategy.root_device.type == "cuda":
+        torch.set_float32_matmul_precision(float32_matmul)
     if isinstance(trainer.strategy, DDPStrategy):
         # else DDP keeps all gradients a second time, in the buckets that it sends
         trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+        # batch statistics are those of all processes, and so the same on each
+        trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
     return trainer
 
 
