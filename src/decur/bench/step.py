@@ -87,7 +87,6 @@ class Steps:
             ConfigError: if Lightning refuses an option, or the device has not the memory.
         """
         gpu = self.device.type == "cuda"
-        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         trainer = make_trainer(
             self.options,
             accelerator="gpu" if gpu else self.device.type,
@@ -95,7 +94,11 @@ class Steps:
             max_epochs=1,
             callbacks=[clock],
             use_distributed_sampler=False,
-            **dict.fromkeys(off, False),
+            float32_matmul=self.settings.float32_matmul,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
         )
         try:
             trainer.fit(self.model, _Endless(batches))
