@@ -18,6 +18,7 @@ LAYERS = (
         "devices",
         "progress",
         "tables",
+        "bounded_yaml",
         "modality",
         "digest",
         "registry",

@@ -173,7 +173,7 @@ def test_load_modalities_from_a_mapping_and_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("s1: [1", "not a readable YAML"),
+        ("s1: [1", "not valid YAML"),
         ("- s1", "must hold a mapping"),
         ("s1: 5", "'s1': needs a preset's name"),
         ("s1: {colour: red}", "'s1': unknown key 'colour'"),
@@ -260,3 +260,19 @@ def test_what_was_right_is_kept_as_it_was():
     assert repr(plain(nodata=0).nodata) == "0.0"
     assert plain(nodata=[0, float("nan")]) == plain(nodata=(0.0,))
     assert plain(nodata=float("nan")) == plain()  # NaN always is no measurement
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/x", "../x", "a\\b", "a.b", "", " a", "a ", "-a", "--run", "a\n", "a\x00", "a\u202eb"]
+    + ["C:", "a*", "x" * 101],
+)
+def test_names_that_would_become_paths_or_options_are_refused(name):
+    with pytest.raises(ConfigError, match="rename it") as caught:
+        Modality(name=name, bands=("a",), scaling="range")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["s1", "höhe", "rgb 2", "VV+VH", "depth_m", "可见光", "nDSM (m)"])
+def test_names_of_sensors_may_be_of_any_language(name):
+    assert Modality(name=name, bands=("a",), scaling="range").name == name

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 from decur import completion
-from decur.errors import did_you_mean
+from decur.errors import DecurError, did_you_mean, lacks_memory, reason_of
 
 # What each command runs, as "module:function", and what it does.
 COMMANDS = {
@@ -74,12 +75,16 @@ COMMANDS = {
 
 Command = Callable[[list[str]], Any]
 
+# Options of every command, and the environment variables by which processes hand them on.
+EVERYWHERE = {"--debug": "DECUR_DEBUG", "--trust": "DECUR_TRUST"}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `decur COMMAND ...`.
 
-    The process exits with 0; with 2 for what a person can mend; with 3 for a training that
-    diverged; with 4 for a process that was lost; with 130 if it is interrupted.
+    The process exits with 0; with 1 for a fault of decur's; with 2 for what a person can mend; with
+    3 for a training that diverged; with 4 for a process that was lost; with 130 if it is
+    interrupted.
 
     Args:
         arguments: the words after `decur`; by default those of this process.
@@ -99,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS, f"choose from {', '.join(COMMANDS)}")
         _fail(f"no command {name!r}; {hint}", 2)
+    for option in {*rest} & EVERYWHERE.keys():
+        os.environ[EVERYWHERE[option]] = "1"
+    rest = [word for word in rest if word not in EVERYWHERE]
     _set_environment(name)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
     _run(name, rest)
@@ -117,24 +125,43 @@ def _set_environment(command: str) -> None:
 
 def _run(name: str, arguments: list[str]) -> None:
     """Run a command, and turn its errors into one line and an exit code."""
-    from decur.errors import DecurError
-
     module, _, function = COMMANDS[name][0].partition(":")
     try:
         command: Command = getattr(import_module(module), function)
         command(arguments)
-    except DecurError as error:
-        _fail(" ".join(str(error).split()), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:  # `decur recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        code = getattr(error, "exit_code", None)  # a run that was told to stop, and saved itself
-        if code is None:
-            raise
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    """End the process as an error demands, with a traceback only for what is decur's fault."""
+    if os.environ.get(EVERYWHERE["--debug"]) == "1":
+        raise error
+    if isinstance(error, DecurError):
+        _fail(" ".join(str(error).split()), error.exit_code)
+    code = getattr(error, "exit_code", None)  # a run that was told to stop, and saved itself
+    if code is not None:
         print(f"stopped by {error}; the same command goes on from here", file=sys.stderr)
         sys.exit(code)
+    if lacks_memory(error):
+        _fail(
+            "more memory is needed than there is; lower --loader.batch_size, --loader.workers or "
+            f"the sizes of pictures and networks ({reason_of(error)})",
+            2,
+        )
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        _fail(f"{file}{reason_of(error)}; see that it is there and may be read and written", 2)
+    traceback.print_exception(error)
+    _fail(
+        f"this is a fault of decur's, not yours ({type(error).__name__}); please report it with "
+        "the command and the lines above, as CONTRIBUTING.md says",
+        1,
+    )
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -153,7 +180,10 @@ def _help() -> str:
             *lines,
             "",
             "Start with `decur demo`. With your own pairs in FOLDER/<sensor>/<id>.tif|png|jpg|npy:",
-            "`decur pretrain --data.root FOLDER`. Each command explains itself with --help. For",
+            "`decur pretrain --data.root FOLDER`. Each command explains itself with --help.",
+            "",
+            "Every command takes --debug, which shows where an error comes from, and --trust, with",
+            "which the configuration that a run has kept may import any module (SECURITY.md). For",
             'completion in bash: eval "$(register-python-argcomplete decur)"',
         ]
     )

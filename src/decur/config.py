@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 
 from decur import completion
+from decur.bounded_yaml import check_bounds, loaded, read_text
 from decur.errors import ConfigError
 from decur.layers import (
     Keys,
     flatten,
     get,
     literals_of,
-    loaded,
     name_of,
     options_of,
     read_mapping,
@@ -33,6 +33,20 @@ log = logging.getLogger(__name__)
 
 # PyYAML's safe dumper, written in C where it is there, ten times as fast.
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+_load_yaml = get_loader("yaml")
+
+
+def _load_bounded(text: str) -> Any:
+    """Load YAML as jsonargparse does, which also takes texts within a file for YAML."""
+    check_bounds(text)
+    try:
+        return _load_yaml(text)
+    except ValueError as error:  # such as a date in month 13
+        raise yaml.YAMLError(str(error)) from error
+
+
+set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 # How jsonargparse says what is wrong.
 _KEY = re.compile(r'Parser key "([\w./-]+)"(?: element \d+)?:\s*')
@@ -85,7 +99,7 @@ def find_config(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         raise ConfigError(f"base: {' > '.join((*above, name))}: is based on itself")
     shipped = recipes()
     if Path(name).is_file():
-        where, text = name, Path(name).read_text(errors="replace")
+        where, text = name, read_text(name)
     elif name in shipped:
         where, text = f"recipe {name}", shipped[name]
     elif name in _BY_OBJECTIVE:

@@ -2,7 +2,11 @@
 
 import difflib
 import signal
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+LONGEST_NAME = 100  # characters: with an ending it still fits into the name of a file
 
 
 class DecurError(Exception):
@@ -64,6 +68,93 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError` with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def in_range(key: str, value: float | None, low: float, high: float) -> None:
+    """Refuse a number outside a range; None, which leaves a number open, passes.
+
+    Args:
+        key: of the configuration, for the message.
+        value: the number.
+        low: the smallest that is taken.
+        high: the largest that is taken.
+
+    Raises:
+        ConfigError: with the range; for NaN, too.
+    """
+    if value is not None and not low <= value <= high:
+        raise ConfigError(f"{key}: must be from {low:,} to {high:,}, is {value:,}")
+
+
+def plain_name(name: str, what: str) -> str:
+    """Return a name that may become part of a file's name, an option or a module, unchanged.
+
+    Args:
+        name: of a sensor, a target, a picture, ...
+        what: what has the name, for the message: "modality 'a/b'".
+
+    Raises:
+        ConfigError: for a name that is empty, begins with a dash or a blank, ends with a blank, is
+            longer than 100 characters, or holds a separator of paths, a dot, a control character,
+            or what some file systems do not take.
+    """
+    wrong = next((c for c in name if c in '/\\.:*?"<>|' or unicodedata.category(c)[0] == "C"), "")
+    reasons = {
+        "is empty": not name,
+        "begins or ends with a blank": name != name.strip(),
+        "begins with a dash": name.startswith("-"),
+        f"is longer than {LONGEST_NAME} characters": len(name) > LONGEST_NAME,
+        "holds a dot": wrong == ".",
+        f"holds {wrong!r}": bool(wrong),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"{what}: {reason}, and names become names of files; rename it")
+    return name
+
+
+@contextmanager
+def reading(path: object, remedy: str, what: str = "cannot be read") -> Iterator[None]:
+    """Turn whatever goes wrong while a file is opened, parsed and looked at into one line.
+
+    Libraries raise dozens of kinds of errors for damaged files, so that every exception counts as
+    the file's fault; keep the block free of anything else.
+
+    Args:
+        path: the file.
+        remedy: what to do about it.
+        what: what is wrong with the file.
+
+    Raises:
+        DataError: naming the file, the reason and the remedy. A `DecurError` is raised as it is.
+    """
+    try:
+        yield
+    except DecurError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: {what} ({reason_of(error)}); {remedy}") from error
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory, of the machine or of a GPU, does not suffice.
+
+    PyTorch has a class of its own for GPUs, and none for the machine.
+    """
+    out = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or out or "can't allocate memory" in str(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an exception says, in one short line that a person understands."""
+    if lacks_memory(error):
+        return "more memory than there is would be needed"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return text[:200] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -13,14 +13,11 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import jsonargparse
-import yaml
 from jsonargparse._util import resolved_import_paths
 
+from decur.bounded_yaml import loaded, parse_yaml, read_text
 from decur.errors import ConfigError, did_you_mean
 from decur.registry import Registry, find_object, import_own_modules, is_reference
-
-# PyYAML's safe loader, written in C where it is there, ten times as fast.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -66,12 +63,9 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
         where: what an error's message calls the text.
 
     Raises:
-        ConfigError: if the text is no YAML, or no mapping.
+        ConfigError: if the text is no YAML, out of bounds, or no mapping.
     """
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    values = parse_yaml(text, where)
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must be a YAML mapping of keys to values")
     return values
@@ -193,7 +187,7 @@ class Keys:
     def _mapping(self, key: str, value: Any) -> dict[str, Any]:
         """Return the keys and values that are given for a group, perhaps in a file."""
         if isinstance(value, str) and Path(value).is_file():
-            return read_mapping(Path(value).read_text(errors="replace"), value)
+            return read_mapping(read_text(value), value)
         value = loaded(value)
         if isinstance(value, dict):
             return value
@@ -363,13 +357,3 @@ def assign(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
         values[name] = dict(inner) if isinstance(inner, dict) else {}
         values = values[name]
     values[path[-1]] = value
-
-
-def loaded(value: Any) -> Any:
-    """Return what a text stands for in YAML; the text itself where it is none."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        return value

@@ -10,7 +10,8 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from decur.errors import ConfigError, DataError
+from decur.bounded_yaml import read_yaml
+from decur.errors import ConfigError, DataError, plain_name
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `decur --help` needs a Modality's name only
     from torch import Tensor
@@ -67,6 +68,7 @@ class Modality:
         where = f"modality {self.name!r}"
         if not isinstance(self.name, str):
             raise ConfigError(f"{where}: a name is a text; write it in quotes")
+        plain_name(self.name, where)
         if not isinstance(self.augmentation, str):
             raise ConfigError(f"{where}: augmentation is a name, not {self.augmentation!r}")
         plain: dict[str, Any] = {
@@ -271,16 +273,10 @@ def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, 
     if source is None:
         return {}
     if isinstance(source, str | Path):
-        import yaml
-
         path = Path(source)
         if not path.is_file():
             raise ConfigError(f"{path}: no such file of modalities; `decur stats ROOT` writes one")
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{path}: not a readable YAML file ({reason})") from error
+        loaded = read_yaml(path)
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: must hold a mapping of modality names to their fields")
         source = loaded

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar, cast
 
+from decur.bounded_yaml import loaded
 from decur.errors import ConfigError
 
 T = TypeVar("T")
@@ -18,6 +20,9 @@ Item = TypeVar("Item")
 # Modules of one's own that register something, separated by commas. The `decur` command imports
 # them; a script imports them itself.
 ENVIRONMENT = "DECUR_IMPORT"
+
+# Set to "1" by `--trust`: configurations that runs have kept may name any module.
+TRUST = "DECUR_TRUST"
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
@@ -150,6 +155,54 @@ def own_modules() -> list[str]:
     """Return the names of the modules that the environment variable `DECUR_IMPORT` lists."""
     names = (name.strip() for name in os.environ.get(ENVIRONMENT, "").split(","))
     return [name for name in names if name]
+
+
+def refuse_foreign(values: Mapping[str, Any], where: object) -> None:
+    """Refuse a kept configuration that would have modules imported which nobody asked for.
+
+    To import a module runs its code. Modules of decur, those that `DECUR_IMPORT` lists, and those
+    that are imported already are let in; after `--trust` all are.
+
+    Args:
+        values: a configuration that a run has kept, as its YAML says it.
+        where: the file, for the message.
+
+    Raises:
+        ConfigError: naming what is refused, and how to trust it.
+    """
+    if os.environ.get(TRUST) == "1":
+        return
+    for name, called in _references(values):
+        module = name.replace(":", ".").rpartition(".")[0]
+        own = module.split(".")[0] == "decur" or module in sys.modules
+        if module not in own_modules() and (called or not own):
+            raise ConfigError(
+                f"{where}: names {name!r}, whose module would be imported, and that runs its code; "
+                f"add --trust if you trust it, or set {ENVIRONMENT}={module}"
+            )
+
+
+def _references(values: Any, key: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield what a configuration names by "package.module.attribute", and whether it is called.
+
+    Classes are checked for their base before they are made; a builder of encoders is called.
+    """
+    last = key.rpartition(".")[2]
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _references(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _references(value, key)
+    elif isinstance(values, str):
+        inner = loaded(values) if "{" in values else values
+        encoder = "encoder" in key.split(".")
+        if not isinstance(inner, str):
+            yield from _references(inner, key)
+        elif key == "encoder" or (encoder and ":" in values and not values.startswith("torchgeo:")):
+            yield values, True  # a file of keys, or a builder
+        elif (key in ("data", "objective") or last == "class_path") and is_reference(values):
+            yield values, False
 
 
 def import_own_modules() -> None:

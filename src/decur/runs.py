@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decur.bounded_yaml import parse_yaml, read_text
 from decur.errors import ConfigError, DataError
+from decur.registry import refuse_foreign
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,26 @@ class RunFolder:
     def config(self) -> Path:
         """The complete configuration; running it again repeats the run."""
         return self.path / "config.yaml"
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the configuration that the run has kept, as it is written.
+
+        Raises:
+            DataError: if there is none, or none that can be used; it says how to trust one that
+                names modules other than decur's.
+        """
+        if not self.config.is_file():
+            raise DataError(
+                f"{self.config}: no such file; `decur pretrain` writes its configuration there"
+            )
+        try:
+            values = parse_yaml(read_text(self.config), "its YAML")
+            if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+                raise ConfigError("it is no mapping of keys to values")
+        except ConfigError as error:
+            raise DataError(f"{self.config}: not the configuration of a run ({error})") from error
+        refuse_foreign(values, self.config)
+        return values
 
     @property
     def metrics(self) -> Path:

@@ -1,10 +1,12 @@
 """Encoder files: weights and modality go together, and nothing else is let in."""
 
+import json
 import pickle
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from decur import Modality
@@ -57,8 +59,6 @@ def test_files_that_are_no_encoders_are_refused(file, tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(file, tmp_path):
-    from safetensors import safe_open
-
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     metadata["decur"] = metadata["decur"].replace("test_resnet", "resnet18")
@@ -66,6 +66,90 @@ def test_weights_of_another_architecture_are_refused(file, tmp_path):
     save_file(load_file(file), wrong, metadata)
     with pytest.raises(DataError, match="do not fit a 'resnet18'"):
         load_encoder(wrong)
+
+
+def with_header(file, change):
+    """A copy of an encoder file whose header is changed."""
+    with safe_open(file, "pt") as opened:
+        header = json.loads(opened.metadata()["decur"])
+    text = change(header)
+    made = file.with_name("changed.safetensors")
+    save_file(
+        load_file(file), made, {"decur": text if isinstance(text, str) else json.dumps(header)}
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.update(format="1"),
+        lambda header: header.update(format=True),
+        lambda header: header.update(options=[1]),
+        lambda header: header.update(encoder=None),
+        lambda header: header.update(modality=[1]),
+        lambda header: header["modality"].update(bands=7),
+        lambda header: header["modality"].update(name="../../x"),
+        lambda header: header.update(encoder="projected", options={"encoder": 5, "options": {}}),
+        lambda header: header.update(encoder="adapted", options={"rows": "x"}),
+        lambda header: header.update(encoder="torchgeo:croma_x", options={"sensor": []}),
+        lambda header: header.pop("encoder"),
+        lambda header: "[" * 100_000,
+        lambda header: "[1]",
+        lambda header: "\x00",
+    ],
+)
+def test_a_damaged_header_ends_in_one_line(file, change):
+    with pytest.raises(DataError, match=r"changed\.safetensors: ") as caught:
+        load_encoder(with_header(file, change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pretrained": True},
+        {"features_only": True},
+        {"num_classes": 10},
+        {"scriptable": True},
+        {"img_size": 10**9},
+        {"drop_rate": float("nan")},
+        {"norm_layer": "x" * 1000},
+    ],
+)
+def test_a_header_asks_for_nothing_but_layers(file, options):
+    with pytest.raises(DataError, match="its header gives"):
+        load_encoder(with_header(file, lambda header: header["options"].update(options)))
+    around = {"encoder": "test_resnet", "options": options, "width": 8, "layers": 1, "part": [0, 8]}
+    inside = with_header(file, lambda header: header.update(encoder="projected", options=around))
+    with pytest.raises(DataError, match="its header gives"):
+        load_encoder(inside)
+
+
+def test_a_header_asks_for_no_more_memory_than_its_weights_take(file, monkeypatch):
+    """65,536 squared weights would be 17 GB: they are refused by their shapes alone."""
+    monkeypatch.setattr(torch.nn.Conv2d, "reset_parameters", lambda self: sizes.add(self.weight))
+    sizes = set()
+    for name, options in (("mlp", {"width": 65_536, "layers": 3}), ("vit_7b_patch16_dinov3", {})):
+        if name != "mlp" and not timm.is_model(name):
+            continue
+        big = with_header(file, lambda h, n=name, o=options: h.update(encoder=n, options=o))
+        with pytest.raises(DataError, match="do not fit"):
+            load_encoder(big)
+    assert all(weight.is_meta for weight in sizes)
+
+
+def test_an_encoder_that_started_from_a_file_does_not_need_it_again(tmp_path):
+    start = tmp_path / "start.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), start)
+    encoder = build_encoder("test_resnet", Modality.preset("rgb"), checkpoint_path=str(start))
+    file = save_encoder(encoder, tmp_path / "trained.safetensors")
+    start.unlink()
+    # and files of version 0.1, which say what they started from
+    old = with_header(file, lambda h: h["options"].update(checkpoint_path=str(start)))
+    for each in (file, old):
+        loaded = load_encoder(each).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in load_file(file).items())
 
 
 def test_an_encoder_without_a_modality_is_not_saved(tmp_path):

@@ -17,12 +17,16 @@ from torch.utils.data import Dataset
 from decur.data.files import read_files
 from decur.data.sample import Sample, Target
 from decur.digest import file_states, files_in, files_named
-from decur.errors import BadSampleError, ConfigError
+from decur.errors import BadSampleError, ConfigError, DecurError, reason_of
 from decur.modality import Modality
 from decur.registry import Registry
 
 # Data sets by the name of their class, as `--data NAME` takes it.
 DATASETS: Registry[type[PairedDataset]] = Registry("data set", "decur.data")
+
+
+# Errors that damaged files do not raise, and faults of code do.
+_FAULTS = (AssertionError, AttributeError, NameError, NotImplementedError, ImportError)
 
 
 class PairedDataset(Dataset[Sample], ABC):
@@ -80,7 +84,23 @@ class PairedDataset(Dataset[Sample], ABC):
         """
 
     def __getitem__(self, index: int) -> Sample:
-        return self.read(index)
+        """Return what `read` returns; whatever it raises makes a bad sample.
+
+        Libraries raise dozens of kinds of errors for damaged files.
+
+        Raises:
+            BadSampleError: naming the file, if it cannot be used.
+        """
+        try:
+            return self.read(index)
+        except (DecurError, *_FAULTS):
+            raise
+        except Exception as error:
+            if not -len(self) <= index < len(self):
+                raise  # an IndexError ends a loop over the data set
+            file = getattr(error, "filename", None) or next(iter(self.files(index)), None)
+            reason = f"cannot be read ({type(error).__name__}: {reason_of(error)})"
+            raise BadSampleError(file or self.ids[index], reason) from error
 
     def only(
         self, names: Collection[str] | None = None, targets: Collection[str] | None = None

@@ -311,7 +311,7 @@ def compute_stats(
     def of_sample(index: int) -> dict[str, BandStatistics]:
         return {
             name: BandStatistics.of_image(image.numpy(), draw, seed=index)
-            for name, image in dataset.read(index)["images"].items()
+            for name, image in dataset[index]["images"].items()
         }
 
     found, bad = _accumulate(of_sample, len(dataset), workers, advance)

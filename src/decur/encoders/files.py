@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from decur.encoders.base import ENCODERS, Encoder
-from decur.encoders.build import architecture_inside, build_encoder, can_be_built
-from decur.encoders.geo import TORCHGEO
+from decur.encoders.base import Encoder
+from decur.encoders.build import architecture_inside, can_be_built
+from decur.encoders.header import EncoderHeader, build_to_fit, parse_header
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.registry import ENVIRONMENT
 from decur.runs import atomic
 
 FORMAT = 1  # of encoder files; raised when their metadata changes
@@ -80,46 +78,14 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
-    header = _header(path, metadata)
-    _refuse_foreign(path, architecture_inside(header["encoder"], header["options"]))
-    encoder = build_encoder(
-        header["encoder"], Modality.from_dict(header["modality"]), **header["options"]
-    )
-    try:
-        encoder.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise DataError(
-            f"{path}: the weights do not fit a {header['encoder']!r} for "
-            f"{header['modality']['bands']}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    if "decur" not in metadata:
+        raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
+    header = EncoderHeader.check(path, parse_header(path, metadata["decur"], {}, FORMAT))
+    what = f"a {header.name!r} for {', '.join(header.modality.bands)}"
+    encoder = build_to_fit(path, header.build, state, what=what)
     if modality is not None:
         try:
             encoder.check(modality)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
     return encoder.eval()
-
-
-def _refuse_foreign(path: Path, name: str) -> None:
-    """Refuse to import a module only because a file names it."""
-    if ":" in name and not name.startswith(TORCHGEO) and not ENCODERS.is_known(name):
-        module = name.partition(":")[0]
-        raise DataError(
-            f"{path}: its encoder is built by {name!r}; if you trust that module, set "
-            f"{ENVIRONMENT}={module}"
-        )
-
-
-def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    if "decur" not in metadata:
-        raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
-    try:
-        header: dict[str, Any] = json.loads(metadata["decur"])
-        lacking = {"format", "encoder", "options", "modality"} - set(header)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: its header is damaged ({error}); copy it anew") from error
-    if lacking:
-        raise DataError(f"{path}: its header lacks {', '.join(sorted(lacking))}; copy it anew")
-    if header["format"] > FORMAT:
-        raise DataError(f"{path}: written by a newer decur (format {header['format']}); upgrade")
-    return header

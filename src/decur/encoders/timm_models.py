@@ -15,6 +15,12 @@ from decur.encoders.base import Encoder
 from decur.errors import ConfigError
 
 Normalisation = Mapping[str, Sequence[float]]  # "mean" and "std", a number for each band
+
+# Options of timm that name weights to start from. They do not belong to an encoder that has some.
+STARTS_FROM = frozenset(
+    {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+)
+
 VIT_STAGES = 4  # a ViT has no stages: its blocks are read at four even depths
 
 
@@ -53,7 +59,7 @@ class TimmEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.name = name
-        self.options = dict(options)
+        self.options = {k: v for k, v in options.items() if k not in STARTS_FROM}
         self.backbone: Any = _create(name, channels, pretrained, options)
         if normalisation is None and pretrained:
             normalisation = _own_normalisation(self.backbone, channels)

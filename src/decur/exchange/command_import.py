@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from decur.bounded_yaml import read_text
 from decur.config import Parser
 from decur.errors import ConfigError
 from decur.exchange.formats import Compat, Layout, Normalised
@@ -75,7 +76,7 @@ def _modalities(given: Sequence[str] | None) -> dict[str, Any]:
         if name in found:
             raise ConfigError(f"--modality: {name!r} is given twice; each encoder has its own")
         if Path(value).is_file():
-            fields = read_mapping(Path(value).read_text(errors="replace"), value)
+            fields = read_mapping(read_text(value), value)
             found[name] = fields.get(name, fields.get("modality", fields))
         else:
             found[name] = value

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from decur.data import LoaderSettings, PairedDataset
 from decur.errors import ConfigError, DataError, require
 from decur.runs import RunFolder
@@ -55,19 +53,16 @@ def configuration(run: str) -> dict[str, Any]:
     Raises:
         DataError: if there is none.
     """
-    path = RunFolder(Path(run)).config
-    if not Path(run).is_dir():
+    folder = RunFolder(Path(run))
+    if not folder.path.is_dir():
         raise DataError(f"{run}: no such folder; give that of a run of `decur pretrain`")
-    try:
-        values = yaml.safe_load(path.read_text())
-        if {"data", "objective", "views"} <= set(values):
-            return dict(values)
-        reason = "it names no data, objective and views"
-    except FileNotFoundError:
-        reason = "there is no such file"
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-    raise DataError(f"{path}: not the configuration of a run of `decur pretrain` ({reason})")
+    values = folder.configuration()
+    if not {"data", "objective", "views"} <= set(values):
+        raise DataError(
+            f"{folder.config}: not the configuration of a run of `decur pretrain` (it names no "
+            "data, objective and views)"
+        )
+    return values
 
 
 def own_data(run: str) -> PairedDataset:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import yaml
 from jsonargparse import Namespace
 
-from decur.config import Parser
+from decur.config import Parser, find_config
 from decur.data.base import PairedDataset
 from decur.errors import ConfigError
 from decur.layers import flatten
 from decur.objectives.base import Objective
 from decur.pretrain.settings import PretrainSettings
+from decur.registry import refuse_foreign
 from decur.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
         only.add_argument("--run", default=parser.get_default("run"))
         folder = RunFolder(Path(only.parse_known_args(arguments)[0].run))
         if folder.config.is_file():
+            _refuse_foreign_classes(folder.config)
             arguments = ["--config", str(folder.config), *arguments]
     return parser, parser.parse(arguments)
 
@@ -163,10 +165,17 @@ def _kept_configuration(path: Path) -> str:
     Raises:
         ConfigError: in one line, for a key that is no more.
     """
+    _refuse_foreign_classes(path)
     parser = build_parser(starts=False)
     settings = parser.parse(["--config", str(path)])
     text: str = parser.dump(settings, skip_none=False, skip_validation=True)
     return text
+
+
+def _refuse_foreign_classes(path: Path) -> None:
+    """Refuse a kept configuration, and what it is based on, that names modules of others."""
+    for layer in find_config(str(path)):
+        refuse_foreign(layer, path)
 
 
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:

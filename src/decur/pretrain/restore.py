@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from decur.config import Parser
 from decur.encoders import Encoder, Projector, load_encoder
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, reason_of
 from decur.objectives import Objective
 from decur.pretrain.settings import ProjectorSettings
 from decur.runs import RunFolder
@@ -53,7 +52,7 @@ def restore(folder: str | Path) -> Restored:
         raise DataError(
             f"{run.path}: holds no encoders/*.safetensors; give a finished run's folder"
         )
-    settings, spec = _configuration(run.config)
+    settings, spec = _configuration(run)
     checkpoint = run.newest_checkpoint()
     if checkpoint is None:
         raise DataError(
@@ -82,18 +81,14 @@ def restore(folder: str | Path) -> Restored:
     return Restored(encoders, projectors, objective)
 
 
-def _configuration(path: Path) -> tuple[ProjectorSettings, Mapping[str, Any]]:
+def _configuration(run: RunFolder) -> tuple[ProjectorSettings, Mapping[str, Any]]:
     """Return the projector's settings, and the objective's class and arguments."""
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file, and only it names the objective; `decur pretrain` writes it"
-        )
+    values = run.configuration()
     try:
-        values = yaml.safe_load(path.read_text())
         return ProjectorSettings(**values["projector"]), dict(values["objective"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: not the configuration of a run ({reason})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        reason = reason_of(error)
+        raise DataError(f"{run.config}: not the configuration of a run ({reason})") from error
 
 
 def _objective(spec: Mapping[str, Any], dim: int) -> Objective:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from decur.devices import send
-from decur.encoders import Encoder, MiTEncoder, build_encoder
+from decur.encoders import Encoder, MiTEncoder
 from decur.encoders.attention import encode, encode_maps
+from decur.encoders.header import EncoderHeader, build_to_fit, parse_header
 from decur.errors import ConfigError, DataError
 from decur.features import LAST_MAPS
 from decur.modality import Modality
@@ -363,15 +364,14 @@ def load_model(path: str | Path) -> tuple[Fusion, dict[str, Any]]:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
     if text is None:
         raise DataError(f"{path}: not written by `decur transfer`; load_encoder reads encoders")
-    header = json.loads(text)
-    if header["format"] > FORMAT:
-        raise DataError(f"{path}: written by a newer decur (format {header['format']}); upgrade")
-    encoders = {
-        name: build_encoder(
-            part["encoder"], Modality.from_dict(part["modality"]), **part["options"]
-        )
-        for name, part in header["encoders"].items()
-    }
-    model = build_model(header["model"], encoders, header["outputs"])
-    model.load_state_dict(state)
+    header = parse_header(
+        path, text, {"model": str, "outputs": int, "encoders": dict}, newest=FORMAT
+    )
+    checked = {n: EncoderHeader.check(path, part) for n, part in header["encoders"].items()}
+
+    def build() -> Fusion:
+        encoders = {name: part.build() for name, part in checked.items()}
+        return build_model(header["model"], encoders, header["outputs"])
+
+    model = build_to_fit(path, build, state, what=f"a {header['model']!r}")
     return model.eval(), header

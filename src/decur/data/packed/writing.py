@@ -186,7 +186,7 @@ class _Chunks(Dataset[str | None]):
         )
         for row in range(first, min(first + self.plan.per_chunk, self.plan.samples)):
             try:
-                sample = self.data.read(row)
+                sample = self.data[row]
             except BadSampleError as error:
                 bad.append([self.data.ids[row], error.path, error.reason])
                 continue
@@ -235,7 +235,7 @@ def _plan(
     """Plan the packing by the size of the first sample that can be read."""
     for row in range(len(data)):
         try:
-            sample = data.read(row)
+            sample = data[row]
             break
         except BadSampleError as error:
             problem = error

@@ -1,0 +1,128 @@
+"""What a run has kept runs no code of others, unless a person says so; whose fault an error is."""
+
+import pytest
+import yaml
+
+from decur.cli import COMMANDS, EVERYWHERE, main
+from decur.data import PairedDataset
+from decur.errors import BadSampleError, ConfigError
+from decur.pretrain.command_pretrain import parse
+from decur.runs import RunFolder
+
+PLAIN = {
+    "data": {"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 8}},
+    "objective": {"class_path": "decur.objectives.DeCUR"},
+    "views": {"size": 16},
+}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Write a run's configuration; the module `planted` leaves a mark where it is imported."""
+    for variable in EVERYWHERE.values():
+        monkeypatch.setenv(variable, "")
+    monkeypatch.syspath_prepend(tmp_path)
+    mark = tmp_path / "mark"
+    (tmp_path / "planted.py").write_text(f"open({str(mark)!r}, 'w')\nclass Thing: pass\n")
+
+    def write(**changes):
+        folder = RunFolder(tmp_path / "run")
+        (folder.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder.path / "checkpoints" / "step-000000001.ckpt").write_bytes(b"")
+        folder.config.write_text(yaml.safe_dump({**PLAIN, **changes}))
+        return folder, mark
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"class_path": "planted.Thing"}},
+        {"data": "planted.Thing"},
+        {"data": {"init_args": {"x": [{"class_path": "planted.Thing"}]}}},
+        {"data.class_path": "planted.Thing"},
+        {"data": '{"class_path": "planted.Thing"}'},
+        {"objective": {"class_path": "planted.Thing"}},
+        {"objective": "planted:Thing"},
+        {"encoder": {"name": "planted:Thing"}},
+        {"encoder": {"name": {"optical": "resnet18", "radar": "planted:Thing"}}},
+        {"encoder.name": "os:system"},
+    ],
+)  # fmt: skip
+def test_a_kept_configuration_imports_nothing_of_others(kept, changes):
+    folder, mark = kept(**changes)
+    for use in (folder.configuration, lambda: parse(["--resume", "--run", str(folder.path)])):
+        with pytest.raises(ConfigError, match=r"config\.yaml: names .* --trust"):
+            use()
+    assert not mark.exists()
+
+
+def test_what_it_is_based_on_and_files_of_its_groups_are_looked_at(kept, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("encoder: {name: 'planted:Thing'}\n")
+    for changes in ({"base": str(other)}, {"encoder": str(other)}):
+        folder, mark = kept(**changes)
+        with pytest.raises(ConfigError, match="--trust"):
+            parse(["--resume", "--run", str(folder.path)])
+        assert not mark.exists()
+
+
+def test_trust_and_decur_import_let_it(kept, monkeypatch, capsys):
+    folder, mark = kept(data={"class_path": "planted.Thing"})
+    with pytest.raises(SystemExit):
+        main(["explain", "--run", str(folder.path)])
+    assert "--trust" in capsys.readouterr().err and not mark.exists()
+    monkeypatch.setenv("DECUR_IMPORT", "planted")
+    assert folder.configuration()["data"] == {"class_path": "planted.Thing"}
+    monkeypatch.delenv("DECUR_IMPORT")
+    with pytest.raises(SystemExit) as stopped:  # it is no data set, but it was imported
+        main(["explain", "--run", str(folder.path), "--trust"])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (FileNotFoundError(2, "No such file", "a.tif"), 2, "error: a.tif: No such file; see"),
+        (MemoryError(), 2, "more memory is needed than there is; lower --loader.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "more memory is needed"),
+        (KeyError("x"), 1, "Traceback"),
+        (KeyError("x"), 1, "a fault of decur's, not yours (KeyError); please report it"),
+    ],
+)
+def test_only_faults_of_ours_show_a_traceback(monkeypatch, capsys, error, code, said):
+    def fails(arguments):
+        raise error
+
+    monkeypatch.setattr("decur.command_recipes.main", fails)
+    monkeypatch.setenv("DECUR_DEBUG", "")
+    assert COMMANDS["recipes"][0] == "decur.command_recipes:main"
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipes"])
+    text = capsys.readouterr().err
+    assert stopped.value.code == code and said in text
+    assert ("Traceback" in text) == (code == 1)
+    with pytest.raises(type(error)):
+        main(["recipes", "--debug"])
+
+
+class Broken(PairedDataset):
+    """A data set whose files raise whatever a library may think of."""
+
+    def __init__(self, error):
+        self.ids, self.modalities, self.present, self.targets = ["a"], {}, {}, {}
+        self.error = error
+
+    def read(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), KeyError("band"), MemoryError()])
+def test_whatever_reading_raises_makes_a_bad_sample(error):
+    with pytest.raises(BadSampleError, match="a: cannot be read"):
+        Broken(error)[0]
+    with pytest.raises(AttributeError):
+        Broken(AttributeError("a fault of code"))[0]
+    with pytest.raises(IndexError):
+        Broken(IndexError())[1]
