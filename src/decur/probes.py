@@ -62,7 +62,11 @@ def split(
 
 
 def validation_parts(
-    labels: NDArray[Any], target: Target, groups: NDArray[Any] | None, seed: int
+    labels: NDArray[Any],
+    target: Target,
+    groups: NDArray[Any] | None,
+    seed: int,
+    share: float = VALIDATION,
 ) -> list[tuple[Rows, Rows]]:
     """Split a training part into samples to fit and samples that choose a regularisation.
 
@@ -74,6 +78,7 @@ def validation_parts(
         target: what they mean.
         groups: (N,) that must not be split, if any.
         seed: of the splits.
+        share: of the samples, or of the groups, that choose; a fifth.
 
     Returns:
         Rows to fit and rows to choose by, for each split; none where there are too few samples.
@@ -81,17 +86,17 @@ def validation_parts(
     count = len(labels)
     repeats = REPEATS if count < FEW else 1
     if groups is not None and len(np.unique(groups)) > 1:
-        return _shuffled(count, groups, repeats, VALIDATION, seed)
+        return _shuffled(count, groups, repeats, share, seed)
     if count < 5:
         return []
     if target.kind == "class":
         counts = np.unique(labels, return_counts=True)[1]
-        if counts.min() > 1 and VALIDATION * count >= len(counts):
+        if counts.min() > 1 and share * count >= len(counts):
             from sklearn.model_selection import StratifiedShuffleSplit
 
-            by_class = StratifiedShuffleSplit(repeats, test_size=VALIDATION, random_state=seed)
+            by_class = StratifiedShuffleSplit(repeats, test_size=share, random_state=seed)
             return list(by_class.split(labels, labels))
-    return _shuffled(count, None, repeats, VALIDATION, seed)
+    return _shuffled(count, None, repeats, share, seed)
 
 
 def _shuffled(

@@ -1,39 +1,128 @@
 """Masks of several versions of a picture; pieces of enlarged pictures; the rate's warm-up."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate
+from torch import nn
 
+from decur import Modality
 from decur.data import Target
 from decur.errors import ConfigError
 from decur.transfer import FCN, FitSettings, TransferSettings
-from decur.transfer.augment import Averaging, scale_and_flip
+from decur.transfer.augment import Averaging, mean_colour, scale_and_flip
 from decur.transfer.fit import Trainee
 from decur.transfer.tasks import make_task
 
 MASKS = ["--data=SyntheticScenes", "--data.samples=40", "--data.size=32"]
 
 
+def resized(x, size):
+    """Bilinear, places of pixels at their middle, without smoothing: (C, H, W), one axis a time."""
+    for axis, (old, new) in enumerate(zip(x.shape[1:], size, strict=True), start=1):
+        at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.minimum(at.astype(int), old - 1)
+        high, share = np.minimum(low + 1, old - 1), at - low
+        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+        share = share.reshape(shape)
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+
+def cmx_scores(logits_of, picture, scales, window, colour):
+    """What CMX's evaluator adds up for one picture (C, H, W), written from its description."""
+    size, total = picture.shape[1:], 0
+    for scale in scales:
+        scaled = resized(picture, [round(side * scale) for side in size])
+
+        def scores(seen):
+            return np.exp(logits_of(seen) + logits_of(seen[:, :, ::-1])[:, :, ::-1])
+
+        height, width = scaled.shape[1:]
+        if window is None:
+            found = scores(scaled)
+        elif height <= window[0] or width <= window[1]:  # padded with the mean colour, then cut
+            full = [max(a, b) for a, b in zip((height, width), window, strict=True)]
+            top, left = (full[0] - height) // 2, (full[1] - width) // 2
+            padded = np.broadcast_to(np.reshape(colour, (-1, 1, 1)), (3, *full)).copy()
+            padded[:, top : top + height, left : left + width] = scaled
+            found = scores(padded)[:, top : top + height, left : left + width]
+        else:
+            step = [math.ceil(side * 2 / 3) for side in window]
+            found = np.zeros((2, height, width))
+            for row in range(math.ceil((height - window[0]) / step[0]) + 1):
+                for column in range(math.ceil((width - window[1]) / step[1]) + 1):
+                    y = min(row * step[0] + window[0], height) - window[0]
+                    x = min(column * step[1] + window[1], width) - window[1]
+                    at = (slice(None), slice(y, y + window[0]), slice(x, x + window[1]))
+                    found[at] += scores(scaled[at])
+        total = total + resized(found, size)
+    return total
+
+
+class Places(nn.Module):
+    """Logits that depend on a pixel, its neighbours, and where it lies in what the model sees."""
+
+    def forward(self, images, present, size):
+        x = images["rgb"]
+        assert size == x.shape[-2:]
+        across = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype) ** 2
+        down = torch.linspace(0, 2, x.shape[-2], dtype=x.dtype)[:, None]
+        blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+        return torch.stack([(blurred[:, 0] + across) * 5, blurred[:, 1] * 3 + x[:, 2] * down], 1)
+
+
+@pytest.mark.parametrize("window", [None, (16, 24), (20, 20), (64, 64)])
+def test_it_is_what_cmx_adds_up(window):
+    rng = np.random.default_rng(0)
+    pictures, colour = rng.random((2, 3, 32, 40)), (0.485, 0.456, 0.406)
+
+    def logits_of(seen):
+        x = torch.from_numpy(np.ascontiguousarray(seen))[None]
+        return Places()({"rgb": x}, None, x.shape[-2:])[0].numpy()
+
+    averaging = Averaging((0.75, 1.0, 1.25), True, window, {"rgb": colour})
+    found = averaging.output(Places(), {"rgb": torch.from_numpy(pictures)}, None, (32, 40))
+    for picture, output in zip(pictures, found, strict=True):
+        expected = cmx_scores(logits_of, picture, averaging.scales, window, colour)
+        np.testing.assert_allclose(output, np.log(expected), rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
-def test_it_is_the_mean_over_scales_and_mirrors(encoders):
-    torch.manual_seed(0)
+def test_a_single_version_is_what_the_model_gives(encoders):
     model = FCN(encoders, 3).eval()
     images = {"optical": torch.rand(2, 6, 64, 48), "sar": torch.rand(2, 2, 64, 48)}
-    found = Averaging((0.5, 1.0, 1.5), flip=True).output(model, images, None, (64, 48))
-    outputs = []
-    for size in ((32, 24), (64, 48), (96, 72)):
-        for mirror in (False, True):
-            seen = {name: interpolate(x, size, mode="bilinear") for name, x in images.items()}
-            if mirror:
-                seen = {name: x[..., torch.arange(size[1] - 1, -1, -1)] for name, x in seen.items()}
-            output = model(seen, None, (64, 48))
-            outputs.append(output[..., torch.arange(47, -1, -1)] if mirror else output)
-    torch.testing.assert_close(found, sum(outputs) / 6)
-    alone = Averaging()
     assert not TransferSettings().averages and TransferSettings(test_flip=True).averages
-    assert torch.equal(alone.output(model, images, None, (64, 48)), model(images))
+    assert torch.equal(Averaging().output(model, images, None, (64, 48)), model(images))
+    both = Averaging((1.0, 2.0), flip=True).output(model, images, None, (64, 48))
+    assert both.shape == (2, 3, 64, 48) and torch.isfinite(both).all()
+    images["sar"] = images["sar"][..., :32]
+    with pytest.raises(ConfigError, match="test_window: needs pictures of one size"):
+        Averaging(window=(16, 16)).output(model, images, None, (64, 48))
+
+
+@pytest.mark.parametrize(
+    ("modality", "colour"),
+    [
+        (Modality.preset("rgb"), (0.485, 0.456, 0.406)),
+        (Modality("bgr", ("B2", "B3", "B4"), scaling="range"), (0.406, 0.456, 0.485)),
+        (Modality.preset("hha"), (0.485, 0.456, 0.406)),
+        (Modality.preset("sentinel1"), (0.5, 0.5)),
+        (Modality.preset("dem"), (0.5,)),
+    ],
+)
+def test_around_a_shrunken_picture_is_the_mean_colour(modality, colour):
+    """CMX pads what is normalised by ImageNet's mean with 0."""
+    assert mean_colour(modality) == colour
+    images = {"x": torch.rand(4, modality.channels, 32, 32)}
+    cut, mask = scale_and_flip(
+        images, torch.zeros(4, 32, 32).long(), (0.5,), fill={"x": mean_colour(modality)}
+    )
+    around = cut["x"].movedim(1, -1)[mask == 255]  # (pixels, C)
+    assert len(around) == 4 * 3 * 16 * 16
+    torch.testing.assert_close(around, torch.tensor(colour).expand_as(around))
 
 
 def test_pieces_of_enlarged_pictures():

@@ -160,6 +160,21 @@ def test_decoder_is_segformers():
     assert module.mix[3].p == 0.1  # of whole channels
 
 
+def test_the_decoder_starts_as_in_the_public_code():
+    """Kaiming's normal by fan in for convolutions; what are linear layers there, as PyTorch has."""
+    torch.manual_seed(0)
+    module = MLPDecoder([64, 128, 320, 512], 40)
+    assert float(module.mix[0].weight.detach().std()) == pytest.approx(
+        math.sqrt(2 / 2048), rel=0.01
+    )
+    assert float(module.classify.weight.detach().std()) == pytest.approx(
+        math.sqrt(2 / 512), rel=0.03
+    )
+    assert float(module.embed[3].weight.detach().std()) == pytest.approx(
+        1 / math.sqrt(3 * 512), rel=0.01
+    )
+
+
 def test_it_has_as_many_parameters_as_the_papers():
     """66.6 million with MiT-B2 on NYU-Depth v2 (Table XII of CMX)."""
     model = CMX(make_encoders(("mit_b2", "mit_b2"), (3, 3)), 40)

@@ -1,5 +1,6 @@
 """An interrupted training on pictures ends as the uninterrupted one: bit for bit."""
 
+import json
 import logging
 import os
 import shutil
@@ -171,6 +172,25 @@ def test_a_frozen_fcn_may_be_stopped_in_any_step(
     assert "resuming" in capsys.readouterr().out
     assert_same_run(whole, broken)
     assert not saved(broken)
+
+
+@pytest.mark.parametrize("last", [2, 3, 8, 9])
+def test_a_training_with_a_validation_part_keeps_the_same_epoch(
+    last, transferred, stopped, steps, once
+):
+    """Stopped within an epoch, at its end, and where patience has just run out."""
+    common = [*TUNED, DROPOUT, "--val_fraction=0.2", "--fit.patience=1", "--fit.lr=1"]
+    common += ["--fit.epochs=20"]
+    whole = once("validated", lambda: transferred(*common, name="whole"))
+    best = json.loads((whole / "results.json").read_text())["validation"]
+    assert best["last_epoch"] == best["best_epoch"] + 1 < 20
+    total = 3 * best["last_epoch"]
+    last = min(last, total)
+    broken = stopped(*common, last=last)
+    transferred(*common)
+    assert steps.done == total - last
+    assert_same_run(whole, broken)
+    assert json.loads((broken / "results.json").read_text())["validation"] == best
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,8 @@ class _Planner:
             "cache": common.cache or str(Path(settings.run) / "cache"),
         }
         apart: Changes = {}
-        if common.train_split is None and not any("fold" in layer for layer in layers):
+        split = common.train_split is not None or common.test_data is not None
+        if not split and not any("fold" in layer for layer in layers):
             own["fold"] = line.seed % max(1, common.folds)
             self.folds = min(self.folds or common.folds, common.folds)
             if common.fold_seed is None and line.seed:

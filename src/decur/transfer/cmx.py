@@ -120,7 +120,9 @@ class FeatureFusion(nn.Module):
 class MLPDecoder(nn.Module):
     """SegFormer's decoder (Xie et al. 2021, equation 4), as CMX has it.
 
-    Each map through a linear layer, upsampled to the first, concatenated, mixed, classified.
+    Each map through a linear layer, upsampled to the first, concatenated, mixed, classified. As in
+    the public code of CMX, the two convolutions after the linear layers start as He et al. 2015
+    say (normal, by fan in), their biases and the linear layers as PyTorch says.
 
     Args:
         channels: of each map.
@@ -138,6 +140,9 @@ class MLPDecoder(nn.Module):
             nn.Dropout2d(0.1),
         )
         self.classify = nn.Conv2d(width, outputs, 1)
+        for layer in (self.mix[0], self.classify):
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Decode maps, (B, channels[i], h_i, w_i) each, to (B, outputs, h_0, w_0)."""

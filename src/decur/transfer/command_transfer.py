@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -27,7 +29,7 @@ _ESSENTIALS = {
     "how it is trained": ("fit.epochs", "fit.lr", "loader.batch_size"),
     "the run": ("config", "run", "seed", "device"),
 }
-_SPLITS = ("train_split", "test_split")
+_SPLITS = ("train_split", "test_split", "val_split")
 
 
 def build_parser() -> Parser:
@@ -58,6 +60,17 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--test_split", type=str | None, help="Split of the data to test on, in place of folds."
     )
+    parser.add_argument(
+        "--val_split",
+        type=str | None,
+        help="Split of the data that chooses the best epoch, in place of val_fraction.",
+    )
+    parser.add_argument(
+        "--test_data",
+        type=dict[str, Any] | None,
+        help="Keys of the data to test on where they differ from those of `data`, as "
+        "--test_data.root FOLDER (or class_path for another data set); null: `data` itself.",
+    )
     parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
     parser.show_first(_ESSENTIALS)
     return parser
@@ -73,31 +86,75 @@ def main(arguments: Sequence[str]) -> Transferred:
     parsed = parser.parse(arguments)
     text = parser.dump(parsed, skip_none=False, skip_validation=True)
     data = _open_data(parser, parsed)
-    for key in ("config", "data", *_SPLITS):
+    for key in ("config", "data", "test_data", *_SPLITS):
         parsed.pop(key, None)
     options = vars(parser.instantiate_classes(parsed))
     from decur.transfer.run import transfer
 
     settings = TransferSettings(**options)
-    return transfer(data[0], settings, test_data=data[1] if len(data) > 1 else None, config=text)
+    return transfer(
+        data.train, settings, test_data=data.test, val_data=data.validation, config=text
+    )
 
 
-def _open_data(parser: Parser, parsed: Namespace) -> list[PairedDataset]:
-    """Open the data set; where splits are named, that to train on and that to test on.
+@dataclass(frozen=True)
+class _Opened:
+    """The data to train on, and where they are data of their own those of the other parts."""
+
+    train: PairedDataset
+    test: PairedDataset | None = None
+    validation: PairedDataset | None = None
+
+
+def _open_data(parser: Parser, parsed: Namespace) -> _Opened:
+    """Open the data set; where splits or other data are named, each part.
 
     Raises:
         ConfigError: if only one split is named, or the data set has none.
     """
-    splits = {key: parsed[key] for key in _SPLITS}
-    if set(splits.values()) == {None}:
-        return [parser.instantiate_classes(parsed).data]
-    opened = []
-    for key, split in splits.items():
-        if split is None:
+    splits, other = {key: parsed[key] for key in _SPLITS}, parsed.test_data
+    if set(splits.values()) == {None} and other is None:
+        return _Opened(parser.instantiate_classes(parsed).data)
+    own_test = other is not None
+    for key in ("train_split", "test_split"):
+        if splits[key] is None and not own_test and set(splits.values()) != {None}:
             raise ConfigError(f"{key}: is missing; name both splits, or neither and use folds")
-        chosen = parsed.clone()
+    if own_test and splits["val_split"] is not None and splits["train_split"] is None:
+        raise ConfigError("train_split: is missing; with val_split, name what is trained on, too")
+    tested = _with_keys(parser, parsed, other) if other else parsed
+    return _Opened(
+        train=_open_split(parser, parsed, "train_split"),
+        test=_open_split(parser, tested, "test_split"),
+        validation=(
+            None if splits["val_split"] is None else _open_split(parser, parsed, "val_split")
+        ),
+    )
+
+
+def _with_keys(parser: Parser, parsed: Namespace, keys: Mapping[str, Any]) -> Namespace:
+    """Return the configuration with other keys of its data, as `test_data` gives them.
+
+    Raises:
+        ConfigError: naming the key that is wrong.
+    """
+    whole = {key: keys[key] for key in ("class_path", "init_args") if key in keys}
+    single = {f"data.{key}": value for key, value in keys.items() if key not in whole}
+    layers = [{"data": parsed.data.as_dict()}, *([{"data": whole}] if whole else []), single]
+    try:
+        changed = parser.read(layers)
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"\bdata(?=[.:])", "test_data", str(error), count=1)) from error
+    other = parsed.clone()
+    other.data = changed.data
+    return other
+
+
+def _open_split(parser: Parser, parsed: Namespace, key: str) -> PairedDataset:
+    """Open one split of the data, or all of it where none is named."""
+    chosen, split = parsed.clone(), parsed[key]
+    if split is not None:
         if "split" not in chosen.data.init_args:
             raise ConfigError(f"{key}: {chosen.data.class_path} has no splits; leave it out")
         chosen.data.init_args.split = split
-        opened.append(parser.instantiate_classes(chosen).data)
+    opened: PairedDataset = parser.instantiate_classes(chosen).data
     return opened

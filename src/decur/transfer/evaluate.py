@@ -140,6 +140,7 @@ def describe(
         "test": len(parts.test),
         "test_scales": list(settings.test_scales),
         "test_flip": settings.test_flip,
+        "test_window": settings.test_window,
         "groups": len(set(groups)) if groups else None,
     }
 

@@ -6,8 +6,9 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from decur.data import Batch
+from decur.data import Batch, PairedDataset
 from decur.digest import digest
 from decur.encoders import Encoder
 from decur.errors import DivergedError
@@ -31,7 +32,7 @@ from decur.pretrain.optim import can_fuse
 from decur.pretrain.settings import CheckpointSettings
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState
 from decur.runs import RunFolder
-from decur.transfer.augment import Averaging, crop_and_flip, scale_and_flip
+from decur.transfer.augment import Averaging, crop_and_flip, mean_colour, scale_and_flip
 from decur.transfer.batches import (
     OnStoredMaps,
     OnVectors,
@@ -41,9 +42,11 @@ from decur.transfer.batches import (
     vector_loader,
 )
 from decur.transfer.heads import FCN, Fusion, LateFusion
+from decur.transfer.optim import parameter_groups
 from decur.transfer.settings import FitSettings, TransferSettings
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept, Task
+from decur.transfer.validation import Best, Validation
 from decur.views import sample_seeds
 
 FORMAT = 1  # of a saved state; raised when a training would go on from it otherwise
@@ -63,8 +66,8 @@ class Trainee(L.LightningModule):
         modalities: sensors whose raw pictures come in; none if they need no scaling.
         size: height and width that pictures are resized to; None for their own.
         warmup: steps in which the rate rises.
-        averaging: which versions of a test picture a mask is the mean of; None for the picture
-            as it is.
+        averaging: which versions of a test picture a mask is told from; None for the picture as
+            it is.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Trainee(L.LightningModule):
         self.model, self.task, self.settings, self.total = model, task, settings, total
         self.warmup, self.averaging = warmup, averaging
         self.modalities, self.size = dict(modalities), size
+        self.fill = {name: mean_colour(modality) for name, modality in self.modalities.items()}
         self.seed: int | None = None  # of what each step draws; None: drawn as it comes
         self.samples = 1  # of the test part
         self.losses: list[Tensor] = []  # of the steps of this epoch
@@ -93,7 +97,7 @@ class Trainee(L.LightningModule):
         return {
             "model": type(self.model).__name__,
             "encoders": [digest(encoder) for encoder in encoders],
-            "freeze": not any(p.requires_grad for e in encoders for p in e.parameters()),
+            "freeze": [any(p.requires_grad for p in e.parameters()) for e in encoders],
             "target": sorted(vars(self.task).items()),
             "fit": self.settings.plain(),
             "size": self.size,
@@ -131,7 +135,7 @@ class Trainee(L.LightningModule):
         if not (self.modalities and self.settings.augment):
             return images, labels
         if scales:
-            return scale_and_flip(images, labels, scales, piece)
+            return scale_and_flip(images, labels, scales, piece, self.fill)
         assert crop is not None  # complete settings have one
         images, mask = crop_and_flip(images, labels if self.task.dense else None, crop)
         return images, labels if mask is None else mask
@@ -156,16 +160,12 @@ class Trainee(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return SGD or AdamW over what is trained, its rate a function of the step."""
-        assert self.settings.lr is not None and self.settings.weight_decay is not None
-        rate: dict[str, Any] = {
-            "lr": self.settings.lr,
-            "weight_decay": self.settings.weight_decay,
-        }
-        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = parameter_groups(self.model, self.settings)
+        trained = [parameter for group in groups for parameter in group["params"]]
         optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(trained, momentum=self.settings.momentum, **rate)
+            torch.optim.SGD(groups, momentum=self.settings.momentum)
             if self.settings.name == "sgd"
-            else torch.optim.AdamW(trained, **rate, fused=can_fuse(trained) or None)
+            else torch.optim.AdamW(groups, fused=can_fuse(trained) or None)
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {
@@ -210,8 +210,10 @@ def rate_factor(done: float, settings: FitSettings) -> float:
 class _EpochLines(Callback):
     """Write the loss of each epoch to `metrics.csv` and the terminal; stop where it is infinite."""
 
-    def __init__(self, folder: RunFolder, console: Console) -> None:
-        self.folder, self.console = folder, console
+    def __init__(
+        self, folder: RunFolder, console: Console, validation: Validation | None = None
+    ) -> None:
+        self.folder, self.console, self.validation = folder, console, validation
         self.rows: list[dict[str, float]] = []
         self.written = -math.inf
 
@@ -222,7 +224,7 @@ class _EpochLines(Callback):
         self.rows = state_dict["rows"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write()  # a training goes on; its epoch may have been the last
+        self.write()  # a training goes on; its epoch may have been the last
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Trainee)
@@ -235,22 +237,28 @@ class _EpochLines(Callback):
                 f"non-finite loss in epoch {epoch}: lower fit.lr (it is {settings.lr:g} of "
                 f"{settings.name})"
             )
-        self.rows.append({"epoch": epoch, "step": trainer.global_step, "loss": loss})
+        row: dict[str, float] = {"epoch": epoch, "step": trainer.global_step, "loss": loss}
+        said = f"epoch {epoch}  loss {loss:.4g}"
+        if self.validation is not None:
+            metric, score = self.validation.best.metric, self.validation.score
+            row[f"val/{metric}"] = score
+            said += f"  {metric} {score:.4g} (validation)"
+        self.rows.append(row)
         if time.monotonic() - self.written > WRITE_PAUSE:
-            self._write()
+            self.write()
         last = trainer.max_epochs or -1
         if last < 0 or epoch == last or epoch % max(1, last // LINES) == 0:
-            self.console.print(f"epoch {epoch}  loss {loss:.4g}", highlight=False)
+            self.console.print(said, highlight=False)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write()
+        self.write()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
         if self.rows:
             write_metrics(self.folder, self.rows)
         self.written = time.monotonic()
@@ -270,18 +278,30 @@ class Engine:
         self, folder: RunFolder, console: Console, device: str = "cpu", precision: str = "32-true"
     ) -> None:
         self.folder, self.console, self.device, self.precision = folder, console, device, precision
+        self.best: Best | None = None  # of the last training that had a validation part
 
-    def fit(self, trainee: Trainee, loader: DataLoader[Any]) -> None:
+    def fit(
+        self, trainee: Trainee, loader: DataLoader[Any], validation: Validation | None = None
+    ) -> None:
         """Train; the model ends on the CPU in eval mode.
 
         A training on pictures that was interrupted goes on from the state that it left in the
         folder `unfinished`.
 
+        Args:
+            trainee: what is trained.
+            loader: the batches.
+            validation: chooses the epoch whose weights are kept; None: the last one.
+
         Raises:
             DivergedError: if the loss is not finite.
             Interrupted: when told to stop, once the state is saved.
         """
-        callbacks: list[Callback] = [_EpochLines(self.folder, self.console)]
+        lines = _EpochLines(self.folder, self.console, validation)
+        callbacks: list[Callback] = [lines]
+        if validation is not None:
+            self.best = validation.best
+            callbacks.insert(0, validation)
         state = start = None
         if isinstance(loader, PictureLoader):  # a head on vectors is trained in a moment
             trainee.seed = loader.seed
@@ -290,6 +310,10 @@ class Engine:
             start = state.find()
         if start is not None:
             self.console.print(f"resuming  {start}", highlight=False)
+            if validation is not None and _is_over(start, validation, lines):
+                validation.best.restore(trainee.model)
+                trainee.model.cpu().eval()
+                return
         trainee.train()  # Lightning leaves eval mode as it finds it; frozen encoders stay in it
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
         trainer = self._trainer(
@@ -303,6 +327,8 @@ class Engine:
         finally:
             if state is not None:  # Lightning does not where training ends in an error
                 state.release_signals()
+        if validation is not None:
+            validation.best.restore(trainee.model)
         trainee.model.cpu().eval()
 
     def test(self, trainee: Trainee, loader: DataLoader[Any], samples: int) -> Kept:
@@ -343,6 +369,16 @@ class Engine:
         )
 
 
+def _is_over(start: Path, validation: Validation, lines: _EpochLines) -> bool:
+    """Return whether patience had run out where a saved training stopped; then write its losses."""
+    saved = torch.load(start, map_location="cpu", weights_only=True)["callbacks"]
+    validation.load_state_dict(saved[validation.state_key])
+    if validation.best.is_over:
+        lines.load_state_dict(saved[lines.state_key])
+        lines.write()
+    return validation.best.is_over
+
+
 def unfinished(folder: RunFolder) -> RunFolder:
     """Return the folder in a run's folder that holds the state of an interrupted training."""
     return RunFolder(folder.path / "unfinished")
@@ -372,15 +408,32 @@ def train_on_pictures(
         modalities={name: model.modality(name) for name in names},
         size=settings.size,
         warmup=_warmup(settings.fit, batches),
-        averaging=(
-            Averaging(settings.test_scales, settings.test_flip) if settings.averages else None
-        ),
+        averaging=_averaging(settings, {name: model.modality(name) for name in names}),
     )
-    engine.fit(trainee, batches)
+    engine.fit(trainee, batches, _validation(data, parts, settings, names))
     if isinstance(model, LateFusion):
         task.finish(model.head)
     tested = picture_loader(data, parts.test, task, names, settings.loader)
     return engine.test(trainee, tested, len(parts.test))
+
+
+def _validation(
+    data: PairedDataset, parts: Parts, settings: TransferSettings, names: Sequence[str]
+) -> Validation | None:
+    """Return what scores the validation part after each epoch; None where there is none."""
+    if not len(parts.val):
+        return None
+    batches = picture_loader(data, parts.val, parts.task, names, settings.loader)
+    patience = settings.fit.patience
+    return Validation(batches, parts.task, patience=patience, samples=len(parts.val))
+
+
+def _averaging(settings: TransferSettings, modalities: Mapping[str, Modality]) -> Averaging | None:
+    """Return which versions of a test picture are looked at; None for the picture as it is."""
+    if not settings.averages:
+        return None
+    fill = {name: mean_colour(modality) for name, modality in modalities.items()}
+    return Averaging(settings.test_scales, settings.test_flip, settings.test_window, fill)
 
 
 def train_on_maps(
@@ -400,7 +453,8 @@ def train_on_maps(
     here = replace(settings.loader, workers=0)  # reading is a copy; workers would cost more
     batches = picture_loader(stored, parts.train, task, names, here, settings.seed)
     trainee = _plain_trainee(OnStoredMaps(model), task, settings.fit, batches)
-    engine.fit(trainee, batches)
+    here_settings = replace(settings, loader=here)
+    engine.fit(trainee, batches, _validation(stored, parts, here_settings, names))
     tested = picture_loader(stored, parts.test, task, names, here)
     return engine.test(trainee, tested, len(parts.test))
 
@@ -412,6 +466,7 @@ def train_on_vectors(
     task: Task,
     settings: TransferSettings,
     engine: Engine,
+    validated: tuple[NDArray[np.float32], NDArray[Any]] | None = None,
 ) -> None:
     """Train a linear layer by SGD as in the paper's appendix B.2, without augmentation.
 
@@ -422,12 +477,19 @@ def train_on_vectors(
         task: what they mean.
         settings: with a complete `fit`; a batch is 256 in the paper.
         engine: where it runs.
+        validated: vectors and labels that choose the best epoch; None: the last one is kept.
 
     Raises:
         DivergedError: if the loss is not finite.
     """
     batches = vector_loader(x, labels, task.name, settings.loader.batch_size, settings.seed)
-    engine.fit(_plain_trainee(OnVectors(head), task, settings.fit, batches), batches)
+    validation = None
+    if validated is not None:
+        whole = vector_loader(*validated, task.name, len(validated[0]), settings.seed)
+        patience = settings.fit.patience
+        validation = Validation(whole, task, patience=patience, samples=len(validated[0]))
+    trainee = _plain_trainee(OnVectors(head), task, settings.fit, batches)
+    engine.fit(trainee, batches, validation)
 
 
 def _plain_trainee(

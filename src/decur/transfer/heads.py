@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Fusion(nn.Module, ABC):
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.outputs = outputs
-        self.frozen = False
+        self.frozen: set[str] = set()  # sensors whose encoders stay as they are
 
     def encoder(self, modality: str) -> Encoder:
         """Return the encoder of one sensor."""
@@ -54,16 +54,21 @@ class Fusion(nn.Module, ABC):
         assert found is not None  # gather_encoders gives none without
         return found
 
-    def freeze(self) -> None:
-        """Keep the encoders as they are: no gradient, eval mode, batch statistics fixed."""
-        self.frozen = True
-        self.encoders.requires_grad_(False).eval()
+    def freeze(self, names: Iterable[str] | None = None) -> None:
+        """Keep encoders as they are: no gradient, eval mode, batch statistics fixed.
+
+        Args:
+            names: of the sensors; None for all.
+        """
+        self.frozen |= set(self.encoders if names is None else names)
+        for name in self.frozen:
+            self.encoder(name).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Fusion:
         """Training or eval mode; frozen encoders stay in eval mode."""
         super().train(mode)
-        if self.frozen:
-            self.encoders.eval()
+        for name in self.frozen:
+            self.encoder(name).eval()
         return self
 
     @abstractmethod
@@ -102,7 +107,8 @@ class Fusion(nn.Module, ABC):
             rows[name] = send(has.nonzero()[:, 0], images[name].device)
             given[name] = images[name][rows[name]]
         there = {name: present[name].cpu() for name in given} if present else None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        learns = not self.frozen.issuperset(self.encoders)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             found = (
                 {
                     n: m[-LAST_MAPS:]

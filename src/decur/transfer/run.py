@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,7 @@ def transfer(
     settings: TransferSettings | None = None,
     *,
     test_data: PairedDataset | None = None,
+    val_data: PairedDataset | None = None,
     config: str | None = None,
     **options: Any,
 ) -> Transferred:
@@ -77,6 +77,8 @@ def transfer(
         data: the labelled data set.
         settings: what to do; None for the defaults.
         test_data: a data set to test on; None: one of the folds of `data`.
+        val_data: a data set that chooses the best epoch of what trains in epochs; None: see
+            `val_fraction`.
         config: the complete configuration as YAML, kept as `config.yaml`.
         **options: fields of `TransferSettings` by name, which override those of `settings`:
             `transfer(data, encoders="runs/mine", target="cover")`.
@@ -92,9 +94,11 @@ def transfer(
     started = time.monotonic()
     settings = override(settings or TransferSettings(), options, "transfer")
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
-    whole = data if test_data is None else join_apart(data, test_data)
+    if val_data is not None and settings.val_fraction:
+        raise ConfigError("val_fraction: there is a validation part of its own; leave one out")
+    whole = join_apart(data, test_data, val_data)
     task = choose_task(whole.targets, settings.target)
-    settings = settings.complete(task)
+    settings = settings.complete(task, validated=val_data is not None)
     encoders = open_encoders(whole.modalities, settings)
     device = choose_device(settings.device)
     cache = _make_folders(folder, settings.cache)
@@ -105,12 +109,20 @@ def transfer(
     model = build_model(settings.head if task.dense else "late_fusion", encoders, task.outputs)
     seen = _collect(whole, model, task.name, settings, cache, device)
     folder.list_bad(seen.bad)
-    parts = choose_parts(whole, data, task, seen.labels[task.name], list(encoders), settings)
+    parts = choose_parts(
+        whole,
+        data,
+        task,
+        labels=seen.labels[task.name],
+        modalities=list(encoders),
+        settings=settings,
+        val_samples=0 if val_data is None else len(val_data),
+    )
     _begin(folder, config, parts)
     ready = time.monotonic()
 
-    make_engine = partial(Engine, folder, console, device, settings.precision)
-    strength, kept = _learn(model, seen, parts, settings, make_engine)
+    engine = Engine(folder, console, device, settings.precision)
+    strength, kept = _learn(model, seen, parts, settings, engine)
     seconds = {
         "reading": round(ready - started, 3),
         "training": round(time.monotonic() - ready, 3),
@@ -119,6 +131,7 @@ def transfer(
     results = {
         **measure(parts, kept, settings),
         **describe(parts, settings, list(encoders), strength),
+        "validation": None if engine.best is None else engine.best.plain(),
         "bad": len(seen.bad),
         "seed": settings.seed,
         "seconds": seconds,
@@ -181,17 +194,37 @@ def _learn(
     seen: Features,
     parts: Parts,
     settings: TransferSettings,
-    make_engine: Callable[[], Engine],
+    engine: Engine,
 ) -> tuple[float | None, Kept]:
     """Train the head, and the encoders unless frozen; return the regularisation, and the test."""
     parts.task.prepare(seen.labels[parts.task.name][parts.train])
+    if settings.fit.class_weights is not None:
+        parts.task.weigh(seen.labels[parts.task.name][parts.train])
     if settings.freeze:
         model.freeze()
+    elif settings.freeze_modalities:
+        _freeze_some(model, settings.freeze_modalities)
     if settings.freeze and isinstance(model, LateFusion):
-        return _probe(model, seen, parts, settings, make_engine)
+        return _probe(model, seen, parts, settings, engine)
     if isinstance(model, FCN) and seen.features:
-        return None, train_on_maps(model, seen, parts, settings, make_engine())
-    return None, train_on_pictures(model, parts, settings, make_engine())
+        return None, train_on_maps(model, seen, parts, settings, engine)
+    return None, train_on_pictures(model, parts, settings, engine)
+
+
+def _freeze_some(model: Fusion, names: Sequence[str]) -> None:
+    """Keep the encoders of some sensors as they are.
+
+    Raises:
+        ConfigError: for a sensor that is not used, or if none is left to fine-tune.
+    """
+    for name in names:
+        if name not in model.encoders:
+            raise ConfigError(
+                f"freeze_modalities: there is no {name!r}; choose from {', '.join(model.encoders)}"
+            )
+    if set(names) == set(model.encoders):
+        raise ConfigError("freeze_modalities: names all sensors; give --freeze true")
+    model.freeze(names)
 
 
 def _probe(
@@ -199,13 +232,24 @@ def _probe(
     seen: Features,
     parts: Parts,
     settings: TransferSettings,
-    make_engine: Callable[[], Engine],
+    engine: Engine,
 ) -> tuple[float | None, Kept]:
     """Fit a linear head on the vectors of frozen encoders; return as `_learn` does."""
     task, strength = parts.task, None
     labels, x = seen.labels[task.name], _vectors(seen, model, parts.train)
     if settings.probe == "sgd":
-        train_on_vectors(model.head, x, labels[parts.train], task, settings, make_engine())
+        held = None
+        if len(parts.val):
+            held = _vectors(seen, model, parts.val), labels[parts.val]
+        train_on_vectors(
+            model.head,
+            x,
+            labels=labels[parts.train],
+            task=task,
+            settings=settings,
+            engine=engine,
+            validated=held,
+        )
     else:
         names = parts.groups(parts.train)
         groups = None if names is None else np.array(names)

@@ -70,7 +70,12 @@ class FitSettings:
     Args:
         name: "sgd" or "adamw".
         lr: learning rate.
-        weight_decay: of every parameter.
+        head_lr: learning rate of the head, all that is no encoder; None: `lr`.
+        layer_decay: factor of the rate of an encoder's last layer, of the one before it squared,
+            and so on: below 1, early layers change less.
+        weight_decay: of the weights.
+        decay_biases: decay biases and normalisations, too; None: yes, but not with the head cmx,
+            whose authors spare them.
         momentum: of SGD.
         epochs: over the training part.
         steps: optimiser steps, in place of epochs.
@@ -82,6 +87,10 @@ class FitSettings:
             before a piece is cut out of it; what a shrunken one lacks is 0, its mask unknown (CMX).
         piece: height and width of that piece; None: the picture's own.
         warmup_epochs: in which the rate rises linearly to where the schedule goes on.
+        class_weights: "balanced" weighs each class by the inverse of how often the training part
+            shows it; None: every sample, decision or pixel counts alike.
+        patience: epochs without a better score on the validation part, after which training stops;
+            None: all epochs. The weights of the best epoch are kept in either case.
 
     Raises:
         ConfigError: for a number out of range.
@@ -89,7 +98,10 @@ class FitSettings:
 
     name: Literal["sgd", "adamw"] | None = None
     lr: float | None = None
+    head_lr: float | None = None
+    layer_decay: float = 1.0
     weight_decay: float | None = None
+    decay_biases: bool | None = None
     momentum: float = 0.9
     epochs: int | None = None
     steps: int | None = None
@@ -100,13 +112,17 @@ class FitSettings:
     scales: tuple[float, ...] = ()
     piece: tuple[int, int] | None = None
     warmup_epochs: float = 0.0
+    class_weights: Literal["balanced"] | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("lr", "weight_decay", "momentum", "warmup_epochs"):
+        for key in ("lr", "head_lr", "weight_decay", "momentum", "warmup_epochs"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise ConfigError(f"fit.{key}: must not be negative, is {value:g}")
-        for key in ("epochs", "steps"):
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"fit.layer_decay: a factor in (0, 1], is {self.layer_decay:g}")
+        for key in ("epochs", "steps", "patience"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"fit.{key}: must be 1 or more, is {value}")
@@ -120,19 +136,20 @@ class FitSettings:
                 "set fit.scales, or leave it out"
             )
 
-    def complete(self, kind: str, freeze: bool) -> FitSettings:
+    def complete(self, kind: str, freeze: bool, head: str = "fcn") -> FitSettings:
         """A copy in which nothing is left open.
 
         Args:
             kind: of the target: "class", "multilabel", "scalar" or "mask".
             freeze: whether the encoders stay as they are.
+            head: of masks.
 
         Raises:
             ConfigError: for scales where there is no mask.
         """
         if self.scales and kind != "mask":
             raise ConfigError(f"fit.scales: are for masks, not for a {kind}; take fit.crop")
-        defaults = dict(_PAPER[kind])
+        defaults = {**_PAPER[kind], "decay_biases": head != "cmx"}
         if defaults["name"] == "sgd" and freeze:
             defaults["lr"] = 0.5
         if self.name is not None and self.name != defaults["name"]:  # rates of another optimiser
@@ -154,7 +171,12 @@ class TransferSettings:
         target: the label to learn; may be left out where the data has only one.
         modalities: sensors to use; None for all of the data that there is an encoder for.
         freeze: keep the encoders as they are, to the last bit; else fine-tune them.
+        freeze_modalities: sensors whose encoders stay as they are while others are fine-tuned.
         label_fraction: share of the training part's labels that is used, drawn by `seed`.
+        val_fraction: share of the training part, after `label_fraction`, that is not trained on but
+            chooses the best epoch of what trains in epochs: whole groups where there are groups. 0:
+            the last epoch is kept. Never the test part. A validation part of its own (`val_split`,
+            or `val_data` from Python) may be given instead.
         run: folder to write.
         probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
             regularisation chosen on a validation part of the training part; or "sgd", the paper's.
@@ -168,9 +190,11 @@ class TransferSettings:
         fit: how heads and encoders are trained; what is left open is the paper's.
         loader: batches and workers.
         size: height and width that pictures are resized to; None for their own.
-        test_scales: the mask of a test picture is the mean of what the model gives for it resized
-            by each of these factors.
+        test_scales: the mask of a test picture is told from what the model gives for it resized by
+            each of these factors, added as CMX does: exp(logits + mirrored logits).
         test_flip: and for each of them mirrored.
+        test_window: height and width of windows, overlapping by a third, that a larger picture is
+            tested in, and that a smaller one is padded to with the mean colour; None: whole.
         folds: into how many parts the data is split, whole groups where it names groups.
         fold: which of them tests, from 0.
         fold_seed: of the folds of data without groups; None: `seed`. Runs that test on different
@@ -192,7 +216,9 @@ class TransferSettings:
     target: str | None = None
     modalities: Sequence[str] | None = None
     freeze: bool = True
+    freeze_modalities: Sequence[str] | None = None
     label_fraction: float = 1.0
+    val_fraction: float = 0.0
     run: str = "runs/transfer"
     probe: Probe = "ridge"
     head: Head = "fcn"
@@ -204,6 +230,7 @@ class TransferSettings:
     size: int | None = None
     test_scales: tuple[float, ...] = (1.0,)
     test_flip: bool = False
+    test_window: tuple[int, int] | None = None
     folds: int = 5
     fold: int = 0
     fold_seed: int | None = None
@@ -217,6 +244,8 @@ class TransferSettings:
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:
             raise ConfigError(f"label_fraction: a share in (0, 1], is {self.label_fraction:g}")
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val_fraction: a share in [0, 1), is {self.val_fraction:g}")
         if self.size is not None and self.size < 1:
             raise ConfigError(f"size: height and width in pixels, at least 1, is {self.size}")
         self.test_scales = tuple(self.test_scales)
@@ -224,6 +253,12 @@ class TransferSettings:
             raise ConfigError(
                 f"test_scales: factors greater than 0, one at least, are {list(self.test_scales)}"
             )
+        if self.test_window is not None:
+            self.test_window = (self.test_window[0], self.test_window[1])
+            if min(self.test_window) < 2:
+                raise ConfigError(
+                    f"test_window: height and width in pixels, is {list(self.test_window)}"
+                )
 
     @property
     def sources(self) -> list[str]:
@@ -232,17 +267,47 @@ class TransferSettings:
 
     @property
     def averages(self) -> bool:
-        """Whether the mask of a test picture is the mean over several versions of it."""
-        return self.test_scales != (1.0,) or self.test_flip
+        """Whether the mask of a test picture is told from several versions of it, or windows."""
+        return self.test_scales != (1.0,) or self.test_flip or self.test_window is not None
 
-    def complete(self, task: Label) -> TransferSettings:
+    def complete(self, task: Label, validated: bool = False) -> TransferSettings:
         """Return a copy for a task, in which `fit` leaves nothing open.
+
+        Args:
+            task: what is learned.
+            validated: whether there is a validation part besides `val_fraction`.
 
         Raises:
             ConfigError: if settings do not fit together; it names one.
         """
         self._refuse_mismatch(task)
-        return replace(self, fit=self.fit.complete(task.kind, self.freeze))
+        self._refuse_useless(task, validated or self.val_fraction > 0)
+        return replace(self, fit=self.fit.complete(task.kind, self.freeze, self.head))
+
+    def _refuse_useless(self, task: Label, validated: bool) -> None:
+        """Refuse what would not be done, so that no result says it was."""
+        fit = self.fit
+        solved = self.freeze and not task.dense and self.probe != "sgd"
+        if solved and validated:
+            raise ConfigError(
+                f"val_fraction, val_split: choose the best epoch, and the probe {self.probe} is "
+                "solved without epochs; take --probe sgd, or --freeze false"
+            )
+        if solved and fit.class_weights is not None:
+            raise ConfigError(
+                f"fit.class_weights: is for what trains in steps, not for the probe {self.probe}; "
+                "take --probe sgd, or --freeze false"
+            )
+        if fit.class_weights is not None and task.kind == "scalar":
+            raise ConfigError(f"fit.class_weights: {task.name!r} is a scalar; leave it out")
+        if fit.patience is not None and not validated:
+            raise ConfigError("fit.patience: needs a validation part; give val_fraction")
+        if self.freeze:
+            for key, none in (("head_lr", None), ("layer_decay", 1.0)):
+                if getattr(fit, key) != none:
+                    raise ConfigError(f"fit.{key}: is for fine-tuning; give --freeze false")
+            if self.freeze_modalities:
+                raise ConfigError("freeze_modalities: freeze is on, for all; give --freeze false")
 
     def _refuse_mismatch(self, task: Label) -> None:
         kind = task.kind
@@ -265,5 +330,5 @@ class TransferSettings:
         if self.averages and not task.dense:
             raise ConfigError(
                 f"test_scales, test_flip: are for masks, and {task.name!r} is a {kind}; leave them "
-                "out"
+                "out, and test_window"
             )

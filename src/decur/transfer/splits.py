@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from decur.data import PairedDataset, Sample
 from decur.errors import ConfigError, DataError
+from decur.probes import validation_parts
 from decur.transfer.settings import TransferSettings
 from decur.transfer.tasks import Task
 
@@ -30,12 +31,14 @@ class Parts:
         task: its label.
         train: rows to train on.
         test: rows to test on.
+        val: rows that choose the best epoch; none by default.
     """
 
     data: PairedDataset
     task: Task
     train: Rows
     test: Rows
+    val: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     def groups(self, rows: Rows) -> list[str] | None:
         """Return the groups of samples; None where the data names none."""
@@ -54,16 +57,18 @@ def choose_parts(
     labels: NDArray[Any],
     modalities: Sequence[str],
     settings: TransferSettings,
+    val_samples: int = 0,
 ) -> Parts:
     """Choose labelled samples with one of the sensors at least, to train on and to test on.
 
     Args:
-        whole: all data, that to test on after that to train on.
+        whole: all data, that to test on after that to train on, that to validate on last.
         data: the data to train on; `whole` itself where folds split it.
         task: whose labels are looked at.
         labels: of `whole`, (N, ...), as they are collected before the training.
         modalities: the sensors that are used.
         settings: folds, share of the labels, head, seed.
+        val_samples: of the data to validate on, where that is data of its own.
 
     Raises:
         DataError: if a part is empty, a class is only in the test part, or a sample lacks a sensor
@@ -77,7 +82,9 @@ def choose_parts(
         )
     there = np.logical_or.reduce([whole.present[name] for name in modalities])
     rows = np.flatnonzero(known & there)
-    if whole is data:
+    first_of_val = len(whole) - val_samples
+    val, rows = rows[rows >= first_of_val], rows[rows < first_of_val]
+    if first_of_val == len(data):
         seed = settings.seed if settings.fold_seed is None else settings.fold_seed
         train, test = fold_split(rows, data.groups, settings.folds, settings.fold, seed)
     else:
@@ -100,9 +107,40 @@ def choose_parts(
         _refuse_absent(whole, rows, modalities)
     by_class = labels if task.kind == "class" else None
     train = draw_fraction(train, settings.label_fraction, settings.seed, by_class, task.classes)
+    if settings.val_fraction:
+        train, val = _hold_out(whole, task, labels, train, settings)
+    if val_samples and not len(val):
+        raise DataError(
+            f"val_split: none of its samples has a known {task.name!r}; choose another, or label it"
+        )
+    if len(val):
+        log.info("%d samples choose the best epoch, %d are trained on", len(val), len(train))
+    if settings.head == "cmx":
+        _refuse_absent(whole, val, modalities)
     if task.kind != "class" and (missing := task.missing_classes(labels[train])):
         log.warning("no training sample shows %s", ", ".join(map(repr, missing)))
-    return Parts(whole, task, train, test)
+    return Parts(whole, task, train, test, val)
+
+
+def _hold_out(
+    data: PairedDataset,
+    task: Task,
+    labels: NDArray[Any],
+    train: Rows,
+    settings: TransferSettings,
+) -> tuple[Rows, Rows]:
+    """Split the training part into rows to train on and rows to validate on; groups stay whole."""
+    groups = None if data.groups is None else np.array([data.groups[row] for row in train])
+    found = validation_parts(
+        labels[train], task.target, groups, settings.seed, share=settings.val_fraction
+    )
+    if not found or min(map(len, found[0])) < 1:
+        raise ConfigError(
+            f"val_fraction: {settings.val_fraction:g} of {len(train)} training samples leaves none "
+            "to train on or to validate on; change it, or give val_split"
+        )
+    fit, held = found[0]
+    return np.sort(train[fit]), np.sort(train[held])
 
 
 def _refuse_parts(
@@ -155,19 +193,33 @@ def join(*parts: PairedDataset) -> PairedDataset:
     return _Joined(*parts)
 
 
-def join_apart(data: PairedDataset, test_data: PairedDataset) -> PairedDataset:
-    """Join data to train on and data to test on, which must have no sample in common.
+def join_apart(
+    data: PairedDataset,
+    test_data: PairedDataset | None = None,
+    val_data: PairedDataset | None = None,
+) -> PairedDataset:
+    """Join data to train, to test and to validate on, which must have no sample in common.
 
     Raises:
-        ConfigError: if a sample is in both.
+        ConfigError: if a sample is in two of them.
         DataError: if they differ in sensors, sizes or labels.
     """
-    refuse_shared(data, test_data)
-    return join(data, test_data)
+    parts = [data]
+    for key, part in (("test_split", test_data), ("val_split", val_data)):
+        if part is not None:
+            for other in parts:
+                refuse_shared(other, part, key)
+            parts.append(part)
+    return join(*parts) if len(parts) > 1 else data
 
 
-def refuse_shared(data: PairedDataset, test_data: PairedDataset) -> None:
-    """Refuse samples that are both trained on and tested on, where both are of one source.
+def refuse_shared(data: PairedDataset, test_data: PairedDataset, key: str = "test_split") -> None:
+    """Refuse samples that are in two parts, where both are of one source.
+
+    Args:
+        data: one part.
+        test_data: another one.
+        key: of the configuration that gives the other one.
 
     Raises:
         ConfigError: saying how many samples are in both parts.
@@ -175,7 +227,7 @@ def refuse_shared(data: PairedDataset, test_data: PairedDataset) -> None:
     shared = sorted(set(data.ids) & set(test_data.ids))
     if shared and _source(data) == _source(test_data):
         raise ConfigError(
-            f"test_split: {len(shared)} samples are also trained on, such as {shared[0]!r}; choose "
+            f"{key}: {len(shared)} samples are also trained on, such as {shared[0]!r}; choose "
             "another split"
         )
 

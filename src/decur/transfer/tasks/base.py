@@ -81,9 +81,24 @@ class Task(ABC):
     def prepare(self, labels: Array) -> None:  # noqa: B027
         """Take what the loss needs from the (N, ...) collected labels of the training part."""
 
+    def weigh(self, labels: Array) -> None:
+        """Let the loss weigh classes by the inverse of how often the training part shows them.
+
+        Args:
+            labels: (N, ...) collected labels of the training part.
+
+        Raises:
+            ConfigError: for a kind of label that has no such weights.
+        """
+        raise ConfigError(f"fit.class_weights: a {self.kind} has no weights; leave it out")
+
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch: (B, outputs, ...) and labels as in a batch to a scalar."""
+
+    def in_units(self, kept: Kept) -> Kept:
+        """Return in the label's units what is kept of a head before `finish`."""
+        return kept
 
     def finish(self, head: nn.Module) -> None:  # noqa: B027
         """Make a head that was trained by `loss` give its output in the label's units."""
@@ -160,6 +175,17 @@ def make_task(name: str, target: Target) -> Task:
         target: what it is.
     """
     return TASKS.get(target.kind)(name, target)
+
+
+def balanced(counts: Array) -> Array:
+    """Return the weight of each class, 1 on average over samples; 0 for one that none shows.
+
+    Args:
+        counts: (C,) samples or pixels of each class.
+    """
+    there = counts > 0
+    weights = counts.sum() / np.maximum(there.sum() * counts, 1)
+    return np.where(there, weights, 0).astype(np.float32)
 
 
 def choose_task(targets: Mapping[str, Target], name: str | None) -> Task:

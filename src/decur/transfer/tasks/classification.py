@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
 from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
@@ -12,10 +13,15 @@ from sklearn.metrics import (
     recall_score,
 )
 from torch import Tensor
-from torch.nn.functional import cross_entropy, multilabel_soft_margin_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    multilabel_soft_margin_loss,
+)
 
+from decur.devices import send
 from decur.probes import score
-from decur.transfer.tasks.base import TASKS, Array, Kept, Task, draw_bars, draw_confusion
+from decur.transfer.tasks.base import TASKS, Array, Kept, Task, balanced, draw_bars, draw_confusion
 
 if TYPE_CHECKING:
     from decur.plotting import Figure
@@ -37,9 +43,16 @@ class SingleLabel(Task):
         counts = np.bincount(labels, minlength=self.outputs)
         return [self.target.classes[i] for i in np.flatnonzero(counts == 0)]
 
+    weights: Tensor | None = None  # (K,) of the classes
+
+    def weigh(self, labels: Array) -> None:
+        """See `Task.weigh`."""
+        self.weights = torch.from_numpy(balanced(np.bincount(labels, minlength=self.outputs)))
+
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of (B, K) and (B,)."""
-        return cross_entropy(output, labels)
+        """Cross-entropy of (B, K) and (B,), a mean that is weighed where there are weights."""
+        weights = None if self.weights is None else send(self.weights, output.device)
+        return cross_entropy(output.float() if weights is not None else output, labels, weights)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
         """`accuracy`, `balanced_accuracy` over the classes that are there, and `macro_F1`.
@@ -99,9 +112,21 @@ class MultiLabel(Task):
         """Classes without a sample."""
         return [self.target.classes[i] for i in np.flatnonzero(labels.sum(axis=0) == 0)]
 
+    weights: Tensor | None = None  # (2, K) of a class that is absent, and present
+
+    def weigh(self, labels: Array) -> None:
+        """Let present and absent weigh half each, class by class; see `Task.weigh`."""
+        present = labels.sum(axis=0)
+        counts = np.stack([len(labels) - present, present])  # (2, K)
+        self.weights = torch.from_numpy(np.stack([balanced(c) for c in counts.T], axis=1))
+
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Soft-margin loss of (B, K) and (B, K)."""
-        return multilabel_soft_margin_loss(output, labels)
+        if self.weights is None:
+            return multilabel_soft_margin_loss(output, labels)
+        absent, present = send(self.weights, output.device)
+        weight = torch.where(labels > 0, present, absent)  # (B, K)
+        return binary_cross_entropy_with_logits(output.float(), labels.float(), weight)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
         """`mAP_micro` over all decisions, `mAP_macro` over the classes that some sample shows."""

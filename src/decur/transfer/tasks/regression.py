@@ -44,6 +44,10 @@ class Regression(Task):
         """Mean squared error of (B, 1) and standardised (B,)."""
         return mse_loss(output[:, 0], (labels - self.mean) / self.std)
 
+    def in_units(self, kept: Kept) -> Kept:
+        """From standardised numbers to the label's units."""
+        return {**kept, "output": kept["output"] * self.std + self.mean}
+
     @torch.no_grad()
     def finish(self, head: nn.Module) -> None:
         """From standardised numbers to the label's units."""

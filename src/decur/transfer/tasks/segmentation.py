@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from decur.data.folder import UNKNOWN_CLASS
-from decur.transfer.tasks.base import TASKS, Array, Kept, Task, draw_confusion
+from decur.devices import send
+from decur.transfer.tasks.base import TASKS, Array, Kept, Task, balanced, draw_confusion
 
 if TYPE_CHECKING:
     from decur.plotting import Figure
@@ -39,11 +40,28 @@ class Segmentation(Task):
         """Classes without a pixel."""
         return [self.target.classes[i] for i in np.flatnonzero(labels.sum(axis=0) == 0)]
 
+    weights: Tensor | None = None  # (C,) of the classes
+
+    def weigh(self, labels: Array) -> None:
+        """Weigh by the (N, C) pixels of each class, see `Task.weigh`."""
+        self.weights = torch.from_numpy(balanced(labels.sum(axis=0)))
+
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (B, C, H, W) and (B, H, W), over the known pixels."""
+        if self.weights is not None:
+            return self._weighed(output.float(), labels)
         losses = cross_entropy(output, labels, ignore_index=UNKNOWN_CLASS, reduction="sum")
         # a crop may hold unknown pixels only: a loss of 0, not 0 / 0
         return losses / (labels != UNKNOWN_CLASS).sum().clamp_min(1)
+
+    def _weighed(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over the known pixels, each weighed by its class."""
+        assert self.weights is not None
+        weights = send(self.weights, output.device)
+        losses = cross_entropy(output, labels, weights, ignore_index=UNKNOWN_CLASS, reduction="sum")
+        known = labels != UNKNOWN_CLASS
+        total = weights[labels.where(known, 0)].where(known, 0).sum()
+        return losses / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
         """Confusion matrix of each sample, (B, C, C) by true and predicted class; small masks."""
