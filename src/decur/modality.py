@@ -46,8 +46,18 @@ class Modality:
             from the data.
         augmentation: name of the augmentation recipe that is feasible for this sensor (see
             `decur.views`): "optical", "sar", "dem" or "hha".
+        factor: what the numbers of files are multiplied by to give raw units, as 10000 where files
+            hold reflectance from 0 to 1 and the statistics digital numbers. In YAML and
+            dictionaries its name is `scale`, which in Python is the method.
+        offset: what is added to the product, as -1000 for Sentinel-2 since baseline 04.00.
+        to_db: whether the result is power, of which raw units are the decibels.
+        picks: the bands of files that are taken, by description or number from 1, one for each of
+            `bands`. None: `bands` names or numbers them, or the file has just these. In YAML a
+            mapping says both: `bands: {red: B04, green: 3}`.
+        variable: name of the array in files of several (.npz, .mat, .h5, .zarr).
 
-    Numbers may be texts: YAML reads 1e4 as one, and 1.0e+4 as a number.
+    Mean, std, value_range and whatever encoders see are in raw units; only `nodata` is in the
+    numbers of files. Numbers may be texts: YAML reads 1e4 as one, and 1.0e+4 as a number.
 
     Raises:
         ConfigError: if a field is of another type, or the fields contradict each other.
@@ -63,6 +73,11 @@ class Modality:
     nodata: float | tuple[float, ...] | None = None
     size: tuple[int, int] | None = None
     augmentation: str = "optical"
+    factor: float | None = None
+    offset: float | None = None
+    to_db: bool = False
+    picks: tuple[str | int, ...] | None = None
+    variable: str | None = None
 
     def __post_init__(self) -> None:
         where = f"modality {self.name!r}"
@@ -81,10 +96,23 @@ class Modality:
         for field in ("mean", "std"):
             if (value := getattr(self, field)) is not None:
                 plain[field] = _numbers(f"{where}: {field}", value)
+        for field, key in (("factor", "scale"), ("offset", "offset")):
+            if (value := getattr(self, field)) is not None:
+                plain[field] = _number(f"{where}: {key}", value)
+        if self.picks is not None:
+            plain["picks"] = _picks(f"{where}: bands", self.picks)
         for field, value in plain.items():
             object.__setattr__(self, field, value)
         if not self.bands:
             raise ConfigError(f"{where}: needs at least one band")
+        if self.picks is not None and len(self.picks) != len(self.bands):
+            raise ConfigError(f"{where}: picks {len(self.picks)} bands for {len(self.bands)} names")
+        if self.factor == 0:
+            raise ConfigError(f"{where}: scale is 0, which leaves nothing; leave it out")
+        if not isinstance(self.to_db, bool):
+            raise ConfigError(f"{where}: to_db is true or false, not {self.to_db!r}")
+        if not isinstance(self.variable, str | None):
+            raise ConfigError(f"{where}: variable is a name, not {self.variable!r}")
         if self.scaling not in get_args(Scaling):
             raise ConfigError(
                 f"{where}: scaling is {self.scaling!r}; choose from {', '.join(get_args(Scaling))}"
@@ -121,6 +149,23 @@ class Modality:
         """Number of bands."""
         return len(self.bands)
 
+    @property
+    def converts(self) -> bool:
+        """Whether the numbers of files differ from raw units."""
+        return self.factor is not None or self.offset is not None or self.to_db
+
+    def convert(self, images: Tensor) -> Tensor:
+        """Bring the numbers of files into raw units.
+
+        Args:
+            images: (..., C, H, W), as files hold them.
+
+        Returns:
+            (..., C, H, W): the images themselves where nothing is to be done, else float32, NaN
+            where there is no measurement (under `to_db` also where there is no power).
+        """
+        return _convert(images, self) if self.converts else images
+
     def scale(self, images: Tensor) -> Tensor:
         """Bring raw values into [0, 1] (DeCUR paper, appendix B.1).
 
@@ -138,11 +183,13 @@ class Modality:
 
     def with_(self, **changes: Any) -> Modality:
         """A copy with some fields changed."""
-        return replace(self, **changes)
+        return replace(self, **_as_fields(changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for YAML and JSON: no tuples, no unset fields."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain["scale"] = plain.pop("factor")
+        plain["to_db"] = plain["to_db"] or None
         return {k: v for k, v in plain.items() if v is not None}
 
     @classmethod
@@ -152,20 +199,20 @@ class Modality:
         Raises:
             ConfigError: for unknown keys or presets, or wrong values.
         """
-        values = dict(values)
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} - {"factor"} | {"scale"}
         unknown = sorted(set(values) - known - {"preset"}, key=str)
         if unknown:
             raise ConfigError(
                 f"modality {values.get('name', '?')!r}: unknown key {unknown[0]!r}; "
                 f"known are preset, {', '.join(sorted(known))}"
             )
+        values = _as_fields(values)
         preset = values.pop("preset", None)
         if preset is not None:
             if not isinstance(preset, str):
                 where = f"modality {values.get('name', '?')!r}"
                 raise ConfigError(f"{where}: preset is a name, not {preset!r}")
-            return cls.preset(preset).with_(**values)
+            return _changed_preset(cls.preset(preset), values)
         missing = sorted({"name", "bands"} - set(values))
         if missing:
             raise ConfigError(f"modality {values.get('name', '?')!r}: {missing[0]!r} is missing")
@@ -211,7 +258,7 @@ def _scale(images: Tensor, modality: Modality) -> Tensor:
             f"({', '.join(modality.bands)}), the images have shape {tuple(images.shape)}"
         )
     x = images.to(torch.float32)  # (..., C, H, W)
-    if modality.nodata is not None:
+    if modality.nodata is not None and not modality.converts:  # else it was in other numbers
         x = torch.where(torch.isin(x, _constants(modality.nodata, x)), torch.nan, x)
     if modality.cut or modality.scaling == "image":
         low, high = percentiles(x, modality.cut / 2, 100 - modality.cut / 2)  # (..., C, 1, 1)
@@ -229,6 +276,19 @@ def _scale(images: Tensor, modality: Modality) -> Tensor:
     else:
         x = (x - low).div_((high - low).clamp_min(torch.finfo(torch.float32).tiny))
     return x.clamp_(0, 1).nan_to_num_(NO_MEASUREMENT)  # in place: nothing else holds it by now
+
+
+def _convert(images: Tensor, modality: Modality) -> Tensor:
+    """See `Modality.convert`."""
+    import torch
+
+    x = images.to(torch.float32)  # (..., C, H, W)
+    if modality.nodata is not None:
+        x = torch.where(torch.isin(x, _constants(modality.nodata, x)), torch.nan, x)
+    x = x * (1.0 if modality.factor is None else modality.factor) + (modality.offset or 0.0)
+    if modality.to_db:
+        x = torch.where(x > 0, 10 * x.log10(), torch.nan)
+    return x
 
 
 def _constants(values: float | Sequence[float], like: Tensor) -> Tensor:
@@ -295,6 +355,29 @@ def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, 
     return modalities
 
 
+def _as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a modality that values of YAML stand for."""
+    made = dict(values)
+    if "scale" in made:
+        made["factor"] = made.pop("scale")
+    if isinstance(made.get("bands"), Mapping):
+        made["picks"] = list(made["bands"].values())
+        made["bands"] = list(made["bands"])
+    return made
+
+
+def _changed_preset(preset: Modality, changes: dict[str, Any]) -> Modality:
+    """Return a preset with other fields; statistics follow where it keeps some of its bands."""
+    if "bands" in changes:
+        bands = _names("bands", changes["bands"])
+        if set(bands) <= set(preset.bands):
+            rows = [preset.bands.index(band) for band in bands]
+            for field in ("mean", "std"):
+                if (values := getattr(preset, field)) is not None:
+                    changes = {field: tuple(values[row] for row in rows), **changes}
+    return preset.with_(**changes)
+
+
 def _number(where: str, value: Any, finite: bool = True) -> float:
     """A number, as it is unless it is a text."""
     number = value
@@ -339,6 +422,17 @@ def _names(where: str, values: Any) -> tuple[str, ...]:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise ConfigError(f"{where}: {value!r} is no name; write it in quotes")
     return tuple(str(value) for value in values)  # YAML reads 1 as a number
+
+
+def _picks(where: str, values: Any) -> tuple[str | int, ...]:
+    if not isinstance(values, list | tuple):
+        raise ConfigError(f"{where}: names or numbers of a file's bands, not {values!r}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, str | int) or value in (0, ""):
+            raise ConfigError(
+                f"{where}: {value!r} is neither the name of a file's band nor its number from 1"
+            )
+    return tuple(values)
 
 
 # Statistics in raw units, each with its source.

@@ -7,7 +7,7 @@ import torch
 from make_folder import write, write_raster
 from PIL import Image
 
-from decur.data import files
+from decur.data import rasters
 from decur.data.files import read_header, read_image, read_mask
 from decur.errors import BadSampleError, DataError
 
@@ -60,7 +60,8 @@ def test_pixels_come_back_as_written(tmp_path, extension, dtype, bands):
     assert image.dtype == (torch.uint8 if dtype in ("uint8", "bool") else torch.float32)
     np.testing.assert_array_equal(image.numpy(), pixels.astype(image.numpy().dtype))
     header = read_header(path)
-    assert (header.bands, header.size) == (bands, (20, 24))
+    alpha = extension == ".png" and bands == 4
+    assert (header.bands, header.alpha, header.size) == (bands - alpha, alpha, (20, 24))
     assert header.is_byte == (dtype == "uint8")
 
 
@@ -153,10 +154,11 @@ def test_truncated_files_name_file_and_remedy(tmp_path, extension, keep):
         ("a.tif", np.full((2, 4, 4), np.nan, np.float32), "no measured pixel"),
         ("a.tif", np.full((2, 4, 4), -1, np.int16), "no measured pixel"),
         ("a.npy", np.full((2, 4, 4), np.inf, np.float32), "infinite"),
-        ("a.npy", np.full((2, 4, 4), 1e300), "infinite"),
+        ("a.npy", np.full((2, 4, 4), 1e300), "no measured pixel"),
         ("a.tif", np.ones((1, 4, 4), np.float32), "has 1 band, its modality 2"),
         ("a.png", np.ones((3, 4, 4), np.uint8), "has 3 bands, its modality 2"),
-        ("a.npy", np.ones((4, 4, 2)), r"looks like \(H, W, C\)"),
+        ("a.npy", np.ones((4, 4, 3)), r"looks like \(H, W, C\)"),
+        ("a.npy", np.ones((2, 4, 2)), "come first or last"),
         ("a.npy", np.ones((1, 2, 4, 4)), r"save it as \(C, H, W\)"),
         ("a.npy", np.ones((2, 0, 4)), "no pixels"),
         ("a.npy", np.ones((2, 4, 4), complex), "complex"),
@@ -185,16 +187,16 @@ def test_missing_file_and_unknown_extension(tmp_path):
     with pytest.raises(BadSampleError, match="no such file"):
         read_image(tmp_path / "a.png")
     with pytest.raises(DataError, match="cannot read this kind"):
-        read_image(tmp_path / "a.gif")
+        read_image(tmp_path / "a.txt")
 
 
 def test_without_rasterio_the_remedy_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", np.ones((1, 4, 4), np.uint8))
-    files._rasterio.cache_clear()
+    rasters._rasterio.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(DataError, match=r"reading \.tif needs rasterio.*decur\[eo\]"):
         read_image(path)
-    files._rasterio.cache_clear()
+    rasters._rasterio.cache_clear()
 
 
 @pytest.mark.parametrize("internal", [True, False])
@@ -217,14 +219,23 @@ def test_pixels_that_a_raster_masks_are_not_measured(tmp_path, internal, dtype):
     assert read_image(path).dtype == (torch.uint8 if dtype == "uint8" else torch.float32)
 
 
-def test_transparency_stays_a_band(tmp_path):
+def test_transparency_is_a_band_only_where_it_is_counted(tmp_path):
     import rasterio
 
-    pixels = RNG.integers(0, 2, (4, 4, 4)).astype(np.uint8)
+    pixels = RNG.integers(1, 255, (4, 4, 4)).astype(np.uint8)
+    pixels[3, 0] = 0
     size = {"count": 4, "height": 4, "width": 4, "dtype": "uint8", "photometric": "RGB"}
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", alpha="YES", **size) as target:
         target.write(pixels)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").numpy(), pixels)
+    Image.fromarray(np.moveaxis(pixels, 0, -1)).save(tmp_path / "a.png")
+    for name in ("a.tif", "a.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name, 4).numpy(), pixels)
+        expected = np.where(pixels[3:] == 0, np.nan, pixels[:3])
+        np.testing.assert_array_equal(read_image(tmp_path / name).numpy(), expected)
+        assert read_header(tmp_path / name).bands == 3
+    with rasterio.open(tmp_path / "a.tif", "r+") as target:
+        target.set_band_description(4, "NIR")  # GDAL marks any fourth band of 8 bits
+    assert read_image(tmp_path / "a.tif").shape[0] == 4
 
 
 def test_a_label_without_any_measurement_is_a_mask_of_unknowns(tmp_path):
@@ -257,7 +268,9 @@ def test_arrays_that_are_none_are_bad_samples(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"), }", b"(, }"))  # TokenError in NumPy
     with open(tmp_path / "b.npy", "wb") as file:
         np.savez(file, np.ones((4, 4)))
-    for name, reason in {"a.npy": "cannot be read", "b.npy": r"an \.npz archive"}.items():
+    np.savez(tmp_path / "c.npz", np.ones((4, 4)), np.ones((4, 4)))
+    for name, reason in {"a.npy": "cannot be read", "c.npz": "has 2 arrays"}.items():
         for read in (read_image, read_header):
             with pytest.raises(BadSampleError, match=reason):
                 read(tmp_path / name)
+    assert read_image(tmp_path / "b.npy").shape == (1, 4, 4)  # an .npz of one array

@@ -77,14 +77,14 @@ class PairedDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def read(self, index: int) -> Sample:
-        """Read one sample.
+        """Read one sample, its pictures in the numbers of its files.
 
         Raises:
             BadSampleError: naming the file, if it cannot be used.
         """
 
     def __getitem__(self, index: int) -> Sample:
-        """Return what `read` returns; whatever it raises makes a bad sample.
+        """Return what `read` returns in raw units; whatever it raises makes a bad sample.
 
         Libraries raise dozens of kinds of errors for damaged files.
 
@@ -92,7 +92,7 @@ class PairedDataset(Dataset[Sample], ABC):
             BadSampleError: naming the file, if it cannot be used.
         """
         try:
-            return self.read(index)
+            sample = self.read(index)
         except (DecurError, *_FAULTS):
             raise
         except Exception as error:
@@ -101,6 +101,10 @@ class PairedDataset(Dataset[Sample], ABC):
             file = getattr(error, "filename", None) or next(iter(self.files(index)), None)
             reason = f"cannot be read ({type(error).__name__}: {reason_of(error)})"
             raise BadSampleError(file or self.ids[index], reason) from error
+        if not any(modality.converts for modality in self.modalities.values()):
+            return sample
+        images = {n: self.modalities[n].convert(x) for n, x in sample["images"].items()}
+        return {**sample, "images": images}
 
     def only(
         self, names: Collection[str] | None = None, targets: Collection[str] | None = None

@@ -1,48 +1,34 @@
-"""Picture files to tensors: GeoTIFF, JPEG 2000, PNG, JPEG and NumPy arrays."""
+"""Picture files to tensors: rasters, pictures and arrays, with all that the files say of them."""
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from decur.data import arrays, pictures, rasters
+from decur.data.decoding import (
+    AS_COPIED,
+    MAX_PIXELS,
+    Decoded,
+    Header,
+    decoding,
+    unreadable,
+)
 from decur.errors import BadSampleError, DataError
+from decur.modality import Modality
 
-RASTER = frozenset({".tif", ".tiff", ".jp2"})  # read by rasterio
-PICTURE = frozenset({".png", ".jpg", ".jpeg"})  # read by Pillow
-EXTENSIONS = RASTER | PICTURE | {".npy"}
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "Header", "read_header", "read_image", "read_mask"]
 
-# What Pillow raises for files that are cut short or corrupt.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-_MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB"}
-_AS_COPIED = "copy or download the file anew, or delete it"
+EXTENSIONS = frozenset(rasters.DRIVERS) | pictures.EXTENSIONS | arrays.EXTENSIONS
 
-
-@dataclass(frozen=True)
-class Header:
-    """The header of a file, which is read without its pixels.
-
-    Args:
-        bands: their number.
-        size: height and width in pixels.
-        is_byte: whether the pixels are 8-bit.
-        names: of the bands, where the file has one for each.
-    """
-
-    bands: int
-    size: tuple[int, int]
-    is_byte: bool
-    names: tuple[str, ...] | None = None
+# Floats beyond it are fill values: 1e38 and 9.97e36 of models, -3.4e38 of ESRI, -1.8e308 of R.
+_NO_FLOAT = 1e30
 
 
 def read_image(
@@ -50,56 +36,94 @@ def read_image(
     bands: int | None = None,
     *,
     nodata: float | tuple[float, ...] | None = None,
+    pick: Sequence[str | int] | None = None,
+    variable: str | None = None,
+    is_byte: bool | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Read the pixels of one file.
+    """Read the pixels of one file, upright, in the units that the file states.
 
-    Palette and CMYK pictures become RGB. A NumPy array is (H, W) or (C, H, W).
+    Palettes, CMYK and the like become RGB, 1 bit becomes 0 and 255. Scale and offset that the file
+    states are applied. Where a file is transparent, has a mask, or a value for "no data", there is
+    no measurement; nor is there where a float is beyond 1e30. Transparency is a band only where
+    `bands` counts it. Pages of one size and kind are one picture of all their bands. An array is
+    (H, W), (C, H, W), or (H, W, C) where `bands` tells so.
 
     Args:
-        path: .tif, .tiff, .jp2, .png, .jpg, .jpeg or .npy.
-        bands: number of bands the file must have; None takes any.
-        nodata: raw values that mean "no measurement", besides NaN and the file's own.
+        path: of one of `EXTENSIONS`.
+        bands: number of bands the picture must have; None takes any.
+        nodata: values of the file that mean "no measurement", besides NaN and the file's own.
+        pick: the bands to take, in order, by name (as the file describes them) or number from 1;
+            None for all.
+        variable: name of the array in a file of several.
+        is_byte: whether a picture of whole numbers must be 8-bit, or must not; None takes any.
+        max_pixels: height times width that is read at most.
 
     Returns:
-        (C, H, W), in raw units: uint8 where the file is 8-bit, else float32. Pixels without a
-        measurement are NaN (which makes an 8-bit picture that has any float32).
+        (C, H, W): uint8 where the file is 8-bit, else float32. Pixels without a measurement are
+        NaN (which makes an 8-bit picture that has any float32).
 
     Raises:
-        BadSampleError: for a file that is missing, empty, cut short, of another number of bands,
+        BadSampleError: for a file that is missing, empty, cut short, too large, of other bands,
             without one measured pixel, or with infinite values.
         DataError: for an unknown extension, or if the reader is not installed.
     """
     path = _existing(path)
-    image = _read(path, bands, nodata)
-    if image.is_floating_point() and image.isnan().all():
+    with decoding(path):
+        decoded = _decode(path, bands, max_pixels, variable=variable)
+        _check_depth(path, decoded.stored, is_byte)
+        image = _to_tensor(path, _take(path, decoded, bands, pick), nodata)
+    if image.is_floating_point() and image.flatten()[0].isnan() and image.isnan().all():
         raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
     return image
 
 
-def _read(
-    path: Path, bands: int | None = None, nodata: float | tuple[float, ...] | None = None
+def read_sensor(
+    path: str | Path,
+    modality: Modality,
+    *,
+    is_byte: bool | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Read a file as `read_image` does, but allow that no pixel is measured."""
-    own_nodata: float | None = None
-    if path.suffix.lower() in RASTER:
-        pixels, own_nodata = _read_raster(path)
-    elif path.suffix.lower() in PICTURE:
-        pixels = _read_picture(path)
-    else:
-        pixels = _read_array(path, bands)
-    if bands is not None and pixels.shape[0] != bands:
-        raise BadSampleError(
-            path,
-            f"has {_bands(pixels.shape[0])}, its modality {bands}; correct `bands` or the file",
-        )
-    if pixels.size == 0:
-        raise BadSampleError(path, f"has no pixels (shape {pixels.shape}); {_AS_COPIED}")
-    named = nodata if isinstance(nodata, tuple) else (nodata,)
-    holes = {value for value in (own_nodata, *named) if value is not None}
-    return _checked(path, _to_tensor(path, pixels), holes)
+    """Read the pixels of one file of a sensor: its bands, its array, its nodata.
+
+    The bands are taken by name or number where all names of the modality's bands are described in
+    the file, or all are numbers of its bands; else the file's must be as many.
+
+    Args:
+        path: of one of `EXTENSIONS`.
+        modality: the sensor.
+        is_byte: whether a picture of whole numbers must be 8-bit, or must not; None takes any.
+        max_pixels: height times width that is read at most.
+
+    Returns:
+        As `read_image`, before the modality's own scale and offset.
+
+    Raises:
+        BadSampleError, DataError: as `read_image`; also for 16-bit pixels of an 8-bit sensor.
+    """
+    image = read_image(
+        path,
+        None if modality.picks else modality.channels,
+        nodata=modality.nodata,
+        pick=modality.picks or modality.bands,
+        variable=modality.variable,
+        is_byte=is_byte,
+        max_pixels=max_pixels,
+    )
+    eight_bits = modality.scaling == "range" and modality.value_range == (0, 255)
+    if eight_bits and image.is_floating_point() and not modality.converts:
+        highest = float(image.nan_to_num(0).max())
+        if highest > 255:
+            raise BadSampleError(
+                Path(path),
+                f"has values up to {highest:g}, its modality {modality.name!r} ends at 255; "
+                "convert the file, or set `value_range`",
+            )
+    return image
 
 
-def read_mask(path: str | Path) -> Tensor:
+def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read a picture of class indices; of a palette picture the indices, not the colours.
 
     Returns:
@@ -110,53 +134,106 @@ def read_mask(path: str | Path) -> Tensor:
             band or fractions.
     """
     path = _existing(path)
-    if path.suffix.lower() in PICTURE:
-        pixels = torch.from_numpy(_read_picture(path, palette_indices=True).astype(np.int64))
-    else:
-        pixels = _read(path)
-    if pixels.shape[0] != 1:
-        raise BadSampleError(
-            path, f"a mask has one band of class indices, this has {len(pixels)}; convert it"
-        )
-    if pixels.is_floating_point():
-        pixels = pixels.nan_to_num(255)
-        if (pixels != pixels.round()).any():
-            raise BadSampleError(path, "a mask holds whole numbers, this has fractions; convert it")
-    return pixels[0].long()
+    with decoding(path):
+        decoded = _decode(path, 1, max_pixels, indices=True)
+        decoded.linear = None
+        pixels = decoded.pixels
+        if len(pixels) != 1:
+            raise BadSampleError(
+                path, f"a mask has one band of class indices, this has {len(pixels)}; convert it"
+            )
+        if pixels.dtype.kind == "f":
+            pixels = _to_tensor(path, decoded, None).nan_to_num(255).numpy()
+            if (pixels != pixels.round()).any():
+                raise BadSampleError(
+                    path, "a mask holds whole numbers, this has fractions; convert it"
+                )
+        mask = torch.from_numpy(pixels[0].astype(np.int64))
+        for holes in (decoded.holes, None if decoded.alpha is None else decoded.alpha == 0):
+            if holes is not None:
+                mask[torch.from_numpy(holes[0].copy())] = 255
+    return mask
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(
+    path: str | Path,
+    bands: int | None = None,
+    *,
+    variable: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Header:
     """Read a file's number of bands and size without its pixels.
+
+    Args:
+        path: of one of `EXTENSIONS`.
+        bands: their number where it is known, which tells an array (H, W, C) from (C, H, W).
+        variable: name of the array in a file of several.
+        max_pixels: height times width that is read at most.
 
     Raises:
         BadSampleError, DataError: as `read_image`.
     """
     path = _existing(path)
-    suffix = path.suffix.lower()
-    if suffix in RASTER:
-        rasterio = _rasterio(suffix)
-        try:
-            with rasterio.Env(**_gdal(path)), rasterio.open(path) as source:
-                names = tuple(name for name in source.descriptions if name)
-                return Header(
-                    bands=source.count,
-                    size=(source.height, source.width),
-                    is_byte=all(kind == "uint8" for kind in source.dtypes),
-                    names=names if len(set(names)) == source.count else None,
-                )
-        except rasterio.errors.RasterioError as error:
-            raise BadSampleError(path, _unreadable(error)) from error
-    if suffix in PICTURE:
-        try:
-            with Image.open(path) as picture:
-                mode = _mode(picture)
-                deep = mode.startswith(("I", "F")) or _is_deep_colour(picture)
-                return Header(len(Image.new(mode, (1, 1)).getbands()), picture.size[::-1], not deep)
-        except _PILLOW_ERRORS as error:
-            raise BadSampleError(path, _unreadable(error)) from error
-    array = _load_array(path, mmap_mode="r")
-    shape = _channels_first(path, array.shape)
-    return Header(shape[0], shape[1:], array.dtype == np.uint8)
+    with decoding(path):
+        if path.suffix.lower() in pictures.EXTENSIONS:
+            return pictures.picture_header(path, max_pixels)
+        if path.suffix.lower() in arrays.EXTENSIONS:
+            return arrays.array_header(path, bands, max_pixels, variable=variable)
+        return rasters.raster_header(path, max_pixels)
+
+
+def bands_taken(
+    names: Sequence[str | None], count: int, wanted: Sequence[str | int]
+) -> list[int] | None:
+    """Return the rows of a file's bands that are wanted, in order; None where one is not there.
+
+    Args:
+        names: of the file's bands, as far as they are described.
+        count: number of the file's bands.
+        wanted: names, or numbers from 1.
+    """
+    known: dict[str, int] = {}
+    for row, name in enumerate(names):
+        for spelling in (_spelled(name or ""), _spelled(re.split(r"[\s,:;(]", name or "")[0])):
+            known.setdefault(spelling, row)
+    if all(isinstance(name, str) and _spelled(name) in known for name in wanted):
+        return [known[_spelled(str(name))] for name in wanted]
+    if all(str(name).isdecimal() and 1 <= int(name) <= count for name in wanted):
+        return [int(name) - 1 for name in wanted]
+    mixed = [
+        known.get(_spelled(name)) if isinstance(name, str) else name - 1 if name <= count else None
+        for name in wanted
+    ]
+    rows = [row for row in mixed if row is not None and row >= 0]
+    return rows if len(rows) == len(wanted) else None
+
+
+def check_bands(header: Header, modality: Modality) -> None:
+    """Refuse a sensor whose files have other bands than its modality.
+
+    Raises:
+        DataError: naming both.
+    """
+    if modality.picks is None and modality.channels in (header.bands, header.bands + header.alpha):
+        return
+    wanted = modality.picks or modality.bands
+    if bands_taken(header.names or (), header.bands, wanted) is None:
+        there = f" ({', '.join(header.names)})" if header.names else ""
+        raise DataError(
+            f"modality {modality.name!r} is given {modality.channels} bands "
+            f"({', '.join(modality.bands)}), its files have {header.bands}{there}; correct "
+            "`bands`, which may name or number those to take, or leave modalities out to take all"
+        )
+
+
+def parts_of(path: str | Path) -> list[Path]:
+    """Return all files that are read for a picture: itself, its mask and metadata, its chunks."""
+    path = Path(path)
+    if path.suffix.lower() == ".zarr":
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix.lower() in rasters.DRIVERS:
+        return [path, *rasters.companions(path)]
+    return [path]
 
 
 def resize(image: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -191,13 +268,13 @@ def read_files(paths: Sequence[str | Path]) -> np.ndarray:
         try:
             found.append(np.fromfile(path, dtype=np.uint8))
         except OSError as error:
-            raise BadSampleError(path, _unreadable(error)) from error
+            raise BadSampleError(path, unreadable(error)) from error
     return np.concatenate(found)
 
 
 def _existing(path: str | Path) -> Path:
     path = Path(path)
-    if path.suffix.lower() not in EXTENSIONS:
+    if path.suffix.lower() not in EXTENSIONS | rasters.ENVI_DATA:
         raise DataError(
             f"{path}: cannot read this kind of file; use {', '.join(sorted(EXTENSIONS))}"
         )
@@ -206,156 +283,114 @@ def _existing(path: str | Path) -> Path:
     except OSError as error:
         raise BadSampleError(path, "no such file; restore it or remove its id") from error
     if size == 0:
-        raise BadSampleError(path, f"is empty (0 bytes); {_AS_COPIED}")
+        raise BadSampleError(path, f"is empty (0 bytes); {AS_COPIED}")
     return path
 
 
-def _gdal(path: Path) -> dict[str, str]:
-    """Return options of GDAL that keep it from listing the whole folder at each opening.
-
-    Listing takes seconds where the folder holds 250,000 files. "EMPTY_DIR" is the fastest, but
-    hides the files beside a raster, the mask of its pixels too.
-    """
-    beside = path.with_name(path.name + ".msk").is_file()
-    return {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if beside else "EMPTY_DIR"}
-
-
-@cache
-def _rasterio(suffix: str) -> Any:
-    try:
-        import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
-    except ImportError as error:
-        raise DataError(f"reading {suffix} needs rasterio: pip install 'decur[eo]'") from error
-    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no map
-    return rasterio
+def _decode(
+    path: Path,
+    bands: int | None,
+    max_pixels: int,
+    *,
+    variable: str | None = None,
+    indices: bool = False,
+) -> Decoded:
+    suffix = path.suffix.lower()
+    if suffix in pictures.EXTENSIONS:
+        return pictures.read_picture(path, max_pixels, indices=indices)
+    if suffix in arrays.EXTENSIONS:
+        return arrays.read_array(path, bands, max_pixels, variable=variable)
+    return rasters.read_raster(path, max_pixels, indices=indices)
 
 
-def _read_raster(path: Path) -> tuple[np.ndarray, float | None]:
-    rasterio = _rasterio(path.suffix.lower())
-    try:
-        with rasterio.Env(**_gdal(path)), rasterio.open(path) as source:
-            pixels, flags = source.read(), rasterio.enums.MaskFlags
-            # The file's own mask, inside it or beside it; transparency is a band like others.
-            if any(
-                flags.per_dataset in of and flags.alpha not in of for of in source.mask_flag_enums
-            ):
-                measured = source.read_masks() > 0
-                if not measured.all():  # else 8-bit pixels stay so, as with nodata
-                    pixels = np.where(measured, pixels, np.nan)
-            return pixels, source.nodata
-    except (rasterio.errors.RasterioError, ValueError) as error:
-        raise BadSampleError(path, _unreadable(error)) from error
-
-
-def _read_picture(path: Path, palette_indices: bool = False) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            if _is_deep_colour(picture):  # Pillow would drop the lower 8 bits without a word
-                return _read_deep_colour(path)
-            step = _grey_step(picture) if palette_indices else 1
-            picture.load()
-            keep = palette_indices and picture.mode in ("1", "P")
-            pixels = np.asarray(picture if keep else picture.convert(_mode(picture)))
-    except _PILLOW_ERRORS as error:
-        raise BadSampleError(path, _unreadable(error)) from error
-    if step > 1:
-        pixels = pixels // step
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-
-
-def _mode(picture: Image.Image) -> str:
-    """Return the mode of Pillow that a picture is read in."""
-    if picture.mode == "P" and "transparency" in picture.info:
-        return "RGBA"
-    return _MODES.get(picture.mode, picture.mode)
-
-
-def _grey_step(picture: Image.Image) -> int:
-    """Return the factor by which Pillow stretches a grey PNG of 2 or 4 bits to 8."""
-    raw = {tile.args for tile in getattr(picture, "tile", ()) if isinstance(tile.args, str)}
-    return 85 if "L;2" in raw else 17 if "L;4" in raw else 1
-
-
-def _is_deep_colour(picture: Image.Image) -> bool:
-    """Return whether this is a PNG of 16 bits and more than one band."""
-    return picture.format == "PNG" and any(
-        isinstance(tile.args, str)
-        and tile.args.endswith(";16B")
-        and len(tile.args.split(";")[0]) > 1
-        for tile in getattr(picture, "tile", ())
+def _check_depth(path: Path, stored: np.dtype, is_byte: bool | None) -> None:
+    """Refuse whole numbers of another depth than others of the sensor."""
+    if is_byte is None or stored.kind not in "iu" or (stored.itemsize == 1) == is_byte:
+        return
+    raise BadSampleError(
+        path,
+        f"has {8 * stored.itemsize}-bit pixels, others of its sensor "
+        f"{'8-bit' if is_byte else 'more bits'}; convert it, or put it into a folder of its own",
     )
 
 
-def _read_deep_colour(path: Path) -> np.ndarray:
-    from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
-
-    encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    try:
-        pixels: np.ndarray = decode_image(encoded, ImageReadMode.UNCHANGED).numpy()
-        return pixels
-    except RuntimeError as error:
-        raise BadSampleError(path, _unreadable(error)) from error
-
-
-def _read_array(path: Path, bands: int | None) -> np.ndarray:
-    array = _load_array(path)
-    return array.reshape(_channels_first(path, array.shape, bands))
-
-
-def _load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
-        raise BadSampleError(path, _unreadable(error)) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise BadSampleError(path, "is an .npz archive; save its array with numpy.save")
-    return array
-
-
-def _channels_first(
-    path: Path, shape: tuple[int, ...], bands: int | None = None
-) -> tuple[int, int, int]:
-    """Return the shape as (C, H, W), and refuse one that looks like (H, W, C)."""
-    if len(shape) == 2:
-        return (1, *shape)
-    if len(shape) != 3:
-        raise BadSampleError(path, f"has shape {shape}; save it as (C, H, W) or (H, W)")
-    c, h, w = shape
-    if c != bands and (w == bands or w < min(c, h)):
-        raise BadSampleError(path, f"has shape {shape}, which looks like (H, W, C); save (C, H, W)")
-    return (c, h, w)
+def _take(
+    path: Path, decoded: Decoded, bands: int | None, pick: Sequence[str | int] | None
+) -> Decoded:
+    """Return the bands that are wanted; transparency counts as the last where it must."""
+    count = len(decoded.pixels)
+    wanted = bands if bands is not None else len(pick or ())
+    with_alpha = decoded.alpha is not None and wanted == count + 1
+    if pick is not None:
+        rows = bands_taken(decoded.names, count + with_alpha, pick)
+        if rows is not None:
+            return decoded if rows == list(range(count)) else decoded.picked(rows)
+        if bands is None:
+            missing = next(p for p in pick if bands_taken(decoded.names, count, [p]) is None)
+            raise BadSampleError(
+                path, f"has no band {missing!r}; it has {_named(decoded)}; correct `bands`"
+            )
+    if with_alpha:
+        return decoded.picked(list(range(count + 1)))
+    if bands is not None and count != bands:
+        raise BadSampleError(
+            path,
+            f"has {_named(decoded)}, its modality {bands}; correct `bands`, which may name or "
+            "number those to take, or the file",
+        )
+    return decoded
 
 
-def _to_tensor(path: Path, pixels: np.ndarray) -> Tensor:
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8)
-    if pixels.dtype == np.uint8:
-        return torch.from_numpy(np.array(pixels, order="C"))
-    if pixels.dtype.kind not in "iuf":
+def _to_tensor(path: Path, decoded: Decoded, nodata: float | tuple[float, ...] | None) -> Tensor:
+    """Return the pixels as uint8 or float32, NaN where nothing is measured."""
+    pixels = decoded.pixels
+    if pixels.size == 0:
+        raise BadSampleError(path, f"has no pixels (shape {pixels.shape}); {AS_COPIED}")
+    if pixels.dtype.kind not in "iufb":
         raise BadSampleError(path, f"has pixels of type {pixels.dtype}; save real numbers")
-    with np.errstate(over="ignore"):  # float64 beyond float32 is found as infinite below
-        return torch.from_numpy(np.array(pixels, dtype=np.float32, order="C"))
-
-
-def _checked(path: Path, image: Tensor, holes: set[float]) -> Tensor:
-    for value in holes:
-        # As float: of an 8-bit image torch compares modulo 256 otherwise. NaN equals nothing, and
-        # needs nothing done.
-        hole = torch.eq(image, float(value))
-        if hole.any():
-            image = image.to(torch.float32).masked_fill(hole, torch.nan)
-    if image.is_floating_point() and image.isinf().any():
-        raise BadSampleError(path, "has infinite values; write pixels without a measurement as NaN")
+    if decoded.alpha is not None:
+        decoded.add_holes(decoded.alpha == 0)
+    for value in nodata if isinstance(nodata, tuple) else (nodata,):
+        if value is not None:
+            decoded.add_holes(pixels == value)
+    if pixels.dtype.kind == "f":
+        _check_floats(path, decoded)
+    if decoded.linear is not None:
+        scale, offset = (values[:, None, None] for values in decoded.linear)
+        pixels = pixels * scale + offset  # (C, H, W) float64
+    is_byte = pixels.dtype in (np.uint8, np.bool_) and decoded.holes is None
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 is a hole
+        image = torch.from_numpy(
+            np.array(pixels, dtype=np.uint8 if is_byte else np.float32, order="C")
+        )
+    if decoded.holes is not None:
+        holes = torch.from_numpy(np.ascontiguousarray(decoded.holes))
+        image.masked_fill_(holes, torch.nan)
     return image
 
 
-def _bands(n: int) -> str:
-    return f"{n} band" if n == 1 else f"{n} bands"
+def _check_floats(path: Path, decoded: Decoded) -> None:
+    """Count floats that are far too large as holes, and refuse infinite ones."""
+    low, high = decoded.pixels.min(), decoded.pixels.max()
+    if low >= -_NO_FLOAT and high <= _NO_FLOAT:  # false where one is NaN
+        return
+    size = np.abs(decoded.pixels)  # (C, H, W)
+    decoded.add_holes((size > _NO_FLOAT) & np.isfinite(size))
+    infinite = np.isinf(size)
+    if decoded.holes is not None:
+        infinite &= ~decoded.holes
+    if infinite.any():
+        raise BadSampleError(path, "has infinite values; write pixels without a measurement as NaN")
 
 
-def _unreadable(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"is no picture or is cut short; {_AS_COPIED}"
-    return f"cannot be read ({' '.join(str(error).split())}); {_AS_COPIED}"
+def _spelled(name: str) -> str:
+    """Return a band's name as all spell it: B04 and b4 are one."""
+    return re.sub(r"^b0+(?=\d)", "b", name.strip().lower())
+
+
+def _named(decoded: Decoded) -> str:
+    """Return the number of bands, and their names where they have any, for a message."""
+    count = len(decoded.pixels)
+    names = [name for name in decoded.names if name]
+    text = f"{count} band" if count == 1 else f"{count} bands"
+    return f"{text} ({', '.join(names)})" if names else text

@@ -11,7 +11,17 @@ import numpy as np
 from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset
-from decur.data.files import Header, read_header, read_image, read_mask, resize, resize_mask
+from decur.data.files import (
+    MAX_PIXELS,
+    Header,
+    check_bands,
+    parts_of,
+    read_header,
+    read_mask,
+    read_sensor,
+    resize,
+    resize_mask,
+)
 from decur.data.listing import MASK, modality_files, scan
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
@@ -30,7 +40,7 @@ _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, wher
 
 @DATASETS.register("PairedFolder")
 class PairedFolder(PairedDataset):
-    """Pairs from `root/<modality>/<id>.<tif|tiff|jp2|png|jpg|jpeg|npy>`.
+    """Pairs from `root/<modality>/<id>.<tif|jp2|png|jpg|npy|...>`, see `decur.data.files`.
 
     Pairing is by id, the file's name without extension, never by order. An id that lacks a
     modality is kept and marked absent. Images of another size than their modality's are resized
@@ -52,6 +62,7 @@ class PairedFolder(PairedDataset):
             up to 200 files, and the augmentation follows from the folder's name.
         split: which split of splits.csv; None for all samples.
         missing: "keep" samples that lack a modality, or "drop" them.
+        max_pixels: height times width of a picture at most; a larger one makes a bad sample.
 
     Raises:
         DataError: if there is no data set to be made of this, naming file and remedy.
@@ -65,8 +76,9 @@ class PairedFolder(PairedDataset):
         *,
         split: str | None = None,
         missing: Literal["keep", "drop"] = "keep",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.root = Path(root)
+        self.root, self.max_pixels = Path(root), max_pixels
         if modalities is None and (self.root / "modalities.yaml").is_file():
             modalities = self.root / "modalities.yaml"
         given = load_modalities(modalities)
@@ -86,10 +98,12 @@ class PairedFolder(PairedDataset):
         }
         self.groups = [groups.get(id_, id_) for id_ in self.ids] if groups is not None else None
         # From all files, not from the split's: each split must see the same modalities.
-        self.modalities = {
-            name: _complete(name, list(files.values()), given.get(name))
-            for name, files in folders.items()
-        }
+        self.modalities = {}
+        self._is_byte: dict[str, bool | None] = {}
+        for name, files in folders.items():
+            self.modalities[name], self._is_byte[name] = _complete(
+                name, list(files.values()), modality=given.get(name), max_pixels=max_pixels
+            )
         self.targets = {}
         self._labels = None
         if (self.root / "labels.csv").is_file():
@@ -116,7 +130,9 @@ class PairedFolder(PairedDataset):
         for name in self.sensors_of(index):
             modality, file = self.modalities[name], self._files[name][index]
             assert file is not None
-            picture = read_image(file, modality.channels, nodata=modality.nodata)
+            picture = read_sensor(
+                file, modality, is_byte=self._is_byte[name], max_pixels=self.max_pixels
+            )
             images[name] = resize(picture, modality.size)
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
@@ -126,10 +142,10 @@ class PairedFolder(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[str]:
-        """Return the pictures of a sample, and its mask."""
+        """Return the pictures of a sample and its mask, with what belongs to them."""
         pictures = [self._files[name][index] for name in self.sensors_of(index)]
         files = [*pictures, self._mask(self.ids[index])]
-        return [file for file in files if file is not None]
+        return [str(part) for file in files if file is not None for part in parts_of(file)]
 
     def _mask(self, id_: str) -> str | None:
         """Return the mask of a sample, if it has one that is wanted."""
@@ -179,32 +195,68 @@ def _spaced(files: list[str], at_most: int) -> list[str]:
     return [files[i] for i in evenly_spaced(len(files), at_most)]
 
 
-def _complete(name: str, files: list[str], modality: Modality | None) -> Modality:
-    """Return the modality with all fields set: guessed if not given, the size from headers."""
+def _complete(
+    name: str, files: list[str], *, modality: Modality | None, max_pixels: int
+) -> tuple[Modality, bool | None]:
+    """Return the modality with all fields set: guessed if not given, the size from headers.
+
+    The second value says whether its pictures of whole numbers are 8-bit; None where any may be.
+    """
     headers: list[Header] = []
+    known = modality.channels if modality and not modality.picks else None
+    variable = modality.variable if modality else None
     for file in _spaced(files, _HEADERS):
         try:
-            headers.append(read_header(file))
+            headers.append(read_header(file, known, variable=variable, max_pixels=max_pixels))
         except BadSampleError as error:
             first_bad = error
     if not headers:
         raise DataError(f"modality {name!r}: none of its files can be read; the first: {first_bad}")
-    bands = Counter(header.bands for header in headers).most_common(1)[0][0]
+    usual = Counter(header.bands for header in headers).most_common(1)[0][0]
+    is_byte = _usual_depth(name, headers)
     if modality is None:
-        modality = _guess(name, files, headers)
-    if bands != modality.channels:
-        raise DataError(
-            f"modality {name!r} is given {modality.channels} bands ({', '.join(modality.bands)}), "
-            f"its files have {bands}; correct `bands`, or leave modalities out to take the files'"
-        )
+        modality = _guess(name, files, headers, is_byte=is_byte, max_pixels=max_pixels)
+    first = next(header for header in headers if header.bands == usual)
+    check_bands(first, modality)
     if modality.size is None:
-        sizes = Counter(header.size for header in headers if header.bands == bands)
+        sizes = Counter(header.size for header in headers if header.bands == usual)
         modality = modality.with_(size=sizes.most_common(1)[0][0])
-    return modality
+    if first.alpha and modality.channels == first.bands and modality.picks is None:
+        log.info(
+            "modality %r: its files have a band that is marked as transparency; it is not read as "
+            "a band unless `bands` names %d of them",
+            name,
+            first.bands + 1,
+        )
+    if len(units := {header.units for header in headers}) > 1:
+        log.warning(
+            "modality %r: its files state different units (%s); convert them to one",
+            name,
+            " and ".join(sorted(", ".join(unit or ("none",)) for unit in units)),
+        )
+    return modality, None if modality.scaling == "image" else is_byte
 
 
-def _guess(name: str, files: list[str], headers: list[Header]) -> Modality:
-    if all(header.is_byte for header in headers):
+def _usual_depth(name: str, headers: list[Header]) -> bool | None:
+    """Return whether most files are 8-bit; None where most hold no whole numbers."""
+    kinds = Counter(header.is_byte if header.is_integer else None for header in headers)
+    usual, count = kinds.most_common(1)[0]
+    if usual is not None and count + kinds[None] < len(headers):
+        log.warning(
+            "modality %r: %d of %d files that were looked at are %s and the others are not; these "
+            "are bad samples",
+            name,
+            count,
+            len(headers),
+            "8-bit" if usual else "deeper than 8 bits",
+        )
+    return usual
+
+
+def _guess(
+    name: str, files: list[str], headers: list[Header], *, is_byte: bool | None, max_pixels: int
+) -> Modality:
+    if is_byte and all(header.is_integer for header in headers):
         bands = Counter(header.bands for header in headers).most_common(1)[0][0]
         modality = Modality(
             name=name,
@@ -215,7 +267,8 @@ def _guess(name: str, files: list[str], headers: list[Header]) -> Modality:
         source = "8-bit files"
     else:
         sample = _spaced(files, _STATS_FILES)
-        modality = stats_of_files(sample, workers=2).to_modality(name)
+        statistics = stats_of_files(sample, is_byte=is_byte, max_pixels=max_pixels, workers=2)
+        modality = statistics.to_modality(name)
         source = f"statistics of {len(sample)} of {len(files)} files"
     log.info(
         "modality %r: scaling %r from %s, augmentation %r by its name; "

@@ -146,7 +146,7 @@ class GeoNRW(PairedDataset):
 
     def _decode(self, files: dict[str, str]) -> dict[str, Tensor]:
         readers: dict[str, Callable[[str], Tensor]] = {
-            "rgb": lambda file: read_image(file, bands=3),
+            "rgb": lambda file: read_image(file, pick=(1, 2, 3)),  # without near infrared
             "dem": lambda file: read_image(file, bands=1),
             _MASK: _read_cover,
         }

@@ -15,8 +15,8 @@ from decur.data.files import (
     EXTENSIONS,
     Header,
     read_header,
-    read_image,
     read_mask,
+    read_sensor,
     resize,
     resize_mask,
 )
@@ -138,7 +138,7 @@ class RGBX(PairedDataset):
         for name in self.sensors_of(index):
             modality, file = self.modalities[name], self._files[name][index]
             assert file is not None
-            picture = read_image(file, modality.channels, nodata=modality.nodata)
+            picture = read_sensor(file, modality)
             sample["images"][name] = resize(picture, modality.size)
         if self.targets:
             label = self._labels[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import yaml
 
 from decur.data.base import PairedDataset
-from decur.data.files import read_header, read_image
+from decur.data.files import MAX_PIXELS, Header, check_bands, read_header, read_image, read_sensor
 from decur.data.listing import modality_files
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
@@ -234,6 +235,9 @@ def stats_of_files(
     paths: Sequence[str | Path],
     nodata: float | tuple[float, ...] | None = None,
     *,
+    modality: Modality | None = None,
+    is_byte: bool | None = None,
+    max_pixels: int = MAX_PIXELS,
     workers: int = 1,
     advance: Advance | None = None,
 ) -> BandStatistics:
@@ -241,7 +245,10 @@ def stats_of_files(
 
     Args:
         paths: of the files.
-        nodata: raw values that mean "no measurement", besides NaN and the files' own.
+        nodata: values of the files that mean "no measurement", besides NaN and the files' own.
+        modality: the bands, array, nodata and units to read them in; None reads them as they are.
+        is_byte: whether pictures of whole numbers must be 8-bit, or must not; None takes any.
+        max_pixels: height times width that is read at most.
         workers: threads that read; the result does not depend on their number.
         advance: told now and then how many more files have been read.
 
@@ -254,20 +261,32 @@ def stats_of_files(
 
     def of_file(index: int) -> dict[str, BandStatistics]:
         path = paths[index]
-        image = read_image(path, nodata=nodata).numpy()
-        is_byte = image.dtype == np.uint8
-        if not is_byte and np.nanmin(image) >= 0 and np.nanmax(image) <= 255:
-            is_byte = read_header(path).is_byte  # 8-bit with holes is float by now
-        return {"": BandStatistics.of_image(image, draw, seed=index, is_byte=is_byte)}
+        if modality is None:
+            image = read_image(path, nodata=nodata, is_byte=is_byte, max_pixels=max_pixels).numpy()
+        else:
+            picture = read_sensor(path, modality, is_byte=is_byte, max_pixels=max_pixels)
+            image = modality.convert(picture).numpy()
+        byte = image.dtype == np.uint8
+        converted = modality is not None and modality.converts
+        if not byte and not converted and np.nanmin(image) >= 0 and np.nanmax(image) <= 255:
+            byte = header(path).is_byte  # 8-bit with holes is float by now
+        return {"": BandStatistics.of_image(image, draw, seed=index, is_byte=byte)}
+
+    def header(path: str | Path) -> Header:
+        bands, variable = (modality.channels, modality.variable) if modality else (None, None)
+        return read_header(path, bands, variable=variable, max_pixels=max_pixels)
 
     found, bad = _accumulate(of_file, len(paths), workers, advance)
     if not found:
+        if modality is not None:
+            with suppress(BadSampleError):
+                check_bands(header(paths[0]), modality)
         raise DataError(f"none of {len(paths)} files can be read; the first: {': '.join(bad[0])}")
     total = found[""]
     total.bad = bad
     unusable = {path for path, _ in bad}
     first_good = next(path for path in paths if str(path) not in unusable)
-    total.names = read_header(first_good).names
+    total.names = header(first_good).names
     return total
 
 
@@ -277,16 +296,18 @@ def compute_stats(
     *,
     workers: int = 1,
     advance: Advance | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, BandStatistics]:
     """Compute the statistics of each modality in one pass, without holding the data.
 
     Args:
         source: the root of a folder of pairs (files are read as they are, before any resizing),
             or any data set (its samples are read; a bad one is left out whole).
-        modalities: of a root: those to read, for their names and `nodata`; None reads every
-            folder of pictures.
+        modalities: of a root: those to read, in their bands and units; None reads every folder
+            of pictures.
         workers: threads that read; the result does not depend on their number.
         advance: told now and then how many more files, or samples, have been read.
+        max_pixels: of a root: height times width that is read at most.
 
     Returns:
         `{modality: BandStatistics}`.
@@ -299,7 +320,8 @@ def compute_stats(
         return {
             name: stats_of_files(
                 list(files.values()),
-                modalities[name].nodata if modalities else None,
+                modality=modalities[name] if modalities else None,
+                max_pixels=max_pixels,
                 workers=workers,
                 advance=advance,
             )

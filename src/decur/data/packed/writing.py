@@ -144,13 +144,22 @@ def parse_part(part: str | None) -> tuple[int, int]:
 def quantized(modality: Modality) -> Modality:
     """Return the modality of images that are stored as 8 bits after its scaling."""
     return modality.with_(
-        scaling="range", value_range=(0.0, 255.0), mean=None, std=None, cut=0.0, nodata=None
+        scaling="range",
+        value_range=(0.0, 255.0),
+        mean=None,
+        std=None,
+        cut=0.0,
+        nodata=None,
+        factor=None,
+        offset=None,
+        to_db=False,
     )
 
 
 def _quantize(sample: Sample, modalities: Mapping[str, Modality]) -> Sample:
     def to_bytes(name: str, image: Tensor) -> Tensor:
-        return (modalities[name].scale(image) * 255).round().to(torch.uint8)
+        raw = modalities[name].convert(image)
+        return (modalities[name].scale(raw) * 255).round().to(torch.uint8)
 
     images = {name: to_bytes(name, image) for name, image in sample["images"].items()}
     return {**sample, "images": images}

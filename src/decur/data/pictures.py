@@ -1,0 +1,149 @@
+"""Pictures by Pillow: PNG, JPEG, BMP, GIF, WebP and PGM, in colours, upright."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, WebPImagePlugin
+
+from decur.data.decoding import Decoded, Header, check_size, turned_size
+from decur.errors import BadSampleError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".pgm"})
+
+# Whatever an extension says, a picture may be any of these; others run programs (EPS) or are maps.
+# Pillow loads the plugin of WebP, which is imported here, only when all others fail.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", WebPImagePlugin.WebPImageFile.format, "PPM")
+_MODES = {"1": "L", "PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "CMYK": "RGB"}
+_MODES |= {"YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
+_ORIENTATION = 0x0112  # tag of EXIF
+
+# Sizes are checked here, against what a person allows.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_picture(path: Path, max_pixels: int, *, indices: bool = False) -> Decoded:
+    """Read a picture in its colours, upright, with its transparency apart.
+
+    Args:
+        path: one of `EXTENSIONS`.
+        max_pixels: height times width that is read at most.
+        indices: return the indices of a palette, not its colours; 1, 2 and 4 bits as they are.
+
+    Raises:
+        BadSampleError: for a picture that is too large or moves; other errors are Pillow's.
+    """
+    with _opened(path, max_pixels) as picture:
+        deep, step = _is_deep_colour(picture), _grey_step(picture)
+        if deep:  # Pillow would drop the lower 8 bits without a word
+            pixels = _read_deep_colour(path)
+            key = _transparent_colour(picture, 1)
+            orientation = _orientation(picture)
+        else:
+            picture.load()
+            key = None if indices else _transparent_colour(picture, step)
+            orientation = _orientation(picture)
+            keep = indices and picture.mode in ("1", "P")
+            pixels = np.asarray(picture if keep else picture.convert(_mode(picture)))
+            pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+            if indices and step > 1 and picture.mode == "L":
+                pixels = pixels // step
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8)
+    alpha = None
+    if len(pixels) in (2, 4):
+        pixels, alpha = pixels[:-1], pixels[-1:]
+    decoded = Decoded(pixels, pixels.dtype, alpha=alpha)
+    if key is not None:
+        decoded.add_holes((pixels == key[:, None, None]).all(0, keepdims=True))
+    return decoded.turned(orientation)
+
+
+def picture_header(path: Path, max_pixels: int) -> Header:
+    """Return the header of a picture.
+
+    Raises:
+        BadSampleError: as `read_picture`.
+    """
+    with _opened(path, max_pixels) as picture:
+        mode = _mode(picture)
+        names = Image.new(mode, (1, 1)).getbands()
+        deep = mode.startswith(("I", "F")) or _is_deep_colour(picture)
+        return Header(
+            bands=len(names) - (len(names) in (2, 4)),
+            size=turned_size((picture.height, picture.width), _orientation(picture)),
+            is_byte=not deep,
+            alpha=len(names) in (2, 4),
+            is_integer=mode != "F",
+        )
+
+
+def _opened(path: Path, max_pixels: int) -> Image.Image:
+    # Pillow's own limit, which raises at twice the number, must not be below what is allowed.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    try:
+        picture = Image.open(path, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadSampleError(
+            path,
+            f"has more pixels than max_pixels ({max_pixels:,}); cut it into tiles, or set "
+            "--data.max_pixels",
+        ) from error
+    try:
+        check_size(path, 1, (picture.height, picture.width), max_pixels)
+        if picture.format != "MPO" and getattr(picture, "is_animated", False):
+            frames = getattr(picture, "n_frames", 2)
+            raise BadSampleError(path, f"moves ({frames} frames); save one of them as a picture")
+    except BaseException:
+        picture.close()
+        raise
+    return picture
+
+
+def _mode(picture: Image.Image) -> str:
+    """Return the mode of Pillow that a picture is read in."""
+    if picture.mode == "P":
+        return "RGBA" if "transparency" in picture.info else "RGB"
+    return _MODES.get(picture.mode, picture.mode)
+
+
+def _orientation(picture: Image.Image) -> int:
+    value = picture.getexif().get(_ORIENTATION, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _transparent_colour(picture: Image.Image, step: int) -> np.ndarray | None:
+    """Return the one colour that a PNG without a palette calls transparent: (C,)."""
+    key = picture.info.get("transparency")
+    if key is None or picture.mode in ("P", "PA") or isinstance(key, bytes):
+        return None
+    colour = np.atleast_1d(np.array(key))
+    return colour * 255 if picture.mode == "1" else colour * step
+
+
+def _grey_step(picture: Image.Image) -> int:
+    """Return the factor by which Pillow stretches a grey PNG of 2 or 4 bits to 8."""
+    raw = {tile.args for tile in getattr(picture, "tile", ()) if isinstance(tile.args, str)}
+    return 85 if "L;2" in raw else 17 if "L;4" in raw else 1
+
+
+def _is_deep_colour(picture: Image.Image) -> bool:
+    """Return whether this is a PNG of 16 bits and more than one band."""
+    return picture.format == "PNG" and any(
+        isinstance(tile.args, str)
+        and tile.args.endswith(";16B")
+        and len(tile.args.split(";")[0]) > 1
+        for tile in getattr(picture, "tile", ())
+    )
+
+
+def _read_deep_colour(path: Path) -> np.ndarray:
+    from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
+
+    encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    pixels: np.ndarray = decode_image(encoded, ImageReadMode.UNCHANGED).numpy()
+    return pixels

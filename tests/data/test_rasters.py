@@ -1,0 +1,188 @@
+"""What GDAL knows of a raster is kept: against rasterio, Pillow and arrays made by hand."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from make_folder import write
+from PIL import Image, ImageOps
+from rasterio.transform import Affine
+
+from decur.data.files import parts_of, read_header, read_image, read_mask
+from decur.errors import BadSampleError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+
+RNG = np.random.default_rng(0)
+
+
+def tif(path, pixels, **options):
+    size = dict(zip(("count", "height", "width"), pixels.shape, strict=True))
+    options = {"driver": "GTiff", "dtype": pixels.dtype, **size, **options}
+    with rasterio.open(path, "w", **options) as target:
+        target.write(pixels)
+    return path
+
+
+def test_nodata_of_each_band_from_metadata_beside_the_raster(tmp_path):
+    pixels = np.array([[[1, 2, 3]], [[1, 2, 3]]], np.uint16)
+    path = tif(tmp_path / "a.tif", pixels)
+    bands = "".join(
+        f'<PAMRasterBand band="{band}"><NoDataValue>{value}</NoDataValue></PAMRasterBand>'
+        for band, value in ((1, 1), (2, 3))
+    )
+    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
+    with rasterio.open(path) as source:
+        masked = source.read(masked=True)
+    np.testing.assert_array_equal(read_image(path).isnan(), np.ma.getmaskarray(masked))
+    assert [part.name for part in parts_of(path)] == ["a.tif", "a.tif.aux.xml"]
+
+
+@pytest.mark.parametrize("value", [1e38, -3.4028234663852886e38, 9.969209968386869e36])
+def test_a_float_that_is_far_too_large_is_no_measurement(tmp_path, value):
+    path = tif(tmp_path / "a.tif", np.array([[[1, value, np.nan]]], np.float32))
+    assert read_image(path).isnan().tolist() == [[[False, True, True]]]
+    np.save(tmp_path / "b.npy", np.array([[1, -1.7976931348623157e308]]))
+    assert read_image(tmp_path / "b.npy").isnan().tolist() == [[[False, True]]]
+
+
+def test_scale_and_offset_are_applied_after_nodata(tmp_path):
+    path = tif(tmp_path / "a.tif", np.array([[[0, 100, 2000]]], np.int16), nodata=0)
+    with rasterio.open(path, "r+") as target:
+        target.scales, target.offsets = (1e-4,), (-0.1,)
+    expected = np.array([[[np.nan, -0.09, 0.1]]])
+    np.testing.assert_allclose(read_image(path), expected, rtol=1e-6)
+    assert read_image(path, nodata=100).isnan().sum() == 2  # a number of the file
+    header = read_header(path)
+    assert not header.is_byte and not header.is_integer
+
+
+@pytest.mark.parametrize(
+    ("a", "e", "turn"),
+    [(10, -10, lambda x: x), (10, 10, np.flipud), (-10, -10, np.fliplr)],
+)
+def test_rows_go_from_north_to_south(tmp_path, a, e, turn):
+    pixels = RNG.integers(0, 99, (1, 3, 5)).astype(np.uint8)
+    path = tif(tmp_path / "a.tif", pixels, transform=Affine(a, 0, 0, 0, e, 0), crs="EPSG:32632")
+    np.testing.assert_array_equal(read_image(path)[0], turn(pixels[0]))
+    rotated = Affine.rotation(30) * Affine.scale(10)
+    path = tif(tmp_path / "b.tif", pixels, transform=rotated, crs="EPSG:32632")
+    np.testing.assert_array_equal(read_image(path), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_that_of_every_viewer(tmp_path, orientation):
+    picture = Image.fromarray(RNG.integers(0, 255, (3, 5), dtype=np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif"):
+        picture.save(tmp_path / name, exif=exif, **({"lossless": True} if "webp" in name else {}))
+        if name != "a.tif":  # of which Pillow turns some twice
+            with Image.open(tmp_path / name) as opened:
+                upright = np.asarray(ImageOps.exif_transpose(opened))
+        image = read_image(tmp_path / name)
+        np.testing.assert_array_equal(image[0], upright[..., 0] if "webp" in name else upright)
+        assert read_header(tmp_path / name).size == upright.shape[:2]
+        if name == "a.webp":
+            upright = upright[..., 0]
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), upright)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "CMYK", "YCbCr"])
+def test_colours_of_a_tiff_are_those_of_pillow(tmp_path, mode):
+    picture = Image.fromarray(RNG.integers(0, 255, (6, 6, 3), dtype=np.uint8)).convert(mode)
+    picture.save(tmp_path / "a.tif")
+    expected = np.asarray(picture.convert("L" if mode == "1" else "RGB"))
+    expected = expected[None] if mode == "1" else np.moveaxis(expected, -1, 0)
+    image = read_image(tmp_path / "a.tif")
+    assert image.dtype == torch.uint8 and image.shape == expected.shape
+    assert np.abs(image.numpy().astype(int) - expected).max() <= 2  # YCbCr rounds
+    assert read_header(tmp_path / "a.tif").bands == len(expected)
+    if mode in ("P", "1"):
+        indices = np.asarray(picture).astype(int)
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), indices)
+
+
+def test_pages_of_one_kind_are_bands_and_others_are_refused(tmp_path):
+    pages = [Image.fromarray(RNG.integers(0, 255, (4, 6), dtype=np.uint8)) for _ in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.stack(pages))
+    assert read_header(tmp_path / "a.tif").bands == 3
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[pages[1].resize((3, 3))])
+    for read in (read_image, read_header):
+        with pytest.raises(BadSampleError, match=r"2 pages that differ .* one a file"):
+            read(tmp_path / "b.tif")
+
+
+def test_overviews_are_no_pages(tmp_path):
+    pixels = RNG.integers(0, 255, (1, 64, 64)).astype(np.uint8)
+    path = tif(tmp_path / "a.tif", pixels, driver="COG", blocksize=16, overviews="IGNORE_EXISTING")
+    np.testing.assert_array_equal(read_image(path), pixels)
+
+
+def test_another_format_behind_the_extension_is_not_opened(tmp_path):
+    inner = tif(tmp_path / "inner.tif", np.ones((1, 4, 4), np.uint8))
+    vrt = (
+        '<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1">'
+        f"<SimpleSource><SourceFilename>{inner}</SourceFilename><SourceBand>1</SourceBand>"
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    (tmp_path / "a.tif").write_text(vrt)
+    (tmp_path / "inner.tif.msk").write_text(vrt)
+    with pytest.raises(BadSampleError, match=r"a\.tif: cannot be read .*not recognized"):
+        read_image(tmp_path / "a.tif")
+    with pytest.raises(BadSampleError, match=r"inner\.tif\.msk: is no mask"):
+        read_image(inner)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("int8", "int8"), ("uint32", "uint32"), ("int64", "int64"), ("float64", "float64")],
+)
+def test_types_of_numbers(tmp_path, name, dtype):
+    pixels = RNG.integers(0, 100, (2, 4, 4)).astype(dtype)
+    np.testing.assert_array_equal(read_image(tif(tmp_path / "a.tif", pixels)), pixels)
+    with pytest.raises(BadSampleError, match="complex"):
+        read_image(tif(tmp_path / "b.tif", pixels.astype(np.complex64)))
+
+
+@pytest.mark.parametrize("data", [".img", ".dat", ""])
+def test_envi_is_read_by_its_header(tmp_path, data):
+    pixels = RNG.normal(size=(5, 4, 6)).astype(np.float32)
+    tif(tmp_path / f"a{data}", pixels, driver="ENVI")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.hdr"), pixels)
+    assert read_header(tmp_path / "a.hdr").bands == 5
+    assert len(parts_of(tmp_path / "a.hdr")) == 2 + (tmp_path / f"a{data}.aux.xml").is_file()
+    (tmp_path / f"a{data}").unlink()
+    with pytest.raises(BadSampleError, match="no data beside it"):
+        read_image(tmp_path / "a.hdr")
+
+
+def test_elevation_tiles_of_srtm(tmp_path):
+    heights = RNG.integers(0, 900, (1201, 1201)).astype(">i2")
+    heights[0, 0] = -32768
+    (tmp_path / "N47E010.hgt").write_bytes(heights.tobytes())
+    image = read_image(tmp_path / "N47E010.hgt")
+    assert image[0, 0, 0].isnan() and image[0, 1, 1] == heights[1, 1]
+
+
+def test_bands_by_name_and_number(tmp_path):
+    pixels = RNG.integers(0, 99, (3, 4, 4)).astype(np.uint16)
+    path = tif(tmp_path / "a.tif", pixels)
+    with rasterio.open(path, "r+") as target:
+        target.descriptions = ("B02", "B03", "B8A")
+    np.testing.assert_array_equal(read_image(path, pick=("B8A", "b2")), pixels[[2, 0]])
+    np.testing.assert_array_equal(read_image(path, pick=(3, "B3")), pixels[[2, 1]])
+    np.testing.assert_array_equal(read_image(path, 3, pick=("B8A", "B3", "B2")), pixels[::-1])
+    np.testing.assert_array_equal(read_image(path, 3, pick=("x", "y", "z")), pixels)
+    with pytest.raises(BadSampleError, match=r"no band 'B12'; it has 3 bands \(B02, B03, B8A\)"):
+        read_image(path, pick=("B2", "B12"))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.npy"])
+def test_size_is_checked_before_the_pixels_are_read(tmp_path, name):
+    path = write(tmp_path / name, np.ones((1, 20, 30), np.uint8))
+    assert read_image(path, max_pixels=600).shape == (1, 20, 30)
+    for read in (read_image, read_header):
+        with pytest.raises(BadSampleError, match=r"20 x 30 pixels.*--data\.max_pixels"):
+            read(path, max_pixels=599)
