@@ -575,9 +575,6 @@ def coordinates(x: NDArray[np.float32], train: Rows, test: Rows) -> Halves:
 def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, blocks: int = 1) -> Float:
     """Share of the variance of y that a ridge on x predicts of the held-out samples (R2).
 
-    Its strength is chosen within the training samples: by leaving one out, or by three folds of
-    groups.
-
     Args:
         x: what predicts.
         y: what is predicted, its columns weighted by their variance.
@@ -587,12 +584,34 @@ def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, blocks:
     Returns:
         (blocks,); about 0 where x tells nothing, 0 where there is nothing to tell.
     """
-    from sklearn.linear_model import RidgeCV
     from sklearn.metrics import r2_score
-    from sklearn.model_selection import GroupKFold
 
     if not x.train.shape[1]:
         return np.zeros(blocks)
+    guess = guessed(x, y, groups)
+    pairs = zip(np.split(y.test, blocks, 1), np.split(guess, blocks, 1), strict=True)
+    return np.array(
+        [
+            r2_score(true, told, multioutput="variance_weighted") if true.any() else 0.0
+            for true, told in pairs
+        ]
+    )
+
+
+def guessed(x: Halves, y: Halves, groups: Sequence[str] | None = None) -> Float:
+    """Return what a ridge on x makes of y for the held-out samples: (m, r), as `y.test`.
+
+    Its strength is chosen within the training samples: by leaving one out, or by three folds of
+    groups.
+
+    Args:
+        x: what predicts, of one column or more.
+        y: what is predicted.
+        groups: of the training samples, None for none.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold
+
     scale = np.sqrt((x.train**2).sum(1).mean())
     # With more columns than rows scikit-learn works on the N x N Gram matrix, which takes half the
     # time where there are nearly as many: columns of zeros change nothing.
@@ -603,11 +622,5 @@ def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, blocks:
     if groups is not None and len(set(groups)) >= FOLDS:
         folds = list(GroupKFold(FOLDS).split(train, groups=groups))
     ridge = RidgeCV(STRENGTHS, cv=folds, scoring="neg_mean_squared_error" if folds else None)
-    guess = ridge.fit(train, y.train).predict(test).reshape(y.test.shape)
-    pairs = zip(np.split(y.test, blocks, 1), np.split(guess, blocks, 1), strict=True)
-    return np.array(
-        [
-            r2_score(true, told, multioutput="variance_weighted") if true.any() else 0.0
-            for true, told in pairs
-        ]
-    )
+    found: Float = ridge.fit(train, y.train).predict(test).reshape(y.test.shape)
+    return found

@@ -59,7 +59,7 @@ MOVED: dict[str, str | dict[str, str]] = {
         "own_data": "decur.explain.settings:own_data",
         "size_of_views": "decur.explain.settings:size_of_views",
     },
-    "decur.explain.shared_advice": "decur.explain.shared",
+    "decur.explain.shared_advice": "decur.explain.advice",
     "decur.explain.shared_figures": "decur.explain.shared",
     "decur.explain.spatial_figures": "decur.explain.spatial",
     "decur.explain.spatial_findings": "decur.explain.spatial",

@@ -1,5 +1,7 @@
 """What sensors tell of each other, where the answer is known: linear and Gaussian."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from decur.explain import DoesNotApply, encoded
-from decur.explain.agreement import canonical, places
-from decur.explain.shared import advice, findings, plot_canonical, plot_shared, shared
+from decur.explain.advice import advice
+from decur.explain.agreement import at_random, canonical, places
+from decur.explain.base import text
+from decur.explain.shared import _Fitting, findings, plot_canonical, plot_shared, shared
 from decur.features import Features
 from decur.objectives.alignment import effective_rank
 from decur.probes import Halves, coordinates, predicted, split, standardised
@@ -194,7 +198,7 @@ def test_the_whole_of_it_on_a_known_answer(tiny_checkpoint, tiny_loader, tmp_pat
     want = effective_rank(torch.from_numpy(z[split(300, None, 0)[0], :24]))
     assert arrays[f"{pair}/rank/common"][1] == pytest.approx(float(want), rel=1e-6)
     assert len(plot_shared(arrays).axes) == 3 and len(plot_canonical(arrays).axes) == 1
-    assert "The split looks right" in findings(arrays)
+    assert "Consistent with this split" in findings(arrays)
     again = shared(run, loader)
     assert all(np.array_equal(arrays[key], again[key]) for key in arrays)
 
@@ -204,7 +208,7 @@ def test_the_whole_of_it_on_a_known_answer(tiny_checkpoint, tiny_loader, tmp_pat
     [
         ({"unique_tells": 0.8}, "too small: raise objective.common (now 0.75)"),
         ({"unique_tells": 0.6, "width": 8}, "too small: raise objective.common (now 0.25)"),
-        ({"unique_tells": 0.5}, "The split looks right"),
+        ({"unique_tells": 0.5}, "Consistent with this split"),
         ({"common_agrees": HALF}, "too large: lower objective.common (now 0.75)"),
         ({"unique_tells": 0.8, "common_agrees": HALF}, "Train longer"),
         ({"common_agrees": 0.0}, "share nothing"),
@@ -214,6 +218,124 @@ def test_the_advice_follows_its_rules(options, said, tiny_checkpoint, tiny_loade
     arrays = shared(*made(tiny_checkpoint, tiny_loader, **options))
     sentences = advice(arrays, "optical-sar")
     assert said in sentences[0] and len(sentences) == 1
+
+
+def measured(common, unique, seen=None, groups=None, ceilings=None):
+    """The arrays of `shared` for embeddings of two sensors, given as pairs of arrays (N, k)."""
+    z = {
+        name: np.hstack([c, u]).astype(np.float32)
+        for name, c, u in zip("ab", common, unique, strict=True)
+    }
+    width, rows = common[0].shape[1], len(common[0])
+    parts = {"common": slice(0, width), "unique": slice(width, z["a"].shape[1])}
+    run = SimpleNamespace(parts=parts, ceilings=ceilings or {})
+    whole = SimpleNamespace(embeddings=z, features=z)
+    fitting = _Fitting(run, whole, ("a", "b"), np.arange(rows), groups, 3, 0)
+    arrays = {f"a-b/{key}": value for step in fitting.steps() for key, value in step.items()}
+    return arrays if seen is None else {**arrays, "seen": text(seen)[0]}
+
+
+def noisy(rng, width, correlation, n=1500, factors=None):
+    """Two sensors whose dimensions are `factors` (N, width) with noise: correlated so far."""
+    both = rng.normal(size=(n, width)) if factors is None else factors
+    noise = np.sqrt(1 / correlation - 1) if correlation else 0
+    scale = 1 if correlation else 0
+    return [
+        scale * both + (noise if correlation else 1) * rng.normal(size=both.shape) for _ in "ab"
+    ]
+
+
+@pytest.mark.parametrize("width", [10, 40])
+def test_copies_of_few_shared_factors_are_not_taken_for_the_right_share(width):
+    """Any number of common dimensions can be filled: what is shared does not show in how well."""
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(1500, 10)) @ rng.normal(size=(10, width)) / np.sqrt(10)
+    said = advice(measured(noisy(rng, width, 0.9, factors=factors), noisy(rng, 20, 0)), "a-b")
+    assert "cannot tell which share is right" in said[0]
+    copies = [sentence for sentence in said if "copies" in sentence]
+    assert len(copies) == (width > 10)
+    assert not copies or "Only 10 of the 40 common dimensions" in copies[0]
+
+
+@pytest.mark.parametrize("correlation", [0.1, 0.2, 0.45])
+def test_noise_is_not_a_share_that_is_too_large(correlation):
+    """All common dimensions are shared, and all are noisy: none does worse than it could."""
+    rng = np.random.default_rng(0)
+    said = advice(measured(noisy(rng, 20, correlation), noisy(rng, 20, 0)), "a-b")
+    assert "too large" not in said[0]
+    assert ("Consistent" in said[0]) == (correlation == 0.45)
+    assert "verdict" in said[0] or "share nothing" in said[0] or correlation == 0.45
+
+
+def test_a_dimension_that_reaches_less_than_two_views_of_its_sensor_is_not_shared():
+    rng = np.random.default_rng(0)
+    pair = [np.hstack(both) for both in zip(noisy(rng, 6, 0.5), noisy(rng, 14, 0), strict=True)]
+    assert "70% of the common" in advice(measured(pair, noisy(rng, 20, 0)), "a-b")[0]
+    weak = noisy(rng, 20, 0.1, factors=np.repeat(rng.normal(size=(1500, 1)), 20, 1))
+    known = {"a": 0.95, "b": 0.9}  # so noise is not what keeps them low
+    assert "too large" not in advice(measured(weak, noisy(rng, 20, 0)), "a-b")[0]
+    said = advice(measured(weak, noisy(rng, 20, 0), ceilings=known), "a-b")[0]
+    assert "too large" in said and "a correlation of 0.90" in said
+
+
+def test_few_samples_cannot_tell():
+    rng = np.random.default_rng(0)
+    mixed = [np.hstack(x) for x in zip(noisy(rng, 8, 0.9, 60), noisy(rng, 4, 0.3, 60), strict=True)]
+    said = advice(measured(mixed, noisy(rng, 6, 0.55, 60)), "a-b")[0]
+    assert "cannot tell" in said and "too" not in said.replace("sees too", "")
+
+
+@pytest.mark.parametrize("seen", ["yes", "cannot be told"])
+def test_pairs_that_were_trained_on_give_no_verdict(seen):
+    rng = np.random.default_rng(0)
+    for pair in (noisy(rng, 20, 0.9), noisy(rng, 20, 0)):
+        (said,) = advice(measured(pair, noisy(rng, 20, 0), seen), "a-b")
+        assert "no verdict" in said and "another split" in said
+    (said,) = advice(measured(noisy(rng, 20, 0.9), noisy(rng, 20, 0), "no"), "a-b")
+    assert "no verdict" not in said
+
+
+def test_sensors_that_vary_by_place_and_share_nothing_are_not_above_chance():
+    """Places are held out whole, and chance pairs whole places."""
+    above, said = 0, ""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        place = np.arange(240) % 12
+        a, b = (rng.normal(size=(12, 6))[place] + 0.7 * rng.normal(size=(240, 6)) for _ in "ab")
+        groups = [str(i) for i in place]
+        if not seed:
+            said = advice(measured((a, b), noisy(rng, 2, 0, 240), groups=groups), "a-b")[0]
+        run = SimpleNamespace(parts={"common": slice(0, 6)})
+        fitting = _Fitting(run, SimpleNamespace(), ("a", "b"), np.arange(240), groups, 3, 0)
+        fitting.train, fitting.test = split(240, groups, seed)
+        sides = [
+            coordinates(
+                standardised(x.astype(np.float32), fitting.train), fitting.train, fitting.test
+            )
+            for x in (a, b)
+        ]
+        found = fitting._canonical("common", sides, rng)
+        above += (found["canonical/common"] > found["canonical-chance/common"].max()).any()
+    assert above <= 1
+    assert "share nothing" in said and "of 4 groups" in said
+
+
+def test_whole_groups_change_partners():
+    groups = [f"g{i % 7}" for i in range(40)]
+    train, test = split(40, groups, 0)
+    mine = np.array(groups)
+    found = at_random(train, test, groups, np.random.default_rng(0))
+    for place, rows in zip(found, (train, test), strict=True):
+        partners = {g: set(mine[rows][place][mine[rows] == g]) for g in set(mine[rows])}
+        assert all(len(of) == 1 for of in partners.values())
+        assert set().union(*partners.values()) == set(mine[rows])
+    alone = at_random(train, test, None, np.random.default_rng(0))
+    assert sorted(alone[0]) == list(range(len(train)))
+    few = ["a", "b"] * 20  # not held out whole: a and b change places in both parts, or in neither
+    halves = np.arange(30), np.arange(30, 40)
+    for seed in range(4):
+        x, y = at_random(*halves, few, np.random.default_rng(seed))
+        assert (x[0] % 2) == (y[0] % 2)
 
 
 def test_a_low_rank_is_wider_than_needed(tiny_checkpoint, tiny_loader):
@@ -228,7 +350,7 @@ def test_without_a_split_a_share_to_free_is_named(tiny_checkpoint, tiny_loader):
     assert "objective.common of about 0.8" in advice(arrays, "optical-sar")[0]
     whole = encoded(run, loader)
     whole.embeddings["sar"][:] = whole.embeddings["optical"]
-    assert "nothing speaks for fewer" in advice(shared(run, loader), "optical-sar")[0]
+    assert "Whether fewer would do" in advice(shared(run, loader), "optical-sar")[0]
     assert "recall/all" not in findings(arrays)
     plot_shared(arrays)
 

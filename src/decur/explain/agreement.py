@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,6 +42,48 @@ def _correlations(a: Float, b: Float) -> Float:
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     found: Float = np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
     return found
+
+
+def at_random(
+    train: Rows, test: Rows, groups: Sequence[str] | None, rng: np.random.Generator
+) -> tuple[Rows, Rows]:
+    """Pair the rows of two sensors at random, as the null hypothesis of no relation has them.
+
+    Samples of one group (a scene, a place) are alike, so that whole groups change partners:
+    pairing single samples would break a likeness that has nothing to do with the other sensor,
+    and chance would come out too low. A group's rows are repeated or cut to the other's number.
+
+    Args:
+        train: rows that train.
+        test: rows that test; where they are of other groups, these change among themselves.
+        groups: of all samples, by row; None: each sample is one of its own.
+        rng: of the pairing.
+
+    Returns:
+        For each row of `train` the place in it of its new partner, and likewise for `test`.
+    """
+    if groups is None:
+        return rng.permutation(len(train)), rng.permutation(len(test))
+    names = np.asarray(groups)
+    own = [names[rows] for rows in (train, test)]
+    labels = [np.unique(x) for x in own]
+    if np.isin(
+        labels[0], labels[1]
+    ).any():  # not held out whole: a group has the same partner in both parts
+        every = np.unique(np.concatenate(labels))
+        labels = [every, every]
+        swaps = [dict(zip(every, rng.permutation(every), strict=True))] * 2
+    else:
+        swaps = [dict(zip(x, rng.permutation(x), strict=True)) for x in labels]
+    found = []
+    for of_rows, swap in zip(own, swaps, strict=True):
+        chosen = np.arange(len(of_rows))
+        for group, other in swap.items():
+            mine, theirs = np.flatnonzero(of_rows == group), np.flatnonzero(of_rows == other)
+            if len(theirs):
+                chosen[mine] = np.resize(theirs, len(mine))
+        found.append(chosen)
+    return found[0], found[1]
 
 
 def places(

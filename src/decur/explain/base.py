@@ -15,10 +15,12 @@ from decur import plotting
 from decur.errors import ConfigError, require
 from decur.plotting import Figure
 from decur.registry import Registry
+from decur.verdicts import Verdict
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]  # kept as .npz: numbers and text, nothing that is pickled
 SEEDS = 0, 2**32 - 1  # that scikit-learn takes
+SEEN = "seen"  # of the arrays of every analysis: whether the run was trained on these samples
 
 
 class Watch(Protocol):
@@ -135,6 +137,15 @@ def check_option(option: str, value: float, least: float, most: float = np.inf) 
     """
     allowed = f"at least {least}" if most == np.inf else f"from {least} to {most}"
     require(least <= value <= most, f"options.{option}: {allowed}, is {value}")
+
+
+def seen_in_training(arrays: Arrays) -> Verdict:
+    """Return whether the run was trained on the samples; NO where the arrays do not say.
+
+    Args:
+        arrays: of any analysis; `explain` adds to them what is known.
+    """
+    return Verdict(str(arrays[SEEN])) if SEEN in arrays else Verdict.NO
 
 
 def text(*values: str) -> NDArray[np.str_]:

@@ -50,7 +50,7 @@ def build_parser() -> Parser:
         PairedDataset,
         "data",
         required=False,
-        help="Any data set; by default what the run was trained on.",
+        help="Any data set; by default that of the run, unseen samples of it where there are any.",
     )
     for analysis in known:
         every = set(signature(analysis.arrays).parameters) - set(analysis.options)
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> Explained:
     from decur.explain.run import explain
 
     data = None
-    if spec is not None and not given.redraw:
+    own = parser.get_defaults().data if arguments else None
+    if spec is not None and not given.redraw and spec != own:
         data = open_data("decur explain", spec.as_dict())
     made = vars(parser.instantiate_classes(given))
     run = made.pop("run")

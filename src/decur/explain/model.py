@@ -15,6 +15,7 @@ from decur.errors import ConfigError, DataError
 from decur.explain.base import Watch, unwatched
 from decur.features import FeatureModel, Features, SampleLoader, compute_features
 from decur.modality import Modality
+from decur.runs import RunFolder
 
 Score = Literal["mean", "energy"]
 
@@ -31,6 +32,8 @@ class Checkpoint(FeatureModel):
         modalities: those of the data.
         parts: dimensions of the embedding by name: "common", "unique".
         size: height and width that pictures are resized to; None for their own.
+        ceilings: `{modality: mean C_ii of two views of it}` at the end of training: how far
+            dimensions agree where only noise and augmentation differ. 0 where it is not known.
     """
 
     size: int | None
@@ -43,9 +46,11 @@ class Checkpoint(FeatureModel):
         modalities: Mapping[str, Modality],
         parts: Mapping[str, slice],
         size: int | None = None,
+        *,
+        ceilings: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(encoders, modalities, projectors=projectors, size=size)
-        self.name, self.parts = name, dict(parts)
+        self.name, self.parts, self.ceilings = name, dict(parts), dict(ceilings or {})
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -67,6 +72,7 @@ class Checkpoint(FeatureModel):
             DataError: if the folder is no finished run, has no encoder for the data, or one that
                 was trained on other bands.
         """
+        from decur.pretrain.callbacks import read_metrics
         from decur.pretrain.restore import restore
 
         restored = restore(run)
@@ -81,6 +87,8 @@ class Checkpoint(FeatureModel):
                 restored.encoders[name].check(modalities[name])
             except DataError as error:
                 raise DataError(f"{run}: {error}") from error
+        last = (read_metrics(RunFolder(Path(run))) or [{}])[-1]
+        of_views = {name: last.get(f"diagonal/intra/{name}", 0.0) for name in chosen}
         return cls(
             Path(run).resolve().name,
             {name: restored.encoders[name] for name in chosen},
@@ -88,6 +96,7 @@ class Checkpoint(FeatureModel):
             modalities,
             restored.objective.parts,
             size,
+            ceilings=of_views,
         )
 
     def scores(

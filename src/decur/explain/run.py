@@ -18,12 +18,14 @@ from rich.progress import TimeRemainingColumn
 from decur.data import PairedDataset
 from decur.errors import ConfigError, DataError
 from decur.explain.base import (
+    SEEN,
     Analysis,
     Arrays,
     DoesNotApply,
     Watch,
     analyses,
     check_packages,
+    text,
 )
 from decur.explain.model import Checkpoint, check_alike
 from decur.explain.section import (
@@ -35,12 +37,19 @@ from decur.explain.section import (
     write_arrays,
 )
 from decur.explain.settings import ExplainSettings, own_data, size_of_views
+from decur.explain.unseen import unseen_part, was_trained_on
 from decur.features import SampleLoader
 from decur.layers import override
 from decur.progress import progress_bar
 from decur.runs import RunFolder, make_folder
+from decur.verdicts import Verdict
 
 T = TypeVar("T")
+_SEEN = {
+    Verdict.YES: "yes, so that what agrees in them may be learned by heart",
+    Verdict.NO: "no",
+    Verdict.UNTOLD: "cannot be told, as the data of the run is not there",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ def explain(
 
     Args:
         run: folder of a run of `decur pretrain`.
-        data: any data set; None: what the run was trained on.
+        data: any data set; None: that of the run, as far as there is any, a part that it was not
+            trained on (see `ExplainSettings.unseen`).
         settings: the rest; None for the defaults.
         **options: fields of `ExplainSettings`, which replace those of `settings`.
 
@@ -95,9 +105,12 @@ def explain(
     if settings.redraw:
         writer.redraw(chosen)
     else:
-        data = own_data(run) if data is None else data
+        if data is None:
+            trained = own_data(run)
+            data = (unseen_part(trained) if settings.unseen else None) or trained
         checkpoints = _open_checkpoints(run, data, settings)
         loader = _choose_samples(data, checkpoints[0], settings)
+        writer.seen = was_trained_on(run, data, loader.indices)
         writer.introduce(checkpoints, loader)
         try:
             for analysis in chosen:
@@ -188,6 +201,7 @@ class _Writer:
 
     def __init__(self, done: Explained, console: Console) -> None:
         self.done, self.console = done, console
+        self.seen = Verdict.UNTOLD  # whether the run was trained on the samples
 
     def say(self, what: str, text: str) -> None:
         """Print one line."""
@@ -204,6 +218,7 @@ class _Writer:
         self.say("data", loader.data.describe())
         pixels = f"resized to {checkpoints[0].size} px"
         self.say("samples", f"{len(loader.indices)}, {pixels}, on {checkpoints[0].device.type}")
+        self.say("trained on", _SEEN[self.seen])
 
     def explain(
         self,
@@ -217,8 +232,11 @@ class _Writer:
         options = dict(settings.options.get(analysis.name, {}))
         path = arrays_path(self.done.folder, analysis)
         compared = checkpoints if analysis.several else checkpoints[:1]
-        digest = arrays_digest(analysis, compared, loader, options)
-        samples = f"{len(loader.indices):,} samples of {type(loader.data).__name__}"
+        digest = arrays_digest(analysis, compared, loader, {**options, SEEN: self.seen.value})
+        samples = (
+            f"{len(loader.indices):,} samples of {type(loader.data).__name__}; the run was trained "
+            f"on them: {_SEEN[self.seen]}"
+        )
         found = None if settings.overwrite else read_arrays(path)
         if found is not None and found[1] == digest:
             arrays, how = found[0], f"as it was in {path}"
@@ -233,6 +251,7 @@ class _Writer:
                 say_inapplicable(self.done.folder, analysis, str(reason))
                 self.say(analysis.name, f"does not apply: {reason}")
                 return
+            arrays = {**arrays, SEEN: text(self.seen.value)[0]}
             write_arrays(path, arrays, digest or "", samples)
             self.done.computed.append(analysis.name)
             how = f"{time.monotonic() - started:.1f} s"
@@ -251,6 +270,7 @@ class _Writer:
             path = arrays_path(folder, analysis)
             found = read_arrays(path)
             if found is not None:
+                found[0].setdefault(SEEN, text(Verdict.UNTOLD.value)[0])  # of version 0.1
                 self.done.arrays[analysis.name] = found[0]
                 draw(folder, analysis, found[0], found[2])
                 self.say(analysis.name, f"drawn from {path}")

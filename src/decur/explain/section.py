@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from decur.features import SampleLoader
 
 FIRST = 100  # place of the first analysis in the report: after what other commands write
-FORMAT = 2  # raised when an analysis would come out otherwise
+FORMAT = 3  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
 
 

@@ -21,6 +21,8 @@ class ExplainSettings:
         only: names of the analyses to do; None for all.
         modalities: sensors to look at; None for all of the data that the run has an encoder for.
         samples: at most how many samples, evenly spaced.
+        unseen: where no other data is given, take samples that the run was not trained on: the
+            split "val" or "test" of data trained on as "train", more samples of generated data.
         size: height and width that pictures are resized to; None: those of each run's views.
         device: where the encoders run; "auto" takes the GPU where there is one.
         out: folder to write; None: the run's.
@@ -34,6 +36,7 @@ class ExplainSettings:
     only: Sequence[str] | None = None
     modalities: Sequence[str] | None = None
     samples: int = 2000
+    unseen: bool = True
     size: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: str | None = None

@@ -6,7 +6,7 @@ on this data, not about the sensors as such.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from decur.data.selection import evenly_spaced
-from decur.explain.agreement import canonical, places
+from decur.explain.advice import advice
+from decur.explain.agreement import at_random, canonical, places
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
     SEEDS,
@@ -38,11 +39,13 @@ from decur.probes import (
     Float,
     Halves,
     coordinates,
+    guessed,
     predicted,
     split,
     standardised,
 )
 from decur.report import paragraph, table
+from decur.verdicts import LEVEL, Interval, ratio_interval, standard_error
 
 FEWEST = 40  # samples that both sensors see
 TARGETS, CHANCE_TARGETS = 512, 128  # dimensions that stand for a part when it is predicted
@@ -50,14 +53,10 @@ RECALL = (1, 5)
 _CANONICAL_DRAWS = 20  # permutations are cheap there
 _SAMPLES_A_COMPONENT = 10
 _COMPONENTS = 128
+_COLUMNS = 512  # whose errors are computed at a time
 _HATCH = {"unique": "///"}
 
-# Of the rules of `advice`.
-TELLS = 0.1  # of held-out variance beyond chance: less is not worth a dimension
-AS_GOOD = 0.5  # of what is predicted of the common dimensions: the unique ones are like them
-LEAKS = 0.25  # of all the variance that can be predicted
-TOO_MANY = 0.2  # of the common dimensions misaligned
-LOW_RANK = 0.1  # of what width and samples allow
+_ANSWERS = 4  # intervals of a part that are looked at together: two directions, two predictors
 
 
 def shared(
@@ -72,7 +71,8 @@ def shared(
     """What each two sensors tell of each other, by the common and by the unique dimensions.
 
     Two thirds of the samples train and one third tests, by group where the data names groups.
-    Chance is the same measure on samples paired at random. A ridge sees whole parts, by way of
+    Chance is the same measure on samples paired at random, group by group where there are groups.
+    A ridge sees whole parts, by way of
     the N x N Gram matrix; of the dimensions that it predicts, up to 512 evenly spaced ones stand
     for all, and 128 for chance. Canonical correlations are among the first principal components,
     one for ten training samples and 128 at most.
@@ -88,12 +88,17 @@ def shared(
     Returns:
         "pairs"; for each "PAIR/sensors", "PAIR/parts", "PAIR/widths" of parts, "PAIR/samples" (all,
         training, test), "PAIR/grouped"; and for each part P, directions A to B and B to A first:
-        "PAIR/aligned/P" (mean C_ii, share misaligned); "PAIR/same/P" (2,), held-out R2 of P of one
-        from P of the other, "PAIR/features/P" (2,), from the other's encoder, each with
-        "PAIR/same-chance/P" (2, permutations); "PAIR/canonical/P" (r,), with the largest of each
-        permutation "PAIR/canonical-chance/P", "PAIR/kept/P" (2,), variance among the components;
-        "PAIR/rank/P" (2,) effective rank of A and of B; "PAIR/recall/P" (2, 2) at 1 and 5, also
-        of "all".
+        "PAIR/aligned/P" (mean C_ii, share misaligned); "PAIR/diagonal/P" (2, k), C_ii of all
+        samples and its standard error; "PAIR/same/P" (2,), held-out R2 of P of one from P of the
+        other, "PAIR/features/P" (2,), from the other's encoder, each with "PAIR/same-chance/P"
+        (2, permutations) and "PAIR/same-interval/P" (2, 2), the ends of intervals that hold all
+        four R2 of a part in 95 of 100 cases; "PAIR/canonical/P" (r,), with the largest of each
+        permutation "PAIR/canonical-chance/P", "PAIR/kept/P" (2,), variance among the components, of
+        which there are at most "PAIR/looked";
+        "PAIR/independent" (2,), the samples, or groups where there are any, of all and of the test
+        part; "PAIR/ceiling" (2,), the mean C_ii of two views of either sensor at the end of
+        training, 0 unknown; "PAIR/rank/P" (2,) effective rank of A and of B; "PAIR/recall/P"
+        (2, 2) at 1 and 5, also of "all".
 
     Raises:
         ConfigError: for numbers out of range.
@@ -157,12 +162,16 @@ class _Fitting:
         ]
         grouped = self.groups is not None and len(set(self.groups)) >= FEWEST_GROUPS
         found = places(z[0], z[1], parts)
+        ceilings = getattr(self.checkpoint, "ceilings", {})
         yield {
             "sensors": text(*self.sensors),
             "parts": text(*parts),
             "widths": np.array([dims.stop - dims.start for dims in parts.values()]),
             "samples": np.array([len(self.rows), len(self.train), len(self.test)]),
             "grouped": np.array(grouped),
+            "looked": np.array(self._components),
+            "independent": np.array([self._independent(self.rows), self._independent(self.test)]),
+            "ceiling": np.array([ceilings.get(name, 0.0) for name in self.sensors]),
             **{
                 f"recall/{part}": np.array([[(way < k).mean() for k in RECALL] for way in both])
                 for part, both in found.items()
@@ -180,32 +189,72 @@ class _Fitting:
             yield {
                 f"rank/{part}": np.array(ranks),
                 f"aligned/{part}": np.array([c.mean(), (losses(c) > MISALIGNED).mean()]),
+                f"diagonal/{part}": np.stack([c, self._error(raw[0][:, dims], raw[1][:, dims])]),
                 **self._canonical(part, own, rng),
             }
             for key, sources in (("same", own), ("features", vectors)):
                 # from A to B, and from B to A
                 scores = [self._predicted(sources[i], targets[1 - i], rng) for i in (0, 1)]
                 yield {
-                    f"{key}/{part}": np.array([true for true, _ in scores]),
+                    f"{key}/{part}": np.array([float(true) for true, _ in scores]),
+                    f"{key}-interval/{part}": np.array(
+                        [[true.low, true.high] for true, _ in scores]
+                    ),
                     f"{key}-chance/{part}": np.array([chance for _, chance in scores]),
                 }
 
     def _coordinates(self, x: NDArray[np.float32]) -> Halves:
         return coordinates(x, self.train, self.test)
 
-    def _predicted(self, x: Halves, y: Halves, rng: np.random.Generator) -> tuple[float, Float]:
-        groups = [self.groups[row] for row in self.train] if self.groups else None
+    @property
+    def _components(self) -> int:
+        """How many principal components canonical correlations are looked for in."""
+        return min(_COMPONENTS, len(self.train) // _SAMPLES_A_COMPONENT)
+
+    def _independent(self, rows: NDArray[np.int64]) -> int:
+        """Return how many samples are independent: the groups, where there are any."""
+        if self.groups is None:
+            return len(rows)
+        within = rows if rows is self.test else np.arange(len(rows))
+        return len({self.groups[row] for row in within})
+
+    def _error(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> Float:
+        """Return the standard error of the correlation of each column of A with that of B: (k,)."""
+        found = []
+        for start in range(0, a.shape[1], _COLUMNS):
+            x, y = (standardised(z[:, start : start + _COLUMNS]) for z in (a, b))
+            x, y = x.astype(np.float64), y.astype(np.float64)  # (N, k)
+            # the influence of each sample on a correlation (Devlin et al. 1975)
+            influence = x * y - (x * y).mean(0) * (x**2 + y**2) / 2
+            found.append(standard_error(influence, self.groups)[0])
+        return np.concatenate(found)
+
+    def _predicted(self, x: Halves, y: Halves, rng: np.random.Generator) -> tuple[Interval, Float]:
+        """Return R2 with its interval, and what it is by chance: (permutations,)."""
+        train, test = (
+            [self.groups[row] for row in rows] if self.groups else None
+            for rows in (self.train, self.test)
+        )
         few = slice(None, None, -(-y.train.shape[1] // CHANCE_TARGETS))
         some = Halves(y.train[:, few], y.test[:, few])
-        mixed = [_permuted(some, rng) for _ in range(self.permutations)]
+        mixed = [self._permuted(some, rng) for _ in range(self.permutations)]
         stacked = Halves(
             np.hstack([half.train for half in mixed]), np.hstack([half.test for half in mixed])
         )
-        true = predicted(x, y, groups)[0]
-        return float(true), predicted(x, stacked, groups, blocks=self.permutations)
+        whole = ((y.test - y.test.mean(0)) ** 2).sum(1)  # (m,)
+        true = Interval(0.0, 0.0, 0.0)  # where there is nothing to tell, or nothing to tell it by
+        if whole.any() and x.train.shape[1]:
+            missed = ((y.test - guessed(x, y, train)) ** 2).sum(1)
+            true = ratio_interval(whole - missed, whole, test, LEVEL / _ANSWERS)
+        return true, predicted(x, stacked, train, blocks=self.permutations)
+
+    def _permuted(self, y: Halves, rng: np.random.Generator) -> Halves:
+        """Other pairings, within the training and within the test samples."""
+        train, test = at_random(self.train, self.test, self.groups, rng)
+        return Halves(y.train[train], y.test[test])
 
     def _canonical(self, part: str, sides: list[Halves], rng: np.random.Generator) -> Arrays:
-        count = min(_COMPONENTS, len(self.train) // _SAMPLES_A_COMPONENT)
+        count = self._components
         x, y = (Halves(side.train[:, :count], side.test[:, :count]) for side in sides)
         if not x.train.shape[1] or not y.train.shape[1]:
             nothing = np.zeros(0)
@@ -215,7 +264,8 @@ class _Fitting:
                 f"kept/{part}": np.zeros(2),
             }
         chance = [
-            canonical(x, _permuted(y, rng), count).max(initial=0) for _ in range(_CANONICAL_DRAWS)
+            canonical(x, self._permuted(y, rng), count).max(initial=0)
+            for _ in range(_CANONICAL_DRAWS)
         ]
         kept = [
             (few.train**2).sum() / (side.train**2).sum()
@@ -226,11 +276,6 @@ class _Fitting:
             f"canonical-chance/{part}": np.array(chance),
             f"kept/{part}": np.array(kept),
         }
-
-
-def _permuted(y: Halves, rng: np.random.Generator) -> Halves:
-    """Other pairings, within the training and within the test samples."""
-    return Halves(rng.permutation(y.train), rng.permutation(y.test))
 
 
 def plot_shared(arrays: Arrays) -> Figure:
@@ -318,7 +363,10 @@ def findings(arrays: Arrays) -> str:
         how = "whole groups apart" if arrays[f"{pair}/grouped"] else "drawn at random"
         sentences.append(paragraph(f"{a} and {b}: " + " ".join(advice(arrays, pair))))
         sentences.append(
-            paragraph(f"{n} samples have both: {train} train, {test} are held out, {how}.")
+            paragraph(
+                f"{n} samples have both: {train} fit what predicts, {test} are held out from that, "
+                f"{how}."
+            )
         )
         widths = dict(zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"], strict=True))
         for part, width in widths.items():
@@ -348,129 +396,16 @@ def findings(arrays: Arrays) -> str:
     head += ["R2 from the same part", "R2 from the encoder", "canonical above chance"]
     head += ["largest canonical", "R@1", "R@5"]
     reading = (
-        "Two numbers are the two sensors, or the directions from the first to the second and back; "
-        "in brackets what chance gives. R2 is the share of a part's variance that a ridge predicts "
-        "of held-out samples from the same part of the other sensor, or from the vector of its "
-        "encoder. Canonical correlations are held out too, among the first principal components. "
-        "R@1 and R@5: how often a picture's partner is the nearest, or among the five nearest, by "
-        "cosine of the standardised embeddings."
+        "All of it is about linear maps of these embeddings: what the sensors share otherwise does "
+        "not show. Two numbers are the two sensors, or the directions from the first to the second "
+        "and back; in brackets what chance gives, by pairing samples (whole groups where there are "
+        "groups) at random. R2 is the share of a part's variance that a ridge predicts of held-out "
+        "samples from the same part of the other sensor, or from the vector of its encoder. "
+        "Canonical correlations are held out too, among the first principal components. R@1 and "
+        "R@5: how often a picture's partner is the nearest, or among the five nearest, by cosine "
+        "of the standardised embeddings."
     )
     return "".join(sentences) + table(head, rows) + paragraph(reading)
-
-
-def advice(arrays: Arrays, pair: str) -> list[str]:
-    """Say in sentences what to do about the split of two sensors, by these rules:
-
-    1. The unique dimensions of one sensor can be predicted from the other, from its unique
-       dimensions or from its encoder's vector, by more than 0.1 of their variance beyond chance,
-       and either more than half as well as the common ones, or with more than a quarter of all
-       the variance that can be predicted (share times number of dimensions) in them: the common
-       share is too small; raise `objective.common`.
-    2. More than a fifth of the common dimensions is misaligned (loss of Eq. 7 above 0.25), or the
-       common dimensions of the other sensor predict less than 0.1 of their variance beyond
-       chance: the common share is too large; lower it.
-    3. Both at once: the objective has not told them apart yet, and the split is not what to
-       change first; train longer.
-    4. Nothing is predicted in any part: the sensors share nothing that shows, or the run is
-       untrained; no advice on the split.
-    5. A part's effective rank is below a tenth of what its width and the training samples allow:
-       the embedding is wider than needed; lower `projector.width`.
-    6. None of 1 to 4: the split looks right; without unique dimensions, nothing speaks for fewer
-       common ones, and what these leave out does not show.
-
-    Args:
-        arrays: of `shared`.
-        pair: its name there.
-    """
-    parts = dict(
-        zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
-    )
-    share = parts.get("common", 0) / sum(parts.values())
-    told = {part: _best(arrays, pair, part) for part in parts}
-    sentences = []
-    held = _share_in_unique(parts, told)
-    leaks = told.get("unique", 0) > TELLS and (
-        held > LEAKS or told["unique"] > AS_GOOD * told.get("common", 0)
-    )
-    bad, same = 0.0, 1.0
-    if "common" in parts:
-        bad = float(arrays[f"{pair}/aligned/common"][1])
-        same = _beyond(arrays, pair, "same", "common")
-    if max(told.values()) <= TELLS:
-        sentences.append(
-            "Neither part of one sensor can be predicted from the other: they share nothing that "
-            "shows here, or the run has hardly been trained; this says nothing about the split."
-        )
-    elif leaks and (bad > TOO_MANY or same <= TELLS):
-        sentences.append(
-            f"Unique dimensions can be predicted from the other sensor ({told['unique']:.2f} of "
-            f"their variance beyond chance) while {bad:.0%} of the common ones are misaligned: "
-            "they are not told apart yet. Train longer before changing the split."
-        )
-    elif leaks:
-        sentences.append(
-            f"The unique dimensions hold what the other sensor sees too: {told['unique']:.2f} of "
-            f"their variance can be predicted from it, beyond chance, {held:.0%} of all that can "
-            "be. The common share is too small: raise objective.common "
-            f"(now {share:.2g})."
-        )
-    elif bad > TOO_MANY or same <= TELLS:
-        remedy = (
-            f"lower objective.common (now {share:.2g})"
-            if len(parts) > 1
-            else f"DeCUR with objective.common of about {max(1 - bad, 0.1):.1f} would free them"
-        )
-        sentences.append(
-            f"{bad:.0%} of the common dimensions are misaligned, and {same:.2f} of their variance "
-            "can be predicted from the other sensor, beyond chance. The common share is too "
-            f"large: {remedy}."
-        )
-    elif "unique" in told:
-        sentences.append(
-            f"The split looks right: {same:.2f} of the variance of the common dimensions can be "
-            f"predicted from the other sensor, beyond chance, and {max(told['unique'], 0):.2f} of "
-            f"that of the unique ones, which hold {held:.0%} of all that can be."
-        )
-    else:
-        sentences.append(
-            f"All dimensions are common, and nothing speaks for fewer: {same:.2f} of their "
-            "variance can be predicted from the other sensor, beyond chance. Whether they leave "
-            "out what only one sensor sees, this cannot tell."
-        )
-    return sentences + _too_wide(arrays, pair, parts)
-
-
-def _best(arrays: Arrays, pair: str, part: str) -> float:
-    """R2 of a part beyond chance, from the better of its two predictors."""
-    return max(_beyond(arrays, pair, key, part) for key in ("same", "features"))
-
-
-def _share_in_unique(parts: Mapping[str, int], told: Mapping[str, float]) -> float:
-    """Share of the unique dimensions in all the variance that can be predicted."""
-    amounts = {part: width * max(told[part], 0) for part, width in parts.items()}
-    return amounts.get("unique", 0) / max(sum(amounts.values()), 1e-9)
-
-
-def _beyond(arrays: Arrays, pair: str, key: str, part: str) -> float:
-    """R2 less the largest that chance gave, in the better direction."""
-    chance = arrays[f"{pair}/{key}-chance/{part}"].max(initial=0)
-    return float(arrays[f"{pair}/{key}/{part}"].max() - chance)
-
-
-def _too_wide(arrays: Arrays, pair: str, parts: Mapping[str, int]) -> list[str]:
-    trained = arrays[f"{pair}/samples"][1]
-    found = []
-    for sensor, name in enumerate(arrays[f"{pair}/sensors"].tolist()):
-        for part, width in parts.items():
-            rank, most = arrays[f"{pair}/rank/{part}"][sensor], min(width, trained - 1)
-            if rank < LOW_RANK * most:
-                found.append(f"{name} {part} ({rank:.0f} of {most})")
-    if not found:
-        return []
-    return [
-        f"The effective rank is low beside the width: {', '.join(found)}. A narrower embedding "
-        "would hold as much: lower projector.width."
-    ]
 
 
 register(
@@ -478,10 +413,11 @@ register(
         name="shared",
         title="How much is shared",
         about=(
-            "Is the split between common and unique dimensions right? Bars show how much one "
+            "Do common and unique dimensions hold what their names say? Bars show how much one "
             "sensor tells of the other, by the common and by the unique dimensions, on samples "
-            "held out; black lines are chance. Common dimensions should tell much, unique ones "
-            "nothing."
+            "held out from the fit; black lines are chance. Common dimensions should tell much, "
+            "unique ones nothing. Which share of common dimensions is the right one, this cannot "
+            "tell: any number of them can be filled with copies."
         ),
         arrays=shared,
         plots={"bars": plot_shared, "canonical": plot_canonical},

@@ -1,0 +1,320 @@
+"""Advice on the split into common and unique dimensions: what the numbers of `shared` bear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from decur.explain.base import Arrays, seen_in_training
+from decur.verdicts import LEVEL, Interval, Verdict, all_of, any_of
+
+TELLS = 0.1  # of held-out variance beyond chance: less is not worth a dimension
+AS_GOOD = 0.5  # of what is predicted of the common dimensions: the unique ones are like them
+LEAKS = 0.25  # of all the variance that can be predicted
+TOO_MANY = 0.2  # of the common dimensions
+APART = 0.25  # of the correlation that a dimension can reach: with less, sensors do not share it
+LOW_RANK = 0.1  # of what width and samples allow
+FEWEST = 10  # independent test samples, to tell that directions are not shared
+_MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach
+
+
+def advice(arrays: Arrays, pair: str) -> list[str]:
+    """Say in sentences what to do about the split of two sensors, by these rules.
+
+    Each condition is judged with its interval: it holds, it does not hold, or it cannot be told.
+
+    0. The run was trained on these pairs, or nobody can tell: no verdict. Pairs that were trained
+       on agree in what was learned by heart.
+    1. The other sensor tells nothing beyond chance of any part: no verdict on the split. Nor is
+       there one where neither 2 nor 3 holds and it tells too little to be worth a dimension (0.1
+       of the variance).
+    2. The unique dimensions of one sensor can be predicted from the other, from its unique
+       dimensions or from its encoder's vector, by more than 0.1 of their variance beyond chance,
+       and either more than half as well as the common ones, or with more than a quarter of all
+       the variance that can be predicted (share times number of dimensions) in them: the common
+       share is too small; raise `objective.common`.
+    3. More than a fifth of the common dimensions correlate with their partner less than a quarter
+       as well as a dimension can: the common share is too large; lower it. What a dimension can
+       reach shows in the best tenth of the common ones, and in two views of one sensor where
+       training has measured that. So noise, which weakens all of them alike, is not taken for a
+       wrong split.
+    4. Rules 2 and 3 at once: the parts are not told apart; train longer.
+    5. None of them: the numbers are consistent with this split. They cannot tell the right share,
+       as the objective fills any number of common dimensions with copies; where fewer directions
+       are shared than there are common dimensions, that is said.
+    6. A part's effective rank is below a tenth of what its width and the training samples allow:
+       a narrower embedding may be enough.
+
+    Args:
+        arrays: of `shared`.
+        pair: its name there.
+    """
+    seen = seen_in_training(arrays)
+    if seen is not Verdict.NO:
+        known = (
+            "The run was trained on these pairs"
+            if seen is Verdict.YES
+            else "Whether the run was trained on these pairs cannot be told"
+        )
+        return [
+            f"{known}: what agrees in them may be learned by heart, so there is no verdict on the "
+            "split. Explain pairs that it has not seen: another split, folder or data set, with "
+            "--data.KEY VALUE."
+        ]
+    measured = _Measured.of(arrays, pair)
+    told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
+    copies = [] if told_apart else _on_copies(arrays, pair)
+    return [_on_the_split(measured), *copies, *_on_width(arrays, pair)]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the rules look at.
+
+    Args:
+        widths: dimensions by part.
+        told: of each part, how much the other sensor tells beyond chance by its better predictor.
+        apart: share of the common dimensions that the sensors do not share.
+        reached: correlation that a common dimension can reach.
+        samples: how many test, and what they are called.
+    """
+
+    widths: dict[str, int]
+    told: dict[str, Interval]
+    apart: Interval
+    reached: float
+    samples: str
+
+    @classmethod
+    def of(cls, arrays: Arrays, pair: str) -> _Measured:
+        """Read the measures of one pair from the arrays of `shared`."""
+        parts = arrays[f"{pair}/parts"].tolist()
+        widths = dict(zip(parts, arrays[f"{pair}/widths"].tolist(), strict=True))
+        test = arrays[f"{pair}/samples"][2]
+        count = int(arrays.get(f"{pair}/independent", [0, test])[1])
+        reached = correlation_reached(arrays, pair)
+        return cls(
+            widths=widths,
+            told={part: told(arrays, pair, part) for part in parts},
+            apart=share_apart(arrays, pair, reached),
+            reached=reached,
+            samples=f"{test} samples" + (f" of {count} groups" if count < test else ""),
+        )
+
+    @property
+    def share(self) -> float:
+        """Share of the common dimensions in all."""
+        return self.widths.get("common", 0) / sum(self.widths.values())
+
+    @property
+    def held(self) -> Interval:
+        """Share of the unique dimensions in all the variance that can be predicted."""
+        unique, common = (self.told.get(part, Interval(0.0, 0.0, 0.0)) for part in _PARTS)
+        k_unique, k_common = (self.widths.get(part, 0) for part in _PARTS)
+        pairs = [
+            (k_unique * max(u, 0.0), k_common * max(c, 0.0))
+            for u, c in (
+                (unique.value, common.value),
+                (unique.low, common.high),
+                (unique.high, common.low),
+            )
+        ]
+        value, low, high = (
+            u / (u + c) if np.isfinite(u + c) and u + c > 0 else float(u > c) for u, c in pairs
+        )
+        return Interval(value, low, high)
+
+
+_PARTS = ("unique", "common")
+
+
+def _on_the_split(found: _Measured) -> str:
+    """Return the sentence of rules 1 to 5."""
+    most = max(found.told.values())
+    anything = any_of(*(x.above() for x in found.told.values()))
+    enough = any_of(*(x.above(TELLS) for x in found.told.values()))
+    if anything is not Verdict.YES:
+        return (
+            f"Neither part of one sensor can be predicted from the other beyond chance: they share "
+            f"nothing that a linear map shows on {found.samples}, or the run has hardly been "
+            "trained. This says nothing about the split."
+        )
+    leaks, apart = _leaks(found), found.apart.above(TOO_MANY)
+    common, unique = (found.told.get(part) for part in ("common", "unique"))
+    held = f"{found.held.value:.0%} of all that can be"
+    if leaks is Verdict.YES and apart is Verdict.YES:
+        return (
+            f"Unique dimensions can be predicted from the other sensor ({unique} of their variance "
+            f"beyond chance) while {found.apart.value:.0%} of the common ones have hardly anything "
+            "to do with it: the parts are not told apart. Train longer before changing the split; "
+            "if that changes nothing, this data does not suit it."
+        )
+    if leaks is Verdict.YES:
+        return (
+            f"The unique dimensions hold what the other sensor sees too: {unique} of their "
+            f"variance can be predicted from it, beyond chance, {held}. The common share is too "
+            f"small: raise objective.common (now {found.share:.2g})."
+        )
+    if apart is Verdict.YES:
+        remedy = (
+            f"lower objective.common (now {found.share:.2g})"
+            if len(found.widths) > 1
+            else f"DeCUR with objective.common of about {max(1 - found.apart.value, 0.1):.1f} "
+            "would free them"
+        )
+        early = (
+            ""
+            if enough is Verdict.YES
+            else " In a run that has hardly been trained this shows, too."
+        )
+        return (
+            f"{found.apart.value:.0%} of the common dimensions have hardly anything to do with the "
+            f"other sensor, though a dimension can reach a correlation of {found.reached:.2f}. The "
+            f"common share is too large: {remedy}.{early}"
+        )
+    if enough is not Verdict.YES:
+        return (
+            f"The sensors tell something of each other beyond chance, at most {most} of the "
+            f"variance on {found.samples}: too little, or too few samples, for a verdict on the "
+            "split."
+        )
+    untold = [
+        claim
+        for claim, verdict in (
+            ("the unique dimensions hold what the other sensor sees", leaks),
+            ("some of the common ones have nothing to do with it", apart),
+        )
+        if verdict is Verdict.UNTOLD
+    ]
+    doubt = f" Whether {' or '.join(untold)}, {found.samples} cannot tell." if untold else ""
+    if unique is not None:
+        return (
+            f"Consistent with this split: {common} of the variance of the common dimensions can be "
+            f"predicted from the other sensor, beyond chance, and {max(unique.value, 0):.2f} of "
+            f"that of the unique ones, which hold {held}. This cannot tell which share is right: "
+            f"compare runs of other shares by what they are for.{doubt}"
+        )
+    return (
+        f"All dimensions are common, and consistent with that: {common} of their variance can be "
+        "predicted from the other sensor, beyond chance. Whether fewer would do, and whether they "
+        f"leave out what only one sensor sees, this cannot tell.{doubt}"
+    )
+
+
+def told(arrays: Arrays, pair: str, part: str) -> Interval:
+    """Return R2 of a part beyond chance, from the better of its predictors and directions."""
+    found = []
+    for key in ("same", "features"):
+        chance = float(arrays[f"{pair}/{key}-chance/{part}"].max(initial=0))
+        values = arrays[f"{pair}/{key}/{part}"]
+        unknown = np.tile([-np.inf, np.inf], (len(values), 1))
+        ends = arrays.get(f"{pair}/{key}-interval/{part}", unknown)
+        found += [
+            Interval(float(value), float(low), float(high)) - chance
+            for value, (low, high) in zip(values, ends, strict=True)
+        ]
+    value, low, high = (max(getattr(x, end) for x in found) for end in ("value", "low", "high"))
+    return Interval(value, low, high)
+
+
+def _leaks(found: _Measured) -> Verdict:
+    """Tell whether the unique dimensions hold what the other sensor sees (rule 2)."""
+    if "unique" not in found.told:
+        return Verdict.NO
+    unique, common = found.told["unique"], found.told.get("common", Interval(0.0, 0.0, 0.0))
+    as_good = Interval(
+        unique.value - AS_GOOD * common.value,
+        unique.low - AS_GOOD * common.high,
+        unique.high - AS_GOOD * common.low,
+    )
+    return all_of(unique.above(TELLS), any_of(as_good.above(), found.held.above(LEAKS)))
+
+
+def correlation_reached(arrays: Arrays, pair: str) -> float:
+    """Return the correlation that a common dimension can reach with this noise and training.
+
+    That is what the best tenth of the common dimensions reach, or, if that is more, what two views
+    of one sensor reach (the sensor that reaches less). NaN where neither is told from nothing.
+    """
+    if f"{pair}/diagonal/common" not in arrays:
+        return float("nan")
+    c, error = arrays[f"{pair}/diagonal/common"]  # (k,) each
+    reach = _student(int(arrays[f"{pair}/independent"][0]) - 1, LEVEL) * error
+    own = float(np.quantile(c - reach, _MOST_ALIKE))
+    views = float(arrays[f"{pair}/ceiling"].min())  # 0 where it is not known
+    if max(own, views) <= 0:
+        return float("nan")
+    return max(float(np.quantile(c, _MOST_ALIKE)), views)
+
+
+def share_apart(arrays: Arrays, pair: str, reached: float) -> Interval:
+    """Return the share of the common dimensions that the sensors do not share (rule 3).
+
+    The lower end counts those whose correlation with their partner is surely less than `APART` of
+    what a dimension can reach, the upper end all but those where it is surely more.
+
+    Args:
+        arrays: of `shared`.
+        pair: its name there.
+        reached: as `correlation_reached` gives it.
+    """
+    if not np.isfinite(reached):
+        return Interval(float("nan"))
+    c, error = arrays[f"{pair}/diagonal/common"]  # (k,) each
+    reach = _student(int(arrays[f"{pair}/independent"][0]) - 1, LEVEL) * error
+    limit = APART * reached
+    low, high = (c + reach < limit).mean(), 1 - (c - reach > limit).mean()
+    return Interval(float((c < limit).mean()), float(low), float(high))
+
+
+def _on_copies(arrays: Arrays, pair: str) -> list[str]:
+    """Say how many directions are shared where they are fewer than common dimensions (rule 5)."""
+    if f"{pair}/canonical/common" not in arrays or f"{pair}/independent" not in arrays:
+        return []
+    values = arrays[f"{pair}/canonical/common"]
+    level = arrays[f"{pair}/canonical-chance/common"].max()
+    width = int(arrays[f"{pair}/widths"][arrays[f"{pair}/parts"].tolist().index("common")])
+    shown = min(width, int(arrays[f"{pair}/looked"]))
+    tested = int(arrays[f"{pair}/independent"][1])
+    if tested < FEWEST:
+        return []
+    error = (1 - values**2) / np.sqrt(tested - 1)
+    unshared = values + _student(tested - 1, LEVEL) * error < np.sqrt(TELLS)
+    shared = int(((values > level) & ~unshared).sum())
+    nothing = int(unshared.sum()) + shown - len(values)  # the latter: the rank is lower
+    if not shared or nothing <= TOO_MANY * shown:
+        return []
+    of = f"the {width} common dimensions"
+    if shown < width:
+        of = f"the {shown} main directions of {of}"
+    return [
+        f"Only {shared} of {of} are told to be shared, and {nothing} surely are not: the rest are "
+        "copies or mixtures. A lower objective.common may hold as much; only a run tells."
+    ]
+
+
+def _on_width(arrays: Arrays, pair: str) -> list[str]:
+    """Say which parts use few of their dimensions (rule 6)."""
+    trained = arrays[f"{pair}/samples"][1]
+    widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
+    sensors = arrays[f"{pair}/sensors"].tolist()
+    found = []
+    for part, width in widths:
+        for sensor, name in enumerate(sensors):
+            rank, most = arrays[f"{pair}/rank/{part}"][sensor], min(width, trained - 1)
+            if rank < LOW_RANK * most:
+                found.append(f"{name} {part} ({rank:.0f} of {most})")
+    if not found:
+        return []
+    return [
+        f"The effective rank is low beside the width: {', '.join(found)}. A narrower embedding "
+        "(projector.width) may hold as much; only a run tells."
+    ]
+
+
+def _student(freedom: int, level: float) -> float:
+    """Return the one-sided point of Student's t; infinite where there is no freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - level, freedom)) if freedom > 0 else float("inf")
