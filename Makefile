@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint format slow bench clean
+.PHONY: demo test lint format slow bench chaos audit clean
 
 demo: $(INSTALLED)
 	$(BIN)/decur demo
@@ -36,6 +36,15 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/optimiser.py
 	$(BIN)/python benchmarks/tsne.py
 	$(BIN)/python benchmarks/scaling.py
+
+# Kills, full disks, flipped bits and fuzzed inputs: minutes, the same ones for the same SEED.
+chaos: $(INSTALLED)
+	$(BIN)/python benchmarks/chaos.py $(if $(SEED),--seed $(SEED))
+
+# What is installed against the known vulnerabilities; needs a network.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --local
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("decur needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'

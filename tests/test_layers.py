@@ -18,6 +18,7 @@ LAYERS = (
         "devices",
         "progress",
         "tables",
+        "memory",
         "bounded_yaml",
         "modality",
         "digest",

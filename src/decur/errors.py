@@ -70,20 +70,28 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def in_range(key: str, value: float | None, low: float, high: float) -> None:
-    """Refuse a number outside a range; None, which leaves a number open, passes.
+# Ranges of numbers that several settings have. Their ends are far beyond what anybody trains.
+PIXELS = (1, 16_384)  # a side
+EPOCHS = (1, 1_000_000)
+STEPS = (1, 1_000_000_000)
+SEEDS = (0, 2**32 - 1)  # what numpy takes
+
+
+def check_ranges(settings: object, where: str = "", **ranges: tuple[float, float]) -> None:
+    """Refuse settings with a number outside its range; None, which leaves one open, passes.
 
     Args:
-        key: of the configuration, for the message.
-        value: the number.
-        low: the smallest that is taken.
-        high: the largest that is taken.
+        settings: what has the numbers as attributes.
+        where: what the keys begin with, for messages: "fit.".
+        **ranges: for each attribute the smallest and the largest number that is taken.
 
     Raises:
-        ConfigError: with the range; for NaN, too.
+        ConfigError: naming the key and the range; for NaN, too.
     """
-    if value is not None and not low <= value <= high:
-        raise ConfigError(f"{key}: must be from {low:,} to {high:,}, is {value:,}")
+    for key, (low, high) in ranges.items():
+        value = getattr(settings, key)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{where}{key}: must be from {low:,} to {high:,}, is {value:,}")
 
 
 def plain_name(name: str, what: str) -> str:

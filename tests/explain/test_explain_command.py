@@ -262,8 +262,8 @@ def test_one_sensor_says_why_there_is_nothing_to_compare(run):
     ("arguments", "said"),
     [
         (["--only", "alinment"], "no analysis 'alinment'; did you mean alignment"),
-        (["--samples", "0"], "samples: at least 1"),
-        (["--size", "0"], "size: at least 1"),
+        (["--samples", "0"], "samples: must be from 1 to"),
+        (["--size", "0"], "size: must be from 1 to"),
         (["--modalities", "lidar"], "the data has no 'lidar'"),
         (["--data.seeed", "2"], "seeed"),
         (["--options.browser.shown", "0"], "options.browser.shown: from 1 to"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from decur.errors import require
+from decur.errors import check_ranges
 
 
 @dataclass
@@ -24,9 +24,8 @@ class LoaderSettings:
     max_bad: float = 0.01
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 2, "loader.batch_size: must be 2 or more")
-        require((self.workers or 0) >= 0, "loader.workers: must not be negative")
-        require(0 <= self.max_bad <= 1, f"loader.max_bad: a share in [0, 1], is {self.max_bad}")
+        batch = {"batch_size": (2, 1_000_000)}
+        check_ranges(self, "loader.", **batch, workers=(0, 1024), max_bad=(0, 1))
 
     def processes(self) -> int:
         """Return the number of reading processes, with the default filled in."""

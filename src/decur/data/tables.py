@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["class", "multilabel", "scalar"]
 
+MAX_COLUMNS = 10_000
 MAX_INTEGER_CLASSES = 20  # more distinct whole numbers than this are a quantity
 _LIST = re.compile(r"[;|]")
 _UNKNOWN = frozenset({"nan", "NaN", "NA", "null"})  # as pandas, R and databases write no value
@@ -72,10 +74,13 @@ def read_table(path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
 
 
 def _refuse_doubles(path: Path, columns: list[str]) -> None:
-    names = [column.partition(":")[0] for column in columns]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path}: two columns are named {name!r}; rename one")
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(
+            f"{path}: has {len(columns):,} columns, and {MAX_COLUMNS:,} are read; take some out"
+        )
+    name, count = Counter(column.partition(":")[0] for column in columns).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{path}: two columns are named {name!r}; rename one")
 
 
 def _report_strangers(path: Path, table: Mapping[str, object], known: set[str]) -> None:

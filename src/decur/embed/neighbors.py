@@ -15,6 +15,8 @@ from decur import plotting
 from decur.embed.parquet import WHOLE, read_header, require_pyarrow
 from decur.errors import ConfigError, DataError
 
+MOST_NEIGHBOURS = 10_000  # of each query
+
 if TYPE_CHECKING:
     from decur.data import PairedDataset
     from decur.plotting import Figure
@@ -121,7 +123,7 @@ def nearest(
         same: whether both are of one sensor: a query is then no hit of its own.
 
     Raises:
-        ConfigError: if k is below 1, faiss is not installed or knows no such index.
+        ConfigError: if k is out of range, faiss is not installed or knows no such index.
         DataError: if the vectors differ in width.
     """
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells that it was loaded
@@ -129,8 +131,8 @@ def nearest(
         import faiss
     except ImportError as error:
         raise ConfigError("neighbors needs faiss: pip install 'decur[embed]'") from error
-    if k < 1:
-        raise ConfigError(f"--k: at least 1, is {k}")
+    if not 1 <= k <= MOST_NEIGHBOURS:
+        raise ConfigError(f"--k: must be from 1 to {MOST_NEIGHBOURS:,}, is {k:,}")
     dim = base.values.shape[1]
     if queries.values.shape[1] != dim:
         raise DataError(

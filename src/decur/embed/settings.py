@@ -7,7 +7,7 @@ from typing import Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import require
+from decur.errors import PIXELS, SEEDS, check_ranges
 
 
 @dataclass
@@ -36,5 +36,4 @@ class EmbedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = self.size is None or self.size >= 1
-        require(least, f"size: height and width in pixels, at least 1, is {self.size}")
+        check_ranges(self, size=PIXELS, seed=SEEDS)

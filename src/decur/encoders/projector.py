@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch
 from torch import Tensor, nn
 
 from decur.encoders.base import Encoder
 from decur.errors import ConfigError
+from decur.memory import require_memory
 
 PROJECTED = "projected"  # the name of its architecture in encoder files
 
@@ -22,7 +26,8 @@ class Projector(nn.Sequential):
         layers: 3 in the paper; 0 leaves the encoder's vector as it is (Fig. 3b), and K = D.
 
     Raises:
-        ConfigError: for a negative number of layers or a width below 1.
+        ConfigError: for a negative number of layers or a width below 1, or if the weights would
+            take more memory than the machine has.
     """
 
     def __init__(self, in_dim: int, width: int = 8192, *, layers: int = 3) -> None:
@@ -31,6 +36,12 @@ class Projector(nn.Sequential):
                 f"projector: layers must be 0 or more and width 1 or more, are {layers} and {width}"
             )
         widths = [in_dim] + [width] * layers
+        weights = sum(one * other for one, other in pairwise(widths))
+        require_memory(
+            weights * torch.get_default_dtype().itemsize,
+            what=f"a projector of {layers} layers, {width:,} wide",
+            remedy="lower projector.width or projector.layers",
+        )
         modules: list[nn.Module] = []
         for i in range(layers):
             modules.append(nn.Linear(widths[i], widths[i + 1], bias=False))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from decur.errors import require
+from decur.memory import require_memory_for_options
 from decur.modality import Modality
 
 if TYPE_CHECKING:
@@ -40,12 +42,19 @@ class EncoderSettings:
         """
         from decur.encoders.build import build_encoder  # timm takes seconds to import
         from decur.encoders.checkpointing import checkpoint_activations
+        from decur.encoders.timm_models import STARTS_FROM
 
         options: dict[str, Any] = {"pretrained": self.pretrained}
         options |= {"attention": self.attention} if self.attention else {}
         for key in self.options:
             twice = key in options or key in ("name", "modality")
             require(not twice, f"encoder.options.{key}: is encoder.{key}; give it there")
+        sized = {key: self.options[key] for key in self.options if key not in STARTS_FROM}
+        require_memory_for_options(
+            partial(build_encoder, self.of(name), modality, **sized),
+            name=self.of(name),
+            options=sized,
+        )
         encoder = build_encoder(self.of(name), modality, **options, **self.options)
         if self.checkpointing:
             checkpoint_activations(encoder)

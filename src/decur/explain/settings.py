@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decur.data import LoaderSettings, PairedDataset
-from decur.errors import ConfigError, DataError, require
+from decur.errors import PIXELS, ConfigError, DataError, check_ranges
 from decur.runs import RunFolder
 
 
@@ -46,8 +46,7 @@ class ExplainSettings:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.samples >= 1, f"samples: at least 1, is {self.samples}")
-        require(self.size is None or self.size >= 1, f"size: at least 1, is {self.size}")
+        check_ranges(self, samples=(1, 10_000_000), size=PIXELS)
 
 
 def configuration(run: str) -> dict[str, Any]:

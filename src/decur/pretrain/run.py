@@ -16,6 +16,7 @@ from decur.data.base import PairedDataset
 from decur.data.selection import select
 from decur.encoders.files import save_encoder
 from decur.errors import ConfigError
+from decur.memory import require_memory
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar, tensorboard
@@ -92,6 +93,7 @@ def pretrain(
     paired = PairedData(data, settings.loader, settings.seed)
     # refuses a batch that cannot be filled before anything is written
     EpochBatches(len(data), settings.loader.batch_size, settings.seed)
+    _require_memory_for_batch(data, settings)
     max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
     checkpoint = open_run(folder, config, anew)
     seed_everything(settings.seed)
@@ -130,6 +132,17 @@ def pretrain(
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
     return Pretrained(folder, model)
+
+
+def _require_memory_for_batch(data: PairedDataset, settings: PretrainSettings) -> None:
+    """Refuse a batch whose views alone, of all devices of a machine, do not fit into its memory."""
+    bands = sum(modality.channels for modality in data.modalities.values())
+    size, batch = settings.views.size, settings.loader.batch_size / settings.trainer.num_nodes
+    require_memory(
+        2 * batch * bands * size**2 * 4,  # two views, float32
+        what=f"a batch of {settings.loader.batch_size:,} views of {size:,} x {size:,} pixels",
+        remedy="lower loader.batch_size or views.size",
+    )
 
 
 def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> PretrainSettings:

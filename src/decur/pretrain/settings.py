@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import require
+from decur.errors import EPOCHS, PIXELS, STEPS, check_ranges
 
 Compile = bool | Literal["auto"]
 
@@ -27,6 +27,9 @@ class ProjectorSettings:
     width: int = 8192
     layers: int = 3
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "projector.", width=(1, 131_072), layers=(0, 64))
+
 
 @dataclass
 class ViewSettings:
@@ -41,6 +44,9 @@ class ViewSettings:
     size: int = 224
     shared_geometry: bool = False
     augment: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "views.", size=PIXELS)
 
 
 @dataclass
@@ -67,9 +73,8 @@ class OptimizerSettings:
     scale_lr: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("lr", "lr_bias", "weight_decay", "momentum", "warmup_epochs"):
-            value = getattr(self, key)
-            require(value is None or value >= 0, f"optimizer.{key}: must not be negative")
+        rates = dict.fromkeys(("lr", "lr_bias", "weight_decay"), (0, 10_000))
+        check_ranges(self, "optimizer.", **rates, momentum=(0, 1), warmup_epochs=(0, EPOCHS[1]))
 
     def rates(self) -> tuple[float, float, float]:
         """Return the learning rates of weights and of the rest, and the weight decay."""
@@ -100,9 +105,8 @@ class MonitorSettings:
     min_rank: float = 1.5
 
     def __post_init__(self) -> None:
-        require(self.every_epochs >= 0, "monitor.every_epochs: must not be negative")
-        for key in ("samples", "batches"):
-            require(getattr(self, key) >= 1, f"monitor.{key}: must be 1 or more")
+        often = {"every_epochs": (0, EPOCHS[1]), "batches": (1, 1_000_000)}
+        check_ranges(self, "monitor.", samples=(1, 1_000_000), min_rank=(0, 1_000_000), **often)
 
 
 @dataclass
@@ -119,7 +123,7 @@ class CheckpointSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        require(self.keep >= 1, "checkpoint.keep: must be 1 or more")
+        check_ranges(self, "checkpoint.", keep=(1, 1_000_000), every_minutes=(0, 1_000_000))
 
 
 # What Lightning's Trainer takes as `precision`.
@@ -188,6 +192,21 @@ class TrainerSettings:
     benchmark: bool | None = None
     profiler: str | None = None
     detect_anomaly: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_epochs != -1:  # where `max_steps` alone says
+            check_ranges(self, "trainer.", max_epochs=EPOCHS)
+        if self.max_steps != -1:
+            check_ranges(self, "trainer.", max_steps=STEPS)
+        check_ranges(
+            self,
+            "trainer.",
+            accumulate_grad_batches=(1, 1_000_000),
+            num_nodes=(1, 100_000),
+            limit_train_batches=(0, STEPS[1]),
+            log_every_n_steps=(0, STEPS[1]),
+            gradient_clip_val=(0, float("inf")),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options by name."""

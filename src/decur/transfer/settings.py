@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import ConfigError
+from decur.errors import EPOCHS, PIXELS, SEEDS, STEPS, ConfigError, check_ranges
 
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd"]
@@ -116,16 +116,11 @@ class FitSettings:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("lr", "head_lr", "weight_decay", "momentum", "warmup_epochs"):
-            value = getattr(self, key)
-            if value is not None and value < 0:
-                raise ConfigError(f"fit.{key}: must not be negative, is {value:g}")
+        rates = dict.fromkeys(("lr", "head_lr", "weight_decay"), (0, 10_000))
+        check_ranges(self, "fit.", **rates, momentum=(0, 1), epochs=EPOCHS, steps=STEPS)
+        check_ranges(self, "fit.", warmup_epochs=(0, EPOCHS[1]), patience=EPOCHS)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"fit.layer_decay: a factor in (0, 1], is {self.layer_decay:g}")
-        for key in ("epochs", "steps", "patience"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"fit.{key}: must be 1 or more, is {value}")
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ConfigError(f"fit.crop: needs 0 < low <= high <= 1, is {list(self.crop)}")
         if any(scale <= 0 for scale in self.scales):
@@ -246,8 +241,7 @@ class TransferSettings:
             raise ConfigError(f"label_fraction: a share in (0, 1], is {self.label_fraction:g}")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: a share in [0, 1), is {self.val_fraction:g}")
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"size: height and width in pixels, at least 1, is {self.size}")
+        check_ranges(self, size=PIXELS, folds=(2, 10_000), bootstrap=(0, 1_000_000), seed=SEEDS)
         self.test_scales = tuple(self.test_scales)
         if not self.test_scales or any(scale <= 0 for scale in self.test_scales):
             raise ConfigError(
