@@ -74,6 +74,7 @@ def require(condition: bool, message: str) -> None:
 PIXELS = (1, 16_384)  # a side
 EPOCHS = (1, 1_000_000)
 STEPS = (1, 1_000_000_000)
+RATES = (0.0, 1e38)  # of learning, of decay: what float32 holds
 SEEDS = (0, 2**32 - 1)  # what numpy takes
 
 
@@ -91,7 +92,11 @@ def check_ranges(settings: object, where: str = "", **ranges: tuple[float, float
     for key, (low, high) in ranges.items():
         value = getattr(settings, key)
         if value is not None and not low <= value <= high:
-            raise ConfigError(f"{where}{key}: must be from {low:,} to {high:,}, is {value:,}")
+            least, most, given = (
+                f"{number:,}" if isinstance(number, int) else f"{number:g}"
+                for number in (low, high, value)
+            )
+            raise ConfigError(f"{where}{key}: must be from {least} to {most}, is {given}")
 
 
 def plain_name(name: str, what: str) -> str:

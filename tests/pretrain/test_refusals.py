@@ -53,7 +53,7 @@ SMALL = [
         (["--config=demo", "--optimizer.warmup_epochs=1e9"], "warmup_epochs: must be from 0 to"),
         (
             ["--config=demo", "--optimizer.lr=.nan"],
-            "optimizer.lr: must be from 0 to 10,000, is nan",
+            "optimizer.lr: must be from 0 to 1e+38, is nan",
         ),
         (["--config=demo", "--projector.width=131072", "--projector.layers=64"], "GB of memory"),
         (["--config=demo", "--views.size=16384", "--loader.batch_size=2048"], "GB of memory"),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import EPOCHS, PIXELS, STEPS, check_ranges
+from decur.errors import EPOCHS, PIXELS, RATES, STEPS, check_ranges
 
 Compile = bool | Literal["auto"]
 
@@ -73,7 +73,7 @@ class OptimizerSettings:
     scale_lr: bool = False
 
     def __post_init__(self) -> None:
-        rates = dict.fromkeys(("lr", "lr_bias", "weight_decay"), (0, 10_000))
+        rates = dict.fromkeys(("lr", "lr_bias", "weight_decay"), RATES)
         check_ranges(self, "optimizer.", **rates, momentum=(0, 1), warmup_epochs=(0, EPOCHS[1]))
 
     def rates(self) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import EPOCHS, PIXELS, SEEDS, STEPS, ConfigError, check_ranges
+from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges
 
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd"]
@@ -116,7 +116,7 @@ class FitSettings:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        rates = dict.fromkeys(("lr", "head_lr", "weight_decay"), (0, 10_000))
+        rates = dict.fromkeys(("lr", "head_lr", "weight_decay"), RATES)
         check_ranges(self, "fit.", **rates, momentum=(0, 1), epochs=EPOCHS, steps=STEPS)
         check_ranges(self, "fit.", warmup_epochs=(0, EPOCHS[1]), patience=EPOCHS)
         if not 0 < self.layer_decay <= 1:
