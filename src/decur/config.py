@@ -73,6 +73,9 @@ def describe(text: str) -> str:
     return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
 
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
+
 def command_of(text: str) -> str:
     """Return the command that a recipe is for: the word after `decur` in its header."""
     found = re.search(r"^#\s*command\s+decur (\w+)", text, re.M)
@@ -306,12 +309,17 @@ class Parser(ArgumentParser):
             if not (flag or other or name.endswith("+")):
                 while words and not words[0].startswith("--") and (many or not given):
                     given.append(words.pop(0))
+            # an option of a class, such as --data.mask_nodata -1 255, has no action here
+            several = action is None and all(map(_NUMBER.fullmatch, given))
+            while several and given and words and _NUMBER.fullmatch(words[0]):
+                given.append(words.pop(0))
             if flag or other or name.endswith("+") or not given:
                 rest.append(word)
             elif key == "config":
                 layers += find_config(given[0])
             else:
-                layers.append({key: given if many else given[0]})
+                more = [loaded(word) for word in given] if len(given) > 1 else given[0]
+                layers.append({key: given if many else more})
         return layers, rest
 
     def _unlike_source(self, layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,23 +189,26 @@ def test_unreadable_csv(tmp_path):
         PairedFolder(root)
 
 
-def test_masks(tmp_path):
+def test_masks_keep_their_own_size(tmp_path):
     root = make_folder(tmp_path, {"s1": ["a", "b", "c"]}, size=8)
     mask = np.kron(np.array([[0, 1], [2, 255]], np.uint8), np.ones((8, 8), np.uint8))
     write(root / "mask" / "a.png", mask)
-    write(root / "mask" / "b.png", mask[::2, ::2])
+    write(root / "mask" / "b.png", mask[::2, ::4])
     data = PairedFolder(root)
     assert list(data.modalities) == ["s1"]
     assert data.targets["mask"].classes == ("0", "1", "2")
-    for index in (0, 1):  # one is resized, one is not
+    for index, expected in enumerate((mask, mask[::2, ::4])):
         target = data[index]["target"]["mask"]
         assert target.dtype == torch.int64
-        np.testing.assert_array_equal(target.numpy(), mask[::2, ::2])
+        np.testing.assert_array_equal(target.numpy(), expected)
     assert "mask" not in data[2]["target"]
-    batch = Collate(data.modalities, data.targets)([data[0], data[2]])
+    batch = Collate(data.modalities, data.targets)([data[1], data[2], data[0]])
     assert (batch["target"]["mask"][1] == 255).all()
+    assert batch["sizes"]["mask"].tolist() == [[8, 4], [16, 16], [16, 16]]
+    assert (batch["target"]["mask"][0] == 255).sum() == 16 * 16 - 3 * 8
+    assert "sizes" not in Collate(data.modalities, data.targets)([data[0], data[2]])
     (root / "mask" / "classes.txt").write_text("dry\nwet\n")
-    with pytest.raises(BadSampleError, match=r"has class 2, known are 0 to 1 .*classes\.txt"):
+    with pytest.raises(BadSampleError, match=r"has value 2, known are 0 to 1; .*classes\.txt"):
         PairedFolder(root)[0]
 
 

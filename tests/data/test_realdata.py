@@ -161,9 +161,11 @@ def test_sen1floods11_unlabelled_pixels_are_told_of_in_one_line(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{name}.tif").symlink_to(REAL / "sen1floods11" / file)
     (tmp_path / "mask" / "classes.txt").write_text("dry\nflooded\n")
-    with pytest.raises(BadSampleError, match=rf"mask/{name}\.tif.*class -1.*0 to 1 and 255") as bad:
+    with pytest.raises(BadSampleError, match=rf"mask/{name}\.tif.*value -1.*mask_nodata -1") as bad:
         PairedFolder(tmp_path, {"s1": "sentinel1"})[0]
     assert "\n" not in str(bad.value)
+    mask = PairedFolder(tmp_path, {"s1": "sentinel1"}, mask_nodata=[-1])[0]["target"]["mask"]
+    assert set(mask.unique().tolist()) == {0, 1, 255}
 
 
 def test_bigearthnet_bands_read_at_their_own_sizes():

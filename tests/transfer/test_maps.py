@@ -9,10 +9,11 @@ from rich.console import Console
 from decur.data import PairedFolder
 from decur.encoders import build_encoder
 from decur.features import map_names
-from decur.pretrain import LoaderSettings
+from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.runs import RunFolder
 from decur.transfer import FCN, FitSettings, TransferSettings
 from decur.transfer.fit import Engine, train_on_maps, train_on_pictures
+from decur.transfer.run import transfer
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import make_task
 
@@ -91,3 +92,28 @@ def test_the_command_runs_a_frozen_fcn_on_stored_maps(flooded, transferred):
     assert (folder / "results.json").is_file() and not (folder / "model.safetensors").exists()
     other = transferred(*common, "--fit.augment=false", "--freeze=false", name="tuned")
     assert not list((other / "cache").glob("s1*.npy"))
+
+
+def test_masks_of_several_sizes_are_scored_at_their_own(flooded, tmp_path):
+    for i in (3, 4, 8, 12):
+        file = flooded.root / "mask" / f"{i:04d}.png"
+        Image.open(file).resize((24, 40), Image.Resampling.NEAREST).save(file)
+    transfer(
+        PairedFolder(flooded.root),
+        encoders="random",
+        encoder=EncoderSettings("test_resnet"),
+        target="mask",
+        folds=2,
+        fit=FitSettings(epochs=1, lr=0.01, augment=False),
+        loader=LoaderSettings(4, workers=0),
+        run=str(tmp_path / "run"),
+        bootstrap=0,
+        device="cpu",
+    )
+    kept = np.load(tmp_path / "run" / "predictions.npz")
+    assert kept["output"].shape[1:] == (40, 32)
+    for id_, matrix, guess in zip(kept["ids"], kept["confusion"], kept["output"], strict=True):
+        mask = np.array(Image.open(flooded.root / "mask" / f"{id_}.png"))
+        guess = guess[: mask.shape[0], : mask.shape[1]]
+        expected = [[((mask == a) & (guess == b)).sum() for b in (0, 1)] for a in (0, 1)]
+        np.testing.assert_array_equal(matrix, expected)

@@ -123,11 +123,16 @@ def read_sensor(
     return image
 
 
-def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_mask(path: str | Path, *, empty: int = 255, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read a picture of class indices; of a palette picture the indices, not the colours.
 
+    Args:
+        path: of one of `EXTENSIONS`.
+        empty: what stands where the file says that it holds nothing.
+        max_pixels: height times width that is read at most.
+
     Returns:
-        (H, W) int64, 255 where a file says that it holds nothing.
+        (H, W) int64.
 
     Raises:
         BadSampleError: as `read_image`, but such a mask may be all 255; also for more than one
@@ -143,7 +148,7 @@ def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
                 path, f"a mask has one band of class indices, this has {len(pixels)}; convert it"
             )
         if pixels.dtype.kind == "f":
-            pixels = _to_tensor(path, decoded, None).nan_to_num(255).numpy()
+            pixels = _to_tensor(path, decoded, None).nan_to_num(empty).numpy()
             if (pixels != pixels.round()).any():
                 raise BadSampleError(
                     path, "a mask holds whole numbers, this has fractions; convert it"
@@ -151,7 +156,7 @@ def read_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         mask = torch.from_numpy(pixels[0].astype(np.int64))
         for holes in (decoded.holes, None if decoded.alpha is None else decoded.alpha == 0):
             if holes is not None:
-                mask[torch.from_numpy(holes[0].copy())] = 255
+                mask[torch.from_numpy(holes[0].copy())] = empty
     return mask
 
 

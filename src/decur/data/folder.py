@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset
 from decur.data.files import (
@@ -17,13 +17,12 @@ from decur.data.files import (
     check_bands,
     parts_of,
     read_header,
-    read_mask,
     read_sensor,
     resize,
-    resize_mask,
 )
 from decur.data.listing import MASK, modality_files, scan
-from decur.data.sample import Sample, Target
+from decur.data.masks import MaskCodes, read_codes
+from decur.data.sample import VOID, Sample
 from decur.data.selection import evenly_spaced
 from decur.data.stats import guess_augmentation, stats_of_files
 from decur.data.tables import Labels, read_splits
@@ -32,7 +31,7 @@ from decur.modality import Modality, load_modalities
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_CLASS = 255  # in masks
+UNKNOWN_CLASS = VOID  # in masks of up to 255 classes
 
 _HEADERS = 50  # files of a modality whose headers tell its size
 _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
@@ -50,8 +49,8 @@ class PairedFolder(PairedDataset):
 
     * `modalities.yaml`, as `decur stats` writes it, with bands, statistics and scaling;
     * `labels.csv`: `id` and a column for each label, see `decur.data.tables.Labels`;
-    * `mask/<id>.png`: class indices, 255 unknown, resized (nearest) to the first modality's size;
-      `mask/classes.txt` may name the classes, one a line;
+    * `mask/<id>.png`: class indices, 255 unknown, of any size; `mask/classes.txt` may name the
+      classes, one a line, and say which value or colour each has (`decur.data.masks`);
     * `splits.csv`: `id`, `split`, and `group` or `cluster`, of samples that belong together.
 
     Args:
@@ -63,6 +62,7 @@ class PairedFolder(PairedDataset):
         split: which split of splits.csv; None for all samples.
         missing: "keep" samples that lack a modality, or "drop" them.
         max_pixels: height times width of a picture at most; a larger one makes a bad sample.
+        mask_nodata: value or values in masks that mean "unknown"; None: 255.
 
     Raises:
         DataError: if there is no data set to be made of this, naming file and remedy.
@@ -77,6 +77,7 @@ class PairedFolder(PairedDataset):
         split: str | None = None,
         missing: Literal["keep", "drop"] = "keep",
         max_pixels: int = MAX_PIXELS,
+        mask_nodata: int | list[int] | None = None,
     ) -> None:
         self.root, self.max_pixels = Path(root), max_pixels
         if modalities is None and (self.root / "modalities.yaml").is_file():
@@ -111,13 +112,16 @@ class PairedFolder(PairedDataset):
             self.labels = self._labels.rows
             self.targets |= self._labels.targets
         self._masks = scan(self.root / MASK) if (self.root / MASK).is_dir() else {}
+        self._codes: MaskCodes | None = None
         if self._masks:
             if MASK in self.targets:
                 raise DataError(
                     f"{self.root / 'labels.csv'}: column {MASK!r} and folder {MASK!r} clash; "
                     "rename the column"
                 )
-            self.targets[MASK] = Target("mask", _mask_classes(self.root / MASK, self._masks))
+            self._codes = read_codes(self.root / MASK, list(self._masks.values()), mask_nodata)
+            self._codes = replace(self._codes, max_pixels=max_pixels)
+            self.targets[MASK] = self._codes.target
 
     def read(self, index: int) -> Sample:
         """Read one sample; its target holds a mask only where there is one.
@@ -137,8 +141,8 @@ class PairedFolder(PairedDataset):
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
             sample["target"] = self._labels[id_] if self._labels else {}
-        if mask := self._mask(id_):
-            sample["target"][MASK] = self._read_mask(mask)
+        if (mask := self._mask(id_)) and self._codes is not None:
+            sample["target"][MASK] = self._codes.read(mask)
         return sample
 
     def files(self, index: int) -> list[str]:
@@ -150,18 +154,6 @@ class PairedFolder(PairedDataset):
     def _mask(self, id_: str) -> str | None:
         """Return the mask of a sample, if it has one that is wanted."""
         return self._masks.get(id_) if MASK in self.targets else None
-
-    def _read_mask(self, file: str) -> Tensor:
-        mask = read_mask(file)  # (H, W)
-        classes = len(self.targets[MASK].classes)
-        valid = (mask == UNKNOWN_CLASS) | ((mask >= 0) & (mask < classes))
-        if not valid.all():
-            raise BadSampleError(
-                file,
-                f"has class {int(mask[~valid][0])}, known are 0 to {classes - 1} and 255 "
-                f"(unknown); list all classes in {self.root / MASK / 'classes.txt'}",
-            )
-        return resize_mask(mask, next(iter(self.modalities.values())).size)
 
     def describe(self) -> str:
         """Return one line for the log: samples, sensors and how many samples lack them, labels."""
@@ -279,49 +271,3 @@ def _guess(
         modality.augmentation,
     )
     return modality
-
-
-def _mask_classes(folder: Path, masks: dict[str, str]) -> tuple[str, ...]:
-    files = list(masks.values())
-    named = _class_names(folder / "classes.txt")
-    enough = 1 if named else None
-    highest, unknown = _highest_class(_spaced(files, _STATS_FILES), enough)
-    if highest == 0 and unknown:  # the other classes may be rare: look at all before refusing
-        highest, _ = _highest_class(files, enough)
-    if highest == 0 and unknown and len(named) != 1:
-        raise DataError(
-            f"{unknown}: the masks hold only 0 and 255; 255 means unknown: "
-            "write the foreground as 1"
-        )
-    return named or tuple(str(index) for index in range(max(highest, 0) + 1))
-
-
-def _class_names(file: Path) -> tuple[str, ...]:
-    if not file.is_file():
-        return ()
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error}); save it as UTF-8") from error
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _highest_class(files: list[str], enough: int | None) -> tuple[int, str | None]:
-    """Return the highest class in masks (-1 for none), and the first file with unknown pixels.
-
-    From `enough` on no more masks are read.
-    """
-    highest, unknown = -1, None
-    for file in files:
-        try:
-            mask = read_mask(file)
-        except BadSampleError:
-            continue  # comes up again when it is read as a sample
-        labelled = mask[mask != UNKNOWN_CLASS]
-        if len(labelled):
-            highest = max(highest, int(labelled.max()))
-        if unknown is None and len(labelled) < mask.numel():
-            unknown = file
-        if enough is not None and highest >= enough:
-            break
-    return highest, unknown

@@ -39,7 +39,8 @@ class GeoNRW(PairedDataset):
     """GeoNRW: about 7,800 scenes of 1000 x 1000 m, each cut into 4 x 4 tiles of 250 x 250 pixels.
 
     Aerial photographs (8-bit RGB), elevation from LiDAR in metres (DEM), and as the mask `cover`
-    land cover in 11 classes. Published by Baier et al. (https://ieee-dataport.org/open-access/
+    land cover in 11 classes. The photographs' files have near infrared as a fourth band, which is
+    left out, as in the authors' reader and in torchgeo's. Published by Baier et al. (https://ieee-dataport.org/open-access/
     geonrw, mirrored by torchgeo on Hugging Face):
 
         ROOT/<city>/<E>_<N>_rgb.jp2, <E>_<N>_dem.tif, <E>_<N>_seg.tif    (UTM kilometres)

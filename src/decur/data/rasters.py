@@ -143,6 +143,17 @@ def _opened(path: Path) -> Iterator[list[Any]]:
         yield pages
 
 
+@contextmanager
+def open_raster(path: Path) -> Iterator[Any]:
+    """Open a raster, or the first of its pages, with the driver that its extension stands for.
+
+    Raises:
+        DataError: if rasterio is not installed.
+    """
+    with _opened(path) as pages:
+        yield pages[0]
+
+
 def _gdal(path: Path) -> dict[str, str]:
     """Return options of GDAL that keep it from listing the whole folder at each opening.
 

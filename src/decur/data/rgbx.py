@@ -62,7 +62,8 @@ class RGBX(PairedDataset):
             miss rare ones.
         zero_is_void: whether 0 in a label is "not labelled"; false where it is class 0, as in
             MFNet.
-        size: height and width; None: those of the first picture.
+        size: height and width that all is resized to; None: pictures to those of the first, and a
+            label keeps its own.
         modalities: changes of the modalities, `{name: preset or fields}`.
 
     Raises:
@@ -114,7 +115,8 @@ class RGBX(PairedDataset):
             for name, found in self._files.items()
         }
         header = {name: _header(folders[name], found.values()) for name, found in files.items()}
-        size = (size[0], size[1]) if size else header["rgb"].size
+        self._size = (size[0], size[1]) if size else None
+        size = self._size or header["rgb"].size
         known = {name: _modality(name, header[name], size) for name in files}
         self.modalities = change_modalities(known, modalities)
         labels = _files(self.root / _LABEL, listed.values(), needed=False)
@@ -162,7 +164,7 @@ class RGBX(PairedDataset):
                 f"has value {int(label[unknown][0]) + first}, the {classes} classes are {first} to "
                 f"{classes - 1 + first}; set `classes`",
             )
-        return resize_mask(label, self.modalities["rgb"].size)
+        return resize_mask(label, self._size)
 
 
 def read_label(file: str | Path, zero_is_void: bool) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from decur.modality import Modality
 
+VOID = 255  # in a mask of up to 255 classes: not known
+
 
 class Sample(TypedDict):
     """One place: its pictures by modality, any of which may be missing, and its labels."""
@@ -29,6 +31,8 @@ class Batch(TypedDict):
     target: dict[str, Tensor]  # (B, ...)
     ids: list[str]
     bad: list[tuple[str, str]]  # (file, reason) of every sample that could not be read
+    # of masks that differ in size, which stand at the top left of a tensor of the largest
+    sizes: NotRequired[dict[str, Tensor]]  # (B, 2) height and width
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Target:
 
     Args:
         kind: "class" (one of `classes`: int64 scalar, -1 unknown), "multilabel" (float32 vector
-            of 0 and 1, NaN unknown), "scalar" (float32 number, NaN unknown), "mask" (int64 (H, W),
-            255 unknown), or a kind that `decur.transfer.tasks` has registered.
+            of 0 and 1, NaN unknown), "scalar" (float32 number, NaN unknown), "mask" (int64 (H, W)
+            of its own size, `void` unknown), or a kind that `decur.transfer.tasks` has registered.
         classes: names in order of their index; empty for scalars.
         modalities: the sensors that can see it, where the data set knows them; empty for all.
     """
@@ -47,12 +51,17 @@ class Target:
     classes: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
 
+    @property
+    def void(self) -> int:
+        """What means "unknown" in a mask: 255, or -1 where that is a class."""
+        return VOID if len(self.classes) <= VOID else -1
+
     def unknown(self, size: tuple[int, int] = (1, 1)) -> Tensor:
         """Return the value that means "not labelled"; `size` is a mask's height and width."""
         if self.kind == "class":
             return torch.tensor(-1)
         if self.kind == "mask":
-            return torch.full(size, 255, dtype=torch.int64)
+            return torch.full(size, self.void, dtype=torch.int64)
         if self.kind == "multilabel":
             return torch.full((len(self.classes),), torch.nan)
         return torch.tensor(torch.nan)
@@ -77,17 +86,24 @@ class Collate:
             has = [name in sample["images"] for sample in samples]
             present[name] = torch.tensor(has)
             images[name] = self._stack([s["images"].get(name) for s in samples], modality)
-        target = {}
+        target, sizes = {}, {}
         for name, spec in self.targets.items():
-            unknown = spec.unknown(self._mask_size(samples, name))  # once: it may be a whole mask
-            target[name] = torch.stack([s.get("target", {}).get(name, unknown) for s in samples])
-        return {
+            given = [sample.get("target", {}).get(name) for sample in samples]
+            largest = self._mask_size(given) if spec.kind == "mask" else (1, 1)
+            unknown = spec.unknown(largest)  # once: it may be a whole mask
+            labels = [unknown if label is None else label for label in given]
+            if spec.kind == "mask" and any(label.shape != largest for label in labels):
+                sizes[name] = torch.tensor([label.shape for label in labels])  # (B, 2)
+                labels = [padded(label, largest, spec.void) for label in labels]
+            target[name] = torch.stack(labels)
+        batch: Batch = {
             "images": images,
             "present": present,
             "target": target,
             "ids": [sample["id"] for sample in samples],
             "bad": [sample["bad"] for sample in samples if "bad" in sample],
         }
+        return {**batch, "sizes": sizes} if sizes else batch
 
     @staticmethod
     def _stack(pictures: list[Tensor | None], modality: Modality) -> Tensor:
@@ -101,9 +117,15 @@ class Collate:
                 stacked[row] = picture
         return stacked
 
-    def _mask_size(self, samples: Sequence[Sample], name: str) -> tuple[int, int]:
-        for sample in samples:
-            mask = sample.get("target", {}).get(name)
-            if mask is not None and mask.ndim == 2:
-                return (mask.shape[0], mask.shape[1])
-        return next(iter(self.modalities.values())).size or (1, 1)
+    def _mask_size(self, masks: Sequence[Tensor | None]) -> tuple[int, int]:
+        """Return the height and width that hold each of some masks."""
+        there = [mask.shape for mask in masks if mask is not None]
+        if not there:
+            return next(iter(self.modalities.values())).size or (1, 1)
+        return max(shape[0] for shape in there), max(shape[1] for shape in there)
+
+
+def padded(mask: Tensor, size: Sequence[int], value: int) -> Tensor:
+    """Return a mask (..., H, W) at the top left of one of a size, which holds a value elsewhere."""
+    height, width = mask.shape[-2:]
+    return torch.nn.functional.pad(mask, (0, size[1] - width, 0, size[0] - height), value=value)

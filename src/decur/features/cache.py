@@ -157,7 +157,7 @@ class _Plan:
             size=self.model.size,
         ).to(device)
         labels = Labels(self.loader.data.targets)
-        masks = [name for _, name in self.masks()]
+        masks = {name: self.loader.data.targets[name] for _, name in self.masks()}
         columns = Columns(len(self.loader.indices), masks, self._open)
         try:
             for batch in iterate(model, self.loader, maps=self.maps):
@@ -175,6 +175,7 @@ class _Plan:
 
     def _name(self, columns: Columns, labels: Labels) -> None:
         """Give the files their names, now that they are whole."""
+        columns.finish()
         for key, file in columns.files.items():
             file.close()
             put_in_place(Path(file.name), self.file(key, bool(self.loader.bad)))

@@ -133,7 +133,7 @@ def collect(
 ) -> Features:
     """Return all rows that `iterate` yields for a model and a loader; see `compute_features`."""
     targets = loader.data.targets
-    masks = [name for name, spec in targets.items() if maps and spec.kind == "mask"]
+    masks = {name: spec for name, spec in targets.items() if maps and spec.kind == "mask"}
     columns = Columns(len(loader.indices), masks, _open_temporary if on_disk else None)
     labels = Labels(targets)
     for batch in batches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -31,7 +31,8 @@ class Features:
         embeddings: `{modality: (N, K)}`, likewise; empty without projectors.
         labels: `{target: (N, ...)}` as `Target` says; of masks (N, classes), the pixels of each
             class.
-        masks: `{target: (N, H, W)}` uint8, where they were asked for.
+        masks: `{target: (N, H, W)}` where they were asked for; uint8, or int32 where a mask has
+            more than 255 classes.
         bad: file and reason of what could not be read; its labels are unknown.
         computed: whether anything was computed; False: all was found in the cache.
         known_by: digest of what the rows were made from; None where that cannot be told.
@@ -40,7 +41,7 @@ class Features:
     features: dict[str, NDArray[np.float32]]
     embeddings: dict[str, NDArray[np.float32]]
     labels: dict[str, NDArray[Any]]
-    masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    masks: dict[str, NDArray[Any]] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
     computed: bool = True
     known_by: str | None = None
@@ -94,6 +95,10 @@ def zeroed(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x
 
 
+class MasksDifferError(DataError):
+    """Masks that differ in size, so that they make no array."""
+
+
 class Columns:
     """Arrays of a known number of rows that are filled row by row, in memory or in files.
 
@@ -102,24 +107,55 @@ class Columns:
 
     Args:
         rows: of each array.
-        masks: names of the masks to keep.
+        masks: the masks to keep.
         opening: opens the file of an array, given its key; None: memory.
     """
 
     def __init__(
-        self, rows: int, masks: Sequence[str], opening: Callable[[Key], IO[bytes]] | None
+        self, rows: int, masks: Mapping[str, Target], opening: Callable[[Key], IO[bytes]] | None
     ) -> None:
         self.rows, self.masks, self.opening = rows, masks, opening
+        self.mask_shapes: dict[str, tuple[int, ...]] = {}
+        self.waiting = dict.fromkeys(masks, 0)  # rows before the first whose mask is known
         self.parts: dict[Key, list[NDArray[Any]]] = {}
         self.files: dict[Key, IO[bytes]] = {}
 
     def add(self, batch: FeatureBatch) -> None:
-        """Take the rows of a batch, and its masks."""
+        """Take the rows of a batch, and its masks.
+
+        Raises:
+            MasksDifferError: if masks differ in size.
+        """
         for kind, arrays in (("features", batch.features), ("embeddings", batch.embeddings)):
             for name, values in arrays.items():
                 self._add((kind, name), values.numpy())
-        for name in self.masks:
-            self._add(("masks", name), batch.target[name].numpy().astype(np.uint8))
+        for name, spec in self.masks.items():
+            self._add_masks(name, batch.target[name].numpy(), spec)
+
+    def finish(self) -> None:
+        """Write the masks of samples without one, where no sample has a mask."""
+        for name, spec in self.masks.items():
+            if self.waiting[name]:
+                self._write_masks(name, np.full((0, 1, 1), spec.void), spec)
+
+    def _add_masks(self, name: str, masks: NDArray[Any], spec: Target) -> None:
+        if (masks == spec.void).all() and name not in self.mask_shapes:
+            self.waiting[name] += len(masks)  # their size says nothing: wait for that of others
+            return
+        shape = self.mask_shapes.setdefault(name, masks.shape[1:])
+        if masks.shape[1:] != shape:
+            if (masks != spec.void).any():
+                raise MasksDifferError(f"{name}: masks are of several sizes, {shape} is one")
+            masks = np.full((len(masks), *shape), spec.void)
+        self._write_masks(name, masks, spec)
+
+    def _write_masks(self, name: str, masks: NDArray[Any], spec: Target) -> None:
+        kind = np.uint8 if spec.void >= 0 else np.int32
+        before = np.full((self.waiting[name], *masks.shape[1:]), spec.void)
+        self.waiting[name] = 0
+        for part in (before, masks):
+            if len(part):
+                self._add(("masks", name), part.astype(kind))
 
     def _add(self, key: Key, values: NDArray[Any]) -> None:
         values = np.ascontiguousarray(values)
@@ -136,6 +172,7 @@ class Columns:
 
     def arrays(self) -> dict[str, dict[str, NDArray[Any]]]:
         """Return `{kind: {name: (N, ...)}}`, memory-mapped where there are files."""
+        self.finish()
         found: dict[str, dict[str, NDArray[Any]]] = {}
         for (kind, name), parts in self.parts.items():
             if self.opening is None:
@@ -163,8 +200,12 @@ class Labels:
             values = batch.target[name]
             if spec.kind == "mask":
                 flat = values.flatten(1)  # (B, H * W)
-                counts = [(flat == c).sum(dim=1) for c in range(len(spec.classes))]
-                values = torch.stack(counts, dim=1)  # (B, classes)
+                known = (flat >= 0) & (flat < len(spec.classes))
+                row = torch.arange(len(flat))[:, None] * len(spec.classes)  # (B, 1)
+                counts = torch.bincount(
+                    (row + flat)[known], minlength=row.numel() * len(spec.classes)
+                )
+                values = counts.reshape(len(flat), len(spec.classes))  # (B, classes)
             self.parts[name].append(values.numpy())
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]
 
-from decur.data.folder import UNKNOWN_CLASS
+from decur.data.sample import VOID
 from decur.encoders.build import colour_order
 from decur.encoders.imagenet import IMAGENET
 from decur.errors import ConfigError
@@ -59,6 +59,8 @@ def scale_and_flip(
     scales: Sequence[float],
     piece: tuple[int, int] | None = None,
     fill: Mapping[str, Sequence[float]] | None = None,
+    *,
+    void: int = VOID,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Enlarge pictures at random, take a piece and flip it, alike for all of a sample.
 
@@ -67,12 +69,13 @@ def scale_and_flip(
 
     Args:
         images: `{modality: (B, C, H, W)}`, each of its own size.
-        mask: (B, H, W) class indices, 255 unknown.
+        mask: (B, H, W) class indices, `void` unknown.
         scales: factors, one of which is drawn for each sample.
         piece: height and width of the result, in pixels of the mask; None: of the mask. A picture
             of another size than the mask's keeps its ratio to it.
         fill: `{modality: value of each band}` around a shrunken picture, see `mean_colour`; 0 for
             a modality that it does not name.
+        void: what an unknown pixel of the mask is.
 
     Returns:
         Pictures and mask of the piece's size.
@@ -94,8 +97,8 @@ def scale_and_flip(
         # zeros outside at once would fade the picture's own border
         colour = _colour(fill, name, x)
         taken[name] = _take(x, theta, own, "bilinear") * inside + colour * (1 - inside)
-    shifted = mask[:, None].float() - UNKNOWN_CLASS  # what is 0 outside
-    mask = _take(shifted, theta, piece, "nearest", "zeros")[:, 0].long() + UNKNOWN_CLASS
+    shifted = mask[:, None].float() - void  # what is 0 outside
+    mask = _take(shifted, theta, piece, "nearest", "zeros")[:, 0].long() + void
     return taken, mask
 
 

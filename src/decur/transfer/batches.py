@@ -123,7 +123,7 @@ class _StoredMaps(PairedDataset):  # private, so that --help does not offer it
         self.source = seen
         self.modalities = {
             name: Modality(
-                name=name,
+                name=name.replace("/", "-"),
                 bands=tuple(map(str, range(maps.shape[1]))),
                 scaling="range",
                 size=(maps.shape[2], maps.shape[3]),

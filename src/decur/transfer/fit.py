@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from decur.data import Batch, PairedDataset
+from decur.data.files import resize_mask
 from decur.digest import digest
 from decur.encoders import Encoder
 from decur.errors import DivergedError
@@ -122,7 +123,7 @@ class Trainee(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        images, labels = self._pictures(batch), batch["target"][self.task.name]
+        images, labels = self._pictures(batch), self._labels_of_one_size(batch)
         images, labels = self._augmented(images, labels)
         loss = self.task.loss(self._output(images, batch["present"], labels), labels)
         self.losses.append(loss.detach().float())
@@ -135,10 +136,27 @@ class Trainee(L.LightningModule):
         if not (self.modalities and self.settings.augment):
             return images, labels
         if scales:
-            return scale_and_flip(images, labels, scales, piece, self.fill)
+            void = self.task.target.void
+            return scale_and_flip(images, labels, scales, piece, self.fill, void=void)
         assert crop is not None  # complete settings have one
         images, mask = crop_and_flip(images, labels if self.task.dense else None, crop)
         return images, labels if mask is None else mask
+
+    def _labels_of_one_size(self, batch: Batch) -> Tensor:
+        """Return the labels of a batch; masks that differ in size are enlarged to the largest.
+
+        Nearest neighbours keep classes apart. Tests take each mask at its own size.
+        """
+        labels = batch["target"][self.task.name]
+        sizes = batch.get("sizes", {}).get(self.task.name)
+        if sizes is None:
+            return labels
+        largest = (labels.shape[-2], labels.shape[-1])
+        masks = [
+            resize_mask(mask[:height, :width], largest)
+            for mask, (height, width) in zip(labels, sizes.tolist(), strict=True)
+        ]
+        return torch.stack(masks)
 
     def _output(
         self, images: Mapping[str, Tensor], present: Mapping[str, Tensor], labels: Tensor
@@ -151,6 +169,26 @@ class Trainee(L.LightningModule):
         """Return what the metrics need of one batch."""
         labels = batch["target"][self.task.name]
         images, present = self._pictures(batch), batch["present"]
+        sizes = batch.get("sizes", {}).get(self.task.name)
+        if sizes is None:
+            return self._kept(images, present, labels)
+        parts, order = [], []
+        for height, width in sorted({(h, w) for h, w in sizes.tolist()}):
+            rows = (sizes == torch.tensor([height, width])).all(dim=1).nonzero()[:, 0]  # (n,)
+            part = (
+                {name: x[rows] for name, x in images.items()},
+                {name: has[rows] for name, has in present.items()},
+                labels[rows, :height, :width],
+            )
+            parts.append(self._kept(*part))
+            order.append(rows.numpy())
+        back = np.argsort(np.concatenate(order))
+        return {key: rows[back] for key, rows in join_kept(parts, self.task.target.void).items()}
+
+    def _kept(
+        self, images: dict[str, Tensor], present: Mapping[str, Tensor], labels: Tensor
+    ) -> Kept:
+        """Return what the metrics need of samples whose masks are of one size."""
         if self.averaging is None:
             output = self._output(images, present, labels)
         else:
@@ -205,6 +243,29 @@ def rate_factor(done: float, settings: FitSettings) -> float:
     if settings.schedule == "steps":
         return 0.1 ** sum(done >= milestone for milestone in settings.milestones)
     return (1 - min(1.0, done)) ** 0.9 if settings.schedule == "poly" else 1.0
+
+
+def join_kept(parts: Sequence[Kept], void: int) -> Kept:
+    """Return what is kept of several batches as one; maps lie at the top left of the largest.
+
+    Args:
+        parts: of the batches; what one of them does not have is left out.
+        void: what stands where a map has no pixel.
+    """
+    found: Kept = {}
+    for key in parts[0]:
+        if not all(key in part for part in parts):
+            continue
+        rows = [part[key] for part in parts]
+        largest = np.max([array.shape[1:] for array in rows], axis=0, initial=0)
+        room = [[(0, 0), *((0, n) for n in largest - array.shape[1:])] for array in rows]
+        found[key] = np.concatenate(
+            [
+                np.pad(a, r, constant_values=void) if np.any(r) else a
+                for a, r in zip(rows, room, strict=True)
+            ]
+        )
+    return found
 
 
 class _EpochLines(Callback):
@@ -334,9 +395,9 @@ class Engine:
     def test(self, trainee: Trainee, loader: DataLoader[Any], samples: int) -> Kept:
         """Run over the test part; one row a sample, in its order."""
         trainee.samples = samples
-        parts = self._trainer().predict(trainee, loader) or []
+        parts: list[Any] = self._trainer().predict(trainee, loader) or []
         trainee.model.cpu()
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return join_kept(parts, trainee.task.target.void)
 
     def _state(self, trainee: Trainee, loader: PictureLoader) -> TrainingState:
         """Return the state of a training on pictures, known by all that it depends on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,8 +17,16 @@ from rich.console import Console
 
 from decur.data import PairedDataset
 from decur.devices import choose_device
+from decur.encoders import Encoder
 from decur.errors import ConfigError
-from decur.features import FeatureModel, Features, SampleLoader, cached_features, zeroed
+from decur.features import (
+    FeatureModel,
+    Features,
+    MasksDifferError,
+    SampleLoader,
+    cached_features,
+    zeroed,
+)
 from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, make_folder, write_text
@@ -42,6 +51,8 @@ from decur.transfer.settings import TransferSettings
 from decur.transfer.sources import open_encoders
 from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
 from decur.transfer.tasks import Kept, choose_task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,13 +182,21 @@ def _collect(
     once = {name: model.encoder(name) for name in model.encoders} if settings.freeze else {}
     if dense and not maps:
         once = {}
-    return cached_features(
-        FeatureModel(once, size=settings.size),
-        SampleLoader(data.only(list(model.encoders), [target]), settings=settings.loader),
-        cache,
-        maps=bool(once) and dense,
-        device=device,
-    )
+
+    def collect(encoders: dict[str, Encoder]) -> Features:
+        return cached_features(
+            FeatureModel(encoders, size=settings.size),
+            SampleLoader(data.only(list(model.encoders), [target]), settings=settings.loader),
+            cache,
+            maps=bool(encoders) and dense,
+            device=device,
+        )
+
+    try:
+        return collect(once)
+    except MasksDifferError as error:
+        log.info("%s; pictures are read in each epoch", error)
+        return collect({})
 
 
 def _begin(folder: RunFolder, config: str | None, parts: Parts) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from decur.data.folder import UNKNOWN_CLASS
 from decur.devices import send
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task, balanced, draw_confusion
 
@@ -50,16 +49,18 @@ class Segmentation(Task):
         """Cross-entropy of (B, C, H, W) and (B, H, W), over the known pixels."""
         if self.weights is not None:
             return self._weighed(output.float(), labels)
-        losses = cross_entropy(output, labels, ignore_index=UNKNOWN_CLASS, reduction="sum")
+        void = self.target.void
+        losses = cross_entropy(output, labels, ignore_index=void, reduction="sum")
         # a crop may hold unknown pixels only: a loss of 0, not 0 / 0
-        return losses / (labels != UNKNOWN_CLASS).sum().clamp_min(1)
+        return losses / (labels != void).sum().clamp_min(1)
 
     def _weighed(self, output: Tensor, labels: Tensor) -> Tensor:
         """Return the mean over the known pixels, each weighed by its class."""
         assert self.weights is not None
         weights = send(self.weights, output.device)
-        losses = cross_entropy(output, labels, weights, ignore_index=UNKNOWN_CLASS, reduction="sum")
-        known = labels != UNKNOWN_CLASS
+        void = self.target.void
+        losses = cross_entropy(output, labels, weights, ignore_index=void, reduction="sum")
+        known = labels != void
         total = weights[labels.where(known, 0)].where(known, 0).sum()
         return losses / total.clamp_min(torch.finfo(total.dtype).tiny)
 
@@ -68,8 +69,9 @@ class Segmentation(Task):
         guess = output.argmax(dim=1)  # (B, H, W)
         kept = {"confusion": confusion_of_masks(guess, labels, self.outputs).cpu().numpy()}
         if samples * guess[0].numel() <= SAVED_PIXELS:
-            kept["output"] = guess.to(torch.uint8).cpu().numpy()
-            kept["truth"] = labels.to(torch.uint8).cpu().numpy()
+            kind = torch.uint8 if self.target.void >= 0 else torch.int32
+            kept["output"] = guess.to(kind).cpu().numpy()
+            kept["truth"] = labels.to(kind).cpu().numpy()
         return kept
 
     def metrics(self, kept: Kept) -> dict[str, float]:
@@ -116,7 +118,7 @@ def confusion_of_masks(guess: Tensor, truth: Tensor, classes: int) -> Tensor:
 
     Args:
         guess: (B, H, W) predicted classes.
-        truth: (B, H, W) true classes, 255 unknown.
+        truth: (B, H, W) true classes; what is none of them is unknown.
         classes: C, how many there are.
 
     Returns:
@@ -124,7 +126,8 @@ def confusion_of_masks(guess: Tensor, truth: Tensor, classes: int) -> Tensor:
     """
     sample = torch.arange(len(truth), device=truth.device)[:, None, None]  # (B, 1, 1)
     cell = (sample * classes + truth) * classes + guess  # (B, H, W)
-    counts = torch.bincount(cell[truth != UNKNOWN_CLASS], minlength=len(truth) * classes**2)
+    known = (truth >= 0) & (truth < classes)
+    counts = torch.bincount(cell[known], minlength=len(truth) * classes**2)
     return counts.reshape(len(truth), classes, classes)
 
 
