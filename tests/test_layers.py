@@ -13,6 +13,7 @@ ROOT = Path(decur.__file__).parent
 LAYERS = (
     *(
         "errors",
+        "signals",
         "renamed",
         "lazy",
         "devices",
@@ -30,6 +31,7 @@ LAYERS = (
         "layers",
         "short_help",
         "config",
+        "locks",
         "runs",
         "plotting",
         "report",

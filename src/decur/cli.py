@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from decur import completion
 from decur.errors import DecurError, did_you_mean, lacks_memory, reason_of
+from decur.signals import interruptible, running_command
 
 # What each command runs, as "module:function", and what it does.
 COMMANDS = {
@@ -109,7 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest = [word for word in rest if word not in EVERYWHERE]
     _set_environment(name)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    _run(name, rest)
+    with running_command(), interruptible() as asked:
+        try:
+            _run(name, rest)
+        except SystemExit:
+            if asked.is_set():  # Lightning takes Ctrl-C for itself, and ends with another code
+                _fail("interrupted", 130)
+            raise
 
 
 def _set_environment(command: str) -> None:

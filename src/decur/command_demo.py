@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 
 from decur.data import SyntheticScenes
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser, parse
+from decur.runs import RunFolder
 
 _ABOUT = (
     "Pretrain on generated optical and radar scenes, probe the encoders on scenes that they have "
@@ -43,11 +45,13 @@ def main(arguments: Sequence[str]) -> None:
         parser.print_help()
         return
     arguments = ["--config", "demo", *arguments]
-    data = parse(arguments)[1].data
+    settings = parse(arguments)[1]
+    data = settings.data
     if resolve_name(data.class_path) is not SyntheticScenes:
         raise ConfigError(
             "--data: the demo probes SyntheticScenes; use `decur pretrain` for others"
         )
     from decur.demo import demo  # only now: it takes seconds
 
-    demo(arguments, data.init_args.as_dict())
+    with RunFolder(Path(settings.run)).owned():
+        demo(arguments, data.init_args.as_dict())

@@ -40,6 +40,16 @@ class BadSampleError(DataError):
         return type(self), (self.path, self.reason)  # so that it survives a worker process
 
 
+class WriteError(DecurError):
+    """A file that could not be written, such as on a full disk; the message says how to go on."""
+
+
+class RunLostError(DecurError):
+    """The folder that a command writes to was deleted, unmounted or made read-only meanwhile."""
+
+    exit_code = 1
+
+
 class ProcessLostError(DecurError):
     """One of several processes that died or cannot be reached: the others end, too."""
 

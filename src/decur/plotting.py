@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.modality import Modality
+from decur.runs import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
@@ -120,9 +121,13 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG file; the folder is made where it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    """Write a figure whole or not at all, as PNG or what its ending says; its folder is made.
+
+    Raises:
+        WriteError: if it cannot be written.
+    """
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix.lstrip(".") or "png")
     return path
 
 

@@ -1,6 +1,7 @@
 """Encoder files: weights and modality go together, and nothing else is let in."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -156,3 +157,48 @@ def test_an_encoder_without_a_modality_is_not_saved(tmp_path):
     with pytest.raises(ConfigError, match="modality"):
         save_encoder(build_encoder("test_resnet", 2), tmp_path / "e.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+TENSOR = "conv1.0.weight"
+
+
+def flipped(file, tensor, value):
+    """Flip a bit of a value of a tensor, or of a text."""
+    data = bytearray(file.read_bytes())
+    place = data.index(value)
+    data[place] ^= 1
+    copy = file.with_name(f"{tensor}.safetensors")
+    copy.write_bytes(data)
+    return copy
+
+
+def test_flipped_bits_are_found_in_weights_and_in_the_header(file):
+    weight = load_file(file)[TENSOR].numpy().tobytes()
+    with pytest.raises(DataError, match="is damaged"):
+        load_encoder(flipped(file, "weight", weight))
+    with pytest.raises(DataError, match="is damaged"):
+        load_encoder(flipped(file, "header", b"2.548"))  # of the sensor's mean
+
+
+def test_weights_that_are_not_finite_are_named(file, tmp_path):
+    from safetensors import safe_open
+
+    state = load_file(file)
+    state[TENSOR][0] = torch.inf
+    with safe_open(file, "pt") as opened:
+        metadata = {"decur": opened.metadata()["decur"]}  # as version 0.1 wrote it
+    bad = tmp_path / "bad.safetensors"
+    save_file(state, bad, metadata)
+    with pytest.raises(DataError, match=rf"bad.*{TENSOR} is not finite"):
+        load_encoder(bad)
+    encoder = load_encoder(file)
+    encoder.load_state_dict(state)
+    with pytest.raises(DataError, match=TENSOR):
+        save_encoder(encoder, tmp_path / "new.safetensors")
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_others_may_read_the_file_as_the_umask_says(file):
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~mask

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from decur.errors import DecurError, Interrupted
 from decur.runs import RunFolder, write_json, write_text
+from decur.signals import STOPPING, may_be_taken
 
 DONE = "cell.json"  # in a cell's folder once it is finished
 LOG = "log.txt"  # what the command printed
@@ -166,7 +167,8 @@ def _command(name: str) -> Callable[[list[str]], object]:
 @contextmanager
 def _signals_given_back() -> Iterator[None]:
     """Restore the handlers of signals afterwards: a command that failed may have left its own."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [n for n in STOPPING if may_be_taken(n)]
+    kept = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from decur.compare.cells import Cell, run_cell
 from decur.compare.settings import ClusterSettings
 from decur.errors import ConfigError, Interrupted
+from decur.signals import STOPPING, may_be_taken, stop_at_once
 
 KILLED = "its process was killed, perhaps for want of memory"
 STOPPED = "its process was told to stop"
@@ -341,9 +342,11 @@ class Execution:
             return
 
         def note(number: int, frame: FrameType | None) -> None:
+            if told and number == signal.SIGINT:  # asked twice; the jobs save their state
+                stop_at_once()
             told.append(number)
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = [n for n in STOPPING if may_be_taken(n)]
         kept: dict[int, Any] = {number: signal.signal(number, note) for number in numbers}
         try:
             yield told

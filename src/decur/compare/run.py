@@ -84,13 +84,14 @@ def compare(
             console.print(f"{'done' if is_done(cell) else '    '}  {cell.label}")
         return Compared(folder, [], {})
 
-    _begin(folder, config)
     failed: dict[Path, str] = {}
-    try:
-        _run(todo, folder, cluster, devices, console, failed)
-    finally:  # what there is, is shown, also when told to stop
-        made = make_tables(cells, failed, settings.tasks, settings.against)
-        write(folder, made, cells, len(settings.seeds), settings.axis)
+    with folder.owned():
+        _begin(folder, config)
+        try:
+            _run(todo, folder, cluster, devices, console, failed)
+        finally:  # what there is, is shown, also when told to stop
+            made = make_tables(cells, failed, settings.tasks, settings.against)
+            write(folder, made, cells, len(settings.seeds), settings.axis)
     console.print()
     console.print(table_text.markdown(made, len(settings.seeds)), markup=False)
     console.print(f"tables    {folder.path / 'tables.md'}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from decur.errors import check_ranges
+from decur.errors import DataError, check_ranges
 
 
 @dataclass
@@ -31,3 +34,30 @@ class LoaderSettings:
         """Return the number of reading processes, with the default filled in."""
         default = min(8, max(1, (os.cpu_count() or 1) - 1))
         return default if self.workers is None else self.workers
+
+
+@contextmanager
+def reporting_lost_workers(
+    remedy: str = "lower loader.workers or loader.batch_size",
+) -> Iterator[None]:
+    """Tell in one line that a reading process has died, which torch raises within any statement.
+
+    Args:
+        remedy: what needs less memory.
+
+    Raises:
+        DataError: saying so, and what to lower.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if re.search(r"DataLoader worker \(pid", text) is None:
+            raise
+        signal = re.search(r"killed by signal: (.+?)\.", text)
+        how = f"was killed ({signal[1]})" if signal else "ended"
+        cause = "of shared memory (/dev/shm)" if "us error" in text else "of memory"
+        raise DataError(
+            f"a process that reads samples {how}, perhaps for want {cause}; {remedy}, and give the "
+            "same command again: it goes on from what is saved"
+        ) from error

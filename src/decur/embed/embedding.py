@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import LoaderSettings, PairedDataset
+from decur.data.loader import reporting_lost_workers
 from decur.digest import digest, try_digest
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parquet import (
@@ -34,7 +35,7 @@ from decur.errors import ConfigError, DataError
 from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning
 from decur.progress import progress_bar
-from decur.runs import RunFolder, write_json
+from decur.runs import RunFolder, write_json, writing
 
 _MOST = 4096  # samples of a part: what a killed run does again, at most
 _PARTS = 64  # parts of a small data set, so that several processes share it
@@ -84,8 +85,19 @@ def embed(
     sources = [encoders] if isinstance(encoders, str) else list(encoders)
     require_pyarrow()
     _check_ids(data)
+    _refuse_within_data(Path(settings.out), data)
+    with RunFolder(Path(settings.out)).owned("--out"), reporting_lost_workers():
+        return _embed(data, sources, settings, trainer)
+
+
+def _embed(
+    data: PairedDataset,
+    sources: list[str],
+    settings: EmbedSettings,
+    trainer: Mapping[str, Any] | None,
+) -> Embedded:
+    """Embed into a folder that this process owns; arguments as those of `embed`."""
     folder, loader = Path(settings.out), settings.loader
-    _refuse_within_data(folder, data)
     console = Console(soft_wrap=True, markup=False, emoji=False)
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")  # not used
@@ -192,7 +204,7 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
                 )
         return int(before["part"])
     try:
-        names = [file.name for file in folder.iterdir()] if folder.exists() else []
+        names = [path.name for path in RunFolder(folder).entries()] if folder.exists() else []
         # other processes of this command may be writing the same
         if not all(HEADER in name or name.endswith(".tmp") for name in names):
             raise ConfigError(
@@ -207,10 +219,8 @@ def _keep(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the header, where there is none yet or the data has changed."""
     if (folder / HEADER).is_file() and read_header(folder).get("content") == about["content"]:
         return
-    try:
+    with writing(folder):
         write_json(folder / HEADER, about)
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
 
 
 def _finish(

@@ -19,8 +19,8 @@ from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.embed.model import Columns, EmbeddingModel
 from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
-from decur.pretrain.data import ignore_signals
 from decur.runs import put_in_place, temporary_name
+from decur.signals import ignore_signals
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from decur.encoders.base import Encoder
 from decur.encoders.build import architecture_inside, can_be_built
 from decur.encoders.header import EncoderHeader, build_to_fit, parse_header
+from decur.encoders.stored import read_stored, refuse_non_finite, write_stored
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.runs import atomic
 
 FORMAT = 1  # of encoder files; raised when their metadata changes
 
@@ -31,6 +27,8 @@ def save_encoder(encoder: Encoder, path: str | Path) -> Path:
     Raises:
         ConfigError: if the encoder has no modality, without which its weights cannot be used, or
             if no registered name builds it again.
+        DataError: if a weight is not finite.
+        WriteError: if the file cannot be written.
     """
     path = Path(path)
     if encoder.modality is None:
@@ -47,9 +45,7 @@ def save_encoder(encoder: Encoder, path: str | Path) -> Path:
         "options": encoder.options,
         "modality": encoder.modality.to_dict(),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    with atomic(path) as temporary:
-        save_file(state, temporary, metadata={"decur": json.dumps(header)})
+    write_stored(path, "decur", header, encoder.state_dict())
     return path
 
 
@@ -64,25 +60,22 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
         The encoder in eval mode on the CPU, with its `.modality`.
 
     Raises:
-        DataError: if the file is missing, truncated or no encoder of ours, or was trained for
-            other bands than `modality` has.
+        DataError: if the file is missing, damaged or no encoder of ours, if a weight is not
+            finite, or if it was trained for other bands than `modality` has.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(
             f"{path}: no such encoder file; a run writes encoders/<modality>.safetensors"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
-    if "decur" not in metadata:
+    stored = read_stored(path, "decur")
+    if stored.header is None:
         raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
-    header = EncoderHeader.check(path, parse_header(path, metadata["decur"], {}, FORMAT))
+    header = EncoderHeader.check(path, parse_header(path, stored.header, {}, FORMAT))
     what = f"a {header.name!r} for {', '.join(header.modality.bands)}"
-    encoder = build_to_fit(path, header.build, state, what=what)
+    encoder = build_to_fit(path, header.build, stored.state, what=what)
+    refuse_non_finite(stored.state, path)
+    stored.refuse_damage()
     if modality is not None:
         try:
             encoder.check(modality)

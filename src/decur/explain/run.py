@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import PairedDataset
+from decur.data.loader import reporting_lost_workers
 from decur.errors import ConfigError, DataError
 from decur.explain.base import (
     SEEN,
@@ -41,7 +42,7 @@ from decur.explain.unseen import unseen_part, was_trained_on
 from decur.features import SampleLoader
 from decur.layers import override
 from decur.progress import progress_bar
-from decur.runs import RunFolder, make_folder
+from decur.runs import RunFolder
 from decur.verdicts import Verdict
 
 T = TypeVar("T")
@@ -101,6 +102,18 @@ def explain(
     chosen = analyses(settings.only, settings.options)
     check_packages(chosen, settings.redraw)
     folder = _open_folder(run, settings.out, data)
+    with folder.owned("--out" if settings.out else "RUN"), reporting_lost_workers():
+        return _explain(run, data, folder, settings, chosen)
+
+
+def _explain(
+    run: str,
+    data: PairedDataset | None,
+    folder: RunFolder,
+    settings: ExplainSettings,
+    chosen: Sequence[Analysis],
+) -> Explained:
+    """Explain into a folder that this process owns; arguments as those of `explain`."""
     writer = _Writer(Explained(folder), Console(soft_wrap=True))
     if settings.redraw:
         writer.redraw(chosen)
@@ -142,7 +155,6 @@ def _open_folder(run: str, out: str | None, data: PairedDataset | None) -> RunFo
     path = folder.path.resolve()
     if root is not None and Path(root).resolve() in (path, *path.parents):
         raise ConfigError(f"--out {out}: lies within the data; choose a folder beside it")
-    make_folder(folder.path, "--out")
     return folder
 
 

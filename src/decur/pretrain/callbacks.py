@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
+import socket
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur.errors import DataError
+from decur.errors import DataError, WriteError
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
 from decur.progress import progress_bar
-from decur.runs import RunFolder, atomic
+from decur.runs import RunFolder, atomic, plain_writing
+
+log = logging.getLogger(__name__)
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:
@@ -232,7 +241,8 @@ class BadSamples(Callback):
             return
         self._read()  # another process may have listed the same
         new = {path: reason for path, reason in new.items() if path not in self.seen}
-        with self.run.bad_samples.open("a", newline="") as file:
+        path = self.run.bad_samples
+        with plain_writing(path), path.open("a", newline="") as file:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(self.HEADER)
@@ -260,6 +270,74 @@ class BadSamples(Callback):
             )
 
 
-def tensorboard(run: RunFolder) -> TensorBoardLogger:
-    """Return a logger that writes TensorBoard events to the run's folder."""
-    return TensorBoardLogger(run.path, name="", version="tensorboard", default_hp_metric=False)
+class EventLog(Logger):
+    """Write metrics as TensorBoard's events.
+
+    TensorBoard's own writer has a thread, which a full disk or a lost folder kills, with a
+    traceback, and for which the training then waits. Events are written at once here; those that
+    cannot be are left out, which the log says once.
+
+    Args:
+        folder: where the file of events is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self._records: Any = None
+        self._failed = False
+
+    @property
+    def name(self) -> str:
+        """Return the logger's name, which Lightning asks for."""
+        return "tensorboard"
+
+    @property
+    def version(self) -> str:
+        """Return a version, which Lightning asks for: a run has one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *values: Any, **options: Any) -> None:
+        """Write nothing: `config.yaml` holds all settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write numbers of a step."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=k, simple_value=float(x)) for k, x in metrics.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        if self._records is not None:
+            with suppress(OSError):
+                self._records.close()
+            self._records = None
+
+    def _write(self, event: Any) -> None:
+        if self._failed:
+            return
+        try:
+            with plain_writing(self.folder):
+                if self._records is None:
+                    self._records = self._open()
+                self._records.write(event.SerializeToString())
+                self._records.flush()
+        except WriteError as error:
+            self._failed = True
+            log.warning("%s; TensorBoard's events are left out from here on", error)
+
+    def _open(self) -> Any:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        records = RecordWriter((self.folder / name).open("ab"))
+        first = Event(wall_time=time.time(), file_version="brain.Event:2")
+        records.write(first.SerializeToString())
+        return records

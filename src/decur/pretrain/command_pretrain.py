@@ -123,6 +123,12 @@ def main(arguments: Sequence[str]) -> Pretrained:
         DecurError: for whatever a person can mend.
     """
     parser, settings = parse(arguments)
+    with RunFolder(Path(settings.run)).owned():
+        return _run(parser, settings)
+
+
+def _run(parser: Parser, settings: Namespace) -> Pretrained:
+    """Run with parsed settings in a folder that this process owns."""
     folder = RunFolder(Path(settings.run))
     resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
     if resume and not folder.saved_checkpoints():
@@ -188,10 +194,14 @@ def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
 
 def _remove(folder: RunFolder) -> None:
     """Delete a run; refuse to delete a folder that holds something else."""
-    if not folder.path.exists():
+    if not folder.entries():
         return
     if not folder.config.is_file():
         raise ConfigError(
             f"--overwrite: {folder.path} does not look like a run (no config.yaml); not deleting it"
         )
-    shutil.rmtree(folder.path)
+    for path in folder.entries():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

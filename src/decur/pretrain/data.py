@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from decur.data.base import PairedDataset, SkipBad
 from decur.data.sample import Batch, Collate
 from decur.data.selection import evenly_spaced
 from decur.errors import ConfigError
+from decur.signals import ignore_signals
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -97,12 +97,6 @@ class ResumableLoader(DataLoader[Any]):
         self.progress = (state["epoch"], state["batch"])
         assert isinstance(self.batch_sampler, EpochBatches)
         self.batch_sampler.epoch, self.batch_sampler.start = self.progress
-
-
-def ignore_signals(worker: int) -> None:
-    """Ignore signals in a worker process: a scheduler or Ctrl-C signals the whole group."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class PairedData(L.LightningDataModule):

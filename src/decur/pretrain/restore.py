@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from decur.config import Parser
 from decur.encoders import Encoder, Projector, load_encoder
+from decur.encoders.stored import refuse_non_finite
 from decur.errors import ConfigError, DataError, reason_of
 from decur.objectives import Objective
 from decur.pretrain.settings import ProjectorSettings
@@ -116,8 +117,10 @@ def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: Path) -> None:
     """Load the weights of one module of a model; `path` of its checkpoint is for the message."""
+    weights = _under(state, prefix)
+    refuse_non_finite({prefix + name: x for name, x in weights.items()}, path)
     try:
-        module.load_state_dict(_under(state, prefix))
+        module.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{path}: does not fit the run's config.yaml ({reason})") from error

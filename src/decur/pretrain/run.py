@@ -13,13 +13,14 @@ from rich.console import Console
 
 from decur import plotting
 from decur.data.base import PairedDataset
+from decur.data.loader import reporting_lost_workers
 from decur.data.selection import select
 from decur.encoders.files import save_encoder
 from decur.errors import ConfigError
 from decur.memory import require_memory
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
-from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar, tensorboard
+from decur.pretrain.callbacks import BadSamples, EpochLog, EventLog, ProgressBar
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.distributed import (
     Sharded,
@@ -86,6 +87,18 @@ def pretrain(
         DivergedError: if training went wrong numerically.
     """
     settings = _merge(settings, options)
+    with RunFolder(Path(settings.run)).owned():
+        return _pretrain(data, objective, settings, config, anew)
+
+
+def _pretrain(
+    data: PairedDataset,
+    objective: Objective,
+    settings: PretrainSettings,
+    config: str | None,
+    anew: bool,
+) -> Pretrained:
+    """Pretrain in a folder that this process owns; arguments as those of `pretrain`."""
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     quiet_lightning()
     trainer_options = _trainer_options(settings.trainer, objective)
@@ -103,7 +116,7 @@ def pretrain(
     state = TrainingState(folder, settings.checkpoint)
     trainer = make_trainer(
         trainer_options,
-        logger=tensorboard(folder),
+        logger=EventLog(folder.path / "tensorboard"),
         callbacks=[
             BadSamples(folder, settings.loader.max_bad, len(data)),
             log,
@@ -119,7 +132,7 @@ def pretrain(
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint)
     try:
-        with reporting_lost_processes(trainer):
+        with reporting_lost_processes(trainer), reporting_lost_workers():
             trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
     finally:
         state.release_signals()

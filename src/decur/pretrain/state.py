@@ -22,12 +22,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from decur.errors import ConfigError, DataError, Interrupted
+from decur.errors import ConfigError, DataError, Interrupted, WriteError
+from decur.locks import refuse_lost
 from decur.pretrain.data import ResumableLoader
 from decur.pretrain.settings import CheckpointSettings
 from decur.runs import RunFolder, atomic, make_folder, write_text
+from decur.signals import STOPPING, may_be_taken, stop_at_once
 
 log = logging.getLogger(__name__)
+LOOK_EVERY = 1.0  # seconds between two looks whether the folder is still there
 AGREE_EVERY = 10  # steps between two agreements of several processes to save
 KEY = "decur-transfer"  # of a checkpoint's entry that says which training it belongs to
 
@@ -39,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write `checkpoint` under a temporary name, then rename it to `path`."""
-        with atomic(Path(path)) as temporary:
+        with atomic(Path(path), _bytes_of(checkpoint)) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(
@@ -52,10 +55,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
 
+def _bytes_of(value: Any) -> int:
+    """Return the bytes of all tensors in nested lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_of, value.values()))
+    return sum(map(_bytes_of, value)) if isinstance(value, list | tuple) else 0
+
+
 class TrainingState(Checkpoint):
     """Save the state of a training at the end of each epoch, every few minutes, and on a signal.
 
-    On SIGTERM or Ctrl-C the training finishes its step, saves its state and raises `Interrupted`.
+    On SIGTERM, SIGHUP (a lost terminal) or Ctrl-C the training finishes its step, saves its state
+    and raises `Interrupted`. Outside the main thread, where Python takes no signals, it trains
+    without. A training stops where its folder is lost, or where not one state can be saved.
 
     Args:
         run: the folder whose `checkpoints` are written.
@@ -84,7 +98,7 @@ class TrainingState(Checkpoint):
         self.identity = None if identity is None else dict(identity)
         self.pause = pause
         self.received: int | None = None  # the signal that told the training to stop
-        self._saved_at = time.monotonic()
+        self._saved_at = self._looked_at = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
     # -- going on -------------------------------------------------------------------------------
@@ -153,6 +167,9 @@ class TrainingState(Checkpoint):
         batch_idx: int,
     ) -> None:
         """Save within an epoch when the time has come or a signal has arrived."""
+        if time.monotonic() - self._looked_at > LOOK_EVERY:
+            self._looked_at = time.monotonic()
+            refuse_lost(self.run.checkpoints)
         if trainer.is_last_batch or trainer.should_stop:
             return  # the epoch's end follows: a state in between would lose its row of metrics
         self._advance(trainer, trainer.current_epoch, batch_idx + 1)
@@ -174,16 +191,28 @@ class TrainingState(Checkpoint):
         self._stop_on_signal(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Save now; a full disk is a warning, and the older checkpoints stay."""
+        """Save now; a full disk is a warning, and the older checkpoints stay.
+
+        Raises:
+            WriteError: if it cannot be saved and there is no older one: a kill would lose all.
+        """
         self._saved_at = time.monotonic()
         path = self.run.checkpoints / f"step-{trainer.global_step:09d}.ckpt"
+        failed: WriteError | None = None
         try:
             trainer.save_checkpoint(path, weights_only=False)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC to RuntimeError
-            reason = " ".join(str(error).split())[:200]
-            log.warning("%s could not be written (%s); training goes on", path, reason)
-            return
-        if trainer.is_global_zero:
+        except WriteError as error:
+            failed = error
+            if trainer.world_size > 1:  # at which the other processes wait
+                trainer.strategy.barrier("Trainer.save_checkpoint")
+        lost = failed is not None and not self.run.saved_checkpoints()
+        if trainer.world_size > 1:
+            lost = trainer.strategy.reduce_boolean_decision(lost, all=False)
+        if lost:
+            raise failed or WriteError(f"{path}: cannot be written by the first process")
+        if failed is not None:
+            log.warning("%s; training goes on, and the older checkpoints stay", failed)
+        elif trainer.is_global_zero:
             for old in self.run.saved_checkpoints()[self.settings.keep :]:
                 old.unlink(missing_ok=True)
 
@@ -195,10 +224,11 @@ class TrainingState(Checkpoint):
     # -- signals --------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over SIGTERM and Ctrl-C."""
+        """Take over SIGTERM, SIGHUP and Ctrl-C, where that is possible."""
         self._saved_at = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        for number in STOPPING:
+            if may_be_taken(number):
+                self._handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over from Lightning, too, which would end the run unsaved."""
@@ -216,8 +246,8 @@ class TrainingState(Checkpoint):
         self._handlers = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: stop at once
+        if self.received is not None and number == signal.SIGINT:  # asked twice
+            stop_at_once()
         self.received = number
         log.warning("finishing this step, then saving; Ctrl-C again stops at once")
 
@@ -253,7 +283,7 @@ def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path 
     resume = None if anew else folder.newest_checkpoint()
     if getattr(rank_zero_only, "rank", 0) == 0:
         is_run = folder.config.is_file() or folder.checkpoints.is_dir()
-        if not is_run and any(folder.path.iterdir()):
+        if not is_run and folder.entries():
             raise ConfigError(
                 f"--run {folder.path}: is not empty and holds no run; choose another folder"
             )

@@ -17,7 +17,8 @@ from decur.digest import try_digest
 from decur.errors import ConfigError
 from decur.features import Features, map_names, zeroed
 from decur.modality import Modality
-from decur.pretrain.data import EpochBatches, ResumableLoader, ignore_signals
+from decur.pretrain.data import EpochBatches, ResumableLoader
+from decur.signals import ignore_signals
 from decur.transfer.heads import FCN
 from decur.transfer.splits import Rows
 from decur.transfer.tasks import Task

@@ -5,7 +5,6 @@ Late fusion of vectors and an FCN on feature maps (DeCUR, appendix B.2), and CMX
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,10 +18,10 @@ from decur.devices import send
 from decur.encoders import Encoder, MiTEncoder
 from decur.encoders.attention import encode, encode_maps
 from decur.encoders.header import EncoderHeader, build_to_fit, parse_header
+from decur.encoders.stored import read_stored, refuse_non_finite, write_stored
 from decur.errors import ConfigError, DataError
 from decur.features import LAST_MAPS
 from decur.modality import Modality
-from decur.runs import atomic
 from decur.transfer.cmx import ATTENTION_HEADS, FeatureFusion, FeatureRectification, MLPDecoder
 
 FORMAT = 1  # of model files
@@ -321,8 +320,6 @@ def save_model(model: Fusion, path: Path, about: Mapping[str, Any]) -> Path:
         path: file to write.
         about: what else its metadata shall hold, plain types: target, classes, input size.
     """
-    from safetensors.torch import save_file
-
     kind = next(name for name, made in _MODELS.items() if isinstance(model, made))
     header = {
         "format": FORMAT,
@@ -338,9 +335,7 @@ def save_model(model: Fusion, path: Path, about: Mapping[str, Any]) -> Path:
         },
         **about,
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic(path) as temporary:
-        save_file(state, temporary, metadata={"decur-transfer": json.dumps(header)})
+    write_stored(path, "decur-transfer", header, model.state_dict())
     return path
 
 
@@ -357,21 +352,14 @@ def load_model(path: str | Path) -> tuple[Fusion, dict[str, Any]]:
     Raises:
         DataError: if the file is missing, damaged, or no model of decur's.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; `decur transfer` writes model.safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("decur-transfer")
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
-    if text is None:
+    stored = read_stored(path, "decur-transfer")
+    if stored.header is None:
         raise DataError(f"{path}: not written by `decur transfer`; load_encoder reads encoders")
     header = parse_header(
-        path, text, {"model": str, "outputs": int, "encoders": dict}, newest=FORMAT
+        path, stored.header, {"model": str, "outputs": int, "encoders": dict}, newest=FORMAT
     )
     checked = {n: EncoderHeader.check(path, part) for n, part in header["encoders"].items()}
 
@@ -379,5 +367,7 @@ def load_model(path: str | Path) -> tuple[Fusion, dict[str, Any]]:
         encoders = {name: part.build() for name, part in checked.items()}
         return build_model(header["model"], encoders, header["outputs"])
 
-    model = build_to_fit(path, build, state, what=f"a {header['model']!r}")
+    model = build_to_fit(path, build, stored.state, what=f"a {header['model']!r}")
+    refuse_non_finite(stored.state, path)
+    stored.refuse_damage()
     return model.eval(), header

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from decur.data import PairedDataset
+from decur.data.loader import reporting_lost_workers
 from decur.devices import choose_device
 from decur.encoders import Encoder
 from decur.errors import ConfigError
@@ -102,8 +103,20 @@ def transfer(
         DataError: if encoders, labels and data do not fit together.
         DivergedError: if the loss is not finite.
     """
-    started = time.monotonic()
     settings = override(settings or TransferSettings(), options, "transfer")
+    with RunFolder(Path(settings.run)).owned(), reporting_lost_workers():
+        return _transfer(data, settings, test_data, val_data, config)
+
+
+def _transfer(
+    data: PairedDataset,
+    settings: TransferSettings,
+    test_data: PairedDataset | None,
+    val_data: PairedDataset | None,
+    config: str | None,
+) -> Transferred:
+    """Transfer in a folder that this process owns; arguments as those of `transfer`."""
+    started = time.monotonic()
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     if val_data is not None and settings.val_fraction:
         raise ConfigError("val_fraction: there is a validation part of its own; leave one out")

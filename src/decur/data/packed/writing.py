@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from decur.data.base import PairedDataset
+from decur.data.loader import reporting_lost_workers
 from decur.data.packed.items import HEAD, encode, litdata, zstd
 from decur.data.packed.metadata import (
     FORMAT,
@@ -104,7 +105,7 @@ def pack(
             # the loader's own draw of a worker seed would otherwise consume the global state
             generator=torch.Generator(),
         )
-        for count, failed in enumerate(_survived(loader, folder), len(mine) - len(todo) + 1):
+        for count, failed in enumerate(_survived(loader), len(mine) - len(todo) + 1):
             if failed is not None:
                 raise DataError(failed)
             progress(count, len(mine))
@@ -218,14 +219,9 @@ class _Chunks(Dataset[str | None]):
         write_text(_done(self.folder, k), json.dumps(done))
 
 
-def _survived(loader: DataLoader[str | None], folder: Path) -> Iterator[str | None]:
-    try:
+def _survived(loader: DataLoader[str | None]) -> Iterator[str | None]:
+    with reporting_lost_workers("lower --workers"):
         yield from loader
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        reason = "a reading process was killed, perhaps for want of memory"
-        raise DataError(f"{folder}: {reason}; fewer --workers need less") from error
 
 
 def _refuse_doubles(data: PairedDataset) -> None:

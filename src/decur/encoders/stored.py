@@ -1,0 +1,127 @@
+"""Weights with a header in a safetensors file, and whether they are as they were written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from decur.errors import DataError
+from decur.runs import atomic
+
+_DIGEST = "sha256"  # key of the metadata: of the header and of all tensors
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file of weights holds.
+
+    Args:
+        path: of the file.
+        header: the text under the key that was asked for; None where there is none.
+        state: the tensors by name.
+        is_whole: whether header and tensors are as they were written; True where an older decur
+            wrote no digest of them.
+    """
+
+    path: Path
+    header: str | None
+    state: dict[str, Tensor]
+    is_whole: bool
+
+    def refuse_damage(self) -> None:
+        """Refuse a file that was damaged or changed since it was written.
+
+        Raises:
+            DataError: naming the file.
+        """
+        if not self.is_whole:
+            raise DataError(
+                f"{self.path}: is damaged: its weights or its header are not what was written; "
+                "copy the file anew"
+            )
+
+
+def write_stored(
+    path: Path, key: str, header: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Write weights and a header, whole or not at all.
+
+    Args:
+        path: the file.
+        key: of the metadata, under which the header is kept.
+        header: what JSON can hold.
+        state: the tensors by name.
+
+    Raises:
+        DataError: if a tensor is not finite.
+        WriteError: if the file cannot be written.
+    """
+    refuse_non_finite(state, path)
+    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    text = json.dumps(header)
+    metadata = {key: text, _DIGEST: _digest(text, plain)}
+    with atomic(path, sum(value.nbytes for value in plain.values())) as temporary:
+        save_file(plain, temporary, metadata=metadata)
+
+
+def read_stored(path: Path, key: str) -> Stored:
+    """Read what `write_stored` has written; nothing in it is unpickled.
+
+    The caller asks for `Stored.refuse_damage` once the header is understood: of what does not fit
+    together that tells more.
+
+    Args:
+        path: the file.
+        key: of the metadata, under which the header is kept.
+
+    Raises:
+        DataError: if it is cut short, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
+    header, digest = metadata.get(key), metadata.get(_DIGEST)
+    is_whole = digest is None or header is None or digest == _digest(header, state)
+    return Stored(path, header, state, is_whole)
+
+
+def refuse_non_finite(state: Mapping[str, Tensor], where: object) -> None:
+    """Refuse weights that are not finite: whatever is computed with them is not either.
+
+    Args:
+        state: the tensors by name.
+        where: the file, for the message.
+
+    Raises:
+        DataError: naming the first tensor.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            count = int((~value.isfinite()).sum())
+            raise DataError(
+                f"{where}: {name} is not finite ({count:,} of {value.numel():,} values are NaN or "
+                "infinite); take other weights, or train again with a lower optimizer.lr"
+            )
+
+
+def _digest(header: str, state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a header, and of names, types, shapes and bytes of tensors."""
+    found = hashlib.sha256(header.encode())
+    for name in sorted(state):
+        value = state[name]
+        found.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        if value.numel():
+            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

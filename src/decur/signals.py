@@ -1,0 +1,81 @@
+"""Signals: which of them are taken, which are ignored, and how a command ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+HANGUP = tuple(n for n in signal.Signals if n.name == "SIGHUP")  # Windows has none
+STOPPING = (signal.SIGTERM, signal.SIGINT, *HANGUP)  # what tells a command to stop
+_command = threading.Event()  # set while this process is a command, and nobody's notebook
+
+
+@contextmanager
+def running_command() -> Iterator[None]:
+    """Let this process count as a command, which may be ended as a whole, during the block."""
+    _command.set()
+    try:
+        yield
+    finally:
+        _command.clear()
+
+
+def is_command() -> bool:
+    """Return whether this process runs a command of a terminal, and nothing else."""
+    return _command.is_set()
+
+
+def stop_at_once() -> NoReturn:
+    """Stop unsaved, as Ctrl-C asks for when it comes again.
+
+    Raises:
+        KeyboardInterrupt: where the process is no command; a command ends with exit code 130.
+    """
+    if not is_command():
+        raise KeyboardInterrupt
+    # An exception would have libraries tidy up for a while, and change the exit code.
+    os.write(2, b"error: interrupted\n")  # the signal may have come within another print
+    os._exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Let Ctrl-C interrupt the block, and end the process at once when it comes again.
+
+    Yields:
+        An event that is set once it has come.
+    """
+    asked = threading.Event()
+    if not may_be_taken(signal.SIGINT) or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield asked
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            stop_at_once()
+        asked.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def may_be_taken(number: int) -> bool:
+    """Return whether this thread may take a signal: the main one, and not what `nohup` ignores."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return number not in HANGUP or signal.getsignal(number) != signal.SIG_IGN
+
+
+def ignore_signals(worker: int) -> None:
+    """Ignore signals in a worker process: a scheduler or Ctrl-C signals the whole group."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

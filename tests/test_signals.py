@@ -1,0 +1,79 @@
+"""Signals end a command as they should, and where none can be taken nothing fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from decur.data.loader import reporting_lost_workers
+from decur.errors import DataError
+from decur.pretrain.state import TrainingState
+from decur.runs import RunFolder
+from decur.signals import interruptible
+
+_COMMAND = """
+import os, signal
+from decur.signals import interruptible, running_command
+with running_command(), interruptible():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:  # something that takes long to end
+        os.kill(os.getpid(), signal.SIGINT)
+    print("still there")
+"""
+
+
+def test_ctrl_c_twice_ends_at_once():
+    done = subprocess.run([sys.executable, "-c", _COMMAND], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_ctrl_c_once_is_an_interrupt():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert asked.is_set() and signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_lost_terminal_is_a_signal_to_save_but_under_nohup(tmp_path, ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    state = TrainingState(RunFolder(tmp_path))
+    try:
+        state.on_fit_start(None, None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert state.received == (None if ignored else signal.SIGHUP)
+    finally:
+        state.release_signals()
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_the_main_thread_no_signal_is_taken(tmp_path):
+    state, failed = TrainingState(RunFolder(tmp_path)), []
+
+    def train():
+        try:
+            state.on_fit_start(None, None)
+            state.on_train_start(None, None)
+            state.release_signals()
+        except ValueError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert not failed
+
+
+def test_a_killed_reader_is_told_in_one_line():
+    said = "DataLoader worker (pid 12) is killed by signal: Killed. "
+    with (
+        pytest.raises(DataError, match=r"was killed .Killed.*lower loader\.workers"),
+        reporting_lost_workers(),
+    ):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="shapes"), reporting_lost_workers():
+        raise RuntimeError("shapes differ")
