@@ -78,7 +78,11 @@ def test_a_checkpoint_against_its_own_embeddings(tiny_checkpoint, tiny_loader, t
         again = dict(file)
     for plot in (plot_all, plot_batch):
         assert len(plot(again).axes) == 1
-    assert "40 samples" in findings(again)
+    text = findings(again)
+    assert "40 samples" in text and "misaligned" not in text
+    assert "100% are apart, as unique ones should be" in findings(
+        {**again, "0/optical-sar/all": np.repeat([1.0, 0.0], [12, 4])}
+    )
 
 
 def test_a_name_of_a_run_is_no_formula(tiny_checkpoint, tiny_loader):

@@ -57,6 +57,16 @@ def test_neighbours_are_those_of_brute_force(tiny_checkpoint, tiny_loader, monke
                     assert arrays[f"{a}-{b}/rank"][number] == own
 
 
+def test_pictures_that_are_all_alike_do_not_find_their_partners(tiny_checkpoint, tiny_loader):
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(20)
+    whole = encoded(checkpoint, loader)
+    for x in whole.embeddings.values():
+        x[:] = x[0]
+    arrays = browser(checkpoint, loader, shown=5)
+    assert (arrays["optical-sar/rank"] == 20).all()
+    assert "for 0 of 5, its median rank 20" in findings(arrays)
+
+
 def test_cards_hold_small_pictures_and_escaped_names(tiny_checkpoint, tiny_loader):
     loader = tiny_loader(20)
     loader.data.ids = [f"<i>&\"'{index}" for index in range(20)]

@@ -6,8 +6,16 @@ from planted import batch_of, planted
 from decur.data import SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
+from decur.explain.base import text
 from decur.explain.saliency import cuts, saliency_maps
-from decur.explain.spatial import findings, overlap, plot_examples, plot_overlap, spatial
+from decur.explain.spatial import (
+    another_scene,
+    findings,
+    overlap,
+    plot_examples,
+    plot_overlap,
+    spatial,
+)
 from decur.pretrain import LoaderSettings
 
 HALVES = {"common": slice(0, 1), "unique": slice(1, 2)}
@@ -194,6 +202,63 @@ def test_statistics_are_numpys_over_the_samples_that_have_the_sensor(tiny_checkp
     mean, std = whole.statistics("sar")
     np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(std, rows.std(0), rtol=1e-5)
+
+
+def overlaps(common, unique, groups=None):
+    """The arrays of `spatial` for overlaps of samples, and of unlike scenes."""
+    arrays = {
+        "modalities": text("A", "B"),
+        "parts": text("common", "unique"),
+        "pairs": text("A-B"),
+        "score": text("energy"),
+        "stage": np.array(-1),
+        **({} if groups is None else {"A-B/groups": groups}),
+    }
+    for part, (same, other) in {"common": common, "unique": unique}.items():
+        arrays |= {f"A-B/{part}/overlap": same, f"A-B/{part}/other": other}
+        arrays |= {f"{name}/{part}/empty": np.array(0.0) for name in "AB"}
+    return arrays
+
+
+MORE, LESS, UNTOLD = "overlap more, as", "overlap less, against", "no difference that could be told"
+
+
+@pytest.mark.parametrize(
+    ("common", "unique", "said"),
+    [
+        ((0.8, 0.3), (0.5, 0.3), MORE),
+        ((0.8, 0.8), (0.5, 0.3), LESS),  # both look at the centre: no agreement about the scene
+        ((0.5, 0.3), (0.8, 0.6), UNTOLD),
+    ],
+)
+def test_maps_are_compared_beyond_those_of_another_scene(common, unique, said):
+    rng = np.random.default_rng(0)
+    parts = [
+        tuple((mean + 0.05 * rng.normal(size=200)).astype(np.float32) for mean in means)
+        for means in (common, unique)
+    ]
+    assert said in findings(overlaps(*parts))
+    # samples of two places tell no more than two
+    assert UNTOLD in findings(overlaps(*parts, groups=np.arange(200) % 2)) or said != UNTOLD
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_few_samples_are_rarely_taken_for_a_difference(count):
+    rng, fired, rounds = np.random.default_rng(0), 0, 300
+    for _ in range(rounds):
+        noise = 0.5 + 0.1 * rng.normal(size=(4, count))
+        fired += UNTOLD not in findings(overlaps(noise[:2], noise[2:]))
+    assert fired / rounds < 0.09
+    same = np.full((2, count), [[0.5], [0.4]])  # the same difference each time
+    assert (UNTOLD in findings(overlaps(same, same[::-1]))) == (count < 6)
+
+
+def test_another_scene_is_of_another_group():
+    assert another_scene(np.arange(4)).tolist() == [2, 3, 0, 1]
+    found = another_scene(np.array([0, 0, 0, 1, 0]))
+    assert found[3] != 3 and (found[[0, 1, 2, 4]] == 3).all()
+    assert another_scene(np.zeros(3, int)).tolist() == [-1] * 3
+    assert another_scene(np.array([7])).tolist() == [-1]
 
 
 def test_ids_are_shown_as_they_are(tiny_checkpoint, tiny_loader):

@@ -175,26 +175,36 @@ def findings(arrays: Arrays) -> str:
                     [run, pair, part, len(c), float(c.mean()), float(loss.mean())]
                     + [float(once.mean()), f"{bad:.0%}", f"{(loss > 1).mean():.0%}"]
                 )
-                told.append(f"{loss.mean():.2f} on its {len(c)} {part} dimensions ({bad:.0%} are")
+                told.append(_sentence(part, loss, bad))
             n, once_n = arrays[f"{key}/samples"]
             sentences.append(
                 f"{pair} in {run}: over {n} samples the mean loss is "
-                + ", ".join(f"{part} misaligned)" for part in told)
+                + ", ".join(told)
                 + f". The one batch has {once_n} samples."
             )
     reading = (
         "The loss is 0 where two sensors agree in a dimension and 1 where they have nothing to do "
-        "with each other; misaligned is a loss above "
-        f"{MISALIGNED} (a correlation below one half). What lies above 1 correlates negatively: "
-        "of a dimension without correlation that is as likely as not, so about half of well "
-        "decoupled dimensions are there. It is counted in the last bin."
+        f"with each other; apart is a loss above {MISALIGNED} (a correlation below one half). "
+        "Unique dimensions should be apart, all of them. Common ones should not; those that are "
+        "may be shared and noisy, or not shared, which this cannot tell: see the section on how "
+        "much is shared. What lies above 1 correlates negatively: of a dimension without "
+        "correlation that is as likely as not, so about half of well decoupled dimensions are "
+        "there. It is counted in the last bin."
     )
     head = ["run", "sensors", "part", "dimensions", "mean C_ii", "mean loss", "of one batch"]
     return (
         "".join(paragraph(sentence) for sentence in sentences)
-        + table([*head, "misaligned", "above 1"], rows)
+        + table([*head, "apart", "above 1"], rows)
         + paragraph(reading)
     )
+
+
+def _sentence(part: str, loss: Float, apart: float) -> str:
+    """Say how a part does, by what is wanted of it."""
+    told = f"{loss.mean():.2f} on its {len(loss)} {part} dimensions"
+    if part == "unique":
+        return f"{told} ({apart:.0%} are apart, as unique ones should be)"
+    return f"{told} ({apart:.0%} are apart, which common ones should not be)"
 
 
 def _pairs(modalities: int) -> int:

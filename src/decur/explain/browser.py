@@ -32,6 +32,7 @@ Float = NDArray[np.float64]
 SIDE, SMALL = 128, 72  # pixels of a sample's picture, and of a neighbour's
 MOST = 200  # samples: the page is to stay one that can be mailed
 _CHUNK = 1024  # rows read at a time
+_ROUNDING = 1e-9  # of cosines: those that differ by less are equal
 
 
 def browser(
@@ -229,7 +230,8 @@ def _nearest(
         cosine[np.isnan(cosine)] = -np.inf
         places = np.broadcast_to(np.arange(start, start + len(chunk)), cosine.shape)
         others = places != own[:, None]
-        rank += (others & (cosine > to_own[:, None])).sum(1)
+        # ties count against the own row: a collapsed embedding finds nothing
+        rank += (others & (cosine >= to_own[:, None] - _ROUNDING)).sum(1)
         if not itself:
             cosine = np.where(others, cosine, -np.inf)
         cosines, candidates = np.hstack([best, cosine]), np.hstack([rows, places])

@@ -160,6 +160,9 @@ def findings(arrays: Arrays) -> str:
     if sensors == 1:
         return paragraph(about)
     chance = sensors / total  # a partner in each other sensor, among all of their points
+    each = [arrays[key] for key in ("modality", "part")]
+    in_same = [float(sum((np.bincount(x) / total) ** 2)) for x in each]
+    rows.append(["by chance", total, f"{chance:.1%}", f"{1 - in_same[0]:.0%}", f"{in_same[1]:.0%}"])
     reading = (
         "Nearest is meant by correlation, before the points are laid out in a plane. Of all "
         "points of other sensors, a common dimension should have its own partner nearest, the "

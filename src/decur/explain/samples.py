@@ -158,7 +158,8 @@ def findings(arrays: Arrays) -> str:
         rows.append([label, measure, *(f"{s:.2f}" for s in scores), ", ".join(by_chance)])
     reading = (
         f"How well the {NEIGHBOURS} nearest points of the same sensor on the map tell the label of "
-        "a point: what two dimensions have kept, a lower bound of what the vectors hold. A label "
+        "a point: what two dimensions have kept of the vectors. Neighbours of one scene or "
+        "place may share its labels for that reason alone. A label "
         "that only one sensor can see should stand out in that sensor's column alone."
     )
     head = ["label", "measure", *names, "by chance"]

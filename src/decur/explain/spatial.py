@@ -28,6 +28,7 @@ from decur.explain.saliency import LAST, Maps, saliency_maps
 from decur.features import SampleLoader
 from decur.plotting import Figure, part_colour, part_line, plain, render, rgb, subplots
 from decur.report import paragraph, table
+from decur.verdicts import Verdict, mean_interval
 
 if TYPE_CHECKING:
     from decur.data import Batch
@@ -60,10 +61,11 @@ def spatial(
         "modalities", "parts" and "pairs", names; "score"; "stage". For each pair and part
         "A-B/PART/overlap", (n,) of the samples that have both sensors, and "A-B/PART/other", the
         overlap of a picture and the other sensor's picture of another scene, which is no
-        agreement about the scene. For each sensor and part "A/PART/empty", the share of maps that
-        are 0 everywhere. For E examples "examples", ids; "A/pictures" (E, h, w, 3) uint8, and
-        "A/PART/maps" (E, h, w) float32 with the largest value 1, or NaN where the sensor is
-        absent.
+        agreement about the scene (of another group, where the data names groups; NaN where the
+        batch has none), and "A-B/groups", (n,) the group of each by number. For each sensor and
+        part "A/PART/empty", the share of maps that are 0 everywhere. For E examples "examples",
+        ids; "A/pictures" (E, h, w, 3) uint8, and "A/PART/maps" (E, h, w) float32 with the largest
+        value 1, or NaN where the sensor is absent.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -82,6 +84,10 @@ def spatial(
         for part in parts
         for kind in ("overlap", "other")
     }
+    groups: dict[str, list[NDArray[np.int64]]] = {f"{a}-{b}/groups": [] for a, b in pairs}
+    of_sample = np.arange(len(loader.indices))
+    if loader.groups is not None:
+        of_sample = np.unique(loader.groups, return_inverse=True)[1]
     empty = {(name, part): [0, 0] for name in names for part in parts}
     start = 0
     for batch in watch(loader, len(loader)):
@@ -94,12 +100,15 @@ def spatial(
             both = batch["present"][a] & batch["present"][b]  # (B,)
             if not both.any():
                 continue
+            own = of_sample[start : start + len(both)][both.numpy()]  # (n,)
+            groups[f"{a}-{b}/groups"].append(own)
+            elsewhere = another_scene(own)
             for part in parts:
                 one, two = (maps[n][part][both[batch["present"][n]]] for n in (a, b))
                 overlaps[f"{a}-{b}/{part}/overlap"].append(overlap(one, two))
-                if len(one) > 1:
-                    other = two.roll(len(two) // 2, 0)
-                    overlaps[f"{a}-{b}/{part}/other"].append(overlap(one, other))
+                chance = overlap(one, two[elsewhere.clip(min=0)])
+                chance[torch.from_numpy(elsewhere < 0)] = torch.nan
+                overlaps[f"{a}-{b}/{part}/other"].append(chance)
         for row in range(len(batch["ids"])):
             if start + row in wanted:
                 sheet.add(batch, row, maps)
@@ -115,6 +124,7 @@ def spatial(
         "score": text(score),
         "stage": np.array(stage),
         **found,
+        **{key: np.concatenate([np.empty(0, int), *own]) for key, own in groups.items()},
         **{f"{n}/{p}/empty": np.array(k / max(of, 1)) for (n, p), (k, of) in empty.items()},
         **sheet.arrays(),
     }
@@ -139,6 +149,22 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     lengths = a.norm(dim=1) * b.norm(dim=1)
     cosine = ((a * b).sum(1) / lengths).clamp(max=1)
     return torch.where(lengths > 0, cosine, torch.nan)
+
+
+def another_scene(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each sample of a batch one of another group, about half a batch away.
+
+    Args:
+        groups: (n,) the group of each, of one sample or more.
+
+    Returns:
+        (n,) places; -1 where all samples are of one group.
+    """
+    count = len(groups)
+    places = (np.arange(count)[:, None] + count // 2 + np.arange(count)) % count  # (n, n)
+    others = groups[places] != groups[:, None]
+    first = others.argmax(1)
+    return np.where(others.any(1), places[np.arange(count), first], -1)
 
 
 class _Examples:
@@ -338,29 +364,47 @@ def _mean(values: NDArray[Any]) -> float:
 
 
 def _compared(pair: str, arrays: Arrays, means: Mapping[str, float]) -> str:
-    common, unique = (arrays[f"{pair}/{part}/overlap"] for part in ("common", "unique"))
-    both = np.isfinite(common) & np.isfinite(unique)
-    difference = (common - unique)[both].astype(np.float64)
     told = " and ".join(
         f"by {means[part]:.2f} on {part} dimensions ({_mean(arrays[f'{pair}/{part}/other']):.2f} "
         "with another scene)"
         for part in ("common", "unique")
     )
     told = f"{pair}: the maps overlap {told}"
-    if len(difference) < 2:
-        return told + "."
-    mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
-    verdict = (
-        "common maps overlap more, as the paper finds"
-        if mean > 2 * error
-        else "common maps overlap less, against what the paper finds"
-        if mean < -2 * error
-        else "no difference that could be told from chance"
-    )
+    excess = [excess_over_another_scene(arrays, pair, part) for part in ("common", "unique")]
+    difference = excess[0] - excess[1]  # (n,)
+    known = np.isfinite(difference)
+    if known.sum() < 2:
+        return told + "; too few samples have both for a verdict."
+    groups = arrays.get(f"{pair}/groups")
+    found = mean_interval(difference[known], None if groups is None else groups[known])
+    verdict = {
+        Verdict.YES: "common maps overlap more, as the paper finds",
+        Verdict.NO: "common maps overlap less, against what the paper finds",
+        Verdict.UNTOLD: "no difference that could be told from chance",
+    }[found.above()]
     return (
-        f"{told}; of {len(difference)} samples that have both, by {mean:+.3f} "
-        f"(standard error {error:.3f}): {verdict}."
+        f"{told}. Beyond another scene the common ones overlap by {found.value:+.3f} more than the "
+        f"unique ones (95 % interval {found.low:.3f} to {found.high:.3f}, {known.sum()} samples): "
+        f"{verdict}."
     )
+
+
+def excess_over_another_scene(arrays: Arrays, pair: str, part: str) -> NDArray[np.float64]:
+    """Return by how much the maps of each sample overlap more than those of unlike scenes: (n,).
+
+    Whatever the scene, maps overlap where both encoders look at the centre, or everywhere.
+
+    Args:
+        arrays: of `spatial`.
+        pair: "A-B".
+        part: of the embedding.
+    """
+    same, other = (
+        arrays[f"{pair}/{part}/{kind}"].astype(np.float64) for kind in ("overlap", "other")
+    )
+    if len(other) != len(same):  # of version 0.1, which left some out
+        return same - _mean(other)
+    return np.asarray(same - other)
 
 
 register(
