@@ -1,5 +1,6 @@
 """Encoders over a data set: every row is what the encoder gives, and is computed once."""
 
+import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -202,6 +203,28 @@ def test_two_calls_at_one_time_compute_once(tmp_path):
             for _ in "12"
         ]
     assert sorted(one.result().computed for one in both) == [False, True]
+
+
+def compute_apart(folder, start, told):
+    """What a cell of a comparison does in a process of its own."""
+    data = SyntheticScenes(40, 32, modalities=["sar"])
+    torch.manual_seed(0)
+    model = FeatureModel({"sar": build_encoder("test_resnet", data.modalities["sar"]).eval()})
+    start.wait()  # all at one time, whatever their imports took
+    found = cached_features(model, SampleLoader(data, settings=HERE), folder)
+    told.put((found.computed, float(found.features["sar"].sum())))
+
+
+def test_two_processes_at_one_time_compute_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, told = context.Barrier(2), context.Queue()
+    both = [context.Process(target=compute_apart, args=(tmp_path, start, told)) for _ in "12"]
+    for process in both:
+        process.start()
+    (one, first), (two, second) = sorted(told.get(timeout=60) for _ in both)
+    for process in both:
+        process.join(60)
+    assert (one, two) == (False, True) and first == second
 
 
 def test_what_cannot_be_told_is_computed_each_time(root, model, tmp_path, pictures_seen, caplog):

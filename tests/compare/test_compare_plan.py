@@ -514,3 +514,11 @@ def test_all_seeds_test_on_folds_of_one_partition(tmp_path, caplog):
         assert (cells(run=run, seeds=[1])[0].folder == old) == same
     plan(run=run, seeds=[0, 1, 2, 3, 4, 5])
     assert "6 seeds share 5 folds, so some test on the same samples" in caplog.text
+
+
+def test_a_comparison_may_test_on_other_data(tmp_path):
+    transfer = {"test_data.samples": 8, "test_data.seed": 5}
+    (cell,) = cells(run=tmp_path / "run", seeds=[1], transfer=transfer)
+    chosen = yaml.safe_load(cell.config)
+    assert chosen["test_data"] == {"samples": 8, "seed": 5}
+    assert chosen["fold"] == 0 and chosen["fold_seed"] is None  # nothing is split

@@ -271,3 +271,19 @@ def test_pretrain_and_transfer(root, tmp_path):
     results = json.loads((tmp_path / "transfer" / "results.json").read_text())
     assert (results["train"], results["test"], results["kind"]) == (4, 2, "mask")
     assert results["modalities"] == ["rgb", "hha"]
+
+
+def test_masks_are_tested_at_their_own_size(root, tmp_path):
+    """The second scene of a split is larger; every pixel that the toolbox labels counts once."""
+    own = SUNRGBD(root, split="test", size=SMALL, resize_labels=False)
+    stretched = SUNRGBD(root, split="test", size=SMALL)
+    sizes = [tuple(own[i]["target"]["label"].shape) for i in range(2)]
+    assert sizes == [(48, 64), (56, 72)] and own[1]["images"]["rgb"].shape[1:] == SMALL
+    assert stretched[1]["target"]["label"].shape == SMALL
+    common = [f"--data.root={root}", "--data=SUNRGBD", "--data.size=[48,64]", "--modalities=rgb"]
+    common += ["--train_split=train", "--test_split=test", "--freeze=false", "--fit.steps=1"]
+    common += ["--encoder.name=test_resnet", "--loader.workers=0", "--loader.batch_size=4"]
+    main(["transfer", *common, "--test_data.resize_labels=false", f"--run={tmp_path / 'own'}"])
+    found = json.loads((tmp_path / "own" / "results.json").read_text())
+    pixels = sum(int((own[i]["target"]["label"] != 255).sum()) for i in range(2))
+    assert sum(row["n"] for row in found["by_class"].values()) == pixels

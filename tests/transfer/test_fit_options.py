@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
-from decur.transfer import CMX, FitSettings, LateFusion
+from decur.transfer import CMX, FitSettings, LateFusion, fit
 from decur.transfer.optim import parameter_groups
 from decur.transfer.tasks import make_task
 from decur.transfer.validation import Best
@@ -105,9 +105,9 @@ def test_layers_decay_as_in_timm(name):
 def test_biases_and_normalisations_are_spared_with_cmx():
     sensors = SyntheticScenes(4, 32, modalities=["optical", "sar"]).modalities
     model = CMX({name: build_encoder("mit_b0", m) for name, m in sensors.items()}, 3)
-    fit = FitSettings(name="adamw", lr=1.0, weight_decay=0.1)
+    settings = FitSettings(name="adamw", lr=1.0, weight_decay=0.1)
     decays = {}
-    for group in parameter_groups(model, fit.complete("mask", False, "cmx")):
+    for group in parameter_groups(model, settings.complete("mask", False, "cmx")):
         decays |= {id(p): group["weight_decay"] for p in group["params"]}
     for module in model.modules():  # as the public code tells them apart
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -116,7 +116,7 @@ def test_biases_and_normalisations_are_spared_with_cmx():
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             assert decays[id(module.weight)] == decays[id(module.bias)] == 0
     assert len(decays) == len(list(model.parameters()))
-    (alone,) = parameter_groups(model, fit.complete("mask", False))  # the paper's: all alike
+    (alone,) = parameter_groups(model, settings.complete("mask", False))  # the paper's: all alike
     assert alone["weight_decay"] == 0.1 and len(alone["params"]) == len(decays)
     stages = rates_of(model, layer_decay=0.5)
     assert stages["encoders.sar.block4.0.norm1.weight"][0] == 0.5
@@ -242,3 +242,27 @@ def test_another_folder_is_tested_on_from_the_command_line(bright, transferred, 
     assert results_of(split)["train"] == 30
     assert "test_data.rot: PairedFolder takes no such key" in refused(*common, "--test_data.rot=x")
     assert "also trained on" in refused(*common, f"--test_data.root={bright}")
+
+
+# -- augmented pictures under a linear probe -------------------------------------------------------
+
+
+def test_a_linear_probe_sees_augmented_pictures_only_where_it_is_asked_to(
+    transferred, run_folder, monkeypatch
+):
+    seen, real = [], fit.crop_and_flip
+    monkeypatch.setattr(
+        fit,
+        "crop_and_flip",
+        lambda images, mask, crop: seen.append(crop) or real(images, mask, crop),
+    )
+    common = [*SCENES, "--target=cover", "--probe=sgd", f"--encoders={run_folder}"]
+    plain = transferred(*common, "--fit.epochs=2", name="plain")
+    assert not seen and results_of(plain)["fit"]["augment"] is False
+    asked = transferred(*common, "--fit.epochs=2", "--fit.augment=true", name="asked")
+    assert seen and set(seen) == {(0.8, 1.0)} and results_of(asked)["fit"]["augment"] is True
+    state = load_file(asked / "model.safetensors")  # the encoders stay what they were
+    start = load_file(run_folder / "encoders" / "sar.safetensors")
+    assert all(torch.equal(v, state[f"encoders.sar.{key}"]) for key, v in start.items())
+    heads = [load_file(f / "model.safetensors")["head.weight"] for f in (plain, asked)]
+    assert not torch.allclose(*heads)

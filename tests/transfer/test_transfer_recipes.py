@@ -60,7 +60,7 @@ def test_a_recipe_runs_as_the_paper_says(name, labelled, transferred, tmp_path):
     if name.startswith("sunrgbd"):
         short.append("--data.size=[48,64]")  # else all pictures are resized to the camera's size
     if cmx := "cmx" in name:
-        short += ["--encoder.name=mit_b0", "--test_scales=[1,1.25]"]
+        short += ["--encoder.name=mit_b0", "--test_scales=[1,1.25]", "--test_window=[48,48]"]
         small = "--fit.piece=[48,48]" if name.startswith("sunrgbd") else "--data.size=[48,64]"
         short.append(small)
     folder = transferred(
@@ -93,4 +93,6 @@ def test_a_recipe_runs_as_the_paper_says(name, labelled, transferred, tmp_path):
         assert (fit["warmup_epochs"], fit["scales"]) == (10, CMX_SCALES)
         size = {"sunrgbd-cmx": ("mit_b2", [480, 480]), "nyu-cmx": ("mit_b5", None)}
         assert (kept["encoder.name"], kept["fit.piece"]) == size[name]
+        assert kept["test_window"] == (kept["fit.piece"] or [480, 640])  # as in training
+        assert fit["decay_biases"] is False
         assert results["modalities"] == ["rgb", "hha"]

@@ -67,6 +67,7 @@ class SUNRGBD(PairedDataset):
         filled: read `depth_bfx`, where holes are filled, rather than `depth`.
         classes: 37, or None to read no labels.
         size: height and width that all is resized to.
+        resize_labels: whether labels are resized, too; tests are for those of their own sizes.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.
@@ -91,6 +92,7 @@ class SUNRGBD(PairedDataset):
         filled: bool = True,
         classes: Literal[37] | None = 37,
         size: tuple[int, int] = (480, 640),
+        resize_labels: bool = True,
     ) -> None:
         check_choices(
             "SUNRGBD",
@@ -100,6 +102,7 @@ class SUNRGBD(PairedDataset):
         )
         self.root, self.depth, self._size = Path(root), depth, (size[0], size[1])
         self._folder = "depth_bfx" if filled else "depth"
+        self._resize_labels = resize_labels
         toolbox = self.root / "SUNRGBDtoolbox"
         scenes = _scan(self.root / "SUNRGBD", self._folder)
         if split is None:
@@ -196,7 +199,8 @@ class SUNRGBD(PairedDataset):
                 f"{raw.max()}); download it anew",
             )
         label = torch.from_numpy(raw.T.astype(np.int64)) - 1  # MATLAB's axes are reversed
-        return resize_mask(label.masked_fill(label < 0, 255), self._size)
+        label = label.masked_fill(label < 0, 255)
+        return resize_mask(label, self._size) if self._resize_labels else label
 
     def _some_depths(self) -> Iterator[Tensor]:
         rows = np.flatnonzero(self.present[list(self.modalities)[1]])

@@ -193,7 +193,7 @@ def _collect(
     dense = not isinstance(model, LateFusion)
     maps = isinstance(model, FCN) and not settings.fit.augment and not settings.averages
     once = {name: model.encoder(name) for name in model.encoders} if settings.freeze else {}
-    if dense and not maps:
+    if settings.augments_probe or (dense and not maps):
         once = {}
 
     def collect(encoders: dict[str, Encoder]) -> Features:
@@ -236,7 +236,7 @@ def _learn(
         model.freeze()
     elif settings.freeze_modalities:
         _freeze_some(model, settings.freeze_modalities)
-    if settings.freeze and isinstance(model, LateFusion):
+    if settings.freeze and isinstance(model, LateFusion) and not settings.augments_probe:
         return _probe(model, seen, parts, settings, engine)
     if isinstance(model, FCN) and seen.features:
         return None, train_on_maps(model, seen, parts, settings, engine)

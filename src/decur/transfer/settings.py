@@ -81,7 +81,10 @@ class FitSettings:
         steps: optimiser steps, in place of epochs.
         schedule: "steps", "poly" ((1 - done) ** 0.9, to 0) or "constant".
         milestones: shares of the run after each of which "steps" divides the rate by 10.
-        augment: random resized crops and horizontal flips, the same for all sensors and the mask.
+        augment: random resized crops and horizontal flips, the same for all sensors and the mask;
+            None: where pictures are trained on anyway. With frozen encoders and the probe "sgd",
+            true encodes the augmented pictures in each epoch (B.2), and false or None the pictures
+            as they are, once.
         crop: smallest and largest area of a crop, as shares of the picture.
         scales: in place of `crop`, for masks: factors, one of which each picture is enlarged by
             before a piece is cut out of it; what a shrunken one lacks is 0, its mask unknown (CMX).
@@ -107,7 +110,7 @@ class FitSettings:
     steps: int | None = None
     schedule: Schedule | None = None
     milestones: tuple[float, ...] = (0.6, 0.8)
-    augment: bool = True
+    augment: bool | None = None
     crop: tuple[float, float] | None = None
     scales: tuple[float, ...] = ()
     piece: tuple[int, int] | None = None
@@ -145,6 +148,7 @@ class FitSettings:
         if self.scales and kind != "mask":
             raise ConfigError(f"fit.scales: are for masks, not for a {kind}; take fit.crop")
         defaults = {**_PAPER[kind], "decay_biases": head != "cmx"}
+        defaults["augment"] = not freeze or kind == "mask"
         if defaults["name"] == "sgd" and freeze:
             defaults["lr"] = 0.5
         if self.name is not None and self.name != defaults["name"]:  # rates of another optimiser
@@ -258,6 +262,11 @@ class TransferSettings:
     def sources(self) -> list[str]:
         """Where the encoders come from, as a list."""
         return [self.encoders] if isinstance(self.encoders, str) else list(self.encoders)
+
+    @property
+    def augments_probe(self) -> bool:
+        """Whether a linear layer on frozen encoders is trained on augmented pictures."""
+        return self.freeze and self.probe == "sgd" and self.head == "fcn" and bool(self.fit.augment)
 
     @property
     def averages(self) -> bool:
