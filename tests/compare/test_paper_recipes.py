@@ -210,7 +210,11 @@ def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, mon
             steps = yaml.safe_load(cell.config)["fit"]["steps"]
             short += ["--fit.steps=1" if steps else "--fit.epochs=1", f"--size={size}"]
             short += ["--device=cpu", "--label_fraction=1"]
-            short += ["--fit.piece=[48,48]", "--test_scales=[1]"] if tiny == "mit_b0" else []
+            short += (
+                ["--fit.piece=[48,48]", "--test_scales=[1]", "--test_window=[48,48]"]
+                if tiny == "mit_b0"
+                else []
+            )
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
         config = cell.folder.with_suffix(".yaml")
         config.write_text(cell.config)
