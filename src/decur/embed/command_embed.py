@@ -21,7 +21,7 @@ _ABOUT = (
 _TRAINING = {
     *("max_epochs", "max_steps", "max_time", "limit_train_batches", "log_every_n_steps"),
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-    *("detect_anomaly", "profiler"),
+    *("detect_anomaly", "profiler", "logger", "callbacks"),
 }
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {

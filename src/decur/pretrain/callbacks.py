@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
-import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur.errors import DataError, WriteError
+from decur.errors import DataError
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
@@ -268,76 +261,3 @@ class BadSamples(Callback):
                 f"loader.max_bad {self.limit:g} allows; the last: {path}: {reason}; all are in "
                 f"{self.run.bad_samples}"
             )
-
-
-class EventLog(Logger):
-    """Write metrics as TensorBoard's events.
-
-    TensorBoard's own writer has a thread, which a full disk or a lost folder kills, with a
-    traceback, and for which the training then waits. Events are written at once here; those that
-    cannot be are left out, which the log says once.
-
-    Args:
-        folder: where the file of events is made.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self._records: Any = None
-        self._failed = False
-
-    @property
-    def name(self) -> str:
-        """Return the logger's name, which Lightning asks for."""
-        return "tensorboard"
-
-    @property
-    def version(self) -> str:
-        """Return a version, which Lightning asks for: a run has one."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *values: Any, **options: Any) -> None:
-        """Write nothing: `config.yaml` holds all settings."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write numbers of a step."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=k, simple_value=float(x)) for k, x in metrics.items()]
-        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Close the file."""
-        if self._records is not None:
-            with suppress(OSError):
-                self._records.close()
-            self._records = None
-
-    def _write(self, event: Any) -> None:
-        if self._failed:
-            return
-        try:
-            with plain_writing(self.folder):
-                if self._records is None:
-                    self._records = self._open()
-                self._records.write(event.SerializeToString())
-                self._records.flush()
-        except WriteError as error:
-            self._failed = True
-            log.warning("%s; TensorBoard's events are left out from here on", error)
-
-    def _open(self) -> Any:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        records = RecordWriter((self.folder / name).open("ab"))
-        first = Event(wall_time=time.time(), file_version="brain.Event:2")
-        records.write(first.SerializeToString())
-        return records

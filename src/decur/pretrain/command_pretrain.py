@@ -37,6 +37,7 @@ _FREE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.logger",
 )
 
 # What `--help` lists; `--help-all` lists all.

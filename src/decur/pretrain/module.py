@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -126,6 +126,9 @@ class Pretrainer(L.LightningModule):
         self._called: Networks | None = None
         self._start: tuple[StepStart, Meter] | None = None  # of a step that may be done again
         self._steps = 0  # of the whole run, known once the optimiser is made
+        # Who hears of loss and terms through Lightning's `self.log`: loggers and callbacks, or
+        # callbacks alone where `decur pretrain` tells loggers more.
+        self.log_to: Literal["loggers", "callbacks"] | None = "loggers"
         self.meter = Meter()
         self.divergence = Divergence()
 
@@ -263,6 +266,15 @@ class Pretrainer(L.LightningModule):
         self.divergence.watch(step, {**values, **spreads(embeddings, present)})
         normalised = self.objective.normalised_terms(values)
         self.meter.add({**values, **{f"{name}/dim": v for name, v in normalised.items()}})
+        if self._trainer is not None and self.log_to:
+            samples = len(next(iter(embeddings.values()))[0])
+            options: dict[str, Any] = {
+                "logger": self.log_to == "loggers",
+                "on_epoch": True,
+                "batch_size": samples,
+            }
+            self.log("loss", values.pop("loss"), on_step=True, **options)
+            self.log_dict(values, on_step=False, **options)
         steps = int(self.trainer.num_training_batches) if self._trainer else 1
         if batch_idx % max(1, steps // max(1, self.monitor_batches)) == 0:
             self.meter.add(alignment(embeddings, self.objective.parts, present=present))

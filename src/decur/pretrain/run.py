@@ -20,7 +20,7 @@ from decur.errors import ConfigError
 from decur.memory import require_memory
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
-from decur.pretrain.callbacks import BadSamples, EpochLog, EventLog, ProgressBar
+from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.distributed import (
     Sharded,
@@ -28,6 +28,7 @@ from decur.pretrain.distributed import (
     reporting_lost_processes,
 )
 from decur.pretrain.figures import save_contact_sheet, write_report
+from decur.pretrain.loggers import make_callbacks, make_loggers
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
 from decur.pretrain.settings import PretrainSettings, TrainerSettings
@@ -108,6 +109,7 @@ def _pretrain(
     EpochBatches(len(data), settings.loader.batch_size, settings.seed)
     _require_memory_for_batch(data, settings)
     max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
+    own_callbacks = make_callbacks(settings.trainer.callbacks)
     checkpoint = open_run(folder, config, anew)
     seed_everything(settings.seed)
     make = partial(make_model, data, objective, settings, max_steps)
@@ -116,11 +118,12 @@ def _pretrain(
     state = TrainingState(folder, settings.checkpoint)
     trainer = make_trainer(
         trainer_options,
-        logger=EventLog(folder.path / "tensorboard"),
+        logger=make_loggers(settings.trainer.logger, folder),
         callbacks=[
             BadSamples(folder, settings.loader.max_bad, len(data)),
             log,
             ProgressBar(log, console),
+            *own_callbacks,
             state,  # last, so that nothing is saved that the others refuse
         ],
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
@@ -176,6 +179,8 @@ def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> Pre
 def _trainer_options(settings: TrainerSettings, objective: Objective) -> dict[str, Any]:
     """Return the options of Lightning's Trainer, and refuse those that cannot be run."""
     options = {key: value for key, value in settings.as_dict().items() if value is not None}
+    for key in ("logger", "callbacks"):  # made from their names once the run's folder is there
+        options.pop(key, None)
     options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
     if options.get("strategy") == "fsdp":
         options["strategy"] = Sharded()
@@ -191,7 +196,7 @@ def make_model(
     max_steps: int | None = None,
 ) -> Pretrainer:
     """Make the model that a run with these settings trains, and measurements measure."""
-    return Pretrainer(
+    model = Pretrainer(
         data.modalities,
         objective,
         encoder=settings.encoder,
@@ -205,6 +210,8 @@ def make_model(
         monitor_batches=settings.monitor.batches,
         max_steps=max_steps,
     )
+    model.log_to = "callbacks" if settings.trainer.callbacks else None
+    return model
 
 
 def _introduce(

@@ -171,6 +171,10 @@ class TrainerSettings:
         gradient_clip_algorithm: "norm" or "value"; null is "norm".
         deterministic: use deterministic algorithms, or warn ("warn") where there is none.
         benchmark: let cuDNN choose its fastest algorithms.
+        logger: where values go besides `metrics.csv`: "tensorboard", "csv", "wandb", "mlflow",
+            "trackio", or several as a list; null is "tensorboard".
+        callbacks: your own, as a list of `{class_path: lightning.pytorch.callbacks.EarlyStopping,
+            init_args: {monitor: loss}}`.
         profiler: "simple", "advanced", "pytorch" or "xla".
         detect_anomaly: let autograd look for NaN, which is slow.
     """
@@ -190,6 +194,8 @@ class TrainerSettings:
     gradient_clip_algorithm: str | None = None
     deterministic: bool | Literal["warn"] | None = None
     benchmark: bool | None = None
+    logger: list[str] | str | None = None
+    callbacks: list[dict[str, Any]] | None = None
     profiler: str | None = None
     detect_anomaly: bool = False
 
