@@ -1,9 +1,15 @@
 """The demo probes scenes like those that it trained on, and refuses others before training."""
 
 import pytest
+import torch
 
 from decur import demo
 from decur.cli import main
+from decur.data import SyntheticScenes
+from decur.encoders import EncoderSettings
+from decur.objectives import DeCUR
+from decur.pretrain.run import make_model
+from decur.pretrain.settings import PretrainSettings, ProjectorSettings, ViewSettings
 
 TINY = [
     "--data.samples=48",
@@ -34,7 +40,23 @@ def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, mon
         **{"start": demo.UNSEEN, "noise": True},
     }
     assert probed and all(made_of == expected for made_of in probed)
-    assert "What the encoders know" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "What the encoders know" in out and "by chance" in out
+
+
+def test_the_network_before_training_is_the_one_that_was_trained():
+    data = SyntheticScenes(4, 32, modalities=["optical", "sar"])
+    settings = PretrainSettings(
+        encoder=EncoderSettings("resnet10t", attention="rda", options={"stem_width": 16}),
+        projector=ProjectorSettings(32, 2),
+        views=ViewSettings(32),
+        seed=7,
+    )
+    torch.manual_seed(settings.seed)
+    model = make_model(data, DeCUR(dim=32), settings)
+    before, own = demo._untrained(model).state_dict(), model.state_dict()
+    assert before.keys() == own.keys()
+    assert all(torch.equal(before[key], x) for key, x in own.items())
 
 
 def test_other_data_is_refused_before_training(make_pairs, tmp_path, capsys):

@@ -8,24 +8,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from decur import report
-from decur.data import SyntheticScenes
+from decur.data import SyntheticScenes, Target
 from decur.features import Features
 from decur.pretrain import PairedData, Pretrainer
 from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.monitors import encode
-from decur.probes import METRICS, quick_probe
+from decur.probes import METRICS, chance, known, quick_probe
 from decur.tables import make_table
 
 SAMPLES = 1500  # scenes that are probed; half fit a probe, half test it
 UNSEEN = 1_000_000  # distance between the first scene trained on and the first that is probed
 _KNOW = "What the encoders know (linear probe of frozen features)"
 _ABOUT_KNOW = (
-    "Random weights are the same network before training: a factor that is a plain matter of "
-    "colour or brightness is easily read from them, too."
+    "Before training the same network has its first weights: a factor that is a plain matter of "
+    "colour or brightness is easily read from them, too. By chance is the score of one guess for "
+    "all scenes, such as the most frequent class. These are scores of one run; differences of a "
+    "few hundredths may be another seed's the other way."
 )
 _KEEP = "Where they keep it (linear probe of the projector's dimensions)"
 _ABOUT_KEEP = (
@@ -51,8 +54,8 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     unseen = {"samples": SAMPLES, "start": scenes["start"] + UNSEEN}
     data = PairedData(SyntheticScenes(**{**scenes, **unseen, "modalities": list(model.modalities)}))
     before, after = (encode(m, data, SAMPLES) for m in (_untrained(model), model))
-    know_head = ("factor", "sees it", "encoder of", "random weights", "pretrained")
-    keep_head = ("factor", "sees it", "sensor", *model.objective.parts)
+    know_head = ("factor", "sees it", "encoder of", "by chance", "before training", "pretrained")
+    keep_head = ("factor", "sees it", "sensor", "by chance", *model.objective.parts)
     kinds = ", ".join(f"{kind} {metric}" for kind, metric in METRICS.items())
     body = [
         report.paragraph(
@@ -80,7 +83,8 @@ def _untrained(model: Pretrainer) -> Pretrainer:
     return Pretrainer(
         model.modalities,
         model.objective,
-        encoder={name: model.encoder(name).name for name in model.modalities},
+        encoder=model.encoder_settings,
+        projector=model.projector_settings,
         views=model.view_settings,
     )
 
@@ -88,7 +92,7 @@ def _untrained(model: Pretrainer) -> Pretrainer:
 def _feature_scores(
     before: Features, after: Features, data: PairedData
 ) -> list[tuple[object, ...]]:
-    """Return rows (factor, sensors that see it, encoder, score before training, score after)."""
+    """Return rows (factor, sensors that see it, encoder, scores by chance, before, after)."""
     rows: list[tuple[object, ...]] = []
     for name, labels in after.labels.items():
         target = data.dataset.targets[name]
@@ -97,14 +101,15 @@ def _feature_scores(
             if key.endswith("/linear"):
                 seen = ", ".join(target.modalities) or "all"
                 encoder = key.removesuffix("/linear")
-                rows.append((name, seen, encoder, scores[0][key], scores[1][key]))
+                by_chance = _by_chance(labels, target)
+                rows.append((name, seen, encoder, by_chance, scores[0][key], scores[1][key]))
     return rows
 
 
 def _part_scores(
     found: Features, data: PairedData, parts: Mapping[str, slice]
 ) -> list[tuple[object, ...]]:
-    """Return rows (factor, sensors that see it, sensor, score of each part of the embedding)."""
+    """Return rows (factor, sensors that see it, sensor, score by chance, score of each part)."""
     rows: list[tuple[object, ...]] = []
     for name, labels in found.labels.items():
         target = data.dataset.targets[name]
@@ -113,8 +118,14 @@ def _part_scores(
                 quick_probe({sensor: z[:, part]}, labels, target).get(f"{sensor}/linear", np.nan)
                 for part in parts.values()
             ]
-            rows.append((name, ", ".join(target.modalities) or "all", sensor, *scores))
+            seen = ", ".join(target.modalities) or "all"
+            rows.append((name, seen, sensor, _by_chance(labels, target), *scores))
     return rows
+
+
+def _by_chance(labels: NDArray[Any], target: Target) -> float:
+    """Return the score of a guess that is the same for every scene."""
+    return chance(labels[known(labels, target)], target)
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -6,7 +6,7 @@ from planted import batch_of, planted
 from decur.data import SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
-from decur.explain.spectral import _Picture, findings, plot_bands, spectral
+from decur.explain.spectral import _Picture, bands_above_even, findings, plot_bands, spectral
 from decur.pretrain import LoaderSettings
 
 
@@ -131,6 +131,17 @@ def test_arrays_are_kept_and_drawn_again(tiny_checkpoint, tiny_loader, tmp_path)
     best = arrays["optical/bands"][arrays["optical/common/importance"].mean(0).argmax()]
     assert f"common dimensions {best}" in html
     assert len(plot_bands(arrays).axes) == 2
+
+
+def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
+    rng = np.random.default_rng(0)
+    planted = rng.dirichlet([9, 3, 3, 3], 40)
+    alike = rng.dirichlet([3, 3, 3, 3], 40)
+    found = bands_above_even({"common": planted, "unique": alike})
+    assert found["common"].tolist() == [True, False, False, False]
+    assert not found["unique"].any()
+    one = bands_above_even({"common": planted[:1], "unique": alike[:1]})
+    assert not one["common"].any()  # a single sample tells nothing
 
 
 def test_one_band_is_nothing_to_compare():

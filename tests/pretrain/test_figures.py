@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from decur import Modality, plotting
+from decur.data import SyntheticScenes
+from decur.objectives.alignment import alignment
 from decur.pretrain import figures
+from decur.pretrain.callbacks import write_metrics
+from decur.runs import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,20 @@ def test_names_are_shown_as_they_are():
     (axis,) = figure.axes
     assert axis.get_title() == r"\$x_{\$"
     assert [entry.get_text() for entry in axis.get_legend().get_texts()] == ["_s1"]
+
+
+def test_a_correlation_off_the_diagonal_stands_beside_its_chance(tmp_path):
+    """Of 2,000 dimensions without any relation it is one over the root of the samples."""
+    rows = [{"epoch": e, "loss": 1.0, "diagonal/common/a-b": 0.5, "offdiag_rms/a-b": 0.13}
+            for e in (1, 2)]  # fmt: skip
+    folder = RunFolder(tmp_path)
+    write_metrics(folder, rows)
+    figures.write_report(folder, SyntheticScenes(8, 32), batch=64)
+    page = folder.report.read_text()
+    assert "0.125" in page and "here 64" in page
+    noise = torch.randn(2, 64, 500, generator=torch.Generator().manual_seed(0))
+    found = alignment({"a": (noise[0],) * 2, "b": (noise[1],) * 2}, {"common": slice(0, 500)})
+    assert float(found["offdiag_rms/a-b"]) == pytest.approx(0.125, abs=0.005)
 
 
 def test_curves_leave_gaps_where_nothing_was_measured():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from decur.explain.model import Checkpoint, Score, encoded
 from decur.features import SampleLoader
 from decur.plotting import Figure, part_colour, plain, subplots
 from decur.report import paragraph, table
+from decur.verdicts import holm, paired_p
 
 if TYPE_CHECKING:
     from decur.data import Batch
@@ -323,7 +325,8 @@ def findings(arrays: Arrays) -> str:
             "bands of a picture summing to 1. The mean is over samples, the spread their standard "
             "deviation. Exchanged: the same without gradients, how much the score changes when the "
             "band alone is taken from another sample; a band that tells nothing is low there, "
-            "whatever the start. Where the two disagree, trust neither for that band."
+            "whatever the start. Where the two disagree, trust neither for that band. Tests "
+            "take samples as independent."
         )
     )
     return "".join(said)
@@ -355,8 +358,30 @@ def _told(
         if _both(list(means)):
             row.append(f"{means['unique'][i] - means['common'][i]:+.3f}")
         rows.append(row)
-    equal = f"were all bands alike, each would have {1 / len(bands):.0%}"
-    return f"{name}: most important are to {'; to '.join(told)}; {equal}.", rows
+    above = bands_above_even(values)
+    sure = [
+        f"{', '.join(bands[i] for i in np.flatnonzero(of))} ({part})"
+        for part, of in above.items()
+        if of.any()
+    ]
+    even = f"Were all bands alike, each would have {1 / len(bands):.0%}; more than that, beyond "
+    even += f"chance, {'have ' + ', '.join(sure) if sure else 'none has'}."
+    return f"{name}: the largest shares are to {'; to '.join(told)}. {even}", rows
+
+
+def bands_above_even(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
+    """Tell which bands have more than an even share: t-tests over samples, corrected by Holm.
+
+    Args:
+        values: `{part: (n, C)}`, rows that sum to 1.
+
+    Returns:
+        `{part: (C,)}`.
+    """
+    shares = np.concatenate([x.T for x in values.values()]).astype(np.float64)  # (parts * C, n)
+    excess = shares * shares.shape[0] / len(values) - 1
+    passed = holm([paired_p(x) for x in excess]) & (excess.mean(1) > 0)
+    return dict(zip(values, np.split(passed, len(values)), strict=True))
 
 
 register(

@@ -26,21 +26,23 @@ _DIAGONALS = (
 _RANKS = "Effective rank: how many dimensions are in use. A fall towards 1 is a collapse."
 _PROBES = (
     "Linear probe of frozen features, half of the monitored samples against the other half: "
-    "accuracy, mean average precision or R2."
+    "accuracy, mean average precision or R2. The encoders have trained on the pictures of both "
+    "halves, without their labels: scores of new pictures are those of `decur transfer`."
 )
 
 
-def write_report(folder: RunFolder, data: PairedDataset) -> None:
+def write_report(folder: RunFolder, data: PairedDataset, batch: int | None = None) -> None:
     """Draw the figures of a run, and write its section of the report.
 
     Args:
         folder: the run's folder.
         data: the data set that was trained on.
+        batch: samples that each correlation was computed on; None: not known.
     """
     rows = read_metrics(folder)
     if not rows:
         return
-    body = [report.paragraph(data.describe()), _last_values(rows)]
+    body = [report.paragraph(data.describe()), _last_values(rows, batch)]
     if plotting.available():
         body += _report_figures(folder, rows)
     else:
@@ -67,14 +69,23 @@ def _report_figures(folder: RunFolder, rows: Rows) -> list[str]:
     return found
 
 
-def _last_values(rows: Rows) -> str:
+def _last_values(rows: Rows, batch: int | None) -> str:
+    """Write the first and the last epoch's values, and what correlations are by chance."""
     wanted = ("loss", "diagonal/", "offdiag_rms/", "rank/", "pairs_per_second")
     first, last = rows[0], rows[-1]
     names = [key for key in last if key.startswith(wanted)]
-    return report.table(
-        ("", "first epoch", f"epoch {last['epoch']:.0f}"),
-        [(name, first.get(name, float("nan")), last[name]) for name in names],
+    floors = {"diagonal/": 0.0, "offdiag_rms/": batch**-0.5 if batch else float("nan")}
+    floor = {name: f"{floors[k]:.3g}" for name in names for k in floors if name.startswith(k)}
+    reading = (
+        "By chance: of embeddings without any correlation. Off the diagonal it is not 0 but one "
+        "over the square root of the samples of a batch"
+        + (f", here {batch}." if batch else ", which this folder does not tell.")
     )
+    values = [
+        (name, first.get(name, float("nan")), last[name], floor.get(name, "")) for name in names
+    ]
+    head = ("", "first epoch", f"epoch {last['epoch']:.0f}", "by chance")
+    return report.table(head, values) + (report.paragraph(reading) if floor else "")
 
 
 def save_contact_sheet(folder: RunFolder, model: Pretrainer, data: PairedData) -> Path:

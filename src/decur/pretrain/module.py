@@ -92,6 +92,7 @@ class Pretrainer(L.LightningModule):
         encoder = encoder if isinstance(encoder, EncoderSettings) else EncoderSettings(encoder)
         projector = projector or ProjectorSettings(width=objective.dim)
         views = views or ViewSettings()
+        self.encoder_settings, self.projector_settings = encoder, projector
         self.view_settings = views
         self.modalities = dict(modalities)
         objective.check_modalities(list(self.modalities))

@@ -144,7 +144,7 @@ def _pretrain(
     if trainer.is_global_zero:
         for name in model.modalities:
             save_encoder(model.encoder(name), folder.encoder(name))
-        write_report(folder, data)
+        write_report(folder, data, settings.loader.batch_size // trainer.world_size)
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
     return Pretrained(folder, model)
