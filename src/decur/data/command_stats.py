@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from decur.config import Parser
-from decur.data.listing import modality_files, subfolders
+from decur.data.listing import subfolders
+from decur.data.pairing import pair_files
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import ConfigError
 from decur.modality import Modality, load_modalities
@@ -54,7 +55,10 @@ def main(arguments: Sequence[str]) -> None:
         print(f"known from {kept}: {', '.join(known)}; only mean and std are replaced")
         if others := sorted(set(subfolders(settings.root)) - set(known)):
             print(f"left out: {', '.join(others)}; it does not name them")
-    files = modality_files(settings.root, tuple(known) or None)
+    pairing = pair_files(Path(settings.root), tuple(known) or None, None)
+    if pairing.left_out:
+        print(f"left out: {', '.join(pairing.left_out)}")
+    files = pairing.folders
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading", total=sum(map(len, files.values())))
         found = compute_stats(

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset
 from decur.data.files import (
@@ -20,12 +22,14 @@ from decur.data.files import (
     read_sensor,
     resize,
 )
-from decur.data.listing import MASK, modality_files, scan
+from decur.data.georeference import Place, align, compare_pair, read_place, refuse_apart, summary
+from decur.data.listing import MASK
 from decur.data.masks import MaskCodes, read_codes
+from decur.data.pairing import Pairing, check_pairs, pair_files
 from decur.data.sample import VOID, Sample
 from decur.data.selection import evenly_spaced
 from decur.data.stats import guess_augmentation, stats_of_files
-from decur.data.tables import Labels, read_splits
+from decur.data.tables import Labels, describe_target, find_table, read_splits
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality, load_modalities
 
@@ -33,6 +37,8 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_CLASS = VOID  # in masks of up to 255 classes
 
+_PLACES = 1000  # samples whose place on the Earth is looked at
+_FIRST_PLACES = 5  # of which these tell whether any has one
 _HEADERS = 50  # files of a modality whose headers tell its size
 _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
 
@@ -41,9 +47,10 @@ _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, wher
 class PairedFolder(PairedDataset):
     """Pairs from `root/<modality>/<id>.<tif|jp2|png|jpg|npy|...>`, see `decur.data.files`.
 
-    Pairing is by id, the file's name without extension, never by order. An id that lacks a
-    modality is kept and marked absent. Images of another size than their modality's are resized
-    (bilinear with antialiasing; a pixel stays measured where at least half of what makes it was).
+    Pairing is by id, the file's name without extension, never by order; `pattern` says otherwise.
+    An id that lacks a modality is kept and marked absent. Images of another size than their
+    modality's are resized (bilinear with antialiasing; a pixel stays measured where at least half
+    of what makes it was). Pictures that say where they lie on the Earth must overlap.
 
     Beside the modalities there may be
 
@@ -53,20 +60,31 @@ class PairedFolder(PairedDataset):
       classes, one a line, and say which value or colour each has (`decur.data.masks`);
     * `splits.csv`: `id`, `split`, and `group` or `cluster`, of samples that belong together.
 
+    The tables may also be `.tsv` and `.parquet`. docs/data.md shows each layout.
+
     Args:
         root: the folder.
         modalities: those to read, in order: a YAML file or a mapping as `load_modalities` takes.
             None: `root/modalities.yaml` where there is one; else every sub-folder with pictures
-            but `mask`. Then 8-bit data is scaled by its range and other data by the statistics of
-            up to 200 files, and the augmentation follows from the folder's name.
-        split: which split of splits.csv; None for all samples.
-        missing: "keep" samples that lack a modality, or "drop" them.
+            but `mask` and what looks like labels. Then 8-bit data is scaled by its range and other
+            data by the statistics of up to 200 files, and the augmentation follows from the
+            folder's name.
+        split: which split of splits.csv, or of the pattern; None for all samples.
+        missing: "keep" samples that lack a modality, or "drop" them. None keeps them, but refuses
+            data where fewer than 2 % of the samples have two modalities.
         max_pixels: height times width of a picture at most; a larger one makes a bad sample.
         mask_nodata: value or values in masks that mean "unknown"; None: 255.
+        pattern: names of the files, without extension, where they are not `<sensor>/<id>`:
+            `{id}_S1Hand` in each sensor's folder, or a path below the root as
+            `{split}/{sensor}/{id}`; `*` stands for anything, the parts of several `{id}` are
+            joined. One for all sensors, or a mapping `{sensor: pattern}`, also of `mask`.
+        align: resample pictures that say where they lie onto the grid of the first modality that
+            does, which has then the size of all.
+        label_nodata: number or numbers in labels that mean "unknown".
 
     Raises:
         DataError: if there is no data set to be made of this, naming file and remedy.
-        ConfigError: for wrong `modalities`.
+        ConfigError: for wrong `modalities` or a wrong `pattern`.
     """
 
     def __init__(
@@ -75,18 +93,30 @@ class PairedFolder(PairedDataset):
         modalities: dict[str, Any] | str | Path | None = None,
         *,
         split: str | None = None,
-        missing: Literal["keep", "drop"] = "keep",
+        missing: Literal["keep", "drop"] | None = None,
         max_pixels: int = MAX_PIXELS,
         mask_nodata: int | list[int] | None = None,
+        pattern: str | dict[str, str] | None = None,
+        align: bool = False,
+        label_nodata: float | list[float] | None = None,
     ) -> None:
-        self.root, self.max_pixels = Path(root), max_pixels
+        self.root, self.max_pixels, self.align = Path(root), max_pixels, align
+        if missing not in (None, "keep", "drop"):
+            raise DataError(f"missing is {missing!r}; choose 'keep' or 'drop'")
         if modalities is None and (self.root / "modalities.yaml").is_file():
             modalities = self.root / "modalities.yaml"
         given = load_modalities(modalities)
-        folders = modality_files(self.root, tuple(given) or None)
-        samples = _pair(self.root, folders, missing)
-        pictured = {id_ for files in folders.values() for id_ in files}
-        wanted, groups = read_splits(self.root / "splits.csv", pictured, split=split)
+        pairing = pair_files(self.root, tuple(given) or None, pattern)
+        _report(self.root, pairing, keep=missing == "keep")
+        folders = pairing.folders
+        samples = _choose(self.root, pairing, missing)
+        pictured = set(pairing.counts)
+        splits = find_table(self.root, "splits")
+        if splits is None and pairing.splits is not None:
+            wanted, groups = _split_of(self.root, pairing.splits, split), None
+        else:
+            table = splits or self.root / "splits.csv"
+            wanted, groups = read_splits(table, pictured, split=split)
         self.ids = [id_ for id_ in samples if wanted is None or id_ in wanted]
         if not self.ids:
             raise DataError(f"{self.root}: no complete sample in split {split!r}; missing='keep'?")
@@ -105,23 +135,89 @@ class PairedFolder(PairedDataset):
             self.modalities[name], self._is_byte[name] = _complete(
                 name, list(files.values()), modality=given.get(name), max_pixels=max_pixels
             )
-        self.targets = {}
-        self._labels = None
-        if (self.root / "labels.csv").is_file():
-            self._labels = Labels(self.root / "labels.csv", pictured)
-            self.labels = self._labels.rows
-            self.targets |= self._labels.targets
-        self._masks = scan(self.root / MASK) if (self.root / MASK).is_dir() else {}
+        self._left_out = list(pairing.left_out)
+        self._set_labels(pictured, label_nodata)
+        self._masks = pairing.masks
         self._codes: MaskCodes | None = None
         if self._masks:
-            if MASK in self.targets:
-                raise DataError(
-                    f"{self.root / 'labels.csv'}: column {MASK!r} and folder {MASK!r} clash; "
-                    "rename the column"
-                )
-            self._codes = read_codes(self.root / MASK, list(self._masks.values()), mask_nodata)
-            self._codes = replace(self._codes, max_pixels=max_pixels)
-            self.targets[MASK] = self._codes.target
+            self._set_masks(mask_nodata)
+        self._placed = False  # whether each sample's place is looked at when it is read
+        if len(folders) + bool(self._masks) > 1:
+            self._check_places()
+
+    def _set_labels(self, pictured: set[str], nodata: float | list[float] | None) -> None:
+        """Read the table of labels, if there is one."""
+        self.targets = {}
+        self._labels = None
+        table = find_table(self.root, "labels")
+        if table is not None:
+            unknown = [] if nodata is None else nodata if isinstance(nodata, list) else [nodata]
+            self._labels = Labels(table, pictured, unknown)
+            self.labels = self._labels.rows
+            self.targets |= self._labels.targets
+            remarks = [f"column {name} (a remark)" for name in self._labels.remarks]
+            self._left_out += remarks
+
+    def _set_masks(self, nodata: int | list[int] | None) -> None:
+        """Tell what the masks mean."""
+        if MASK in self.targets:
+            raise DataError(
+                f"{find_table(self.root, 'labels')}: column {MASK!r} and folder {MASK!r} clash; "
+                "rename the column"
+            )
+        first = next(iter(self._masks.values()))
+        codes = read_codes(Path(first).parent, list(self._masks.values()), nodata)
+        self._codes = replace(codes, max_pixels=self.max_pixels)
+        self.targets[MASK] = self._codes.target
+
+    def _pair(self, index: int) -> dict[str, str | None]:
+        """Return the files of a sample by sensor, and its mask."""
+        files = {name: self._files[name][index] for name in self.modalities}
+        return {**files, MASK: self._masks.get(self.ids[index])}
+
+    def _check_places(self) -> None:
+        """Look at where pictures lie, and say what does not fit; of all samples, or of some."""
+        rows = evenly_spaced(len(self), _PLACES)
+        found = [compare_pair(self._pair(row)) for row in rows[:_FIRST_PLACES]]
+        if not any(one for _, one in found):
+            return  # nothing says where it lies
+        found += [compare_pair(self._pair(row)) for row in rows[_FIRST_PLACES:]]
+        disjoint, moved, offset = summary([one for _, one in found])
+        self._placed = disjoint > 0
+        looked = f"{len(rows)} samples" if len(rows) == len(self) else f"{len(rows)} samples seen"
+        if disjoint:
+            log.warning(
+                "%s: in %d of %s pictures do not overlap, by their coordinates; these are bad "
+                "samples",
+                self.root,
+                disjoint,
+                looked,
+            )
+        if self.align:
+            self._set_grid([reference for reference, _ in found if reference])
+        elif moved:
+            log.warning(
+                "%s: in %d of %s pictures lie on other grids, up to %.3g m apart; "
+                "--data.align true resamples them onto that of %s",
+                self.root,
+                moved,
+                looked,
+                offset,
+                next(reference for reference, _ in found if reference),
+            )
+
+    def _set_grid(self, references: list[str]) -> None:
+        """Give all modalities the size of the one whose grid they are resampled onto."""
+        reference = Counter(references).most_common(1)[0][0]
+        size = self.modalities[reference].size if reference in self.modalities else None
+        self.modalities = {n: m.with_(size=size or m.size) for n, m in self.modalities.items()}
+
+    def _grid(self, index: int) -> Place | None:
+        """Return the grid that the pictures of a sample are resampled onto, if any."""
+        if not self.align:
+            return None
+        files = (self._files[name][index] for name in self.modalities)
+        return next((place for file in files if file and (place := read_place(file))), None)
 
     def read(self, index: int) -> Sample:
         """Read one sample; its target holds a mask only where there is one.
@@ -130,19 +226,27 @@ class PairedFolder(PairedDataset):
             BadSampleError: naming the file, if it cannot be used.
         """
         id_ = self.ids[index]
-        images = {}
+        if self._placed:
+            refuse_apart(self._pair(index))
+        grid, images = self._grid(index), {}
         for name in self.sensors_of(index):
             modality, file = self.modalities[name], self._files[name][index]
             assert file is not None
             picture = read_sensor(
                 file, modality, is_byte=self._is_byte[name], max_pixels=self.max_pixels
             )
-            images[name] = resize(picture, modality.size)
+            images[name] = resize(_aligned(picture, file, grid), modality.size)
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
             sample["target"] = self._labels[id_] if self._labels else {}
         if (mask := self._mask(id_)) and self._codes is not None:
-            sample["target"][MASK] = self._codes.read(mask)
+            classes = self._codes.read(mask)  # (H, W)
+            if grid is not None:
+                void = self._codes.target.void
+                known = classes.double().masked_fill(classes == void, torch.nan)
+                moved = _aligned(known[None], mask, grid, nearest=True)[0]
+                classes = moved.nan_to_num(void).long()
+            sample["target"][MASK] = classes
         return sample
 
     def files(self, index: int) -> list[str]:
@@ -159,27 +263,59 @@ class PairedFolder(PairedDataset):
         """Return one line for the log: samples, sensors and how many samples lack them, labels."""
         line = super().describe()
         if self.targets:
-            line += f", labels: {', '.join(self.targets)}"
+            said = [describe_target(name, target) for name, target in self.targets.items()]
+            line += f", labels {', '.join(said)}"
         if self.groups is not None:
             line += f", {len(set(self.groups))} groups"
+        if self._left_out:
+            line += f"; left out: {', '.join(self._left_out)}"
         return line
 
 
-def _pair(root: Path, folders: dict[str, dict[str, str]], missing: str) -> list[str]:
-    """Return the ids of the samples, sorted."""
-    if missing not in ("keep", "drop"):
-        raise DataError(f"missing is {missing!r}; choose 'keep' or 'drop'")
-    counts = Counter(id_ for files in folders.values() for id_ in files)
-    if len(folders) > 1 and max(counts.values()) == 1:
-        examples = ", ".join(f"{name}/{next(iter(files))}" for name, files in folders.items())
-        raise DataError(
-            f"{root}: no id has two modalities (for example {examples}); "
-            "give the files of one place the same name in each folder"
+def _report(root: Path, pairing: Pairing, *, keep: bool) -> None:
+    """Warn of folders that look like labels, and of few pairs; refuse data with hardly any."""
+    for name, why in pairing.labels.items():
+        log.warning(
+            "%s: holds %s and is not trained on; name it in modalities to train on it, or make it "
+            'the mask: rename it to %s, or --data.pattern \'{"%s": "%s/{id}"}\'',
+            root / name,
+            why,
+            MASK,
+            MASK,
+            name,
         )
+    if few := check_pairs(root, pairing, keep=keep):
+        log.warning(few)
+
+
+def _choose(root: Path, pairing: Pairing, missing: str | None) -> list[str]:
+    """Return the ids of the samples, sorted."""
+    counts, folders = pairing.counts, pairing.folders
     complete = sorted(id_ for id_, count in counts.items() if count == len(folders))
     if missing == "drop" and not complete:
         raise DataError(f"{root}: no id has all of {', '.join(folders)}; use missing='keep'")
     return complete if missing == "drop" else sorted(counts)
+
+
+def _split_of(root: Path, splits: dict[str, str], split: str | None) -> set[str] | None:
+    """Return the ids of a split that the pattern tells; None for all."""
+    if split is None:
+        return None
+    wanted = {id_ for id_, of_id in splits.items() if of_id == split}
+    if not wanted:
+        there = ", ".join(sorted(set(splits.values())))
+        raise DataError(f"{root}: no split {split!r}; choose from {there}")
+    return wanted
+
+
+def _aligned(image: Tensor, file: str, grid: Place | None, *, nearest: bool = False) -> Tensor:
+    """Return a picture on a grid; as it is where there is none, or it does not say where it is."""
+    place = read_place(file) if grid is not None else None
+    if grid is None or place is None or place == grid:
+        return image
+    if nearest:  # a mask keeps its number of pixels
+        grid = grid.divided(place.size)
+    return align(image, place, grid, nearest=nearest)
 
 
 def _spaced(files: list[str], at_most: int) -> list[str]:

@@ -13,7 +13,7 @@ import yaml
 
 from decur.data.base import PairedDataset
 from decur.data.files import MAX_PIXELS, Header, check_bands, read_header, read_image, read_sensor
-from decur.data.listing import modality_files
+from decur.data.pairing import sensor_files
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 from decur.runs import write_text
@@ -316,7 +316,7 @@ def compute_stats(
         DataError: if there is nothing to read, naming the folder.
     """
     if not isinstance(source, PairedDataset):
-        folders = modality_files(source, tuple(modalities) if modalities else None)
+        folders = sensor_files(source, tuple(modalities) if modalities else None)
         return {
             name: stats_of_files(
                 list(files.values()),

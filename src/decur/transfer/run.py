@@ -17,6 +17,7 @@ from rich.console import Console
 
 from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
+from decur.data.one_hot import join_columns
 from decur.devices import choose_device
 from decur.encoders import Encoder
 from decur.errors import ConfigError
@@ -120,6 +121,11 @@ def _transfer(
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     if val_data is not None and settings.val_fraction:
         raise ConfigError("val_fraction: there is a validation part of its own; leave one out")
+    data = join_columns(data, settings.target)
+    test_data, val_data = (
+        None if other is None else join_columns(other, settings.target)
+        for other in (test_data, val_data)
+    )
     whole = join_apart(data, test_data, val_data)
     task = choose_task(whole.targets, settings.target)
     settings = settings.complete(task, validated=val_data is not None)

@@ -1,0 +1,112 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+from make_folder import make_folder, write
+
+from decur.data import PairedFolder
+from decur.errors import ConfigError, DataError
+
+IDS = ["Ghana_1", "Ghana_2", "Spain_1"]
+
+
+def suffixed(tmp_path):
+    folders = {"S1": "_S1Hand", "S2": "_S2Hand"}
+    return make_folder(tmp_path, {n: [f"{i}{s}" for i in IDS] for n, s in folders.items()})
+
+
+def test_names_that_would_pair_are_proposed_and_pair(tmp_path):
+    root = suffixed(tmp_path)
+    pattern = '{"S1": "{id}_S1Hand", "S2": "{id}_S2Hand"}'
+    with pytest.raises(DataError, match="no id has two modalities") as refused:
+        PairedFolder(root)
+    assert f"3 would with --data.pattern '{pattern}'" in str(refused.value)
+    assert PairedFolder(root, pattern={"S1": "{id}_S1Hand", "S2": "{id}_S2Hand"}).ids == IDS
+    assert PairedFolder(root, pattern="{id}_{sensor}Hand").ids == IDS
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("a_%s", "b_%s"), ("a_{id}", "b_{id}")),
+        (("%s", "%s-dem"), ("{id}", "{id}-dem")),
+        (("x_s1_%s", "x_s2_%s"), None),  # what both begin with may stay or not
+        (("r_%s_s1_p7", "r_%s_s2_p7"), None),
+    ],
+)
+def test_proposals_pair_what_they_say(tmp_path, names, expected):
+    ids = {n: [name % i for i in (10, 11, 25)] for n, name in zip("uv", names, strict=True)}
+    root = make_folder(tmp_path, ids, extension=".png")
+    with pytest.raises(DataError, match=r"3 would with --data\.pattern '.*', or say") as refused:
+        PairedFolder(root)
+    pattern = json.loads(str(refused.value).split("pattern '")[1].split("'")[0])
+    if expected:
+        assert tuple(pattern.values()) == expected
+    data = PairedFolder(root, pattern=pattern)
+    assert len(data) == 3 and all(has.all() for has in data.present.values())
+
+
+def test_words_between_two_parts_of_an_id_are_left_out(tmp_path):
+    ids = {s: [f"ROI{r}_{s}_p{p}" for r in (1, 2) for p in (3, 4)] for s in ("s1", "s2")}
+    root = make_folder(tmp_path, ids)
+    with pytest.raises(DataError, match=r"4 would with .*\{id\}_s1_\{id\}"):
+        PairedFolder(root)
+    data = PairedFolder(root, pattern="{id}_{sensor}_{id}")
+    assert data.ids == ["ROI1_p3", "ROI1_p4", "ROI2_p3", "ROI2_p4"]
+
+
+@pytest.mark.parametrize("pattern", ["{split}/{sensor}/{id}", "{sensor}/{split}/{id}"])
+def test_folders_of_splits(tmp_path, pattern):
+    for split, ids in {"train": ["a", "b"], "val": ["a", "c"]}.items():
+        for sensor in ("s1", "s2"):
+            home = pattern.replace("{split}", split).replace("{sensor}", sensor)
+            for id_ in ids if sensor == "s1" else ids[1:]:
+                write(tmp_path / home.replace("{id}", f"{id_}.png"), np.eye(8, dtype=np.uint8))
+    with pytest.raises(DataError, match=r"no sub-folder with pictures.*pictures lie in") as refused:
+        PairedFolder(tmp_path)
+    assert f"--data.pattern '{pattern}'" in str(refused.value)
+    data = PairedFolder(tmp_path, pattern=pattern)
+    assert data.ids == ["train_a", "train_b", "val_a", "val_c"]
+    assert data.present["s2"].tolist() == [False, True, False, True]
+    assert PairedFolder(tmp_path, pattern=pattern, split="val").ids == ["val_a", "val_c"]
+    with pytest.raises(DataError, match="no split 'dev'; choose from train, val"):
+        PairedFolder(tmp_path, pattern=pattern, split="dev")
+
+
+@pytest.mark.parametrize("pattern", ["s1", "../{id}", "/data/{id}", "{id}/x", "a/{id}"])
+def test_patterns_stay_below_the_folder_and_hold_an_id(tmp_path, pattern):
+    with pytest.raises(ConfigError, match="pattern: "):
+        PairedFolder(make_folder(tmp_path, {"s1": IDS, "s2": IDS}), pattern=pattern)
+
+
+def test_few_pairs_are_told_of_and_hardly_any_refused(tmp_path, caplog):
+    numbers = [str(i) for i in range(100)]
+    root = make_folder(tmp_path, {"s1": numbers[:40], "s2": numbers[30:]}, size=1)
+    assert len(PairedFolder(root)) == 100
+    assert "10 of 100 samples have two modalities (40 of s1, 70 of s2)" in caplog.text
+    for id_ in numbers[31:40]:
+        (root / "s1" / f"{id_}.png").unlink()
+    with pytest.raises(DataError, match=r"only 1 of 100 ids.*or say --data\.missing keep"):
+        PairedFolder(root)
+    assert len(PairedFolder(root, missing="keep")) == 100
+
+
+def test_labels_are_no_sensor_unless_named(tmp_path, caplog):
+    root = make_folder(tmp_path, {"rgb": IDS, "Labels": IDS}, size=32)
+    for id_ in IDS:
+        write(root / "cover" / f"{id_}.png", np.arange(1024, dtype=np.uint8).reshape(32, 32) % 9)
+    (root / "notes").mkdir()
+    (root / "notes" / "read.me").write_text("x")
+    (root / "rgb" / "a.pdf").write_text("x")
+    with caplog.at_level(logging.WARNING, "decur"):
+        data = PairedFolder(root)
+    assert list(data.modalities) == ["rgb"]
+    assert "Labels: holds labels by its name and is not trained on" in caplog.text
+    assert "cover: holds labels by its 9 different values" in caplog.text
+    for part in ("notes/ (no pictures)", "1 .pdf in rgb/", "Labels/ (labels by its name)"):
+        assert part in data.describe()
+    named = {name: {"bands": ["x"], "scaling": "range"} for name in ("rgb", "Labels")}
+    assert list(PairedFolder(root, named).modalities) == ["rgb", "Labels"]
+    as_mask = PairedFolder(root, pattern={"mask": "cover/{id}"})
+    assert len(as_mask.targets["mask"].classes) == 9 and "mask" in as_mask[0]["target"]
