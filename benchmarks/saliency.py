@@ -79,7 +79,7 @@ def pointing(
     table = Table(title="Pointing game", title_justify="left")
     for column in ("sensor", "part", "mask", "score", "map"):
         table.add_column(column)
-    for column in ("empty", "pictures", "hit", "mass", "chance"):
+    for column in ("empty", "pictures", "hit", "mass", "area", "another scene"):
         table.add_column(column, justify="right")
     for stage in (-1, -2):
         ways: list[tuple[Score, bool]] = [("mean", False), ("mean", True), ("energy", False)]
@@ -113,15 +113,20 @@ def all_maps(
 
 
 def hits(maps: Tensor, mask: Tensor) -> list[str]:
-    """Share of empty maps, number of pictures that count, hits, mass, and chance."""
+    """Share of empty maps, pictures that count, hits, mass, and what both are by chance.
+
+    Chance is the mask's area for a map that looks anywhere, and the hits of another scene's mask
+    for one that looks at the centre whatever is there.
+    """
     area = mask.float().mean((1, 2))
     empty = maps.amax((1, 2)) <= 0
     use = (area > PLAIN[0]) & (area < PLAIN[1]) & ~empty
     maps, mask, area = maps[use].flatten(1), mask[use].flatten(1), area[use]
     hit = mask.gather(1, maps.argmax(1, keepdim=True)).float().mean()
+    other = mask.roll(len(mask) // 2, 0).gather(1, maps.argmax(1, keepdim=True)).float().mean()
     mass = ((maps * mask).sum(1) / maps.sum(1)).mean()
     return [f"{empty.float().mean():.2f}", str(len(maps))] + [
-        f"{float(value):.2f}" for value in (hit, mass, area.mean())
+        f"{float(value):.2f}" for value in (hit, mass, area.mean(), other)
     ]
 
 

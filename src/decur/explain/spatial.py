@@ -382,10 +382,12 @@ def _compared(pair: str, arrays: Arrays, means: Mapping[str, float]) -> str:
         Verdict.NO: "common maps overlap less, against what the paper finds",
         Verdict.UNTOLD: "no difference that could be told from chance",
     }[found.above()]
+    ends = "no interval, as they are too few or all alike"
+    if np.isfinite(found.low):
+        ends = f"95 % interval {found.low:+.3f} to {found.high:+.3f}"
     return (
-        f"{told}. Beyond another scene the common ones overlap by {found.value:+.3f} more than the "
-        f"unique ones (95 % interval {found.low:.3f} to {found.high:.3f}, {known.sum()} samples): "
-        f"{verdict}."
+        f"{told}. Beyond another scene, common overlap less unique overlap is {found.value:+.3f} "
+        f"({ends}; {known.sum()} samples): {verdict}."
     )
 
 
