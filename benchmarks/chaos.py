@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,22 +82,34 @@ def run(
         kill_after: seconds after which it is killed, with all that it has started.
         largest: bytes beyond which no file may grow.
     """
-    with tempfile.TemporaryFile() as output:
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            _become(arguments, output.fileno(), largest)
-        limit = time.monotonic() + (LIMIT if kill_after is None else kill_after)
-        found, status = 0, 0
-        while not found and time.monotonic() < limit:
-            found, status = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.005)
-        if not found:
-            os.killpg(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    return Ended(os.waitstatus_to_exitcode(status), text)
+    reader, writer = os.pipe()  # which, unlike a file, may grow
+    os.set_blocking(reader, False)
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        _become(arguments, writer, largest)
+    os.close(writer)
+    limit = time.monotonic() + (LIMIT if kill_after is None else kill_after)
+    found, status, text = 0, 0, b""
+    while not found and time.monotonic() < limit:
+        found, status = os.waitpid(child, os.WNOHANG)
+        text += _there(reader)
+        time.sleep(0.005)
+    if not found:
+        os.killpg(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    text += _there(reader)
+    os.close(reader)
+    return Ended(os.waitstatus_to_exitcode(status), text.decode(errors="replace"))
+
+
+def _there(reader: int) -> bytes:
+    """Return what a pipe holds by now."""
+    found = b""
+    with suppress(BlockingIOError):
+        while more := os.read(reader, 65_536):
+            found += more
+    return found
 
 
 def _become(arguments: Sequence[str], output: int, largest: int | None) -> None:
@@ -119,8 +132,9 @@ def _become(arguments: Sequence[str], output: int, largest: int | None) -> None:
     except BaseException as error:
         print(f"Traceback of {type(error).__name__}: {error}", file=sys.stderr)
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

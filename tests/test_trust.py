@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from decur.cli import COMMANDS, EVERYWHERE, main
-from decur.data import PairedDataset
-from decur.errors import BadSampleError, ConfigError
+from decur.data import PackedPairs, PairedDataset
+from decur.embed.parquet import read_header
+from decur.errors import BadSampleError, ConfigError, DataError, reading
 from decur.pretrain.command_pretrain import parse
 from decur.runs import RunFolder
 
@@ -126,3 +127,19 @@ def test_whatever_reading_raises_makes_a_bad_sample(error):
         Broken(AttributeError("a fault of code"))[0]
     with pytest.raises(IndexError):
         Broken(IndexError())[1]
+
+
+@pytest.mark.parametrize("error", [RecursionError(), KeyError("modalities"), MemoryError()])
+def test_whatever_opening_raises_names_the_file_and_the_remedy(error):
+    said = r"^x\.json: cannot be read \(.+\); copy it anew$"
+    with pytest.raises(DataError, match=said), reading("x.json", "copy it anew"):
+        raise error
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"format": 1}', '{"format": "x"}', "\x00"])
+def test_damaged_headers_end_in_one_line(tmp_path, text):
+    for name, open_it in (("embeddings.json", read_header), ("decur.json", PackedPairs)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError) as caught:
+            open_it(tmp_path)
+        assert name in str(caught.value) and "\n" not in str(caught.value)

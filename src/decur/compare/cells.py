@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from decur.errors import DecurError, Interrupted
+from decur.errors import DecurError, Interrupted, reading
 from decur.runs import RunFolder, write_json, write_text
 from decur.signals import STOPPING, may_be_taken
 
@@ -86,7 +86,8 @@ def seconds(cell: Cell) -> float | None:
     """Return how long a finished cell took after its last interruption; None for another cell."""
     if not is_done(cell):
         return None
-    return float(json.loads((cell.folder / DONE).read_text())["seconds"])
+    with reading(cell.folder / DONE, "delete the folder, and it is done again"):
+        return float(json.loads((cell.folder / DONE).read_text())["seconds"])
 
 
 def read_scores(cell: Cell) -> dict[str, float | None]:
@@ -103,8 +104,12 @@ def read_floors(cell: Cell) -> dict[str, float | None]:
 
 
 def _metrics(cell: Cell) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads((cell.folder / "results.json").read_text())
-    return found["metrics"]
+    path = cell.folder / "results.json"
+    with reading(path, "delete its folder, and it is done again"):
+        metrics: dict[str, dict[str, Any]] = json.loads(path.read_text())["metrics"]
+        if not all("value" in found for found in metrics.values()):
+            raise KeyError("value")
+    return metrics
 
 
 def run_cell(cell: Cell) -> str | None:

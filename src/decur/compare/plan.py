@@ -18,7 +18,7 @@ import yaml
 from decur.compare.cells import Cell
 from decur.compare.settings import Changes, CompareSettings, check, encoder_name
 from decur.config import find_config
-from decur.errors import ConfigError
+from decur.errors import ConfigError, reading
 from decur.layers import flatten
 
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ class _Planner:
 def _is_split_by_groups(folder: Path) -> bool:
     """Return whether a finished cell of version 0.1 has folds of groups, which no seed shuffles."""
     results = folder / "results.json"
-    return results.is_file() and json.loads(results.read_text()).get("groups") is not None
+    with reading(results, "delete its folder, and it is done again"):
+        return results.is_file() and json.loads(results.read_text()).get("groups") is not None
 
 
 @contextmanager

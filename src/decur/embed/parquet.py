@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,16 +39,19 @@ def read_header(folder: Path) -> dict[str, Any]:
         DataError: if it is none, or of a newer decur.
     """
     path = folder / HEADER
-    try:
-        header = json.loads(path.read_text())
-        version = header["format"]
-    except FileNotFoundError:
-        raise DataError(f"{folder}: holds no embeddings; `decur embed` writes them") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); embed anew") from error
-    if version > FORMAT:
-        raise DataError(f"{path}: written by a newer decur (format {version}); upgrade")
-    return dict(header)
+    if not path.is_file():
+        raise DataError(f"{folder}: holds no embeddings; `decur embed` writes them")
+    with reading(path, "embed anew"):
+        header = dict(json.loads(path.read_text()))
+        if header["format"] > FORMAT:
+            raise DataError(
+                f"{path}: written by a newer decur (format {header['format']}); upgrade"
+            )
+        header["part"] = int(header["part"])
+        for column in ("features", *header["parts"]):
+            for name in header["modalities"]:
+                int(header["widths"][column][name])
+    return header
 
 
 def part_file(folder: Path, number: int) -> Path:
@@ -95,7 +98,9 @@ def open_part(path: Path) -> Iterator[ParquetFile]:
 
 def bad_of(part: ParquetFile) -> list[tuple[str, str]]:
     """Return files that could not be read for a part, each with the reason."""
-    return [(name, reason) for name, reason in json.loads(part.metadata.metadata[BAD.encode()])]
+    with reading("a part of the embeddings", "delete the folder and embed again"):
+        found = json.loads(part.metadata.metadata[BAD.encode()])
+        return [(name, reason) for name, reason in found]
 
 
 def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object]) -> pa.Schema:

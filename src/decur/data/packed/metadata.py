@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ import numpy as np
 
 from decur.data.base import PairedDataset
 from decur.data.sample import Target
-from decur.errors import DataError
+from decur.errors import DataError, reading
 from decur.modality import Modality
 from decur.runs import atomic, write_text
 
 HEADER, SAMPLES, INDEX = "decur.json", "samples.npz", "index.json"
 FORMAT = 1  # raised when older readers would misread it
 
-_REMEDY = "copy it anew, or pack the data again"
+REMEDY = "copy it anew, or pack the data again"
 
 
 @dataclass(frozen=True)
@@ -142,16 +141,14 @@ def read_metadata(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, n
         )
     lacking = {"samples", "modalities", "targets", "bad"} - set(header)
     if lacking:
-        raise DataError(f"{folder / HEADER}: {min(lacking)!r} is missing; {_REMEDY}")
-    try:
+        raise DataError(f"{folder / HEADER}: {min(lacking)!r} is missing; {REMEDY}")
+    with reading(folder / SAMPLES, REMEDY):
         with np.load(folder / SAMPLES, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{folder / SAMPLES}: cannot be read ({error}); {_REMEDY}") from error
-    wanted = ["ids", *(f"present/{name}" for name in header["modalities"])]
-    for name in wanted:
-        if len(arrays.get(name, ())) != header["samples"]:
-            raise DataError(f"{folder / SAMPLES}: {name!r} is missing or too short; {_REMEDY}")
+        wanted = ["ids", *(f"present/{name}" for name in header["modalities"])]
+        for name in wanted:
+            if len(arrays.get(name, ())) != header["samples"]:
+                raise DataError(f"{folder / SAMPLES}: {name!r} is missing or too short; {REMEDY}")
     return header, arrays
 
 
@@ -186,13 +183,11 @@ def read_index(folder: Path) -> list[Chunk]:
             f"{folder / INDEX}: holds {kind[0]}, not what `decur pack` writes; refused, since "
             "other formats may run code; pack the data with decur"
         )
-    try:
+    with reading(folder / INDEX, REMEDY):
         chunks = [Chunk(c["filename"], c["chunk_bytes"], c["chunk_size"]) for c in index["chunks"]]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{folder / INDEX}: {error} is missing; {_REMEDY}") from error
     for chunk in chunks:
         if Path(chunk.name).name != chunk.name:
-            raise DataError(f"{folder / INDEX}: chunk {chunk.name!r} is no file's name; {_REMEDY}")
+            raise DataError(f"{folder / INDEX}: chunk {chunk.name!r} is no file's name; {REMEDY}")
     return chunks
 
 
@@ -202,10 +197,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: if it cannot be read, or holds anything else.
     """
-    try:
+    with reading(path, REMEDY):
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
     if not isinstance(values, dict):
-        raise DataError(f"{path}: is no header; {_REMEDY}")
+        raise DataError(f"{path}: is no header; {REMEDY}")
     return values

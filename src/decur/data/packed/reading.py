@@ -16,6 +16,7 @@ from decur.data.packed.items import decode, matches
 from decur.data.packed.metadata import (
     HEADER,
     INDEX,
+    REMEDY,
     SAMPLES,
     Chunk,
     read_index,
@@ -25,7 +26,7 @@ from decur.data.packed.metadata import (
 from decur.data.packed.store import Store, cut_short
 from decur.data.sample import Sample
 from decur.digest import file_states
-from decur.errors import BadSampleError, DataError
+from decur.errors import BadSampleError, DataError, reading
 from decur.modality import Modality
 
 _LISTED = 5  # damaged samples that are named
@@ -74,9 +75,10 @@ class PackedPairs(PairedDataset):
         self._store.fetch_headers()
         self._header, arrays = read_metadata(self._store.folder, self.root)
         self.chunks = read_index(self._store.folder)
-        known = {n: Modality.from_dict(m) for n, m in self._header["modalities"].items()}
+        with reading(self._store.folder / HEADER, REMEDY, what="is damaged"):
+            known = {n: Modality.from_dict(m) for n, m in self._header["modalities"].items()}
+            self.targets = read_targets(self._header)
         self.modalities = change_modalities(known, modalities)
-        self.targets = read_targets(self._header)
         self.ids = [id_.decode() for id_ in arrays["ids"].tolist()]
         self.present = {name: arrays[f"present/{name}"] for name in known}
         if "group" in arrays:
