@@ -51,6 +51,24 @@ class BandFiles(PairedDataset):
         return {"id": self.ids[index], "images": images}
 
 
+class Unchecked(PackedPairs):
+    """Packed pairs whose checksums are compared at each reading, or never; by itself, at the first.
+
+    Args:
+        root: the folder.
+        checks: whether they are compared.
+    """
+
+    def __init__(self, root: Path, checks: bool) -> None:
+        super().__init__(root)
+        self.checks = checks
+
+    def read(self, index: int) -> Sample:
+        """Read one sample."""
+        self._checked[index] = not self.checks
+        return super().read(index)
+
+
 class Raw(Dataset[Sample]):
     """All pairs in one memory-mapped array, without any checks."""
 
@@ -116,6 +134,8 @@ def main() -> None:
             "GeoTIFF, a file a band": BandFiles(root / "bands", tree),
             "GeoTIFF, a file a sensor": tree,
             "raw numpy memmap": Raw(root / "raw.npy", tree.ids),
+            "PackedPairs, unchecked": Unchecked(root / "packed", checks=False),
+            "PackedPairs, each reading": Unchecked(root / "packed", checks=True),
             "PackedPairs": PackedPairs(root / "packed"),
         }
         if args.repeats:

@@ -255,3 +255,27 @@ def test_a_full_disk_is_told_in_a_line(root, model, tmp_path, monkeypatch):
         DataError, match="cannot be written \\(No space left on device\\); make room"
     ):
         cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), tmp_path / "cache")
+
+
+def test_a_damaged_file_of_the_cache_is_computed_anew(root, model, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    loader = SampleLoader(PairedFolder(root), settings=HERE)
+    first = cached_features(model, loader, cache)
+    rows = np.array(first.features["s1"])
+    del first
+    for pattern in ("s1-*.npy", "labels-*.npz"):
+        (path,) = (p for p in cache.glob(pattern) if "-embedding" not in p.name)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        again = cached_features(model, loader, cache)
+        assert again.computed and f"{path} is damaged" in caplog.text
+        np.testing.assert_array_equal(again.features["s1"], rows)
+        assert not cached_features(model, loader, cache).computed
+
+
+def test_rows_that_are_not_finite_are_refused_by_sample_and_sensor(root, model):
+    with torch.no_grad():
+        next(model.encoders["s2"].parameters()).mul_(1e38)
+    with pytest.raises(DataError, match=r"features of 's2': not finite .* the first '0000'"):
+        compute_features(model, SampleLoader(PairedFolder(root), settings=HERE))

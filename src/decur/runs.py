@@ -283,7 +283,7 @@ def reason_not_written(error: BaseException, path: Path, needed: int = 0) -> str
     if torch_says and free is not None and free < max(needed, 1):
         number = errno.ENOSPC
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"{os.strerror(number)}: {_missing(needed, free)}"
+        return os.strerror(number) + (f": {_missing(needed, free)}" if needed else "")
     if number is not None:
         return os.strerror(number)
     if isinstance(error, OSError) or torch_says or type(error).__name__ == "SafetensorError":

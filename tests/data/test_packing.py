@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
 from decur.data.packed import pack
+from decur.data.packed.items import encode, matches
 from decur.data.packed.reading import verify
 from decur.data.packed.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
 from decur.errors import BadSampleError, ConfigError, DataError
@@ -289,6 +291,28 @@ def test_verify_finds_one_flipped_bit(folder, tmp_path):
             verify(PackedPairs(tmp_path / "out"), workers=workers)
     flip(path)
     verify(PackedPairs(tmp_path / "out"))
+
+
+def test_a_flipped_bit_of_a_pixel_is_a_bad_sample_in_each_process(folder, tmp_path):
+    out = tmp_path / "packed"
+    pack(folder, out)
+    data = PackedPairs(out)
+    assert all(data[i]["images"] for i in range(len(data)))
+    flip(sorted(out.glob("chunk-*.bin"))[0])  # the last pixel of the chunk's last sample
+    with pytest.raises(BadSampleError, match="its checksum is wrong"):
+        [PackedPairs(out)[i] for i in range(len(data))]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_checksums_of_both_kinds_are_compared(folder, kind):
+    item = np.frombuffer(encode(folder[0]), dtype=np.uint8).copy()
+    assert item[9] == 1
+    if kind == 0:  # as version 0.1 wrote it
+        item[9] = 0
+        item[:4] = np.frombuffer(zlib.crc32(item[4:].tobytes()).to_bytes(4, "little"), np.uint8)
+    assert matches(item)
+    item[-3] ^= 4
+    assert not matches(item)
 
 
 def test_a_damaged_compressed_sample_is_a_bad_sample(folder, tmp_path):

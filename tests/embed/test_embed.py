@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from decur.embed import embed
+from decur.embed.neighbors import read_vectors
 from decur.embed.parts import PartWriter
+from decur.encoders import load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
 from decur.pretrain.restore import restore
@@ -212,3 +214,26 @@ def test_two_processes_write_what_one_does(tmp_path, samples):
     two = command("two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     assert len(two) >= 2 * samples
     assert_same(two, command("one"))
+
+
+def test_a_flipped_bit_in_a_part_is_found(pairs, run, embedded):
+    path = sorted(embedded.folder.glob("part-*.parquet"))[0]
+    vector = next(iter(rows_of(embedded.folder).values()))["features"].tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(vector) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{path}: .*CRC.*embed again"):
+        read_vectors(embedded.folder, "s1")
+    with pytest.raises(DataError, match=rf"{path}: .*CRC.*embed again"):
+        embed(pairs, str(run), out=str(embedded.folder), loader=BATCH, trainer=CPU)
+
+
+def test_vectors_that_are_not_finite_are_neither_written_nor_searched(pairs, run, tmp_path):
+    encoder = load_encoder(run / "encoders" / "s1.safetensors")
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(1e20)
+    file = save_encoder(encoder, tmp_path / "s1.safetensors")
+    with pytest.raises(DataError, match="features of 's1': not finite"):
+        embed(pairs, str(file), out=str(tmp_path / "out"), loader=BATCH, trainer=CPU)
+    assert not list((tmp_path / "out").glob("part-*"))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from decur import plotting
 from decur.embed.parquet import WHOLE, read_header, require_pyarrow
 from decur.errors import ConfigError, DataError
+from decur.features.rows import refuse_rows_not_finite
 
 MOST_NEIGHBOURS = 10_000  # of each query
 
@@ -77,7 +78,10 @@ def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> 
     for path in sorted(folder.glob("part-*.parquet")):
         try:
             table = pq.read_table(
-                path, columns=["id", *columns], filters=[("modality", "=", modality)]
+                path,
+                columns=["id", *columns],
+                filters=[("modality", "=", modality)],
+                page_checksum_verification=True,
             )
         except (OSError, pa.ArrowInvalid) as error:
             reason = " ".join(str(error).split())[:200]
@@ -93,6 +97,7 @@ def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> 
     if not ids:
         raise DataError(f"{folder}: has no rows of {modality!r}; run `decur embed` to its end")
     whole = np.concatenate(values).reshape(len(ids), width)
+    refuse_rows_not_finite(whole, ids, f"{folder}: {part} of {modality!r}")
     return Vectors(ids, np.ascontiguousarray(whole, dtype=np.float32))
 
 

@@ -80,16 +80,16 @@ def is_current(path: Path, content: str | None) -> bool:
 
 @contextmanager
 def open_part(path: Path) -> Iterator[ParquetFile]:
-    """Open a part to read it.
+    """Open a part to read it; what is read of it is compared with its checksums.
 
     Raises:
-        DataError: if it is missing or cut off.
+        DataError: if it is missing, cut off or damaged, also within the block.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
         reason = " ".join(str(error).split())[:200]

@@ -19,7 +19,8 @@ from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.embed.model import Columns, EmbeddingModel
 from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
-from decur.runs import put_in_place, temporary_name
+from decur.features.rows import refuse_rows_not_finite
+from decur.runs import put_in_place, reason_not_written, temporary_name
 from decur.signals import ignore_signals
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class PartWriter(BasePredictionWriter):
         limit: samples that may be bad, with those of the parts that are there already.
 
     Raises:
-        DataError: if a part that is there is cut off.
+        DataError: if a part that is there is cut off or damaged.
     """
 
     def __init__(self, folder: Path, layout: pa.Schema, limit: float) -> None:
@@ -153,6 +154,8 @@ class PartWriter(BasePredictionWriter):
             if is_current(path, content):
                 with open_part(path) as part:
                     self.bad += len(bad_of(part))
+                    for _ in part.iter_batches():  # which compares it with its checksums
+                        pass
         self._pool = ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
         self._open: Any = None
@@ -215,9 +218,10 @@ class PartWriter(BasePredictionWriter):
         try:
             job.result()
         except OSError as error:
+            reason = reason_not_written(error, self.folder / "part")
             raise DataError(
-                f"{self.folder}: cannot be written ({error.strerror or error}); make room, then "
-                "give the same command again"
+                f"{self.folder}: cannot be written ({reason}); make room, then give the same "
+                "command again"
             ) from error
 
     def _write(self, job: _Job) -> None:
@@ -229,7 +233,11 @@ class PartWriter(BasePredictionWriter):
             partial = temporary_name(path)
             # vectors neither repeat nor compress
             writer = pq.ParquetWriter(
-                partial, self.layout, compression="none", use_dictionary=["modality"]
+                partial,
+                self.layout,
+                compression="none",
+                use_dictionary=["modality"],
+                write_page_checksum=True,
             )
             self._open, self._bad = (writer, partial), []
         writer, partial = self._open
@@ -238,7 +246,9 @@ class PartWriter(BasePredictionWriter):
             ids = job["ids"][name]
             arrays = [pa.array(ids), pa.array([name] * len(ids))]
             for column, x in columns.items():
-                flat = pa.array(x.contiguous().cpu().numpy().ravel())
+                rows = x.contiguous().cpu().numpy()
+                refuse_rows_not_finite(rows, ids, f"{column} of {name!r}")
+                flat = pa.array(rows.ravel())
                 if pa.types.is_fixed_size_list(self.layout.field(column).type):
                     arrays.append(pa.FixedSizeListArray.from_arrays(flat, x.shape[1]))
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def read_arrays(path: Path) -> tuple[Arrays, str, str] | None:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         digest, samples = arrays.pop(_ABOUT).tolist()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return arrays, digest, samples
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,10 +20,13 @@ from decur.errors import DataError
 from decur.features.model import FeatureModel
 from decur.features.passes import SampleLoader, compute_features, iterate
 from decur.features.rows import Columns, Features, Key, Labels, writing_rows
-from decur.runs import atomic, put_in_place, temporary_name
+from decur.runs import atomic, put_in_place, remove_leftovers, temporary_name
 
 log = logging.getLogger(__name__)
-FORMAT = 4  # of a cache; raised when its content would come out otherwise
+FORMAT = 5  # of a cache; raised when its content would come out otherwise
+_SEAL = struct.Struct("<4sI")  # at the end of a file: what it is, and the CRC-32 of all before it
+_MAGIC = b"CRC1"
+_BLOCK = 1 << 22  # bytes that are read at a time
 
 
 def cached_features(
@@ -81,6 +86,7 @@ class _Plan:
 
     def __init__(self, model: FeatureModel, loader: SampleLoader, cache: Path, maps: bool) -> None:
         self.model, self.loader, self.cache, self.maps = model, loader, cache, maps
+        self._whole: set[Path] = set()  # files that were compared with their checksums
         data, names = loader.data, list(model.encoders)
         whole = loader.indices == list(range(len(data)))
         some = None if whole else loader.indices
@@ -134,16 +140,29 @@ class _Plan:
         return self.cache / f"labels-{self.labels_by}.npz"
 
     def found(self, key: Key) -> Path | None:
-        """The file of an array, where there is one."""
-        return next((f for f in (self.file(key, True), self.file(key, False)) if f.is_file()), None)
+        """The file of an array, where there is one that is whole."""
+        both = (self.file(key, True), self.file(key, False))
+        return next((file for file in both if self._is_usable(file)), None)
 
     def missing(self) -> bool:
         """Whether anything must be computed."""
         lacking = any(self.found(key) is None for key in self.all_keys())
-        return lacking or not self.label_file.is_file()
+        return lacking or not self._is_usable(self.label_file)
+
+    def _is_usable(self, file: Path) -> bool:
+        """Whether a file is there and whole; a damaged one is deleted, which the log says."""
+        if file not in self._whole and file.is_file():
+            if is_whole(file):
+                self._whole.add(file)
+            else:
+                log.warning("%s is damaged; what it held is computed anew", file)
+                file.unlink(missing_ok=True)
+        return file in self._whole
 
     def compute(self, device: torch.device | str) -> None:
         """Compute what is missing, in one pass over the samples."""
+        for known_by in self.digests():  # whose locks this process holds
+            remove_leftovers(self.cache, pattern=f".*{known_by}*.tmp")
         lacking = {
             name
             for name in self.model.encoders
@@ -178,11 +197,14 @@ class _Plan:
         columns.finish()
         for key, file in columns.files.items():
             file.close()
+            seal(Path(file.name))
             put_in_place(Path(file.name), self.file(key, bool(self.loader.bad)))
         bad = np.array(self.loader.bad, dtype=str).reshape(-1, 2)
         arrays: dict[str, Any] = {f"label/{name}": x for name, x in labels.arrays().items()}
-        with atomic(self.label_file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, bad=bad, **arrays)
+        with atomic(self.label_file) as temporary:
+            with temporary.open("wb") as stream:
+                np.savez(stream, bad=bad, **arrays)
+            seal(temporary)
 
     def _open(self, key: Key) -> IO[bytes]:
         return temporary_name(self.file(key, False)).open("wb")
@@ -200,6 +222,34 @@ class _Plan:
         self.loader.bad = bad
         known_by = digest(self.digests(), self.maps)
         return Features(**arrays, labels=labels, bad=bad, computed=computed, known_by=known_by)
+
+
+def seal(path: Path) -> None:
+    """Append a checksum to an .npy or .npz file; what reads arrays does not notice."""
+    checksum = _checksum(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(_SEAL.pack(_MAGIC, checksum))
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a sealed file is as it was written."""
+    try:
+        size = path.stat().st_size - _SEAL.size
+        with path.open("rb") as stream:
+            stream.seek(max(size, 0))
+            magic, checksum = _SEAL.unpack(stream.read())
+        return bool(magic == _MAGIC and checksum == _checksum(path, size))
+    except (OSError, struct.error):
+        return False
+
+
+def _checksum(path: Path, size: int) -> int:
+    """Return the CRC-32 of the first bytes of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while size > 0 and (some := file.read(min(size, _BLOCK))):
+            checksum, size = zlib.crc32(some, checksum), size - len(some)
+    return checksum
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.data.selection import evenly_spaced
 from decur.features.model import FeatureBatch, FeatureModel
-from decur.features.rows import Columns, Features, Labels, writing_rows
+from decur.features.rows import Columns, Features, Labels, refuse_rows_not_finite, writing_rows
 
 _MOST = 64  # samples of a batch: more do not make an encoder faster
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop of n steps is
@@ -88,6 +88,9 @@ def iterate(
         loader: the samples.
         maps: give feature maps in place of features and embeddings.
         watch: shows how far it is.
+
+    Raises:
+        DataError: if a row is not finite, naming the sample.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -95,10 +98,20 @@ def iterate(
     try:
         for batch in watch(loader, len(loader)) if watch is not None else loader:
             loader.bad += batch["bad"]
-            yield model.rows(batch, maps)
+            rows = model.rows(batch, maps)
+            _refuse_not_finite(rows)
+            yield rows
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _refuse_not_finite(rows: FeatureBatch) -> None:
+    for kind, arrays in (("features", rows.features), ("embeddings", rows.embeddings)):
+        for key, values in arrays.items():
+            has = rows.present[key.partition("/")[0]].numpy()  # (B,)
+            ids = [name for name, there in zip(rows.ids, has, strict=True) if there]
+            refuse_rows_not_finite(values.numpy()[has], ids, f"{kind} of {key!r}")
 
 
 def compute_features(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from decur.data import Target
 from decur.digest import CannotBeTold
 from decur.errors import DataError
 from decur.features.model import FeatureBatch
+from decur.runs import reason_not_written
 
 Key = tuple[str, str]  # "features", "embeddings" or "masks"; and of what
 _CHUNK = 256  # rows read at a time
@@ -97,6 +99,26 @@ def zeroed(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 class MasksDifferError(DataError):
     """Masks that differ in size, so that they make no array."""
+
+
+def refuse_rows_not_finite(rows: NDArray[Any], ids: Sequence[str], what: str) -> None:
+    """Refuse what an encoder gives for samples where it is not finite.
+
+    Args:
+        rows: (n, ...) of the samples that have the sensor.
+        ids: of these samples.
+        what: the rows, for the message: "features of 's2'".
+
+    Raises:
+        DataError: naming the first sample.
+    """
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)  # (n,)
+    if not finite.all():
+        first = ids[int(np.argmin(finite))]
+        raise DataError(
+            f"{what}: not finite for {int((~finite).sum())} of {len(rows)} samples, the first "
+            f"{first!r}; look at its picture, at the weights and at the precision"
+        )
 
 
 class Columns:
@@ -226,7 +248,7 @@ def writing_rows(where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = reason_not_written(error, Path(str(where)) / "rows")
         raise DataError(
-            f"{where}: features cannot be written ({error.strerror or error}); make room, or "
-            "choose another folder"
+            f"{where}: features cannot be written ({reason}); make room, or choose another folder"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,8 +16,11 @@ from safetensors.torch import save
 from decur.data.sample import Sample
 from decur.errors import ConfigError, DataError
 
-# CRC-32 of what follows it, length of the tensors before compression, 1 if they are compressed.
-HEAD = struct.Struct("<IIB7x")
+# Checksum of what follows it, length of the tensors before compression, 1 if they are compressed,
+# kind of the checksum: CRC-32 (of version 0.1), or CRC-32C, which processors compute, 20 times as
+# fast.
+HEAD = struct.Struct("<IIBB6x")
+_CRC32, _CRC32C = 0, 1
 
 _DTYPES = {
     "U8": torch.uint8,
@@ -46,13 +50,22 @@ def encode(sample: Sample, compress: bool = False) -> bytes:
     tensors |= {f"target/{name}": value for name, value in sample.get("target", {}).items()}
     plain = save({k: x.contiguous() for k, x in tensors.items()}, metadata={"id": sample["id"]})
     body = bytes(zstd().compress(plain, asbytes=True)) if compress else plain
-    rest = HEAD.pack(0, len(plain), compress)[4:]
-    return struct.pack("<I", zlib.crc32(body, zlib.crc32(rest))) + rest + body
+    checked = HEAD.pack(0, len(plain), compress, _CRC32C)[4:] + body
+    return struct.pack("<I", crc32c()(checked)) + checked
 
 
-def matches(item: memoryview) -> bool:
-    """Return whether the checksum of an item is right."""
-    return len(item) > HEAD.size and HEAD.unpack_from(item)[0] == zlib.crc32(item[4:])
+def matches(item: np.ndarray) -> bool:
+    """Return whether the checksum of an item is right: (bytes,) uint8.
+
+    Raises:
+        ConfigError: if what computes it is not installed.
+    """
+    if len(item) <= HEAD.size:
+        return False
+    stored, _, _, kind = HEAD.unpack_from(item.data)
+    if kind == _CRC32C:
+        return bool(stored == crc32c()(item[4:]))
+    return kind == _CRC32 and bool(stored == zlib.crc32(item[4:].data))
 
 
 def decode(item: np.ndarray) -> Sample:
@@ -69,7 +82,7 @@ def decode(item: np.ndarray) -> Sample:
     """
     if len(item) <= HEAD.size:
         raise ValueError("it is too short")
-    _, length, compressed = HEAD.unpack_from(item.data)
+    _, length, compressed, _ = HEAD.unpack_from(item.data)
     body = item[HEAD.size :]
     if compressed:
         # Arrow's buffer may not be written to, tensors may.
@@ -103,6 +116,23 @@ def zstd() -> Any:
     except ImportError as error:
         raise ConfigError("zstd needs pyarrow: pip install 'decur[pack]'") from error
     return pyarrow.Codec("zstd", compression_level=_LEVEL)
+
+
+@cache
+def crc32c() -> Callable[[bytes | np.ndarray], int]:
+    """Return the function that computes CRC-32C.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise ConfigError(
+            "the checksums of packed data need google-crc32c: pip install 'decur[pack]'"
+        ) from error
+    compute: Callable[[bytes | np.ndarray], int] = google_crc32c.value
+    return compute
 
 
 @cache

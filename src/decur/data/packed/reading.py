@@ -91,6 +91,9 @@ class PackedPairs(PairedDataset):
                 "copy both anew, or pack the data again"
             )
         self._offsets: dict[int, np.ndarray] = {}
+        # Samples whose checksum this process has found right. Chunks of a folder are not changed
+        # in place, so that comparing again at each epoch would find nothing more.
+        self._checked = np.zeros(len(self.ids), dtype=bool)
         if not self._store.remote:
             self._check_files()
 
@@ -120,13 +123,17 @@ class PackedPairs(PairedDataset):
         return [(id_, file, reason) for id_, file, reason in self._header["bad"]]
 
     def read(self, index: int) -> Sample:
-        """Read one sample.
+        """Read one sample; its checksum is compared when a process reads it for the first time.
 
         Raises:
             BadSampleError: naming the file, if it cannot be used.
         """
         index = range(len(self))[index]
         item = self.read_bytes(index)
+        if self._store.remote or not self._checked[index]:
+            if not matches(item):
+                raise self._damaged(index, "its checksum is wrong")
+            self._checked[index] = True
         try:
             sample = decode(item)
         except (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError) as error:
@@ -190,9 +197,7 @@ class PackedPairs(PairedDataset):
         last = int(self._ends[chunk])
         for index in range(last - self.chunks[chunk].samples, last):
             try:
-                item = self.read_bytes(index)
-                if not matches(item.data):
-                    raise self._damaged(index, "its checksum is wrong")
+                self._checked[index] = False
                 self.read(index)
             except BadSampleError as error:
                 yield str(error)
