@@ -1,6 +1,7 @@
 """The README's Python runs as written."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
-def test_the_readmes_python_runs(code, tmp_path, monkeypatch):
+def test_the_readmes_python_runs(code, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(code, names)
+    with warnings.catch_warnings(record=True) as warned:
+        exec(code, names)
+    assert [str(warning.message) for warning in warned] == []
+    assert "Tip" not in caplog.text
     assert names["features"].shape == (1, 512) and len(names["maps"]) >= 4
 
 

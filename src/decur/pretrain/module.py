@@ -40,7 +40,7 @@ from decur.pretrain.settings import (
     ViewSettings,
 )
 from decur.pretrain.state import refuse_other_architecture
-from decur.pretrain.trainer import training_length
+from decur.pretrain.trainer import quiet_advice, training_length
 from decur.views import Views, sample_seeds
 
 
@@ -89,6 +89,7 @@ class Pretrainer(L.LightningModule):
         max_steps: int | None = None,
     ) -> None:
         super().__init__()
+        quiet_advice()
         encoder = encoder if isinstance(encoder, EncoderSettings) else EncoderSettings(encoder)
         projector = projector or ProjectorSettings(width=objective.dim)
         views = views or ViewSettings()
@@ -270,7 +271,7 @@ class Pretrainer(L.LightningModule):
         if self._trainer is not None and self.log_to:
             samples = len(next(iter(embeddings.values()))[0])
             options: dict[str, Any] = {
-                "logger": self.log_to == "loggers",
+                "logger": self.log_to == "loggers" and bool(self.trainer.loggers),
                 "on_epoch": True,
                 "batch_size": samples,
             }

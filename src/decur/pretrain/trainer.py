@@ -154,6 +154,12 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # but for why it kills this process: another one has died
     logging.getLogger("lightning.fabric.strategies.launchers").setLevel(logging.INFO)
+    quiet_advice()
+
+
+def quiet_advice() -> None:
+    """Silence what Lightning warns of or advertises where nothing is wrong."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     for text in (
         ".*does not have many workers.*",
         ".*overridden `transfer_batch_to_device`.*",
@@ -163,3 +169,7 @@ def quiet_lightning() -> None:
         ".*lr_scheduler.step.*",
     ):
         warnings.filterwarnings("ignore", text)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
