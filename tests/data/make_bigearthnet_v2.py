@@ -51,13 +51,13 @@ def make_bigearthnet_v2(
         for band, side in SIZES.items():
             pixels = rng.normal(brightness, 100, (side, side)).clip(0).astype(np.uint16)
             file = root / "BigEarthNet-S2" / tile / s2 / f"{s2}_{band}.tif"
-            write_georeferenced(file, pixels, METRES)
+            write_georeferenced(file, pixels, METRES, nodata=0)
         for band, mean in (("VV", -12), ("VH", -19)):
             pixels = rng.normal(mean, 5, (120, 120)).astype(np.float32)
             file = root / "BigEarthNet-S1" / scene / s1 / f"{s1}_{band}.tif"
             write_georeferenced(file, pixels, METRES)
         file = root / "Reference_Maps" / tile / s2 / f"{s2}_reference_map.tif"
-        write_georeferenced(file, reference_map(i), METRES)
+        write_georeferenced(file, reference_map(i), METRES, nodata=0)
     numbers = range(len(labels))
     columns = {
         "patch_id": [s2_name(i, baseline) for i in numbers],

@@ -23,11 +23,13 @@ def make_geonrw(root: Path, cities: Sequence[str], scenes: int = 1, side: int = 
         for scene in range(scenes):
             blocks = rng.integers(0, 11, (8, 8))
             cover = np.kron(blocks, np.ones((side // 8, side // 8))).astype(np.uint8)
-            rgb = 20 * cover + rng.integers(0, 20, (3, side, side)).astype(np.uint8)
+            photo = 20 * cover + rng.integers(0, 20, (4, side, side)).astype(
+                np.uint8
+            )  # with infrared
             dem = 60 + 3 * cover + rng.normal(0, 1, (side, side))
             east = 280 + scene
             for kind, pixels in (
-                ("rgb.jp2", rgb),
+                ("rgb.jp2", photo),
                 ("dem.tif", dem[None].astype(np.float32)),
                 ("seg.tif", cover[None]),
             ):

@@ -14,6 +14,7 @@ def write_georeferenced(
     metres: float,
     crs: str = "EPSG:32633",
     corner: tuple[float, float] = (404400, 5342400),
+    nodata: float | None = None,
 ) -> Path:
     """Write (H, W) or (C, H, W) pixels, as a GeoTIFF or lossless JPEG 2000.
 
@@ -23,6 +24,7 @@ def write_georeferenced(
         metres: that they cover from north to south.
         crs: the map projection; by default UTM zone 33N.
         corner: the upper left one, east and north in metres.
+        nodata: the value that the file declares to be no measurement.
     """
     pixels = pixels if pixels.ndim == 3 else pixels[None]
     bands, height, width = pixels.shape
@@ -30,6 +32,7 @@ def write_georeferenced(
     jp2 = {"driver": "JP2OpenJPEG", "REVERSIBLE": "YES", "QUALITY": "100"}
     kind = jp2 if path.suffix == ".jp2" else {"driver": "GTiff"}
     shape = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    shape |= {"nodata": nodata}
     place = rasterio.Affine(step, 0, corner[0], 0, -step, corner[1])
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(path, "w", **kind, **shape, crs=crs, transform=place) as target:

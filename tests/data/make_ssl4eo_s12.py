@@ -52,4 +52,5 @@ def make_ssl4eo_s12(
                         pixels = rng.normal(800, 100, (side, side)).clip(1).astype(np.uint16)
                     pixels[0, 0] = season
                     write_georeferenced(folder / f"{band}.tif", pixels, 2640)
+                (folder / "metadata.json").write_text("{}")  # as the release has beside the bands
     return root

@@ -134,7 +134,7 @@ def test_wrong_layouts_and_options(root, tmp_path):
     with pytest.raises(DataError, match=r"test\.txt: '5' comes twice"):
         RGBX(root, "test")
     (root / "test.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match=r"none of the 2 names of split 'test' .*example 'a'"):
+    with pytest.raises(DataError, match=r"test\.txt: 2 of its 2 names have no picture.*'a'"):
         RGBX(root, "test")
     (root / "test.txt").write_text("\n")
     with pytest.raises(DataError, match=r"test\.txt: names no picture"):
@@ -187,3 +187,13 @@ def test_pretrain_and_transfer(root, tmp_path):
     results = json.loads((tmp_path / "transfer" / "results.json").read_text())
     assert (results["train"], results["test"], results["kind"]) == (6, 2, "mask")
     assert results["modalities"] == ["rgb", "hha"]
+
+
+@pytest.mark.parametrize("line", ["RGB/{}.jpg\tLabel/{}.png", "RGB/{}.jpg Label/{}.png", "{}"])
+def test_names_may_hold_blanks(tmp_path, line):
+    names = {"train": ["my room 1", "room"], "test": ["my room 2"]}
+    root = make_rgbx(tmp_path / "rooms", names, line=line)
+    assert RGBX(root, "train").ids == ["my room 1", "room"]
+    (root / "test.txt").write_text("RGB/../../secret.jpg\n")
+    with pytest.raises(DataError, match=r"test\.txt: .* leaves the folder"):
+        RGBX(root, "test")

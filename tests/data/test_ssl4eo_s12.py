@@ -114,6 +114,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(BadSampleError, match=r"VH\.tif: no such file"):
         data[0]
     (product / "VV.tif").unlink()
+    (product / "metadata.json").unlink()
     product.rmdir()
     with pytest.raises(BadSampleError, match=r"0000000: holds no product"):
         data[0]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from decur.data.base import DATASETS, PairedDataset, SkipBad
     from decur.data.bigearthnet import BigEarthNetMM
     from decur.data.bigearthnet_v2 import BigEarthNetV2
+    from decur.data.dictionaries import from_dataset
     from decur.data.folder import PairedFolder
     from decur.data.generated.gaussian import LinearGaussianFactors
     from decur.data.generated.scenes import SyntheticScenes
@@ -51,5 +52,6 @@ __all__ = [
     "SyntheticScenes",
     "Target",
     "compute_stats",
+    "from_dataset",
     "write_modalities",
 ]

@@ -76,6 +76,9 @@ class BigEarthNetV2(PatchPairs):
     `modalities={"s1": "sentinel1", "s2": "sentinel2-l1c"}`, which scales it alike, and `decur
     transfer --missing_bands empty`, which inserts an empty B10.
 
+    Where Sentinel-2 or the map is 0 there is no measurement: the files declare it so, and no band
+    of the release's patches that were looked at holds a 0.
+
     The reading is our own, as is that of `BigEarthNetMM`: torchgeo's class always reads the maps,
     maps 20 of the 32 CORINE codes that the 19 classes gather, and leaves the others as they are.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,7 +52,7 @@ class RGBX(PairedDataset):
 
     The label is the mask `label`. In most sets its 0 is no class but "not labelled": 1 becomes
     class 0, and 0 becomes 255. Pictures of another size than the first are resized to it. A name
-    whose RGB or X is missing is kept and marked absent.
+    whose RGB or X is missing is kept and marked absent; a listed name without both is refused.
 
     Args:
         root: the folder.
@@ -98,17 +99,17 @@ class RGBX(PairedDataset):
         self.root, self.zero_is_void = Path(root), zero_is_void
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; {_LAYOUT}")
-        listed = {name: _names(self.root / f"{name}.txt") for name in SPLITS}
+        lines = {name: _lines(self.root / f"{name}.txt") for name in SPLITS}
         folders = {"rgb": self.root / "RGB", x.lower(): self.root / x}
-        files = {name: _files(folder, listed.values()) for name, folder in folders.items()}
-        names = _wanted(self.root, split, listed, files)
-        self.ids = [name for name in names if any(name in found for found in files.values())]
-        if not self.ids:
-            example = next(iter(names), "")
-            raise DataError(
-                f"{self.root}: none of the {len(names)} names of split {split!r} has a picture in "
-                f"RGB or {x}, for example {example!r}; {_LAYOUT}"
-            )
+        files = {name: _files(folder, lines.values()) for name, folder in folders.items()}
+        pictured = set().union(*files.values())
+        listed = {
+            name: None
+            if of_split is None
+            else _names(self.root / f"{name}.txt", of_split, pictured)
+            for name, of_split in lines.items()
+        }
+        self.ids = _wanted(self.root, split, listed, files)
         self._files = {name: [found.get(i) for i in self.ids] for name, found in files.items()}
         self.present = {
             name: np.array([file is not None for file in found])
@@ -119,7 +120,7 @@ class RGBX(PairedDataset):
         size = self._size or header["rgb"].size
         known = {name: _modality(name, header[name], size) for name in files}
         self.modalities = change_modalities(known, modalities)
-        labels = _files(self.root / _LABEL, listed.values(), needed=False)
+        labels = _files(self.root / _LABEL, lines.values(), needed=False)
         self._labels = [labels.get(id_) for id_ in self.ids]
         self.targets = {}
         if labels:
@@ -175,39 +176,74 @@ def read_label(file: str | Path, zero_is_void: bool) -> Tensor:
     return label
 
 
-def _names(file: Path) -> list[str] | None:
-    """Return the names that a file of a split lists; None where there is no such file."""
+def _lines(file: Path) -> list[list[str]] | None:
+    """Return for each line of a split's file the names that it may mean, the likeliest first.
+
+    A line is a name or a path, and a label's path behind a tab or a blank. Names may hold blanks.
+    None where there is no such file.
+    """
     if not file.is_file():
         return None
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as text ({error}); {_LAYOUT}") from error
-    names = [_name(line.split()[0]) for line in lines if line.strip()]
-    if not names:
+    found = []
+    for line in map(str.strip, lines):
+        if not line:
+            continue
+        words = [line.split("\t")[0]] if "\t" in line else _before_blanks(line)
+        found.append([_name(file, word.strip()) for word in words])
+    if not found:
         raise DataError(f"{file}: names no picture; {_LAYOUT}")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{file}: {twice!r} comes twice; keep one line of it")
-    return names
+    return found
 
 
-def _name(entry: str) -> str:
+def _before_blanks(line: str) -> list[str]:
+    """Return a line, and what stands before each of its blanks, from the last to the first."""
+    blanks = [at for at, letter in enumerate(line) if letter == " "]
+    return [line, *(line[:at] for at in reversed(blanks))]
+
+
+def _names(file: Path, lines: list[list[str]], pictured: set[str]) -> list[str]:
+    """Return the names in a split's file.
+
+    Raises:
+        DataError: if one has no picture or comes twice.
+    """
+    names = [next((name for name in line if name in pictured), None) for line in lines]
+    unknown = [line[0] for line, name in zip(lines, names, strict=True) if name is None]
+    if unknown:
+        raise DataError(
+            f"{file}: {len(unknown)} of its {len(lines)} names have no picture, for example "
+            f"{unknown[0]!r}; correct the list, or restore the pictures; {_LAYOUT}"
+        )
+    known = [name for name in names if name is not None]
+    if twice := [name for name, count in Counter(known).items() if count > 1]:
+        raise DataError(f"{file}: {twice[0]!r} comes twice; keep one line of it")
+    return known
+
+
+def _name(file: Path, entry: str) -> str:
     path = PurePosixPath(entry)
-    if path.parts[0] == "RGB":
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{file}: {entry!r} leaves the folder; name pictures below RGB")
+    if path.parts[:1] == ("RGB",):
         path = path.relative_to("RGB")
     path = path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path
     return str(path.parent / as_id(path.name))
 
 
-def _files(folder: Path, listed: Iterable[list[str] | None], needed: bool = True) -> dict[str, str]:
+def _files(
+    folder: Path, lines: Iterable[list[list[str]] | None], needed: bool = True
+) -> dict[str, str]:
     """Return `{name: file}` of the pictures in a folder, and in the sub-folders of the names."""
     if not folder.is_dir():
         if not needed:
             return {}
         there = ", ".join(sorted(e.name for e in folder.parent.iterdir())[:8]) or "nothing"
         raise DataError(f"{folder}: no such folder (there is {there}); {_LAYOUT}")
-    names = [name for of_split in listed for name in of_split or ()]
+    names = [name for of_split in lines for line in of_split or () for name in line]
     parents = {str(PurePosixPath(name).parent) for name in names} | {"."}
     files: dict[str, str] = {}
     for parent in sorted(parents):

@@ -1,0 +1,88 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from decur.data import LoaderSettings, Target, from_dataset
+from decur.embed import embed
+from decur.encoders import build_encoder, save_encoder
+from decur.errors import ConfigError
+from decur.pretrain import PairedData
+
+
+class Stacked(Dataset):
+    """As torchgeo's data sets: a dictionary, all bands in one tensor, a label."""
+
+    classes = ("dry", "wet")
+
+    def __init__(self, label):
+        self.label = label
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        sample = {"image": torch.from_numpy(rng.normal(5, 2, (5, 16, 16)).astype(np.float32))}
+        sample["rgb"] = None if index == 3 else rng.integers(0, 255, (3, 8, 8), np.uint8)
+        return {**sample, "label": self.label(index)}
+
+
+SENSORS = {"s1": ("image", [0, 1]), "s2": ("image", range(2, 5)), "rgb": "rgb"}
+
+
+@pytest.mark.parametrize(
+    ("label", "target"),
+    [
+        (lambda i: torch.tensor(i % 2), Target("class", ("dry", "wet"))),
+        (lambda i: torch.tensor([1, i % 2]), Target("multilabel", ("dry", "wet"))),
+        (lambda i: torch.tensor(i / 2), Target("scalar")),
+        (lambda i: np.full((16, 16), i % 2), Target("mask", ("dry", "wet"))),
+    ],
+)
+def test_dictionaries_are_pairs(label, target):
+    source = Stacked(label)
+    data = from_dataset(source, SENSORS, target="label")
+    assert data.targets == {"label": target} and data.ids[:2] == ["00", "01"]
+    sample = data[1]
+    raw = source[1]
+    assert torch.equal(sample["images"]["s2"], raw["image"][2:])
+    np.testing.assert_array_equal(sample["images"]["rgb"], raw["rgb"])
+    np.testing.assert_array_equal(sample["target"]["label"], np.asarray(raw["label"]))
+    assert set(data[3]["images"]) == {"s1", "s2"}
+    assert data.modalities["rgb"].scaling == "range"
+    pixels = np.stack([source[i]["image"] for i in range(12)])
+    np.testing.assert_allclose(data.modalities["s1"].mean, pixels[:, :2].mean((0, 2, 3)), rtol=1e-5)
+
+
+def test_dictionaries_are_embedded(tmp_path):
+    data = from_dataset(Stacked(int), {"s1": SENSORS["s1"]})
+    encoder = build_encoder("test_resnet", data.modalities["s1"])
+    save_encoder(encoder, tmp_path / "s1.safetensors")
+    loader = LoaderSettings(4, workers=0)
+    out = str(tmp_path / "out")
+    found = embed(data, str(tmp_path / "s1.safetensors"), out=out, loader=loader)
+    assert found.rows == {"s1": 12} and not found.bad
+    pairs = PairedData(from_dataset(Stacked(int), SENSORS), loader)
+    assert next(iter(pairs.train_dataloader()))["images"]["s2"].shape == (4, 3, 16, 16)
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again[0]["images"]["s1"], data[0]["images"]["s1"])
+
+
+def test_wrong_keys_are_named():
+    source = Stacked(lambda i: torch.tensor(i % 2))
+    for options, match in (
+        ({"images": {"a": "nothing"}}, "no sample has 'nothing'; there is image, rgb, label"),
+        ({"images": {"a": "image"}, "target": "cover"}, "samples have no 'cover'"),
+        (
+            {"images": {"a": "image"}, "modalities": {"a": "rgb"}},
+            "'a' has 3 bands, 'image' holds 5",
+        ),
+        ({"images": {"a": "image"}, "modalities": {"b": "rgb"}}, "no 'b' in images"),
+        ({"images": {"a": "image"}, "ids": ["x"]}, "ids: 1 for 12 samples"),
+        ({"images": {}}, "needs a sensor"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            from_dataset(source, **options)
