@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_CLASS = VOID  # in masks of up to 255 classes
 
-_PLACES = 1000  # samples whose place on the Earth is looked at
+_PLACES = 100  # samples whose place on the Earth is looked at: opening a GeoTIFF takes milliseconds
 _FIRST_PLACES = 5  # of which these tell whether any has one
 _HEADERS = 50  # files of a modality whose headers tell its size
 _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
