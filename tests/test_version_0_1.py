@@ -12,6 +12,7 @@ from decur.cli import main
 from decur.data import PackedPairs, PairedFolder
 from decur.embed import read_vectors
 from decur.encoders import load_encoder
+from decur.pretrain.command_pretrain import parse
 from decur.transfer import load_model
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
@@ -44,6 +45,15 @@ def test_an_interrupted_run_goes_on_to_the_weights_that_it_ended_with(old):
     for sensor, state in wanted.items():
         found = load_file(old / "run" / "encoders" / f"{sensor}.safetensors")
         torch.testing.assert_close(found, state, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_goes_on_with_the_views_and_the_attention_that_it_began_with(old):
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("attention: null", "attention: {layer4: rda}"))
+    _, settings = parse(["--resume", "--run", "run"])
+    assert (settings.encoder.geometry, settings.views.recipes) == ("centred", "0.1")
+    with pytest.raises(SystemExit, match="2"):  # and whoever names the settings anew is told
+        main(["pretrain", "--config", "run/config.yaml", "--run", "run"])
 
 
 def test_a_run_is_probed_with_its_projector(old):

@@ -1,14 +1,18 @@
 """Attention modules: their equations, place by place, and their place in an encoder."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import conv2d, gelu, interpolate, layer_norm
 
 from decur import Modality
 from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.encoders.attention import ATTENTIONS, CBAM, DeformableAttention
+from decur.encoders.header import EncoderHeader
 from decur.errors import ConfigError
 
 
@@ -138,7 +142,8 @@ def test_deformable_attention_is_its_equations(size, stride, kernel, residual):
 
 
 @pytest.mark.parametrize(("size", "stride"), [((5, 6), 2), ((4, 3), 1)])
-def test_the_authors_geometry_is_theirs(size, stride):
+def test_the_default_geometry_is_that_of_dat(size, stride):
+    """The paper follows DAT++ (appendix B.1), whose coordinates `reference` writes out."""
     module = make(stride=stride, centred=False)
     x = torch.randn(2, 8, *size, dtype=torch.float64)
     expected = torch.stack([reference(module, one, one) for one in x])
@@ -170,7 +175,9 @@ def test_gradients_are_right():
 
 
 def test_a_new_module_samples_the_centres_of_its_cells():
-    module = DeformableAttention(4, heads=1, groups=1, stride=2, kernel=3, size=(4, 4))
+    module = DeformableAttention(
+        4, heads=1, groups=1, stride=2, kernel=3, size=(4, 4), centred=True
+    )
     x = torch.zeros(1, 4, 4, 4)
     x[0, 0] = torch.arange(16.0).reshape(4, 4)
     _, inspection = module.inspect(x)
@@ -255,6 +262,33 @@ def test_resnet50_has_the_papers_two_modules():
         third.residual
         and not build_encoder("resnet18", 3, attention="da").backbone.layer4.attention.residual
     )
+
+
+def test_the_geometry_is_a_choice_that_a_file_names(tmp_path):
+    modality, x = Modality.preset("rgb"), torch.rand(1, 3, 96, 64)
+    encoder = build_encoder("test_resnet", modality, attention="rda").eval()
+    stage = encoder.backbone.layer4.attention
+    assert not stage.centred and stage.offset[-1].weight.any()  # DAT leaves torch's own start
+    for name in ("da", "cross_da", "rda_official"):
+        assert not build_encoder("test_resnet", 3, attention=name).backbone.layer4.attention.centred
+    ours = build_encoder("test_resnet", modality, attention="rda", geometry="centred").eval()
+    assert not ours.backbone.layer4.attention.offset[-1].weight.any()
+    ours.load_state_dict(encoder.state_dict())
+    assert not torch.allclose(ours(x), encoder(x), atol=1e-5)
+    for which in (encoder, ours):
+        path = save_encoder(which, tmp_path / "e.safetensors")
+        assert torch.equal(load_encoder(path)(x), which(x))
+    # version 0.1 wrote no geometry, and had the centred one
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["decur"])
+    assert header["options"].pop("geometry") == "centred"
+    save_file(ours.state_dict(), path, metadata={"decur": json.dumps(header)})
+    assert torch.equal(load_encoder(path)(x), ours(x))
+    inside = {"encoder": "test_resnet", "options": header["options"], "part": [0, 1]}
+    whole = {**header, "encoder": "projected", "options": inside}
+    assert EncoderHeader.check(path, whole).options["options"]["geometry"] == "centred"
+    plain = {**header, "options": {"attention": {"layer4": "cbam"}}}
+    assert "geometry" not in EncoderHeader.check(path, plain).options
 
 
 @pytest.mark.parametrize("name", ATTENTIONS.names())

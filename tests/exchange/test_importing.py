@@ -219,8 +219,40 @@ def test_three_equal_bands_become_one(write, tmp_path):
     with pytest.raises(ConfigError, match=r"'dem' has 1 bands.*--compat official"):
         import_weights(file, tmp_path, modalities=given)
     rgb, dem = import_weights(file, tmp_path, modalities=given, compat="official")
-    same(load_encoder(rgb), models[0], 3)
+    same(load_encoder(rgb), lambda x: models[0](x.flip(1)), 3)
     same(load_encoder(dem), lambda x: models[1](x.expand(-1, 3, -1, -1)), 1)
+
+
+def test_the_authors_photographs_were_blue_green_red(write, tmp_path, caplog):
+    """Their data sets hand on what `cv2.imread` gives, so their first input is blue."""
+    models, state = joint(bands=(3, 3))
+    three = {**Modality.preset("dem").to_dict(), "bands": ["a1", "a2", "a3"]}
+    given = {"rgb": "rgb", "dem": three}
+    rgb, dem = import_weights(write(state), tmp_path, modalities=given)
+    same(load_encoder(rgb), lambda x: models[0](x.flip(1)), 3)
+    same(load_encoder(dem), models[1], 3)  # equal bands have no order
+    # whoever hands on pictures as theirs are says so by the names of the bands
+    blue_first = {**Modality.preset("rgb").to_dict(), "bands": ["blue", "green", "red"]}
+    bgr, hha = import_weights(
+        write(state), tmp_path, modalities={"bgr": blue_first, "hha": "hha"}, normalised="imagenet"
+    )
+    file = Modality.preset("rgb").with_(bands=("blue", "green", "red"), name="bgr")
+    assert load_encoder(bgr).modality == file
+    # ImageNet's normalisation goes by place in the file, and is folded before the turn
+    mean, std = (torch.tensor(v)[:, None, None] for v in IMAGENET)
+    x = torch.rand(2, 3, 64, 64)
+    inner = (..., slice(2, -2), slice(2, -2))  # what no padding of the first layer touches
+    for path, model, seen in ((bgr, models[0], x), (hha, models[1], x.flip(1))):
+        theirs = model.relu(model.bn1(model.conv1((seen - mean) / std)))
+        found = load_encoder(path).eval().forward_features(x)[0]
+        torch.testing.assert_close(found[inner], theirs[inner], rtol=1e-4, atol=1e-5)
+    # one backbone by itself has a plain ResNet's keys: the user says whose it is
+    file = write(models[0].state_dict(), "rn50_geonrw_rgb_decur_ep100.pth")
+    (path,) = import_weights(file, tmp_path / "plain")
+    assert "--compat official" in caplog.text
+    same(load_encoder(path), models[0], 3)
+    (path,) = import_weights(file, tmp_path / "theirs", compat="official")
+    same(load_encoder(path), lambda x: models[0](x.flip(1)), 3)
 
 
 # -- plain weights ---------------------------------------------------------------------------------
@@ -293,7 +325,7 @@ def test_mit_as_released_and_as_the_authors_train_it(write, tmp_path):
     mean, std = (torch.tensor(v)[:, None, None] for v in IMAGENET)
     for path, model in zip(found, models, strict=True):
         theirs, ours = model.patch_embed1.proj, load_encoder(path).patch_embed1.proj
-        expected = theirs((x - mean) / std)[..., 1:-1, 1:-1]
+        expected = theirs((x.flip(1) - mean) / std)[..., 1:-1, 1:-1]
         torch.testing.assert_close(ours(x)[..., 1:-1, 1:-1], expected, rtol=1e-4, atol=1e-4)
 
 

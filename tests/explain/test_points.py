@@ -14,12 +14,14 @@ from decur.explain.points import component, findings, plot_points, points
 from decur.pretrain import LoaderSettings
 
 
-def _checkpoint(attention: str, modalities: int = 2) -> tuple[Checkpoint, SampleLoader]:
+def _checkpoint(
+    attention: str, modalities: int = 2, geometry: str = "dat"
+) -> tuple[Checkpoint, SampleLoader]:
     names = ["optical", "sar", "elevation"][:modalities]
     data = SyntheticScenes(12, 64, modalities=names)
     torch.manual_seed(0)
     encoders = {
-        name: build_encoder("test_resnet", modality, attention=attention)
+        name: build_encoder("test_resnet", modality, attention=attention, geometry=geometry)
         for name, modality in data.modalities.items()
     }
     for encoder in encoders.values():
@@ -53,9 +55,11 @@ def test_its_sign_does_not_depend_on_that_of_the_solver():
     assert not scores.any() and share == 0
 
 
-@pytest.mark.parametrize("attention", ["rda", "da", "rda_official"])
-def test_points_are_those_of_the_modules(attention):
-    checkpoint, loader = _checkpoint(attention)
+@pytest.mark.parametrize(
+    ("attention", "geometry"), [("rda", "centred"), ("da", "centred"), ("rda", "dat")]
+)
+def test_points_are_those_of_the_modules(attention, geometry):
+    checkpoint, loader = _checkpoint(attention, geometry=geometry)
     arrays = points(checkpoint, loader, ids="0000002, 0000007")
     raw = torch.stack([loader.data[i]["images"]["sar"] for i in (2, 7)])
     x = checkpoint.modalities["sar"].scale(raw)
@@ -69,11 +73,11 @@ def test_points_are_those_of_the_modules(attention):
                 at, offsets = (t.detach().numpy() for t in inspection[:2])
                 starts = (at - offsets).clip(-1, 1)
                 inside = (np.abs(at) < 1) & (np.abs(at - offsets) <= 1)
-                if attention == "rda_official":  # there the outermost places are at -1 and 1
+                if geometry == "dat":  # there the outermost places are at -1 and 1
                     at, starts = (places * (side - 1) / side for places in (at, starts))
                 np.testing.assert_allclose(arrays[f"sar/{stage}/points"], at, atol=1e-5)
                 found = arrays[f"sar/{stage}/starts"]
-                assert inside.any() or attention == "rda_official"
+                assert inside.any() or geometry == "dat"
                 np.testing.assert_allclose(found[inside], starts[inside], atol=1e-5)
                 if attention != "da":  # whose map is next to constant here
                     theirs, _ = component(x[1].detach().numpy())

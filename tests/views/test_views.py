@@ -237,17 +237,17 @@ def test_jitter_equals_torchvision_on_one_band():
         torch.testing.assert_close(ours[i], theirs, atol=1e-6, rtol=0)
 
 
-def test_jitter_of_many_bands_pulls_towards_the_mean_of_the_grey_picture():
+@pytest.mark.parametrize("per_band", [True, False])
+def test_contrast_pulls_each_band_towards_its_own_mean(per_band):
+    """As the authors' code does; in version 0.1 towards the mean of the grey picture."""
     x = torch.rand(3, 13, 8, 9)
     brightness = torch.tensor([0.7, 1.2, 1.0], dtype=torch.float64)
     contrast = torch.tensor([1.3, 0.8, 1.0], dtype=torch.float64)
     bright = x.double() * brightness[:, None, None, None]
-    grey = bright.mean(1, keepdim=True)
-    level = grey.mean((2, 3), keepdim=True)
+    level = (bright if per_band else bright.mean(1, keepdim=True)).mean((2, 3), keepdim=True)
     wanted = level + (bright - level) * contrast[:, None, None, None]
-    torch.testing.assert_close(
-        jitter_(x.clone(), brightness, contrast).double(), wanted, atol=1e-6, rtol=0
-    )
+    found = jitter_(x.clone(), brightness, contrast, per_band=per_band).double()
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
 def test_gray_replaces_all_bands_by_their_mean():
@@ -307,7 +307,8 @@ def test_colour_drop_takes_one_to_half_of_the_bands_all_alike(bands, most):
 def test_draws_follow_the_recipe():
     for drawn in draw("optical"):
         shares = {
-            0.2: [drawn.gray, drawn.solarize, drawn.dropped.any(1)],
+            0.2: [drawn.gray, drawn.solarize],
+            0.0: [drawn.dropped.any(1)],
             0.5: [drawn.flip[:, 0], drawn.flip[:, 1], drawn.sigma > 0],
             0.8: [drawn.brightness != 1, drawn.contrast != 1],
         }
@@ -342,6 +343,17 @@ def test_overrides_change_one_modality_or_all():
     assert RECIPES["optical"] == Augmentation()  # shared defaults stay as they are
 
 
+def test_runs_of_version_0_1_go_on_with_its_recipes():
+    views = Views(SENSORS, recipes="0.1", overrides={"s1": {"blur_p": 0.1}})
+    assert views.recipes["s2"].color_drop_p == 0.2 and not views.recipes["hha"].color_drop_p
+    assert views.recipes["s1"].blur_p == 0.1 and not views.per_band
+    assert (
+        not Views(SENSORS, recipes="0.1", overrides={"all": {"color_drop_p": 0}})
+        .recipes["s2"]
+        .color_drop_p
+    )
+
+
 def test_everything_off_is_a_plain_resize(images, seeds):
     off = {f: 0.0 for f in Augmentation.__dataclass_fields__ if f.endswith("_p")}
     off |= {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
@@ -355,7 +367,9 @@ def test_everything_off_is_a_plain_resize(images, seeds):
 def test_operations_come_in_order(images, seeds):
     """Each view again, sample by sample, from what was drawn, with torchvision."""
     x = images["s2"] * 0.5 + 0.1
-    views = Views({"s2": SENSORS["s2"]}, size=32, overrides={"s2": {"solarize_p": 0.5}})
+    views = Views(
+        {"s2": SENSORS["s2"]}, size=32, overrides={"s2": {"solarize_p": 0.5, "color_drop_p": 0.3}}
+    )
     drawn = views.draw({"s2": (40, 52)}, seeds)
     made = views({"s2": x}, seeds)["s2"]
     for view, d in zip(made, drawn["s2"], strict=True):
@@ -364,7 +378,8 @@ def test_operations_come_in_order(images, seeds):
             y = TF.resized_crop(x[i], *box, (32, 32), antialias=False)
             y = y.flip([k for k in (1, 2) if d.flip[i, k - 1]])
             y = y * d.brightness[i].item()
-            y = y.mean() + (y - y.mean()) * d.contrast[i].item()
+            level = y.mean((1, 2), keepdim=True)
+            y = level + (y - level) * d.contrast[i].item()
             y = y.mean(0, keepdim=True).expand(5, -1, -1) if d.gray[i] else y
             y = TF.gaussian_blur(y, 13, d.sigma[i].item()) if d.sigma[i] else y
             y = torch.where(y > 0.5, 1 - y, y) if d.solarize[i] else y

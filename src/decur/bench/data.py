@@ -129,6 +129,7 @@ class _Augment:
             views.size,
             shared_geometry=views.shared_geometry,
             overrides=views.augment,
+            recipes=views.recipes,
         )
 
     @torch.no_grad()

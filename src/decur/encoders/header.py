@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders.adapted import ADAPTED
+from decur.encoders.attention.base import has_geometry
 from decur.encoders.base import ENCODERS, Encoder
 from decur.encoders.build import architecture_inside, build_encoder
 from decur.encoders.geo import TORCHGEO
@@ -83,7 +84,7 @@ class EncoderHeader:
             modality = Modality.from_dict(values["modality"])
         except (DecurError, TypeError, ValueError) as error:
             raise DataError(f"{path}: its header is damaged ({error})") from error
-        return cls(name, options, modality)
+        return cls(name, _with_geometry(name, options), modality)
 
     def build(self) -> Encoder:
         """Return the encoder, with fresh weights."""
@@ -197,6 +198,20 @@ def _without_starts(options: Any) -> Any:
         return options
     kept = {key: value for key, value in options.items() if key not in STARTS_FROM}
     return kept | ({"options": _without_starts(kept["options"])} if "options" in kept else {})
+
+
+def _with_geometry(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the geometry of the attention, where a file leaves it out.
+
+    Version 0.1 knew one geometry, "centred", and did not write it down.
+    """
+    found = dict(options)
+    if name in _AROUND and "options" in found:
+        found["options"] = _with_geometry(found["encoder"], found["options"])
+    of_timm = ":" not in name and name not in ENCODERS.names()
+    if of_timm and has_geometry(found.get("attention")):
+        found.setdefault("geometry", "centred")
+    return found
 
 
 def _check_options(path: Path, name: str, options: Mapping[str, Any], depth: int = 0) -> None:

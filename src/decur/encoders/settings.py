@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from decur.errors import require
 from decur.memory import require_memory_for_options
@@ -23,6 +23,8 @@ class EncoderSettings:
         pretrained: start from timm's weights instead of from scratch (downloads them).
         attention: what follows the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
             from sensor to sensor), or each stage, as `{layer3: rda, layer4: rda}`.
+        geometry: where the points of "rda", "da" and "cross_da" start: "dat", as in DAT++, which
+            the paper follows, or "centred", as in version 0.1.
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
         checkpointing: compute activations again in the backward pass in place of keeping them:
             a third more work, and memory for larger encoders or batches; the same result.
@@ -31,6 +33,7 @@ class EncoderSettings:
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits
     pretrained: bool = False
     attention: dict[str, str] | str | None = None
+    geometry: Literal["dat", "centred"] = "dat"
     options: dict[str, Any] = field(default_factory=dict)
     checkpointing: bool = False
 
@@ -45,7 +48,8 @@ class EncoderSettings:
         from decur.encoders.timm_models import STARTS_FROM
 
         options: dict[str, Any] = {"pretrained": self.pretrained}
-        options |= {"attention": self.attention} if self.attention else {}
+        if self.attention:
+            options |= {"attention": self.attention, "geometry": self.geometry}
         for key in self.options:
             twice = key in options or key in ("name", "modality")
             require(not twice, f"encoder.options.{key}: is encoder.{key}; give it there")

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from decur.encoders.attention.base import attach
+from decur.encoders.attention.base import Geometry, attach, has_geometry
 from decur.encoders.base import Encoder
 from decur.errors import ConfigError
 
@@ -39,6 +39,8 @@ class TimmEncoder(Encoder):
             normalised by before the first layer; None: that of pretrained weights, else none.
         attention: the attention after each stage, as `{"layer3": "rda", "layer4": "rda"}`, or
             one name for the last two stages: "rda", "da", "cbam" or "cross_da".
+        geometry: where the points of "rda", "da" and "cross_da" start: "dat", as in DAT++ and in
+            the paper, or "centred", as in version 0.1; see `DeformableAttention`.
         **options: further arguments of `timm.create_model`.
 
     Raises:
@@ -55,6 +57,7 @@ class TimmEncoder(Encoder):
         pretrained: bool = False,
         normalisation: Normalisation | None = None,
         attention: str | Mapping[str, str] | None = None,
+        geometry: Geometry = "dat",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -68,7 +71,10 @@ class TimmEncoder(Encoder):
             for layer in first_layers(self.backbone):
                 _normalise_before(layer, normalisation)
         if attention:
-            self.options["attention"] = attach(self.backbone, name, attention=attention)
+            kinds = attach(self.backbone, name, attention=attention, geometry=geometry)
+            self.options["attention"] = kinds
+            if has_geometry(kinds):
+                self.options["geometry"] = geometry
         info = self.backbone.feature_info
         stages = len(info)
         if isinstance(self.backbone, timm.models.VisionTransformer):

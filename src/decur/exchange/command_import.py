@@ -47,7 +47,8 @@ def main(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument(
         "--compat",
         type=Compat | None,
-        help="official: what the authors' weights alone need (the geometry of their attention).",
+        help="official: the weights are the authors' (one attention for both sensors, three equal "
+        "bands of elevation, photographs as blue, green, red).",
     )
     settings = parser.parse(arguments)
     from decur.exchange.importing import import_weights  # imports timm, which takes seconds

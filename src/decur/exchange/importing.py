@@ -52,6 +52,11 @@ def import_weights(
     for the outermost places: there a convolution that pads with zeros now pads with black, and no
     longer with the mean colour.
 
+    The authors' code reads pictures with OpenCV: its encoders of photographs saw blue, green, red,
+    and those of HHA angle, height, disparity (their data sets of GeoNRW and SUN RGB-D hand
+    `cv2.imread(...)` on unchanged, and normalise by place in the file). The inputs of their first
+    layer are therefore turned round. Sentinel's bands and equal bands of elevation stay.
+
     Args:
         file: `.pth`, `.pt`, `.bin` or `.safetensors`.
         out: folder that gets `encoders/<modality>.safetensors`, which `--encoders` takes.
@@ -66,9 +71,10 @@ def import_weights(
             classifier of its 1000 classes and for every MiT. For a ViT with such a classifier a
             choice is needed: timm's own expect 0.5, DeiT's and others ImageNet's values, and
             their keys are the same.
-        compat: "official" for the weights of the authors, which need the geometry of their
-            attention, and one attention for both sensors, which trained through the same module;
-            an elevation encoder of three equal bands becomes one of a single band.
+        compat: "official" for the weights of the authors, which need one attention for both
+            sensors, as these trained through the same module; an elevation encoder of three equal
+            bands becomes one of a single band. It also says that weights with the keys of a plain
+            backbone are the authors', and saw blue first.
 
     Returns:
         The files.
@@ -90,6 +96,12 @@ def import_weights(
     chosen = _modalities(file, bands, joint, modalities)
     if any(part.attention for part in parts):
         _share(file, parts, compat)
+    if not authors and compat is None and bands == [3] and "decur" in file.stem.lower():
+        log.warning(
+            "%s: a plain backbone with a name of the DeCUR authors, whose photographs were blue, "
+            "green, red; if it is theirs, give --compat official",
+            file,
+        )
     encoders = []
     for part, kind, modality in zip(parts, kinds, chosen, strict=True):
         classes, expected = _drop_classifier(part.state), normalised
@@ -97,6 +109,8 @@ def import_weights(
             expected = _expected(file, part.state, kind, classes)
         if expected != "none":
             _fold(file, part.state, kind, expected)
+        if authors or compat == "official":
+            _turn_round(file, part, kind, modality)
         _fit_bands(file, part.state[FIRST[kind]].shape[1], part, kind, modality, compat)
         encoders.append(_build(file, part, kind, modality))
     folder = RunFolder(Path(out))
@@ -179,8 +193,8 @@ def _share(file: Path, parts: Sequence[Part], compat: Compat | None) -> None:
     """Give each sensor the attention that its backbone was trained with."""
     if compat != "official":
         raise ConfigError(
-            f"{file}: its deformable attention was trained with the geometry of the authors' code, "
-            "which gives other numbers than ours; import it with --compat official"
+            f"{file}: its attention is of the authors' code, where one module served both sensors; "
+            "import it with --compat official"
         )
     if len(parts) == 2:  # both sensors ran through the first one's module (their `forward`)
         if not parts[0].attention:
@@ -231,6 +245,27 @@ def _fold(file: Path, state: dict[str, Tensor], kind: str, normalised: Normalise
         key = FIRST[kind].replace("weight", "bias")
     if key in state and state[key].shape == shift.shape:  # else it is listed with what is wrong
         state[key] = state[key] - shift
+
+
+def _turn_round(file: Path, part: Part, kind: str, modality: Modality) -> None:
+    """Let the first layer take its three inputs in the order of the modality's bands.
+
+    The pictures were read by OpenCV, so that the file's order is the reverse of the modality's.
+    """
+    initials = [band[0].lower() for band in modality.bands]
+    equal = modality.augmentation == "dem"  # three times the same band
+    if part.state[FIRST[kind]].shape[1] != 3 or len(initials) != 3 or equal:
+        return
+    if initials in (["b", "g", "r"], ["a", "h", "d"]):  # the order of the file
+        return
+    part.state[FIRST[kind]] = part.state[FIRST[kind]].flip(1)
+    log.info(
+        "%s: the pictures of its %s were read by OpenCV, the last band first; its first layer is "
+        "turned round to %s",
+        file,
+        part.label,
+        ", ".join(modality.bands),
+    )
 
 
 def _fit_bands(

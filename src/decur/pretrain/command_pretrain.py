@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from decur.config import Parser, find_config
 from decur.data.base import PairedDataset
+from decur.encoders.attention.base import has_geometry
 from decur.errors import ConfigError
 from decur.layers import flatten
 from decur.objectives.base import Objective
@@ -113,7 +114,8 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
         folder = RunFolder(Path(only.parse_known_args(arguments)[0].run))
         if folder.config.is_file():
             _refuse_foreign_classes(folder.config)
-            arguments = ["--config", str(folder.config), *arguments]
+            kept = ["--config", str(folder.config), *_as_version_0_1(folder.config)]
+            arguments = [*kept, *arguments]
     return parser, parser.parse(arguments)
 
 
@@ -174,7 +176,7 @@ def _kept_configuration(path: Path) -> str:
     """
     _refuse_foreign_classes(path)
     parser = build_parser(starts=False)
-    settings = parser.parse(["--config", str(path)])
+    settings = parser.parse(["--config", str(path), *_as_version_0_1(path)])
     text: str = parser.dump(settings, skip_none=False, skip_validation=True)
     return text
 
@@ -183,6 +185,25 @@ def _refuse_foreign_classes(path: Path) -> None:
     """Refuse a kept configuration, and what it is based on, that names modules of others."""
     for layer in find_config(str(path)):
         refuse_foreign(layer, path)
+
+
+def _as_version_0_1(path: Path) -> list[str]:
+    """Return options that let a run of version 0.1 go on as it began.
+
+    Its configuration does not name what later became a choice, and now has another default.
+
+    Args:
+        path: of the `config.yaml` that `pretrain` has written.
+    """
+    try:
+        kept = yaml.safe_load(path.read_text())
+        views, encoder = dict(kept["views"]), dict(kept["encoder"])
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        return []  # the parser says what is wrong with it
+    options = [] if "recipes" in views else ["--views.recipes", "0.1"]
+    if "geometry" not in encoder and has_geometry(encoder.get("attention")):
+        options += ["--encoder.geometry", "centred"]
+    return options
 
 
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:

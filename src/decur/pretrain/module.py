@@ -106,6 +106,7 @@ class Pretrainer(L.LightningModule):
             views.size,
             shared_geometry=views.shared_geometry,
             overrides=views.augment,
+            recipes=views.recipes,
         )
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()

@@ -39,11 +39,14 @@ class ViewSettings:
         size: height and width of a view in pixels.
         shared_geometry: give all modalities of a sample the same crop and flips.
         augment: changes to the augmentation recipes, as `{modality or all: {parameter: value}}`.
+        recipes: "paper", or those of version "0.1", which dropped bands of optical pictures and
+            pulled contrast to the mean over all bands.
     """
 
     size: int = 224
     shared_geometry: bool = False
     augment: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipes: Literal["paper", "0.1"] = "paper"
 
     def __post_init__(self) -> None:
         check_ranges(self, "views.", size=PIXELS)

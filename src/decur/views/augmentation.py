@@ -15,7 +15,9 @@ class Augmentation:
     """The augmentation recipe of one modality; a probability of 0 switches an operation off.
 
     The operations come in the order below. Defaults are those of optical images (DeCUR paper,
-    appendix B.1, which follows Grill et al. 2020; ranges as in the authors' code).
+    appendix B.1, which follows Grill et al. 2020; ranges as in the authors' code). The paper lists
+    "color drop" beside grayscale. It says no more, Grill et al. call grayscale by that name, and in
+    the authors' code the dropping of bands is commented out: it is off unless it is asked for.
 
     Args:
         crop_scale: smallest and largest area of the crop, as a fraction of the picture.
@@ -49,7 +51,7 @@ class Augmentation:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_p: float = 0.2
     solarize_threshold: float = 0.5
-    color_drop_p: float = 0.2
+    color_drop_p: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -70,9 +72,7 @@ def _all_numbers(*values: object) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-_GEOMETRY = Augmentation(
-    jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, solarize_p=0.0, color_drop_p=0.0
-)
+_GEOMETRY = Augmentation(jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, solarize_p=0.0)
 
 # What is feasible for which sensor: DeCUR paper, appendix B.1, "Data augmentations".
 RECIPES: dict[str, Augmentation] = {
@@ -81,6 +81,10 @@ RECIPES: dict[str, Augmentation] = {
     "dem": _GEOMETRY,
     "hha": replace(_GEOMETRY, crop_scale=(0.5, 1.0), vertical_flip_p=0.0),
 }
+
+
+# The recipes of version 0.1, where they differ: runs that it began go on as they began.
+VERSION_0_1: dict[str, dict[str, Any]] = {"optical": {"color_drop_p": 0.2}}
 
 
 def recipe_of(name: str, modality: Modality, *, changes: Mapping[str, Any]) -> Augmentation:

@@ -91,23 +91,26 @@ def _sample(images: Tensor, positions: list[Tensor], size: tuple[int, int]) -> T
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def jitter_(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+def jitter_(
+    images: Tensor, brightness: Tensor, contrast: Tensor, *, per_band: bool = True
+) -> Tensor:
     """Change brightness and contrast in place, as one affine step a sample; no clamping.
 
-    Brightness multiplies; contrast moves the result away from, or towards, the mean of its grey
-    picture, which is the mean over all pixels and bands.
+    Brightness multiplies; contrast moves each band away from, or towards, its own mean over the
+    pixels, as the authors' code does.
 
     Args:
         images: (B, C, H, W) float32, changed in place.
         brightness: (B,) factors on the CPU, 1 for none.
         contrast: (B,) factors on the CPU, 1 for none.
+        per_band: False: towards the mean over all pixels and bands, as version 0.1 did.
 
     Returns:
         `images`.
     """
     factors = torch.stack((brightness * contrast, brightness * (1 - contrast)))
     gain, pull = send(factors.float(), images.device)[..., None, None, None]  # (B, 1, 1, 1) each
-    offset = pull * images.mean((1, 2, 3), keepdim=True)
+    offset = pull * images.mean((2, 3) if per_band else (1, 2, 3), keepdim=True)
     return torch.addcmul(offset, images, gain, out=images)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.views.augmentation import Augmentation, feasible_for_all, recipe_of
+from decur.views.augmentation import VERSION_0_1, Augmentation, feasible_for_all, recipe_of
 from decur.views.counter import stream_keys, uniform
 from decur.views.pixels import blur_, crop_resize, drop_bands_, gray_, jitter_, solarize_
 
@@ -65,6 +65,8 @@ class Views(nn.Module):
             probabilities. Otherwise each modality has its own geometry, as in the paper.
         overrides: `{modality or "all": {field of Augmentation: value}}`; a modality's own go
             before those for all.
+        recipes: "paper", or those of version "0.1": some bands of an optical picture are dropped
+            with probability 0.2, and contrast pulls to the mean over all bands.
 
     Raises:
         ConfigError: naming the modality and the key that is unknown or out of range.
@@ -77,6 +79,7 @@ class Views(nn.Module):
         *,
         shared_geometry: bool = False,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        recipes: Literal["paper", "0.1"] = "paper",
     ) -> None:
         super().__init__()
         sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -101,12 +104,12 @@ class Views(nn.Module):
                     "augmentation keys to values"
                 )
         self.size = (int(sides[0]), int(sides[1]))
-        self.recipes = {
-            name: recipe_of(
-                name, modality, changes={**overrides.get("all", {}), **overrides.get(name, {})}
-            )
-            for name, modality in modalities.items()
-        }
+        self.per_band = recipes != "0.1"  # the mean that contrast pulls to
+        self.recipes = {}
+        for name, modality in modalities.items():
+            changes = {} if self.per_band else VERSION_0_1.get(modality.augmentation, {})
+            changes = {**changes, **overrides.get("all", {}), **overrides.get(name, {})}
+            self.recipes[name] = recipe_of(name, modality, changes=changes)
         self.bands = {name: modality.channels for name, modality in modalities.items()}
         self.shared = feasible_for_all(self.recipes) if shared_geometry and modalities else None
 
@@ -175,7 +178,7 @@ class Views(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             x = crop_resize(images.float().contiguous(), drawn.box, drawn.flip, self.size)
             if recipe.jitter_p:
-                x = jitter_(x, drawn.brightness, drawn.contrast)
+                x = jitter_(x, drawn.brightness, drawn.contrast, per_band=self.per_band)
             x = gray_(x, drawn.gray)
             x = blur_(x, drawn.sigma, recipe.blur_sigma[1])
             x = solarize_(x, drawn.solarize, recipe.solarize_threshold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -35,8 +36,12 @@ class DeformableAttention(nn.Module):
     the distance between place and point is read continuously from a table that spans the map
     whatever its size, so a module trained on one size of pictures takes others.
 
-    A new module samples the centres of the grid's cells; wherever training moves the points, they
-    stay inside the map.
+    Two geometries are there. That of DAT, the default, is the one that the paper follows
+    (appendix B.1, "following DAT++") and that the authors' weights were trained with: -1 and 1 are
+    the centres of the outermost places, the points start half a cell further down and right, those
+    of the last row and column at the very end, and a new network moves them at random. Centred, -1
+    and 1 are the map's edges, and the points of a new module stay at the centres of their cells.
+    Wherever training moves the points, they stay inside the map.
 
     Args:
         channels: C of the map, divisible by `heads` and by `groups`.
@@ -46,16 +51,13 @@ class DeformableAttention(nn.Module):
         kernel: of the offset network's depthwise convolution, odd.
         size: height and width of the map that the table of biases is made for.
         residual: add the map to the result: RDA instead of DA (section 3.2).
-        centred: whether -1 and 1 are the map's edges, and the points start at the centres of their
-            cells. False: -1 and 1 are the centres of the outermost places, and the points start
-            half a cell further down and right, the last ones at the end: the geometry of the
-            authors' code, which their released weights need.
+        centred: take the centred geometry, which is not the paper's: version 0.1 had it.
 
     Shapes:
         (B, C, H, W) to (B, C, H, W).
 
-    Source: DeCUR paper, section 3.2 and appendix B.1; Xia et al. 2022, 2023 (DAT, DAT++). As the
-    authors' code does, offsets pass no tanh.
+    Source: DeCUR paper, section 3.2 and appendix B.1; Xia et al. 2022, 2023 (DAT, DAT++), whose
+    DAT++ lets offsets pass no tanh, as the authors' code does not.
 
     Example:
         >>> module = DeformableAttention(256, heads=2, groups=1, stride=2, kernel=5, size=(14, 14))
@@ -73,7 +75,7 @@ class DeformableAttention(nn.Module):
         kernel: int,
         size: tuple[int, int],
         residual: bool = True,
-        centred: bool = True,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.groups, self.stride, self.residual = heads, groups, stride, residual
@@ -84,9 +86,11 @@ class DeformableAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
         width = channels // groups
         move = nn.Conv2d(width, 2, 1, bias=False)
-        nn.init.zeros_(move.weight)  # a random network would scatter the points
+        if centred:
+            nn.init.zeros_(move.weight)  # a random network would scatter the points
+        padding = kernel // 2 if centred or kernel != stride else 0  # cells that do not overlap
         self.offset = nn.Sequential(
-            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width),
+            nn.Conv2d(width, width, kernel, stride, padding, groups=width),
             _ChannelNorm(width),
             nn.GELU(),
             move,
@@ -206,7 +210,6 @@ def for_stage(
     stage: Stage,
     residual: bool,
     kind: type[Kind] = DeformableAttention,  # type: ignore[assignment]
-    centred: bool = True,
 ) -> Kind:
     """Return the attention that the paper has after a stage, also for other widths and stages.
 
@@ -223,7 +226,7 @@ def for_stage(
         kernel=2 * stage.later + 3,
         size=stage.size,
         residual=residual,
-        centred=centred,
+        centred=stage.geometry == "centred",
     )
 
 
@@ -239,4 +242,5 @@ def _da(stage: Stage) -> DeformableAttention:
 
 @ATTENTIONS.register("rda_official")
 def _rda_official(stage: Stage) -> DeformableAttention:
-    return for_stage(stage, residual=True, centred=False)
+    """Return the attention that files of the authors' weights name, in DAT's geometry."""
+    return for_stage(replace(stage, geometry="dat"), residual=True)
