@@ -394,10 +394,11 @@ def test_options_that_do_not_fit_are_refused(options, said, write, tmp_path):
 def test_a_place_that_cannot_be_written_is_refused(write, tmp_path):
     file, out = write(changed()), tmp_path / "file"
     out.write_text("mine")
-    with pytest.raises(ConfigError, match=rf"^--out {out}: cannot be written \(.+\); choose"):
+    s1 = re.escape(str(out / "encoders" / "s1.safetensors"))
+    with pytest.raises(ConfigError, match=rf"^--out {s1}: cannot be written \(.+\).* choose an"):
         import_weights(file, out)
     (tmp_path / "out" / "encoders" / "s1.safetensors").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"out: cannot be written \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=r"s1\.safetensors: cannot be written \(Is a directory\)"):
         import_weights(file, tmp_path / "out")
 
 
