@@ -53,14 +53,14 @@ def select_bands(encoder: Encoder, bands: Sequence[str]) -> Encoder:
     }
     fewer = build_encoder(encoder.name, encoder.modality.with_(**kept), **encoder.options)
     state = encoder.state_dict()
-    for key, value in _first_weights(encoder).items():
+    for key, value in first_weights(encoder).items():
         state[key] = value[:, rows]  # (out, bands, height, width)
     fewer.load_state_dict(state)
     return fewer.train(encoder.training)
 
 
-def _first_weights(encoder: Encoder) -> dict[str, torch.Tensor]:
-    """Weights that take the bands, by their key in the state dict.
+def first_weights(encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Return the weights that take the bands, by their key in the state dict.
 
     Found by building the encoder for one band more: those are the weights whose shape changes.
     """

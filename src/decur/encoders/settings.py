@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,9 @@ class EncoderSettings:
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
         checkpointing: compute activations again in the backward pass in place of keeping them:
             a third more work, and memory for larger encoders or batches; the same result.
+        weights: start from an encoder file or from the encoders of a run's folder, for all
+            modalities or as `{modality: FILE}`; bands are matched by name. What `decur import`
+            wrote of published weights is such a file.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits
@@ -36,6 +40,7 @@ class EncoderSettings:
     geometry: Literal["dat", "centred"] = "dat"
     options: dict[str, Any] = field(default_factory=dict)
     checkpointing: bool = False
+    weights: dict[str, str] | str | None = None
 
     def build(self, name: str, modality: Modality) -> Encoder:
         """Return the encoder of one modality.
@@ -59,10 +64,22 @@ class EncoderSettings:
             name=self.of(name),
             options=sized,
         )
+        if source := self._weights_of(name):
+            require(not self.pretrained, "encoder.pretrained: leave it out beside encoder.weights")
         encoder = build_encoder(self.of(name), modality, **options, **self.options)
+        if source:
+            from decur.encoders.continued import start_from
+
+            start_from(encoder, source)
         if self.checkpointing:
             checkpoint_activations(encoder)
         return encoder
+
+    def _weights_of(self, modality: str) -> str | None:
+        """Return where the weights of one modality come from; None: it starts from scratch."""
+        if isinstance(self.weights, Mapping):
+            return self.weights.get(modality)
+        return self.weights
 
     def of(self, modality: str) -> str:
         """Return the architecture for one modality."""

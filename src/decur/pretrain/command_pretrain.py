@@ -45,7 +45,12 @@ _FREE = (
 _ESSENTIALS = {
     "what is learned from": ("data.root", "data", "modalities"),
     "how": ("objective.common", "objective", "projector.width", "views.size"),
-    "which encoders": ("encoder.name", "encoder.pretrained", "encoder.attention"),
+    "which encoders": (
+        "encoder.name",
+        "encoder.pretrained",
+        "encoder.weights",
+        "encoder.attention",
+    ),
     "for how long, and where": (
         "trainer.max_epochs",
         "loader.batch_size",

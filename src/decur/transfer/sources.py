@@ -166,6 +166,7 @@ def _make(
     source: str, modalities: Mapping[str, Modality], settings: EncoderSettings, seed: int
 ) -> dict[str, Encoder]:
     """Return encoders with fresh weights or timm's for these sensors."""
+    settings = replace(settings, weights=None)  # fresh ones are fresh; a file is given as source
     if source != RANDOM:
         settings = replace(settings, name=source.removeprefix(TIMM), pretrained=True)
     torch.manual_seed(seed)
