@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,12 @@ class RunFolder:
         """The complete configuration; running it again repeats the run."""
         return self.path / "config.yaml"
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self, used: Collection[str] | None = None) -> dict[str, Any]:
         """Return the configuration that the run has kept, as it is written.
+
+        Args:
+            used: the keys that are made something of, which alone may name no foreign module; None
+                for all. A run can be opened where the class of its data is not there.
 
         Raises:
             DataError: if there is none, or none that can be used; it says how to trust one that
@@ -56,7 +60,7 @@ class RunFolder:
                 raise ConfigError("it is no mapping of keys to values")
         except ConfigError as error:
             raise DataError(f"{self.config}: not the configuration of a run ({error})") from error
-        refuse_foreign(values, self.config)
+        refuse_foreign({k: v for k, v in values.items() if used is None or k in used}, self.config)
         return values
 
     @property

@@ -84,7 +84,7 @@ def restore(folder: str | Path) -> Restored:
 
 def _configuration(run: RunFolder) -> tuple[ProjectorSettings, Mapping[str, Any]]:
     """Return the projector's settings, and the objective's class and arguments."""
-    values = run.configuration()
+    values = run.configuration(used=("projector", "objective"))
     try:
         return ProjectorSettings(**values["projector"]), dict(values["objective"])
     except (KeyError, TypeError, ValueError) as error:
