@@ -14,7 +14,7 @@ from timm.models import _builder
 
 from decur.data import SyntheticScenes
 from decur.encoders import build_encoder, save_encoder
-from decur.errors import DataError
+from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.pretrain import LoaderSettings
 from decur.pretrain.command_pretrain import main as pretrain
