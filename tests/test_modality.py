@@ -276,3 +276,37 @@ def test_names_that_would_become_paths_or_options_are_refused(name):
 @pytest.mark.parametrize("name", ["s1", "höhe", "rgb 2", "VV+VH", "depth_m", "可见光", "nDSM (m)"])
 def test_names_of_sensors_may_be_of_any_language(name):
     assert Modality(name=name, bands=("a",), scaling="range").name == name
+
+
+def test_numbers_of_files_become_raw_units():
+    power = Modality(
+        name="s1", bands=("VV",), mean=(-10.0,), std=(5.0,), nodata=7, factor=0.1, to_db=True
+    )
+    images = torch.tensor([[[100.0, 7.0, 0.0]]])
+    assert power.convert(images).nan_to_num(99).tolist() == [[[10.0, 99.0, 99.0]]]
+    shifted = Modality(name="s2", bands=("B4",), scaling="range", nodata=7, offset=-1000)
+    raw = shifted.convert(torch.tensor([[[1007, 7]]], dtype=torch.int16))
+    assert raw.nan_to_num(99).tolist() == [[[7.0, 99.0]]]
+    assert shifted.scale(raw)[0, 0].tolist() == pytest.approx([7 / 255, 0.5])  # 7 is measured
+    plain = Modality.preset("rgb")
+    assert plain.convert(images) is images
+
+
+def test_units_and_picked_bands_are_read_from_yaml_and_written_only_where_set():
+    fields = {"bands": {"red": "B04", "green": 3}, "scaling": "range", "scale": "1e4"}
+    modality = Modality.from_dict({"name": "s2", **fields})
+    assert (modality.bands, modality.picks) == (("red", "green"), ("B04", 3))
+    assert modality.factor == 1e4
+    assert Modality.from_dict(modality.to_dict()) == modality
+    assert modality.to_dict()["scale"] == 1e4
+    new = {"scale", "offset", "to_db", "picks", "variable", "factor"}
+    assert not new & set(Modality.preset("depth").to_dict())
+    some = Modality.from_dict(
+        {"name": "s2", "preset": "sentinel2-l2a", "bands": {"B4": 4, "B3": 3, "B2": 2}}
+    )
+    whole = Modality.preset("sentinel2-l2a")
+    assert whole.mean is not None
+    assert some.mean == whole.mean[3:0:-1]
+    for wrong in ({"scale": 0}, {"to_db": "yes"}, {"bands": {"a": 0}}, {"offset": "x"}):
+        with pytest.raises(ConfigError, match="'s2'"):
+            Modality.from_dict({"name": "s2", "bands": ["a"], "scaling": "range", **wrong})

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from decur import Modality
 from decur.data import Collate, PairedFolder, SkipBad
 from decur.data.files import read_image, resize
+from decur.data.stats import compute_stats
 from decur.errors import BadSampleError, ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -396,3 +397,44 @@ def test_tables_of_common_programs(tmp_path, caplog):
     (root / "splits.csv").write_text("id,split\n01,train\nx,train\n")
     assert PairedFolder(root, split="train").ids == ["01"]
     assert "1 of 2 ids of" in caplog.text and "for example 'x'" in caplog.text
+
+
+def test_a_file_of_another_depth_is_a_bad_sample(tmp_path):
+    for row in range(5):
+        for name, kind in (("rgb", np.uint8), ("ir", np.uint16 if row == 2 else np.uint8)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write(tmp_path / name / f"{row}.png", np.full((1, 4, 4), 200, kind))
+    data = PairedFolder(tmp_path)
+    assert data.modalities["ir"].scaling == "range"
+    with pytest.raises(BadSampleError, match="has 16-bit pixels, others of its sensor 8-bit"):
+        data[2]
+    assert data[1]["images"]["ir"].dtype == torch.uint8
+
+
+def test_bands_of_files_are_picked_and_converted(tmp_path):
+    pixels = np.arange(3 * 16).reshape(3, 4, 4).astype(np.uint16)
+    for name in ("s1", "s2"):
+        (tmp_path / name).mkdir()
+        write_raster(tmp_path / name / "a.tif", pixels, names=("B02", "B03", "B04"))
+    fields = {"scaling": "range", "scale": 0.5, "offset": 1}
+    data = PairedFolder(
+        tmp_path,
+        {"s1": {"bands": ["B4", "B2"], **fields}, "s2": {"bands": {"red": 3}, **fields}},
+    )
+    images = data[0]["images"]
+    np.testing.assert_array_equal(images["s1"], pixels[[2, 0]] / 2 + 1)
+    np.testing.assert_array_equal(images["s2"], pixels[[2]] / 2 + 1)
+    found = compute_stats(tmp_path, data.modalities)
+    np.testing.assert_allclose(found["s2"].mean, pixels[2].mean() / 2 + 1)
+    with pytest.raises(DataError, match=r"its files have 3 \(B02, B03, B04\); correct `bands`"):
+        PairedFolder(tmp_path, {"s1": {"bands": ["B4", "B12"], **fields}, "s2": "rgb"})
+
+
+def test_arrays_are_read_by_the_bands_and_the_name_of_their_modality(tmp_path):
+    cube = np.random.default_rng(0).normal(size=(6, 6, 9)).astype(np.float32)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "x.npz", cube=cube, truth=cube[..., 0])
+    fields = {"bands": [f"c{band}" for band in range(9)], "scaling": "image", "variable": "cube"}
+    images = PairedFolder(tmp_path, {"a": fields, "b": fields})[0]["images"]
+    np.testing.assert_array_equal(images["a"], np.moveaxis(cube, -1, 0))

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from decur.config import Parser
+from decur.data.decoding import MAX_PIXELS
 from decur.data.listing import subfolders
 from decur.data.pairing import pair_files
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import ConfigError
-from decur.modality import Modality, load_modalities
+from decur.modality import PRESETS, Modality, load_modalities
 from decur.tables import make_table
 
 
@@ -29,7 +30,9 @@ def main(arguments: Sequence[str]) -> None:
         "Mean, standard deviation, range and percentiles of each band of ROOT/<modality>/<id>.*, "
         "as YAML that --data.modalities takes.",
     )
-    parser.usage = "decur stats ROOT [--out FILE] [--modalities FILE] [--workers N]"
+    parser.usage = (
+        "decur stats ROOT [--out FILE] [--modalities FILE] [--workers N] [--max_pixels N]"
+    )
     parser.add_argument("root", type=str, help="Folder of pairs.")
     parser.add_argument(
         "--out",
@@ -44,6 +47,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Reading threads.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="Height times width of a picture at most; larger ones are left out.",
+    )
     settings = parser.parse(arguments)
     own = Path(settings.root) / "modalities.yaml"
     out = Path(settings.out or own)
@@ -66,6 +75,7 @@ def main(arguments: Sequence[str]) -> None:
             known or None,
             workers=settings.workers,
             advance=lambda n: progress.advance(task, n),
+            max_pixels=settings.max_pixels,
         )
     for name, statistics in found.items():
         _print(name, statistics, known.get(name))
@@ -86,10 +96,27 @@ def _print(name: str, statistics: BandStatistics, known: Modality | None) -> Non
         row = (*values, *percentiles[:, i], statistics.maximum[i])
         rows.append((band, *(f"{value:.4g}" for value in row)))
     columns = ("band", "mean", "std", "min", *(f"p{p:g}" for p in PERCENTS), "max")
+    table = make_table(columns, rows, title=title)
     console = Console(soft_wrap=True)
-    console.print(make_table(columns, rows, title=title))
+    # As wide as the table is: a narrow terminal, or a pipe of 80 columns, would cut its numbers.
+    console.width = max(console.width, console.measure(table).maximum, len(title))
+    console.print(table)
     for line in statistics.report():
         if line.startswith("share of pixels"):
             console.print(line, highlight=False)
+    if known is None and statistics.names is None:
+        for preset in _fitting_presets(len(rows)):
+            console.print(
+                f"{len(rows)} bands without names: if they are Sentinel-2's in their order, "
+                f"preset {preset!r} fits: write `{name}: {{preset: {preset}}}` into a file for "
+                "--data.modalities",
+                highlight=False,
+                markup=False,
+            )
     for path, reason in statistics.bad:
         console.print(f"left out: {path}: {reason}", highlight=False, markup=False)
+
+
+def _fitting_presets(bands: int) -> list[str]:
+    """Return the presets of many bands that have as many: those of Sentinel-2."""
+    return [name for name, preset in PRESETS.items() if bands == preset.channels > 3]

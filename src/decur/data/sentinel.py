@@ -184,6 +184,11 @@ def without_offset(image: Tensor, offset: int) -> Tensor:
     return (image - offset).clamp_min(0) if offset else image
 
 
+def looks_shifted(image: Tensor) -> bool:
+    """Return whether no band of a raw image of Sentinel-2, (C, ...), is dark."""
+    return bool(image.flatten(1).nanmedian(1).values.nan_to_num(0).min() >= _SHIFTED_FROM)
+
+
 def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
     """Warn when most of some scenes look shifted and are not corrected, or the other way round.
 
@@ -191,10 +196,7 @@ def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
         scenes: raw images (C, H, W) of Sentinel-2, each with the offset that is taken off it.
         where: the data set, for the message.
     """
-    seen = [
-        (bool(image.flatten(1).nanmedian(1).values.nan_to_num(0).min() >= _SHIFTED_FROM), offset)
-        for image, offset in scenes
-    ]
+    seen = [(looks_shifted(image), offset) for image, offset in scenes]
     kept = sum(shifted and not offset for shifted, offset in seen)
     lost = sum(offset > 0 and not shifted for shifted, offset in seen)
     if 2 * kept > len(seen):

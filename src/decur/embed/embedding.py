@@ -17,6 +17,7 @@ from rich.progress import TimeRemainingColumn
 
 from decur.data import LoaderSettings, PairedDataset
 from decur.data.loader import reporting_lost_workers
+from decur.data.units import check_units
 from decur.digest import digest, try_digest
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parquet import (
@@ -128,6 +129,7 @@ def _embed(
     _keep(folder, about)  # not before the trainer: the folder holds on to these options
     if engine.is_global_zero:
         console.print(f"data        {data.describe()}", highlight=False)
+        check_units(wanted, model.model.modalities)
         for column, widths in model.widths.items():
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
             console.print(f"{column:<12}{text}", highlight=False)

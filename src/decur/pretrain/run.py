@@ -15,6 +15,7 @@ from decur import plotting
 from decur.data.base import PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.selection import select
+from decur.data.units import check_units
 from decur.encoders.files import save_encoder
 from decur.errors import ConfigError
 from decur.memory import require_memory
@@ -224,6 +225,7 @@ def _introduce(
 
     say("run", str(folder.path))
     say("data", paired.dataset.describe())
+    check_units(paired.dataset)
     for name in model.modalities:
         encoder = model.encoder(name)
         millions = sum(p.numel() for p in encoder.parameters()) / 1e6

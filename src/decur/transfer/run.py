@@ -18,6 +18,7 @@ from rich.console import Console
 from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.one_hot import join_columns
+from decur.data.units import check_units
 from decur.devices import choose_device
 from decur.encoders import Encoder
 from decur.errors import ConfigError
@@ -135,6 +136,8 @@ def _transfer(
     quiet_lightning()
     seed_everything(settings.seed)
     console.print(f"data      {whole.describe()}", highlight=False)
+    scaled = {name: encoder.modality for name, encoder in encoders.items()}
+    check_units(whole, {name: sensor for name, sensor in scaled.items() if sensor is not None})
 
     model = build_model(settings.head if task.dense else "late_fusion", encoders, task.outputs)
     seen = _collect(whole, model, task.name, settings, cache, device)
