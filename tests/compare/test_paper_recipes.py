@@ -15,17 +15,18 @@ from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.compare.published import find, published_scores, published_table
 from decur.config import command_of, describe, find_config, recipes
-from decur.pretrain import OptimizerSettings
+from decur.pretrain import OptimizerSettings, ProjectorSettings
 from decur.pretrain.command_pretrain import parse
 
 LARS, ADAMW = ("lars", 0.2, 0.0048, 1e-6), ("adamw", 1e-4, 1e-4, 0.01)
 # Section 4 and appendix B.1, typed from the paper: share of common dimensions, batch, passes over
-# the data, samples of a picture in one of our epochs, optimiser with rates and decay.
+# the data, samples of a picture in one of our epochs, optimiser with rates and decay; those of ViT
+# are in the public scripts alone.
 PRETRAINED = {
     "ssl4eo": (0.875, 256, 100, 4, LARS),
-    "ssl4eo-vit": (0.875, 256, 100, 4, ADAMW),
+    "ssl4eo-vit": (0.875, 512, 200, 4, ADAMW),
     "geonrw": (0.75, 256, 100, 1, LARS),
-    "geonrw-vit": (0.75, 256, 100, 1, ADAMW),
+    "geonrw-vit": (0.75, 512, 200, 1, ADAMW),
     "sunrgbd": (0.75, 128, 200, 1, LARS),
     "sunrgbd-mit": (0.75, 128, 200, 1, ADAMW),
 }
@@ -93,6 +94,11 @@ def test_pretraining_is_as_the_paper_says(name):
     own = {"vit": "vit_small_patch16_224", "mit": "mit_b2"}.get(name[-3:])
     assert settings.encoder.name == (own or "resnet50")
     assert settings.encoder.attention == (None if own else "rda")
+    assert settings.encoder.geometry == "dat" and settings.encoder.pretrained == bool(own)
+    assert settings.pairing == ("group" if name.startswith("ssl4eo") else "fixed")
+    assert settings.views.levels == (None if name.startswith("sunrgbd") else 256)
+    crops = {"rgb": {"crop_scale": [0.5, 1.0]}} if name.startswith("sunrgbd") else {}
+    assert settings.views.augment == crops and settings.views.recipes == "paper"
     assert settings.loader.batch_size == batch and settings.views.size == 224
     assert settings.trainer.max_epochs * repeats == passes
     assert settings.optimizer.name == optimiser and not settings.optimizer.warmup_epochs
@@ -151,6 +157,28 @@ def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeyp
     assert compared == set(ROWS[name])
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if "SimCLR" in ROWS[name]])
+def test_simclr_and_clip_have_the_heads_of_the_public_code(name, tmp_path, monkeypatch):
+    """Its simclr.py and clip.py: Linear 512, batch norm, ReLU, Linear 128, batch norm; tau 1."""
+    roots = [f"--{key}=X" for key in re.findall(r"--([a-z.]*data\.root)", recipes()[name])]
+    pretraining = [
+        cell for cell in cells_of(name, monkeypatch, tmp_path, *roots) if cell.command == "pretrain"
+    ]
+    for cell in pretraining:
+        config = yaml.safe_load(cell.config)
+        if cell.method not in ("SimCLR", "CLIP"):
+            assert config["projector"]["width"] == 8192 and not config["projector"]["last_norm"]
+            continue
+        head = ProjectorSettings(**config["projector"]).build(64)
+        assert [type(layer).__name__ for layer in head] == [
+            *("Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d")
+        ]
+        assert [head[0].out_features, head[3].out_features] == [512, 128]
+        own = config["objective"]["init_args"]
+        assert own["temperature"] == 1
+        assert cell.method == "SimCLR" or (own["symmetric"], own["learned"]) == (False, False)
+
+
 def test_what_ablations_have_in_common_is_pretrained_once(tmp_path, monkeypatch):
     def pretrained(kind):
         name, data = f"compare-{kind}ssl4eo", ("--pretrain.data.root=X", "--transfer.data.root=Y")
@@ -206,6 +234,7 @@ def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, mon
         short = [encoder, "--loader.workers=0", "--loader.batch_size=4"]
         if cell.command == "pretrain":
             short += ["--projector.width=16", "--views.size=32", "--trainer.max_epochs=1"]
+            short += ["--encoder.pretrained=false"]  # whose weights would have to be downloaded
         else:
             steps = yaml.safe_load(cell.config)["fit"]["steps"]
             short += ["--fit.steps=1" if steps else "--fit.epochs=1", f"--size={size}"]

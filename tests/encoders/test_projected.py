@@ -44,6 +44,18 @@ def test_without_layers_it_is_the_encoder(pieces, tmp_path):
     assert torch.equal(again(x), encoder(x)[:, 1:4])
 
 
+@torch.no_grad()
+def test_the_head_of_simclr_survives_a_file(pieces, tmp_path):
+    encoder, _ = pieces
+    head = Projector(encoder.dim, 6, layers=2, hidden=10, last_norm=True)
+    head(encoder(torch.rand(8, 3, 32, 32)))
+    projected, x = ProjectedEncoder(encoder, head.eval()).eval(), torch.rand(2, 3, 32, 32)
+    again = load_encoder(save_encoder(projected, tmp_path / "x.safetensors"))
+    assert torch.equal(again(x), head(encoder(x)))
+    with pytest.raises(ConfigError, match="last_norm"):
+        Projector(4, layers=0, last_norm=True)
+
+
 def test_it_is_not_made_by_name_alone():
     with pytest.raises(ConfigError, match="option 'encoder' is missing"):
         build_encoder("projected", X)

@@ -327,3 +327,15 @@ def test_cross_modal_methods_refuse_one_modality(method):
     z = torch.randn(3, 4)
     with pytest.raises(ConfigError, match=r"at least 2, got s1; .* train on one"):
         OBJECTIVES[method](dim=4)({"s1": (z, z)})
+
+
+def test_clip_can_have_one_direction_and_a_temperature_that_stays():
+    """The formula of the authors' clip.py: cross entropy of the first sensor's rows."""
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 6, 4)
+    objective = CLIP(dim=4, temperature=1.0, symmetric=False, learned=False)
+    assert not list(objective.parameters())
+    za, zb = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
+    expected = -(za @ zb.T).log_softmax(1).diagonal().mean()
+    terms = objective({"s1": (a, a), "s2": (b, b)})
+    torch.testing.assert_close(terms["infonce/s1-s2"], expected)

@@ -364,6 +364,17 @@ def test_everything_off_is_a_plain_resize(images, seeds):
     assert torch.equal(first, second)
 
 
+def test_pictures_are_rounded_to_8_bits_where_that_is_asked_for(images, seeds):
+    rounded, plain = Views(SENSORS, size=32, levels=256), Views(SENSORS, size=32)
+    eight = {name: (x * 255).round().to(torch.uint8).float() / 255 for name, x in images.items()}
+    found, wanted = rounded(images, seeds), plain(eight, seeds)
+    for name in images:
+        torch.testing.assert_close(found[name][0], wanted[name][0], atol=1e-6, rtol=0)
+        assert not torch.equal(found[name][0], plain(images, seeds)[name][0])
+    with pytest.raises(ConfigError, match="levels is 1"):
+        Views(SENSORS, levels=1)
+
+
 def test_operations_come_in_order(images, seeds):
     """Each view again, sample by sample, from what was drawn, with torchvision."""
     x = images["s2"] * 0.5 + 0.1

@@ -130,6 +130,7 @@ class _Augment:
             shared_geometry=views.shared_geometry,
             overrides=views.augment,
             recipes=views.recipes,
+            levels=views.levels,
         )
 
     @torch.no_grad()

@@ -151,6 +151,7 @@ class SSL4EOS12(PlacesInSeasons):
     is a function of (seed, sensor, place), and sample k of a place takes the k-th of each. So the
     seasons of two sensors are paired at random, each is seen once in an epoch, and packing,
     workers and resuming change nothing. **An epoch is thus four of the paper's: its 100 are 25.**
+    In training, `pairing: group` deals the seasons out anew in each epoch, also of packed data.
     With `seasons="one"` a place is one sample, the same season in every epoch. A place is named
     `<place>_<k>`; its group is the place. Where a sensor lacks a place, it is marked absent.
 

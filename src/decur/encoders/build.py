@@ -131,7 +131,8 @@ def _built(
 def _build_projected(channels: int, **options: Any) -> Encoder:
     try:
         encoder = build_encoder(options["encoder"], channels, **options["options"])
-        projector = Projector(encoder.dim, options["width"], layers=options["layers"])
+        more = {key: options[key] for key in ("hidden", "last_norm") if key in options}
+        projector = Projector(encoder.dim, options["width"], layers=options["layers"], **more)
         return ProjectedEncoder(encoder, projector, part=options["part"])
     except KeyError as error:
         raise ConfigError(

@@ -43,7 +43,7 @@ _TIMM = """
 """
 _TORCHGEO = frozenset({"sensor", "wavelengths"})
 _AROUND = {  # encoders around another one, whose own options are within
-    PROJECTED: frozenset({"encoder", "options", "width", "layers", "part"}),
+    PROJECTED: frozenset({"encoder", "options", "width", "layers", "hidden", "last_norm", "part"}),
     ADAPTED: frozenset({"encoder", "options", "rows", "mean", "std"}),
 }
 

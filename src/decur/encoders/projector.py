@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,33 @@ class Projector(nn.Sequential):
         in_dim: length D of the encoder's vector.
         width: K, of every layer; 8192 in the paper.
         layers: 3 in the paper; 0 leaves the encoder's vector as it is (Fig. 3b), and K = D.
+        hidden: width of all layers but the last; None: K, as in the paper.
+        last_norm: batch-normalise the embedding, with a scale and a shift, as the authors' code
+            does for SimCLR and CLIP.
 
     Raises:
-        ConfigError: for a negative number of layers or a width below 1, or if the weights would
+        ConfigError: for a negative number of layers, or a width below 1, or if the weights would
             take more memory than the machine has.
     """
 
-    def __init__(self, in_dim: int, width: int = 8192, *, layers: int = 3) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        width: int = 8192,
+        *,
+        layers: int = 3,
+        hidden: int | None = None,
+        last_norm: bool = False,
+    ) -> None:
         if layers < 0 or width < 1:
             raise ConfigError(
                 f"projector: layers must be 0 or more and width 1 or more, are {layers} and {width}"
             )
-        widths = [in_dim] + [width] * layers
+        if hidden is not None and hidden < 1:
+            raise ConfigError(f"projector.hidden: must be 1 or more, is {hidden}")
+        if last_norm and not layers:
+            raise ConfigError("projector.last_norm: there are no layers; set projector.layers")
+        widths = [in_dim] + [hidden or width] * (layers - 1) + [width] * min(layers, 1)
         weights = sum(one * other for one, other in pairwise(widths))
         require_memory(
             weights * torch.get_default_dtype().itemsize,
@@ -46,9 +62,14 @@ class Projector(nn.Sequential):
         for i in range(layers):
             modules.append(nn.Linear(widths[i], widths[i + 1], bias=False))
             if i < layers - 1:
-                modules += [nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+                modules += [nn.BatchNorm1d(widths[i + 1]), nn.ReLU(inplace=True)]
+        if last_norm:
+            modules.append(nn.BatchNorm1d(width))
         super().__init__(*modules)
         self.dim = widths[-1]
+        # what makes it again, besides width and layers, where that is not the paper's
+        self.options: dict[str, Any] = {} if hidden is None else {"hidden": hidden}
+        self.options |= {"last_norm": True} if last_norm else {}
 
 
 class ProjectedEncoder(Encoder):
@@ -76,6 +97,7 @@ class ProjectedEncoder(Encoder):
             "options": encoder.options,
             "width": projector.dim,
             "layers": sum(isinstance(layer, nn.Linear) for layer in projector),
+            **projector.options,
             "part": [start, stop],
         }
         self.channels, self.strides, self.dim = encoder.channels, encoder.strides, stop - start

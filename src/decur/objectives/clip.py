@@ -23,16 +23,21 @@ class CLIP(Objective):
     among the N of the other. Unlike in `SimCLR`, the negatives come from the other modality only
     (N - 1 of them), and the temperature is learned, one for all pairs. Needs two modalities.
 
+    The authors' code of the paper's tables has it simpler: not `symmetric`, not `learned`, at a
+    temperature of 1.
+
     With `intra`, the two views of each modality are contrasted in the same way, at the same
     temperature.
 
-    Terms: "infonce/A-B" and, with `intra`, "infonce/A", each the mean of both directions.
+    Terms: "infonce/A-B" and, with `intra`, "infonce/A", each the mean of both directions, or one.
 
     Args:
         dim: width of the embeddings, K.
         temperature: with which training starts. The parameter `log_scale` is the logarithm of its
             inverse, which never exceeds 100.
         intra: contrast the two views of each modality, too.
+        symmetric: let the embeddings of both modalities be anchors; False: those of the first.
+        learned: learn the temperature; False: it stays.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -43,15 +48,29 @@ class CLIP(Objective):
     )
     least_modalities = 2
 
-    def __init__(self, dim: int = 8192, temperature: float = 0.07, *, intra: bool = False) -> None:
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        dim: int = 8192,
+        temperature: float = 0.07,
+        *,
+        intra: bool = False,
+        symmetric: bool = True,
+        learned: bool = True,
+    ) -> None:
         super().__init__(dim)
         if not temperature >= 1 / LARGEST_SCALE:
             raise ConfigError(
                 f"temperature must be at least {1 / LARGEST_SCALE}, where CLIP clamps it; "
                 f"is {temperature}"
             )
-        self.intra = intra
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.intra, self.symmetric = intra, symmetric
+        log_scale = torch.tensor(-math.log(temperature))
+        if learned:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
 
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """See `Objective.terms`."""
@@ -69,8 +88,9 @@ class CLIP(Objective):
         za, zb = (F.normalize(batch.take(operand, samples)) for operand in (a, b))  # (N, K)
         scale = self.log_scale.float().exp()
         partner = torch.arange(samples.own.start, samples.own.stop, device=za.device)  # (n,)
-        both = [
+        directions = ((za, zb), (zb, za)) if self.symmetric else ((za, zb),)
+        losses = [
             F.cross_entropy(scale * anchors[samples.own] @ others.T, partner, reduction="sum")
-            for anchors, others in ((za, zb), (zb, za))  # logits: (n, N)
+            for anchors, others in directions  # logits: (n, N)
         ]
-        return torch.stack(both).sum() / (2 * samples.size)
+        return torch.stack(losses).sum() / (len(losses) * samples.size)

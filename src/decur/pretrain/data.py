@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from decur.data import LoaderSettings
 from decur.data.base import PairedDataset, SkipBad
+from decur.data.regrouped import Regrouped
 from decur.data.sample import Batch, Collate
 from decur.data.selection import evenly_spaced
 from decur.errors import ConfigError
 from decur.signals import ignore_signals
 
 
-class EpochBatches(Sampler[list[int]]):
+class EpochBatches(Sampler[list[Any]]):
     """Yield the indices of each batch of an epoch, for one process of several.
 
     The order is a function of (seed, epoch) and a process takes its share of each batch, so the
@@ -32,6 +33,7 @@ class EpochBatches(Sampler[list[int]]):
         world: number of processes.
         order: function from a random generator to an order of the samples (samples,), which a data
             set that is read over a network has; None for a random permutation.
+        with_epoch: yield pairs of index and epoch, for data that differs between epochs.
 
     Raises:
         ConfigError: if the batch does not divide among the processes, or there are fewer samples
@@ -46,6 +48,8 @@ class EpochBatches(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         order: Callable[[np.random.Generator], np.ndarray] | None = None,
+        *,
+        with_epoch: bool = False,
     ) -> None:
         if batch_size % world:
             raise ConfigError(
@@ -58,6 +62,7 @@ class EpochBatches(Sampler[list[int]]):
             )
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world, self.order = rank, world, order
+        self.with_epoch = with_epoch
         self.epoch = 0
         self.start = 0  # first batch to yield of this epoch; above 0 when a run goes on
 
@@ -74,13 +79,14 @@ class EpochBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.samples // self.batch_size
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.samples) if self.order is None else self.order(rng)
         share = self.batch_size // self.world
         for step in range(self.start, len(self)):
             first = step * self.batch_size + self.rank * share
-            yield order[first : first + share].tolist()
+            rows = order[first : first + share].tolist()
+            yield [(row, self.epoch) for row in rows] if self.with_epoch else rows
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -106,15 +112,22 @@ class PairedData(L.LightningDataModule):
         dataset: any data set of decur.
         settings: batch size and workers.
         seed: of the order of samples.
+        pairing: "fixed", or "group", see `Regrouped`.
     """
 
     def __init__(
-        self, dataset: PairedDataset, settings: LoaderSettings | None = None, seed: int = 0
+        self,
+        dataset: PairedDataset,
+        settings: LoaderSettings | None = None,
+        seed: int = 0,
+        pairing: Literal["fixed", "group"] = "fixed",
     ) -> None:
         super().__init__()
         self.dataset = dataset
         self.settings = settings or LoaderSettings()
         self.seed = seed
+        unlabelled = dataset.only(targets=())  # training reads no labels
+        self.anew = Regrouped(unlabelled, seed) if pairing == "group" else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -133,6 +146,7 @@ class PairedData(L.LightningDataModule):
             rank,
             world,
             self.dataset.order,
+            with_epoch=self.anew is not None,
         )
         if self.trainer is not None:
             # Lightning calls set_epoch of a resumed run only once workers have read ahead.
@@ -140,7 +154,7 @@ class PairedData(L.LightningDataModule):
             batches.epoch = progress.processed
         workers = self.settings.processes()
         return ResumableLoader(
-            SkipBad(self.dataset.only(targets=())),  # training reads no labels
+            self.anew or SkipBad(self.dataset.only(targets=())),  # training reads no labels
             batch_sampler=batches,
             collate_fn=Collate(self.dataset.modalities, {}),
             num_workers=workers,

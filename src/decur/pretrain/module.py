@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from decur.data.sample import Batch
 from decur.devices import send
-from decur.encoders import Encoder, EncoderSettings, Projector
+from decur.encoders import Encoder, EncoderSettings
 from decur.encoders.attention import encode
 from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.checkpointing import batch_statistics
@@ -107,6 +107,7 @@ class Pretrainer(L.LightningModule):
             shared_geometry=views.shared_geometry,
             overrides=views.augment,
             recipes=views.recipes,
+            levels=views.levels,
         )
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
@@ -114,7 +115,7 @@ class Pretrainer(L.LightningModule):
             refuse_name(name)
             built = encoder.build(name, modality)
             refuse_size(built, modality, size=self.views.size)
-            head = Projector(built.dim, projector.width, layers=projector.layers)
+            head = projector.build(built.dim)
             if head.dim != objective.dim:
                 raise ConfigError(
                     f"projector: embeddings of {name!r} have width {head.dim}, the objective "

@@ -68,10 +68,7 @@ def restore(folder: str | Path) -> Restored:
                 f"{run.encoder(name)}: holds other weights than {checkpoint.name}; finish the run "
                 f"with `decur pretrain --resume --run {run.path}`"
             )
-    projectors = {
-        name: Projector(encoder.dim, settings.width, layers=settings.layers)
-        for name, encoder in encoders.items()
-    }
+    projectors = {name: settings.build(encoder.dim) for name, encoder in encoders.items()}
     for name, projector in projectors.items():
         _load(projector, state, f"projectors.{name}.", checkpoint)
     try:

@@ -105,7 +105,7 @@ def _pretrain(
     quiet_lightning()
     trainer_options = _trainer_options(settings.trainer, objective)
     data = select(data, settings.modalities)
-    paired = PairedData(data, settings.loader, settings.seed)
+    paired = PairedData(data, settings.loader, settings.seed, pairing=settings.pairing)
     # refuses a batch that cannot be filled before anything is written
     EpochBatches(len(data), settings.loader.batch_size, settings.seed)
     _require_memory_for_batch(data, settings)

@@ -6,11 +6,14 @@ Nothing here imports Lightning or timm, so that `decur pretrain --help` answers 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
 from decur.errors import EPOCHS, PIXELS, RATES, STEPS, check_ranges
+
+if TYPE_CHECKING:
+    from decur.encoders.projector import Projector
 
 Compile = bool | Literal["auto"]
 
@@ -22,13 +25,29 @@ class ProjectorSettings:
     Args:
         width: of every layer and of the embedding, K in the paper.
         layers: number of layers, 3 in the paper; 0: the embedding is the encoder's vector.
+        hidden: width of all layers but the last; null: the same.
+        last_norm: batch-normalise the embedding, as the authors' code does for SimCLR and CLIP.
     """
 
     width: int = 8192
     layers: int = 3
+    hidden: int | None = None
+    last_norm: bool = False
 
     def __post_init__(self) -> None:
-        check_ranges(self, "projector.", width=(1, 131_072), layers=(0, 64))
+        check_ranges(self, "projector.", width=(1, 131_072), layers=(0, 64), hidden=(1, 131_072))
+
+    def build(self, in_dim: int) -> Projector:
+        """Return the projector of an encoder whose vectors have `in_dim` numbers."""
+        from decur.encoders.projector import Projector
+
+        return Projector(
+            in_dim,
+            self.width,
+            layers=self.layers,
+            hidden=self.hidden,
+            last_norm=self.last_norm,
+        )
 
 
 @dataclass
@@ -41,12 +60,14 @@ class ViewSettings:
         augment: changes to the augmentation recipes, as `{modality or all: {parameter: value}}`.
         recipes: "paper", or those of version "0.1", which dropped bands of optical pictures and
             pulled contrast to the mean over all bands.
+        levels: round pictures to so many values first, 256 for the 8 bits of the paper.
     """
 
     size: int = 224
     shared_geometry: bool = False
     augment: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipes: Literal["paper", "0.1"] = "paper"
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, "views.", size=PIXELS)
@@ -234,6 +255,9 @@ class PretrainSettings:
         views: augmented views.
         optimizer: optimiser and schedule.
         loader: batches and workers.
+        pairing: "fixed" keeps the pictures of a sample together; "group": in each epoch each
+            sensor's picture is that of a sample of the same group drawn anew, as another season
+            of the place in SSL4EO-S12.
         monitor: what is watched.
         checkpoint: how often the state is saved.
         seed: of weights, order, views and dropout.
@@ -252,6 +276,7 @@ class PretrainSettings:
     views: ViewSettings = field(default_factory=ViewSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
+    pairing: Literal["fixed", "group"] = "fixed"
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     seed: int = 0

@@ -67,6 +67,8 @@ class Views(nn.Module):
             before those for all.
         recipes: "paper", or those of version "0.1": some bands of an optical picture are dropped
             with probability 0.2, and contrast pulls to the mean over all bands.
+        levels: how many values a picture is rounded to before; 256 for those of 8 bits. None
+            rounds nothing.
 
     Raises:
         ConfigError: naming the modality and the key that is unknown or out of range.
@@ -80,6 +82,7 @@ class Views(nn.Module):
         shared_geometry: bool = False,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         recipes: Literal["paper", "0.1"] = "paper",
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -104,6 +107,9 @@ class Views(nn.Module):
                     "augmentation keys to values"
                 )
         self.size = (int(sides[0]), int(sides[1]))
+        if levels is not None and levels < 2:
+            raise ConfigError(f"views: levels is {levels}; needs 2 or more, 256 for 8 bits")
+        self.levels = levels
         self.per_band = recipes != "0.1"  # the mean that contrast pulls to
         self.recipes = {}
         for name, modality in modalities.items():
@@ -175,7 +181,10 @@ class Views(nn.Module):
     def _render(self, images: Tensor, drawn: Drawn, recipe: Augmentation) -> Tensor:
         # Brightness, contrast and gray commute with each other and, but for values that leave
         # [0, 1] on the way, with the blur; one clamp at the end serves all.
+        kind = images.dtype
         with torch.autocast(images.device.type, enabled=False):
+            if self.levels is not None:
+                images = images.float().mul(self.levels - 1).round_().div_(self.levels - 1)
             x = crop_resize(images.float().contiguous(), drawn.box, drawn.flip, self.size)
             if recipe.jitter_p:
                 x = jitter_(x, drawn.brightness, drawn.contrast, per_band=self.per_band)
@@ -183,7 +192,7 @@ class Views(nn.Module):
             x = blur_(x, drawn.sigma, recipe.blur_sigma[1])
             x = solarize_(x, drawn.solarize, recipe.solarize_threshold)
             x = drop_bands_(x, drawn.dropped)
-            return x.clamp_(0, 1).to(images.dtype)
+            return x.clamp_(0, 1).to(kind)
 
     def _check(self, images: Mapping[str, Tensor], seeds: Tensor) -> None:
         if seeds.ndim != 1 or seeds.dtype != torch.int64 or seeds.device.type != "cpu":
