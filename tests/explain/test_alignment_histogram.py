@@ -85,6 +85,23 @@ def test_a_checkpoint_against_its_own_embeddings(tiny_checkpoint, tiny_loader, t
     )
 
 
+def test_several_batches_are_drawn_side_by_side(tiny_checkpoint, tiny_loader):
+    """Fig. 7 of the paper: four batches, without a sample in common."""
+    run, loader = tiny_checkpoint(), tiny_loader(48)
+    arrays = alignment(run, loader, batch=10, batches=4)
+    z = encoded(run, loader).embeddings
+    spaced = np.linspace(0, 47, 40).round().astype(int)
+    for number in range(4):
+        rows = spaced[number::4]
+        once = arrays["0/optical-sar/batch" + (f"/{number}" if number else "")]
+        np.testing.assert_allclose(once, at_once(z["optical"][rows], z["sar"][rows]), atol=1e-10)
+    figure = plot_batch(arrays)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == [f"optical-sar, batch {number}" for number in (1, 2, 3, 4)]
+    few = alignment(run, tiny_loader(6), batches=9)  # two samples each, not less
+    assert [k for k in few if "/batch" in k][-1].endswith("/batch/2")
+
+
 def test_a_name_of_a_run_is_no_formula(tiny_checkpoint, tiny_loader):
     runs = [tiny_checkpoint(name="$x_{$"), tiny_checkpoint()]
     plot_all(alignment(runs[0], tiny_loader(8), beside=runs[1:])).canvas.draw()

@@ -68,6 +68,16 @@ def test_samples_that_cannot_be_read_do_not_count(there, tiny_checkpoint, tiny_l
         sample_map.samples(run, loader)
 
 
+def test_several_maps_are_drawn_one_below_the_other(tiny_checkpoint, tiny_loader):
+    """Fig. 8 of the paper: four batches."""
+    arrays = dimensions(tiny_checkpoint(), tiny_loader(40), samples=10, batches=4)
+    assert int(arrays["3/samples"]) == 10 and "4/xy" not in arrays
+    assert not np.array_equal(arrays["xy"], arrays["1/xy"])
+    figure = plot_map(arrays)
+    rows = [axis.get_ylabel() for axis in figure.axes][::2]
+    assert rows == [f"batch {number}" for number in (1, 2, 3, 4)]
+
+
 def test_progress_runs_to_its_end():
     seen = []
 

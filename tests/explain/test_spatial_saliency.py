@@ -14,6 +14,7 @@ from decur.explain.spatial import (
     overlap,
     plot_examples,
     plot_overlap,
+    product,
     spatial,
 )
 from decur.pretrain import LoaderSettings
@@ -108,6 +109,58 @@ def test_maps_are_grad_cam_written_out(score, stage):
             torch.testing.assert_close(
                 found[name][part] / scale, upsampled / scale, atol=1e-4, rtol=1e-3
             )
+
+
+@pytest.mark.parametrize("attention", [None, {"layer4": "rda"}])
+def test_the_papers_maps_are_those_of_algorithm_2(attention):
+    """Grad-CAM at the last conv2 with torch's own gradients; the product of min-max scaled maps."""
+    checkpoint, data = checkpoint_of("resnet10t", attention=attention, zero_init_last=False)
+    batch = first_batch(data)
+    loader = SampleLoader(data, settings=LoaderSettings(batch_size=8, workers=0))
+    found = spatial(checkpoint, loader, paper=True, score="energy")
+    z = checkpoint.rows(batch).embeddings
+    maps = {}
+    for name in ("optical", "sar"):
+        backbone, kept = checkpoint.encoder(name).backbone, []
+
+        def keep(module, given, made, kept=kept):
+            kept.append(made.detach().requires_grad_())
+            return kept[-1]
+
+        hook = backbone.layer4[0].conv2.register_forward_hook(keep)
+        out = checkpoint.projector(name)(backbone(checkpoint.pictures(batch, name)))
+        hook.remove()
+        out = (out - z[name].mean(0)) / z[name].std(0, correction=0)
+        for part, dims in checkpoint.parts.items():
+            (slope,) = torch.autograd.grad(out[:, dims].mean(1).sum(), kept[0], retain_graph=True)
+            cam = (kept[0] * slope.mean((2, 3), keepdim=True)).sum(1).relu().detach()
+            maps[name, part] = torch.nn.functional.interpolate(
+                cam[:, None], (64, 64), mode="bilinear"
+            )[:, 0].numpy()
+    compared = 0
+    for part in checkpoint.parts:
+        for i in range(4):
+            one, two = maps["optical", part][i], maps["sar", part][i]
+            if np.ptp(one) > 0 and np.ptp(two) > 0:
+                wanted = ((one - one.min()) / np.ptp(one) * (two - two.min()) / np.ptp(two)).mean()
+                got = found[f"optical-sar/{part}/overlap"][i]
+                assert got == pytest.approx(wanted, rel=0.02, abs=2e-3)
+                compared += 1
+    assert compared and "last layer conv2" in findings(found)
+    assert "--options.spatial.paper true" in findings(spatial(checkpoint, loader))
+
+
+def test_the_product_of_two_maps_by_hand():
+    a = torch.tensor([[[1.0, 3.0], [5.0, 5.0]]])  # scaled 0, 1/2, 1, 1
+    b = torch.tensor([[[4.0, 2.0], [0.0, 4.0]]])  # scaled 1, 1/2, 0, 1
+    assert product(a, b).tolist() == [(0 + 0.25 + 0 + 1) / 4]
+    assert product(a, torch.ones(1, 2, 2)).isnan().all()
+
+
+def test_a_network_without_conv2_is_told_so():
+    checkpoint, data = checkpoint_of("test_vit")
+    with pytest.raises(DoesNotApply, match="no layer conv2"):
+        saliency_maps(checkpoint, first_batch(data), stage="conv2")
 
 
 def test_maps_lie_where_each_part_was_planted():

@@ -108,6 +108,27 @@ def test_the_path_may_start_at_another_sample():
     np.testing.assert_allclose(missed, 0, atol=1e-5)
 
 
+def test_the_papers_attributions_are_those_of_algorithm_2(tiny_checkpoint, tiny_loader):
+    """From black, 50 nodes of Gauss and Legendre, averaged over samples and pixels with signs."""
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(4)
+    mean, std = encoded(checkpoint, loader).statistics("sar")
+    x = checkpoint.pictures(next(iter(loader)), "sar")
+    nodes, weights = np.polynomial.legendre.leggauss(50)
+    total = torch.zeros_like(x)
+    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        at = (float(node) * x).requires_grad_()
+        z = (checkpoint.projector("sar")(checkpoint.encoder("sar")(at)) - mean) / std
+        (slope,) = torch.autograd.grad(z[:, :12].mean(1).sum(), at)
+        total += float(weight) * slope
+    wanted = (x * total).mean((0, 2, 3)).numpy()
+    found = spectral(checkpoint, loader, paper=True, steps=2, baseline="other", score="energy")
+    np.testing.assert_allclose(found["sar/common/of_batch"], wanted, rtol=1e-2, atol=1e-5)
+    assert (int(found["steps"]), found["baseline"].item()) == (50, "0.0")
+    text = findings(found)
+    assert "As in Algorithm 2 of the paper" in text and "50 steps" in text
+    assert "Algorithm 2" not in findings(spectral(checkpoint, loader, steps=1))
+
+
 def test_more_steps_come_closer_to_completeness(tiny_checkpoint, tiny_loader):
     few, many = (
         spectral(tiny_checkpoint(), tiny_loader(6), steps=steps, score="energy")

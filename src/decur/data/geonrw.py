@@ -25,6 +25,8 @@ CLASSES = (
     *("roads", "buildings"),
 )
 
+UNKNOWN = 255  # in masks
+
 _FILE = re.compile(r"(\d+_\d+)_(rgb|dem|seg)\.(?:jp2|tif)")
 _MASK = "seg"
 _LAYOUT = (
@@ -39,9 +41,11 @@ class GeoNRW(PairedDataset):
     """GeoNRW: about 7,800 scenes of 1000 x 1000 m, each cut into 4 x 4 tiles of 250 x 250 pixels.
 
     Aerial photographs (8-bit RGB), elevation from LiDAR in metres (DEM), and as the mask `cover`
-    land cover in 11 classes. The photographs' files have near infrared as a fourth band, which is
-    left out, as in the authors' reader and in torchgeo's. Published by Baier et al. (https://ieee-dataport.org/open-access/
-    geonrw, mirrored by torchgeo on Hugging Face):
+    land cover in 10 classes; what the files call background is unknown, as the DeCUR paper counts
+    10 and its public code leaves index 0 out of loss and scores. The photographs' files have near
+    infrared as a fourth band, which is left out, as in the authors' reader and in torchgeo's.
+    Published by Baier et al. (https://ieee-dataport.org/open-access/geonrw, mirrored by torchgeo on
+    Hugging Face):
 
         ROOT/<city>/<E>_<N>_rgb.jp2, <E>_<N>_dem.tif, <E>_<N>_seg.tif    (UTM kilometres)
 
@@ -60,6 +64,7 @@ class GeoNRW(PairedDataset):
         split: "train" or "test" (Duesseldorf, Herne and Neuss); None for all cities.
         dem_channels: 1, or 3 equal ones for encoders of pictures, as the authors have.
         grid: tiles along a scene's side, which must be its multiple; 1 gives whole scenes.
+        background: "ignore", or "class", which makes it the first of 11, as version 0.1 did.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.
@@ -82,11 +87,13 @@ class GeoNRW(PairedDataset):
         *,
         dem_channels: Literal[1, 3] = 1,
         grid: int = 4,
+        background: Literal["ignore", "class"] = "ignore",
     ) -> None:
         check_choices(
             "GeoNRW",
             split=(split, (*SPLITS, None)),
             dem_channels=(dem_channels, (1, 3)),
+            background=(background, ("ignore", "class")),
         )
         if grid < 1:
             raise ConfigError(f"GeoNRW: grid is the tiles along a side, at least 1, is {grid}")
@@ -102,7 +109,8 @@ class GeoNRW(PairedDataset):
         if dem_channels == 3:
             dem = dem.with_(bands=("height1", "height2", "height3"))
         self.modalities = {"rgb": Modality.preset("rgb").with_(size=tile), "dem": dem}
-        self.targets = {"cover": Target("mask", CLASSES)}
+        self._first = 1 if background == "ignore" else 0  # of the files' classes that counts
+        self.targets = {"cover": Target("mask", CLASSES[self._first :])}
         self.groups = [scene for scene in self._scenes for _ in range(grid**2)]
         self.ids = [
             f"{scene}_{row}_{column}"
@@ -131,7 +139,8 @@ class GeoNRW(PairedDataset):
         sample: Sample = {"id": self.ids[index], "images": {}, "target": {}}
         for name, tile in tiles.items():
             if name == _MASK:
-                sample["target"]["cover"] = tile.clone()
+                known = (tile >= self._first) & (tile != UNKNOWN)
+                sample["target"]["cover"] = (tile - self._first).where(known, UNKNOWN)
             else:
                 sample["images"][name] = tile.expand(self.modalities[name].channels, -1, -1).clone()
         return sample
@@ -201,7 +210,7 @@ def _scene_size(scenes: dict[str, dict[str, str]]) -> tuple[int, int]:
 
 def _read_cover(file: str) -> Tensor:
     mask = read_mask(file)
-    unknown = (mask >= len(CLASSES)) & (mask != 255)
+    unknown = (mask >= len(CLASSES)) & (mask != UNKNOWN)
     if unknown.any():
         raise BadSampleError(
             file,

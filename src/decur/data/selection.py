@@ -23,6 +23,21 @@ def evenly_spaced(total: int, most: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(most, total)).round().astype(int)
 
 
+def interleaved(total: int, most: int, sets: int, least: int = 2) -> list[np.ndarray]:
+    """Return sets of evenly spaced indices that have none in common: (n,) int64 each.
+
+    Args:
+        total: how many there are to choose from.
+        most: at most how many are wanted in a set.
+        sets: how many sets; fewer where there are not `least` indices for each.
+        least: how many a set needs.
+    """
+    sets = max(1, min(sets, total // least))
+    spaced = evenly_spaced(total, most * sets)
+    spaced = spaced[: len(spaced) // sets * sets]
+    return [spaced[first::sets] for first in range(sets)]
+
+
 def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDataset:
     """Return a data set with some of its sensors, and the samples that have one of them.
 

@@ -58,6 +58,9 @@ class SUNRGBD(PairedDataset):
     group is that scene, or of SUN3D the video that it is a frame of. Scenes without a folder of
     photographs or of depth are kept and marked absent. Cameras differ in size: all is resized.
 
+    The official split is not one of places: 44 videos of SUN3D have frames in both parts, so that a
+    test sees rooms that training has seen.
+
     Depth is 16-bit, rotated by three bits, in millimetres; beyond 8 m it counts as 8 m.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.data.selection import evenly_spaced
+from decur.data.selection import interleaved
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -39,6 +39,7 @@ def alignment(
     watch: Watch = unwatched,
     beside: Sequence[Checkpoint] = (),
     batch: int = 256,
+    batches: int = 1,
 ) -> Arrays:
     """Diagonal of the cross-correlation (Eq. 1) of each two sensors: C_ii for every dimension i.
 
@@ -51,17 +52,20 @@ def alignment(
         watch: shows how far it is.
         beside: more runs, on the same samples.
         batch: samples of the one batch, evenly spaced.
+        batches: how many such batches are drawn side by side, without a sample in common; Fig. 7
+            has 4.
 
     Returns:
         "runs" and "pairs", names; for run number R "R/parts", "R/bounds" (parts, 2), and for each
         pair that it has "R/A-B/all" and "R/A-B/batch", (K,) each, with their numbers of samples,
-        "R/A-B/samples" (2,).
+        "R/A-B/samples" (2,); of further batches "R/A-B/batch/1" and so on, (K,).
 
     Raises:
         ConfigError: for numbers out of range.
         DoesNotApply: if there are no two sensors, or fewer than two samples have both.
     """
     check_option("alignment.batch", batch, 2)
+    check_option("alignment.batches", batches, 1)
     runs = [checkpoint, *beside]
     arrays: Arrays = {"runs": text(*(run.name for run in runs))}
     pairs: dict[str, None] = {}
@@ -76,10 +80,12 @@ def alignment(
             if len(rows) < 2:
                 continue
             key = f"{number}/{a}-{b}"
-            spaced = evenly_spaced(len(rows), batch)
             arrays[f"{key}/all"] = diagonal(_chunks(whole, a, b, rows))
-            arrays[f"{key}/batch"] = diagonal(_chunks(whole, a, b, rows[spaced]))
-            arrays[f"{key}/samples"] = np.array([len(rows), len(spaced)])
+            sets = interleaved(len(rows), batch, batches)
+            for drawn, spaced in enumerate(sets):
+                name = f"batch/{drawn}" if drawn else "batch"
+                arrays[f"{key}/{name}"] = diagonal(_chunks(whole, a, b, rows[spaced]))
+            arrays[f"{key}/samples"] = np.array([len(rows), len(sets[0])])
             pairs[f"{a}-{b}"] = None
     if not pairs:
         one = all(len(run.modalities) < 2 for run in runs)
@@ -147,8 +153,9 @@ def histogram(values: Float) -> NDArray[np.int64]:
 
 
 def plot_batch(arrays: Arrays) -> Figure:
-    """The histogram of one batch, as in Fig. 5a."""
-    return _histograms(arrays, "batch")
+    """The histogram of one batch, as in Fig. 5a, or of several, as in Fig. 7."""
+    further = {int(key.rpartition("/")[2]) for key in arrays if "/batch/" in key}
+    return _histograms(arrays, "batch", *(f"batch/{number}" for number in sorted(further)))
 
 
 def plot_all(arrays: Arrays) -> Figure:
@@ -227,24 +234,27 @@ def _parts(arrays: Arrays, number: int) -> dict[str, slice]:
     }
 
 
-def _histograms(arrays: Arrays, which: str) -> Figure:
+def _histograms(arrays: Arrays, *which: str) -> Figure:
+    """Draw a panel for each pair, run and set of samples that `which` names."""
     runs, pairs = arrays["runs"].tolist(), arrays["pairs"].tolist()
-    panels = [(pair, number) for pair in pairs for number in range(len(runs))]
+    panels = [(pair, number, one) for pair in pairs for number in range(len(runs)) for one in which]
     columns = len(runs) if len(runs) > 1 else min(3, len(pairs))
+    columns = min(4, len(which)) if len(which) > 1 else columns
     rows = -(-len(panels) // columns)
     width = 5.5 if columns == 1 else 8.6 / columns
     figure, axes = subplots(rows, columns, width=width, height=2.9 if rows == 1 else 2.2)
     edges = np.linspace(0, 1 + 1 / BINS, BINS + 2)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (pair, number) in zip(axes.flat, panels, strict=False):
+    for axis, (pair, number, one) in zip(axes.flat, panels, strict=False):
         title = pair if len(runs) == 1 else f"{runs[number]}: {pair}"
+        title += f", batch {which.index(one) + 1}" if len(which) > 1 else ""
         axis.set_title(plain(title), fontsize=9)
-        if f"{number}/{pair}/{which}" not in arrays:
+        if f"{number}/{pair}/{one}" not in arrays:
             axis.axis("off")
             axis.text(0.5, 0.5, "not in this run", ha="center", va="center", fontsize=9)
             continue
-        loss = losses(arrays[f"{number}/{pair}/{which}"])
+        loss = losses(arrays[f"{number}/{pair}/{one}"])
         for part, dims in _parts(arrays, number).items():
             axis.stairs(histogram(loss[dims]), edges, fill=True, alpha=0.3, color=part_colour(part))
             axis.stairs(

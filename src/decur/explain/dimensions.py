@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.data.selection import evenly_spaced
+from decur.data.selection import interleaved
 from decur.explain.base import (
     SEEDS,
     Analysis,
@@ -21,7 +21,7 @@ from decur.explain.base import (
 )
 from decur.explain.model import Checkpoint, encoded
 from decur.explain.tsne import lay_out
-from decur.features import SampleLoader
+from decur.features import Features, SampleLoader
 from decur.plotting import Figure, legend, modality_colours, part_colour, subplots
 from decur.report import paragraph, table
 
@@ -36,6 +36,7 @@ def dimensions(
     samples: int = 512,
     perplexity: float = 30,
     seed: int = 0,
+    batches: int = 1,
 ) -> Arrays:
     """A map on which each dimension of each sensor's embedding is a point (Algorithm 2).
 
@@ -49,12 +50,14 @@ def dimensions(
         samples: how many, evenly spaced.
         perplexity: of t-SNE.
         seed: of t-SNE.
+        batches: how many maps are drawn, each of other samples; Fig. 8 has 4.
 
     Returns:
         "modalities", "parts", names; for each point "xy" (P, 2), its "modality" and "part" (P,) by
         number, its "dimension" (P,), "nearest" (P,), the point that correlates with it best, and
         "across" (P,), that among the other sensors, -1 where there is none; "samples" and
-        "constant", how many samples there are and dimensions left out.
+        "constant", how many samples there are and dimensions left out. The same of further maps
+        with the prefix "1/" and so on.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -63,6 +66,7 @@ def dimensions(
     check_option("dimensions.samples", samples, FEWEST)
     check_option("dimensions.perplexity", perplexity, 1)
     check_option("dimensions.seed", seed, *SEEDS)
+    check_option("dimensions.batches", batches, 1)
     names = list(checkpoint.modalities)
     whole = encoded(checkpoint, loader, watch)
     rows = np.flatnonzero(whole.present(*names))
@@ -70,7 +74,29 @@ def dimensions(
         raise DoesNotApply(
             f"It needs {FEWEST} samples or more that all sensors see; there are {len(rows)}."
         )
-    rows = rows[evenly_spaced(len(rows), samples)]
+    arrays: Arrays = {"modalities": text(*names), "parts": text(*checkpoint.parts)}
+    for number, some in enumerate(interleaved(len(rows), samples, batches, FEWEST)):
+        features, found = _points(checkpoint, whole, rows[some])
+        xy, nearest = lay_out(features, perplexity, seed, watch)
+        found |= {"xy": xy, "nearest": nearest, "across": _across(features, found["modality"])}
+        arrays |= {f"{number}/{key}" if number else key: x for key, x in found.items()}
+    return arrays
+
+
+def _points(
+    checkpoint: Checkpoint, whole: Features, rows: NDArray[Any]
+) -> tuple[NDArray[np.float32], Arrays]:
+    """Return the standardised values of each dimension on some samples, and what it is.
+
+    Args:
+        checkpoint: the run.
+        whole: its features of all samples.
+        rows: (n,) the samples.
+
+    Returns:
+        (P, n), and "modality", "part" and "dimension", (P,) each, "samples" and "constant".
+    """
+    names = list(checkpoint.modalities)
     part_of = np.full(checkpoint.dim, -1)
     for number, dims in enumerate(checkpoint.parts.values()):
         part_of[dims] = number
@@ -87,29 +113,33 @@ def dimensions(
         modality.append(np.full(len(kept), number))
         dimension.append(kept)
     where, sensor, features = (np.concatenate(each) for each in (dimension, modality, points))
-    xy, nearest = lay_out(features, perplexity, seed, watch)
-    return {
-        "modalities": text(*names),
-        "parts": text(*checkpoint.parts),
-        "xy": xy,
+    return features, {
         "modality": sensor,
         "part": part_of[where],
         "dimension": where,
-        "nearest": nearest,
-        "across": _across(features, sensor),
         "samples": np.array(len(rows)),
         "constant": np.array(len(names) * checkpoint.dim - len(where)),
     }
 
 
 def plot_map(arrays: Arrays) -> Figure:
-    """The map twice: coloured by sensor, and by part."""
+    """Each map twice: coloured by sensor, and by part; a row for each batch of samples."""
+    maps = [""] + sorted((k[:-2] for k in arrays if k.endswith("/xy")), key=lambda k: int(k[:-1]))
+    low, high = arrays["xy"].min(0), arrays["xy"].max(0)
+    shape = float(np.clip((high - low)[1] / (high - low)[0], 0.5, 1))
+    figure, axes = subplots(len(maps), 2, width=4.4, height=4.2 * shape + 0.6)
+    for number, (row, prefix) in enumerate(zip(axes, maps, strict=True)):
+        _draw(row, {**arrays, **{k: arrays[prefix + k] for k in ("xy", "modality", "part")}})
+        if len(maps) > 1:
+            row[0].set_ylabel(f"batch {number + 1}", fontsize=9)
+    return figure
+
+
+def _draw(axes: NDArray[Any], arrays: Arrays) -> None:
+    """Draw one map on two axes."""
     xy, modality, part = arrays["xy"], arrays["modality"], arrays["part"]
     sensors, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()
     colours = modality_colours(sensors)
-    low, high = xy.min(0), xy.max(0)
-    shape = float(np.clip((high - low)[1] / (high - low)[0], 0.5, 1))
-    figure, axes = subplots(1, 2, width=4.4, height=4.2 * shape + 0.6)
     size = float(np.clip(6000 / len(xy), 1.5, 24))
     # Points are drawn in a mixed order, so that no kind covers the others.
     order = np.random.default_rng(0).permutation(len(xy))
@@ -117,7 +147,7 @@ def plot_map(arrays: Arrays) -> Figure:
         (modality, sensors, [colours[name] for name in sensors]),
         (part, parts, [part_colour(name) for name in parts]),
     ]
-    for axis, (kind, names, palette) in zip(axes[0], kinds, strict=True):
+    for axis, (kind, names, palette) in zip(axes, kinds, strict=True):
         for number, name in enumerate(parts):
             chosen = order[part[order] == number]
             axis.scatter(
@@ -136,9 +166,8 @@ def plot_map(arrays: Arrays) -> Figure:
         legend(axis, marks, names, fontsize=8, ncols=len(names), **below)
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
-    axes[0, 0].set_title("by sensor (x: unique)" if "unique" in parts else "by sensor", fontsize=9)
-    axes[0, 1].set_title("by part", fontsize=9)
-    return figure
+    axes[0].set_title("by sensor (x: unique)" if "unique" in parts else "by sensor", fontsize=9)
+    axes[1].set_title("by part", fontsize=9)
 
 
 def findings(arrays: Arrays) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from decur.encoders import Encoder, TimmEncoder
 
 LAST = -1  # stage of an encoder
+Place = int | Literal["conv2"]  # a stage, or the last layer of that name, as in Algorithm 2
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 Maps = dict[str, dict[str, Tensor]]
@@ -32,7 +33,7 @@ def saliency_maps(
     *,
     statistics: Statistics | None = None,
     score: Score = "mean",
-    stage: int = LAST,
+    stage: Place = LAST,
 ) -> Maps:
     """Compute Grad-CAM of each part of each sensor's embedding (Algorithm 2, `gradcam_vis`).
 
@@ -43,7 +44,8 @@ def saliency_maps(
             standardised; None for those of the batch: then a map depends on the batch's other
             samples.
         score: which number of a part, see `Checkpoint.scores`.
-        stage: which feature map; -1 is the last, as in the paper.
+        stage: which feature map; -1 is that of the last stage, "conv2" that of the last layer of
+            this name in a ResNet (`last_conv2` of Algorithm 2).
 
     Returns:
         `{modality: {part: (n, H, W)}}`, not negative, of the size of `checkpoint.pictures`,
@@ -106,7 +108,7 @@ class _Scores(nn.Module):
 
 
 @torch.no_grad()
-def cuts(checkpoint: Checkpoint, batch: Batch, stage: int = LAST) -> dict[str, Cut]:
+def cuts(checkpoint: Checkpoint, batch: Batch, stage: Place = LAST) -> dict[str, Cut]:
     """Return a feature map of each sensor's encoder, and the layers that follow it.
 
     The last map of a ViT holds the tokens of patches that enter its last block: those that leave
@@ -115,8 +117,8 @@ def cuts(checkpoint: Checkpoint, batch: Batch, stage: int = LAST) -> dict[str, C
     Args:
         checkpoint: the run.
         batch: samples; each sensor's map is of the samples that have it.
-        stage: which map; -1 is the last, -2 the one before it. Maps before the last cost more,
-            as the encoder runs anew.
+        stage: which map, as `saliency_maps` takes it; -2 is the one before the last. Maps before
+            the last cost more, as the encoder runs anew.
 
     Returns:
         `{modality: Cut}`, without sensors that no sample has.
@@ -143,7 +145,7 @@ def cuts(checkpoint: Checkpoint, batch: Batch, stage: int = LAST) -> dict[str, C
     return found
 
 
-def _cut(encoder: Encoder, x: Tensor, stage: int) -> Cut:
+def _cut(encoder: Encoder, x: Tensor, stage: Place) -> Cut:
     from decur.encoders import MLPEncoder, ProjectedEncoder, TimmEncoder
 
     if isinstance(encoder, MLPEncoder):
@@ -199,16 +201,24 @@ def _cut_before_head(encoder: TimmEncoder, x: Tensor) -> Cut:
     return Cut(tokens[:, prefix:].transpose(1, 2).unflatten(2, (height, width)), head)
 
 
-def _cut_at_stage(encoder: Encoder, run: Callable[[], Tensor], stage: int) -> Cut:
-    """Cut at the end of a stage: the head is the whole encoder, with the map replaced there."""
+def _cut_at_stage(encoder: Encoder, run: Callable[[], Tensor], stage: Place) -> Cut:
+    """Cut after a stage or a layer: the head is the whole encoder, with the map replaced there."""
     from decur.encoders import TimmEncoder
 
-    if not isinstance(encoder, TimmEncoder) or not -len(encoder.indices) <= stage < 0:
+    if not isinstance(encoder, TimmEncoder):
         raise DoesNotApply(f"{encoder.name} has no stage {stage} that could be cut at.")
     backbone = encoder.backbone
-    module = backbone.get_submodule(backbone.feature_info[encoder.indices[stage]]["module"])
-    if isinstance(module, nn.Sequential):  # encoders that attend to each other run its layers
-        module = module[-1]
+    if isinstance(stage, str):
+        layers = [m for name, m in backbone.named_modules() if name.rpartition(".")[2] == stage]
+        if not layers:
+            raise DoesNotApply(f"{encoder.name} has no layer {stage}, as a ResNet has.")
+        module = layers[-1]
+    elif -len(encoder.indices) <= stage < 0:
+        module = backbone.get_submodule(backbone.feature_info[encoder.indices[stage]]["module"])
+        if isinstance(module, nn.Sequential):  # encoders that attend to each other run its layers
+            module = module[-1]
+    else:
+        raise DoesNotApply(f"{encoder.name} has no stage {stage} that could be cut at.")
     seen: list[Any] = []
     hook = module.register_forward_hook(lambda _, given, made: seen.append(made))
     run()

@@ -24,7 +24,7 @@ from decur.explain.base import (
     unwatched,
 )
 from decur.explain.model import Checkpoint, Score, encoded
-from decur.explain.saliency import LAST, Maps, saliency_maps
+from decur.explain.saliency import LAST, Maps, Place, saliency_maps
 from decur.features import SampleLoader
 from decur.plotting import Figure, part_colour, part_line, plain, render, rgb, subplots
 from decur.report import paragraph, table
@@ -45,6 +45,7 @@ def spatial(
     watch: Watch = unwatched,
     score: Score = "mean",
     stage: int = LAST,
+    paper: bool = False,
     examples: int = 4,
 ) -> Arrays:
     """Overlap of two sensors' saliency on every sample, and some samples to look at.
@@ -54,11 +55,14 @@ def spatial(
         loader: the samples.
         watch: shows how far it is.
         score: "mean", as in the paper, or "energy"; see `Checkpoint.scores`.
-        stage: whose feature map; -1 is the last, as in the paper.
+        stage: whose feature map; -1 is that of the last stage.
+        paper: do as Algorithm 2 does: maps of the mean at the last layer `conv2` of a ResNet, and
+            for their overlap the mean of their product, each scaled from its least to its largest
+            value (`product`). Otherwise the overlap is a cosine (`overlap`).
         examples: samples that are shown, evenly spaced.
 
     Returns:
-        "modalities", "parts" and "pairs", names; "score"; "stage". For each pair and part
+        "modalities", "parts" and "pairs", names; "score"; "stage"; "paper". For each pair and part
         "A-B/PART/overlap", (n,) of the samples that have both sensors, and "A-B/PART/other", the
         overlap of a picture and the other sensor's picture of another scene, which is no
         agreement about the scene (of another group, where the data names groups; NaN where the
@@ -74,6 +78,8 @@ def spatial(
     check_option("spatial.examples", examples, 0)
     names, parts = list(checkpoint.modalities), list(checkpoint.parts)
     pairs = list(combinations(names, 2))
+    place: Place = "conv2" if paper else stage
+    score, compare = ("mean", product) if paper else (score, overlap)
     whole = encoded(checkpoint, loader, watch)
     statistics = {name: whole.statistics(name) for name in names}
     wanted = set(evenly_spaced(len(loader.indices), examples).tolist())
@@ -91,7 +97,7 @@ def spatial(
     empty = {(name, part): [0, 0] for name in names for part in parts}
     start = 0
     for batch in watch(loader, len(loader)):
-        maps = saliency_maps(checkpoint, batch, statistics=statistics, score=score, stage=stage)
+        maps = saliency_maps(checkpoint, batch, statistics=statistics, score=score, stage=place)
         for name, of_parts in maps.items():
             for part, saliency in of_parts.items():
                 empty[name, part][0] += int((saliency.amax((1, 2)) <= 0).sum())
@@ -105,8 +111,8 @@ def spatial(
             elsewhere = another_scene(own)
             for part in parts:
                 one, two = (maps[n][part][both[batch["present"][n]]] for n in (a, b))
-                overlaps[f"{a}-{b}/{part}/overlap"].append(overlap(one, two))
-                chance = overlap(one, two[elsewhere.clip(min=0)])
+                overlaps[f"{a}-{b}/{part}/overlap"].append(compare(one, two))
+                chance = compare(one, two[elsewhere.clip(min=0)])
                 chance[torch.from_numpy(elsewhere < 0)] = torch.nan
                 overlaps[f"{a}-{b}/{part}/other"].append(chance)
         for row in range(len(batch["ids"])):
@@ -123,6 +129,7 @@ def spatial(
         "pairs": text(*(f"{a}-{b}" for a, b in pairs)),
         "score": text(score),
         "stage": np.array(stage),
+        "paper": np.array(paper),
         **found,
         **{key: np.concatenate([np.empty(0, int), *own]) for key, own in groups.items()},
         **{f"{n}/{p}/empty": np.array(k / max(of, 1)) for (n, p), (k, of) in empty.items()},
@@ -133,8 +140,8 @@ def spatial(
 def overlap(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of two maps that are nowhere negative: 0 where they are disjoint, 1 where the same.
 
-    This is the product of Algorithm 2's `gradcam_stat`, its `norm` taken as division by the L2
-    norm.
+    It is the product of Algorithm 2's `gradcam_stat` with another `norm`, division by the L2 norm:
+    the overlap of a map with itself is 1, however large the place that it shows.
 
     Args:
         a: (n, H, W), not negative.
@@ -149,6 +156,28 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     lengths = a.norm(dim=1) * b.norm(dim=1)
     cosine = ((a * b).sum(1) / lengths).clamp(max=1)
     return torch.where(lengths > 0, cosine, torch.nan)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over places of the product of two maps, each scaled to [0, 1] by its extremes.
+
+    Source: Algorithm 2, `gradcam_stat`; the scaling is that of the authors' notebook
+    `explain_vis_gradcam_ssl4eo`.
+
+    Args:
+        a: (n, H, W).
+        b: (n, h, w); resized to a's size where it has another.
+
+    Returns:
+        (n,) in [0, 1]; NaN where a map is the same everywhere.
+    """
+    if a.shape[-2:] != b.shape[-2:]:
+        b = interpolate(b[:, None], a.shape[-2:], mode="bilinear")[:, 0]
+    scaled = []
+    for x in (a.flatten(1).double(), b.flatten(1).double()):
+        low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+        scaled.append(torch.where(high > low, (x - low) / (high - low), torch.nan))  # (n, H W)
+    return (scaled[0] * scaled[1]).mean(1)
 
 
 def another_scene(groups: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -308,7 +337,7 @@ def _short(sample: str) -> str:
 def findings(arrays: Arrays) -> str:
     """Write what came out: how far maps overlap, and how far with those of other scenes."""
     parts, score = arrays["parts"].tolist(), arrays["score"].item()
-    stage = int(arrays["stage"])
+    stage, paper = int(arrays["stage"]), bool(arrays.get("paper", False))
     rows: list[list[object]] = []
     sentences = []
     for pair in arrays["pairs"].tolist():
@@ -349,12 +378,26 @@ def findings(arrays: Arrays) -> str:
         + (table(head, rows) if rows else "")
         + paragraph(
             f"Score: {score} of a part's dimensions, standardised over the samples; feature map: "
-            + ("the last" if stage == LAST else f"stage {stage}, -1 being the last")
-            + ". Overlap is the cosine of the two maps, each divided by its L2 norm: 0 where they "
-            "are disjoint, 1 where they are the same. With another scene: the same between a "
+            + _of_what(paper, stage)
+            + " With another scene: the same between a "
             "picture and the other sensor's of another scene; only what lies above it is "
             "agreement about the scene itself."
         )
+    )
+
+
+def _of_what(paper: bool, stage: int) -> str:
+    if paper:
+        return (
+            "the last layer conv2, as in Algorithm 2 of the paper. Overlap is the mean of the "
+            "product of the two maps, each scaled from its least to its largest value, as there: 0 "
+            "where they are disjoint, and the larger, the larger the places are."
+        )
+    return (
+        ("that of the last stage" if stage == LAST else f"stage {stage}, -1 being the last")
+        + ", where Algorithm 2 of the paper has the last layer conv2 (--options.spatial.paper "
+        "true). Overlap is the cosine of the two maps, each divided by its L2 norm: 0 where they "
+        "are disjoint, 1 where they are the same."
     )
 
 

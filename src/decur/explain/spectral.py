@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Pixels = Literal["absolute", "net"]
 
+PAPERS_STEPS = 50  # of the authors' notebook explain_stats_IG_spectral_ssl4eo
 AT_ONCE = 64  # pictures that pass an encoder together
 NAMED = 3  # bands that are named as those that matter most
 UPRIGHT = 9  # bands, above which their names stand upright
@@ -46,6 +47,7 @@ def spectral(
     score: Score = "mean",
     baseline: float | Literal["other"] = "other",
     pixels: Pixels = "net",
+    paper: bool = False,
 ) -> Arrays:
     """Importance of each band to each part of each sensor's embedding, by Integrated Gradients.
 
@@ -67,6 +69,8 @@ def spectral(
         pixels: how a band's pixels are joined: "net", |mean of attribution|, counts what is left
             of the band when its pixels are taken together, as in Algorithm 2; "absolute", the mean
             of |attribution|, counts every pixel that sways the score either way, by chance too.
+        paper: do as the paper does: black for a baseline and 50 steps (its public code), the mean
+            of a part's dimensions, attributions averaged over batch and pixels (Algorithm 2).
 
     Returns:
         "modalities" and "parts", names; "score", "steps", "baseline" and "pixels"; for each
@@ -75,12 +79,16 @@ def spectral(
         of the score between picture and baseline that they should sum to: the mean of what they
         miss, divided by the mean difference, absolute values both. "A/PART/exchanged" (m, C) is
         a measure without gradients: how much the score changes when the band alone is taken from
-        another sample, of the samples that share a batch with one; rows sum to 1.
+        another sample, of the samples that share a batch with one; rows sum to 1. With `paper`,
+        "A/PART/of_batch" (C,), the mean of the attributions over samples and pixels, of either
+        sign.
 
     Raises:
         ConfigError: for numbers out of range.
         DoesNotApply: if every sensor has one band.
     """
+    if paper:
+        steps, score, baseline, pixels = PAPERS_STEPS, "mean", 0.0, "net"
     check_option("spectral.samples", samples, 1)
     check_option("spectral.steps", steps, 1)
     names = [name for name, m in checkpoint.modalities.items() if m.channels > 1]
@@ -91,6 +99,7 @@ def spectral(
     importance: dict[str, list[NDArray[Any]]] = {}
     missed = {f"{name}/{part}": np.zeros(2) for name in names for part in checkpoint.parts}
     exchanged: dict[str, list[NDArray[Any]]] = {}
+    signed: dict[str, list[NDArray[Any]]] = {}
     some = loader.some(samples)
     for batch in watch(some, len(some)):
         for name in names:
@@ -100,7 +109,8 @@ def spectral(
             changes = picture.exchanged()
             for number, part in enumerate(checkpoint.parts):
                 exchanged.setdefault(f"{name}/{part}", []).append(changes[number])
-                bands, errors, spans = picture.importance(number, steps, baseline, pixels)
+                net, bands, errors, spans = picture.attributed(number, steps, baseline, pixels)
+                signed.setdefault(f"{name}/{part}", []).append(net)
                 importance.setdefault(f"{name}/{part}", []).append(bands)
                 missed[f"{name}/{part}"] += errors.sum(), spans.sum()
     arrays: Arrays = {
@@ -117,6 +127,8 @@ def spectral(
             key = f"{name}/{part}"
             none = np.empty((0, checkpoint.modalities[name].channels), np.float32)
             arrays[f"{key}/importance"] = np.concatenate(importance.get(key, [none]))
+            if paper:
+                arrays[f"{key}/of_batch"] = np.concatenate(signed.get(key, [none])).mean(0)
             arrays[f"{key}/exchanged"] = np.concatenate(exchanged.get(key, [none]))
             error, span = missed[key]
             arrays[f"{key}/error"] = np.array(error / span if span else np.nan)
@@ -163,14 +175,21 @@ class _Picture:
 
     def importance(
         self, part: int, steps: int, baseline: float | str, pixels: Pixels
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.float32], ...]:
         """Importance of the bands (n, C), what attributions miss (n,), and of how much (n,)."""
+        return self.attributed(part, steps, baseline, pixels)[1:]
+
+    def attributed(
+        self, part: int, steps: int, baseline: float | str, pixels: Pixels
+    ) -> tuple[NDArray[np.float32], ...]:
+        """Mean attribution of the bands over pixels (n, C), and what `importance` returns."""
         from captum.attr import IntegratedGradients
 
         others = tuple(self.others.values())
         if isinstance(baseline, str) and len(self.x) < 2:  # there is no other
             none = np.empty(0, np.float32)
-            return np.empty((0, self.x.shape[1]), np.float32), none, none
+            bands_of_none = np.empty((0, self.x.shape[1]), np.float32)
+            return bands_of_none, bands_of_none, none, none
         start = self._another() if isinstance(baseline, str) else 0 * self.x + baseline
         attribution = IntegratedGradients(self.scores).attribute(
             self.x,
@@ -184,14 +203,10 @@ class _Picture:
             ends = [self.scores(x, *others)[:, part] for x in (self.x, start)]
         span = ends[0] - ends[1]  # (n,)
         missed = attribution.sum((1, 2, 3)) - span
-        bands = (
-            attribution.abs().mean((2, 3))
-            if pixels == "absolute"
-            else attribution.mean((2, 3)).abs()
-        )  # (n, C)
-        bands = _shares(bands)
-        found = [values.float().cpu().numpy() for values in (bands, missed.abs(), span.abs())]
-        return found[0], found[1], found[2]
+        net = attribution.mean((2, 3))  # (n, C)
+        bands = _shares(attribution.abs().mean((2, 3)) if pixels == "absolute" else net.abs())
+        found = (net, bands, missed.abs(), span.abs())
+        return tuple(values.float().cpu().numpy() for values in found)
 
     @torch.no_grad()
     def exchanged(self) -> list[NDArray[np.float32]]:
@@ -310,6 +325,15 @@ def findings(arrays: Arrays) -> str:
             f"{part}, {what}" for part in parts for what in ("mean", "spread", "exchanged")
         ]
         said.append(table([*head, *(["unique less common"] if _both(parts) else [])], rows))
+        if f"{name}/{parts[0]}/of_batch" in arrays:
+            said.append(table(["band", *parts], _of_batch(arrays, name, bands, parts)))
+            said.append(
+                paragraph(
+                    "As in Algorithm 2 of the paper: the attribution of a band, averaged over all "
+                    "samples and pixels, divided by the sum of the magnitudes of all bands. Where "
+                    "a band raises the score in some samples and lowers it in others, it cancels."
+                )
+            )
         errors = ", ".join(f"{float(arrays[f'{name}/{p}/error']):.0%} ({p})" for p in parts)
         said.append(
             paragraph(
@@ -330,6 +354,13 @@ def findings(arrays: Arrays) -> str:
         )
     )
     return "".join(said)
+
+
+def _of_batch(arrays: Arrays, name: str, bands: list[str], parts: list[str]) -> list[list[object]]:
+    """Return the rows of a table: for each band its share of the batch's attributions."""
+    means = [arrays[f"{name}/{part}/of_batch"].astype(np.float64) for part in parts]
+    shares = [x / max(np.abs(x).sum(), np.finfo(np.float64).tiny) for x in means]
+    return [[band, *(f"{x[i]:+.3f}" for x in shares)] for i, band in enumerate(bands)]
 
 
 def _both(parts: list[str]) -> bool:
