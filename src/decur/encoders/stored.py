@@ -17,7 +17,8 @@ from torch import Tensor
 from decur.errors import DataError
 from decur.runs import atomic
 
-_DIGEST = "sha256"  # key of the metadata: of the header and of all tensors
+_MAY_CHANGE = ("encoder", "options")
+_DIGEST = "sha256"  # key of the header: of the rest of the header and of all tensors
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ def write_stored(
     """
     refuse_non_finite(state, path)
     plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    text = json.dumps(header)
-    metadata = {key: text, _DIGEST: _digest(text, plain)}
+    # within the header: safetensors writes several keys in an order that changes from file to file
+    text = json.dumps({**header, _DIGEST: _digest(header, plain)})
     with atomic(path, sum(value.nbytes for value in plain.values())) as temporary:
-        save_file(plain, temporary, metadata=metadata)
+        save_file(plain, temporary, metadata={key: text})
 
 
 def read_stored(path: Path, key: str) -> Stored:
@@ -92,9 +93,15 @@ def read_stored(path: Path, key: str) -> Stored:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a whole safetensors file ({error})") from error
-    header, digest = metadata.get(key), metadata.get(_DIGEST)
-    is_whole = digest is None or header is None or digest == _digest(header, state)
-    return Stored(path, header, state, is_whole)
+    text = metadata.get(key)
+    try:
+        header = json.loads(text or "")
+        digest = header.pop(_DIGEST, None)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return Stored(path, text, state, True)  # of a damaged header the caller says so
+    if digest is None:
+        return Stored(path, text, state, True)
+    return Stored(path, json.dumps(header), state, digest == _digest(header, state))
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], where: object) -> None:
@@ -116,9 +123,14 @@ def refuse_non_finite(state: Mapping[str, Tensor], where: object) -> None:
             )
 
 
-def _digest(header: str, state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a header, and of names, types, shapes and bytes of tensors."""
-    found = hashlib.sha256(header.encode())
+def _digest(header: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a header, and of names, types, shapes and bytes of tensors.
+
+    What the header says of the architecture is left out: it is held against the tensors, and may
+    be mended by hand, such as where a module was renamed.
+    """
+    told = {name: value for name, value in header.items() if name not in _MAY_CHANGE}
+    found = hashlib.sha256(json.dumps(told).encode())
     for name in sorted(state):
         value = state[name]
         found.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
