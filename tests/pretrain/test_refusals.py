@@ -208,7 +208,7 @@ def test_weights_that_the_last_step_spoils_are_not_kept(tiny_arguments, refused,
     once = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=1"]
     for lr, monitor, said in (
         (1e38, 0, "is not finite after step 1"),
-        (1e20, 1, "the features of 'optical' are not finite"),
+        (1e20, 1, "features of 'optical': not finite"),
     ):
         spoilt = [*once, "--overwrite", f"--monitor.every_epochs={monitor}"]
         spoilt += [f"--optimizer.lr={lr}", f"--optimizer.lr_bias={lr}"]

@@ -22,7 +22,7 @@ another scaling are computed anew, and two runs that want the same at one time c
 from decur.features.cache import cached_features
 from decur.features.model import LAST_MAPS, FeatureBatch, FeatureModel, map_names, scaled
 from decur.features.passes import SampleLoader, collect, compute_features, iterate
-from decur.features.rows import Features, MasksDifferError, zeroed
+from decur.features.rows import Features, MasksDifferError, NotFiniteError, zeroed
 
 __all__ = [
     "LAST_MAPS",
@@ -30,6 +30,7 @@ __all__ = [
     "FeatureModel",
     "Features",
     "MasksDifferError",
+    "NotFiniteError",
     "SampleLoader",
     "cached_features",
     "collect",

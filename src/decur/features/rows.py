@@ -101,6 +101,10 @@ class MasksDifferError(DataError):
     """Masks that differ in size, so that they make no array."""
 
 
+class NotFiniteError(DataError):
+    """Rows that are not finite: of an encoder that is broken, or of a picture."""
+
+
 def refuse_rows_not_finite(rows: NDArray[Any], ids: Sequence[str], what: str) -> None:
     """Refuse what an encoder gives for samples where it is not finite.
 
@@ -110,12 +114,12 @@ def refuse_rows_not_finite(rows: NDArray[Any], ids: Sequence[str], what: str) ->
         what: the rows, for the message: "features of 's2'".
 
     Raises:
-        DataError: naming the first sample.
+        NotFiniteError: naming the first sample.
     """
     finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)  # (n,)
     if not finite.all():
         first = ids[int(np.argmin(finite))]
-        raise DataError(
+        raise NotFiniteError(
             f"{what}: not finite for {int((~finite).sum())} of {len(rows)} samples, the first "
             f"{first!r}; look at its picture, at the weights and at the precision"
         )

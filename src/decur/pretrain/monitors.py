@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,14 @@ import torch
 from decur.data import LoaderSettings
 from decur.data.selection import evenly_spaced
 from decur.errors import DivergedError
-from decur.features import FeatureBatch, FeatureModel, Features, SampleLoader, collect, iterate
+from decur.features import (
+    FeatureModel,
+    Features,
+    NotFiniteError,
+    SampleLoader,
+    collect,
+    iterate,
+)
 from decur.objectives.alignment import effective_rank
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
@@ -37,19 +43,14 @@ def encode(model: Pretrainer, data: PairedData, samples: int) -> Features:
     encoders = {name: model.encoder(name) for name in model.modalities}
     projectors = {name: model.projectors[name] for name in model.modalities}
     whole = FeatureModel(encoders, model.modalities, projectors=projectors, size=model.views.size)
-    found = collect(_finite(iterate(whole, loader)), whole, loader)
+    try:
+        found = collect(iterate(whole, loader), whole, loader)
+    except NotFiniteError as error:
+        raise DivergedError(
+            f"the training broke the encoders ({error}); lower optimizer.lr, or set "
+            "trainer.gradient_clip_val"
+        ) from error
     return replace(found, labels={n: x.astype(np.float32) for n, x in found.labels.items()})
-
-
-def _finite(batches: Iterable[FeatureBatch]) -> Iterator[FeatureBatch]:
-    for rows in batches:
-        for name, h in rows.features.items():
-            if not bool(h[rows.present[name]].isfinite().all()):
-                raise DivergedError(
-                    f"the features of {name!r} are not finite any more; lower optimizer.lr, or "
-                    "set trainer.gradient_clip_val"
-                )
-        yield rows
 
 
 def ranks(found: Features) -> dict[str, float]:
