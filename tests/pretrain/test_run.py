@@ -123,6 +123,7 @@ def test_every_recipe_of_pretraining_runs(name, tmp_path, make_pairs):
         case _:
             arguments += ["--data.samples=16", "--data.size=32"]
     arguments += [
+        "--encoder.pretrained=false",  # a download
         f"--encoder.name={'test_vit' if 'vit' in name.split('-') else 'test_resnet'}",
         *("--projector.width=16", f"--views.size={32 if 'vit' in name.split('-') else 24}"),
         *("--loader.batch_size=8", "--loader.workers=0", "--trainer.max_epochs=1"),
