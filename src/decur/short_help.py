@@ -14,7 +14,7 @@ from decur.layers import literals_of, type_of
 if TYPE_CHECKING:
     from decur.config import Parser
 
-_INDENT = 30  # column where the text about an option begins
+_INDENT = 25  # column where the text about an option begins
 _CHOICES = 5  # at most so many values of an option are listed
 
 

@@ -54,11 +54,9 @@ _ESSENTIALS = {
     "for how long, and where": (
         "trainer.max_epochs",
         "loader.batch_size",
-        "optimizer.name",
         "optimizer.lr",
         "trainer.devices",
         "trainer.precision",
-        "loader.workers",
         "seed",
     ),
 }
@@ -97,7 +95,7 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
     parser.follow("projector.width", "objective.init_args.dim")
     parser.set_defaults(_DEFAULTS)
     parser.show_first(
-        {**_ESSENTIALS, "the run": ("config", "run", "resume", "overwrite")}
+        {**_ESSENTIALS, "the run": ("config", "run", "overwrite")}
         if starts
         else {**_ESSENTIALS, "the run": ("config",)}
     )

@@ -25,7 +25,7 @@ _ABOUT = (
 _ESSENTIALS = {
     "what is tried, on which labels": ("encoders", "data.root", "data", "target", "modalities"),
     "how": ("freeze", "probe", "head", "label_fraction", "size"),
-    "what is tested on": ("folds", "fold", "train_split", "test_split"),
+    "what is tested on": ("folds", "fold", "test_split"),
     "how it is trained": ("fit.epochs", "fit.lr", "loader.batch_size"),
     "the run": ("config", "run", "seed", "device"),
 }
