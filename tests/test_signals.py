@@ -14,8 +14,10 @@ from decur.pretrain.state import TrainingState
 from decur.runs import RunFolder
 from decur.signals import interruptible
 
+# A process that a shell starts in the background ignores Ctrl-C, and so do its own.
 _COMMAND = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from decur.signals import interruptible, running_command
 with running_command(), interruptible():
     try:
@@ -32,10 +34,11 @@ def test_ctrl_c_twice_ends_at_once():
 
 
 def test_ctrl_c_once_is_an_interrupt():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler
+    outside = signal.signal(signal.SIGINT, before)
     with pytest.raises(KeyboardInterrupt), interruptible() as asked:
         os.kill(os.getpid(), signal.SIGINT)
-    assert asked.is_set() and signal.getsignal(signal.SIGINT) is before
+    assert asked.is_set() and signal.signal(signal.SIGINT, outside) is before
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -1,5 +1,7 @@
 """What a run has kept runs no code of others, unless a person says so; whose fault an error is."""
 
+import sys
+
 import pytest
 import yaml
 
@@ -22,6 +24,8 @@ def kept(tmp_path, monkeypatch):
     """Write a run's configuration; the module `planted` leaves a mark where it is imported."""
     for variable in EVERYWHERE.values():
         monkeypatch.setenv(variable, "")
+    monkeypatch.setitem(sys.modules, "planted", None)  # forgotten again when the test is over
+    monkeypatch.delitem(sys.modules, "planted")
     monkeypatch.syspath_prepend(tmp_path)
     mark = tmp_path / "mark"
     (tmp_path / "planted.py").write_text(f"open({str(mark)!r}, 'w')\nclass Thing: pass\n")

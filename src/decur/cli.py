@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -105,18 +106,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS, f"choose from {', '.join(COMMANDS)}")
         _fail(f"no command {name!r}; {hint}", 2)
-    for option in {*rest} & EVERYWHERE.keys():
-        os.environ[EVERYWHERE[option]] = "1"
+    given = {*rest} & EVERYWHERE.keys()
     rest = [word for word in rest if word not in EVERYWHERE]
     _set_environment(name)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    with running_command(), interruptible() as asked:
+    with _said_to_processes(given), running_command(), interruptible() as asked:
         try:
             _run(name, rest)
         except SystemExit:
             if asked.is_set():  # Lightning takes Ctrl-C for itself, and ends with another code
                 _fail("interrupted", 130)
             raise
+
+
+@contextmanager
+def _said_to_processes(options: Iterable[str]) -> Iterator[None]:
+    """Hand options on to the processes that a command starts, and take them back afterwards."""
+    before = dict(os.environ)
+    os.environ.update({EVERYWHERE[option]: "1" for option in options})
+    try:
+        yield
+    finally:
+        for variable in EVERYWHERE.values():
+            os.environ.pop(variable, None)
+            if variable in before:
+                os.environ[variable] = before[variable]
 
 
 def _set_environment(command: str) -> None:
