@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DecurError
 from decur.exchange.formats import Format
 from decur.modality import Modality
 from decur.runs import atomic, write_json, writing
@@ -160,7 +160,7 @@ def _one_line(format: Format, name: str, size: Size | None) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ConfigError, OSError):
+    except (DecurError, OSError):
         raise
     except Exception as error:  # the tracers have dozens of classes, and layers raise any
         reason = " ".join(str(error).split())[:200]

@@ -116,7 +116,7 @@ def refuse_rows_not_finite(rows: NDArray[Any], ids: Sequence[str], what: str) ->
     Raises:
         NotFiniteError: naming the first sample.
     """
-    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)  # (n,)
+    finite = np.isfinite(rows).all(axis=tuple(range(1, np.ndim(rows))))  # (n,)
     if not finite.all():
         first = ids[int(np.argmin(finite))]
         raise NotFiniteError(
