@@ -181,3 +181,14 @@ def test_a_constant_band_needs_no_std_where_it_is_scaled_by_its_range(tmp_path):
     main(["stats", str(tmp_path), "--modalities", str(known)])
     made = load_modalities(tmp_path / "modalities.yaml")["s1"]
     assert (made.mean, made.std) == ((2.0,), (0.0,))
+
+
+def test_no_number_is_cut_in_a_pipe_and_a_preset_is_named_that_fits(tmp_path, capsys):
+    for name in ("s1", "s2"):
+        (tmp_path / name).mkdir()
+        pixels = np.linspace(-123_456, 987_654, 12 * 16, dtype=np.float32).reshape(12, 4, 4)
+        np.save(tmp_path / name / "a.npy", pixels)
+    main(["stats", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "…" not in out and "-1.235e+05" in out and "9.877e+05" in out
+    assert "preset 'sentinel2-l2a' fits" in out
