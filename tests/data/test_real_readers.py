@@ -38,7 +38,10 @@ def test_geonrw_photographs_have_four_bands_of_which_three_are_read():
     assert whole.shape == (4, 1000, 1000)
     np.testing.assert_array_equal(sample["images"]["rgb"], whole[:3, 250:500, 500:750])
     cover = pixels(REAL / "geonrw" / "aachen" / "296_5625_seg.tif")[0, 250:500, 500:750]
-    np.testing.assert_array_equal(sample["target"]["cover"], cover)
+    paper = np.where(cover == 0, 255, cover.astype(int) - 1)  # ten classes; 0 is background
+    np.testing.assert_array_equal(sample["target"]["cover"], paper)
+    eleven = GeoNRW(REAL / "geonrw", background="class")
+    np.testing.assert_array_equal(eleven[index]["target"]["cover"], cover)
     assert len(GeoNRW(REAL / "geonrw", split="test")) == 16  # Duesseldorf
 
 
