@@ -99,7 +99,8 @@ def _print(name: str, statistics: BandStatistics, known: Modality | None) -> Non
     table = make_table(columns, rows, title=title)
     console = Console(soft_wrap=True)
     # As wide as the table is: a narrow terminal, or a pipe of 80 columns, would cut its numbers.
-    console.width = max(console.width, console.measure(table).maximum, len(title))
+    widest = Console(width=10_000).measure(table).maximum  # a console measures up to its own width
+    console.width = max(console.width, widest, len(title))
     console.print(table)
     for line in statistics.report():
         if line.startswith("share of pixels"):
