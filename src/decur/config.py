@@ -48,6 +48,8 @@ def _load_bounded(text: str) -> Any:
 
 set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
 # How jsonargparse says what is wrong.
 _KEY = re.compile(r'Parser key "([\w./-]+)"(?: element \d+)?:\s*')
 _WRONG_VALUE = re.compile(r"^(?:Expected a |Does not validate).*(?:Got|Given) value: (.*)$", re.S)
@@ -71,9 +73,6 @@ def recipes() -> dict[str, str]:
 def describe(text: str) -> str:
     """Return the first line of a recipe's header comment."""
     return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
-
-
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def command_of(text: str) -> str:

@@ -225,7 +225,7 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
             where the disk is full, how much is missing.
         RunLostError: if the file is of a run whose folder was lost.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _unfinished(path)
     try:
         yield temporary_name(path)
         put_in_place(temporary, path)
@@ -329,6 +329,10 @@ def temporary_name(path: Path) -> Path:
     """
     refuse_lost(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    return _unfinished(path)
+
+
+def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 

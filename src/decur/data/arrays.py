@@ -114,18 +114,20 @@ def _opened(path: Path, variable: str | None) -> Iterator[Stored]:
     if suffix == ".zarr":
         yield _zarr(path, variable)
         return
-    with open(path, "rb") as file:
-        start = file.read(16)
     if suffix in (".h5", ".hdf5") or (suffix == ".mat" and _is_hdf5(path)):
         with _hdf5(path, variable) as stored:
             yield stored
     elif suffix == ".mat":
         yield _matlab(path, variable)
-    elif suffix == ".npz" or start.startswith(b"PK"):
-        yield _numpy_archive(path, variable)
     else:
         with open(path, "rb") as file:
-            shape, dtype = _numpy_header(path, file)
+            is_archive = suffix == ".npz" or file.read(2) == b"PK"
+            if not is_archive:
+                file.seek(0)
+                shape, dtype = _numpy_header(path, file)
+        if is_archive:
+            yield _numpy_archive(path, variable)
+            return
         yield Stored(shape, dtype, lambda: np.load(path, allow_pickle=False))
 
 

@@ -90,17 +90,16 @@ def companions(path: Path) -> list[Path]:
     return [file for file in beside if file.is_file()]
 
 
+@cache
 def import_rasterio(suffix: str) -> Any:
     """Return rasterio.
+
+    Args:
+        suffix: of the files that need it, for the message.
 
     Raises:
         DataError: if it is not installed.
     """
-    return _rasterio(suffix)
-
-
-@cache
-def _rasterio(suffix: str) -> Any:
     try:
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning
@@ -113,7 +112,7 @@ def _rasterio(suffix: str) -> Any:
 @cache
 def _driver(suffix: str) -> str:
     """Return the driver for an extension that this GDAL has."""
-    with _rasterio(suffix).Env() as env:
+    with import_rasterio(suffix).Env() as env:
         there = env.drivers()
     for driver in DRIVERS[suffix]:
         if driver in there:
@@ -125,7 +124,7 @@ def _driver(suffix: str) -> str:
 def _opened(path: Path) -> Iterator[list[Any]]:
     """Open a raster, and each of its pages if it has several."""
     suffix = path.suffix.lower()
-    rasterio = _rasterio(suffix)
+    rasterio = import_rasterio(suffix)
     driver = _driver(".hdr" if suffix in ENVI_DATA else suffix)
     file = _envi_data(path) if suffix == ".hdr" else path
     with ExitStack() as stack:

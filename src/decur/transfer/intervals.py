@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.transfer.tasks import Kept, Task
+from decur.verdicts import LEVEL
 
 log = logging.getLogger(__name__)
 
-LEVEL = 0.95
 FEWEST = 3  # units, below which no spread can be told
 FEW = 20  # units, below which an interval is roughly right and wide
 BLOCKS = 200  # parts that are left out at most: of more units several are left out together
@@ -94,7 +94,7 @@ def interval(value: float, without: NDArray[np.float64], scale: str) -> tuple[fl
     from scipy.stats import t
 
     units = len(without)
-    quantile = float(t.ppf((1 + LEVEL) / 2, units - 1))
+    quantile = float(t.ppf(1 - LEVEL / 2, units - 1))
     if scale == "share" and min(value, without.min()) >= 0 and max(value, without.max()) <= 1:
         return _wilson(value, _variance(value, without), units, quantile)
     if scale == "explained" and max(value, without.max()) < 1:
