@@ -192,11 +192,11 @@ def test_missing_file_and_unknown_extension(tmp_path):
 
 def test_without_rasterio_the_remedy_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", np.ones((1, 4, 4), np.uint8))
-    rasters._rasterio.cache_clear()
+    rasters.import_rasterio.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(DataError, match=r"reading \.tif needs rasterio.*decur\[eo\]"):
         read_image(path)
-    rasters._rasterio.cache_clear()
+    rasters.import_rasterio.cache_clear()
 
 
 @pytest.mark.parametrize("internal", [True, False])
