@@ -43,27 +43,3 @@ def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkey
     transfer = yaml.safe_load(next(c.config for c in cells if c.command == "transfer"))
     assert transfer["precision"] == "bf16-mixed" and transfer["loader"]["batch_size"] == 16
     assert set(transfer["data"]["init_args"]["modalities"]) == {"s1", "s2"}
-
-
-def _network(encoder):
-    return {key: encoder[key] for key in ("name", "attention", "options")}
-
-
-@pytest.mark.parametrize("name", [n for n, text in recipes().items() if "pretrain: null" in text])
-def test_fresh_weights_are_the_network_of_the_trained_rows(name, tmp_path, monkeypatch):
-    plans = []
-    monkeypatch.setattr("decur.compare.run.plan_cells", lambda plan: plans.append(plan) or [])
-    roots = re.findall(r"--([a-z.]*data\.root)", recipes()[name])
-    root = [f"--{key}=anywhere" for key in roots]
-    main(["compare", f"--config={name}", f"--run={tmp_path / 'run'}", "--dry_run=true", *root])
-    monkeypatch.undo()
-    (plan,) = plans
-    own = {n for n, method in plan.methods.items() if "encoder" in str(method.pretrain)}
-    trained, fresh = {}, []
-    for cell in plan_cells(plan):
-        encoder = _network(yaml.safe_load(cell.config)["encoder"])
-        if cell.command == "pretrain" and cell.method not in own:
-            trained[cell.backbone] = encoder
-        elif cell.command == "transfer" and plan.methods[cell.method].encoders == ["random"]:
-            fresh += [(cell, encoder)] if plan.methods[cell.method].pretrain is None else []
-    assert all(encoder == trained[cell.backbone] for cell, encoder in fresh)

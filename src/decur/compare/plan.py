@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from decur.compare.cells import Cell
-from decur.compare.settings import (
-    Changes,
-    CompareSettings,
-    MethodSettings,
-    check,
-    encoder_name,
-)
+from decur.compare.settings import Changes, CompareSettings, check, encoder_name
 from decur.config import find_config
 from decur.errors import ConfigError, reading
 from decur.layers import flatten
@@ -40,9 +34,6 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _FREE = re.compile(
     r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
 )
-
-# Settings of an encoder that say which network it is, and not where its weights come from.
-_ARCHITECTURE = ("name", "attention", "options")
 
 
 def plan_cells(settings: CompareSettings) -> list[Cell]:
@@ -119,11 +110,7 @@ class _Planner:
         with _naming(f"methods.{method}"):
             own = settings.methods[method].pretrain or {}
             layers = ordered_layers(settings.pretrain, own, data={})
-            encoder = encoder_name(layers) or EncoderSettings().name
-        if _is_fresh(settings.methods[method]):
-            changes = [settings.transfer, settings.methods[method].transfer]
-            fresh = self._fresh_architecture(method, {}, *changes)
-            encoder = encoder_name([*fresh, *changes]) or encoder
+        encoder = encoder_name(layers) or EncoderSettings().name
         name = encoder if isinstance(encoder, str) else "+".join(dict.fromkeys(encoder.values()))
         return {name: {"encoder.name": encoder}}
 
@@ -141,7 +128,9 @@ class _Planner:
         settings, method = self.settings, self.settings.methods[line.method]
         if method.pretrain is None:
             return []
-        layers = self._pretraining_layers(method.pretrain, line.changes)
+        layers = ordered_layers(
+            settings.pretrain, line.changes, method.pretrain, data=settings.data
+        )
         cells = []
         for sensor in settings.sensors() if method.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
@@ -165,70 +154,18 @@ class _Planner:
             cells.append(cell)
         return cells
 
-    def _pretraining_layers(self, own: Changes, backbone: Changes) -> list[Changes]:
-        """Return the configuration of a pretraining: what all have, the backbone's, its own."""
-        return ordered_layers(self.settings.pretrain, backbone, own, data=self.settings.data)
-
-    def _fresh_architecture(
-        self, method: str, backbone: Changes, *transfers: Changes
-    ) -> list[Changes]:
-        """Return the network of fresh weights, which is that of the trained rows beside them.
-
-        Where methods train different networks it is the one of those that name no encoder of their
-        own, or the one whose name the transfer gives.
-
-        Args:
-            method: the method that has fresh weights.
-            backbone: changes that the backbone makes.
-            transfers: changes to the transfer, the later ones over the earlier.
-
-        Raises:
-            ConfigError: if the trained rows do not tell which network it is.
-        """
-        trained = {
-            name: other.pretrain
-            for name, other in self.settings.methods.items()
-            if other.pretrain is not None
-        }
-        if not trained:
-            return _named_architecture(ordered_layers(self.settings.pretrain, backbone, data={}))
-        networks: dict[str, list[Changes]] = {}
-        for name, own in trained.items():
-            with _naming(f"methods.{name}"):
-                read = self.pretraining.complete(self._pretraining_layers(own, backbone))
-            networks[name] = _architecture(read["encoder"])
-        wanted = encoder_name(transfers)
-        if wanted is not None:
-            networks = {name: v for name, v in networks.items() if encoder_name(v) == wanted}
-        plain = [v for name, v in networks.items() if not _named_architecture([trained[name]])]
-        candidates = plain or list(networks.values())
-        if not candidates or any(other != candidates[0] for other in candidates):
-            names = ", ".join(f"{encoder_name(v)} ({name})" for name, v in networks.items())
-            remedy = (
-                f"name one of those that are trained, {names}, in methods.{method}.transfer as "
-                "encoder.name, or compare them in backbones"
-            )
-            if not candidates:
-                remedy = (
-                    f"transfer.encoder.name is {wanted!r}, which no method trains; leave it out"
-                )
-            raise ConfigError(
-                f"methods.{method}: cannot tell which network its fresh weights are; {remedy}"
-            )
-        return candidates[0]
-
     def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:
         """Yield a line's transfers to a task: all shares of the labels with all sets of sensors."""
         settings, method = self.settings, self.settings.methods[line.method]
         encoder = {key: v for key, v in line.changes.items() if key.startswith("encoder")}
-        changes = [settings.transfer, settings.tasks[task].transfer, method.transfer]
-        fresh: list[Changes] = []
-        if _is_fresh(method):
-            named = line.changes if settings.named_backbones is not None else {}
-            fresh = self._fresh_architecture(line.method, named, *changes)
-            encoder = {key: v for key, v in encoder.items() if named}
         with _naming(f"tasks.{task} of {line.method}"):
-            layers = ordered_layers(*fresh, *changes, encoder, data=settings.data)
+            layers = ordered_layers(
+                settings.transfer,
+                settings.tasks[task].transfer,
+                method.transfer,
+                encoder,
+                data=settings.data,
+            )
             common = self.transfer.read(layers)
         own: Changes = {
             "encoders": [str(folder) for folder in sources] or method.encoders,
@@ -277,36 +214,6 @@ def _is_split_by_groups(folder: Path) -> bool:
         return results.is_file() and json.loads(results.read_text()).get("groups") is not None
 
 
-def _is_fresh(method: MethodSettings) -> bool:
-    """Return whether the encoders of a method have fresh weights."""
-    return method.pretrain is None and list(method.encoders) == ["random"]
-
-
-def _named_architecture(layers: Sequence[Changes]) -> list[Changes]:
-    """Return what layers say of the network of encoders, each key by itself."""
-    found: list[Changes] = []
-    for layer in layers:
-        whole = layer.get("encoder")
-        if isinstance(whole, dict):
-            found += [{f"encoder.{key}": v} for key, v in whole.items() if key in _ARCHITECTURE]
-        for key, value in layer.items():
-            outer, _, inner = key.partition(".")
-            if outer == "encoder" and inner.partition(".")[0] in _ARCHITECTURE:
-                found.append({key: value})
-    return found
-
-
-def _architecture(encoder: Changes) -> list[Changes]:
-    """Return the network of a complete configuration's encoder, without weights to start from."""
-    layers: list[Changes] = [{f"encoder.{key}": encoder[key]} for key in _ARCHITECTURE]
-    if encoder["options"]:
-        from decur.encoders.timm_models import STARTS_FROM  # timm takes seconds to import
-
-        kept = {key: v for key, v in encoder["options"].items() if key not in STARTS_FROM}
-        layers[-1] = {"encoder.options": kept}
-    return layers
-
-
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
     """Name the method or task whose configuration is wrong."""
@@ -349,10 +256,6 @@ class Configurations:
     def read(self, layers: Sequence[Changes]) -> Namespace:
         """Return the configuration that layers give, which must not be changed."""
         return self._parse(layers).namespace
-
-    def complete(self, layers: Sequence[Changes]) -> Changes:
-        """Return the configuration that layers give as plain values, which must not be changed."""
-        return self._parse(layers).complete
 
     def place(
         self,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from decur.data.packed import PackedPairs
     from decur.data.rgbx import RGBX
     from decur.data.sample import Batch, Collate, Sample, Target
+    from decur.data.scenes import PairedScenes
     from decur.data.ssl4eo import SSL4EOS12
     from decur.data.ssl4eo_v11 import SSL4EOS12v11
     from decur.data.stats import BandStatistics, compute_stats, write_modalities
@@ -46,6 +47,7 @@ __all__ = [
     "PackedPairs",
     "PairedDataset",
     "PairedFolder",
+    "PairedScenes",
     "SSL4EOS12v11",
     "Sample",
     "SkipBad",

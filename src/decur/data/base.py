@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,6 +20,9 @@ from decur.digest import file_states, files_in, files_named
 from decur.errors import BadSampleError, ConfigError, DecurError, reason_of
 from decur.modality import Modality
 from decur.registry import Registry
+
+if TYPE_CHECKING:
+    from decur.data.grid import Grid
 
 # Data sets by the name of their class, as `--data NAME` takes it.
 DATASETS: Registry[type[PairedDataset]] = Registry("data set", "decur.data")
@@ -137,6 +140,10 @@ class PairedDataset(Dataset[Sample], ABC):
             BadSampleError: naming the folder, if it must be listed and cannot be.
         """
         return ()
+
+    def place(self, index: int) -> Grid | None:
+        """Return where the pixels of a sample lie on a map; None where that is not known."""
+        return None
 
     def read_bytes(self, index: int) -> np.ndarray | None:
         """Return the bytes of one sample as they are stored, not decoded: (bytes,) uint8.

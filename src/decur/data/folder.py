@@ -23,6 +23,7 @@ from decur.data.files import (
     resize,
 )
 from decur.data.georeference import Place, align, compare_pair, read_place, refuse_apart, summary
+from decur.data.grid import Grid
 from decur.data.listing import MASK
 from decur.data.masks import MaskCodes, read_codes
 from decur.data.pairing import Pairing, check_pairs, pair_files
@@ -248,6 +249,12 @@ class PairedFolder(PairedDataset):
                 classes = moved.nan_to_num(void).long()
             sample["target"][MASK] = classes
         return sample
+
+    def place(self, index: int) -> Grid | None:
+        """Return where a sample lies on a map, from the first of its files that says."""
+        files = [self._files[name][index] for name in self.sensors_of(index)]
+        place = next((place for file in files if file and (place := read_place(file))), None)
+        return None if place is None else place.grid
 
     def files(self, index: int) -> list[str]:
         """Return the pictures of a sample and its mask, with what belongs to them."""

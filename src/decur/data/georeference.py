@@ -14,6 +14,7 @@ from torch import Tensor
 
 from decur.data import rasters
 from decur.data.decoding import decoding
+from decur.data.grid import Grid, crs_text
 from decur.errors import BadSampleError, DataError
 
 METRES_PER_DEGREE = 111_320.0  # of latitude
@@ -51,6 +52,14 @@ class Place:
         """The longer side of a pixel, in units of the reference system."""
         t = self.transform
         return max(math.hypot(t.a, t.d), math.hypot(t.b, t.e))
+
+    @property
+    def grid(self) -> Grid | None:
+        """Its pixels as a grid; None where rows do not run from west to east."""
+        t = self.transform
+        if t.b or t.d:
+            return None
+        return Grid(crs_text(self.crs), t.c, t.f, (t.a, -t.e), *self.size)
 
     def divided(self, size: tuple[int, int]) -> Place:
         """Return the same rectangle in another number of pixels."""

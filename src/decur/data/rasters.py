@@ -63,13 +63,13 @@ def raster_header(path: Path, max_pixels: int) -> Header:
     with _opened(path) as pages:
         source = pages[0]
         check_size(path, source.count * len(pages), source.shape, max_pixels)
-        measured = _measurements(source)
+        measured = measured_bands(source)
         count, names = len(measured), [source.descriptions[band - 1] for band in measured]
         if (colours := _palette(source)) is not None:
             count, names = colours.shape[1], []
         units = tuple(unit for unit in source.units if unit)
         kinds = {np.dtype(kind) for kind in source.dtypes}
-        plain = not _is_scaled(source)
+        plain = not is_scaled(source)
         bands = count * len(pages)
         return Header(
             bands=bands,
@@ -110,7 +110,7 @@ def import_rasterio(suffix: str) -> Any:
 
 
 @cache
-def _driver(suffix: str) -> str:
+def driver_of(suffix: str) -> str:
     """Return the driver for an extension that this GDAL has."""
     with import_rasterio(suffix).Env() as env:
         there = env.drivers()
@@ -125,7 +125,7 @@ def _opened(path: Path) -> Iterator[list[Any]]:
     """Open a raster, and each of its pages if it has several."""
     suffix = path.suffix.lower()
     rasterio = import_rasterio(suffix)
-    driver = _driver(".hdr" if suffix in ENVI_DATA else suffix)
+    driver = driver_of(".hdr" if suffix in ENVI_DATA else suffix)
     file = _envi_data(path) if suffix == ".hdr" else path
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**_gdal(path)))
@@ -183,7 +183,7 @@ def _envi_data(header: Path) -> Path:
     raise BadSampleError(header, f"has no data beside it ({stem.name} with {endings}); copy it too")
 
 
-def _measurements(source: Any) -> list[int]:
+def measured_bands(source: Any) -> list[int]:
     """Return the bands, counted from 1, that are no transparency.
 
     A band that is marked as transparency and has a name of its own (NIR) is a measurement: GDAL
@@ -216,11 +216,11 @@ def _read_page(source: Any, indices: bool) -> Decoded:
             decoded.add_holes(holes)
     if any(flags.per_dataset in of and flags.alpha not in of for of in mask_flags):
         decoded.add_holes(source.read_masks() == 0)
-    if _is_scaled(source):
+    if is_scaled(source):
         scale, offset = np.array(source.scales), np.array(source.offsets)
         decoded.linear = (np.where(scale == 0, 1, scale), offset)
     if any(flags.alpha in of for of in mask_flags):
-        rows = [band - 1 for band in _measurements(source)]
+        rows = [band - 1 for band in measured_bands(source)]
         if others := [row for row in range(len(pixels)) if row not in rows]:
             alpha = decoded.pixels[others[:1]]
             decoded = decoded.picked(rows)
@@ -279,7 +279,8 @@ def _grey_step(source: Any) -> int:
     return {1: 255, 2: 85, 4: 17}.get(_bits(source), 1)
 
 
-def _is_scaled(source: Any) -> bool:
+def is_scaled(source: Any) -> bool:
+    """Return whether a file names a scale or an offset that make units of its numbers."""
     scaled = any(scale not in (0, 1) for scale in source.scales)
     return scaled or any(offset != 0 for offset in source.offsets)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from decur.modality import Modality
+
+if TYPE_CHECKING:
+    from decur.data.grid import Grid
 
 VOID = 255  # in a mask of up to 255 classes: not known
 
@@ -21,6 +24,7 @@ class Sample(TypedDict):
     images: dict[str, Tensor]  # (C, H, W), raw units, uint8 or float32
     target: NotRequired[dict[str, Tensor]]
     bad: NotRequired[tuple[str, str]]  # file and reason, if the sample could not be read
+    place: NotRequired[Grid]  # where its pixels lie on a map, if the data set knows
 
 
 class Batch(TypedDict):

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from decur.data.base import PairedDataset
+from decur.data.grid import Grid
 from decur.data.sample import Sample
 from decur.errors import ConfigError
 
@@ -87,6 +88,10 @@ class _Selection(PairedDataset):
     def files(self, index: int) -> Sequence[str | Path]:
         """Return those of the whole data set, without what is not wanted."""
         return self.data.files(int(self.rows[index]))
+
+    def place(self, index: int) -> Grid | None:
+        """Return that of the whole data set."""
+        return self.data.place(int(self.rows[index]))
 
     def read_bytes(self, index: int) -> np.ndarray | None:
         """Return those of the whole data set, without what is not wanted."""

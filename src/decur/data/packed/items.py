@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from decur.data.grid import Grid
 from decur.data.sample import Sample
 from decur.errors import ConfigError, DataError
 
@@ -48,7 +49,10 @@ def encode(sample: Sample, compress: bool = False) -> bytes:
     """
     tensors = {f"image/{name}": image for name, image in sample["images"].items()}
     tensors |= {f"target/{name}": value for name, value in sample.get("target", {}).items()}
-    plain = save({k: x.contiguous() for k, x in tensors.items()}, metadata={"id": sample["id"]})
+    about = {"id": sample["id"]}
+    if "place" in sample:
+        about["place"] = json.dumps(sample["place"].to_dict())
+    plain = save({k: x.contiguous() for k, x in tensors.items()}, metadata=about)
     body = bytes(zstd().compress(plain, asbytes=True)) if compress else plain
     checked = HEAD.pack(0, len(plain), compress, _CRC32C)[4:] + body
     return struct.pack("<I", crc32c()(checked)) + checked
@@ -91,7 +95,10 @@ def decode(item: np.ndarray) -> Sample:
         raise ValueError("its length is wrong")
     start = 8 + int.from_bytes(body[:8].tobytes(), "little")
     header: dict[str, Any] = json.loads(body[8:start].tobytes())
-    sample: Sample = {"id": header.pop("__metadata__")["id"], "images": {}}
+    about = header.pop("__metadata__")
+    sample: Sample = {"id": about["id"], "images": {}}
+    if "place" in about:
+        sample["place"] = Grid.from_dict(json.loads(about["place"]))
     values = torch.from_numpy(body[start:])
     for key, entry in header.items():
         first, last = entry["data_offsets"]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from decur.data.base import DATASETS, PairedDataset, change_modalities
+from decur.data.grid import Grid
 from decur.data.packed.items import decode, matches
 from decur.data.packed.metadata import (
     HEADER,
@@ -141,6 +142,10 @@ class PackedPairs(PairedDataset):
         if sample["id"] != self.ids[index]:
             raise self._damaged(index, f"holds {sample['id']!r}")
         return sample
+
+    def place(self, index: int) -> Grid | None:
+        """Return where the pixels of a sample lie on a map; None where that was not packed."""
+        return self.read(index).get("place")
 
     def read_bytes(self, index: int) -> np.ndarray:
         """Return the bytes of one sample as they are stored: (bytes,) uint8.

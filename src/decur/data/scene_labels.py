@@ -1,0 +1,302 @@
+"""Labels of scenes: rasters of classes, and vectors with a class column, as masks of windows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decur.data import rasters as gdal_rasters
+from decur.data.grid import (
+    LONGITUDE_LATITUDE,
+    RASTERS,
+    Bounds,
+    Grid,
+    Raster,
+    WindowReader,
+    gdal,
+    opened,
+    read_raster_header,
+)
+from decur.data.sample import Target
+from decur.errors import BadSampleError, ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+VECTORS = (".geojson", ".json", ".gpkg")
+OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
+_MOST_CLASSES = 50  # distinct values of a column that are still classes
+_LOOKED_AT = 512  # rows and columns of a label raster that are looked at to count classes
+_INSTALL = "pip install 'decur[vector]'"
+
+Shape = tuple[Mapping[str, Any], Bounds, int]  # geometry as GeoJSON has it, its box, its class
+
+
+class RasterLabels:
+    """Rasters of class indices.
+
+    Args:
+        rasters: of one band.
+        names: of the classes, where a list names them; else the numbers from 0 on are names.
+
+    Attributes:
+        target: what the labels are.
+
+    Raises:
+        DataError: if a raster has more bands, or holds classes that the list does not name.
+    """
+
+    def __init__(self, rasters: Sequence[Raster], names: Sequence[str] = ()) -> None:
+        self.rasters = list(rasters)
+        highest = -1
+        for raster in self.rasters:
+            if raster.bands != 1:
+                raise DataError(
+                    f"{raster.path}: labels are one band of class indices, this has {raster.bands}"
+                )
+            highest = max(highest, _highest_class(raster))
+        if names and highest >= len(names):
+            raise DataError(
+                f"{self.rasters[0].path}: holds class {highest}, and classes.txt names "
+                f"{len(names)}; name all classes, one a line"
+            )
+        self.target = Target("mask", tuple(names) or tuple(map(str, range(highest + 1))))
+
+    def files(self, grid: Grid) -> list[str]:
+        """Return the files that hold labels of a scene."""
+        return [r.path for r in self._near(grid)]
+
+    def read(self, grid: Grid, row: int, column: int, size: int) -> Tensor | None:
+        """Return the classes of a window: (size, size) int64; None where there are none.
+
+        Raises:
+            BadSampleError: for a class that has no name.
+        """
+        part = grid.window(row, column, size, size)
+        near = self._near(part)
+        if not near:
+            return None
+        x = WindowReader(grid, near, nearest=True).read(row, column, size, size)[0]  # (h, w)
+        void, classes = self.target.void, len(self.target.classes)
+        known = x.float().nan_to_num(-1)
+        labels = torch.where(known < 0, void, known).long()
+        wrong = labels[(labels >= classes) & (labels != void)]
+        if wrong.numel() and int(wrong[0]) != 255:
+            raise BadSampleError(
+                near[0].path,
+                f"has class {int(wrong[0])}, known are 0 to {classes - 1}; list all in classes.txt",
+            )
+        return torch.where(labels >= classes, void, labels)
+
+    def _near(self, grid: Grid) -> list[Raster]:
+        return [r for r in self.rasters if r.grid.bounds_in(grid.crs).overlap(grid.bounds) > 0]
+
+
+def _highest_class(raster: Raster) -> int:
+    """Return the highest class of a raster, looked at coarsely; -1 where it shows none."""
+    with gdal(), opened(raster.path) as source:
+        shape = (min(source.height, _LOOKED_AT), min(source.width, _LOOKED_AT))
+        values = source.read(1, out_shape=shape).astype(np.float64)
+        values = values[(source.read_masks(1, out_shape=shape) > 0) & np.isfinite(values)]
+    if (values != np.round(values)).any():
+        raise DataError(f"{raster.path}: labels are whole numbers, this has fractions; convert it")
+    values = values[(values >= 0) & (values != 255)]
+    return int(values.max()) if len(values) else -1
+
+
+class VectorLabels:
+    """Shapes with a class column, which are burnt into the grid of a scene.
+
+    A later shape lies over an earlier one. Outside of all shapes nothing is known, unless all are
+    of one class: then what is outside is the class `other`.
+
+    Args:
+        path: a GeoJSON file or a GeoPackage.
+        column: whose values are the classes; None: the only one that can be.
+
+    Attributes:
+        target: what the labels are.
+
+    Raises:
+        DataError: if the file cannot be read or has no such column.
+        ConfigError: if several columns could be the class.
+    """
+
+    def __init__(self, path: Path, column: str | None) -> None:
+        self.path = path
+        features, self.crs = read_features(path)
+        column = column or _class_column(path, features)
+        shaped = [(f, f["properties"].get(column)) for f in features if f.get("geometry")]
+        values = {value for _, value in shaped if value is not None}
+        if not values:
+            known = ", ".join(sorted({key for f in features for key in f["properties"]}))
+            raise DataError(f"{path}: has no column {column!r} with a value; it has {known}")
+        names = [_text(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))]
+        self.outside = len(names) == 1
+        classes = (OTHER, *names) if self.outside else tuple(names)
+        self.target = Target("mask", classes)
+        self.features = [
+            (f["geometry"], classes.index(_text(value))) for f, value in shaped if value is not None
+        ]
+        self._placed: dict[str, list[Shape]] = {}
+        outside = f"what is outside is {OTHER!r}" if self.outside else "what is outside is unknown"
+        log.info(
+            "%s: %d shapes, classes %s from column %r; %s",
+            path,
+            len(self.features),
+            ", ".join(classes),
+            column,
+            outside,
+        )
+
+    def files(self, grid: Grid) -> list[str]:
+        """Return the file of the shapes."""
+        return [str(self.path)]
+
+    def read(self, grid: Grid, row: int, column: int, size: int) -> Tensor | None:
+        """Return the classes of a window: (size, size) int64; None where no shape is near."""
+        from rasterio.features import rasterize
+
+        part = grid.window(row, column, size, size)
+        near = [(s, value) for s, box, value in self._shapes(grid.crs) if _meet(box, part.bounds)]
+        if not near and not self.outside:
+            return None
+        fill = 0 if self.outside else self.target.void
+        if not near:
+            return torch.full((size, size), fill, dtype=torch.int64)
+        burnt = rasterize(
+            near, out_shape=(size, size), fill=fill, transform=part.affine, dtype="int32"
+        )
+        return torch.from_numpy(burnt).long()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placed": {}}
+
+    def _shapes(self, crs: str) -> list[Shape]:
+        """Return the shapes in a CRS, each with its box."""
+        if crs not in self._placed:
+            from rasterio.features import bounds
+            from rasterio.warp import transform_geom
+
+            moved = [transform_geom(self.crs, crs, geometry) for geometry, _ in self.features]
+            self._placed[crs] = [
+                (shape, Bounds(*bounds(shape)), value)
+                for shape, (_, value) in zip(moved, self.features, strict=True)
+            ]
+        return self._placed[crs]
+
+
+def _meet(first: Bounds, second: Bounds) -> bool:
+    """Return whether two boxes meet; that of a point or a straight line has no area."""
+    apart = first.west > second.east or first.east < second.west
+    return not (apart or first.south > second.north or first.north < second.south)
+
+
+def _text(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+
+
+def read_features(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Read the features of a GeoJSON file or a GeoPackage.
+
+    Returns:
+        Features as GeoJSON has them, and their CRS.
+
+    Raises:
+        DataError: if it cannot be read, or nothing is installed that reads it.
+    """
+    if path.suffix.lower() == ".gpkg":
+        return _read_package(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        features = [
+            {"geometry": f.get("geometry"), "properties": f.get("properties") or {}}
+            for f in found["features"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is no GeoJSON of features ({error}); export it anew") from error
+    if not features:
+        raise DataError(f"{path}: holds no shape; export it anew")
+    named = found.get("crs") or {}
+    crs = (named.get("properties") or {}).get("name") if isinstance(named, dict) else None
+    return features, crs or LONGITUDE_LATITUDE
+
+
+def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
+    try:
+        import geopandas
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading a GeoPackage needs geopandas: {_INSTALL}; or export it as GeoJSON"
+        ) from error
+    try:
+        table = geopandas.read_file(path)
+    except Exception as error:  # of several libraries below it
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if table.crs is None:
+        raise DataError(f"{path}: its layer has no CRS; set it in the file")
+    features = json.loads(table.to_json(to_wgs84=False, drop_id=True))["features"]
+    return [dict(feature) for feature in features], str(table.crs.to_wkt())
+
+
+def _class_column(path: Path, features: Sequence[Mapping[str, Any]]) -> str:
+    """Return the only column that can be a class.
+
+    Raises:
+        ConfigError: naming the columns, if there is none or several.
+    """
+    values: dict[str, Counter[Any]] = {}
+    for feature in features:
+        for key, value in feature["properties"].items():
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
+                values.setdefault(key, Counter())[value] += 1
+    may_be = [
+        key
+        for key, counts in values.items()
+        if len(counts) <= _MOST_CLASSES and (len(counts) < len(features) or len(features) < 3)
+    ]
+    if len(may_be) != 1:
+        known = ", ".join(values) or "none"
+        raise ConfigError(f"{path}: which column is the class? Set --data.column to one of {known}")
+    return may_be[0]
+
+
+def find_labels(root: Path, labels: str | Path | None, column: str | None) -> Any:
+    """Return the labels of a folder of scenes; None where it has none.
+
+    Args:
+        root: with a folder `mask` of rasters, or a file `labels.geojson` or `labels.gpkg`.
+        labels: a file of shapes that lies elsewhere, or a folder of rasters.
+        column: of the shapes' class.
+
+    Raises:
+        DataError: if there is no such file, or it cannot be read.
+    """
+    if labels is None:
+        vectors = [root / f"labels{suffix}" for suffix in VECTORS]
+        there = [file for file in (*vectors, root / "mask") if file.exists()]
+        if not there:
+            return None
+        labels = there[0]
+    path = Path(labels)
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in RASTERS)
+        if not files:
+            raise DataError(f"{path}: holds no label raster ({', '.join(RASTERS)}); fill it")
+        listed = path / "classes.txt"
+        lines = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
+        names = [line.strip() for line in lines if line.strip()]
+        return RasterLabels([read_raster_header(file) for file in files], names)
+    if path.suffix.lower() not in VECTORS:
+        raise DataError(f"{path}: labels are a folder of rasters, or {', '.join(VECTORS)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of labels")
+    gdal_rasters.import_rasterio(".tif")
+    return VectorLabels(path, column)

@@ -1,0 +1,261 @@
+"""PairedScenes: windows of large rasters on one grid, against rasterio and hand-made rasters."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.enums import Resampling
+from rasterio.transform import from_origin
+from rasterio.warp import reproject, transform_bounds
+
+from decur.data import PackedPairs, PairedScenes
+from decur.data.packed import pack
+from decur.errors import ConfigError, DataError
+
+UTM = "EPSG:32632"
+WEST, NORTH = 500_000.0, 5_000_000.0
+BANDS = {"scaling": "range", "value_range": [0, 1000]}
+
+
+def write(path, pixels, west=WEST, north=NORTH, pixel=10.0, crs=UTM, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = pixels if pixels.ndim == 3 else pixels[None]
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=len(pixels),
+        height=pixels.shape[1],
+        width=pixels.shape[2],
+        dtype=pixels.dtype,
+        crs=crs,
+        transform=from_origin(west, north, pixel, pixel),
+        **{"tiled": True, "blockxsize": 64, "blockysize": 64, **options},
+    ) as file:
+        file.write(pixels)
+
+
+def smooth(height, width, bands=1, period=40.0):
+    """Waves that resampling hardly changes, in [100, 900]."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / period + b) * np.cos(y / period - b) for b in range(bands)]
+    return (500 + 400 * np.array(waves)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two sensors of one place: the second is coarser and begins elsewhere."""
+    write(tmp_path / "s1" / "place.tif", smooth(192, 256, bands=2))
+    write(tmp_path / "s2" / "other_name.tif", smooth(120, 120, bands=3), WEST - 100, NORTH + 60, 20)
+    (tmp_path / "modalities.yaml").write_text(
+        json.dumps(
+            {
+                "s1": {"bands": ["VV", "VH"], **BANDS},
+                "s2": {"bands": ["a", "b", "c"], **BANDS},
+            }
+        )
+    )
+    return tmp_path
+
+
+def test_windows_are_the_reference_as_it_is_and_the_other_warped_onto_it(folder):
+    data = PairedScenes(folder, window=64)
+    assert len(data) == 3 * 4
+    index = data.ids.index("place_r64_c128")
+    sample = data[index]
+    with rasterio.open(folder / "s1" / "place.tif") as file:
+        own = file.read(window=((64, 128), (128, 192)))
+        target = {"dst_transform": file.transform, "dst_crs": file.crs}
+    assert np.array_equal(sample["images"]["s1"], own)
+    with rasterio.open(folder / "s2" / "other_name.tif") as file:
+        whole = np.full((3, 192, 256), np.nan, np.float32)
+        source = {"src_transform": file.transform, "src_crs": file.crs}
+        reproject(file.read(), whole, **source, **target, resampling=Resampling.bilinear)
+    np.testing.assert_allclose(sample["images"]["s2"], whole[:, 64:128, 128:192], rtol=0, atol=1e-2)
+    place = sample["place"]
+    assert place.crs == UTM
+    assert place.transform == (10.0, 0.0, WEST + 1280, 0.0, -10.0, NORTH - 640)
+
+
+def test_it_comes_through_a_worker_and_a_pack(folder, tmp_path):
+    data = PairedScenes(folder, window=64)
+    copied = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copied[1]["images"]["s2"], data[1]["images"]["s2"])
+    pack(data, tmp_path / "packed")
+    packed = PackedPairs(tmp_path / "packed")
+    assert packed.ids == data.ids
+    assert packed.place(5) == packed[5]["place"] == data.place(5)
+
+
+def test_another_crs_is_read_where_it_lies(tmp_path):
+    west, south, east, north = transform_bounds(
+        UTM, "EPSG:4326", WEST, NORTH - 640, WEST + 640, NORTH
+    )
+    step = 2e-5
+    columns, rows = int((east - west) / step) + 40, int((north - south) / step) + 40
+    line = west - 20 * step + (np.arange(columns) + 0.5) * step
+    longitudes = np.tile(line, (rows, 1))
+    write(tmp_path / "a" / "1.tif", np.ones((64, 64), np.uint8))
+    write(
+        tmp_path / "b" / "1.tif", longitudes, west - 20 * step, north + 20 * step, step, "EPSG:4326"
+    )
+    data = PairedScenes(tmp_path, window=64)
+    (sample,) = [data[i] for i in range(len(data))]
+    from rasterio.warp import transform
+
+    centres = [WEST + 10 * (c + 0.5) for c in range(64)], [NORTH - 10 * (30 + 0.5)] * 64
+    expected, _ = transform(UTM, "EPSG:4326", *centres)
+    np.testing.assert_allclose(sample["images"]["b"][0, 30], expected, rtol=0, atol=step)
+
+
+def test_union_keeps_windows_that_one_sensor_sees(folder):
+    both = PairedScenes(folder, window=32)
+    either = PairedScenes(folder, window=32, extent="union")
+    assert both.present["s1"].all() and both.present["s2"].all()
+    assert len(either) > len(both)
+    assert (~either.present["s1"]).any()
+    lone = int(np.flatnonzero(~either.present["s1"])[0])
+    assert set(either[lone]["images"]) == {"s2"}
+
+
+def test_windows_mostly_without_data_are_left_out(folder):
+    pixels = smooth(192, 256, bands=2)
+    pixels[:, :, :120] = -1
+    write(folder / "s1" / "place.tif", pixels, nodata=-1)
+    data = PairedScenes(folder, window=64)
+    columns = {int(id_.split("_c")[1]) for id_ in data.ids}
+    assert columns == {128, 192}  # the second column of windows is measured to an eighth
+    some = PairedScenes(folder, window=64, min_valid=0.1)
+    assert {int(id_.split("_c")[1]) for id_ in some.ids} == {64, 128, 192}
+    image = some[some.ids.index("place_r0_c64")]["images"]["s1"]
+    assert image.isnan().float().mean() == pytest.approx(56 / 64)
+
+
+def test_dates_of_a_place_are_drawn_for_each_window(tmp_path):
+    for day in (1, 2, 3):
+        write(tmp_path / "s1" / f"x_2023010{day}.tif", np.full((128, 128), day, np.uint8))
+        write(
+            tmp_path / "s2" / f"y_2023010{day}T101010.tif", np.full((128, 128), 10 * day, np.uint8)
+        )
+    data = PairedScenes(tmp_path, window=64)
+    assert len(data) == 4 * 3
+    values = {
+        id_: [int(data[i]["images"][n][0, 0, 0]) for n in ("s1", "s2")]
+        for i, id_ in enumerate(data.ids)
+    }
+    first = [values[f"x_20230101_r0_c0_d{k}"] for k in range(3)]
+    assert sorted(a for a, _ in first) == [1, 2, 3]
+    assert sorted(b for _, b in first) == [10, 20, 30]
+    assert any(10 * a != b for a, b in values.values())  # paired at random
+    same = PairedScenes(tmp_path, window=64, dates="same")
+    assert all(
+        10 * same[i]["images"]["s1"][0, 0, 0] == same[i]["images"]["s2"][0, 0, 0]
+        for i in range(len(same))
+    )
+    assert len(PairedScenes(tmp_path, window=64, dates="first")) == 4
+
+
+def test_tiles_of_a_mosaic_are_read_across_their_border(tmp_path):
+    whole = np.arange(128 * 128, dtype=np.float32).reshape(128, 128)
+    write(tmp_path / "a" / "whole.tif", whole)
+    write(tmp_path / "b" / "left.tif", whole[:, :50])
+    write(tmp_path / "b" / "right.tif", whole[:, 50:], west=WEST + 500)
+    data = PairedScenes(tmp_path, window=64)
+    for index in range(len(data)):
+        images = data[index]["images"]
+        assert torch.equal(images["a"], images["b"])
+
+
+def test_groups_are_blocks_that_do_not_touch(tmp_path):
+    write(tmp_path / "s1" / "a.tif", np.zeros((320, 320), np.uint8))
+    write(tmp_path / "s1" / "b.tif", np.zeros((320, 320), np.uint8), west=WEST + 2880)
+    write(
+        tmp_path / "mask" / "a.tif",
+        np.random.default_rng(0).integers(0, 3, (320, 320)).astype("u1"),
+    )
+    data = PairedScenes(tmp_path, window=32, stride=16)
+    assert data.targets["mask"].classes == ("0", "1", "2")
+    assert len(set(data.groups)) >= 10
+    boxes = [data.place(i).bounds for i in range(len(data))]
+    for i, a in enumerate(boxes):
+        for j in range(i):
+            b = boxes[j]
+            touch = (
+                a.west <= b.east and b.west <= a.east and a.south <= b.north and b.south <= a.north
+            )
+            assert not touch or data.groups[i] == data.groups[j]
+    train = PairedScenes(tmp_path, window=32, stride=16, split="train")
+    test = PairedScenes(tmp_path, window=32, stride=16, split="test")
+    assert not set(train.groups) & set(test.groups)
+    assert sorted([*train.ids, *test.ids]) == sorted(data.ids)
+
+
+def test_shapes_with_a_class_column_are_burnt_in(folder):
+    from rasterio.warp import transform_geom
+
+    def square(left, top, side):
+        ring = [(left, top), (left + side, top), (left + side, top - side), (left, top - side)]
+        return {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+
+    shapes = [(square(WEST, NORTH, 320), "wheat"), (square(WEST + 320, NORTH, 320), "maize")]
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"crop": crop},
+            "geometry": transform_geom(UTM, "OGC:CRS84", shape, precision=9),
+        }
+        for shape, crop in shapes
+    ]
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (folder / "labels.geojson").write_text(text)
+    data = PairedScenes(folder, window=64, block=1)
+    assert data.targets["mask"].classes == ("maize", "wheat")
+    mask = data[data.ids.index("place_r0_c0")]["target"]["mask"]
+    assert (mask[:32, :32] == 1).all()
+    assert (mask[:32, 32:] == 0).all()
+    assert (mask[32:] == 255).all()
+    one = json.dumps({"type": "FeatureCollection", "features": features[:1]})
+    (folder / "labels.geojson").write_text(one)
+    data = PairedScenes(folder, window=64, block=1)
+    assert data.targets["mask"].classes == ("other", "wheat")
+    assert int(data[0]["target"]["mask"].sum()) == 32 * 32
+
+
+def test_resolution_in_metres(folder):
+    data = PairedScenes(folder, window=32, resolution=20)
+    assert data.place(0).resolution == (20, 20)
+    assert len(data) == 3 * 4
+    coarse = data[0]["images"]["s1"]
+    fine = PairedScenes(folder, window=64)[0]["images"]["s1"]
+    means = torch.nn.functional.avg_pool2d(fine, 2)
+    torch.testing.assert_close(coarse[:, 1:-1, 1:-1], means[:, 1:-1, 1:-1], rtol=0, atol=2)
+
+
+def test_what_cannot_be_is_refused_in_one_line(folder, tmp_path):
+    with pytest.raises(DataError, match=r"fit into none of 1 scenes; the largest is 192 x 256"):
+        PairedScenes(folder, window=512)
+    with pytest.raises(ConfigError, match=r"choose a coarser one"):
+        PairedScenes(folder, window=64, resolution=0.001)
+    write(folder / "s2" / "other_name.tif", smooth(120, 120, bands=3), WEST + 1e6, NORTH)
+    with pytest.raises(DataError, match=r"do not overlap: s1 .* and s2 .*correct their CRS"):
+        PairedScenes(folder, window=64)
+    write(folder / "s2" / "other_name.tif", smooth(120, 120, bands=3), crs=None)
+    with pytest.raises(DataError, match=r"has no CRS.*rio edit-info --crs"):
+        PairedScenes(folder, window=64)
+    write(folder / "s2" / "other_name.tif", smooth(120, 120, bands=2))
+    with pytest.raises(DataError, match=r"is given 3 bands"):
+        PairedScenes(folder, window=64)
+    rotated = from_origin(WEST, NORTH, 10, 10) @ rasterio.Affine.rotation(20)
+    with rasterio.open(folder / "s2" / "other_name.tif", "r+") as file:
+        file.transform = rotated
+    with pytest.raises(DataError, match=r"do not run from west to east.*gdalwarp"):
+        PairedScenes(folder, window=64)
+
+
+def test_untiled_rasters_are_told_with_the_remedy(tmp_path, caplog):
+    write(tmp_path / "s1" / "a.tif", np.zeros((64, 512), np.uint8), tiled=False)
+    PairedScenes(tmp_path, window=64)
+    assert "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE" in caplog.text
