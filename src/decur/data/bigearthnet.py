@@ -122,9 +122,10 @@ class BigEarthNetMM(PatchPairs):
     Source: Sumbul et al. 2021, "BigEarthNet-MM: A Large-Scale, Multimodal, Multilabel Benchmark
     Archive for Remote Sensing Image Classification and Retrieval".
 
-    Example:
-        data = BigEarthNetMM("bigearthnet", split="train")
-        data[0]["images"]["s2"].shape  # torch.Size([12, 120, 120])
+    Examples:
+        >>> data = BigEarthNetMM("bigearthnet", split="train")
+        >>> data[0]["images"]["s2"].shape
+        torch.Size([12, 120, 120])
     """
 
     def __init__(

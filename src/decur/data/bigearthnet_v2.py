@@ -105,9 +105,10 @@ class BigEarthNetV2(PatchPairs):
     Source: Clasen et al. 2025, "reBEN: Refined BigEarthNet Dataset for Remote Sensing Image
     Analysis".
 
-    Example:
-        data = BigEarthNetV2("bigearthnet-v2", split="train")
-        data[0]["images"]["s2"].shape  # torch.Size([12, 120, 120])
+    Examples:
+        >>> data = BigEarthNetV2("bigearthnet-v2", split="train")
+        >>> data[0]["images"]["s2"].shape
+        torch.Size([12, 120, 120])
     """
 
     def __init__(

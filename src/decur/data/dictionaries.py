@@ -54,9 +54,9 @@ def from_dataset(
         ConfigError: if the samples have no such keys, or classes are needed and unknown.
         DataError: if no sample can be read.
 
-    Example:
-        pairs = from_dataset(data, {"s1": ("image", [0, 1]), "s2": ("image", range(2, 14))})
-        PairedData(pairs)  # also embed, transfer and the rest
+    Examples:
+        >>> pairs = from_dataset(data, {"s1": ("image", [0, 1]), "s2": ("image", range(2, 14))})
+        >>> PairedData(pairs)  # also embed, transfer and the rest
     """
     return _Dictionaries(
         dataset,

@@ -73,9 +73,10 @@ class GeoNRW(PairedDataset):
     Source: Baier et al. 2021, "Synthesizing Optical and SAR Imagery From Land Cover Maps and
     Auxiliary Raster Data"; tiles and DEM scaling: DeCUR paper, section 4.
 
-    Example:
-        data = GeoNRW("geonrw", split="train")
-        data[0]["images"]["rgb"].shape  # torch.Size([3, 250, 250])
+    Examples:
+        >>> data = GeoNRW("geonrw", split="train")
+        >>> data[0]["images"]["rgb"].shape
+        torch.Size([3, 250, 250])
     """
 
     groups: list[str]

@@ -58,7 +58,7 @@ def hha(depth: Tensor, intrinsics: Tensor | Sequence[float]) -> Tensor:
     Raises:
         DataError: for a wrong shape or type, impossible intrinsics, or a picture without any depth.
 
-    Example:
+    Examples:
         >>> floor = 600 / torch.arange(1.0, 481).view(-1, 1).expand(480, 640)
         >>> hha(floor, (500.0, 500.0, 320.0, 0.0))[2].unique()
         tensor([38], dtype=torch.uint8)

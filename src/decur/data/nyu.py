@@ -62,9 +62,10 @@ class NYUDepthV2(PairedDataset):
     Source: Silberman, Hoiem, Kohli and Fergus 2012, "Indoor Segmentation and Support Inference from
     RGBD Images".
 
-    Example:
-        data = NYUDepthV2("nyu_depth_v2", split="train")
-        data[0]["images"]["depth"].shape  # torch.Size([1, 480, 640])
+    Examples:
+        >>> data = NYUDepthV2("nyu_depth_v2", split="train")
+        >>> data[0]["images"]["depth"].shape
+        torch.Size([1, 480, 640])
     """
 
     groups: list[str]

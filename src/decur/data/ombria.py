@@ -70,9 +70,10 @@ class Ombria(PairedDataset):
     Source: Drakonakis et al. 2022, "OmbriaNet: Supervised Flood Mapping via Convolutional Neural
     Networks Using Multitemporal Sentinel-1 and Sentinel-2 Data Fusion".
 
-    Example:
-        data = Ombria("OMBRIA", split="train", size=128)
-        data[0]["images"]["s2"].shape  # torch.Size([3, 128, 128])
+    Examples:
+        >>> data = Ombria("OMBRIA", split="train", size=128)
+        >>> data[0]["images"]["s2"].shape
+        torch.Size([3, 128, 128])
     """
 
     groups: list[str]

@@ -74,9 +74,10 @@ class RGBX(PairedDataset):
     Source: Zhang et al. 2023, "CMX: Cross-Modal Fusion for RGB-X Semantic Segmentation With
     Transformers".
 
-    Example:
-        data = RGBX("NYUDepthv2", split="train", classes=40)
-        data[0]["images"]["hha"].shape  # torch.Size([3, 480, 640])
+    Examples:
+        >>> data = RGBX("NYUDepthv2", split="train", classes=40)
+        >>> data[0]["images"]["hha"].shape
+        torch.Size([3, 480, 640])
     """
 
     def __init__(

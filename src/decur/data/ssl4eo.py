@@ -177,9 +177,10 @@ class SSL4EOS12(PlacesInSeasons):
     Self-Supervised Learning in Earth Observation"; season per image and sensor: DeCUR paper,
     section 4.
 
-    Example:
-        data = SSL4EOS12("ssl4eo-s12")
-        data[0]["images"]["s2"].shape  # torch.Size([13, 264, 264])
+    Examples:
+        >>> data = SSL4EOS12("ssl4eo-s12")
+        >>> data[0]["images"]["s2"].shape
+        torch.Size([13, 264, 264])
     """
 
     def __init__(

@@ -108,9 +108,10 @@ class SSL4EOS12v11(PlacesInSeasons):
     Source: Blumenstiel et al. 2025, "SSL4EO-S12 v1.1: A Multimodal, Multiseasonal Dataset for
     Pretraining"; season per image and sensor: DeCUR paper, section 4.
 
-    Example:
-        data = SSL4EOS12v11("ssl4eo-s12-v1.1", split="train")
-        data[0]["images"]["s2"].shape  # torch.Size([13, 264, 264])
+    Examples:
+        >>> data = SSL4EOS12v11("ssl4eo-s12-v1.1", split="train")
+        >>> data[0]["images"]["s2"].shape
+        torch.Size([13, 264, 264])
     """
 
     def __init__(

@@ -79,9 +79,10 @@ class SUNRGBD(PairedDataset):
     Source: Song, Lichtenberg and Xiao 2015, "SUN RGB-D: A RGB-D Scene Understanding Benchmark
     Suite".
 
-    Example:
-        data = SUNRGBD("sunrgbd", split="train", depth="hha")
-        data[0]["images"]["hha"].shape  # torch.Size([3, 480, 640])
+    Examples:
+        >>> data = SUNRGBD("sunrgbd", split="train", depth="hha")
+        >>> data[0]["images"]["hha"].shape
+        torch.Size([3, 480, 640])
     """
 
     groups: list[str]

@@ -48,7 +48,7 @@ def build_encoder(
     Raises:
         ConfigError: for an unknown name, with the closest known ones, or for wrong options.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = build_encoder("resnet18", 13)
         >>> [m.shape[-1] for m in encoder.forward_features(torch.zeros(1, 13, 64, 64))]

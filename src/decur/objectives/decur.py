@@ -30,7 +30,7 @@ class DeCUR(Objective):
         decouple: False makes all dimensions common (Table 5). Without `intra` too, this is
             cross-modal Barlow Twins.
 
-    Example:
+    Examples:
         >>> z1, z1b, z2, z2b = torch.randn(4, 32, 512)
         >>> terms = DeCUR(dim=512)({"s1": (z1, z1b), "s2": (z2, z2b)})
         >>> list(terms)

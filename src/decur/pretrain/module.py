@@ -65,7 +65,7 @@ class Pretrainer(L.LightningModule):
     Raises:
         ConfigError: if the objective's width is not the projector's, or a name cannot be used.
 
-    Example:
+    Examples:
         >>> from decur.data import SyntheticScenes
         >>> from decur.objectives import DeCUR
         >>> scenes = SyntheticScenes(samples=64)

@@ -57,7 +57,7 @@ class LinearGaussianFactors(PairedDataset):
     Raises:
         ConfigError: for numbers out of range.
 
-    Example:
+    Examples:
         >>> pair = LinearGaussianFactors(samples=8)[0]
         >>> pair["images"]["x"].shape, sorted(pair["target"])
         (torch.Size([100, 4, 4]), ['shared', 'unique_x', 'unique_y'])

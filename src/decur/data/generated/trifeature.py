@@ -65,7 +65,7 @@ class BimodalTrifeature(PairedDataset):
     Raises:
         ConfigError: for an unknown split, or numbers out of range.
 
-    Example:
+    Examples:
         >>> pair = BimodalTrifeature(samples=8)[0]
         >>> pair["images"]["a"].shape, sorted(pair["target"])
         (torch.Size([3, 64, 64]), ['shape', 'synergy', 'texture_a', 'texture_b'])

@@ -55,9 +55,10 @@ class PackedPairs(PairedDataset):
         DataError: if this is no packed data, or a file is missing or cut short.
         ConfigError: for wrong `modalities`.
 
-    Example:
-        data = PackedPairs("packed")
-        data[0]["images"]["s2"].shape  # torch.Size([13, 264, 264])
+    Examples:
+        >>> data = PackedPairs("packed")
+        >>> data[0]["images"]["s2"].shape
+        torch.Size([13, 264, 264])
     """
 
     def __init__(

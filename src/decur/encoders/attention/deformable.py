@@ -59,7 +59,7 @@ class DeformableAttention(nn.Module):
     Source: DeCUR paper, section 3.2 and appendix B.1; Xia et al. 2022, 2023 (DAT, DAT++), whose
     DAT++ lets offsets pass no tanh, as the authors' code does not.
 
-    Example:
+    Examples:
         >>> module = DeformableAttention(256, heads=2, groups=1, stride=2, kernel=5, size=(14, 14))
         >>> module(torch.zeros(1, 256, 14, 14)).shape
         torch.Size([1, 256, 14, 14])

@@ -1,0 +1,84 @@
+"""The commands of the README and of the tutorials run as written, on tiny data."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_folder import write
+from make_ombria import make_ombria
+
+from decur.cli import main
+
+HOME = Path(__file__).parent.parent
+# What makes each command short; it comes last, so it wins.
+SHORT = {
+    "pretrain": ["--encoder.name=test_resnet", "--projector.width=16", "--views.size=24"]
+    + ["--loader.batch_size=4", "--trainer.max_epochs=1", "--monitor.every_epochs=0"],
+    "transfer": ["--fit.epochs=1", "--bootstrap=0", "--device=cpu"],
+    "explain": ["--only=alignment", "--samples=8", "--device=cpu"],
+}
+GENERATED = ["--data.samples=24", "--data.size=32"]
+
+
+def ombria(root):
+    make_ombria(root / "OMBRIA", {"train": range(1, 7), "test": [7]}, {"ITALY": range(1, 4)})
+
+
+def rooms(root):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(0, 255, (3, 32, 32)).astype("uint8")
+        write(root / f"rooms/rgb/{number}.png", pixels)
+        write(root / f"rooms/depth/{number}.png", (1000 + 9 * pixels[:1].astype("uint16")))
+        write(root / f"rooms/mask/{number}.png", pixels[:1] // 100)
+
+
+def commands(page):
+    """The command lines of a page's bash blocks, without what only shows a form."""
+    code = re.findall(r"```bash\n(.*?)```", (HOME / page).read_text(), re.S)
+    lines = "".join(code).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def run(page, wanted=lambda words: words[0] == "decur"):
+    for _, command, *arguments in filter(wanted, commands(page)):
+        generated = "demo" in arguments or "SyntheticScenes" in arguments
+        main([command, *arguments, *SHORT.get(command, []), *(GENERATED if generated else [])])
+
+
+def test_the_readmes_commands_on_a_clone_of_ombria(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ombria(tmp_path)
+    assert ["git", "clone", "https://github.com/geodrak/OMBRIA"] in commands("README.md")
+    run("README.md", lambda words: "Ombria" in words)
+    results = json.loads(Path("runs/ombria-flood/results.json").read_text())
+    assert (results["target"], results["modalities"]) == ("flood", ["s1", "s2"])
+    assert (results["train"], results["test"]) == (6, 3)  # pictures from after a flood
+    assert results["encoders"] == ["runs/ombria"]
+
+
+def test_the_tutorial_on_rooms(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rooms(tmp_path)
+    (own,) = re.findall(r"```yaml\n(.*?)```", (HOME / "docs/tutorials/rgbd.md").read_text(), re.S)
+    Path("rooms/modalities.yaml").write_text(own)
+    run("docs/tutorials/rgbd.md", lambda words: words[:2] not in (["decur", "stats"],))
+    assert json.loads(Path("runs/rooms-dark/results.json").read_text())["modalities"] == ["depth"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "left"),
+    [
+        ("floods", ["floods", "floods-both", "floods-random", "floods-s1"]),
+        ("three-sensors", ["three", "three-all", "three-elevation", "three-moisture"]),
+    ],
+)
+def test_the_longer_tutorials(page, left, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ombria(tmp_path)
+    run(f"docs/tutorials/{page}.md")
+    assert set(left) <= {path.name for path in Path("runs").iterdir()}
