@@ -119,6 +119,7 @@ def test_recipes_are_listed_for_own_data_first_then_the_papers_by_table(capsys):
     assert heads[0].startswith("Your own") and heads[2].endswith("Table 1")
     tables = [line.split()[-1] for line in heads if "Table" in line]
     assert tables == sorted(tables) == list("123456")
+    assert listed.index(named["compare-own"]) < listed.index(heads[1])
     for name in ("demo", "ombria", "compare-ombria"):
         assert listed.index(named[name]) < listed.index(heads[2])
     assert listed.index(named["ssl4eo"]) > listed.index(heads[2])

@@ -27,8 +27,9 @@ def test_the_readmes_comparison_can_be_planned(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```yaml\n(# mine.yaml.*?)```", README, re.S)
     Path("mine.yaml").write_text(code)
     main(["compare", "--config", "mine.yaml", "--dry_run", "true"])
-    # 3 seeds: 4 pretraining runs (two of them apart), 4 methods x 2 tasks x 9 columns
-    assert f"{3 * (4 + 4 * 2 * 9)} to do" in capsys.readouterr().out
+    # 3 seeds: 10 pretraining runs (one method needs two), 10 methods x 5 columns and 2 fine-tuned,
+    # each with two shares of the labels
+    assert f"{3 * (10 + 2 * (10 * 5 + 2))} to do" in capsys.readouterr().out
 
 
 def test_the_readmes_files_exist():

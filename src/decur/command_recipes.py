@@ -9,7 +9,8 @@ from decur.config import Parser, command_of, describe, recipes
 from decur.errors import ConfigError, did_you_mean
 
 _ORDER = ("pretrain", "transfer", "compare")
-_OWN = "Your own pairs need no recipe:"
+_OWN = "Your own pairs need no recipe, but for comparisons:"
+_FOR_OWN = "Your own pairs"  # how a recipe for own data begins
 _EXAMPLES = [
     "  decur pretrain --data.root FOLDER, with FOLDER/<sensor>/<id>.tif|png|jpg|npy",
     "  decur transfer --encoders RUN --data.root FOLDER, with FOLDER/labels.csv",
@@ -39,19 +40,25 @@ def main(arguments: Sequence[str]) -> None:
 def _listing(found: dict[str, str]) -> list[str]:
     """Return the lines that list recipes: for own data first, then the paper's by table."""
     width = max(map(len, found))
-    lines = [_OWN, *_EXAMPLES]
+    own = {name: text for name, text in found.items() if describe(text).startswith(_FOR_OWN)}
+    lines = [_OWN, *_EXAMPLES, *_lines(own, width)]
+    found = {name: text for name, text in found.items() if name not in own}
     places = set(map(_place, found.values()))
     for place in sorted(places, key=lambda place: (place.startswith("Figure"), place)):
         lines += ["", f"The paper, {place}" if place else _SMALL]
-        here = [name for name in found if _place(found[name]) == place]
-        for name in sorted(here, key=lambda name: (_ORDER.index(command_of(found[name])), name)):
-            text = found[name]
-            lines.append(f"  {name:<{width}}  {command_of(text):<8}  {describe(text)}")
+        here = {name: text for name, text in found.items() if _place(text) == place}
+        lines += _lines(here, width)
     return [
         *lines,
         "",
         "Run one with `decur COMMAND --config NAME`; `decur recipes NAME` prints it.",
     ]
+
+
+def _lines(found: dict[str, str], width: int) -> list[str]:
+    """Return a line for each recipe: its name, its command, and what it is for."""
+    ordered = sorted(found.items(), key=lambda item: (_ORDER.index(command_of(item[1])), item[0]))
+    return [f"  {name:<{width}}  {command_of(text):<8}  {describe(text)}" for name, text in ordered]
 
 
 def _place(text: str) -> str:

@@ -14,6 +14,7 @@ from decur import plotting, report
 from decur.compare import table_text
 from decur.compare.cells import Axis, Cell, is_done, read_scores, seconds
 from decur.compare.execute import Execution
+from decur.compare.inputs import describe_inputs
 from decur.compare.plan import plan_cells
 from decur.compare.published import check_names
 from decur.compare.settings import ClusterSettings, CompareSettings, check_cluster
@@ -67,7 +68,8 @@ def compare(
         The folder, the tables, and which cells failed.
 
     Raises:
-        ConfigError: if a configuration is wrong, before anything runs.
+        ConfigError: if a configuration is wrong, before anything runs; also if the data has not
+            the label or a sensor of a task.
         Interrupted: if told to stop; the same call goes on from there.
     """
     cluster = cluster or ClusterSettings()
@@ -84,6 +86,9 @@ def compare(
             console.print(f"{'done' if is_done(cell) else '    '}  {cell.label}")
         return Compared(folder, [], {})
 
+    if cluster.name != "slurm":  # whose nodes may see data that this machine does not
+        for line in describe_inputs(todo):
+            console.print(f"data      {line}", markup=False)
     failed: dict[Path, str] = {}
     with folder.owned():
         _begin(folder, config)

@@ -129,6 +129,7 @@ def _transfer(
     )
     whole = join_apart(data, test_data, val_data)
     task = choose_task(whole.targets, settings.target)
+    chosen = settings.probe == "auto" and settings.freeze and not task.dense
     settings = settings.complete(task, validated=val_data is not None)
     encoders = open_encoders(whole.modalities, settings)
     device = choose_device(settings.device)
@@ -136,6 +137,8 @@ def _transfer(
     quiet_lightning()
     seed_everything(settings.seed)
     console.print(f"data      {whole.describe()}", highlight=False)
+    if chosen:
+        console.print(f"probe     {settings.probe}, as {task.name} is a {task.kind}")
     scaled = {name: encoder.modality for name, encoder in encoders.items()}
     check_units(whole, {name: sensor for name, sensor in scaled.items() if sensor is not None})
 

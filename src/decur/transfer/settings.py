@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
 from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges
 
 Schedule = Literal["steps", "poly", "constant"]
-Probe = Literal["ridge", "logistic", "sgd"]
+Probe = Literal["ridge", "logistic", "sgd", "auto"]
 Head = Literal["fcn", "cmx"]
 Representation = Literal["features", "embedding", "common", "unique"]
 MissingBands = Literal["refuse", "empty"]
 
 
 class Label(Protocol):
-    """What settings look at of a task: its name, its kind, and whether each pixel has a label."""
+    """What settings look at of a task: name, kind, usual probe, whether each pixel has a label."""
 
     name: str
+    usual_probe: ClassVar[Literal["ridge", "logistic"]]
 
     @property
     def kind(self) -> str: ...  # noqa: D102
@@ -179,6 +180,8 @@ class TransferSettings:
         run: folder to write.
         probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
             regularisation chosen on a validation part of the training part; or "sgd", the paper's.
+            "auto" takes what fits the label, and says which: "logistic" for one class a sample,
+            "ridge" for several classes and for numbers.
         head: of masks: the paper's "fcn", or "cmx", which fuses two MiT encoders stage by stage.
         representation: what of frozen encoders is probed: their "features", or with the projectors
             of their run, whose folder must be given, the "embedding" or its "common" or "unique"
@@ -274,7 +277,7 @@ class TransferSettings:
         return self.test_scales != (1.0,) or self.test_flip or self.test_window is not None
 
     def complete(self, task: Label, validated: bool = False) -> TransferSettings:
-        """Return a copy for a task, in which `fit` leaves nothing open.
+        """Return a copy for a task, in which `fit` and the probe leave nothing open.
 
         Args:
             task: what is learned.
@@ -283,6 +286,8 @@ class TransferSettings:
         Raises:
             ConfigError: if settings do not fit together; it names one.
         """
+        if self.probe == "auto":
+            return replace(self, probe=task.usual_probe).complete(task, validated)
         self._refuse_mismatch(task)
         self._refuse_useless(task, validated or self.val_fraction > 0)
         return replace(self, fit=self.fit.complete(task.kind, self.freeze, self.head))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class Task(ABC):
         measures: what each metric is, by its name.
         main: the metric that a validation part chooses by; higher is better.
         dense: whether there is an output for each pixel.
+        usual_probe: the head on frozen vectors that `--probe auto` takes.
         measured: what of `Kept` the metrics are computed from.
         scales: of metrics that are no shares in [0, 1], what they are: "explained" (an R2),
             "positive" (an error) or "plain"; their intervals are found on that scale.
@@ -49,6 +50,7 @@ class Task(ABC):
     measures: ClassVar[Mapping[str, str]]
     main: ClassVar[str]
     dense: ClassVar[bool] = False
+    usual_probe: ClassVar[Literal["ridge", "logistic"]] = "ridge"
     measured: ClassVar[tuple[str, ...]] = ("output", "truth")
     scales: ClassVar[Mapping[str, str]] = {}
 

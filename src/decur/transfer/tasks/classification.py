@@ -37,6 +37,7 @@ class SingleLabel(Task):
         "macro_F1": "F1 averaged over classes",
     }
     main = "accuracy"
+    usual_probe = "logistic"
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Classes without a sample."""
