@@ -11,6 +11,7 @@ from make_folder import write
 from make_ombria import make_ombria
 
 from decur.cli import main
+from decur.config import recipes
 
 HOME = Path(__file__).parent.parent
 # What makes each command short; it comes last, so it wins.
@@ -82,3 +83,20 @@ def test_the_longer_tutorials(page, left, tmp_path, monkeypatch):
     ombria(tmp_path)
     run(f"docs/tutorials/{page}.md")
     assert set(left) <= {path.name for path in Path("runs").iterdir()}
+
+
+def test_the_page_of_results_repeats_numbers_of_its_tables_only():
+    front = (HOME / "docs/results.md").read_text()
+    pages = {page.name: page.read_text() for page in sorted((HOME / "docs/results").iterdir())}
+    scores = re.compile(r"\d+\.\d ± \d+\.\d")
+    told = set(scores.findall(front))
+    assert told and told <= set(scores.findall("".join(pages.values())))
+    shipped = recipes()
+    for name, text in pages.items():
+        assert f"(results/{name})" in front, "a page that is not linked"
+        assert "**" not in "".join(line for line in text.splitlines() if line.startswith("|"))
+        named = re.findall(r"decur compare --config (\S+)", text)
+        assert named and set(named) <= set(shipped) and "version 0." in text
+    for line in [*front.splitlines(), *"".join(pages.values()).splitlines()]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", line):
+            assert any((HOME / home / target).is_file() for home in ("docs", "docs/results")), line
