@@ -33,6 +33,10 @@ COMMANDS = {
         "decur.transfer.command_transfer:main",
         "encoders and labels in, scores out: frozen or fine-tuned, few labels or all",
     ),
+    "predict": (
+        "decur.predict.command_predict:main",
+        "a trained model over a whole scene: a georeferenced map out, resumable",
+    ),
     "compare": (
         "decur.compare.command_compare:main",
         "methods x label fractions x sensors x seeds: the whole table, resumable",

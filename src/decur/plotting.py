@@ -7,6 +7,7 @@ same in every figure, and the colour-blind can tell them apart.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from colorsys import hsv_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ ABSENT = "#C8C8C8"  # what is not labelled
 # Teal, wine, black and grey: apart from each other, and from the parts, in hue and in lightness.
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
 MARKERS = ("o", "^", "s", "D")
+_AREAS = "DDDDDD 77AADD EE8866 44BB99 EEDD88 FFAABB AAAA00 99DDFF BBCC33"
 
 
 def available() -> bool:
@@ -139,6 +141,19 @@ def part_colour(name: str) -> str:
 def rgb(colour: str) -> NDArray[np.int64]:
     """Return red, green and blue of a colour such as "#0072B2": (3,) from 0 to 255."""
     return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def class_colours(count: int) -> list[tuple[int, int, int]]:
+    """Return a colour for each class of a map, red, green and blue from 0 to 255.
+
+    The first nine are Tol's "light" palette, made for filling areas (Tol 2021, "Colour Schemes");
+    further ones go around the circle of hues by the golden angle.
+    """
+    made = [(int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16)) for c in _AREAS.split()]
+    for number in range(count - len(made)):
+        r, g, b = hsv_to_rgb(number * 0.618034 % 1, 0.45 + 0.3 * (number % 2), 0.85)
+        made.append((round(255 * r), round(255 * g), round(255 * b)))
+    return made[:count]
 
 
 def part_line(name: str) -> str:

@@ -311,6 +311,18 @@ def _vectors(seen: Features, model: Fusion, rows: Rows) -> NDArray[np.float32]:
     return np.concatenate([zeroed(seen.features[name][rows]) for name in model.encoders], axis=1)
 
 
+def _seen_in_training(parts: Parts, model: Fusion, settings: TransferSettings) -> dict[str, Any]:
+    """Return what `decur predict` must know to show the model what it was trained on."""
+    data, solved = parts.data, settings.freeze and not parts.task.dense
+    absent = any(not data.present[name][parts.train].all() for name in model.encoders)
+    sizes = {name: data.modalities[name].size for name in model.encoders}
+    return {
+        "pictures": {name: list(size) if size else None for name, size in sizes.items()},
+        "absent": absent,
+        "probe": settings.probe if solved else None,
+    }
+
+
 def _leave(
     folder: RunFolder,
     model: Fusion,
@@ -328,6 +340,7 @@ def _leave(
             "kind": task.kind,
             "classes": list(task.classes),
             "size": settings.size,
+            **_seen_in_training(parts, model, settings),
         }
         save_model(model, folder.path / "model.safetensors", about)
     write_results(folder, results)

@@ -1,0 +1,182 @@
+"""What predicts: a model of `decur transfer`, in numbers that can be averaged over windows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from decur.digest import digest
+from decur.encoders.base import Encoder, refuse_size
+from decur.errors import ConfigError, DataError
+from decur.features import scaled
+from decur.modality import Modality
+from decur.transfer.heads import CMX, load_model
+
+MODEL = "model.safetensors"
+Size = tuple[int, int]  # height and width
+
+
+class Predictor(ABC):
+    """Something that gives numbers for each place of a window, which are blended with others'.
+
+    Attributes:
+        kind: of the target, "mask", "class", "multilabel" or "scalar", or "features".
+        classes: their names; none for numbers and features.
+        bands: names of the output's channels.
+        encoders: `{sensor: encoder}`.
+        modalities: `{sensor: how its raw pictures are scaled}`.
+        pictures: `{sensor: height and width of the pictures that it was trained on}`, None where
+            that is not known.
+        cell: pixels of a window along each step of the output: 1, or an encoder's stride.
+        needs_all: whether nothing can be told where a sensor is absent.
+        seen_absent: whether some sample of the training lacked a sensor; None: not known.
+    """
+
+    kind: str
+    classes: tuple[str, ...] = ()
+    bands: tuple[str, ...]
+    encoders: Mapping[str, Encoder]
+    modalities: Mapping[str, Modality]
+    pictures: Mapping[str, Size | None]
+    cell: int = 1
+    needs_all: bool = False
+    seen_absent: bool | None = None
+    resized: int | None = None  # height and width that the pictures of a training are resized to
+    reference: str  # the sensor whose pixels windows have; the first unless a scene says otherwise
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Return what tells this predictor from others."""
+
+    @abstractmethod
+    def to(self, device: str) -> None:
+        """Move the weights to a device."""
+
+    @abstractmethod
+    def predict(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """Return the output for windows of raw pictures.
+
+        Args:
+            images: `{sensor: (B, C, H, W)}` in raw units, NaN where there is no measurement.
+            present: `{sensor: (B,) bool}` on the CPU.
+
+        Returns:
+            (B, bands, H / cell, W / cell) float32; (B, bands, 1, 1) where a window has one answer.
+        """
+
+    def input_size(self, name: str, window: Size) -> Size | None:
+        """Return the size that windows of a sensor are resized to; None for their own.
+
+        Windows are resized as the pictures of the training were, so that things have the size on
+        the picture that they had there.
+
+        Args:
+            name: of the sensor.
+            window: height and width on the grid.
+        """
+        own, base = self.pictures.get(name), self.pictures.get(self.reference)
+        if base is None:
+            return (self.resized, self.resized) if self.resized else None
+        wanted = (self.resized, self.resized) if self.resized else own or base
+        height, width = (
+            max(1, round(w * s / b)) for w, s, b in zip(window, wanted, base, strict=True)
+        )
+        return None if (height, width) == window else (height, width)
+
+    def refuse_window(self, window: Size) -> None:
+        """Refuse windows of a size that an encoder does not take.
+
+        Raises:
+            ConfigError: with what the encoder says.
+        """
+        for name, encoder in self.encoders.items():
+            size = self.input_size(name, window) or window
+            refuse_size(encoder, self.modalities[name], size=size, key="window")
+
+
+class HeadPredictor(Predictor):
+    """A model of `decur transfer`.
+
+    Args:
+        path: its folder, or the file `model.safetensors` in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = path / MODEL if path.is_dir() else path
+        self.model, header = load_model(file)
+        self.file = file
+        self.kind, self.classes = str(header["kind"]), tuple(header["classes"])
+        if self.kind not in ("mask", "class", "multilabel", "scalar"):
+            raise DataError(f"{file}: predicts a {self.kind}, which no map can hold")
+        self.bands = self.classes or (str(header["target"]),)
+        self.encoders = {name: self.model.encoder(name) for name in self.model.encoders}
+        self.modalities = {name: self.model.modality(name) for name in self.encoders}
+        self.reference = next(iter(self.encoders))
+        known = header.get("pictures") or {}
+        self.pictures = {
+            name: _size(known.get(name)) or modality.size
+            for name, modality in self.modalities.items()
+        }
+        self.resized = header.get("size")
+        self.needs_all = isinstance(self.model, CMX)
+        self.seen_absent = header.get("absent")
+        self.ridge = header.get("probe") == "ridge"
+
+    @property
+    def digest(self) -> str:
+        """See `Predictor.digest`."""
+        return digest(self.model, self.pictures, self.resized, self.ridge)
+
+    def to(self, device: str) -> None:
+        """See `Predictor.to`."""
+        self.model.to(device)
+
+    @torch.inference_mode()
+    def predict(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """Return probabilities, or a number in the label's units; see `Predictor.predict`."""
+        first = images[self.reference]
+        window = (first.shape[-2], first.shape[-1])
+        pictures = {}
+        for name, x in images.items():
+            x = scaled(x, self.modalities[name], self.input_size(name, window))
+            pictures[name] = x.contiguous(memory_format=torch.channels_last)
+        output: Tensor = self.model(pictures, present, window if self.kind == "mask" else None)
+        return self.answers(output.float())
+
+    def answers(self, output: Tensor) -> Tensor:
+        """Return the model's output (B, K, ...) as probabilities or numbers: (B, K, h, w)."""
+        if output.ndim == 2:
+            output = output[:, :, None, None]
+        if self.kind == "scalar":
+            return output
+        if self.ridge:  # a least-squares estimate of +1 and -1
+            shares = ((output + 1) / 2).clamp(0, 1)
+            if self.kind == "multilabel":
+                return shares
+            return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
+        return output.sigmoid() if self.kind == "multilabel" else output.softmax(dim=1)
+
+
+def _size(value: object) -> Size | None:
+    return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else None
+
+
+def open_predictor(path: str | Path) -> Predictor:
+    """Return what a folder or file holds, ready to predict on the CPU.
+
+    Args:
+        path: a folder of `decur transfer`, or its `model.safetensors`.
+
+    Raises:
+        ConfigError: if there is no such file or folder.
+        DataError: if it holds no model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder; give a folder of `decur transfer`")
+    return HeadPredictor(path)

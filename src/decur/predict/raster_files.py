@@ -1,0 +1,214 @@
+"""The rasters of a map: tiles, the virtual raster that joins them, the Cloud Optimized GeoTIFF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur.data.grid import Grid
+from decur.data.rasters import import_rasterio
+from decur.errors import WriteError
+from decur.runs import atomic, put_in_place, write_text
+
+BLOCK = 512  # pixels along a block of a map
+_CACHE = 2**27  # bytes of blocks that GDAL keeps while it writes a map
+Colour = tuple[int, int, int]
+_GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the pixels of a raster are.
+
+    Args:
+        dtype: "uint8", "uint16" or "float32".
+        nodata: what stands where nothing was seen.
+        bands: their names.
+        classes: names by the value of a pixel; empty where values are no classes.
+        colours: of the classes.
+        tags: further metadata.
+    """
+
+    dtype: str
+    nodata: float
+    bands: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    colours: tuple[Colour, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of a pixel, all bands."""
+        return np.dtype(self.dtype).itemsize * len(self.bands)
+
+
+def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> None:
+    """Write pixels (bands, H, W) as a GeoTIFF, whole or not at all.
+
+    The file is made in memory, since GDAL does not always tell when a disk is full.
+
+    Raises:
+        WriteError: if it cannot be written.
+    """
+    rasterio = import_rasterio(".tif")
+    profile = {
+        "driver": "GTiff",
+        "count": len(pixels),
+        "height": grid.height,
+        "width": grid.width,
+        "dtype": layout.dtype,
+        "crs": grid.crs,
+        "transform": grid.affine,
+        "nodata": layout.nodata,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "deflate",
+        "zlevel": 1,
+        "interleave": "band",
+    }
+    with rasterio.io.MemoryFile() as memory:
+        with memory.open(**profile) as file:
+            file.write(pixels.astype(layout.dtype, copy=False))
+        data = memory.read()
+    with atomic(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_virtual(
+    path: Path, grid: Grid, layout: Layout, parts: Sequence[tuple[str, Grid]]
+) -> None:
+    """Write a virtual raster (VRT) that joins rasters which lie beside it.
+
+    Args:
+        path: of the .vrt file.
+        grid: of the whole.
+        layout: of the whole, and of each part.
+        parts: name and grid of each, on the pixels of the whole.
+    """
+    lines = [
+        f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">',
+        f"<SRS>{escape(grid.crs)}</SRS>",
+        "<GeoTransform>"
+        + ", ".join(
+            repr(float(v))
+            for v in (grid.west, grid.resolution[0], 0, grid.north, 0, -grid.resolution[1])
+        )
+        + "</GeoTransform>",
+        "<Metadata>",
+        *(f"<MDI key={quoteattr(k)}>{escape(v)}</MDI>" for k, v in layout.tags.items()),
+        "</Metadata>",
+    ]
+    for number, name in enumerate(layout.bands, 1):
+        lines += _band(number, name, grid, layout, parts)
+    write_text(path, "\n".join([*lines, "</VRTDataset>", ""]))
+
+
+def _band(
+    number: int, name: str, grid: Grid, layout: Layout, parts: Sequence[tuple[str, Grid]]
+) -> list[str]:
+    """Return the lines of one band of a virtual raster."""
+    lines = [
+        f'<VRTRasterBand dataType="{_GDAL_TYPES[layout.dtype]}" band="{number}">',
+        f"<Description>{escape(name)}</Description>",
+        f"<NoDataValue>{layout.nodata}</NoDataValue>",
+    ]
+    if layout.colours:
+        entries = [f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="255"/>' for r, g, b in layout.colours]
+        lines += ["<ColorInterp>Palette</ColorInterp>", "<ColorTable>", *entries, "</ColorTable>"]
+    lines += _categories(layout)
+    for file, part in parts:
+        row, column = grid.offset(part) or (0, 0)
+        size = f'xSize="{part.width}" ySize="{part.height}"'
+        lines += [
+            "<SimpleSource>",
+            f'<SourceFilename relativeToVRT="1">{escape(file)}</SourceFilename>',
+            f"<SourceBand>{number}</SourceBand>",
+            f'<SrcRect xOff="0" yOff="0" {size}/>',
+            f'<DstRect xOff="{column}" yOff="{row}" {size}/>',
+            "</SimpleSource>",
+        ]
+    return [*lines, "</VRTRasterBand>"]
+
+
+def _categories(layout: Layout) -> list[str]:
+    if not layout.classes:
+        return []
+    names = [f"<Category>{escape(name)}</Category>" for name in layout.classes]
+    return ["<CategoryNames>", *names, "</CategoryNames>"]
+
+
+def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
+    """Write a Cloud Optimized GeoTIFF with overviews.
+
+    Args:
+        source: a raster, perhaps virtual.
+        whole: the file to write, under a name that is not the final one.
+        layout: of its pixels.
+
+    Raises:
+        WriteError: if it cannot be written.
+    """
+    rasterio = import_rasterio(".tif")
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+    from rasterio.shutil import copy
+
+    categorical = bool(layout.classes) or layout.dtype != "float32"
+    options = {
+        "COMPRESS": "DEFLATE",
+        "PREDICTOR": "NO" if categorical else "YES",
+        "BLOCKSIZE": BLOCK,
+        "OVERVIEW_RESAMPLING": "MODE" if categorical else "AVERAGE",
+        "BIGTIFF": "IF_SAFER",
+    }
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE, GDAL_PAM_ENABLED="NO"):
+            copy(source, whole, driver="COG", **options)
+            _refuse_cut_off(whole)
+    except (RasterioError, CPLE_BaseError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise WriteError(
+            f"{whole}: cannot be written ({reason}); make room and give the same command again"
+        ) from error
+
+
+def publish(whole: Path, out: Path, layout: Layout) -> None:
+    """Give a complete map its final name.
+
+    Names of classes, which a GeoTIFF cannot hold, go into `out`.aux.xml, where GDAL and QGIS look
+    for them; the metadata `CLASSES` of the map has them, too.
+
+    Args:
+        whole: the map.
+        out: its final name, on the same disk.
+        layout: of its pixels.
+    """
+    beside = out.with_name(f"{out.name}.aux.xml")
+    if layout.classes:
+        lines = ["<PAMDataset>", '<PAMRasterBand band="1">', *_categories(layout)]
+        write_text(beside, "\n".join([*lines, "</PAMRasterBand>", "</PAMDataset>", ""]))
+    else:
+        beside.unlink(missing_ok=True)
+    put_in_place(whole, out)
+
+
+def _refuse_cut_off(path: Path) -> None:
+    """Read the last block of each band, as a disk that is full cuts a file off."""
+    rasterio = import_rasterio(".tif")
+    with rasterio.open(path, driver="GTiff") as file:
+        for band in file.indexes:
+            window = ((max(file.height - 1, 0), file.height), (max(file.width - 1, 0), file.width))
+            file.read(band, window=window)
+
+
+def class_tags(classes: Sequence[str]) -> dict[str, str]:
+    """Return the metadata that names classes by the value of a pixel, as JSON."""
+    return {"CLASSES": json.dumps(dict(enumerate(classes)), ensure_ascii=False)}

@@ -1,0 +1,81 @@
+"""What `decur predict` is to do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from decur.data.loader import LoaderSettings
+from decur.errors import PIXELS, ConfigError, check_ranges
+
+_PART = re.compile(r"(\d{1,6})/(\d{1,6})")
+_BATCH = 16  # windows; a window is far larger than a picture of a training
+
+FeatureBands = Literal["pca", "all"]
+
+
+@dataclass
+class PredictSettings:
+    """Which part of a scene is mapped, how, and where the map goes.
+
+    Args:
+        out: the map to write, a .tif file; for a data set a folder.
+        features: map what the encoders see: all their features, or three principal components;
+            None: what the model was trained to tell.
+        probabilities: write the probability of each class beside the classes.
+        bounds: left, lower, right and upper edge of what is mapped, in units of the reference
+            sensor's CRS; None: all of the scene.
+        resolution: of the map in units of the reference sensor's CRS; None: the sensor's own.
+        part: "i/n" maps the i-th of n parts, for several machines; when all are there, a virtual
+            raster joins them.
+        window: height and width of the windows that the model sees, in pixels of the map; None:
+            those that it was trained on.
+        overlap: share of a window that the next one covers, too.
+        min_valid: share of a window that a sensor must have measured to count as present; where
+            none has, each with a measured pixel counts.
+        tile: height and width of what is held in memory and kept as a file until the map is
+            complete, in pixels of the map.
+        loader: windows in a batch, and reading processes.
+        device: "auto" takes the GPU where there is one.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    out: str = "map.tif"
+    features: FeatureBands | None = None
+    probabilities: bool = False
+    bounds: tuple[float, float, float, float] | None = None
+    resolution: float | None = None
+    part: str | None = None
+    window: int | None = None
+    overlap: float = 0.5
+    min_valid: float = 0.5
+    tile: int = 2048
+    loader: LoaderSettings = field(default_factory=lambda: LoaderSettings(batch_size=_BATCH))
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, window=PIXELS, overlap=(0, 0.9), min_valid=(0, 1), tile=(64, 16_384))
+        if self.resolution is not None and not self.resolution > 0:
+            raise ConfigError(f"resolution: must be above 0, is {self.resolution:g}")
+        if self.bounds is not None:
+            west, south, east, north = self.bounds
+            if not (west < east and south < north):
+                raise ConfigError(
+                    f"bounds: left, lower, right and upper edge must rise, are {west:g} {south:g} "
+                    f"{east:g} {north:g}"
+                )
+        _ = self.number
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Which part of how many, from 1: (1, 1) for the whole."""
+        if self.part is None:
+            return 1, 1
+        found = _PART.fullmatch(self.part)
+        which, of = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= which <= of:
+            raise ConfigError(f"part: is i/n, such as 2/4, not {self.part!r}")
+        return which, of

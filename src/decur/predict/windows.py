@@ -1,0 +1,185 @@
+"""Where windows lie on a grid, how they are blended, and in which tiles a map is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MARGIN = 0.25  # of an overlap: what is next to a window's edge and left to its neighbour
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one side of a scene, in cells: pixels, or steps of a feature map.
+
+    A window's weight rises along the overlap with its neighbour as a cosine does. The outermost
+    cells, which the network sees with half their surroundings, have no weight unless they lie at
+    the scene's own edge. The last window is moved inwards to end with the scene.
+
+    Args:
+        length: cells of the scene.
+        window: cells of a window; of one that is longer than the scene the rest lies beyond it.
+        step: cells from one window to the next, at most `window`.
+    """
+
+    length: int
+    window: int
+    step: int
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Return the first cell of each window."""
+        room = self.length - self.window
+        if room <= 0:
+            return [0]
+        return [*range(0, room, self.step), room]
+
+    def weights(self, start: int) -> NDArray[np.float32]:
+        """Return the weight of each cell of a window: (window,)."""
+        overlap = self.window - self.step
+        margin = int(overlap * _MARGIN)
+        ramp = min(overlap - 2 * margin, self.window // 2 - margin)
+        at = np.arange(self.window) + 0.5
+        before = at - margin if start > 0 else np.full(self.window, np.inf)
+        after = self.window - margin - at
+        if start + self.window >= self.length:
+            after = np.full(self.window, np.inf)
+        rise = np.clip(np.stack([before, after]) / max(ramp, 1e-9), 0, 1)
+        return np.asarray((0.5 - 0.5 * np.cos(np.pi * rise)).prod(axis=0), dtype=np.float32)
+
+    def touching(self, first: int, last: int) -> list[int]:
+        """Return the starts of the windows that have a weight in cells `first` to `last` - 1."""
+        found = []
+        for start in self.starts:
+            low, high = max(first - start, 0), min(last - start, self.window)
+            if low < high and self.weights(start)[low:high].any():
+                found.append(start)
+        return found
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a map, made at once.
+
+    Args:
+        number: of the tile.
+        row: first row in the scene's grid.
+        column: first column.
+        height: rows.
+        width: columns.
+    """
+
+    number: int
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Area:
+    """A rectangle of the scene's grid that is mapped.
+
+    Args:
+        row: its first row.
+        column: its first column.
+        height: its rows.
+        width: its columns.
+    """
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+    def tiles(self, side: int) -> list[Tile]:
+        """Return the tiles of at most `side` x `side` cells that fill the rectangle."""
+        corners = [
+            (row, column)
+            for row in range(0, self.height, side)
+            for column in range(0, self.width, side)
+        ]
+        return [
+            Tile(
+                number,
+                self.row + row,
+                self.column + column,
+                min(side, self.height - row),
+                min(side, self.width - column),
+            )
+            for number, (row, column) in enumerate(corners)
+        ]
+
+    def part(self, which: int, of: int, unit: int) -> Area | None:
+        """Return one of several parts of about equal height, whole units of rows each.
+
+        Args:
+            which: from 1.
+            of: how many.
+            unit: rows that stay together.
+
+        Returns:
+            The part; None where there are more parts than units.
+        """
+        units = -(-self.height // unit)
+        if of > units:
+            return None
+        first, last = (which - 1) * units // of * unit, which * units // of * unit
+        return Area(self.row + first, self.column, min(last, self.height) - first, self.width)
+
+
+Corner = tuple[int, int]  # first row and column of a window, in cells
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The windows of all tiles, in the batches in which they are read and predicted.
+
+    Windows that reach over the edge of a tile are predicted for either, so that a tile depends on
+    no other.
+
+    Args:
+        rows: the windows along the scene's height.
+        columns: the windows along its width.
+        batch: windows in a batch, which never hold those of two tiles.
+    """
+
+    rows: Axis
+    columns: Axis
+    batch: int
+
+    def corners(self, tile: Tile) -> list[Corner]:
+        """Return the windows that a tile is made of."""
+        down = self.rows.touching(tile.row, tile.row + tile.height)
+        right = self.columns.touching(tile.column, tile.column + tile.width)
+        return [(row, column) for row in down for column in right]
+
+    def batches(self, tile: Tile) -> Iterator[list[Corner]]:
+        """Yield the windows of a tile in batches."""
+        corners = self.corners(tile)
+        for first in range(0, len(corners), self.batch):
+            yield corners[first : first + self.batch]
+
+    def weights(self, corner: Corner) -> NDArray[np.float32]:
+        """Return the weights of a window's cells: (window, window)."""
+        return np.outer(self.rows.weights(corner[0]), self.columns.weights(corner[1]))
+
+
+class Batches:
+    """The batches of some tiles, one after the other, as a loader's `batch_sampler`.
+
+    Args:
+        plan: of the windows.
+        tiles: whose windows are read.
+    """
+
+    def __init__(self, plan: Plan, tiles: Sequence[Tile]) -> None:
+        self.plan, self.tiles = plan, tiles
+
+    def __iter__(self) -> Iterator[list[Corner]]:
+        for tile in self.tiles:
+            yield from self.plan.batches(tile)

@@ -1,0 +1,217 @@
+"""`decur predict`: maps of scenes, against the model called by hand and against rasterio."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from predict_rasters import NORTH, SENSORS, WEST, noise, write_raster
+from torch.nn.functional import conv2d
+
+from decur.cli import main
+from decur.data import LoaderSettings
+from decur.predict import model, predict
+from decur.predict import scene as scene_module
+from decur.transfer.heads import load_model
+
+
+def quick(out, **options):
+    return {
+        "out": str(out),
+        "loader": LoaderSettings(batch_size=8, workers=0),
+        "tile": 64,
+        **options,
+    }
+
+
+def file_of(word):
+    return word.partition("=")[2]
+
+
+def pixels_of(path):
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+def test_the_map_has_the_grid_of_the_first_sensor_classes_and_colours(make_model, scene, tmp_path):
+    out = tmp_path / "map.tif"
+    arguments = ["--loader.workers=0", "--probabilities=true", f"--out={out}"]
+    main(["predict", str(make_model()), "--scene", *scene, *arguments])
+    with rasterio.open(out) as found, rasterio.open(file_of(scene[0])) as own:
+        assert (found.crs, found.transform, found.shape) == (own.crs, own.transform, own.shape)
+        assert found.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert found.nodata == 255
+        assert len(set(list(found.colormap(1).values())[:3])) == 3
+        classes = found.read(1)
+        assert set(np.unique(classes)) <= {0, 1, 2}
+    assert "<Category>wood</Category>" in (tmp_path / "map.tif.aux.xml").read_text()
+    with rasterio.open(tmp_path / "map-probabilities.tif") as file:
+        assert file.descriptions == ("dry", "wet", "wood")
+        probabilities = file.read()
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+    assert np.array_equal(probabilities.argmax(axis=0), classes)
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_a_scene_of_one_window_is_what_the_model_says_of_it(make_model, scene, tmp_path):
+    folder = make_model()
+    found = predict(folder, scene, **quick(tmp_path / "map.tif", window=256, probabilities=True))
+    network, _ = load_model(folder / "model.safetensors")
+    images = {}
+    for word in scene:
+        name, _, file = word.partition("=")
+        whole = np.full((SENSORS[name].channels, 128, 160), np.nan, np.float32)
+        whole[:, :100, :130] = pixels_of(file)  # cut to whole steps of 32 pixels
+        images[name] = SENSORS[name].scale(torch.from_numpy(whole)[None])
+    with torch.no_grad():
+        expected = network(images, None, (128, 160)).softmax(dim=1)[0, :, :100, :130]
+    np.testing.assert_allclose(pixels_of(found.probabilities), expected, atol=1e-5)
+
+
+class Toy(model.Predictor):
+    """A convolution of 9 x 9 pixels; it sees nothing beyond a window, as any network."""
+
+    kernel = torch.from_numpy(np.random.default_rng(3).normal(size=(1, 1, 9, 9))).float()
+    kind, bands, reference, digest = "scalar", ("sum",), "s1", "toy"
+
+    def __init__(self):
+        self.encoders = {"s1": SimpleNamespace(strides=[1])}
+        self.modalities, self.pictures = {"s1": SENSORS["s1"]}, {"s1": (32, 32)}
+
+    def to(self, device):
+        pass
+
+    def refuse_window(self, window):
+        pass
+
+    def predict(self, images, present):
+        return conv2d(images["s1"] / 1000, self.kernel, padding=4)
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(None, 0.5), (48, 0.4), (40, 0.75)])
+def test_windows_blend_into_what_one_piece_gives(window, overlap, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_module, "open_predictor", lambda *_: Toy())
+    options = quick(tmp_path / "map.tif", window=window, overlap=overlap)
+    found = pixels_of(predict("toy", scene[:1], **options).path)
+    whole = torch.from_numpy(pixels_of(file_of(scene[0])))[None]
+    expected = Toy().predict({"s1": whole}, {})[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_bounds_and_parts_are_cut_from_the_whole_map(make_model, scene, tmp_path):
+    folder = make_model()
+    whole = pixels_of(predict(folder, scene, **quick(tmp_path / "map.tif")).path)
+    bounds = (WEST + 301, NORTH - 900, WEST + 1000, NORTH - 200)
+    cut = predict(folder, scene, **quick(tmp_path / "cut.tif", bounds=bounds))
+    assert np.array_equal(pixels_of(cut.path), whole[:, 20:90, 30:100])
+    with rasterio.open(cut.path) as file:
+        assert tuple(file.bounds) == (WEST + 300, NORTH - 900, WEST + 1000, NORTH - 200)
+
+
+def test_a_killed_map_goes_on_to_the_same_bytes(make_model, scene, tmp_path, monkeypatch):
+    folder = make_model()
+    once = predict(folder, scene, **quick(tmp_path / "once.tif", probabilities=True))
+    made, write = [], scene_module.write_tile
+
+    def killed(path, *rest):
+        if len(made) == 5:  # the probabilities of the third tile are there, its classes are not
+            (path.parent / ".map-000009.tif.1.tmp").touch()
+            raise KeyboardInterrupt
+        made.append(path)
+        write(path, *rest)
+
+    options = quick(tmp_path / "twice.tif", probabilities=True)
+    monkeypatch.setattr(scene_module, "write_tile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(folder, scene, **options)
+    assert not (tmp_path / "twice.tif").exists()
+    made.clear()
+    monkeypatch.setattr(scene_module, "write_tile", lambda p, *r: (made.append(p), write(p, *r)))
+    twice = predict(folder, scene, **options)
+    assert len(made) == 2 * (2 * 3 - 2)
+    for name in ("path", "probabilities"):
+        assert getattr(once, name).read_bytes() == getattr(twice, name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(("twice", ".twice"))) == [
+        "twice-probabilities.tif",
+        "twice.tif",
+        "twice.tif.aux.xml",
+    ]
+
+
+def test_where_nothing_was_seen_there_is_nodata(make_model, scene, tmp_path):
+    pixels = pixels_of(file_of(scene[0]))
+    pixels[:, :, 90:] = np.nan
+    write_raster(tmp_path / "in" / "s1.tif", pixels)
+    folder = make_model()
+    alone = pixels_of(predict(folder, scene[:1], **quick(tmp_path / "one.tif")).path)
+    assert (alone[:, :, 90:] == 255).all() and (alone[:, :, :90] != 255).all()
+    both = pixels_of(predict(folder, scene, **quick(tmp_path / "map.tif")).path)
+    assert (both != 255).all()
+    only = pixels_of(predict(folder, scene[1:], **quick(tmp_path / "two.tif")).path)
+    # far from where s1 is there, it is as if the scene had none
+    assert np.array_equal(both[:, :, 100:], only[:, :, 100:])
+
+
+def test_a_window_has_one_class_or_number(make_model, scene, tmp_path):
+    folder = make_model("late_fusion", "scalar", ())
+    found = predict(folder, scene, **quick(tmp_path / "map.tif"))
+    with rasterio.open(found.path) as file:
+        assert file.dtypes == ("float32",) and np.isnan(file.nodata)
+        assert file.read(1).shape == (100, 130)
+    folder = make_model("late_fusion", "multilabel", ("a", "b"))
+    found = predict(folder, scene, **quick(tmp_path / "flags.tif"))
+    with rasterio.open(found.path) as file:
+        assert file.descriptions == ("a", "b") and file.dtypes == ("uint8", "uint8")
+
+
+# -- what a person can mend ------------------------------------------------------------------------
+
+
+def refused(capsys, tmp_path, *arguments):
+    """The one line that a command ends in, with nothing under the final name."""
+    out = tmp_path / "refused" / "map.tif"
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", *map(str, arguments), "--loader.workers=0", f"--out={out}"])
+    assert ended.value.code == 2
+    assert not out.parent.exists() or not [p for p in out.parent.glob("map*") if p.is_file()]
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "rror" in text]
+    return line
+
+
+def test_bad_scenes_are_refused_in_a_line(make_model, scene, tmp_path, capsys):
+    folder, far = make_model(), tmp_path / "in" / "far.tif"
+    write_raster(far, noise(2, 64, 64), west=WEST + 1e5)
+    line = refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
+    assert "do not overlap" in line and "far.tif" in line
+    write_raster(far, noise(2, 64, 64), crs=None)
+    assert "has no CRS" in refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
+    turned = rasterio.Affine(8, 6, WEST, 6, -8, NORTH)
+    write_raster(far, noise(2, 64, 64), transform=turned)
+    assert "gdalwarp" in refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
+    line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=0.0005")
+    assert "TB" in line and "resolution" in line
+    line = refused(capsys, tmp_path, folder, "--scene", "s3=x.tif")
+    assert "s3" in line and "s1, s2" in line
+    line = refused(capsys, tmp_path, folder, "--scene", f"s1={file_of(scene[1])}")
+    assert "1 " in line and "bands" in line
+    line = refused(capsys, tmp_path, folder, "--scene", "s1=nowhere.tif")
+    assert "nowhere.tif: no such file" in line
+    line = refused(capsys, tmp_path, tmp_path / "none", "--scene", *scene)
+    assert "none" in line
+    line = refused(capsys, tmp_path, folder, "--scene", *scene, "--bounds", "0", "0", "9", "9")
+    assert "bounds" in line
+    line = refused(capsys, tmp_path, folder, "--scene", *scene, "--part=2/2")
+    assert "at most 1" in line
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(
+    make_model, scene, tmp_path, capsys, monkeypatch
+):
+    def full(source, whole, *rest):
+        whole.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(whole))
+
+    monkeypatch.setattr(scene_module, "write_optimised", full)
+    line = refused(capsys, tmp_path, make_model(), "--scene", *scene)
+    assert "No space left" in line
