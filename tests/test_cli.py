@@ -75,7 +75,7 @@ def test_a_command_is_a_function_of_its_arguments(name):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("decur pre", ["pretrain"]),
+        ("decur pre", ["predict", "pretrain"]),
         ("decur ", [*COMMANDS, "-h", "--help"]),
         ("decur pretrain --views.s", ["--views.shared_geometry", "--views.size"]),
         ("decur pretrain --optimizer.name ", ["lars", "adamw"]),
