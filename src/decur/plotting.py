@@ -6,7 +6,7 @@ same in every figure, and the colour-blind can tell them apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ MISSING = f"No pictures: {INSTALL} for matplotlib."  # in place of a figure in a
 
 # Blue and orange of Okabe and Ito (2008).
 COMMON, UNIQUE, OTHER = "#0072B2", "#E69F00", "#555555"
+BLOCKS = (COMMON, "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # of the same palette
 ABSENT = "#C8C8C8"  # what is not labelled
 # Teal, wine, black and grey: apart from each other, and from the parts, in hue and in lightness.
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
@@ -133,8 +134,16 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def part_colour(name: str) -> str:
-    """Return the colour of a part of the embedding, as "#0072B2"."""
+def part_colour(name: str, parts: Sequence[str] = ()) -> str:
+    """Return the colour of a part of the embedding, as "#0072B2".
+
+    Args:
+        name: of the part.
+        parts: all parts; blocks such as "optical+sar" have their colours in this order.
+    """
+    blocks = [part for part in parts if "+" in part]
+    if name in blocks:
+        return BLOCKS[blocks.index(name) % len(BLOCKS)]
     return {"common": COMMON, "unique": UNIQUE}.get(name, OTHER)
 
 
@@ -158,7 +167,7 @@ def class_colours(count: int) -> list[tuple[int, int, int]]:
 
 def part_line(name: str) -> str:
     """Return the line style of a part of the embedding."""
-    return {"common": "-", "unique": "--"}.get(name, ":")
+    return {"common": "-", "unique": "--"}.get(name, "-" if "+" in name else ":")
 
 
 def modality_colours(names: Iterable[str]) -> dict[str, str]:

@@ -572,24 +572,25 @@ def coordinates(x: NDArray[np.float32], train: Rows, test: Rows) -> Halves:
     return Halves(a @ axes, b @ axes)
 
 
-def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, blocks: int = 1) -> Float:
+def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, targets: int = 1) -> Float:
     """Share of the variance of y that a ridge on x predicts of the held-out samples (R2).
 
     Args:
         x: what predicts.
         y: what is predicted, its columns weighted by their variance.
         groups: of the training samples, None for none.
-        blocks: into how many equal blocks of columns y falls, each with a share of its own.
+        targets: into how many targets of equally many columns y falls, each with a share of its
+            own.
 
     Returns:
-        (blocks,); about 0 where x tells nothing, 0 where there is nothing to tell.
+        (targets,); about 0 where x tells nothing, 0 where there is nothing to tell.
     """
     from sklearn.metrics import r2_score
 
     if not x.train.shape[1]:
-        return np.zeros(blocks)
+        return np.zeros(targets)
     guess = guessed(x, y, groups)
-    pairs = zip(np.split(y.test, blocks, 1), np.split(guess, blocks, 1), strict=True)
+    pairs = zip(np.split(y.test, targets, 1), np.split(guess, targets, 1), strict=True)
     return np.array(
         [
             r2_score(true, told, multioutput="variance_weighted") if true.any() else 0.0

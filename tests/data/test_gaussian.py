@@ -62,6 +62,23 @@ def test_pictures_are_the_mixture_of_the_factors():
         np.testing.assert_allclose(sample["images"][name].flatten().numpy(), expected, atol=1e-5)
 
 
+def test_three_sensors_share_factors_by_pairs():
+    data = LinearGaussianFactors(
+        3, **SMALL, size=1, noise=0, sensors=("x", "y", "z"), pair_dims=2
+    ).only(targets=["shared_xz"])
+    assert list(data.targets) == ["shared_xz"]
+    assert data.targets["shared_xz"].modalities == ("x", "z")
+    factors, sample = data.factors(2), data[2]
+    assert {name: len(x) for name, x in factors.items()} == {
+        **{"shared": 3, "unique_x": 5, "unique_y": 5, "unique_z": 5},
+        **{"shared_xy": 2, "shared_xz": 2, "shared_yz": 2},
+    }
+    latent = [factors[name] for name in ("unique_z", "shared", "shared_xz", "shared_yz")]
+    expected = np.concatenate(latent) @ data.mixing["z"]
+    np.testing.assert_allclose(sample["images"]["z"].flatten().numpy(), expected, atol=1e-5)
+    assert data.shared_share == 5 / 12
+
+
 def test_factors_are_independent_with_variance_one_half():
     latent = np.concatenate(list(batch()[1].values()), axis=1)  # (3000, 150)
     covariance = np.cov(latent.T)
@@ -161,6 +178,8 @@ def test_views_of_one_pixel_are_other_measurements_of_the_same():
         ({"noise": -0.1}, "noise must be at least 0"),
         ({"noise": float("nan")}, "noise must be at least 0"),
         ({"start": -1}, "start must be at least 0"),
+        ({"sensors": ["x", "x"]}, "sensors are x, x; name two or more"),
+        ({"pair_dims": 2}, "sensors are x, y; .* three for pair_dims"),
     ],
 )
 def test_wrong_arguments(arguments, match):

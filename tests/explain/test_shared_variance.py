@@ -84,7 +84,7 @@ def test_shares_weigh_columns_by_their_variance_and_blocks_are_apart():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, 4))
     y = np.hstack([3 * x[:, :1], rng.normal(size=(N, 1)), rng.normal(size=(N, 2))])
-    found = predicted(Halves(x[TRAIN], x[TEST]), Halves(y[TRAIN], y[TEST]), blocks=2)
+    found = predicted(Halves(x[TRAIN], x[TEST]), Halves(y[TRAIN], y[TEST]), targets=2)
     want = r2_score(y[TEST][:, :2], x[TEST][:, :1] * [[3, 0]], multioutput="variance_weighted")
     np.testing.assert_allclose(found, [want, 0], atol=0.02)
 

@@ -92,8 +92,22 @@ def decur(
     lambda_intra=0.0051,
     intra=True,
     decouple=True,
+    blocks=None,
 ):
     kc = round(common * dim) if decouple else dim
+
+    def is_common(i, key):
+        """Whether a pair of modalities is to agree in dimension i."""
+        if blocks is None:
+            return i < kc
+        start = 0
+        for name, share in blocks.items():
+            stop = start + round(share * dim)
+            if start <= i < stop:
+                return all(sensor in name.split("+") for sensor in key.split("-"))
+            start = stop
+        return False
+
     terms = {}
     for name, (a, b) in embeddings.items():
         keep = rows(present, name)
@@ -101,10 +115,11 @@ def decur(
             terms[f"intra/{name}"] = towards(correlation(a[keep], b[keep]), 1, lambda_intra)
     for key, za, zb in pairs(embeddings, present):
         c = correlation(za, zb)
-        if kc > 0:
-            terms[f"common/{key}"] = towards(c[:kc, :kc], 1, lambda_common)
-        if kc < dim:
-            terms[f"unique/{key}"] = towards(c[kc:, kc:], 0, lambda_unique)
+        common_dims = torch.tensor([is_common(i, key) for i in range(dim)])
+        if common_dims.any():
+            terms[f"common/{key}"] = towards(c[common_dims][:, common_dims], 1, lambda_common)
+        if not common_dims.all():
+            terms[f"unique/{key}"] = towards(c[~common_dims][:, ~common_dims], 0, lambda_unique)
     return terms
 
 

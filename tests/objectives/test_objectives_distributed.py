@@ -41,6 +41,9 @@ def cases(world):
             yield method, {}, 40, NAMES[:1], uneven, 0.3
     for options in ({"intra": False}, {"common": 0.5, "lambda_unique": 1.0}):
         yield "decur", options, 40, NAMES[:2], uneven, 0
+    blocks = {"s1+s2+dem": 0.25, "s1+s2": 0.25, "dem+s1": 0.25}
+    for dim in (8, 40):
+        yield "decur", {"blocks": blocks}, dim, NAMES, uneven, 0.3
 
 
 def data(names, rows, absent):

@@ -132,7 +132,7 @@ def _embed(
         check_units(wanted, model.model.modalities)
         for column, widths in model.widths.items():
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
-            console.print(f"{column:<12}{text}", highlight=False)
+            console.print(f"{column:<11} {text}", highlight=False)
     names = list(model.model.modalities)
     parts = PartData(wanted, names, loader, folder, part, about["content"])
     try:

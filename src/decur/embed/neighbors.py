@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from decur import plotting
 from decur.embed.parquet import WHOLE, read_header, require_pyarrow
 from decur.errors import ConfigError, DataError
 from decur.features.rows import refuse_rows_not_finite
+from decur.objectives.blocks import find_part, is_shared
 
 MOST_NEIGHBOURS = 10_000  # of each query
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from decur.plotting import Figure
 
 
-Part = Literal["common", "unique", "embedding", "features"]
+Part = str  # "common", "unique", "embedding", "features", or a block: "optical+sar"
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,13 @@ class Vectors:
 
 
 def default_part(folder: str | Path) -> Part:
-    """Return what is comparable across sensors: the common part, the embedding, or features."""
-    widths = read_header(Path(folder))["widths"]
-    return "common" if "common" in widths else "embedding" if len(widths) > 1 else "features"
+    """Return what is comparable across all sensors.
+
+    That is the common part or the block of all sensors, else the embedding, else the features.
+    """
+    header = read_header(Path(folder))
+    shared = [part for part in header["parts"] if is_shared(part, *header["modalities"])]
+    return shared[0] if shared else "embedding" if len(header["widths"]) > 1 else "features"
 
 
 def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> Vectors:
@@ -69,9 +74,10 @@ def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> 
         )
     parts = list(header["parts"])
     known = ["features", *([WHOLE] if parts else []), *(p for p in parts if p != WHOLE)]
-    if part not in known:
+    found = find_part(part, known)
+    if found is None:
         raise ConfigError(f"--part {part}: {folder} has {', '.join(known)}; choose one of them")
-    columns = parts if part == WHOLE else [part]
+    columns = parts if found == WHOLE else [found]
     ids: list[str] = []
     values: list[NDArray[np.float32]] = []
     width = sum(header["widths"][column][modality] for column in columns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from decur.encoders.base import Encoder
 from decur.encoders.build import architecture_inside, can_be_built
@@ -14,12 +16,16 @@ from decur.modality import Modality
 FORMAT = 1  # of encoder files; raised when their metadata changes
 
 
-def save_encoder(encoder: Encoder, path: str | Path) -> Path:
+def save_encoder(
+    encoder: Encoder, path: str | Path, *, objective: Mapping[str, Any] | None = None
+) -> Path:
     """Write an encoder with its modality, as safetensors.
 
     Args:
         encoder: its `modality` must be set.
         path: file to write, `.safetensors`.
+        objective: what it was trained with, as `Objective.about` gives it; kept in the header for
+            whoever reads it.
 
     Returns:
         The path.
@@ -45,6 +51,7 @@ def save_encoder(encoder: Encoder, path: str | Path) -> Path:
         "options": encoder.options,
         "modality": encoder.modality.to_dict(),
     }
+    header |= {} if objective is None else {"objective": dict(objective)}
     write_stored(path, "decur", header, encoder.state_dict())
     return path
 

@@ -50,22 +50,33 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
         arrays: of `shared`.
         pair: its name there.
     """
-    seen = seen_in_training(arrays)
-    if seen is not Verdict.NO:
-        known = (
-            "The run was trained on these pairs"
-            if seen is Verdict.YES
-            else "Whether the run was trained on these pairs cannot be told"
-        )
-        return [
-            f"{known}: what agrees in them may be learned by heart, so there is no verdict on the "
-            "split. Explain pairs that it has not seen: another split, folder or data set, with "
-            "--data.KEY VALUE."
-        ]
+    if seen := no_verdict_on_pairs_seen(arrays):
+        return seen
     measured = _Measured.of(arrays, pair)
     told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
     copies = [] if told_apart else _on_copies(arrays, pair)
-    return [_on_the_split(measured), *copies, *_on_width(arrays, pair)]
+    return [_on_the_split(measured), *copies, *on_width(arrays, pair)]
+
+
+def no_verdict_on_pairs_seen(arrays: Arrays) -> list[str]:
+    """Return the sentence of rule 0, where it holds.
+
+    Args:
+        arrays: of `shared`.
+    """
+    seen = seen_in_training(arrays)
+    if seen is Verdict.NO:
+        return []
+    known = (
+        "The run was trained on these pairs"
+        if seen is Verdict.YES
+        else "Whether the run was trained on these pairs cannot be told"
+    )
+    return [
+        f"{known}: what agrees in them may be learned by heart, so there is no verdict on the "
+        "split. Explain pairs that it has not seen: another split, folder or data set, with "
+        "--data.KEY VALUE."
+    ]
 
 
 @dataclass(frozen=True)
@@ -294,7 +305,7 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
     ]
 
 
-def _on_width(arrays: Arrays, pair: str) -> list[str]:
+def on_width(arrays: Arrays, pair: str) -> list[str]:
     """Say which parts use few of their dimensions (rule 6)."""
     trained = arrays[f"{pair}/samples"][1]
     widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)

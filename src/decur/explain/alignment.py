@@ -22,6 +22,7 @@ from decur.explain.base import (
 )
 from decur.explain.model import Checkpoint, encoded
 from decur.features import Features, SampleLoader
+from decur.objectives.blocks import COMMON, UNIQUE, is_shared_by
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.report import paragraph, table
 
@@ -182,7 +183,7 @@ def findings(arrays: Arrays) -> str:
                     [run, pair, part, len(c), float(c.mean()), float(loss.mean())]
                     + [float(once.mean()), f"{bad:.0%}", f"{(loss > 1).mean():.0%}"]
                 )
-                told.append(_sentence(part, loss, bad))
+                told.append(_sentence(part, loss, bad, agrees=is_shared_by(part, pair)))
             n, once_n = arrays[f"{key}/samples"]
             sentences.append(
                 f"{pair} in {run}: over {n} samples the mean loss is "
@@ -206,12 +207,13 @@ def findings(arrays: Arrays) -> str:
     )
 
 
-def _sentence(part: str, loss: Float, apart: float) -> str:
-    """Say how a part does, by what is wanted of it."""
-    told = f"{loss.mean():.2f} on its {len(loss)} {part} dimensions"
-    if part == "unique":
-        return f"{told} ({apart:.0%} are apart, as unique ones should be)"
-    return f"{told} ({apart:.0%} are apart, which common ones should not be)"
+def _sentence(part: str, loss: Float, apart: float, *, agrees: bool) -> str:
+    """Say how a part does, by what is wanted of it: that the pair agrees in it, or does not."""
+    told = f"{loss.mean():.2f} on its {len(loss)} {part} dimensions ({apart:.0%} are apart,"
+    kind = part if part in (COMMON, UNIQUE) else "shared" if agrees else "other"
+    return told + (
+        f" which {kind} ones should not be)" if agrees else f" as {kind} ones should be)"
+    )
 
 
 def _pairs(modalities: int) -> int:
@@ -255,12 +257,14 @@ def _histograms(arrays: Arrays, *which: str) -> Figure:
             axis.text(0.5, 0.5, "not in this run", ha="center", va="center", fontsize=9)
             continue
         loss = losses(arrays[f"{number}/{pair}/{one}"])
-        for part, dims in _parts(arrays, number).items():
-            axis.stairs(histogram(loss[dims]), edges, fill=True, alpha=0.3, color=part_colour(part))
+        parts = _parts(arrays, number)
+        for part, dims in parts.items():
+            colour = part_colour(part, list(parts))
+            axis.stairs(histogram(loss[dims]), edges, fill=True, alpha=0.3, color=colour)
             axis.stairs(
                 histogram(loss[dims]),
                 edges,
-                color=part_colour(part),
+                color=colour,
                 linestyle=part_line(part),
                 linewidth=1.5,
                 label=f"{part} ({dims.stop - dims.start})",

@@ -24,6 +24,7 @@ from decur.explain.base import (
 from decur.explain.model import Checkpoint, encoded
 from decur.explain.saliency import saliency_maps
 from decur.features import Features, SampleLoader
+from decur.objectives.blocks import is_shared
 from decur.plotting import part_colour, render, rgb
 from decur.report import cards, columns, label, paragraph, strip, thumbnail
 
@@ -78,7 +79,7 @@ def browser(
     if not len(there):
         raise DoesNotApply("None of the samples can be read.")
     rows = there[evenly_spaced(len(there), shown)]
-    part = "common" if "common" in checkpoint.parts else ""
+    part = next((part for part in checkpoint.parts if is_shared(part, *names)), "")
     dims = checkpoint.parts.get(part, slice(None))
     arrays: Arrays = {
         "ids": text(*(loader.ids[row] for row in rows)),
@@ -308,7 +309,7 @@ def _long(arrays: Arrays, row: int, names: Sequence[str], parts: Sequence[str]) 
         for part in parts:
             if f"{name}/{part}/saliency" in arrays:
                 salient = overlay(
-                    picture, arrays[f"{name}/{part}/saliency"][row], part_colour(part)
+                    picture, arrays[f"{name}/{part}/saliency"][row], part_colour(part, parts)
                 )
                 nothing = "" if arrays[f"{name}/{part}/saliency"][row].any() else ": nothing"
                 of.append(thumbnail(salient, f"salient for {part}{nothing}", 7.5))

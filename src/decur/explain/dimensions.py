@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from decur.explain.base import (
 from decur.explain.model import Checkpoint, encoded
 from decur.explain.tsne import lay_out
 from decur.features import Features, SampleLoader
+from decur.objectives.blocks import sensors_of
 from decur.plotting import Figure, legend, modality_colours, part_colour, subplots
 from decur.report import paragraph, table
 
@@ -145,7 +147,7 @@ def _draw(axes: NDArray[Any], arrays: Arrays) -> None:
     order = np.random.default_rng(0).permutation(len(xy))
     kinds: list[tuple[Any, list[str], list[str]]] = [
         (modality, sensors, [colours[name] for name in sensors]),
-        (part, parts, [part_colour(name) for name in parts]),
+        (part, parts, [part_colour(name, parts) for name in parts]),
     ]
     for axis, (kind, names, palette) in zip(axes, kinds, strict=True):
         for number, name in enumerate(parts):
@@ -172,7 +174,6 @@ def _draw(axes: NDArray[Any], arrays: Arrays) -> None:
 
 def findings(arrays: Arrays) -> str:
     """Write what came out: where the neighbours of each part's dimensions are."""
-    parts = arrays["parts"].tolist()
     sensors = len(arrays["modalities"])
     total = len(arrays["xy"])
     about = (
@@ -181,8 +182,7 @@ def findings(arrays: Arrays) -> str:
     )
     about += f"; {arrays['constant']} do not vary and are left out." if arrays["constant"] else "."
     rows: list[list[object]] = []
-    for number, name in enumerate(parts):
-        chosen = arrays["part"] == number
+    for name, chosen in _kinds(arrays):
         if chosen.any():
             shares = neighbours(arrays, chosen)
             rows.append([name, int(chosen.sum()), *(f"{share:.0%}" for share in shares)])
@@ -196,12 +196,31 @@ def findings(arrays: Arrays) -> str:
         "Nearest is meant by correlation, before the points are laid out in a plane. Of all "
         "points of other sensors, a common dimension should have its own partner nearest, the "
         f"same dimension there (by chance {chance:.1%} do), and a unique one should find "
-        "no partner. Two islands of one kind may be mirror images: dimensions that correlate "
-        "negatively lie apart. Distances between islands mean little on such a map."
+        "no partner, nor one of a block in a sensor that the block does not name. Two islands of "
+        "one kind may be mirror images: dimensions that correlate negatively lie apart. Distances "
+        "between islands mean little on such a map."
     )
     head = ["part", "points", "nearest in another sensor is its partner"]
     head += ["nearest of all is in another sensor", "in its own part"]
     return paragraph(about) + table(head, rows) + paragraph(reading)
+
+
+def _kinds(arrays: Arrays) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield each kind of points by its name: a part's, of a block inside and outside its sensors.
+
+    Sensors that a block does not name are to agree with no other in its dimensions.
+    """
+    sensors = arrays["modalities"].tolist()
+    for number, name in enumerate(arrays["parts"].tolist()):
+        chosen = arrays["part"] == number
+        members = sensors_of(name)
+        inside = np.array([sensor in members for sensor in sensors])[arrays["modality"]]
+        if not members:
+            yield name, chosen
+            continue
+        yield name, chosen & inside
+        others = ", ".join(sensor for sensor in sensors if sensor not in members)
+        yield f"{name}, seen by {others}", chosen & ~inside
 
 
 def neighbours(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from decur.data.selection import evenly_spaced
 from decur.explain.advice import advice
+from decur.explain.advice_blocks import advice_on_blocks, has_blocks
 from decur.explain.agreement import at_random, canonical, places
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
@@ -246,7 +247,7 @@ class _Fitting:
         if whole.any() and x.train.shape[1]:
             missed = ((y.test - guessed(x, y, train)) ** 2).sum(1)
             true = ratio_interval(whole - missed, whole, test, LEVEL / _ANSWERS)
-        return true, predicted(x, stacked, train, blocks=self.permutations)
+        return true, predicted(x, stacked, train, targets=self.permutations)
 
     def _permuted(self, y: Halves, rng: np.random.Generator) -> Halves:
         """Other pairings, within the training and within the test samples."""
@@ -317,7 +318,7 @@ def plot_canonical(arrays: Arrays) -> Figure:
     for axis, pair in zip(axes.flat, pairs, strict=False):
         for part in arrays[f"{pair}/parts"].tolist():
             values = arrays[f"{pair}/canonical/{part}"]
-            colour = part_colour(part)
+            colour = part_colour(part, arrays[f"{pair}/parts"].tolist())
             order = np.arange(1, len(values) + 1)
             axis.plot(order, values, part_line(part), color=colour, label=part)
             level = arrays[f"{pair}/canonical-chance/{part}"].max()
@@ -341,7 +342,7 @@ def _bars(axis: Any, arrays: Arrays, pair: str, bars: dict[str, Any], chance: An
             x,
             values,
             0.9 * width,
-            color=part_colour(name),
+            color=part_colour(name, arrays[f"{pair}/parts"].tolist()),
             hatch=_HATCH.get(name),
             edgecolor="white",
             linewidth=0,
@@ -361,7 +362,8 @@ def findings(arrays: Arrays) -> str:
         a, b = arrays[f"{pair}/sensors"].tolist()
         n, train, test = arrays[f"{pair}/samples"]
         how = "whole groups apart" if arrays[f"{pair}/grouped"] else "drawn at random"
-        sentences.append(paragraph(f"{a} and {b}: " + " ".join(advice(arrays, pair))))
+        advise = advice_on_blocks if has_blocks(arrays, pair) else advice
+        sentences.append(paragraph(f"{a} and {b}: " + " ".join(advise(arrays, pair))))
         sentences.append(
             paragraph(
                 f"{n} samples have both: {train} fit what predicts, {test} are held out from that, "

@@ -261,7 +261,7 @@ def plot_overlap(arrays: Arrays) -> Figure:
             if not len(known):
                 continue
             counts, edges = np.histogram(known, BINS, (0, 1))
-            colour, line = part_colour(part), part_line(part)
+            colour, line = part_colour(part, parts), part_line(part)
             axis.stairs(counts, edges, fill=True, alpha=0.3, color=colour)
             label = f"{part}: mean {known.mean():.2f}"
             other = arrays[f"{pair}/{part}/other"]
@@ -323,11 +323,13 @@ def _draw(
         saliency = arrays[f"{name}/{part}/maps"][row]  # (h, w)
         # faint at its least, so that the ground stays to be seen, and opaque enough at its most
         weight = 0.85 * saliency[..., None]
-        axis.imshow((1 - weight) * (0.25 + 0.75 * grey) + weight * rgb(part_colour(part)) / 255)
+        axis.imshow(
+            (1 - weight) * (0.25 + 0.75 * grey) + weight * rgb(part_colour(part, parts)) / 255
+        )
         if saliency.max() <= 0:
             axis.text(0.5, 0.06, "nothing", transform=axis.transAxes, ha="center", fontsize=8)
         if titled:
-            axis.set_title(part, fontsize=9, color=part_colour(part))
+            axis.set_title(part, fontsize=9, color=part_colour(part, parts))
 
 
 def _short(sample: str) -> str:

@@ -249,7 +249,7 @@ def plot_bands(arrays: Arrays) -> Figure:
         for number, part in enumerate(parts):
             values = arrays[f"{name}/{part}/importance"]  # (n, C)
             shift = (number - (len(parts) - 1) / 2) * (width + 0.04)
-            colour = part_colour(part)
+            colour = part_colour(part, parts)
             axis.axhline(1 / len(bands), color="grey", linewidth=0.8, linestyle=":", zorder=0)
             boxes = axis.boxplot(
                 values,

@@ -40,7 +40,7 @@ class BarlowTwins(Objective):
         """See `Objective.terms`."""
         term = "common" if len(batch.names) > 1 else "intra"
         correlations = [
-            Correlation(f"{term}/{pair}", *operands, slice(0, self.dim), 1, self.lambda_)
+            Correlation(f"{term}/{pair}", *operands, (slice(0, self.dim),), 1, self.lambda_)
             for pair, operands in cross_pairs(batch.names).items()
         ]
         return redundancy(batch, correlations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         dim: K.
-        parts: which dimensions are "common" and which "unique"; empty parts are left out.
+        parts: which dimensions are "common", which "unique" and which of a block, by the names
+            that `decur.objectives.blocks` explains; empty parts are left out.
         needs_whole_batch: why the gradients of small batches do not add up to that of a large one,
             so that gradient accumulation changes the method; None where they do.
         least_modalities: the smallest number of modalities on which the method makes sense.
@@ -78,6 +79,11 @@ class Objective(nn.Module, ABC):
             values = with_sum_over_processes(torch.stack(list(shares.values())))
             return {"loss": values.sum(), **dict(zip(shares, values.unbind(), strict=True))}
 
+    def about(self) -> dict[str, Any]:
+        """Return what a file of an encoder says of its training: method, width, dimensions."""
+        parts = {name: [dims.start, dims.stop] for name, dims in self.parts.items()}
+        return {"name": type(self).__name__, "dim": self.dim, "parts": parts}
+
     @abstractmethod
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """Return this process's share of each weighted term; shares add up over the processes."""
@@ -105,13 +111,18 @@ class Objective(nn.Module, ABC):
             The same without "loss", detached.
         """
         return {
-            key: value.detach() / self.dimensions(key.split("/")[0])
+            key: value.detach() / self.dimensions(*key.split("/"))
             for key, value in terms.items()
             if key != "loss"
         }
 
-    def dimensions(self, term: str) -> int:
-        """Return how many dimensions a term ("intra", "common", ...) sums over; 1 for a mean."""
+    def dimensions(self, term: str, between: str = "") -> int:
+        """Return how many dimensions a term sums over; 1 for a mean.
+
+        Args:
+            term: its name, "intra", "common" and so on.
+            between: the modality or the pair of modalities that it is about.
+        """
         if term == "intra":
             return self.dim
         part = self.parts.get(term)

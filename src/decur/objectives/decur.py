@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from decur.errors import ConfigError
 from decur.objectives.base import OBJECTIVES, Objective, cross_pairs
 from decur.objectives.batch import GlobalBatch
+from decur.objectives.blocks import (
+    COMMON,
+    UNIQUE,
+    is_shared,
+    is_shared_by,
+    joined,
+    refuse_unknown_sensors,
+    split_into_blocks,
+)
 from decur.objectives.redundancy import Correlation, redundancy
+
+SHARE = 0.875  # of the dimensions that are common, as the paper has it for radar and optics
 
 
 @OBJECTIVES.register("DeCUR")
@@ -19,6 +32,13 @@ class DeCUR(Objective):
     between a modality's two views goes to the identity on all ("intra/A"). The loss is the sum over
     modalities and pairs of modalities.
 
+    With more than two modalities, some of what is shared may be shared by some of them only. With
+    `blocks`, each block of dimensions is for the modalities that its name holds. For a pair of
+    modalities the dimensions of all blocks that hold both are the common ones, and all other
+    dimensions, of other blocks or of none, the unique ones. One block of all modalities is the same
+    as `common`. The idea is that of HCL (arXiv 2604.05462); that all other dimensions go to zero
+    for a pair is DeCUR's.
+
     Args:
         dim: width of the embeddings, K.
         common: share of the dimensions that are common, in [0, 1]; they come first. 0.875 for
@@ -29,6 +49,9 @@ class DeCUR(Objective):
         intra: False leaves the intra-modal terms out (Table 5).
         decouple: False makes all dimensions common (Table 5). Without `intra` too, this is
             cross-modal Barlow Twins.
+        blocks: share of the dimensions of each block, as `{"optical+sar+dem": 0.5,
+            "optical+sar": 0.125}`; they come first, in this order, and the rest is unique. In place
+            of `common`, which is then left at its default.
 
     Examples:
         >>> z1, z1b, z2, z2b = torch.randn(4, 32, 512)
@@ -49,13 +72,14 @@ class DeCUR(Objective):
     def __init__(
         self,
         dim: int = 8192,
-        common: float = 0.875,
+        common: float = SHARE,
         *,
         lambda_common: float = 0.0051,
         lambda_unique: float = 0.0051,
         lambda_intra: float = 0.0051,
         intra: bool = True,
         decouple: bool = True,
+        blocks: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(dim)
         if not 0 <= common <= 1:
@@ -66,20 +90,62 @@ class DeCUR(Objective):
                 raise ConfigError(f"lambda_{name} is a weight, at least 0; is {weight}")
         self.weights = weights
         self.intra = intra
+        if blocks:
+            _refuse_beside_blocks(common, decouple)
+            self.parts = split_into_blocks(blocks, dim)
+            return
         split = round(common * dim) if decouple else dim
-        parts = {"common": slice(0, split), "unique": slice(split, dim)}
+        parts = {COMMON: slice(0, split), UNIQUE: slice(split, dim)}
         self.parts = {name: part for name, part in parts.items() if part.stop > part.start}
+
+    def check_modalities(self, names: list[str]) -> None:
+        """See `Objective.check_modalities`; blocks must name no other modalities."""
+        super().check_modalities(names)
+        refuse_unknown_sensors(list(self.parts), names)
+
+    def dimensions(self, term: str, between: str = "") -> int:
+        """See `Objective.dimensions`."""
+        if term not in (COMMON, UNIQUE):
+            return super().dimensions(term, between)
+        dims = [
+            d for part, d in self.parts.items() if is_shared_by(part, between) == (term == COMMON)
+        ]
+        return sum(part.stop - part.start for part in dims)
+
+    def _dimensions_of(self, *sensors: str, shared: bool) -> tuple[slice, ...]:
+        """Return the dimensions in which some sensors are to agree, or those in which they are not.
+
+        Args:
+            sensors: two of them.
+            shared: which of both.
+        """
+        parts = self.parts.items()
+        return joined([dims for part, dims in parts if is_shared(part, *sensors) == shared])
 
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """See `Objective.terms`."""
         correlations = []
         if self.intra:
-            everything, weight = slice(0, self.dim), self.weights["intra"]
+            everything, weight = (slice(0, self.dim),), self.weights["intra"]
             for name in batch.names:
                 key, views = f"intra/{name}", ((name, 0), (name, 1))
                 correlations.append(Correlation(key, *views, everything, 1, weight))
         for pair, operands in cross_pairs(batch.names).items():
-            for part, dims in self.parts.items():
-                target, weight = float(part == "common"), self.weights[part]
-                correlations.append(Correlation(f"{part}/{pair}", *operands, dims, target, weight))
+            for term in (COMMON, UNIQUE):
+                key, shared = f"{term}/{pair}", term == COMMON
+                dims = self._dimensions_of(*(name for name, _ in operands), shared=shared)
+                if dims:
+                    weight = self.weights[term]
+                    correlations.append(Correlation(key, *operands, dims, float(shared), weight))
         return redundancy(batch, correlations)
+
+
+def _refuse_beside_blocks(common: float, decouple: bool) -> None:
+    """Refuse options that say otherwise than blocks do which dimensions are common."""
+    if common != SHARE:
+        raise ConfigError(
+            f"common {common:g} and blocks both say which dimensions are shared; give one of them "
+            f"(beside blocks, common stays at its default, {SHARE:g})"
+        )
+    if not decouple:
+        raise ConfigError("decouple: false makes all dimensions common; leave blocks out")

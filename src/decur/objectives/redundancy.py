@@ -32,7 +32,7 @@ class Correlation:
         key: name of the term.
         a: modality and view of its rows.
         b: modality and view of its columns.
-        part: dimensions of both.
+        dims: dimensions of both, as slices in rising order.
         target: of its diagonal; 1 or 0.
         weight: lambda, of its off-diagonal.
     """
@@ -40,14 +40,19 @@ class Correlation:
     key: str
     a: Operand
     b: Operand
-    part: slice
+    dims: tuple[slice, ...]
     target: float
     weight: float
 
     @property
     def width(self) -> int:
         """Number of dimensions."""
-        return int(self.part.stop - self.part.start)
+        return sum(part.stop - part.start for part in self.dims)
+
+    def take(self, z: Tensor) -> Tensor:
+        """Return these dimensions of the last axis, without a copy where they are one slice."""
+        parts = [z[..., part] for part in self.dims]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def redundancy(batch: GlobalBatch, correlations: list[Correlation]) -> dict[str, Tensor]:
@@ -70,7 +75,8 @@ def redundancy(batch: GlobalBatch, correlations: list[Correlation]) -> dict[str,
             continue
         # By itself in either form: near the optimum, the rounding of a matrix product would be
         # felt in the difference to the target.
-        diagonal = workspace.diagonal(c.a, c.b, samples)[batch.own_part(c.part)]  # (k,)
+        own = batch.own_part(slice(0, c.width))
+        diagonal = c.take(workspace.diagonal(c.a, c.b, samples))[own]  # (k,)
         if by_gram:
             off_diagonal = workspace.squares_by_gram(c, samples) - diagonal.square().sum()
         else:
@@ -142,7 +148,7 @@ class _Workspace:
             samples = batch.samples(c.a[0], c.b[0])
             for operand in (c.a, c.b):
                 edges = self._edges.setdefault((operand, samples), set())
-                edges.update((c.part.start, c.part.stop))
+                edges.update(edge for part in c.dims for edge in (part.start, part.stop))
             self._direct_cost += 3 * samples.size * c.width**2  # one product forward, two backward
 
     def gram_is_cheaper(self) -> bool:
@@ -162,16 +168,16 @@ class _Workspace:
 
     def squares_by_gram(self, c: Correlation, samples: Selection) -> Tensor:
         """Return the own share of sum_ij C_ij^2, from own rows of the N x N matrices."""
-        gram_a = self._gram(c.a, samples, c.part)  # (n, N)
-        gram_b = self._gram(c.b, samples, c.part)  # (n, N)
+        gram_a = self._gram(c.a, samples, c.dims)  # (n, N)
+        gram_b = self._gram(c.b, samples, c.dims)  # (n, N)
         return (gram_a * gram_b).sum() / samples.size**2
 
     def off_diagonal_squares(self, c: Correlation, samples: Selection) -> Tensor:
         """Return the own share of sum_{i != j} C_ij^2, from own rows of the K x K matrix."""
-        rows = self.batch.own_part(c.part)
-        a, b = self._standard(c.a, samples), self._standard(c.b, samples)  # (N, K)
-        matrix = a[:, rows].T @ b[:, c.part] / samples.size  # (k, K)
-        matrix.diagonal(rows.start - c.part.start).zero_()
+        rows = self.batch.own_part(slice(0, c.width))
+        a, b = (c.take(self._standard(operand, samples)) for operand in (c.a, c.b))  # (N, K)
+        matrix = a[:, rows].T @ b / samples.size  # (k, K)
+        matrix.diagonal(rows.start).zero_()
         return matrix.square().sum()
 
     def _standard(self, operand: Operand, samples: Selection) -> Tensor:
@@ -180,7 +186,7 @@ class _Workspace:
             self._standardised[key] = standardise(self.batch.take(operand, samples))
         return self._standardised[key]
 
-    def _gram(self, operand: Operand, samples: Selection, part: slice) -> Tensor:
+    def _gram(self, operand: Operand, samples: Selection, dims: tuple[slice, ...]) -> Tensor:
         """Return own rows of the Gram matrix of some columns: (n, N)."""
         key = operand, samples
         if key not in self._grams:
@@ -191,6 +197,6 @@ class _Workspace:
         inside = [
             gram
             for (start, stop), gram in self._grams[key].items()
-            if part.start <= start and stop <= part.stop
+            if any(part.start <= start and stop <= part.stop for part in dims)
         ]
         return torch.stack(inside).sum(0) if len(inside) > 1 else inside[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from decur import plotting, report
 from decur.data.base import PairedDataset
 from decur.data.sample import Batch
+from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.data import PairedData
@@ -149,10 +150,11 @@ def diagonals(rows: Rows) -> Figure:
     """Draw the mean diagonal of the cross-correlation of common and unique dimensions by epoch."""
     figure, axes = subplots(1, 1, width=7, height=3.5)
     axis = axes[0, 0]
-    styles, lines = {"common": "-", "unique": "--", "intra": ":"}, {}
+    lines = {}
     for key in _keys(rows, lambda key: key.startswith("diagonal/")):
         _, part, between = key.split("/", 2)
-        (line,) = axis.plot(*_curve(rows, key), styles[part], marker=".")
+        style = ":" if part == "intra" else "-" if is_shared_by(part, between) else "--"
+        (line,) = axis.plot(*_curve(rows, key), style, marker=".")
         lines[f"{part} {between}"] = line
     axis.axhline(0, color="grey", linewidth=0.5)
     axis.set(xlabel="epoch", ylabel="mean diagonal of C", ylim=(-0.15, 1.05))

@@ -144,7 +144,7 @@ def _pretrain(
         model = gather(model, make())
     if trainer.is_global_zero:
         for name in model.modalities:
-            save_encoder(model.encoder(name), folder.encoder(name))
+            save_encoder(model.encoder(name), folder.encoder(name), objective=objective.about())
         write_report(folder, data, settings.loader.batch_size // trainer.world_size)
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)

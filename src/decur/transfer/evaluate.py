@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from decur import plotting, report
+from decur.objectives.blocks import PREFIX
 from decur.runs import RunFolder, atomic, write_json, write_text
 from decur.transfer.intervals import FEW, Intervals, measure_intervals
 from decur.transfer.settings import TransferSettings
@@ -150,13 +151,10 @@ def _model_in_words(settings: TransferSettings, task: Task) -> str:
         return settings.head.upper()
     if not settings.freeze:
         return "late fusion, linear head"
-    what = {
-        "features": "",
-        "embedding": " on the embedding",
-        "common": " on the common dimensions",
-        "unique": " on the unique dimensions",
-    }
-    return f"linear head ({settings.probe}){what[settings.representation]}"
+    given = settings.representation
+    dimensions = f" on the {given.removeprefix(PREFIX)} dimensions"
+    what = {"features": "", "embedding": " on the embedding"}.get(given, dimensions)
+    return f"linear head ({settings.probe}){what}"
 
 
 def write_results(folder: RunFolder, results: dict[str, Any]) -> Path:

@@ -13,7 +13,8 @@ from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd", "auto"]
 Head = Literal["fcn", "cmx"]
-Representation = Literal["features", "embedding", "common", "unique"]
+Representation = str  # one of these, or "block:optical+sar"
+REPRESENTATIONS = ("features", "embedding", "common", "unique")
 MissingBands = Literal["refuse", "empty"]
 
 
@@ -184,8 +185,9 @@ class TransferSettings:
             "ridge" for several classes and for numbers.
         head: of masks: the paper's "fcn", or "cmx", which fuses two MiT encoders stage by stage.
         representation: what of frozen encoders is probed: their "features", or with the projectors
-            of their run, whose folder must be given, the "embedding" or its "common" or "unique"
-            dimensions. The model that is saved then holds the projectors as well.
+            of their run, whose folder must be given, the "embedding", its "common" or "unique"
+            dimensions, or those of a block, as "block:optical+sar". The model that is saved then
+            holds the projectors as well.
         missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
             scaled picture, as the authors insert B10; the bands of the data are found by name.
         encoder: architecture of fresh weights.
@@ -246,6 +248,11 @@ class TransferSettings:
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:
             raise ConfigError(f"label_fraction: a share in (0, 1], is {self.label_fraction:g}")
+        if self.representation not in REPRESENTATIONS and "+" not in self.representation:
+            raise ConfigError(
+                f"representation: {self.representation!r} is none; choose from "
+                f"{', '.join(REPRESENTATIONS)}, or block:NAME for a block such as optical+sar"
+            )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: a share in [0, 1), is {self.val_fraction:g}")
         check_ranges(self, size=PIXELS, folds=(2, 10_000), bootstrap=(0, 1_000_000), seed=SEEDS)

@@ -15,6 +15,7 @@ from decur.encoders.base import refuse_name, refuse_size
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective
+from decur.objectives.blocks import PREFIX, find_part
 from decur.pretrain.restore import restore
 from decur.runs import RunFolder
 from decur.transfer.augment import scaled_size
@@ -89,7 +90,7 @@ def gather_encoders(
         seed: of fresh weights.
         representation: what an encoder's vector is: its own features, or with the projector of
             its run on top the embedding, or the dimensions of it that the objective calls common
-            or unique.
+            or unique, or those of a block, as "block:optical+sar".
         missing_bands: whether data without some of an encoder's bands is refused, or these count
             as empty: 0 in every scaled picture, as the authors insert B10. Bands go by name then,
             whatever their order; those of torchgeo's weights always do.
@@ -249,12 +250,14 @@ def _fit(encoder: Encoder, modality: Modality, missing_bands: MissingBands, file
 def _part(objective: Objective, representation: Representation, run: Path) -> tuple[int, int]:
     """Return the first dimension of the embedding that is wanted, and the one after the last."""
     parts = {"embedding": slice(None), **objective.parts}
-    if representation not in parts:
+    part = find_part(representation, list(parts))
+    if part is None:
+        names = [f"{PREFIX}{name}" if "+" in name else name for name in parts]
         raise ConfigError(
             f"representation: {type(objective).__name__} of {run} has no {representation} "
-            f"dimensions; choose from features, {', '.join(parts)}"
+            f"dimensions; choose from features, {', '.join(names)}"
         )
-    return parts[representation].indices(objective.dim)[:2]
+    return parts[part].indices(objective.dim)[:2]
 
 
 def _no_projector(representation: Representation, source: object) -> str:

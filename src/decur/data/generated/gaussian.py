@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +26,7 @@ _MIXING, _LABELS = 1, 2
 
 @DATASETS.register("LinearGaussianFactors")
 class LinearGaussianFactors(PairedDataset):
-    """Two "sensors", x and y, that see mixtures of shared and of their own Gaussian factors.
+    """ "Sensors", x and y by default, that see mixtures of shared and of own Gaussian factors.
 
     The setting of Wang et al. 2025 (DisentangledSSL): z_shared, z_x, z_y ~ N(0, 0.5 I),
     x = [z_x, z_shared] T_x and y = [z_y, z_shared] T_y, the entries of both T uniform in [-1, 1].
@@ -35,24 +38,30 @@ class LinearGaussianFactors(PairedDataset):
     and `crop_scale` 1 / size^2, as in the recipe "gaussian"), and the whole picture, averaged, is
     a good one. With `size=1, noise=0` there is the plain vector of the paper.
 
+    Further sensors may be named, and factors given that each two of them share and no other sees.
+
     A sample depends on nothing but `seed` and `start + index`; the mixing and the labels on `seed`.
 
     Targets, each below or above the median: `shared` (of z_shared), `unique_x` (of z_x, seen by x
-    alone), `unique_y` (of z_y, seen by y alone).
+    alone), `unique_y` (of z_y, seen by y alone) and, with `pair_dims`, `shared_xy` (seen by x and y
+    alone) and so on.
 
     Args:
         samples: number of pairs.
         shared_dims: number of shared factors.
-        unique_dims: number of each side's own factors.
-        dim: bands of x and of y.
+        unique_dims: number of each sensor's own factors.
+        dim: bands of each sensor.
         size: height and width of a picture: size^2 measurements.
         noise: standard deviation of a measurement; that of a band is about 4 by default.
         seed: of everything.
         start: index of the first pair; sets that shall not overlap start at different places.
+        sensors: their names, two or more.
+        pair_dims: number of factors that each two sensors share alone; needs three sensors.
 
     Attributes:
-        shared_share: share of a side's factors that the other side has too, 0.5 by default.
-        mixing: `{"x": T_x, "y": T_y}`, (unique_dims + shared_dims, dim) each.
+        shared_share: share of a sensor's factors that another one has too, 0.5 by default.
+        mixing: `{"x": T_x, "y": T_y}`, (number of a sensor's factors, dim) each: its own, those of
+            all, then those of each pair.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -74,6 +83,8 @@ class LinearGaussianFactors(PairedDataset):
         noise: float = 0.3,
         seed: int = 0,
         start: int = 0,
+        sensors: Sequence[str] = ("x", "y"),
+        pair_dims: int = 0,
     ) -> None:
         for name, value, least in (
             ("samples", samples, 1),
@@ -84,17 +95,25 @@ class LinearGaussianFactors(PairedDataset):
             ("noise", noise, 0),
             ("seed", seed, 0),
             ("start", start, 0),
+            ("pair_dims", pair_dims, 0),
         ):
             if not value >= least:  # also refuses NaN
                 raise ConfigError(
                     f"LinearGaussianFactors: {name} must be at least {least}, is {value}"
                 )
-        self.shared_dims, self.unique_dims = shared_dims, unique_dims
+        names = tuple(sensors)
+        if len(set(names)) < max(len(names), 2) or (pair_dims and len(names) < 3):
+            raise ConfigError(
+                f"LinearGaussianFactors: sensors are {', '.join(names) or 'none'}; name two or "
+                "more, each once, and three for pair_dims"
+            )
+        self.shared_dims, self.unique_dims, self.pair_dims = shared_dims, unique_dims, pair_dims
         self.size, self.noise, self.seed, self.start = size, noise, seed, start
-        self.shared_share = shared_dims / (shared_dims + unique_dims)
+        of_others = pair_dims * (len(names) - 1)  # factors of a sensor that it shares with one
+        total = unique_dims + shared_dims + of_others
+        self.shared_share = (shared_dims + pair_dims) / total
         rng = np.random.default_rng([seed, _MIXING])
-        shape = (unique_dims + shared_dims, dim)
-        self.mixing = {name: rng.uniform(-1, 1, shape).astype(np.float32) for name in ("x", "y")}
+        self.mixing = {name: rng.uniform(-1, 1, (total, dim)).astype(np.float32) for name in names}
         reach = _REACH * max(self._deviation(mixing) for mixing in self.mixing.values())
         self.modalities = {
             name: Modality(
@@ -108,14 +127,20 @@ class LinearGaussianFactors(PairedDataset):
             for name in self.mixing
         }
         rng = np.random.default_rng([seed, _LABELS])
-        self._labels = {
-            "shared": _Label(rng, shared_dims),
-            "unique_x": _Label(rng, unique_dims),
-            "unique_y": _Label(rng, unique_dims),
-        }
+        seen_by: dict[str, tuple[str, ...]] = {"shared": ()}
+        seen_by |= {f"unique_{name}": (name,) for name in names}
+        self._factors_of = {name: [f"unique_{name}", "shared"] for name in names}
+        sizes = {"shared": shared_dims} | {f"unique_{name}": unique_dims for name in names}
+        if pair_dims:
+            pairs = {f"shared_{a}{b}": (a, b) for a, b in combinations(names, 2)}
+            seen_by |= pairs
+            sizes |= dict.fromkeys(pairs, pair_dims)
+            for factor, both in pairs.items():
+                for name in both:
+                    self._factors_of[name].append(factor)
+        self._labels = {name: _Label(rng, dims) for name, dims in sizes.items()}
         self.ids = [f"{start + index:07d}" for index in range(samples)]
         self.present = {name: np.ones(samples, dtype=bool) for name in self.mixing}
-        seen_by = {"shared": (), "unique_x": ("x",), "unique_y": ("y",)}
         self.targets = {name: Target("class", ("low", "high"), m) for name, m in seen_by.items()}
 
     def factors(self, index: int) -> dict[str, Array]:
@@ -127,7 +152,7 @@ class LinearGaussianFactors(PairedDataset):
         factors, rng = self._draw(index)
         images = {}
         for name, mixing in self.mixing.items():
-            latent = np.concatenate((factors[f"unique_{name}"], factors["shared"]))
+            latent = np.concatenate([factors[factor] for factor in self._factors_of[name]])
             mean = latent @ mixing  # (dim,)
             noise = rng.standard_normal((len(mean), self.size, self.size), dtype=np.float32)
             picture = mean[:, None, None] + np.float32(self.noise) * noise  # (dim, size, size)
