@@ -65,3 +65,14 @@ def test_other_data_is_refused_before_training(make_pairs, tmp_path, capsys):
         main(["demo", "--data=PairedFolder", f"--data.root={root}", f"--run={run}"])
     assert stopped.value.code == 2 and "the demo probes SyntheticScenes" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_what_is_said_of_the_split_follows_from_the_scores():
+    rows = [("cover", "all", "sar", 0.5, 0.9, 0.7), ("cloud", "optical", "optical", 0.0, 0.9, 0.5)]
+    rows += [("cloud", "optical", "sar", 0.0, 0.0, 0.9), ("wet", "sar", "sar", 0.0, 0.90, 0.91)]
+    assert demo.split_shown(rows, ["common", "unique"]) == (
+        "The part that should carry it tells it better by more than 0.05: cover (sar). "
+        "The other part tells it better by more than 0.05: cloud (optical). "
+        "Within 0.05, so that one run cannot tell where it is kept: wet (sar)."
+    )
+    assert demo.split_shown(rows, ["common"]) == ""

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from decur import report
 from decur.runs import RunFolder
@@ -95,7 +96,7 @@ def test_pictures_are_inside_the_page(tmp_path):
     card = (report.label(NASTY), report.strip(NASTY, [report.thumbnail(pixels, NASTY)]))
     run = RunFolder(tmp_path / "run")
     png = tmp_path / "p.png"
-    png.write_bytes(b"\x89PNG")
+    Image.fromarray(pixels).save(png)
     body = report.cards([card]) + report.figure(png, NASTY) + report.columns([report.note(NASTY)])
     report.add_section(run, 1, "x", "x", body + report.figure(png))
     page = _of(run)
@@ -126,5 +127,30 @@ def test_a_report_escapes_and_keeps_its_sections_in_order(tmp_path):
     assert "<script" not in page and "a&lt;b &amp; &#39;c&#39;" in page
     assert page.index("first") < page.index("second") and page.count("<section>") == 2
     picture = tmp_path / "p.png"
-    picture.write_bytes(b"\x89PNG")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     assert "iVBORw" not in page and nasty not in report.figure(picture, nasty)
+
+
+def test_the_first_screen_stands_before_all_and_outside_the_contents(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    body = report.summary(NASTY, [("agreement", "0.50", "0 by chance")], ["decur explain run"])
+    for order, name, title in ((10, "a", "A"), (0, "summary", ""), (20, "b", "B")):
+        report.add_section(run, order, name, title, body if not title else "")
+    page = _of(run)
+    assert page.links == ["#a", "#b"]
+    assert next(text for tag, text in page.text if tag == "p") == NASTY
+    assert ("b", "0.50") in page.text and ("pre", "decur explain run") in page.text
+
+
+def test_a_word_of_the_glossary_says_what_it_means(tmp_path):
+    table = report.table(["", "by chance"], [["diagonal/common/a-b", 0.5], ["common", 1.0]])
+    assert "drives it towards 1" in table and "looks at no picture" in table
+    assert "title" not in report.table(["commonly"], [["0.5"], ["uncommon"]])
+
+
+def test_charts_are_told_from_pictures(tmp_path):
+    paper = np.full((40, 40, 3), 255, np.uint8)
+    paper[20] = 0
+    for name, pixels in (("chart", paper), ("photo", paper // 2)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        assert ('class="chart"' in report.figure(tmp_path / f"{name}.png")) == (name == "chart")

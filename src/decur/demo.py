@@ -32,8 +32,9 @@ _ABOUT_KNOW = (
 )
 _KEEP = "Where they keep it (linear probe of the projector's dimensions)"
 _ABOUT_KEEP = (
-    "Common dimensions should carry what both sensors see, unique ones what only this sensor sees."
+    "Common dimensions should carry what both sensors see, unique ones what only this sensor sees. "
 )
+CLEAR = 0.05  # a difference of scores that another seed hardly turns round
 
 
 def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
@@ -63,9 +64,11 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
             f"Scores: {kinds}."
         )
     ]
+    kept = _part_scores(after, data, model.objective.parts)
+    about_keep = _ABOUT_KEEP + split_shown(kept, list(model.objective.parts))
     for title, head, rows, about in (
         (_KNOW, know_head, _feature_scores(before, after, data), _ABOUT_KNOW),
-        (_KEEP, keep_head, _part_scores(after, data, model.objective.parts), _ABOUT_KEEP),
+        (_KEEP, keep_head, kept, about_keep),
     ):
         console.print(_table(title, head, rows))
         body += [report.paragraph(title), report.table(head, rows), report.paragraph(about)]
@@ -121,6 +124,37 @@ def _part_scores(
             seen = ", ".join(target.modalities) or "all"
             rows.append((name, seen, sensor, _by_chance(labels, target), *scores))
     return rows
+
+
+def split_shown(rows: Sequence[tuple[Any, ...]], parts: Sequence[str]) -> str:
+    """Say whether the scores of the parts show the split, factor by factor.
+
+    Args:
+        rows: (factor, sensors that see it, sensor, score by chance, score of each part).
+        parts: names of the parts, in the order of the scores.
+
+    Returns:
+        A sentence; "" for a method without common and unique dimensions.
+    """
+    if not {"common", "unique"} <= set(parts):
+        return ""
+    common, unique = (4 + parts.index(part) for part in ("common", "unique"))
+    found: dict[str, list[str]] = {"yes": [], "no": [], "untold": []}
+    for row in rows:
+        factor, seen, sensor = row[:3]
+        if seen not in ("all", sensor):
+            continue  # nothing to find
+        above = row[common] - row[unique]
+        expected = above if seen == "all" else -above
+        answer = "yes" if expected > CLEAR else "no" if expected < -CLEAR else "untold"
+        found[answer].append(f"{factor} ({sensor})")
+    lines = {
+        "yes": "The part that should carry it tells it better by more than {}: {}.",
+        "no": "The other part tells it better by more than {}: {}.",
+        "untold": "Within {}, so that one run cannot tell where it is kept: {}.",
+    }
+    said = [lines[key].format(CLEAR, ", ".join(names)) for key, names in found.items() if names]
+    return " ".join(said)
 
 
 def _by_chance(labels: NDArray[Any], target: Target) -> float:

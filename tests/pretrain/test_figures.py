@@ -72,3 +72,12 @@ def test_curves_leave_gaps_where_nothing_was_measured():
     (line,) = figures.probe_curves(rows).axes[0].lines
     assert line.get_xydata().tolist() == [[1, 0.1], [3, 0.3]]
     assert figures.rank_curves(rows) is None
+
+
+def test_the_first_screen_says_how_far_the_sensors_agree(tmp_path):
+    agreed = {"diagonal/common/a-b": 0.5, "diagonal/common/a-c": 0.7, "diagonal/unique/a-b": -0.001}
+    write_metrics(RunFolder(tmp_path), [{"epoch": 3, "loss": 1.0, **agreed}])
+    figures.write_report(RunFolder(tmp_path), SyntheticScenes(8, 32), batch=64)
+    page = (tmp_path / "report.html").read_text()
+    assert "for 3 epochs on 8 samples" in page and "<b>0.60</b>" in page and "<b>0.00</b>" in page
+    assert f"decur transfer --encoders {tmp_path} --data.root FOLDER --target LABEL" in page

@@ -24,6 +24,11 @@ _DIAGONALS = (
     "Mean diagonal of the cross-correlation matrix between sensors. Common dimensions should rise "
     "towards 1, unique ones stay near 0; dotted: between two views of one sensor."
 )
+_PARTS = {
+    "common": "agreement of sensors, common dimensions",
+    "unique": "agreement of sensors, unique dimensions",
+    "intra": "agreement of two views of one sensor",
+}
 _RANKS = "Effective rank: how many dimensions are in use. A fall towards 1 is a collapse."
 _PROBES = (
     "Linear probe of frozen features, half of the monitored samples against the other half: "
@@ -50,7 +55,39 @@ def write_report(folder: RunFolder, data: PairedDataset, batch: int | None = Non
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
+    report.add_section(folder, 0, "summary", "", _summary(folder, data, rows))
     report.add_section(folder, 10, "pretrain", "Pretraining", "\n".join(body))
+
+
+def _summary(folder: RunFolder, data: PairedDataset, rows: Rows) -> str:
+    """Write the first screen: what was trained, on what, how far it came, and what to do next."""
+    last = rows[-1]
+    epochs = f"{last['epoch']:.0f} epoch{'s' if last['epoch'] > 1 else ''}"
+    numbers = []
+    for part, name in _PARTS.items():
+        values = [v for key, v in last.items() if key.startswith(f"diagonal/{part}/")]
+        if values:
+            floor = "mean diagonal; 0 by chance, 1 at most"
+            # + 0.0: not -0.00
+            numbers.append((name, f"{round(sum(values) / len(values), 2) + 0.0:.2f}", floor))
+    ranks = {k.split("/")[-1]: v for k, v in last.items() if k.startswith("rank/features/")}
+    if ranks:
+        sensor = min(ranks, key=lambda name: ranks[name])
+        name = "directions that features use" + (f", {sensor}" if len(ranks) > 1 else "")
+        numbers.append((name, f"{ranks[sensor]:.0f}", "effective rank; 1 is a collapse"))
+    root = getattr(data, "root", None)  # generated pictures have none, and no labels of a person's
+    label = next(iter(data.targets)) if root and data.targets else "LABEL"
+    labelled = f"--data.root {root or 'FOLDER'} --target {label}"
+    return report.summary(
+        f"Encoders of {' and '.join(data.modalities)} were pretrained for {epochs} on "
+        f"{len(data):,} samples, without labels.",
+        numbers[:3],
+        [
+            f"decur transfer --encoders {folder.path} {labelled}",
+            f"decur transfer --encoders random {labelled}   # what pretraining is measured against",
+            f"decur explain {folder.path}",
+        ],
+    )
 
 
 def _report_figures(folder: RunFolder, rows: Rows) -> list[str]:
@@ -83,9 +120,9 @@ def _last_values(rows: Rows, batch: int | None) -> str:
         + (f", here {batch}." if batch else ", which this folder does not tell.")
     )
     values = [
-        (name, first.get(name, float("nan")), last[name], floor.get(name, "")) for name in names
+        (name, last[name], floor.get(name, ""), first.get(name, float("nan"))) for name in names
     ]
-    head = ("", "first epoch", f"epoch {last['epoch']:.0f}", "by chance")
+    head = ("", f"epoch {last['epoch']:.0f}", "by chance", "first epoch")
     return report.table(head, values) + (report.paragraph(reading) if floor else "")
 
 

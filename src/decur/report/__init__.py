@@ -14,6 +14,7 @@ from decur.report.parts import (
     note,
     paragraph,
     strip,
+    summary,
     table,
     thumbnail,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "note",
     "paragraph",
     "strip",
+    "summary",
     "table",
     "thumbnail",
 ]

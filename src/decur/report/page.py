@@ -22,7 +22,8 @@ def add_section(run: RunFolder, order: int, name: str, title: str, body: str) ->
         run: the run's folder.
         order: sections are sorted by it.
         name: of the section; one of this name is replaced.
-        title: its heading, plain text.
+        title: its heading, plain text; "" for a section without one, which the list of contents
+            leaves out.
         body: HTML, as the functions of `decur.report.parts` give it.
     """
     folder = run.path / "report"

@@ -15,6 +15,27 @@ from numpy.typing import NDArray
 
 from decur.report.templates import environment
 
+# What words of reports mean; a cell or heading that is one of them, or begins with it and a slash,
+# says so to the pointer.
+GLOSSARY = {
+    "diagonal": "Mean of C_ii, the correlation of dimension i of one embedding with another's: "
+    "1 where they say the same, 0 where they have nothing in common.",
+    "diagonal/common": "Common dimensions of two sensors: training drives it towards 1.",
+    "diagonal/unique": "Unique dimensions of two sensors: training keeps it near 0.",
+    "diagonal/intra": "Two views of one sensor: training drives it towards 1.",
+    "offdiag_rms": "Root mean square of C_ij for i other than j: how much dimensions repeat each "
+    "other. Small is good.",
+    "rank": "Effective rank: how many directions vectors use, the exponential of the entropy of "
+    "their spectrum. Near 1 is a collapse.",
+    "loss": "The sum that training makes smaller. Its size depends on the width: watch its course.",
+    "pairs_per_second": "Samples of a training step, over its time.",
+    "by chance": "The score of a guess that looks at no picture.",
+    "before training": "The same network with its first, random weights.",
+    "floor": "The score of a constant guess on the same test part.",
+    "common": "Dimensions that the sensors share.",
+    "unique": "Dimensions that only this sensor sees.",
+}
+_DRAWING = 0.5  # share of white pixels from which a picture is taken for a chart
 _SHORT = 28  # letters of a cell that stays in one line
 # "0.12", "-3", "12 %", "< 0.1", "0.5 ± 0.1 *", or nothing
 _NUMBER = re.compile(r"([<>≤≥]? ?[-+−]?[\d.,]*\d(e[-+]?\d+)?( ?\S{1,3}| ±.*)?|[–-]?)$")
@@ -28,7 +49,19 @@ def figure(picture: Path, caption: str = "") -> str:
         caption: what it shows and how to read it, plain text.
     """
     source = _embedded("image/png", picture.read_bytes())
-    return _fill("figure", source=source, alt=caption or picture.stem, caption=caption)
+    look = "chart" if _is_chart(picture) else ""
+    return _fill("figure", source=source, alt=caption or picture.stem, caption=caption, look=look)
+
+
+def summary(sentence: str, numbers: Sequence[tuple[str, str, str]], then: Sequence[str]) -> str:
+    """The first screen of a page: what was done, what came of it, and what to do next.
+
+    Args:
+        sentence: what was done.
+        numbers: for each, what it is, the number, and what it is by chance or at worst.
+        then: commands to go on with.
+    """
+    return _fill("summary", sentence=sentence, numbers=numbers, then=then)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -42,8 +75,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     looks = [_look([row[column] for row in cells]) for column in range(len(head))]
     return _fill(
         "table",
-        head=list(zip(head, looks, strict=True)),
-        rows=[list(zip(row, looks, strict=True)) for row in cells],
+        head=[(text, look, _meaning(text)) for text, look in zip(head, looks, strict=True)],
+        rows=[
+            [
+                (text, look, "" if column else _meaning(text))
+                for column, (text, look) in enumerate(zip(row, looks, strict=True))
+            ]
+            for row in cells
+        ],
     )
 
 
@@ -107,6 +146,22 @@ def _fill(part: str, **values: Any) -> str:
     macro = getattr(environment().get_template("parts.html").module, part)
     # a plain str: Markup would escape the HTML in plain strings that it is added to
     return str(macro(**values)).strip()
+
+
+def _is_chart(picture: Path) -> bool:
+    """Return whether a picture is drawn on white paper, and may be shown light on dark."""
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("L"))
+    return bool((pixels == 255).mean() > _DRAWING)
+
+
+def _meaning(text: str) -> str:
+    """Return what the longest word of the glossary that a name begins with means; "" if none."""
+    parts = text.split("/")
+    names = ("/".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((GLOSSARY[name] for name in names if name in GLOSSARY), "")
 
 
 def _embedded(kind: str, data: bytes) -> str:
