@@ -1,3 +1,6 @@
+import re
+import shlex
+
 import numpy as np
 import pytest
 import yaml
@@ -192,3 +195,18 @@ def test_no_number_is_cut_in_a_pipe_and_a_preset_is_named_that_fits(tmp_path, ca
     out = capsys.readouterr().out
     assert "…" not in out and "-1.235e+05" in out and "9.877e+05" in out
     assert "preset 'sentinel2-l2a' fits" in out
+
+
+def test_the_pattern_that_a_message_proposes_is_taken(tmp_path, capsys):
+    root = make_folder(tmp_path, {f"{split}/s1": [f"{split}_a"] for split in ("train", "val")})
+    with pytest.raises(SystemExit):
+        main(["stats", str(root)])
+    (remedy,) = re.findall(r"--data\.pattern '[^']*'", capsys.readouterr().err)
+    main(["stats", str(root), *shlex.split(remedy)])
+    files = [root / "train/s1/train_a.png", root / "val/s1/val_a.png"]
+    pixels = np.stack([read_image(file).numpy() for file in files])
+    made = load_modalities(root / "modalities.yaml")
+    assert list(made) == ["s1"]
+    np.testing.assert_allclose(made["s1"].mean, pixels.mean(), rtol=1e-6)
+    main(["stats", str(root), "--overwrite", "--pattern", '{"s1": "val/s1/{id}"}'])
+    assert "s1: 1 images" in capsys.readouterr().out

@@ -31,9 +31,18 @@ def main(arguments: Sequence[str]) -> None:
         "as YAML that --data.modalities takes.",
     )
     parser.usage = (
-        "decur stats ROOT [--out FILE] [--modalities FILE] [--workers N] [--max_pixels N]"
+        "decur stats ROOT [--pattern PATTERN] [--out FILE] [--modalities FILE] [--workers N] "
+        "[--max_pixels N]"
     )
     parser.add_argument("root", type=str, help="Folder of pairs.")
+    # Messages of the readers name these two as options of other commands.
+    parser.add_argument(
+        "--pattern",
+        "--data.pattern",
+        type=str | dict[str, str] | None,
+        help="Where the files lie if not at ROOT/<modality>/<id>, as '{id}_S1Hand' or "
+        "'{split}/{sensor}/{id}', or one a modality as '{\"s1\": \"{id}_vv\"}'.",
+    )
     parser.add_argument(
         "--out",
         type=str | None,
@@ -49,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
     parser.add_argument(
         "--max_pixels",
+        "--data.max_pixels",
         type=int,
         default=MAX_PIXELS,
         help="Height times width of a picture at most; larger ones are left out.",
@@ -62,9 +72,10 @@ def main(arguments: Sequence[str]) -> None:
     known = load_modalities(kept)
     if known:
         print(f"known from {kept}: {', '.join(known)}; only mean and std are replaced")
-        if others := sorted(set(subfolders(settings.root)) - set(known)):
+        others = sorted(set(subfolders(settings.root)) - set(known))
+        if others and settings.pattern is None:
             print(f"left out: {', '.join(others)}; it does not name them")
-    pairing = pair_files(Path(settings.root), tuple(known) or None, None)
+    pairing = pair_files(Path(settings.root), tuple(known) or None, settings.pattern)
     if pairing.left_out:
         print(f"left out: {', '.join(pairing.left_out)}")
     files = pairing.folders
@@ -76,6 +87,7 @@ def main(arguments: Sequence[str]) -> None:
             workers=settings.workers,
             advance=lambda n: progress.advance(task, n),
             max_pixels=settings.max_pixels,
+            pattern=settings.pattern,
         )
     for name, statistics in found.items():
         _print(name, statistics, known.get(name))

@@ -127,17 +127,22 @@ def _by_folder(root: Path, names: tuple[str, ...] | None) -> Pairing:
     return pairing
 
 
-def sensor_files(root: str | Path, names: tuple[str, ...] | None) -> dict[str, dict[str, str]]:
+def sensor_files(
+    root: str | Path,
+    names: tuple[str, ...] | None,
+    pattern: str | Mapping[str, str] | None = None,
+) -> dict[str, dict[str, str]]:
     """Return `{sensor: {id: file}}` of the folders below a root, without those of labels.
 
     Args:
         root: the folder.
         names: of the sensors; None for all that there are.
+        pattern: where their files lie, see `PairedFolder`.
 
     Raises:
         DataError: as `modality_files` does.
     """
-    return pair_files(Path(root), names, None).folders
+    return pair_files(Path(root), names, pattern).folders
 
 
 def label_folders(folders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

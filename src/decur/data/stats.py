@@ -297,6 +297,7 @@ def compute_stats(
     workers: int = 1,
     advance: Advance | None = None,
     max_pixels: int = MAX_PIXELS,
+    pattern: str | Mapping[str, str] | None = None,
 ) -> dict[str, BandStatistics]:
     """Compute the statistics of each modality in one pass, without holding the data.
 
@@ -308,6 +309,7 @@ def compute_stats(
         workers: threads that read; the result does not depend on their number.
         advance: told now and then how many more files, or samples, have been read.
         max_pixels: of a root: height times width that is read at most.
+        pattern: of a root: where its files lie, see `PairedFolder`.
 
     Returns:
         `{modality: BandStatistics}`.
@@ -316,7 +318,7 @@ def compute_stats(
         DataError: if there is nothing to read, naming the folder.
     """
     if not isinstance(source, PairedDataset):
-        folders = sensor_files(source, tuple(modalities) if modalities else None)
+        folders = sensor_files(source, tuple(modalities) if modalities else None, pattern)
         return {
             name: stats_of_files(
                 list(files.values()),
