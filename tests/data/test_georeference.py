@@ -7,6 +7,7 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 
 from decur.data import PairedFolder
+from decur.data.georeference import read_place
 from decur.errors import BadSampleError
 
 GIVEN = {n: {"bands": ["x"], "scaling": "image"} for n in ("s1", "s2")}
@@ -89,3 +90,14 @@ def test_a_picture_in_degrees_is_brought_onto_one_in_metres(tmp_path, picture, c
     assert image.shape == (1, 32, 32)
     columns = image[0].float().nanmean(0)
     np.testing.assert_allclose(columns[1:-1], np.arange(1, 31) * 40 / 32 + 0.125, atol=0.5)
+
+
+def test_a_place_is_read_anew_when_its_file_changes(tmp_path, picture, monkeypatch):
+    path = tmp_path / "a.tif"
+    put(path, picture, 0, 0)
+    first = read_place(path)
+    with monkeypatch.context() as patch:  # what is known opens no file
+        patch.setattr("decur.data.rasters.open_raster", None)
+        assert read_place(path) is first
+    put(path, picture[:9, :9], 90, 0)
+    assert (read_place(path).transform.c, read_place(path).size) == (500_090, (9, 9))
