@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -8,8 +9,10 @@ from torch.utils.data import Dataset
 from decur.data import LoaderSettings, Target, from_dataset
 from decur.embed import embed
 from decur.encoders import build_encoder, save_encoder
+from decur.encoders.settings import EncoderSettings
 from decur.errors import ConfigError
 from decur.pretrain import PairedData
+from decur.transfer import transfer
 
 
 class Stacked(Dataset):
@@ -71,7 +74,56 @@ def test_dictionaries_are_embedded(tmp_path):
     assert torch.equal(again[0]["images"]["s1"], data[0]["images"]["s1"])
 
 
+class Patches(Dataset):
+    """As torchgeo's classification sets: classes by name, all bands in one tensor, a transform."""
+
+    classes = ("dry", "wet")
+
+    def __init__(self, transforms=None):
+        self.transforms = transforms
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randn(5, 16, 16, generator=generator) + 4 * (index % 2)
+        sample = {"image": image, "label": torch.tensor(index % 2)}
+        return self.transforms(sample) if self.transforms else sample
+
+
+def test_dictionaries_are_transferred(tmp_path):
+    data = from_dataset(
+        Patches(), {"s1": ("image", [0, 1]), "s2": ("image", [2, 3, 4])}, target="label"
+    )
+    done = transfer(
+        data,
+        probe="auto",
+        encoder=EncoderSettings(name="test_resnet"),
+        loader=LoaderSettings(8, workers=0),
+        run=str(tmp_path),
+        device="cpu",
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["modalities"], results["test"]) == (["s1", "s2"], 8)
+    accuracy = results["metrics"]["accuracy"]
+    assert accuracy["value"] > accuracy["floor"] and set(results["by_class"]) == {"dry", "wet"}
+    assert done.results["model"] == "linear head (logistic)"
+
+
+class Boxes(Dataset):
+    """As torchgeo's GeoDataset, whose samples are had by boxes."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, box):
+        return {"image": torch.zeros(2, 4, 4), "bounds": tuple(box)}
+
+
 def test_wrong_keys_are_named():
+    with pytest.raises(ConfigError, match=r"sample 0 cannot be had by its number .*GeoDataset"):
+        from_dataset(Boxes(), {"a": "image"})
     source = Stacked(lambda i: torch.tensor(i % 2))
     for options, match in (
         ({"images": {"a": "nothing"}}, "no sample has 'nothing'; there is image, rgb, label"),

@@ -51,7 +51,8 @@ def from_dataset(
         groups: of the samples, those that must not be split between training and test.
 
     Raises:
-        ConfigError: if the samples have no such keys, or classes are needed and unknown.
+        ConfigError: if the samples have no such keys or no numbers, or classes are needed and
+            unknown.
         DataError: if no sample can be read.
 
     Examples:
@@ -143,7 +144,13 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
     def _first(self) -> Mapping[str, Any]:
         """Return the first sample that has all sensors."""
         for index in range(min(len(self), _READ)):
-            sample = self.dataset[index]
+            try:
+                sample = self.dataset[index]
+            except (TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"from_dataset: sample {index} cannot be had by its number ({error}); data "
+                    "that is read by boxes on a map, as torchgeo's GeoDataset, needs a list of them"
+                ) from error
             if not isinstance(sample, Mapping):
                 raise ConfigError(
                     f"from_dataset: samples are dictionaries, not {type(sample).__name__}"
