@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from decur.modality import Modality
 
 # Where Linux says how much a container may take, in its version 2 and in version 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -43,6 +46,30 @@ def require_memory(needed: float, *, what: str, remedy: str) -> None:
             f"{what}: needs {needed / _GB:,.1f} GB of memory at least, and the machine has "
             f"{there / _GB:,.1f} GB; {remedy}"
         )
+
+
+def require_memory_for_batch(
+    sensors: Iterable[Modality], batch: int, size: int | None, *, copies: int = 1, key: str = "size"
+) -> None:
+    """Refuse a batch whose pictures alone, as float32, do not fit into the machine's memory.
+
+    Args:
+        sensors: whose pictures a sample has; one of unknown size counts nothing.
+        batch: samples that are on this machine together.
+        size: height and width that pictures are resized to; None for their own.
+        copies: of each picture that are held at a time.
+        key: the option that sets `size`.
+
+    Raises:
+        ConfigError: naming the batch and what to lower.
+    """
+    shapes = [(m.channels, (size, size) if size else m.size or (0, 0)) for m in sensors]
+    pixels = max((height * width for _, (height, width) in shapes), default=0)
+    require_memory(
+        copies * batch * sum(bands * height * width for bands, (height, width) in shapes) * 4,
+        what=f"a batch of {batch:,} samples of {pixels:,} pixels",
+        remedy=f"lower loader.batch_size or {key}",
+    )
 
 
 def require_memory_for_options(

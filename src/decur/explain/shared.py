@@ -33,6 +33,7 @@ from decur.explain.base import (
 )
 from decur.explain.model import Checkpoint, encoded
 from decur.features import Features, SampleLoader
+from decur.memory import require_memory
 from decur.objectives.alignment import effective_rank
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.probes import (
@@ -121,6 +122,12 @@ def shared(
             pairs[f"{a}-{b}"] = a, b, rows[spaced]
     if not pairs:
         raise DoesNotApply(f"It needs {FEWEST} samples that two sensors see; {most} are the most.")
+    longest = max(len(rows) for _, _, rows in pairs.values())
+    require_memory(
+        2 * 8 * longest**2,  # the Gram matrix and its eigenvectors, float64
+        what=f"spectra of {longest:,} samples",
+        remedy="lower --options.shared.samples",
+    )
     arrays: Arrays = {"pairs": text(*pairs)}
     groups = loader.groups
     steps = len(pairs) * (1 + 3 * len(checkpoint.parts))

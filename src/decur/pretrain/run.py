@@ -18,7 +18,7 @@ from decur.data.selection import select
 from decur.data.units import check_units
 from decur.encoders.files import save_encoder
 from decur.errors import ConfigError
-from decur.memory import require_memory
+from decur.memory import require_memory_for_batch
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
@@ -108,7 +108,13 @@ def _pretrain(
     paired = PairedData(data, settings.loader, settings.seed, pairing=settings.pairing)
     # refuses a batch that cannot be filled before anything is written
     EpochBatches(len(data), settings.loader.batch_size, settings.seed)
-    _require_memory_for_batch(data, settings)
+    require_memory_for_batch(
+        data.modalities.values(),
+        settings.loader.batch_size // settings.trainer.num_nodes,
+        settings.views.size,
+        copies=2,
+        key="views.size",
+    )
     max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
     own_callbacks = make_callbacks(settings.trainer.callbacks)
     checkpoint = open_run(folder, config, anew)
@@ -149,17 +155,6 @@ def _pretrain(
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
     return Pretrained(folder, model)
-
-
-def _require_memory_for_batch(data: PairedDataset, settings: PretrainSettings) -> None:
-    """Refuse a batch whose views alone, of all devices of a machine, do not fit into its memory."""
-    bands = sum(modality.channels for modality in data.modalities.values())
-    size, batch = settings.views.size, settings.loader.batch_size / settings.trainer.num_nodes
-    require_memory(
-        2 * batch * bands * size**2 * 4,  # two views, float32
-        what=f"a batch of {settings.loader.batch_size:,} views of {size:,} x {size:,} pixels",
-        remedy="lower loader.batch_size or views.size",
-    )
 
 
 def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> PretrainSettings:

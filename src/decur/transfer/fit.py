@@ -27,6 +27,7 @@ from decur.digest import digest
 from decur.encoders import Encoder
 from decur.errors import DivergedError
 from decur.features import Features, scaled
+from decur.memory import require_memory_for_batch
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.optim import can_fuse
@@ -460,6 +461,8 @@ def train_on_pictures(
         engine: where it runs.
     """
     data, task, names = parts.data, parts.task, list(model.encoders)
+    sensors = [data.modalities[name] for name in names]
+    require_memory_for_batch(sensors, settings.loader.batch_size, settings.size)
     batches = picture_loader(data, parts.train, task, names, settings.loader, settings.seed)
     trainee = Trainee(
         model,
