@@ -6,8 +6,9 @@ from decur.lazy import lazy_names
 
 if TYPE_CHECKING:
     from decur.exchange.exporting import export_encoder
+    from decur.exchange.hub import export_hub
     from decur.exchange.importing import import_weights
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["export_encoder", "import_weights"]
+__all__ = ["export_encoder", "export_hub", "import_weights"]

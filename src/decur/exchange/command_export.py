@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import Namespace
+
 from decur.config import Parser
+from decur.errors import require
 from decur.exchange.formats import Format
 
 
@@ -17,13 +20,25 @@ def main(arguments: Sequence[str]) -> list[Path]:
     """
     parser = Parser(
         "decur export",
-        "An encoder for other programs: timm's or torchgeo's state dict, ONNX, torch.export. A "
-        "JSON file beside it says what its input is.",
+        "An encoder for other programs: a folder for timm, terratorch and the Hugging Face hub, "
+        "with a model card; timm's or torchgeo's state dict, ONNX, torch.export, with a JSON file "
+        "beside it that says what its input is.",
     )
-    parser.usage = "decur export ENCODER --format timm|torchgeo|onnx|torch --out FILE"
-    parser.add_argument("encoder", type=str, help="An encoder file of a run.")
+    parser.usage = "decur export ENCODER|RUN --format hub|timm|torchgeo|onnx|torch --out PLACE"
+    parser.add_argument(
+        "encoder", type=str, help="An encoder file of a run; for hub also the run's folder."
+    )
     parser.add_argument("--format", type=Format, required=True, help="What to write.")
-    parser.add_argument("--out", type=str, required=True, help="The file.")
+    parser.add_argument("--out", type=str, required=True, help="The file; for hub the folder.")
+    parser.add_argument(
+        "--push", type=str | None, help="USER/REPO of the hub that a hub folder is uploaded to."
+    )
+    parser.add_argument(
+        "--license", type=str | None, help="Of the weights, for the card of a hub folder: cc-by-4.0"
+    )
+    parser.add_argument(
+        "--scores", type=str, nargs="+", help="Folders of `decur transfer`, for the card."
+    )
     parser.add_argument(
         "--scaling", type=bool, default=False, help="Let the graph take raw values and scale them."
     )
@@ -33,15 +48,35 @@ def main(arguments: Sequence[str]) -> list[Path]:
         help="[height, width] of a graph for one size only; by default it takes any.",
     )
     settings = parser.parse(arguments)
+    files = _export_folder(settings) if settings.format == "hub" else _export_file(settings)
+    for file in files:
+        print(f"written: {file}")
+    return files
+
+
+def _export_folder(settings: Namespace) -> list[Path]:
+    from decur.exchange.hub import export_hub  # imports timm, which takes seconds
+
+    for key in ("scaling", "size"):
+        require(not settings[key], f"--{key}: is of a graph; leave it out for --format hub")
+    return export_hub(
+        settings.encoder,
+        settings.out,
+        licence=settings.license,
+        scores=settings.scores or (),
+        push=settings.push,
+    )
+
+
+def _export_file(settings: Namespace) -> list[Path]:
     from decur.exchange.exporting import export_encoder  # imports timm, which takes seconds
 
-    files = export_encoder(
+    for key in ("push", "license", "scores"):
+        require(not settings[key], f"--{key}: is of a folder with a card; take --format hub")
+    return export_encoder(
         settings.encoder,
         settings.out,
         format=settings.format,
         scaling=settings.scaling,
         size=settings.size,
     )
-    for file in files:
-        print(f"written: {file}")
-    return files

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decur.encoders import Encoder, TimmEncoder, load_encoder
 from decur.errors import ConfigError, DecurError
 from decur.exchange.formats import Format
+from decur.exchange.hub import export_hub
 from decur.modality import Modality
 from decur.runs import atomic, write_json, writing
 
@@ -50,10 +51,11 @@ def export_encoder(
         out: the file: .safetensors or .pth for "timm", .pth for "torchgeo", .onnx, .pt2 for
             "torch" (`torch.export.load`). `<out>.json`, and the metadata of .onnx and .safetensors,
             hold the architecture, the modality and the kind of input.
-        format: "timm": a state dict that `timm.create_model(name, in_chans=..., num_classes=0)`
-            loads strictly; "torchgeo": the same, of an architecture of torchgeo's; "onnx" and
-            "torch": a graph from "image" (B, C, H, W) to "vector" (B, D), of any batch and size;
-            that of "torch" insists on multiples of 32 px, from 64.
+        format: "hub": a folder, see `export_hub`; "timm": a state dict that
+            `timm.create_model(name, in_chans=..., num_classes=0)` loads strictly; "torchgeo": the
+            same, of an architecture of torchgeo's; "onnx" and "torch": a graph from "image"
+            (B, C, H, W) to "vector" (B, D), of any batch and size; that of "torch" insists on
+            multiples of 32 px, from 64.
         scaling: let the graph take raw values and scale them, as `Modality.scale` does.
         size: height and width of a graph that takes pictures of this size only.
 
@@ -66,6 +68,10 @@ def export_encoder(
         DataError: if the encoder file cannot be read.
     """
     out = Path(out)
+    if format == "hub":
+        if scaling or size:
+            raise ConfigError("--scaling, --size: are of graphs; leave them out for --format hub")
+        return export_hub(encoder, out)
     if out.suffix not in SUFFIXES[format]:
         raise ConfigError(
             f"--out: {out} must end in {' or '.join(SUFFIXES[format])} for --format {format}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Format = Literal["timm", "torchgeo", "onnx", "torch"]  # of what is written
+Format = Literal["hub", "timm", "torchgeo", "onnx", "torch"]  # of what is written
 
 Layout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]  # of what is read
 Normalised = Literal["auto", "imagenet", "half", "none"]

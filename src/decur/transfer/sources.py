@@ -12,12 +12,12 @@ import torch
 
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
 from decur.encoders.base import refuse_name, refuse_size
+from decur.encoders.hub import HUB, encoder_files
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.blocks import PREFIX, find_part
 from decur.pretrain.restore import restore
-from decur.runs import RunFolder
 from decur.transfer.augment import scaled_size
 from decur.transfer.pretrained import (
     TIMM,
@@ -31,7 +31,9 @@ from decur.transfer.settings import MissingBands, Representation, TransferSettin
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
-_CHOICES = f"a run's folder, encoder files, torchgeo:NAME, {TIMM}NAME, or {RANDOM!r}"
+_CHOICES = (
+    f"a run's folder, encoder files, {HUB}USER/REPO, torchgeo:NAME, {TIMM}NAME, or {RANDOM!r}"
+)
 
 
 def open_encoders(
@@ -81,9 +83,10 @@ def gather_encoders(
     """Return an encoder for each sensor that is used.
 
     Args:
-        source: folders of runs, encoder files, pretrained weights as `[SENSOR=]torchgeo:NAME` (see
-            `load_torchgeo`) and `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for
-            all sensors where none is named), or "random" for fresh weights.
+        source: folders of runs, encoder files, "hf-hub:USER/REPO" of what `decur export --push` has
+            written there, pretrained weights as `[SENSOR=]torchgeo:NAME` (see `load_torchgeo`) and
+            `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for all sensors where none
+            is named), or "random" for fresh weights.
         modalities: those of the data.
         wanted: sensors to use; None for all of the data that the source has an encoder for.
         settings: the architecture of fresh weights, and options of timm's.
@@ -204,14 +207,15 @@ def _homes(sources: Sequence[str]) -> dict[str, _Home]:
     homes: dict[str, _Home] = {}
     for source in sources:
         path = Path(source)
-        if path.is_dir():
-            found = RunFolder(path).saved_encoders()
+        if path.is_dir() or source.startswith(HUB):
+            found = encoder_files(source)
             if not found:
                 raise DataError(
-                    f"encoders: {path} holds no encoders/*.safetensors; give a finished run's "
-                    f"folder, encoder files, {TIMM}NAME, or {RANDOM!r}"
+                    f"encoders: {source} holds no encoders/*.safetensors; give a finished run's "
+                    f"folder, encoder files, {HUB}USER/REPO, {TIMM}NAME, or {RANDOM!r}"
                 )
-            named = {file.stem: _Home(file, path) for file in found}
+            run = path if path.is_dir() else None
+            named = {name: _Home(file, run) for name, file in found.items()}
         elif path.is_file():
             modality = load_encoder(path).modality
             assert modality is not None  # else it is no encoder file
