@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
 from decur.data.packed import pack
-from decur.data.packed.items import encode, matches
+from decur.data.packed.items import decode, encode, matches
 from decur.data.packed.reading import verify
 from decur.data.packed.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
 from decur.errors import BadSampleError, ConfigError, DataError
@@ -507,3 +507,18 @@ def test_other_labels_are_another_source(folder, tmp_path):
 def test_options_below_zero_are_named(folder, tmp_path, wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         pack(folder, tmp_path / "out", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("values", "width"),
+    [((0, 255), 1), ((-1, 2), 1), ((-1, 300), 2), ((0, 70_000), 4), ((-1, 2**40), 8)],
+)
+def test_masks_are_stored_in_the_smallest_type_and_read_as_before(values, width):
+    mask = torch.tensor(values).repeat(64, 32)  # (64, 64)
+    narrow = mask.to(torch.int8 if max(values) < 100 else torch.int16)  # a type of its own
+    targets = {"mask": mask, "kind": torch.tensor(1), "own": narrow}
+    sample = {"id": "a", "images": {"x": torch.rand(1, 3, 3)}, "target": targets}
+    item = np.frombuffer(encode(sample), dtype=np.uint8).copy()
+    assert len(item) - mask.numel() * width - narrow.nbytes < 1024
+    found = decode(item)
+    assert_same_sample(found, sample)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from decur.data.grid import Grid
 from decur.data.sample import Sample
@@ -34,6 +35,9 @@ _DTYPES = {
     "F64": torch.float64,
     "BOOL": torch.bool,
 }
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)  # in which masks are stored
+_ABOUT = "decur"  # key of an item's metadata, where there is more to say than the id
+_NARROWED = "int64"  # the targets that are read as int64 again
 _LEVEL = 3  # of zstd: its default; higher ones cost much time and gain little on pictures
 
 
@@ -48,11 +52,17 @@ def encode(sample: Sample, compress: bool = False) -> bytes:
         ConfigError: if zstd is not installed.
     """
     tensors = {f"image/{name}": image for name, image in sample["images"].items()}
-    tensors |= {f"target/{name}": value for name, value in sample.get("target", {}).items()}
-    about = {"id": sample["id"]}
+    targets = sample.get("target", {})
+    narrow = {name: found for name, x in targets.items() if (found := _narrowed(x)) is not None}
+    tensors |= {f"target/{name}": value for name, value in {**targets, **narrow}.items()}
+    about: dict[str, Any] = {"id": sample["id"]}
+    if narrow:
+        about[_NARROWED] = list(narrow)
     if "place" in sample:
-        about["place"] = json.dumps(sample["place"].to_dict())
-    plain = save({k: x.contiguous() for k, x in tensors.items()}, metadata=about)
+        about["place"] = sample["place"].to_dict()
+    # one key: safetensors writes several in an order that changes from time to time
+    metadata = {_ABOUT: json.dumps(about)} if len(about) > 1 else about
+    plain = save({k: x.contiguous() for k, x in tensors.items()}, metadata=metadata)
     body = bytes(zstd().compress(plain, asbytes=True)) if compress else plain
     checked = HEAD.pack(0, len(plain), compress, _CRC32C)[4:] + body
     return struct.pack("<I", crc32c()(checked)) + checked
@@ -96,9 +106,11 @@ def decode(item: np.ndarray) -> Sample:
     start = 8 + int.from_bytes(body[:8].tobytes(), "little")
     header: dict[str, Any] = json.loads(body[8:start].tobytes())
     about = header.pop("__metadata__")
+    about = json.loads(about[_ABOUT]) if _ABOUT in about else about
     sample: Sample = {"id": about["id"], "images": {}}
     if "place" in about:
-        sample["place"] = Grid.from_dict(json.loads(about["place"]))
+        sample["place"] = Grid.from_dict(about["place"])
+    narrowed = about.get(_NARROWED, ())
     values = torch.from_numpy(body[start:])
     for key, entry in header.items():
         first, last = entry["data_offsets"]
@@ -107,8 +119,21 @@ def decode(item: np.ndarray) -> Sample:
         if kind == "image":
             sample["images"][name] = tensor
         else:
-            sample.setdefault("target", {})[name] = tensor
+            found = tensor.long() if name in narrowed else tensor
+            sample.setdefault("target", {})[name] = found
     return sample
+
+
+def _narrowed(target: Tensor) -> Tensor | None:
+    """Return a mask in the smallest type that holds it; None where it stays as it is."""
+    if target.dtype != torch.int64 or not target.ndim or not target.numel():
+        return None
+    low, high = (int(x) for x in target.aminmax())
+    for dtype in _NARROW:
+        limits = torch.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return target.to(dtype)
+    return None
 
 
 @cache
