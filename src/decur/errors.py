@@ -159,6 +159,30 @@ def reading(path: object, remedy: str, what: str = "cannot be read") -> Iterator
         raise DataError(f"{path}: {what} ({reason_of(error)}); {remedy}") from error
 
 
+def install(extra: str) -> str:
+    """Return the command that installs one of the extras in pyproject.toml."""
+    return f"pip install 'decur[{extra}]'"
+
+
+@contextmanager
+def needing(what: str, extra: str, kind: type[DecurError] = ConfigError) -> Iterator[None]:
+    """Say what installs the optional packages that a block imports, where one is missing.
+
+    Args:
+        what: needs them, for the message: "reading a.h5".
+        extra: of pyproject.toml, which installs them.
+        kind: of the error.
+
+    Raises:
+        DecurError: of this kind, naming the package and the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        name = (error.name or "a package").partition(".")[0]
+        raise kind(f"{what} needs {name}: {install(extra)}") from error
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory, of the machine or of a GPU, does not suffice.
 

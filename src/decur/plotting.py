@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.errors import install
 from decur.modality import Modality
 from decur.runs import atomic
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 else:
     Figure = Any  # so that other modules can name the type where matplotlib is not installed
 
-INSTALL = "pip install 'decur[explain]'"
-MISSING = f"No pictures: {INSTALL} for matplotlib."  # in place of a figure in a report
+MISSING = f"No pictures: {install('explain')} for matplotlib."  # in place of a figure in a report
 
 # Blue and orange of Okabe and Ito (2008).
 COMMON, UNIQUE, OTHER = "#0072B2", "#E69F00", "#555555"

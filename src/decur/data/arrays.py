@@ -13,7 +13,7 @@ from zipfile import ZipFile, is_zipfile
 import numpy as np
 
 from decur.data.decoding import Decoded, Header, check_size
-from decur.errors import BadSampleError, DataError
+from decur.errors import BadSampleError, DataError, needing
 
 EXTENSIONS = frozenset({".npy", ".npz", ".mat", ".h5", ".hdf5", ".zarr"})
 
@@ -209,10 +209,8 @@ def _matlab(path: Path, variable: str | None) -> Stored:
 
 @contextmanager
 def _hdf5(path: Path, variable: str | None) -> Iterator[Stored]:
-    try:
+    with needing(f"reading {path}", "rgbd", DataError):
         import h5py
-    except ImportError as error:
-        raise DataError(f"reading {path} needs h5py: pip install 'decur[rgbd]'") from error
     with h5py.File(path, "r") as file:
         found: dict[str, Any] = {}
 
@@ -230,10 +228,8 @@ def _hdf5(path: Path, variable: str | None) -> Iterator[Stored]:
 
 
 def _zarr(path: Path, variable: str | None) -> Stored:
-    try:
+    with needing(f"reading {path}", "eo", DataError):
         import zarr
-    except ImportError as error:
-        raise DataError(f"reading {path} needs zarr: pip install 'decur[eo]'") from error
     for metadata in (*path.rglob(".zarray"), *path.rglob("zarr.json"), *path.rglob(".zmetadata")):
         if "pickle" in json.dumps(json.loads(metadata.read_text())).lower():
             raise BadSampleError(path, "holds Python objects, which are never opened")

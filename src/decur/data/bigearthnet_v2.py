@@ -15,7 +15,7 @@ from decur.data.bigearthnet import CLASSES_19, CLASSES_43, SIZE, SPLITS, TO_19
 from decur.data.files import read_mask
 from decur.data.sample import Sample, Target
 from decur.data.sentinel import Offset, PatchPairs, offset_of
-from decur.errors import BadSampleError, DataError
+from decur.errors import BadSampleError, DataError, needing
 from decur.modality import Modality
 
 _SPELT = {"train": "train", "val": "validation", "test": "test"}  # in metadata.parquet
@@ -211,12 +211,10 @@ class _Metadata:
     """
 
     def __init__(self, file: Path, split: str | None, *, with_labels: bool) -> None:
-        try:
+        with needing(f"reading {file}", "eo", DataError):
             import pyarrow as pa
             import pyarrow.compute as pc
             import pyarrow.parquet as pq
-        except ImportError as error:
-            raise DataError(f"reading {file} needs pyarrow: pip install 'decur[eo]'") from error
         if not file.is_file():
             raise DataError(f"{file}: no such file; {_LAYOUT}")
         columns = [name for name in _COLUMNS if with_labels or name != "labels"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decur.data.files import resize
 from decur.data.hha import PLAUSIBLE, hha
-from decur.errors import BadSampleError, DataError
+from decur.errors import BadSampleError, DataError, needing
 from decur.modality import Modality
 
 log = logging.getLogger(__name__)
@@ -184,12 +184,8 @@ class Mat73:
 
     def _open(self) -> Any:
         if self._process != os.getpid():  # a handle does not survive a fork
-            try:
+            with needing(f"reading {self.file}", "rgbd", DataError):
                 import h5py
-            except ImportError as error:
-                raise DataError(
-                    f"reading {self.file} needs h5py: pip install 'decur[rgbd]'"
-                ) from error
             try:
                 self._opened = h5py.File(self.file, "r")
             except OSError as error:

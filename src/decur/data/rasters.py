@@ -13,7 +13,7 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from decur.data.decoding import Decoded, Header, check_size, turned_size
-from decur.errors import BadSampleError, DataError
+from decur.errors import BadSampleError, DataError, needing
 
 # The drivers that an extension stands for. GDAL would else open whatever a file's content says: a
 # file of XML that is named .tif could name others on disk or in the network.
@@ -100,11 +100,9 @@ def import_rasterio(suffix: str) -> Any:
     Raises:
         DataError: if it is not installed.
     """
-    try:
+    with needing(f"reading {suffix}", "eo", DataError):
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning
-    except ImportError as error:
-        raise DataError(f"reading {suffix} needs rasterio: pip install 'decur[eo]'") from error
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no map
     return rasterio
 

@@ -26,7 +26,7 @@ from decur.data.grid import (
     read_raster_header,
 )
 from decur.data.sample import Target
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError, needing
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ VECTORS = (".geojson", ".json", ".gpkg")
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
 _MOST_CLASSES = 50  # distinct values of a column that are still classes
 _LOOKED_AT = 512  # rows and columns of a label raster that are looked at to count classes
-_INSTALL = "pip install 'decur[vector]'"
 
 Shape = tuple[Mapping[str, Any], Bounds, int]  # geometry as GeoJSON has it, its box, its class
 
@@ -230,12 +229,8 @@ def read_features(path: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
-    try:
+    with needing(f"{path}: a GeoPackage, unlike GeoJSON,", "vector", DataError):
         import geopandas
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading a GeoPackage needs geopandas: {_INSTALL}; or export it as GeoJSON"
-        ) from error
     try:
         table = geopandas.read_file(path)
     except Exception as error:  # of several libraries below it

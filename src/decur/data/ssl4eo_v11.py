@@ -20,7 +20,7 @@ from decur.data.base import DATASETS, check_choices
 from decur.data.files import resize
 from decur.data.sentinel import SHIFT, Offset, band_in_file, check_offset, some_scenes
 from decur.data.ssl4eo import PRODUCTS, SIZE, PlacesInSeasons, Product, Seasons
-from decur.errors import BadSampleError, DataError
+from decur.errors import BadSampleError, DataError, needing
 from decur.modality import Modality
 
 SPLITS = ("train", "val")
@@ -264,11 +264,9 @@ def _opened(path: Path) -> _File:
 @lru_cache(maxsize=_OPEN)
 def _open(path: Path, process: int) -> _File:
     """Open a file, in each process anew: forked ones would share its position in the file."""
-    try:
+    with needing(f"reading {path}", "eo", DataError):
         import zarr
         from zarr.storage import ZipStore
-    except ImportError as error:
-        raise DataError(f"reading {path} needs zarr: pip install 'decur[eo]'") from error
     try:
         group: Any = zarr.open_group(ZipStore(path, mode="r"), mode="r", zarr_format=2)
         if lacking := [key for key in ("bands", "sample", "band") if key not in group]:

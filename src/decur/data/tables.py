@@ -16,7 +16,7 @@ from torch import Tensor
 
 from decur.data.listing import as_id
 from decur.data.sample import Target
-from decur.errors import DataError
+from decur.errors import DataError, needing
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +126,9 @@ def _csv_rows(path: Path) -> list[list[str]]:
 
 def _parquet_rows(path: Path) -> list[list[str]]:
     """Return the cells of a Parquet file as texts."""
-    try:
+    with needing(f"reading {path}", "eo", DataError):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(f"reading {path} needs pyarrow: pip install 'decur[eo]'") from error
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:

@@ -23,7 +23,7 @@ from decur.embed.neighbors import (
     recall,
 )
 from decur.embed.parquet import read_header
-from decur.errors import ConfigError
+from decur.errors import ConfigError, needing
 from decur.runs import atomic, writing
 from decur.tables import make_table
 
@@ -78,8 +78,9 @@ def main(arguments: Sequence[str]) -> Hits:
     settings = parser.parse(arguments)
     if settings.picture and settings.data is None:
         raise ConfigError("--picture: needs the pictures; give --data.root FOLDER, or --data CLASS")
-    if settings.picture and not plotting.available():
-        raise ConfigError("--picture: needs matplotlib: pip install 'decur[explain]'")
+    if settings.picture:
+        with needing("--picture", "explain"):
+            import matplotlib  # noqa: F401
     data = open_data("decur neighbors", settings.data.as_dict()) if settings.picture else None
     folder = Path(settings.embeddings)
     names = list(read_header(folder)["modalities"])

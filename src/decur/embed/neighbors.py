@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decur import plotting
 from decur.embed.parquet import WHOLE, read_header, require_pyarrow
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, needing
 from decur.features.rows import refuse_rows_not_finite
 from decur.objectives.blocks import find_part, is_shared
 
@@ -138,10 +138,8 @@ def nearest(
         DataError: if the vectors differ in width.
     """
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells that it was loaded
-    try:
+    with needing("neighbors", "embed"):
         import faiss
-    except ImportError as error:
-        raise ConfigError("neighbors needs faiss: pip install 'decur[embed]'") from error
     if not 1 <= k <= MOST_NEIGHBOURS:
         raise ConfigError(f"--k: must be from 1 to {MOST_NEIGHBOURS:,}, is {k:,}")
     dim = base.values.shape[1]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decur.errors import ConfigError, DataError, reading
+from decur.errors import DataError, needing, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,10 +26,8 @@ def require_pyarrow() -> None:
     Raises:
         ConfigError: naming what to install.
     """
-    try:
+    with needing("a folder of embeddings", "embed"):
         import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("embeddings need pyarrow: pip install 'decur[embed]'") from error
 
 
 def read_header(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from decur.encoders.base import Encoder
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, needing
 
 TORCHGEO = "torchgeo:"
 DEPTHS = 4  # a transformer without stages is read at four even depths
@@ -179,12 +180,18 @@ def build_geo(name: str, bands: int, **options: Any) -> Encoder:
         **options: arguments of the class.
 
     Raises:
-        ConfigError: for another name, or without torchgeo.
+        ConfigError: for another name, for wrong options, or without torchgeo.
     """
-    if name.startswith("croma_"):
-        return CROMAEncoder(name, **options)
-    if name.startswith("dofa_"):
-        return DOFAEncoder(name, **options)
+    if name.startswith(("croma_", "dofa_")):
+        kind: Any = CROMAEncoder if name.startswith("croma_") else DOFAEncoder
+        try:
+            inspect.signature(kind).bind(name, **options)
+        except TypeError as error:
+            raise ConfigError(
+                f"encoder '{TORCHGEO}{name}': {error}; give it in encoder.options"
+            ) from error
+        made: Encoder = kind(name, **options)
+        return made
     if name.startswith("swin_"):
         return SwinEncoder(name, bands)
     raise ConfigError(
@@ -199,12 +206,8 @@ def require_torchgeo() -> Any:
     Raises:
         ConfigError: naming what to install.
     """
-    try:
+    with needing("an encoder of torchgeo's", "geo"):
         import torchgeo.models
-    except ImportError as error:
-        raise ConfigError(
-            f"torchgeo's encoders need {error.name or 'torchgeo'}: pip install 'decur[geo]'"
-        ) from error
     return torchgeo.models
 
 

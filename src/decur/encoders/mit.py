@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decur.encoders.base import ENCODERS, Encoder
 from decur.encoders.imagenet import fold
-from decur.errors import ConfigError
+from decur.errors import ConfigError, needing
 
 CHANNELS = {  # of the four stages (Xie et al. 2021, Table 6)
     "mit_b0": [32, 64, 160, 256],
@@ -103,12 +103,8 @@ class MiTEncoder(Encoder):
 
 
 def _create(name: str, bands: int, pretrained: bool) -> Any:
-    try:
+    with needing(f"encoder {name!r}", "mit"):
         from segmentation_models_pytorch.encoders import get_encoder
-    except ImportError as error:
-        raise ConfigError(
-            f"encoder {name!r} needs segmentation-models-pytorch: pip install 'decur[mit]'"
-        ) from error
     try:
         made: Any = get_encoder(
             name, in_channels=bands, depth=5, weights="imagenet" if pretrained else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder
-from decur.errors import ConfigError, DecurError
+from decur.errors import ConfigError, DecurError, needing
 from decur.exchange.formats import Format
 from decur.exchange.hub import export_hub
 from decur.modality import Modality
@@ -103,6 +103,8 @@ def export_encoder(
                 "say where pixels without a measurement (NaN) are sorted; take --format torch, or "
                 "scale before the graph"
             )
+        if format == "onnx":
+            _onnxruntime()  # before the graph is traced, which takes long
         write = _write_onnx if format == "onnx" else _write_program
         with writing(out), _one_line(format, model.name, size):
             program = _trace(model, scaling, size)
@@ -216,13 +218,6 @@ def _write_program(
 def _write_onnx(
     program: torch.export.ExportedProgram, path: Path, about: dict[str, Any], free: dict[int, str]
 ) -> Callable[[Tensor], Tensor]:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"--format onnx needs {error.name}: pip install 'decur[export]'"
-        ) from error
     made = torch.onnx.export(
         program,
         dynamo=True,
@@ -235,8 +230,15 @@ def _write_onnx(
     assert made is not None
     made.model.metadata_props["decur.export"] = json.dumps(about)
     made.save(path, external_data=False)  # one file
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = _onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
+
+
+def _onnxruntime() -> Any:
+    with needing("--format onnx", "export"):
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    return onnxruntime
 
 
 @torch.no_grad()

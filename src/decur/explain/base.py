@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur import plotting
-from decur.errors import ConfigError, require
+from decur.errors import ConfigError, install, require
 from decur.plotting import Figure
 from decur.registry import Registry
 from decur.verdicts import Verdict
@@ -120,7 +120,7 @@ def check_packages(chosen: Sequence[Analysis], redraw: bool) -> None:
         missing = [] if plotting.available() else ["matplotlib"]
         missing += [name for name in analysis.needs if not redraw and find_spec(name) is None]
         if missing:
-            raise ConfigError(f"{analysis.name} needs {missing[0]}: {plotting.INSTALL}")
+            raise ConfigError(f"{analysis.name} needs {missing[0]}: {install('explain')}")
 
 
 def check_option(option: str, value: float, least: float, most: float = np.inf) -> None:

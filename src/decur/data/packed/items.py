@@ -16,7 +16,7 @@ from torch import Tensor
 
 from decur.data.grid import Grid
 from decur.data.sample import Sample
-from decur.errors import ConfigError, DataError
+from decur.errors import DataError, needing
 
 # Checksum of what follows it, length of the tensors before compression, 1 if they are compressed,
 # kind of the checksum: CRC-32 (of version 0.1), or CRC-32C, which processors compute, 20 times as
@@ -143,10 +143,8 @@ def zstd() -> Any:
     Raises:
         ConfigError: if it is not installed.
     """
-    try:
+    with needing("zstd", "pack"):
         import pyarrow
-    except ImportError as error:
-        raise ConfigError("zstd needs pyarrow: pip install 'decur[pack]'") from error
     return pyarrow.Codec("zstd", compression_level=_LEVEL)
 
 
@@ -157,12 +155,8 @@ def crc32c() -> Callable[[bytes | np.ndarray], int]:
     Raises:
         ConfigError: if it is not installed.
     """
-    try:
+    with needing("packed data", "pack"):
         import google_crc32c
-    except ImportError as error:
-        raise ConfigError(
-            "the checksums of packed data need google-crc32c: pip install 'decur[pack]'"
-        ) from error
     compute: Callable[[bytes | np.ndarray], int] = google_crc32c.value
     return compute
 
@@ -174,8 +168,6 @@ def litdata() -> Any:
     Raises:
         DataError: if it is not installed.
     """
-    try:
+    with needing("packed data", "pack", DataError):
         from litdata.streaming import downloader, writer
-    except ImportError as error:
-        raise DataError("packed data needs litdata: pip install 'decur[pack]'") from error
     return type("litdata", (), {"writer": writer, "downloader": downloader})
