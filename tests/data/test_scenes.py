@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform_bounds
 
 from decur.data import PackedPairs, PairedScenes
 from decur.data.packed import pack
+from decur.data.regrouped import Regrouped
 from decur.errors import ConfigError, DataError
 
 UTM = "EPSG:32632"
@@ -177,12 +179,13 @@ def test_groups_are_blocks_that_do_not_touch(tmp_path):
         np.random.default_rng(0).integers(0, 3, (320, 320)).astype("u1"),
     )
     data = PairedScenes(tmp_path, window=32, stride=16)
+    assert len(data) == 2 * 19 * 19  # pretraining sees them all
     assert data.targets["mask"].classes == ("0", "1", "2")
-    assert len(set(data.groups)) >= 10
-    boxes = [data.place(i).bounds for i in range(len(data))]
-    for i, a in enumerate(boxes):
-        for j in range(i):
-            b = boxes[j]
+    labelled = [i for i in range(len(data)) if "mask" in data[i]["target"]]
+    assert len({data.groups[i] for i in labelled}) >= 10
+    boxes = {i: data.place(i).bounds for i in labelled}
+    for i, a in boxes.items():
+        for j, b in boxes.items():
             touch = (
                 a.west <= b.east and b.west <= a.east and a.south <= b.north and b.south <= a.north
             )
@@ -190,7 +193,60 @@ def test_groups_are_blocks_that_do_not_touch(tmp_path):
     train = PairedScenes(tmp_path, window=32, stride=16, split="train")
     test = PairedScenes(tmp_path, window=32, stride=16, split="test")
     assert not set(train.groups) & set(test.groups)
-    assert sorted([*train.ids, *test.ids]) == sorted(data.ids)
+    inside = [id_ for id_, group in zip(data.ids, data.groups, strict=True) if group != "between"]
+    assert sorted([*train.ids, *test.ids]) == sorted(inside)
+
+
+def test_what_a_sensor_is_does_not_depend_on_the_windows(folder):
+    (folder / "modalities.yaml").unlink()
+    write(folder / "mask" / "a.tif", np.ones((192, 256), np.uint8))
+    data = PairedScenes(folder, window=64)
+    other = PairedScenes(folder, window=32, resolution=20, labels=None, block=1)
+    for name in ("s1", "s2"):
+        assert other.modalities[name].with_(size=(64, 64)) == data.modalities[name]
+    with rasterio.open(folder / "s1" / "place.tif") as file:
+        whole = file.read()  # smaller than a square
+    assert data.modalities["s1"].mean == pytest.approx(whole.mean((1, 2)), rel=1e-5)
+
+
+def test_the_order_of_names_says_whose_grid_it_is(folder, caplog):
+    write(folder / "s2" / "other_name.tif", smooth(480, 480, bands=3), WEST - 100, NORTH + 60, 5)
+    assert PairedScenes(folder, window=64).place(0).resolution == (10, 10)
+    assert "s2 has pixels of 5 and is read onto the grid of s1, with pixels of 10" in caplog.text
+    data = PairedScenes(folder, ["s2", "s1"], window=64)
+    assert data.place(0).resolution == (5, 5)
+    assert data.modalities["s1"].bands == ("VV", "VH")  # as modalities.yaml says
+
+
+def test_a_folder_that_looks_like_labels_is_no_sensor(folder, caplog):
+    (folder / "modalities.yaml").unlink()
+    classes = np.random.default_rng(0).integers(0, 3, (192, 256)).astype("u1")
+    write(folder / "Labels" / "a.tif", classes)
+    write(folder / "water" / "a.tif", classes)
+    assert list(PairedScenes(folder, window=64).modalities) == ["s1", "s2"]
+    assert "looks like labels by its name and is left out; --data.labels" in caplog.text
+    assert "looks like labels by its 3 different values" in caplog.text
+    assert "water" in PairedScenes(folder, ["s1", "water"], window=64).modalities
+
+
+def test_dates_are_paired_anew_in_each_epoch(tmp_path):
+    for day in (1, 2, 3):
+        for name in ("s1", "s2"):
+            write(tmp_path / name / f"x_2023010{day}.tif", np.full((128, 128), day, np.uint8))
+    data = PairedScenes(tmp_path, window=64)
+    anew = Regrouped(data)
+    pairs = {
+        tuple(int(x[0, 0, 0]) for x in anew[index, epoch]["images"].values())
+        for epoch in range(20)
+        for index, id_ in enumerate(data.ids)
+        if id_.startswith("x_20230101_r0_c64")
+    }
+    assert len(pairs) == 9
+    write(tmp_path / "mask" / "a.tif", np.random.default_rng(0).integers(0, 2, (128, 128), "u1"))
+    labelled = PairedScenes(tmp_path, window=16)
+    assert Regrouped(labelled.only(targets=()))
+    with pytest.raises(ConfigError, match="one group and show different places"):
+        Regrouped(labelled)
 
 
 def test_shapes_with_a_class_column_are_burnt_in(folder):
@@ -252,6 +308,36 @@ def test_what_cannot_be_is_refused_in_one_line(folder, tmp_path):
     with rasterio.open(folder / "s2" / "other_name.tif", "r+") as file:
         file.transform = rotated
     with pytest.raises(DataError, match=r"do not run from west to east.*gdalwarp"):
+        PairedScenes(folder, window=64)
+
+
+def test_a_raster_without_a_place_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "s1" / "a.tif"
+    write(path, np.ones((64, 64), np.complex64))
+    with pytest.raises(DataError, match="complex numbers; write amplitudes"):
+        PairedScenes(tmp_path, window=64)
+    write(path, np.ones((64, 64), np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.transform = rasterio.Affine.identity()
+    with pytest.raises(DataError, match="a CRS and no transform"):
+        PairedScenes(tmp_path, window=64)
+    points = [GroundControlPoint(0, 0, 9, 45), GroundControlPoint(64, 64, 9.1, 44.9)]
+    write(path, np.ones((64, 64), np.uint8), crs=None)
+    with rasterio.open(path, "r+") as file:
+        file.gcps = (points, rasterio.CRS.from_epsg(4326))
+    with pytest.raises(DataError, match=r"ground control points and no grid.*gdalwarp"):
+        PairedScenes(tmp_path, window=64)
+
+
+def test_metres_are_no_degrees(tmp_path):
+    write(tmp_path / "s1" / "a.tif", np.ones((64, 64), np.uint8), 9, 45, 1e-4, "EPSG:4326")
+    with pytest.raises(ConfigError, match=r"10 would be degrees.*10 m are about 8\.98e-05 degrees"):
+        PairedScenes(tmp_path, window=32, resolution=10)
+
+
+def test_labels_of_another_place_are_refused(folder):
+    write(folder / "mask" / "a.tif", np.ones((64, 64), np.uint8), west=WEST + 1e5)
+    with pytest.raises(DataError, match="no label lies within a window"):
         PairedScenes(folder, window=64)
 
 

@@ -13,6 +13,7 @@ from decur.errors import BadSampleError, DecurError, lacks_memory, reason_of
 
 MAX_PIXELS = 100_000_000  # height times width that is read unless a data set is told otherwise
 AS_COPIED = "copy or download the file anew, or delete it"
+_SCENES = (".tif", ".tiff", ".jp2")  # that may lie on a map
 _MAX_BANDS = 65_535  # what a TIFF can count
 
 
@@ -122,10 +123,12 @@ def check_size(path: Path, bands: int, size: tuple[int, ...], max_pixels: int) -
     if min(bands, height, width) < 0 or bands > _MAX_BANDS:
         raise BadSampleError(path, f"claims {bands} bands of {height} x {width}; {AS_COPIED}")
     if height * width > max_pixels:
+        windows = "read windows of it with --data PairedScenes, "
         raise BadSampleError(
             path,
-            f"is {height:,} x {width:,} pixels, more than max_pixels ({max_pixels:,}); cut it into "
-            "tiles, or set --data.max_pixels",
+            f"is {height:,} x {width:,} pixels, more than max_pixels ({max_pixels:,}); "
+            f"{windows if path.suffix.lower() in _SCENES else ''}cut it into tiles, or set "
+            "--data.max_pixels",
         )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,15 +152,7 @@ class Grid:
         Raises:
             DataError: if the rectangle cannot be expressed in it.
         """
-        if same_crs(self.crs, crs):
-            return self.bounds
-        rasterio = gdal_rasters.import_rasterio(".tif")
-        from rasterio.warp import transform_bounds
-
-        try:
-            return Bounds(*transform_bounds(self.crs, crs, *self.bounds))
-        except rasterio.errors.RasterioError as error:
-            raise DataError(f"a grid in {self.crs} cannot be placed in {crs} ({error})") from error
+        return self.bounds if same_crs(self.crs, crs) else _moved(self.crs, crs, self.bounds)
 
     def footprint(self) -> list[tuple[float, float]]:
         """Return the corners as longitude and latitude, counter-clockwise and closed: 5 points."""
@@ -177,6 +170,21 @@ def _floor(value: float) -> int:
     """Round down, but take what is a rounding error below a whole number for that number."""
     nearest = round(value)
     return nearest if abs(value - nearest) < _SAME else int(np.floor(value))
+
+
+@lru_cache(maxsize=2**16)  # it takes a millisecond
+def _moved(crs: str, onto: str, bounds: Bounds) -> Bounds:
+    rasterio = gdal_rasters.import_rasterio(".tif")
+    from rasterio.warp import transform_bounds
+
+    try:
+        return Bounds(*transform_bounds(crs, onto, *bounds))
+    except rasterio.errors.RasterioError as error:
+        places = ", ".join(f"{edge:g}" for edge in bounds)
+        raise DataError(
+            f"a raster in {crs[:40]} with edges at {places} cannot be placed in {onto[:40]} "
+            f"({error}); correct its CRS"
+        ) from error
 
 
 @cache
@@ -233,12 +241,27 @@ def read_raster_header(path: str | Path) -> Raster:
         BadSampleError: if it cannot be read.
     """
     with gdal(), opened(path) as source:
+        if source.gcps[0] and source.crs is None:
+            raise DataError(
+                f"{path}: has ground control points and no grid; warp it onto one: "
+                f"gdalwarp -t_srs EPSG:CODE {path} warped.tif"
+            )
         if source.crs is None:
             raise DataError(
                 f"{path}: has no CRS, so that its place is unknown; give it one: "
                 f"rio edit-info --crs EPSG:CODE {path}"
             )
         t = source.transform
+        if t.is_identity:
+            raise DataError(
+                f"{path}: has a CRS and no transform, so that its place is unknown; give it one: "
+                f"rio edit-info --transform '[WIDTH, 0, LEFT, 0, -HEIGHT, TOP]' {path}"
+            )
+        if any(np.dtype(kind).kind == "c" for kind in source.dtypes):
+            raise DataError(
+                f"{path}: holds complex numbers; write amplitudes or decibels: "
+                f"rio calc '(abs (read 1))' {path} amplitude.tif"
+            )
         if t.b or t.d or t.a < 0:
             raise DataError(
                 f"{path}: its rows do not run from west to east (transform {tuple(t)[:6]}); turn "
@@ -302,7 +325,9 @@ class WindowReader:
         bands: tuple[int, ...] | None = None,
     ) -> None:
         self.grid, self.rasters, self.nearest, self.bands = grid, list(rasters), nearest, bands
-        self.nodata = () if nodata is None else nodata if isinstance(nodata, tuple) else (nodata,)
+        self.nodata = nodata_values(nodata)
+        boxes = [raster.grid.bounds_in(grid.crs) for raster in self.rasters]
+        self._boxes = np.array(boxes).reshape(-1, 4)  # (R, 4), as `Bounds`
 
     @property
     def channels(self) -> int:
@@ -327,10 +352,11 @@ class WindowReader:
         """
         part = self.grid.window(row, column, height, width)
         found: np.ndarray | None = None
-        for raster in self.rasters:
-            if raster.grid.bounds_in(self.grid.crs).overlap(part.bounds) <= 0:
-                continue
-            pixels = self._read_one(raster, part, (row, column))  # (C, h, w)
+        west, south, east, north = part.bounds
+        across = (self._boxes[:, 0] < east) & (self._boxes[:, 2] > west)
+        along = (self._boxes[:, 1] < north) & (self._boxes[:, 3] > south)
+        for number in np.flatnonzero(across & along).tolist():
+            pixels = self._read_one(self.rasters[number], part, (row, column))  # (C, h, w)
             found = pixels if found is None else np.where(np.isnan(found), pixels, found)
             if found.dtype == np.uint8 or not np.isnan(found).any():
                 break
@@ -404,7 +430,8 @@ class WindowReader:
         if rows[0] >= rows[1] or columns[0] >= columns[1]:
             return whole
         bands = self._wanted(source)
-        warped = _kept_warped(raster.path, self.grid, self.nearest)
+        hole = self.nodata[0] if self.nodata else None
+        warped = _kept_warped(raster.path, self.grid, nearest=self.nearest, hole=hole)
         window = Window(columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0])
         pixels = _in_units(warped.read(bands, window=window), source, bands)
         whole[:, rows[0] - row : rows[1] - row, columns[0] - column : columns[1] - column] = pixels
@@ -415,13 +442,20 @@ class WindowReader:
         return there if self.bands is None else [there[band] for band in self.bands]
 
 
-def measured_cells(raster: Raster, grid: Grid, pixels: int) -> np.ndarray:
+def nodata_values(nodata: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    """Return the values that a sensor's `nodata` names."""
+    if nodata is None:
+        return ()
+    return nodata if isinstance(nodata, tuple) else (nodata,)
+
+
+def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -> np.ndarray:
     """Return which cells of a coarse grid a raster has measured, at the centre of each cell.
 
     Args:
         raster: any raster.
         grid: of coarse cells.
-        pixels: about how many pixels of the grid that windows are cut from make a cell.
+        nodata: raw values that mean "no measurement", besides those that the file names.
 
     Returns:
         (height, width) bool. Of the raster itself at most one pixel for each cell is looked at, in
@@ -438,16 +472,18 @@ def measured_cells(raster: Raster, grid: Grid, pixels: int) -> np.ndarray:
     columns = np.floor((x - own.west) / own.resolution[0]).reshape(grid.height, grid.width)
     rows = np.floor((own.north - y) / own.resolution[1]).reshape(grid.height, grid.width)
     inside = (rows >= 0) & (rows < own.height) & (columns >= 0) & (columns < own.width)
-    if not raster.has_holes or not inside.any():
+    if not (raster.has_holes or nodata) or not inside.any():
         return np.asarray(inside)
-    factor = max(1, pixels)
+    west, _, east, _ = own.bounds_in(grid.crs)
+    factor = max(1, int(grid.resolution[0] * own.width / (east - west)))  # pixels along a cell
     height, width = -(-own.height // factor), -(-own.width // factor)
     with gdal(), opened(raster.path) as source:
         band = gdal_rasters.measured_bands(source)[0]
         shape = (height, width)
         there = source.read_masks(band, out_shape=shape) > 0  # (height, width)
-        if np.dtype(source.dtypes[band - 1]).kind == "f":
-            there &= np.isfinite(source.read(band, out_shape=shape))
+        if nodata or np.dtype(source.dtypes[band - 1]).kind == "f":
+            values = source.read(band, out_shape=shape)
+            there &= np.isfinite(values) & ~np.isin(values, nodata)
         if source.transform.e > 0:
             there = there[::-1]
     down = np.clip(rows * height // own.height, 0, height - 1).astype(int)
@@ -489,18 +525,23 @@ def opened(path: str | Path) -> Any:
         raise BadSampleError(path, f"cannot be read ({reason}); copy it anew") from error
 
 
-_opened: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+class _Kept(threading.local):  # what GDAL opens is for one thread
+    def __init__(self) -> None:
+        self.opened: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+
+_kept_here = _Kept()
 
 
 def _kept(key: tuple[Any, ...], make: Any) -> Any:
-    """Return what a key stands for, which a process keeps for the next window."""
-    key = (os.getpid(), *key)
-    if key in _opened:
-        _opened.move_to_end(key)
-        return _opened[key]
-    if len(_opened) >= _OPEN:
-        _opened.popitem(last=False)
-    _opened[key] = made = make()
+    """Return what a key stands for, which a thread keeps for the next window."""
+    key, opened = (os.getpid(), *key), _kept_here.opened
+    if key in opened:
+        opened.move_to_end(key)
+        return opened[key]
+    if len(opened) >= _OPEN:
+        opened.popitem(last=False)
+    opened[key] = made = make()
     return made
 
 
@@ -510,12 +551,14 @@ def _kept_open(path: str) -> Any:
     return _kept((path, *when), lambda: opened(path))
 
 
-def _kept_warped(path: str, grid: Grid, nearest: bool) -> Any:
+def _kept_warped(path: str, grid: Grid, *, nearest: bool, hole: float | None) -> Any:
     from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT
 
     def make() -> Any:
         source = _kept_open(path)
+        # what is no measurement must not be mixed into its neighbours
+        nodata = next((v for v in (source.nodata, hole) if v is not None), np.nan)
         return WarpedVRT(
             source,
             crs=grid.crs,
@@ -524,12 +567,12 @@ def _kept_warped(path: str, grid: Grid, nearest: bool) -> Any:
             width=grid.width,
             resampling=Resampling.nearest if nearest else Resampling.bilinear,
             dtype="float32",
-            src_nodata=np.nan if source.nodata is None else source.nodata,
+            src_nodata=nodata,
             nodata=np.nan,
             UNIFIED_SRC_NODATA="NO",  # a pixel may lack one band only
         )
 
-    return _kept((path, grid, nearest), make)
+    return _kept((path, grid, nearest, hole), make)
 
 
 def _in_units(pixels: np.ndarray, source: Any, bands: Sequence[int]) -> np.ndarray:

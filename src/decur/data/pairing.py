@@ -23,7 +23,7 @@ _SPLITS = frozenset(
 _LABELS = re.compile(
     r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class)s?(_.*)?|.*_(label|mask|gt)s?"
 )
-_FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
+FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
 _LOOKED_AT = 8  # pictures of a folder for that
 _PLACES = re.compile(r"\{(id|split|sensor)\}|(\*)")
 _BESIDE = frozenset(
@@ -145,6 +145,11 @@ def sensor_files(
     return pair_files(Path(root), names, pattern).folders
 
 
+def named_as_labels(name: str) -> bool:
+    """Return whether a folder's name says that it holds labels."""
+    return _LABELS.fullmatch(name.lower()) is not None
+
+
 def label_folders(folders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return the folders that hold labels rather than a sensor's pictures, and why it seems so.
 
@@ -152,7 +157,7 @@ def label_folders(folders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name, files in folders.items():
-        if _LABELS.fullmatch(name.lower()):
+        if named_as_labels(name):
             found[name] = "labels by its name"
         elif few := _few_values(list(files.values())):
             found[name] = f"labels by its {few} different values"
@@ -176,7 +181,7 @@ def _few_values(files: list[str]) -> int:
             return 0  # fractions, colours, or damaged: told of elsewhere
         values |= set(mask.unique().tolist())
         pixels += mask.numel()
-        if len(values) > _FEW_VALUES:
+        if len(values) > FEW_VALUES:
             return 0
     return len(values) if len(values) > 1 and pixels >= 1000 else 0
 

@@ -25,7 +25,7 @@ class Regrouped(Dataset[Sample]):
         seed: of the run.
 
     Raises:
-        ConfigError: if the data has no groups.
+        ConfigError: if the data has no groups, or they are of many places.
     """
 
     def __init__(self, dataset: PairedDataset, seed: int = 0) -> None:
@@ -38,6 +38,19 @@ class Regrouped(Dataset[Sample]):
         self._members: dict[str, list[int]] = {}
         for row, group in enumerate(dataset.groups):
             self._members.setdefault(group, []).append(row)
+        self._refuse_other_places()
+
+    def _refuse_other_places(self) -> None:
+        """Look at a group whether its samples show one place: spatial blocks hold many."""
+        rows = next((rows for rows in self._members.values() if len(rows) > 1), [0])
+        rows = [rows[0], rows[-1]]
+        places = [self.dataset.place(row) for row in rows]
+        if None not in places and len(set(places)) > 1:
+            first, second = (self.dataset.ids[row] for row in rows)
+            raise ConfigError(
+                f"pairing: {first!r} and {second!r} are of one group and show different places, so "
+                "that their pictures are no pairs; set pairing to fixed, or pack without labels"
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)

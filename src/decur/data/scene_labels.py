@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
 from decur.data.grid import (
     LONGITUDE_LATITUDE,
     RASTERS,
-    Bounds,
     Grid,
     Raster,
     WindowReader,
@@ -33,9 +33,11 @@ log = logging.getLogger(__name__)
 VECTORS = (".geojson", ".json", ".gpkg")
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
 _MOST_CLASSES = 50  # distinct values of a column that are still classes
-_LOOKED_AT = 512  # rows and columns of a label raster that are looked at to count classes
+_LOOKED_AT = 512  # rows and columns of a label raster that are looked at to check its classes
+_PIXELS = 2**24  # of a label raster that are read at once
 
-Shape = tuple[Mapping[str, Any], Bounds, int]  # geometry as GeoJSON has it, its box, its class
+Geometry = Mapping[str, Any]  # as GeoJSON has it
+Boxes = NDArray[np.float64]  # (N, 4), as `Bounds`
 
 
 class RasterLabels:
@@ -47,6 +49,7 @@ class RasterLabels:
 
     Attributes:
         target: what the labels are.
+        path: of the first.
 
     Raises:
         DataError: if a raster has more bands, or holds classes that the list does not name.
@@ -54,13 +57,16 @@ class RasterLabels:
 
     def __init__(self, rasters: Sequence[Raster], names: Sequence[str] = ()) -> None:
         self.rasters = list(rasters)
+        self.path = self.rasters[0].path
         highest = -1
         for raster in self.rasters:
             if raster.bands != 1:
                 raise DataError(
                     f"{raster.path}: labels are one band of class indices, this has {raster.bands}"
                 )
-            highest = max(highest, _highest_class(raster))
+            highest = max(highest, _highest_class(raster, coarsely=bool(names)))
+        if highest < 0:
+            raise DataError(f"{self.rasters[0].path}: holds no class; are these the labels?")
         if names and highest >= len(names):
             raise DataError(
                 f"{self.rasters[0].path}: holds class {highest}, and classes.txt names "
@@ -82,7 +88,7 @@ class RasterLabels:
         near = self._near(part)
         if not near:
             return None
-        x = WindowReader(grid, near, nearest=True).read(row, column, size, size)[0]  # (h, w)
+        x = WindowReader(grid, near, nearest=True).read(row, column, size, size)[0]  # (H, W)
         void, classes = self.target.void, len(self.target.classes)
         known = x.float().nan_to_num(-1)
         labels = torch.where(known < 0, void, known).long()
@@ -94,20 +100,40 @@ class RasterLabels:
             )
         return torch.where(labels >= classes, void, labels)
 
+    def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
+        """Return which boxes on a grid's map a label raster reaches into: (N,)."""
+        near = [raster.grid.bounds_in(grid.crs) for raster in self._near(grid)]
+        return _meet(np.array(near).reshape(-1, 4), boxes)
+
     def _near(self, grid: Grid) -> list[Raster]:
         return [r for r in self.rasters if r.grid.bounds_in(grid.crs).overlap(grid.bounds) > 0]
 
 
-def _highest_class(raster: Raster) -> int:
-    """Return the highest class of a raster, looked at coarsely; -1 where it shows none."""
+def _highest_class(raster: Raster, *, coarsely: bool) -> int:
+    """Return the highest class of a raster; -1 where it shows none.
+
+    Args:
+        raster: of labels.
+        coarsely: look at a few hundred rows and columns only, for a check of names.
+    """
+    highest = -1
     with gdal(), opened(raster.path) as source:
-        shape = (min(source.height, _LOOKED_AT), min(source.width, _LOOKED_AT))
-        values = source.read(1, out_shape=shape).astype(np.float64)
-        values = values[(source.read_masks(1, out_shape=shape) > 0) & np.isfinite(values)]
-    if (values != np.round(values)).any():
-        raise DataError(f"{raster.path}: labels are whole numbers, this has fractions; convert it")
-    values = values[(values >= 0) & (values != 255)]
-    return int(values.max()) if len(values) else -1
+        step = source.height if coarsely else max(1, _PIXELS // source.width)
+        for first in range(0, source.height, step):
+            rows = min(step, source.height - first)
+            shape = (min(rows, _LOOKED_AT), min(source.width, _LOOKED_AT)) if coarsely else None
+            options = {"window": ((first, first + rows), (0, source.width)), "out_shape": shape}
+            values = source.read(1, **options)
+            values = values[source.read_masks(1, **options) > 0]
+            if values.dtype.kind == "f":
+                values = values[np.isfinite(values)]
+                if (values != np.round(values)).any():
+                    raise DataError(
+                        f"{raster.path}: labels are whole numbers, this has fractions; convert it"
+                    )
+            values = values[values != 255]
+            highest = max(highest, int(values.max()) if len(values) else -1)
+    return highest
 
 
 class VectorLabels:
@@ -132,27 +158,29 @@ class VectorLabels:
         self.path = path
         features, self.crs = read_features(path)
         column = column or _class_column(path, features)
-        shaped = [(f, f["properties"].get(column)) for f in features if f.get("geometry")]
-        values = {value for _, value in shaped if value is not None}
-        if not values:
-            known = ", ".join(sorted({key for f in features for key in f["properties"]}))
-            raise DataError(f"{path}: has no column {column!r} with a value; it has {known}")
-        names = [_text(value) for value in sorted(values, key=lambda v: (isinstance(v, str), v))]
+        shaped = [
+            (f["geometry"], f["properties"].get(column)) for f in features if f.get("geometry")
+        ]
+        known = [(geometry, value) for geometry, value in shaped if value is not None]
+        if not known:
+            columns = ", ".join(sorted({key for f in features for key in f["properties"]}))
+            raise DataError(f"{path}: has no column {column!r} with a value; it has {columns}")
+        values = sorted({value for _, value in known}, key=lambda v: (isinstance(v, str), v))
+        names = list(dict.fromkeys(map(_text, values)))
         self.outside = len(names) == 1
         classes = (OTHER, *names) if self.outside else tuple(names)
         self.target = Target("mask", classes)
-        self.features = [
-            (f["geometry"], classes.index(_text(value))) for f, value in shaped if value is not None
-        ]
-        self._placed: dict[str, list[Shape]] = {}
-        outside = f"what is outside is {OTHER!r}" if self.outside else "what is outside is unknown"
+        self.geometries = [geometry for geometry, _ in known]
+        self.classes = [classes.index(_text(value)) for _, value in known]
+        self._refuse_invalid()
+        self._placed: dict[str, tuple[list[Geometry], Boxes]] = {}
         log.info(
-            "%s: %d shapes, classes %s from column %r; %s",
+            "%s: %d shapes, classes %s from column %r; what is outside is %s",
             path,
-            len(self.features),
+            len(known),
             ", ".join(classes),
             column,
-            outside,
+            repr(OTHER) + ", in scenes with a shape" if self.outside else "unknown",
         )
 
     def files(self, grid: Grid) -> list[str]:
@@ -164,38 +192,77 @@ class VectorLabels:
         from rasterio.features import rasterize
 
         part = grid.window(row, column, size, size)
-        near = [(s, value) for s, box, value in self._shapes(grid.crs) if _meet(box, part.bounds)]
+        shapes, boxes = self._shapes(grid.crs)
+        near = np.flatnonzero(_meet(np.array([part.bounds]), boxes)).tolist()
         if not near and not self.outside:
             return None
         fill = 0 if self.outside else self.target.void
         if not near:
             return torch.full((size, size), fill, dtype=torch.int64)
         burnt = rasterize(
-            near, out_shape=(size, size), fill=fill, transform=part.affine, dtype="int32"
+            [(shapes[i], self.classes[i]) for i in near],
+            out_shape=(size, size),
+            fill=fill,
+            transform=part.affine,
+            dtype="int32",
         )
-        return torch.from_numpy(burnt).long()
+        return torch.from_numpy(burnt).long()  # (H, W)
+
+    def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
+        """Return which boxes on a grid's map have labels: (N,)."""
+        shapes = self._shapes(grid.crs)[1]
+        if self.outside:
+            there = bool(_meet(np.array([grid.bounds]), shapes).any())
+            return np.full(len(boxes), there)
+        return _meet(shapes, boxes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
 
-    def _shapes(self, crs: str) -> list[Shape]:
-        """Return the shapes in a CRS, each with its box."""
+    def _refuse_invalid(self) -> None:
+        from rasterio.features import is_valid_geom
+
+        for number, geometry in enumerate(self.geometries, start=1):
+            if not is_valid_geom(geometry):
+                raise DataError(
+                    f"{self.path}: shape {number} with a class is no valid geometry; mend it: "
+                    f"ogr2ogr -makevalid mended{self.path.suffix} {self.path}"
+                )
+
+    def _shapes(self, crs: str) -> tuple[list[Geometry], Boxes]:
+        """Return the shapes in a CRS, and their boxes."""
         if crs not in self._placed:
+            rasterio = gdal_rasters.import_rasterio(".tif")
             from rasterio.features import bounds
             from rasterio.warp import transform_geom
 
-            moved = [transform_geom(self.crs, crs, geometry) for geometry, _ in self.features]
-            self._placed[crs] = [
-                (shape, Bounds(*bounds(shape)), value)
-                for shape, (_, value) in zip(moved, self.features, strict=True)
-            ]
+            try:
+                moved = transform_geom(self.crs, crs, self.geometries)
+                boxes = np.array([bounds(shape) for shape in moved])  # (N, 4)
+            except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
+                raise DataError(
+                    f"{self.path}: its shapes cannot be placed in {crs[:40]} ({error}); correct "
+                    "its CRS"
+                ) from error
+            self._placed[crs] = moved, boxes
         return self._placed[crs]
 
 
-def _meet(first: Bounds, second: Bounds) -> bool:
-    """Return whether two boxes meet; that of a point or a straight line has no area."""
-    apart = first.west > second.east or first.east < second.west
-    return not (apart or first.south > second.north or first.north < second.south)
+def _meet(first: Boxes, second: Boxes) -> NDArray[np.bool_]:
+    """Return which of the second boxes meet any of the first: (N,).
+
+    The box of a point or of a straight line has no area, and meets others all the same.
+    """
+    met = np.zeros(len(second), dtype=bool)
+    few, many = (first, second) if len(first) <= len(second) else (second, first)
+    for number, (west, south, east, north) in enumerate(few):
+        across = (many[:, 0] <= east) & (many[:, 2] >= west)
+        along = (many[:, 1] <= north) & (many[:, 3] >= south)
+        if many is second:
+            met |= across & along
+        else:
+            met[number] = (across & along).any()
+    return met
 
 
 def _text(value: object) -> str:

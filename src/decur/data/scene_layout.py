@@ -1,4 +1,4 @@
-"""Which rasters show one place: scenes, their dates, their windows, and blocks of windows."""
+"""Which rasters show one place: scenes, and the dates of their sensors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from decur.data.grid import Bounds, Grid, Raster, measured_cells, same_crs
-from decur.errors import ConfigError
+from decur.data.grid import LONGITUDE_LATITUDE, Bounds, Grid, Raster, same_crs
 
 _SAME_PLACE = 0.9  # of what two rasters cover together, from which on they show one place
-_CELLS = 8  # along a window, at which is looked whether it is measured
-_MOST = 5_000_000  # windows of a data set
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})[-_]?(0[1-9]|1[0-2])[-_]?([0-3]\d)(?!\d)")
+_MARGIN = 1e-6  # degrees, by which boxes may be wrong
+_POLAR = 60.0  # degrees north or south, from where on a box around all longitudes holds the pole
 
 Layer = list[Raster]  # rasters of one sensor and date, which lie side by side
-Cells = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,21 +35,6 @@ class Scene:
     layers: Mapping[str, Sequence[Layer]]
 
 
-@dataclass(frozen=True)
-class Windows:
-    """The windows of a scene.
-
-    Args:
-        rows: (N,) their first rows in the grid.
-        columns: (N,) their first columns.
-        measured: `{sensor: (N, dates) share of the window that is measured}`.
-    """
-
-    rows: Cells
-    columns: Cells
-    measured: Mapping[str, NDArray[np.float64]]
-
-
 def find_scenes(
     rasters: Mapping[str, Sequence[Raster]], *, union: bool, resolution: float | None
 ) -> tuple[list[Scene], list[Raster]]:
@@ -60,53 +42,111 @@ def find_scenes(
 
     Args:
         rasters: `{sensor: rasters}`; the first sensor is the reference.
-        union: a place is all that touching rasters of any sensor cover; else what a raster of
+        union: a place is all that overlapping rasters of any sensor cover; else what a raster of
             the reference covers.
         resolution: of the grids, in units of their CRS; None: that of their first raster.
 
     Returns:
         The scenes, and the rasters of no scene.
     """
-    reference, *others = rasters
-    groups = _touching(rasters) if union else _places(rasters[reference])
+    places = _unions(rasters) if union else _under_reference(rasters)
     scenes: list[Scene] = []
     used: set[str] = set()
-    for group in groups:
-        first = group[0]
-        own = [raster for raster in group if raster in rasters[reference]] or group
-        base = own[0].grid
-        bounds = [raster.grid.bounds_in(base.crs) for raster in group]
-        whole = bounds[0]
-        for one in bounds[1:] if union else ():
-            whole = whole.union(one)
-        grid = base.covering(whole)
-        layers: dict[str, list[Layer]] = {}
-        for name in (reference, *others):
-            there = (
-                [raster for raster in rasters[name] if raster in group]
-                if union or name == reference
-                else [r for r in rasters[name] if r.grid.bounds_in(base.crs).overlap(whole) > 0]
-            )
-            if there:
-                layers[name] = split_dates(there, grid)
-                used.update(raster.path for raster in there)
+    for place in places:
+        first, *rest = next(iter(place.values()))
+        grid = first.grid
+        if union:
+            whole = grid.bounds
+            for raster in [*rest, *(r for of_sensor in place.values() for r in of_sensor)]:
+                whole = whole.union(raster.grid.bounds_in(grid.crs))
+            grid = grid.covering(whole)
+        layers = {name: split_dates(of_sensor) for name, of_sensor in place.items()}
+        used.update(raster.path for of_sensor in place.values() for raster in of_sensor)
         grid = grid if resolution is None else grid.resampled(resolution)
-        scenes.append(Scene(Path((own or [first])[0].path).stem, grid, layers))
+        scenes.append(Scene(Path(first.path).stem, grid, layers))
     rest = [r for of_sensor in rasters.values() for r in of_sensor if r.path not in used]
     return scenes, rest
 
 
+def _under_reference(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Raster]]]:
+    """Return for each place of the reference the rasters of all sensors that overlap it."""
+    reference, *others = rasters
+    nearby = {name: _Nearby(rasters[name]) for name in others}
+    places = []
+    for group in _places(rasters[reference]):
+        place = {reference: group}
+        for name, index in nearby.items():
+            if there := [index.rasters[i] for i in index.overlapping(group[0].grid)]:
+                place[name] = there
+        places.append(place)
+    return places
+
+
+def _unions(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Raster]]]:
+    """Return rasters of all sensors by the connected area that they cover."""
+    sensors = [name for name, of_sensor in rasters.items() for _ in of_sensor]
+    index = _Nearby([raster for of_sensor in rasters.values() for raster in of_sensor])
+    area = list(range(len(sensors)))  # of each raster: an earlier one of its area, or itself
+
+    def first_of(row: int) -> int:
+        while area[row] != row:
+            area[row] = row = area[area[row]]
+        return row
+
+    for row, raster in enumerate(index.rasters):
+        for other in index.overlapping(raster.grid):
+            low, high = sorted((first_of(row), first_of(other)))
+            area[high] = low
+    places: dict[int, dict[str, list[Raster]]] = {}
+    for row, name in enumerate(sensors):  # in the order of the sensors
+        place = places.setdefault(first_of(row), {})
+        place.setdefault(name, []).append(index.rasters[row])
+    return list(places.values())
+
+
+class _Nearby:
+    """Rasters that are found by where they lie, without a comparison of each with each.
+
+    Boxes in longitude and latitude tell which rasters may overlap; only those are compared on the
+    map, since moving a rectangle to another CRS takes a millisecond.
+    """
+
+    def __init__(self, rasters: Sequence[Raster]) -> None:
+        self.rasters = list(rasters)
+        self.boxes = np.array([_box(r.grid) for r in self.rasters]).reshape(-1, 4)  # (N, 4)
+
+    def overlapping(self, grid: Grid) -> list[int]:
+        """Return the rows of the rasters that overlap a grid, in their order."""
+        west, south, east, north = _box(grid)
+        across = (self.boxes[:, 0] <= east) & (self.boxes[:, 2] >= west)
+        along = (self.boxes[:, 1] <= north) & (self.boxes[:, 3] >= south)
+        return [
+            row
+            for row in np.flatnonzero(across & along).tolist()
+            if self.rasters[row].grid.bounds_in(grid.crs).overlap(grid.bounds) > 0
+        ]
+
+
+def _box(grid: Grid) -> Bounds:
+    """Return longitudes and latitudes that a grid lies within."""
+    west, south, east, north = grid.bounds_in(LONGITUDE_LATITUDE)
+    if west > east:  # across 180 degrees
+        west, east = -180.0, 180.0
+    if east - west > 180.0:
+        south = -90.0 if south < -_POLAR else south
+        north = 90.0 if north > _POLAR else north
+    return Bounds(west - _MARGIN, south - _MARGIN, east + _MARGIN, north + _MARGIN)
+
+
 def _places(rasters: Sequence[Raster]) -> list[list[Raster]]:
     """Return rasters of one sensor by the rectangle that they cover."""
-    groups: list[list[Raster]] = []
-    for raster in rasters:
-        for group in groups:
-            if _coincide(group[0], raster):
-                group.append(raster)
-                break
-        else:
-            groups.append([raster])
-    return groups
+    index = _Nearby(rasters)
+    groups: dict[int, list[Raster]] = {}
+    for row, raster in enumerate(rasters):
+        near = (other for other in index.overlapping(raster.grid) if other in groups)
+        first = next((o for o in near if _coincide(index.rasters[o], raster)), row)
+        groups.setdefault(first, []).append(raster)
+    return list(groups.values())
 
 
 def _coincide(first: Raster, second: Raster) -> bool:
@@ -117,143 +157,25 @@ def _coincide(first: Raster, second: Raster) -> bool:
     return shared > _SAME_PLACE * (a.area + b.area - shared)
 
 
-def _touching(rasters: Mapping[str, Sequence[Raster]]) -> list[list[Raster]]:
-    """Return rasters of all sensors by the connected area that they cover."""
-    groups: list[list[Raster]] = []
-    for raster in (raster for of_sensor in rasters.values() for raster in of_sensor):
-        near = [
-            group
-            for group in groups
-            if any(
-                raster.grid.bounds_in(other.grid.crs).overlap(other.grid.bounds) > 0
-                for other in group
-            )
-        ]
-        joined = [other for group in near for other in group]
-        groups = [group for group in groups if group not in near] + [[*joined, raster]]
-    return groups
-
-
-def split_dates(rasters: Sequence[Raster], grid: Grid) -> list[Layer]:
-    """Return the rasters of one sensor by date.
+def split_dates(rasters: Sequence[Raster]) -> list[Layer]:
+    """Return the rasters of one sensor and place by date.
 
     A date is told by the file's name (20230714, 2023-07-14); without one, rasters that cover the
     same rectangle are of different dates, and others lie side by side.
     """
     dates = [date_of(raster.path) for raster in rasters]
+    layers: dict[str | int, Layer] = {}
     if all(dates):
-        order = sorted({date for date in dates if date})
-        pairs = list(zip(dates, rasters, strict=True))
-        return [[raster for date, raster in pairs if date == one] for one in order]
-    layers: list[Layer] = []
-    for raster in rasters:
-        for layer in layers:
-            if not any(_coincide(raster, other) for other in layer):
-                layer.append(raster)
-                break
-        else:
-            layers.append([raster])
-    return layers
+        for date, raster in sorted(zip(dates, rasters, strict=True), key=lambda pair: str(pair[0])):
+            layers.setdefault(str(date), []).append(raster)
+    else:
+        for group in _places(rasters):
+            for number, raster in enumerate(group):
+                layers.setdefault(number, []).append(raster)
+    return list(layers.values())
 
 
 def date_of(path: str) -> str | None:
     """Return the date in a file's name as YYYYMMDD; None where it has none."""
     found = _DATE.search(Path(path).stem)
     return "".join(found.groups()) if found else None
-
-
-def find_windows(scene: Scene, window: int, stride: int) -> Windows:
-    """Return the windows of a scene that lie within its grid, in the order of their rows.
-
-    Args:
-        scene: any.
-        window: height and width in pixels.
-        stride: pixels from one to the next.
-
-    Raises:
-        ConfigError: if there are more than any training could read.
-    """
-    grid = scene.grid
-    down = np.arange(0, grid.height - window + 1, stride)
-    right = np.arange(0, grid.width - window + 1, stride)
-    if len(down) * len(right) > _MOST:
-        raise ConfigError(
-            f"resolution: {grid.resolution[0]:g} makes {scene.name} {grid.height:,} x "
-            f"{grid.width:,} pixels, {len(down) * len(right):,} windows; choose a coarser one, or "
-            "a larger stride"
-        )
-    rows, columns = (axis.ravel() for axis in np.meshgrid(down, right, indexing="ij"))
-    factor = max(1, window // _CELLS)
-    coarse = grid.coarser(factor)
-    measured = {}
-    for name, layers in scene.layers.items():
-        shares = np.zeros((len(rows), len(layers)))
-        for number, layer in enumerate(layers):
-            there = np.zeros((coarse.height, coarse.width), dtype=bool)
-            for raster in layer:
-                finer = grid.resolution[0] / raster.grid.resolution[0]
-                if same_crs(grid.crs, raster.grid.crs):
-                    there |= measured_cells(raster, coarse, int(factor * finer))
-                else:
-                    there |= measured_cells(raster, coarse, factor)
-            shares[:, number] = _shares(there, rows, columns, factor, window)
-        measured[name] = shares
-    return Windows(rows, columns, measured)
-
-
-def _shares(
-    there: NDArray[np.bool_], rows: Cells, columns: Cells, factor: int, window: int
-) -> NDArray[np.float64]:
-    """Return the share of the cells of each window that are measured, by sums of all above."""
-    sums = np.zeros((there.shape[0] + 1, there.shape[1] + 1))
-    sums[1:, 1:] = there.cumsum(axis=0).cumsum(axis=1)
-    top, left = rows // factor, columns // factor
-    bottom = np.minimum(-(-(rows + window) // factor), there.shape[0])
-    right = np.minimum(-(-(columns + window) // factor), there.shape[1])
-    inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-    return np.asarray(inside / ((bottom - top) * (right - left)))
-
-
-def block_names(
-    scenes: Sequence[Scene], windows: Sequence[Windows], window: int, block: int
-) -> list[list[str | None]]:
-    """Return the spatial block of each window; None for those that reach into two.
-
-    Blocks are squares of the map, the same for all scenes of one CRS, so that windows of different
-    blocks neither overlap nor touch, even where two scenes do.
-
-    Args:
-        scenes: the places.
-        windows: of each.
-        window: height and width of a window in pixels.
-        block: height and width of a block in windows.
-    """
-    corners: dict[str, Bounds] = {}
-    sides: dict[str, float] = {}
-    for scene in scenes:
-        grid = scene.grid
-        known = corners.get(grid.crs)
-        corners[grid.crs] = grid.bounds if known is None else known.union(grid.bounds)
-        side = window * block * max(grid.resolution)
-        sides[grid.crs] = max(side, sides.get(grid.crs, 0.0))
-    systems = {crs: number for number, crs in enumerate(corners)}
-    names: list[list[str | None]] = []
-    for scene, of_scene in zip(scenes, windows, strict=True):
-        grid, corner, side = scene.grid, corners[scene.grid.crs], sides[scene.grid.crs]
-        across, down = grid.resolution
-        left = (grid.west + of_scene.columns * across - corner.west) / side
-        top = (corner.north - grid.north + of_scene.rows * down) / side
-        # what ends on a border of two blocks touches what begins there
-        slack = 1e-6
-        first = np.floor(np.stack([top, left]) + slack).astype(int)  # (2, N)
-        ends = np.stack([top + window * down / side, left + window * across / side])
-        last = np.floor(ends + slack).astype(int)
-        whole = (first == last).all(axis=0)
-        system = systems[grid.crs]
-        names.append(
-            [
-                f"{system}-{y}-{x}" if inside else None
-                for y, x, inside in zip(*first.tolist(), whole.tolist(), strict=True)
-            ]
-        )
-    return names

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from decur.data import rasters as gdal_rasters
 from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.files import parts_of
-from decur.data.grid import (
-    RASTERS,
-    Grid,
-    Raster,
-    WindowReader,
-    read_raster_header,
-    refuse_far,
-    wanted_bands,
-    warn_untiled,
-)
-from decur.data.listing import MASK, subfolders
+from decur.data.grid import Grid, WindowReader, nodata_values
+from decur.data.listing import MASK
 from decur.data.sample import Sample
 from decur.data.scene_labels import find_labels
-from decur.data.scene_layout import Scene, Windows, block_names, find_scenes, find_windows
-from decur.data.selection import evenly_spaced
-from decur.data.stats import BandStatistics, guess_augmentation
+from decur.data.scene_layout import find_scenes
+from decur.data.scene_sensors import (
+    check_resolution,
+    describe_sensor,
+    find_rasters,
+    report_scenes,
+)
+from decur.data.scene_windows import (
+    Windows,
+    find_windows,
+    refuse_no_window,
+    spatial_blocks,
+    usable_windows,
+)
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality, load_modalities
 
-log = logging.getLogger(__name__)
-
-_STATS_WINDOWS = 64  # whose pixels tell the statistics of a sensor, where none are given
 _TEST_SHARE = 0.2  # of the blocks
-_BLOCKS = 10  # that labelled data should have at least, for its folds
-_BLOCK = 8  # windows along the side of a block, where that leaves enough of them
-_LAYOUT = "expected ROOT/<sensor>/<any name>.tif|jp2"
+_BETWEEN = "between"  # the group of windows that lie in no block, and have no label
 
 Extent = Literal["intersection", "union"]
 Dates = Literal["drawn", "same", "first"]
@@ -57,21 +53,23 @@ class PairedScenes(PairedDataset):
 
     Beside the sensors there may be `modalities.yaml`, a folder `mask` of label rasters (class
     indices; `mask/classes.txt` names them), or `labels.geojson` or `labels.gpkg`: shapes with a
-    class column. Labelled windows come in spatial blocks: windows that reach into two of them are
-    left out, so that windows of two groups never touch.
+    class column. Labelled windows come in spatial blocks: windows that reach into two of them have
+    no label, so that labelled windows of two groups never touch.
 
     Args:
         root: the folder.
-        modalities: those to read, in order; the first is the reference. None:
-            `root/modalities.yaml`, else every sub-folder with rasters but `mask`, scaled by the
-            statistics of 64 windows.
+        modalities: those to read, in order; the first is the reference. Names alone as
+            `[s2, s1]`, or a YAML file or mapping of what they are. None: `root/modalities.yaml`,
+            else every sub-folder with rasters but those of labels. What nothing is said of is
+            scaled by the statistics of 64 squares of its rasters, or by its range if it is 8-bit.
         window: height and width in pixels.
         stride: pixels from one window to the next; None: the window, so that none overlap.
         resolution: of the grid in units of its CRS (metres); None: the reference sensor's own.
         extent: "intersection": windows that all sensors see; "union": also those that some do.
         dates: of a place, "drawn": a window is as many samples as there are dates, each sensor's
             in an order that is drawn for the window, so that dates of two sensors are paired at
-            random; "same": the dates in their order; "first": one sample, the first dates.
+            random, and by `--pairing group` otherwise in each epoch; "same": the dates in their
+            order; "first": one sample, the first dates.
         min_valid: share of a window that a sensor must have measured to count as present.
         labels: shapes or a folder of label rasters that lie elsewhere.
         column: of the shapes' class.
@@ -87,7 +85,7 @@ class PairedScenes(PairedDataset):
     def __init__(
         self,
         root: str | Path,
-        modalities: dict[str, Any] | str | Path | None = None,
+        modalities: dict[str, Any] | list[str] | str | Path | None = None,
         *,
         window: int = 256,
         stride: int | None = None,
@@ -100,40 +98,68 @@ class PairedScenes(PairedDataset):
         split: Split | None = None,
         block: int | None = None,
     ) -> None:
-        self.root, self.window, self.stride = Path(root), window, stride or window
+        self.root, self.window = Path(root), window
+        self.stride = window if stride is None else stride
+        self._readers: dict[tuple[int, str, int], WindowReader] = {}
         _check_options(extent, dates, split, window=window, stride=self.stride, block=block)
-        if resolution is not None and not resolution > 0:
-            raise ConfigError(f"resolution: must be above 0, is {resolution:g}")
         if not 0 <= min_valid <= 1:
             raise ConfigError(f"min_valid: is a share in [0, 1], not {min_valid:g}")
-        if modalities is None and (self.root / "modalities.yaml").is_file():
-            modalities = self.root / "modalities.yaml"
-        given = load_modalities(modalities)
-        rasters = _rasters(self.root, list(given), window)
+        names, given = _named(self.root, modalities)
+        rasters = find_rasters(self.root, names, window)
+        check_resolution(rasters, resolution)
         union = extent == "union"
         self._scenes, rest = find_scenes(rasters, union=union, resolution=resolution)
-        _report_rest(rasters, self._scenes, rest)
-        windows = [find_windows(scene, window, self.stride) for scene in self._scenes]
-        self._labels = find_labels(self.root, labels, column)
-        self.targets = {MASK: self._labels.target} if self._labels is not None else {}
+        report_scenes(rasters, self._scenes, rest)
+        nodata = {name: nodata_values(modality.nodata) for name, modality in given.items()}
+        windows = find_windows(self._scenes, window, self.stride, nodata)
         usable = [
-            _usable(scene, of_scene, list(rasters), union=union, min_valid=min_valid)
-            for scene, of_scene in zip(self._scenes, windows, strict=True)
+            usable_windows(of_scene, list(rasters), union=union, min_valid=min_valid)
+            for of_scene in windows
         ]
         if not any(one.any() for one in usable):
-            raise _no_window(self._scenes, windows, window, min_valid)
-        blocks = None
+            raise refuse_no_window(self._scenes, windows, window, min_valid)
+        self._labels = find_labels(self.root, labels, column)
+        self.targets = {MASK: self._labels.target} if self._labels is not None else {}
+        labelled = self._find_labelled(windows, usable)
+        blocks: list[list[str | None]] | None = None
         if split is not None or block is not None or self.targets:
-            blocks, usable = _blocks(self._scenes, windows, usable, window, block)
+            counted = labelled if self.targets else usable
+            blocks = spatial_blocks(self._scenes, windows, counted, window, block)
         self._make_samples(windows, usable, dates=dates, min_valid=min_valid)
-        if blocks is not None:
-            self._set_groups(blocks, split)
-        self._bands: dict[str, tuple[int, ...] | None] = {}
-        self.modalities = {}
+        self._set_groups(blocks, labelled, split)
+        self.modalities, self._bands = {}, {}
         for name, of_sensor in rasters.items():
-            self._set_modality(name, of_sensor, given.get(name))
+            modality, self._bands[name] = describe_sensor(name, of_sensor, given.get(name))
+            self.modalities[name] = modality.with_(size=(window, window))
 
     # -- samples -----------------------------------------------------------------------------------
+
+    def _find_labelled(
+        self, windows: Sequence[Windows], usable: Sequence[NDArray[np.bool_]]
+    ) -> list[NDArray[np.bool_]]:
+        """Return which windows of each scene are samples that labels reach into.
+
+        Raises:
+            DataError: if labels are of another place.
+        """
+        if self._labels is None:
+            return [np.zeros(len(wanted), dtype=bool) for wanted in usable]
+        labelled = []
+        for scene, of_scene, wanted in zip(self._scenes, windows, usable, strict=True):
+            right, down = scene.grid.resolution
+            west = scene.grid.west + of_scene.columns * right
+            north = scene.grid.north - of_scene.rows * down
+            south, east = north - self.window * down, west + self.window * right
+            boxes = np.stack([west, south, east, north], axis=1)  # (N, 4)
+            labelled.append(wanted & self._labels.covered(scene.grid, boxes))
+        if not any(one.any() for one in labelled):
+            longitude, latitude = self._scenes[0].grid.footprint()[0]
+            raise DataError(
+                f"{self._labels.path}: no label lies within a window, "
+                f"such as those of {self._scenes[0].name} at {longitude:.4f}, {latitude:.4f} "
+                "(longitude, latitude); correct its CRS, or take it out"
+            )
+        return labelled
 
     def _make_samples(
         self,
@@ -147,21 +173,20 @@ class PairedScenes(PairedDataset):
         names = list(dict.fromkeys(name for scene in self._scenes for name in scene.layers))
         places: list[tuple[int, int, int, int]] = []  # scene, row, column, window of the scene
         layers: dict[str, list[int]] = {name: [] for name in names}
-        self.ids = []
+        self.ids, self._shown = [], []
         scene_names = _unique([scene.name for scene in self._scenes])
         for number, (of_scene, wanted) in enumerate(zip(windows, usable, strict=True)):
+            seen = {name: of_scene.seen(name, min_valid) for name in of_scene.measured}
             for at in np.flatnonzero(wanted):
                 row, column = int(of_scene.rows[at]), int(of_scene.columns[at])
-                there = {
-                    name: np.flatnonzero(shares[at] >= max(min_valid, 1e-9))
-                    for name, shares in of_scene.measured.items()
-                }
+                there = {name: np.flatnonzero(of_sensor[at]) for name, of_sensor in seen.items()}
                 id_ = f"{scene_names[number]}_r{row}_c{column}"
                 count = 1 if dates == "first" else max(map(len, there.values()))
-                if dates == "drawn":
+                if dates == "drawn" and count > 1:
                     there = {n: _drawn(found, f"{id_} {n}") for n, found in there.items()}
                 for date in range(count):
                     self.ids.append(id_ if count == 1 else f"{id_}_d{date}")
+                    self._shown.append(id_)
                     places.append((number, row, column, int(at)))
                     for name in names:
                         found = there.get(name, ())
@@ -170,65 +195,47 @@ class PairedScenes(PairedDataset):
         self._layers = {name: np.array(of, dtype=np.int16) for name, of in layers.items()}
         self.present = {name: of >= 0 for name, of in self._layers.items()}
 
-    def _set_groups(self, blocks: Sequence[Sequence[str | None]], split: Split | None) -> None:
-        """Name the block of each sample; keep those of a split."""
-        groups = [str(blocks[scene][at]) for scene, at in self._places[:, [0, 3]].tolist()]
+    def _set_groups(
+        self,
+        blocks: Sequence[Sequence[str | None]] | None,
+        labelled: Sequence[NDArray[np.bool_]],
+        split: Split | None,
+    ) -> None:
+        """Name the block of each sample; keep those of a split; else the dates of a window."""
+        at = self._places[:, [0, 3]].tolist()
+        self._labelled = np.array([labelled[scene][window] for scene, window in at], dtype=bool)
+        if blocks is None:
+            self.groups = self._shown if len(set(self._shown)) < len(self.ids) else None
+            return
+        groups = [blocks[scene][window] or _BETWEEN for scene, window in at]
+        self._labelled &= np.array([name != _BETWEEN for name in groups], dtype=bool)
         if split is not None:
-            order = sorted(set(groups), key=lambda name: hashlib.sha256(name.encode()).digest())
+            order = sorted(
+                set(groups) - {_BETWEEN},
+                key=lambda name: hashlib.sha256(name.encode()).digest(),
+            )
             if len(order) < 2:
                 raise DataError(
                     f"{self.root}: one block of windows cannot be split; set --data.block lower"
                 )
             tested = set(order[: max(1, round(_TEST_SHARE * len(order)))])
-            kept = [i for i, name in enumerate(groups) if (name in tested) == (split == "test")]
+            wanted = tested if split == "test" else set(order) - tested
+            kept = [i for i, name in enumerate(groups) if name in wanted]
             self.ids = [self.ids[i] for i in kept]
-            groups = [groups[i] for i in kept]
-            self._places = self._places[kept]
+            groups, self._shown = [groups[i] for i in kept], [self._shown[i] for i in kept]
+            self._places, self._labelled = self._places[kept], self._labelled[kept]
             self._layers = {name: of[kept] for name, of in self._layers.items()}
             self.present = {name: has[kept] for name, has in self.present.items()}
         self.groups = groups
 
-    def _set_modality(self, name: str, rasters: Sequence[Raster], known: Modality | None) -> None:
-        """Set what a sensor is: given, or told by its files and 64 of its windows."""
-        first = rasters[0]
-        bands = known.channels if known is not None else first.bands
-        if known is None and len({raster.bands for raster in rasters}) > 1:
-            other = next(raster for raster in rasters if raster.bands != first.bands)
-            raise DataError(
-                f"sensor {name!r}: {first.path} has {first.bands} bands, {other.path} "
-                f"{other.bands}; give all the same, or name `bands` in modalities.yaml"
-            )
-        self._bands[name] = None
-        if known is not None:
-            self._bands[name] = wanted_bands(first, known)
-        else:
-            named = first.names or tuple(f"band{i + 1}" for i in range(bands))
-            # until there are statistics it only says how many bands are read
-            raw = Modality(name=name, bands=named, scaling="range")
-            self.modalities[name] = raw.with_(size=(self.window, self.window))
-            byte = all(raster.is_byte for raster in rasters)
-            known = raw.with_(augmentation=guess_augmentation(name))
-            if not byte:
-                known = self._statistics(name).to_modality(name).with_(bands=named)
-            log.info(
-                "modality %r: scaling %r from %s, augmentation %r by its name",
-                name,
-                known.scaling,
-                "8-bit rasters" if byte else f"statistics of up to {_STATS_WINDOWS} windows",
-                known.augmentation,
-            )
-        self.modalities[name] = known.with_(size=(self.window, self.window))
-
-    def _statistics(self, name: str) -> BandStatistics:
-        rows = np.flatnonzero(self.present[name])
-        total: BandStatistics | None = None
-        for row in rows[evenly_spaced(len(rows), _STATS_WINDOWS)]:
-            image = self._read_sensor(int(row), name).numpy()
-            one = BandStatistics.of_image(image, seed=int(row), is_byte=False)
-            total = one if total is None else total.merge(one)
-        if total is None:
-            raise DataError(f"sensor {name!r}: sees none of the windows; leave it out")
-        return total
+    def only(
+        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
+    ) -> Self:
+        """See `PairedDataset.only`; without labels, groups are the dates of a window."""
+        made = super().only(names, targets)
+        if not made.targets:
+            made.groups = made._shown if len(set(made._shown)) < len(made.ids) else None
+        return made
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -242,33 +249,42 @@ class PairedScenes(PairedDataset):
         sample: Sample = {"id": self.ids[index], "images": images, "place": self.place(index)}
         if self.targets:
             sample["target"] = {}
-            scene, row, column, _ = self._places[index].tolist()
-            grid = self._scenes[scene].grid
-            mask = self._labels.read(grid, row, column, self.window)  # (H, W)
-            if mask is not None:
-                sample["target"][MASK] = mask
+            if self._labelled[index]:
+                scene, row, column, _ = self._places[index].tolist()
+                mask = self._labels.read(self._scenes[scene].grid, row, column, self.window)
+                if mask is not None:
+                    sample["target"][MASK] = mask  # (H, W)
         return sample
 
-    def _read_sensor(self, index: int, name: str) -> Any:
+    def _read_sensor(self, index: int, name: str) -> Tensor:
         scene, row, column, _ = self._places[index].tolist()
-        layer = self._scenes[scene].layers[name][int(self._layers[name][index])]
-        modality = self.modalities[name]
-        reader = WindowReader(
-            self._scenes[scene].grid,
-            layer,
-            nodata=modality.nodata,
-            bands=self._bands.get(name),
-        )
+        reader = self._reader(scene, name, int(self._layers[name][index]))
         image = reader.read(row, column, self.window, self.window)
+        file = reader.rasters[0].path
         if image.is_floating_point() and image.isnan().all():
             raise BadSampleError(
-                layer[0].path, f"has no measured pixel in {self.ids[index]}; raise min_valid"
+                file, f"has no measured pixel in {self.ids[index]}; raise min_valid"
             )
-        if image.shape[0] != modality.channels:
+        if image.shape[0] != self.modalities[name].channels:
             raise BadSampleError(
-                layer[0].path, f"has {image.shape[0]} bands, {name} {modality.channels}"
+                file, f"has {image.shape[0]} bands, {name} {self.modalities[name].channels}"
             )
         return image
+
+    def _reader(self, scene: int, name: str, date: int) -> WindowReader:
+        """Return the reader of a sensor's rasters of a date, which is kept for the next window."""
+        key = (scene, name, date)
+        if key not in self._readers:
+            self._readers[key] = WindowReader(
+                self._scenes[scene].grid,
+                self._scenes[scene].layers[name][date],
+                nodata=self.modalities[name].nodata,
+                bands=self._bands[name],
+            )
+        return self._readers[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
 
     def place(self, index: int) -> Grid:
         """Return the grid of a window."""
@@ -284,7 +300,7 @@ class PairedScenes(PairedDataset):
             for name in self.sensors_of(index)
             for raster in scene.layers[name][int(self._layers[name][index])]
         ]
-        if self.targets:
+        if self.targets and self._labelled[index]:
             found += self._labels.files(scene.grid)
         return [str(part) for file in found for part in parts_of(file)]
 
@@ -298,10 +314,10 @@ class PairedScenes(PairedDataset):
         line = f"{super().describe()}, {len(self._scenes)} scenes at {', '.join(grids[:3])}"
         if len(grids) > 3:
             line += f" and {len(grids) - 3} more"
+        line += f", on the grid of {next(iter(self.modalities))}"
         if self.targets:
-            line += f", labels {', '.join(self.targets[MASK].classes)}"
-        if self.groups is not None:
-            line += f", {len(set(self.groups))} blocks that do not touch"
+            classes = ", ".join(self.targets[MASK].classes)
+            line += f", {int(self._labelled.sum())} labelled ({classes})"
         return line
 
 
@@ -317,114 +333,18 @@ def _check_options(extent: str, dates: str, split: str | None, **numbers: int | 
             raise ConfigError(f"{name}: must be 1 or more, is {value}")
 
 
-def _rasters(root: Path, names: Sequence[str], window: int) -> dict[str, list[Raster]]:
-    """Return the rasters of each sensor, by the names of their files."""
-    found: dict[str, list[Raster]] = {}
-    for name in names or subfolders(root):
-        folder = root / name
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; {_LAYOUT}")
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in RASTERS)
-        if files:
-            gdal_rasters.import_rasterio(".tif")
-            found[name] = [read_raster_header(file) for file in files]
-            if line := warn_untiled(found[name], window):
-                log.warning(line)
-        elif names:
-            raise DataError(f"{folder}: holds no rasters; {_LAYOUT}")
-    if not found:
-        raise DataError(f"{root}: holds no folder with rasters; {_LAYOUT}")
-    return found
-
-
-def _report_rest(
-    rasters: dict[str, list[Raster]], scenes: Sequence[Scene], rest: Sequence[Raster]
-) -> None:
-    """Say which rasters are of no scene; refuse sensors that never meet.
-
-    Raises:
-        DataError: naming two rasters and where they lie.
-    """
-    reference, *others = rasters
-    for name in others:
-        if not any(name in scene.layers for scene in scenes):
-            raise refuse_far((reference, name), rasters[reference][0], rasters[name][0])
-    together = any(len(scene.layers) > 1 for scene in scenes)
-    if others and not together:
-        raise refuse_far((reference, others[0]), rasters[reference][0], rasters[others[0]][0])
-    if rest:
-        log.warning(
-            "%d rasters overlap none of %s and are left out, such as %s; --data.extent union "
-            "takes them",
-            len(rest),
-            reference,
-            rest[0].path,
-        )
-
-
-def _usable(
-    scene: Scene, windows: Windows, names: Sequence[str], *, union: bool, min_valid: float
-) -> NDArray[np.bool_]:
-    """Return which windows are samples: seen by all sensors, or by one."""
-    seen = [
-        (windows.measured[name] >= max(min_valid, 1e-9)).any(axis=1)
-        if name in windows.measured
-        else np.zeros(len(windows.rows), dtype=bool)
-        for name in names
-    ]
-    joined = np.logical_or if union else np.logical_and
-    return np.asarray(joined.reduce(seen))
-
-
-def _no_window(
-    scenes: Sequence[Scene], windows: Sequence[Windows], window: int, min_valid: float
-) -> DataError:
-    if not any(len(of_scene.rows) for of_scene in windows):
-        largest = max((scene.grid for scene in scenes), key=lambda g: min(g.height, g.width))
-        return DataError(
-            f"window: {window} px fit into none of {len(scenes)} scenes; the largest is "
-            f"{largest.height} x {largest.width}; set --data.window lower, or a finer resolution"
-        )
-    return DataError(
-        f"no window is measured to {100 * min_valid:g} % by all sensors; set --data.min_valid "
-        "lower, or --data.extent union"
-    )
-
-
-def _blocks(
-    scenes: Sequence[Scene],
-    windows: Sequence[Windows],
-    usable: Sequence[NDArray[np.bool_]],
-    window: int,
-    block: int | None,
-) -> tuple[list[list[str | None]], list[NDArray[np.bool_]]]:
-    """Return the block of each window, and which windows lie in one."""
-    sides = range(_BLOCK, 0, -1) if block is None else (block,)
-    for side in sides:
-        names = block_names(scenes, windows, window, side + 1)
-        inside = [
-            wanted & np.array([name is not None for name in of_scene], dtype=bool)
-            for wanted, of_scene in zip(usable, names, strict=True)
-        ]
-        used = {
-            of_scene[at]
-            for wanted, of_scene in zip(inside, names, strict=True)
-            for at in np.flatnonzero(wanted)
-        }
-        if len(used) >= _BLOCKS:
-            break
-    if not used:
-        raise DataError(f"block: no window lies within a block of {side}; set --data.block higher")
-    left = int(sum(one.sum() for one in usable) - sum(one.sum() for one in inside))
-    log.info(
-        "%d spatial blocks of up to %d x %d windows; %d windows between blocks are left out, so "
-        "that windows of two blocks do not touch",
-        len(used),
-        side,
-        side,
-        left,
-    )
-    return names, inside
+def _named(
+    root: Path, modalities: dict[str, Any] | list[str] | str | Path | None
+) -> tuple[list[str], dict[str, Modality]]:
+    """Return the sensors that are named, and what is known of them."""
+    beside = root / "modalities.yaml"
+    known = load_modalities(beside) if beside.is_file() else {}
+    if modalities is None:
+        return list(known), known
+    if isinstance(modalities, list):
+        return modalities, {name: known[name] for name in modalities if name in known}
+    given = load_modalities(modalities)
+    return list(given), given
 
 
 def _drawn(found: NDArray[np.int64], key: str) -> NDArray[np.int64]:

@@ -1,0 +1,246 @@
+"""The sensors of a folder of scenes: their rasters, and how their pixels are scaled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from decur.data import rasters as gdal_rasters
+from decur.data.grid import (
+    RASTERS,
+    Grid,
+    Raster,
+    WindowReader,
+    read_raster_header,
+    refuse_far,
+    same_crs,
+    wanted_bands,
+    warn_untiled,
+)
+from decur.data.listing import subfolders
+from decur.data.pairing import FEW_VALUES, named_as_labels
+from decur.data.scene_layout import Scene
+from decur.data.selection import evenly_spaced
+from decur.data.stats import BandStatistics, guess_augmentation
+from decur.errors import ConfigError, DataError
+from decur.modality import Modality
+
+log = logging.getLogger(__name__)
+
+_LAYOUT = "expected ROOT/<sensor>/<any name>.tif|jp2"
+_LOOKS = 64  # squares of a sensor's rasters whose pixels tell its statistics
+_LABEL_LOOKS = 8  # squares whose pixels tell whether rasters are labels
+_SQUARE = 256  # pixels along a square
+_FINER = 1.5  # times finer than the grid, from where on a sensor loses what it sees
+_DEGREES = 0.1  # a pixel of so many degrees was meant in metres
+_METRES = 111_320.0  # of a degree of latitude
+
+
+def find_rasters(root: Path, names: Sequence[str], window: int) -> dict[str, list[Raster]]:
+    """Return the rasters of each sensor, by the names of their files.
+
+    Args:
+        root: the folder.
+        names: of the sensors; none: all folders with rasters but those of labels.
+        window: pixels along a window, for the warning of rasters that are stored in strips.
+
+    Raises:
+        DataError: if a folder is missing or holds none, or a raster has no place.
+    """
+    found: dict[str, list[Raster]] = {}
+    for name in names or subfolders(root):
+        folder = root / name
+        if not folder.is_dir():
+            there = ", ".join(subfolders(root)) or "no folder at all"
+            raise DataError(f"{folder}: no such folder, there is {there}; {_LAYOUT}")
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in RASTERS)
+        if not files:
+            if names:
+                raise DataError(f"{folder}: holds no rasters; {_LAYOUT}")
+            continue
+        gdal_rasters.import_rasterio(".tif")
+        found[name] = [read_raster_header(file) for file in files]
+    if not found:
+        raise DataError(f"{root}: holds no folder with rasters; {_LAYOUT}")
+    if not names:
+        found = _without_labels(root, found)
+    for rasters in found.values():
+        if line := warn_untiled(rasters, window):
+            log.warning(line)
+    return found
+
+
+def _without_labels(root: Path, rasters: dict[str, list[Raster]]) -> dict[str, list[Raster]]:
+    """Leave out folders that look like labels, unless no sensor would be left."""
+    labels = {n: why for n, of in rasters.items() if (why := _looks_like_labels(n, of))}
+    if len(labels) == len(rasters):
+        return rasters
+    for name, why in labels.items():
+        log.warning(
+            "%s looks like labels by its %s and is left out; --data.labels %s learns it, and "
+            "naming it in --data.modalities trains on it",
+            root / name,
+            why,
+            root / name,
+        )
+    return {name: of for name, of in rasters.items() if name not in labels}
+
+
+def _looks_like_labels(name: str, rasters: Sequence[Raster]) -> str | None:
+    """Return what makes rasters look like labels; None where nothing does."""
+    if named_as_labels(name):
+        return "name"
+    if any(raster.bands != 1 for raster in rasters):
+        return None
+    values: set[float] = set()
+    for square in _squares(rasters, _LABEL_LOOKS):
+        pixels = np.unique(square[np.isfinite(square)])
+        if (pixels != np.round(pixels)).any():
+            return None
+        values.update(pixels.tolist())
+        if len(values) > FEW_VALUES:
+            return None
+    return f"{len(values)} different values" if len(values) > 1 else None
+
+
+def check_resolution(rasters: Mapping[str, Sequence[Raster]], resolution: float | None) -> None:
+    """Refuse a resolution in metres where the unit of the reference's CRS is the degree.
+
+    Raises:
+        ConfigError: with about the same in degrees.
+    """
+    if resolution is None:
+        return
+    if not resolution > 0:
+        raise ConfigError(f"resolution: must be above 0, is {resolution:g}")
+    from rasterio.crs import CRS
+
+    first = next(iter(rasters.values()))[0]
+    if resolution >= _DEGREES and CRS.from_user_input(first.grid.crs).is_geographic:
+        raise ConfigError(
+            f"resolution: {resolution:g} would be degrees, the unit of {first.path}; {resolution:g}"
+            f" m are about {resolution / _METRES:.3g} degrees"
+        )
+
+
+def report_scenes(
+    rasters: Mapping[str, Sequence[Raster]], scenes: Sequence[Scene], rest: Sequence[Raster]
+) -> None:
+    """Say which rasters are of no scene, and which are finer than the grid they are read onto.
+
+    Raises:
+        DataError: if sensors never meet, naming two rasters and where they lie.
+    """
+    reference, *others = rasters
+    alone = [name for name in others if not any(name in scene.layers for scene in scenes)]
+    together = any(len(scene.layers) > 1 for scene in scenes)
+    if others and (alone or not together):
+        other = alone[0] if alone else others[0]
+        raise refuse_far((reference, other), rasters[reference][0], rasters[other][0])
+    if rest:
+        log.warning(
+            "%d rasters overlap none of %s and are left out, such as %s; --data.extent union "
+            "takes them",
+            len(rest),
+            reference,
+            rest[0].path,
+        )
+    for name in others:
+        scene = next(scene for scene in scenes if name in scene.layers)
+        own = _pixel_on(scene.layers[name][0][0], scene.grid)
+        if scene.grid.resolution[0] > _FINER * own:
+            order = ", ".join([name, *(other for other in rasters if other != name)])
+            log.warning(
+                "%s has pixels of %.3g and is read onto the grid of %s, with pixels of %.3g; "
+                '--data.modalities "[%s]" reads onto its grid, --data.resolution sets any',
+                name,
+                own,
+                reference,
+                scene.grid.resolution[0],
+                order,
+            )
+
+
+def _pixel_on(raster: Raster, grid: Grid) -> float:
+    """Return about how wide a pixel of a raster is in units of a grid's CRS."""
+    if same_crs(raster.grid.crs, grid.crs):
+        return raster.grid.resolution[0]
+    west, _, east, _ = raster.grid.bounds_in(grid.crs)
+    return (east - west) / raster.grid.width
+
+
+def describe_sensor(
+    name: str, rasters: Sequence[Raster], known: Modality | None
+) -> tuple[Modality, tuple[int, ...] | None]:
+    """Return what a sensor is, and which rows of its rasters' bands are read; None: all.
+
+    What is not known is told by the rasters alone, whatever windows are read of them: an encoder
+    that was trained on windows of one size takes those of another.
+
+    Args:
+        name: of the sensor.
+        rasters: its rasters.
+        known: what `modalities` says; None: scaling by the statistics of 64 squares, by the range
+            where all rasters are 8-bit.
+
+    Raises:
+        DataError: if the rasters have other bands, or differ in their number.
+    """
+    first = rasters[0]
+    if known is not None:
+        return known, wanted_bands(first, known)
+    for raster in rasters:
+        if raster.bands != first.bands:
+            raise DataError(
+                f"sensor {name!r}: {first.path} has {first.bands} bands, {raster.path} "
+                f"{raster.bands}; give all the same, or name `bands` in modalities.yaml"
+            )
+    bands = first.names or tuple(f"band{i + 1}" for i in range(first.bands))
+    if all(raster.is_byte for raster in rasters):
+        source = "8-bit rasters"
+        modality = Modality(
+            name=name, bands=bands, scaling="range", augmentation=guess_augmentation(name)
+        )
+    else:
+        source = f"statistics of up to {_LOOKS} squares of {_SQUARE} px"
+        modality = _statistics(name, rasters).to_modality(name).with_(bands=bands)
+    log.info(
+        "modality %r: scaling %r from %s, augmentation %r by its name",
+        name,
+        modality.scaling,
+        source,
+        modality.augmentation,
+    )
+    return modality, None
+
+
+def _statistics(name: str, rasters: Sequence[Raster]) -> BandStatistics:
+    total: BandStatistics | None = None
+    for number, square in enumerate(_squares(rasters, _LOOKS)):
+        one = BandStatistics.of_image(square, seed=number, is_byte=False)
+        total = one if total is None else total.merge(one)
+    if total is None or not total.count.all():
+        raise DataError(
+            f"sensor {name!r}: no measured pixel was found in {rasters[0].path}"
+            f"{' and others' if len(rasters) > 1 else ''}; give its statistics in modalities.yaml, "
+            "or leave it out"
+        )
+    return total
+
+
+def _squares(rasters: Sequence[Raster], most: int) -> Iterator[np.ndarray]:
+    """Read squares from all over some rasters, (C, h, w) each, at their own pixels."""
+    chosen = [rasters[row] for row in evenly_spaced(len(rasters), most).tolist()]
+    along = max(1, int((most / len(chosen)) ** 0.5))  # squares along a side of a raster
+    for raster in chosen:
+        grid = raster.grid
+        height, width = min(_SQUARE, grid.height), min(_SQUARE, grid.width)
+        reader = WindowReader(grid, [raster])
+        downs = np.linspace(0, grid.height - height, along + 2)[1:-1].astype(int)
+        rights = np.linspace(0, grid.width - width, along + 2)[1:-1].astype(int)
+        for row in np.unique(downs).tolist():
+            for column in np.unique(rights).tolist():
+                yield reader.read(row, column, height, width).numpy()
