@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from decur.features import SampleLoader
 
 FIRST = 100  # place of the first analysis in the report: after what other commands write
+LAST = 900  # place of the first analysis that has nothing to say: after all others
 FORMAT = 3  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
 
@@ -106,11 +107,12 @@ def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "
 
 
 def say_inapplicable(folder: RunFolder, analysis: Analysis, reason: str) -> None:
-    """Remove what an analysis has left, and say in its section why it does not apply."""
+    """Remove what an analysis has left, and say in a line at the report's end why it is not there."""
     arrays_path(folder, analysis).unlink(missing_ok=True)
     for name in analysis.plots:
         _figure_path(folder, analysis, name).unlink(missing_ok=True)
-    _write(folder, analysis, [report.paragraph(reason)])
+    line = report.note(f"{analysis.title}: {reason}")
+    report.add_section(folder, LAST + analysis.order, _section_name(analysis), "", line)
 
 
 def _figure_path(folder: RunFolder, analysis: Analysis, name: str) -> Path:
@@ -118,5 +120,9 @@ def _figure_path(folder: RunFolder, analysis: Analysis, name: str) -> Path:
 
 
 def _write(folder: RunFolder, analysis: Analysis, body: Sequence[str]) -> None:
-    name = f"explain-{analysis.name}"
-    report.add_section(folder, FIRST + analysis.order, name, analysis.title, "\n".join(body))
+    place, name = FIRST + analysis.order, _section_name(analysis)
+    report.add_section(folder, place, name, analysis.title, "\n".join(body))
+
+
+def _section_name(analysis: Analysis) -> str:
+    return f"explain-{analysis.name}"
