@@ -107,7 +107,7 @@ def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "
 
 
 def say_inapplicable(folder: RunFolder, analysis: Analysis, reason: str) -> None:
-    """Remove what an analysis has left, and say in a line at the report's end why it is not there."""
+    """Remove what an analysis has left, and say why in a line at the report's end."""
     arrays_path(folder, analysis).unlink(missing_ok=True)
     for name in analysis.plots:
         _figure_path(folder, analysis, name).unlink(missing_ok=True)
