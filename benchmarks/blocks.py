@@ -7,7 +7,9 @@ On `LinearGaussianFactors` with sensors x, y and z, DeCUR with a block of dimens
 and one for each pair is trained beside DeCUR with one common block, of the share that each two
 sensors share. Each number is the share of the variance of a factor (R2, in percent) that a ridge on
 the dimensions of a part of the embedding tells of pairs that were not trained on: the mean over the
-sensors that see the factor, and over seeds. A factor's own part should come first.
+sensors that see the factor, and over seeds. A factor's own part should come first. What a sensor
+shares with no other is in "alone": the unique dimensions and, where there are blocks, those that
+leave the sensor out.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +27,7 @@ from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.encoders import EncoderSettings
 from decur.features import FeatureModel, SampleLoader, compute_features
 from decur.objectives import DeCUR
+from decur.objectives.blocks import sensors_of
 from decur.pretrain import OptimizerSettings, ProjectorSettings, ViewSettings, pretrain
 from decur.pretrain.settings import MonitorSettings
 from decur.probes import Halves, predicted, standardised
@@ -31,7 +35,8 @@ from decur.probes import Halves, predicted, standardised
 SENSORS = ("x", "y", "z")
 UNSEEN = 1_000_000  # index of the first pair that is probed on: far from any that is trained on
 ALL, PAIR, ALONE = 16, 16, 16  # factors
-OWN = {"shared": "x+y+z", "shared_xy": "x+y", "shared_xz": "x+z", "shared_yz": "y+z"}
+ALONE_COLUMN = "alone"
+OWN = {"shared_xy": "x+y", "shared_xz": "x+z", "shared_yz": "y+z"}
 
 
 def factors(samples: int, seed: int, start: int = 0) -> LinearGaussianFactors:
@@ -85,34 +90,54 @@ def told(objective: DeCUR, samples: int, epochs: int, seed: int) -> dict[tuple[s
     found: dict[tuple[str, str], float] = {}
     for factor, target in data.targets.items():
         y = np.stack([each[factor] for each in drawn]).astype(np.float64)  # (N, d)
-        for part, dims in objective.parts.items():
-            scores = []
-            for sensor in target.modalities or SENSORS:
+        scores: dict[str, list[float]] = {}
+        for sensor in target.modalities or SENSORS:
+            for part, dims in dimensions(objective, sensor).items():
                 z = standardised(seen.embeddings[sensor][:, dims]).astype(np.float64)  # (N, k)
                 x = Halves(z[:half], z[half:])
-                scores.append(float(predicted(x, Halves(y[:half], y[half:]))[0]))
-            found[factor, part] = 100 * float(np.mean(scores))
+                told_of_it = predicted(x, Halves(y[:half], y[half:]))[0]
+                scores.setdefault(part, []).append(100 * float(told_of_it))
+        found |= {(factor, part): float(np.mean(values)) for part, values in scores.items()}
     return found
+
+
+def dimensions(objective: DeCUR, sensor: str) -> dict[str, NDArray[np.int64]]:
+    """Return the dimensions of each part as one sensor has them."""
+    alone: list[int] = []
+    found = {}
+    for part, dims in objective.parts.items():
+        if part == "common" or sensor in sensors_of(part):
+            found[part] = np.arange(dims.start, dims.stop)
+        else:
+            alone += range(dims.start, dims.stop)
+    return found | {ALONE_COLUMN: np.array(alone)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--samples", type=int, default=8_000)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     for name, objective in objectives().items():
         runs = [told(objective, arguments.samples, arguments.epochs, s) for s in arguments.seeds]
-        parts = list(objective.parts)
-        table = Table("factor", *parts, "its own part first by", title=f"DeCUR, {name}")
+        parts = [part for part in objective.parts if part != "unique"]
+        table = Table("factor", *parts, ALONE_COLUMN, "own part first by", title=f"DeCUR, {name}")
         for factor in dict.fromkeys(factor for factor, _ in runs[0]):
-            means = {part: float(np.mean([run[factor, part] for run in runs])) for part in parts}
-            own = OWN.get(factor, "unique")
+            means = {
+                part: float(np.mean([run[factor, part] for run in runs]))
+                for part in (*parts, ALONE_COLUMN)
+                if (factor, part) in runs[0]
+            }
+            own = parts[0] if factor == "shared" else OWN.get(factor, ALONE_COLUMN)
             others = [value for part, value in means.items() if part != own]
             ahead = f"{means[own] - max(others):+.0f}" if own in means else "has none"
-            table.add_row(factor, *(f"{value:.0f}" for value in means.values()), ahead)
+            cells = (
+                f"{means[part]:.0f}" if part in means else "" for part in (*parts, ALONE_COLUMN)
+            )
+            table.add_row(factor, *cells, ahead)
         Console().print(table)
 
 

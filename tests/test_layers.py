@@ -39,7 +39,17 @@ LAYERS = (
         "views",
         "encoders",
     ),
-    *("objectives", "features", "probes", "pretrain", "transfer", "predict", "embed", "compare"),
+    *(
+        "objectives",
+        "features",
+        "probes",
+        "agreement",
+        "pretrain",
+        "transfer",
+        "predict",
+        "embed",
+        "compare",
+    ),
     *("explain", "exchange", "bench", "demo", "command_demo", "command_recipes", "cli", "__main__"),
 )
 # An exception is (module, what it imports): why.

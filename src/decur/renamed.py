@@ -46,9 +46,9 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.explain.browser_cards": "decur.explain.browser",
     "decur.explain.held_out": {
         "Halves": "decur.probes:Halves",
-        "canonical": "decur.explain.agreement:canonical",
+        "canonical": "decur.agreement:canonical",
         "coordinates": "decur.probes:coordinates",
-        "places": "decur.explain.agreement:places",
+        "places": "decur.agreement:places",
         "predicted": "decur.probes:predicted",
         "split": "decur.probes:split",
         "standardised": "decur.probes:standardised",

@@ -9,9 +9,9 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
+from decur.agreement import at_random, canonical, places
 from decur.explain import DoesNotApply, encoded
 from decur.explain.advice import advice
-from decur.explain.agreement import at_random, canonical, places
 from decur.explain.base import text
 from decur.explain.shared import _Fitting, findings, plot_canonical, plot_shared, shared
 from decur.features import Features

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from decur.errors import ConfigError
@@ -42,7 +44,8 @@ class DeCUR(Objective):
     Args:
         dim: width of the embeddings, K.
         common: share of the dimensions that are common, in [0, 1]; they come first. 0.875 for
-            SAR-optical, 0.75 for RGB-DEM and RGB-depth.
+            SAR-optical, 0.75 for RGB-DEM and RGB-depth. "auto": `decur pretrain` counts it from
+            the data after a tenth of the epochs, until when all dimensions are common.
         lambda_common: weight of the off-diagonal of the common correlation (Eq. 2).
         lambda_unique: weight of the off-diagonal of the unique correlation (Eq. 3).
         lambda_intra: weight of the off-diagonal of the intra-modal correlations (Eq. 4, 5).
@@ -63,6 +66,7 @@ class DeCUR(Objective):
         ConfigError: if a value is out of range.
     """
 
+    counted: Tensor
     needs_whole_batch = (
         "DeCUR correlates dimensions over the whole batch, and the gradients of small batches do "
         "not add up to that of a large one"
@@ -72,7 +76,7 @@ class DeCUR(Objective):
     def __init__(
         self,
         dim: int = 8192,
-        common: float = SHARE,
+        common: float | Literal["auto"] = SHARE,
         *,
         lambda_common: float = 0.0051,
         lambda_unique: float = 0.0051,
@@ -82,7 +86,9 @@ class DeCUR(Objective):
         blocks: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(dim)
-        if not 0 <= common <= 1:
+        self.counts_share = common == "auto"
+        share = 1.0 if common == "auto" else common
+        if not 0 <= share <= 1:
             raise ConfigError(f"common is a share of the dimensions, in [0, 1]; is {common}")
         weights = {"common": lambda_common, "unique": lambda_unique, "intra": lambda_intra}
         for name, weight in weights.items():
@@ -90,13 +96,50 @@ class DeCUR(Objective):
                 raise ConfigError(f"lambda_{name} is a weight, at least 0; is {weight}")
         self.weights = weights
         self.intra = intra
+        if self.counts_share:
+            _refuse_beside_auto(intra, decouple)
+            # How many dimensions are common, -1 before it is known. An integer: other buffers
+            # take the precision of the weights.
+            self.register_buffer("counted", torch.tensor(-1))
         if blocks:
             _refuse_beside_blocks(common, decouple)
             self.parts = split_into_blocks(blocks, dim)
-            return
-        split = round(common * dim) if decouple else dim
-        parts = {COMMON: slice(0, split), UNIQUE: slice(split, dim)}
+        else:
+            self._split_at(round(share * dim) if decouple else dim)
+
+    @property
+    def share(self) -> float:
+        """Return the share of the dimensions that are common now, of all or of some modalities."""
+        unique = self.parts.get(UNIQUE, slice(0, 0))
+        return 1 - float(unique.stop - unique.start) / self.dim
+
+    @property
+    def is_counted(self) -> bool:
+        """Return whether the share that "auto" asks for has been set."""
+        return self.counts_share and int(self.counted) >= 0
+
+    def set_share(self, share: float | None) -> int:
+        """Set the share that "auto" asks for; it becomes part of the state.
+
+        Args:
+            share: in [0, 1]; None: it cannot be told, and the paper's is taken.
+
+        Returns:
+            The number of common dimensions.
+        """
+        split = round((SHARE if share is None else share) * self.dim)
+        self.counted.fill_(split)
+        self._split_at(split)
+        return split
+
+    def _split_at(self, split: int) -> None:
+        parts = {COMMON: slice(0, split), UNIQUE: slice(split, self.dim)}
         self.parts = {name: part for name, part in parts.items() if part.stop > part.start}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.counts_share:
+            self._split_at(int(self.counted) if self.is_counted else self.dim)
 
     def check_modalities(self, names: list[str]) -> None:
         """See `Objective.check_modalities`; blocks must name no other modalities."""
@@ -140,11 +183,19 @@ class DeCUR(Objective):
         return redundancy(batch, correlations)
 
 
-def _refuse_beside_blocks(common: float, decouple: bool) -> None:
+def _refuse_beside_auto(intra: bool, decouple: bool) -> None:
+    """Refuse options with which the share cannot be counted."""
+    if not intra:
+        raise ConfigError("common: auto counts what two views of a sensor share; leave intra true")
+    if not decouple:
+        raise ConfigError("decouple: false makes all dimensions common; leave common: auto out")
+
+
+def _refuse_beside_blocks(common: float | str, decouple: bool) -> None:
     """Refuse options that say otherwise than blocks do which dimensions are common."""
     if common != SHARE:
         raise ConfigError(
-            f"common {common:g} and blocks both say which dimensions are shared; give one of them "
+            f"common {common} and blocks both say which dimensions are shared; give one of them "
             f"(beside blocks, common stays at its default, {SHARE:g})"
         )
     if not decouple:

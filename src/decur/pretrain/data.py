@@ -113,6 +113,9 @@ class PairedData(L.LightningDataModule):
         settings: batch size and workers.
         seed: of the order of samples.
         pairing: "fixed", or "group", see `Regrouped`.
+
+    Attributes:
+        held_out: rows of the data set that are not trained on; none by default.
     """
 
     def __init__(
@@ -128,11 +131,26 @@ class PairedData(L.LightningDataModule):
         self.seed = seed
         unlabelled = dataset.only(targets=())  # training reads no labels
         self.anew = Regrouped(unlabelled, seed) if pairing == "group" else None
+        self.held_out = np.zeros(0, np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches of an epoch."""
-        return len(self.dataset) // self.settings.batch_size
+        return self.samples // self.settings.batch_size
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that are trained on."""
+        return len(self.dataset) - len(self.held_out)
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the order of an epoch, each sample that is trained on once: (samples,) rows.
+
+        Args:
+            rng: of the order.
+        """
+        rows = self.dataset.order(rng)
+        return rows[~np.isin(rows, self.held_out)] if len(self.held_out) else rows
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the batches of this process, in an order that is a function of (seed, epoch)."""
@@ -140,12 +158,12 @@ class PairedData(L.LightningDataModule):
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
         batches = EpochBatches(
-            len(self.dataset),
+            self.samples,
             self.settings.batch_size,
             self.seed,
             rank,
             world,
-            self.dataset.order,
+            self.order,
             with_epoch=self.anew is not None,
         )
         if self.trainer is not None:

@@ -48,7 +48,7 @@ def write_report(folder: RunFolder, data: PairedDataset, batch: int | None = Non
     rows = read_metrics(folder)
     if not rows:
         return
-    body = [report.paragraph(data.describe()), _last_values(rows, batch)]
+    body = [report.paragraph(data.describe()), _counted_share(rows), _last_values(rows, batch)]
     if plotting.available():
         body += _report_figures(folder, rows)
     else:
@@ -107,9 +107,27 @@ def _report_figures(folder: RunFolder, rows: Rows) -> list[str]:
     return found
 
 
+def _counted_share(rows: Rows) -> str:
+    """Write how the share of common dimensions was counted, where it was."""
+    for place, row in enumerate(rows):
+        counts = {
+            key.partition("/")[2]: n for key, n in row.items() if key.startswith("directions/")
+        }
+        if counts:
+            found = ", ".join(f"{of} {n:.0f}" for of, n in counts.items())
+            since = [later["share/common"] for later in rows[place + 1 :]]
+            then = f" Since then {since[0]:.0%} of the dimensions are common." if since else ""
+            return report.paragraph(
+                f"The share of common dimensions was counted after epoch {row['epoch']:.0f}, until "
+                "when all were common. Directions that agree beyond chance on samples held out, "
+                f"between two sensors and between two views of one: {found}.{then}"
+            )
+    return ""
+
+
 def _last_values(rows: Rows, batch: int | None) -> str:
     """Write the first and the last epoch's values, and what correlations are by chance."""
-    wanted = ("loss", "diagonal/", "offdiag_rms/", "rank/", "pairs_per_second")
+    wanted = ("loss", "share/", "diagonal/", "offdiag_rms/", "rank/", "pairs_per_second")
     first, last = rows[0], rows[-1]
     names = [key for key in last if key.startswith(wanted)]
     floors = {"diagonal/": 0.0, "offdiag_rms/": batch**-0.5 if batch else float("nan")}

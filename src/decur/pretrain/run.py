@@ -33,6 +33,13 @@ from decur.pretrain.loggers import make_callbacks, make_loggers
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
 from decur.pretrain.settings import PretrainSettings, TrainerSettings
+from decur.pretrain.share import (
+    CountShare,
+    choose_held_out,
+    refuse_too_short,
+    wants_share,
+    warm_up_epochs,
+)
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
 from decur.pretrain.trainer import (
     make_trainer,
@@ -106,8 +113,9 @@ def _pretrain(
     trainer_options = _trainer_options(settings.trainer, objective)
     data = select(data, settings.modalities)
     paired = PairedData(data, settings.loader, settings.seed, pairing=settings.pairing)
+    paired.held_out = choose_held_out(objective, paired)
     # refuses a batch that cannot be filled before anything is written
-    EpochBatches(len(data), settings.loader.batch_size, settings.seed)
+    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
     require_memory_for_batch(
         data.modalities.values(),
         settings.loader.batch_size // settings.trainer.num_nodes,
@@ -116,6 +124,7 @@ def _pretrain(
         key="views.size",
     )
     max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
+    refuse_too_short(objective, trainer_options["max_epochs"])
     own_callbacks = make_callbacks(settings.trainer.callbacks)
     checkpoint = open_run(folder, config, anew)
     seed_everything(settings.seed)
@@ -128,6 +137,7 @@ def _pretrain(
         logger=make_loggers(settings.trainer.logger, folder),
         callbacks=[
             BadSamples(folder, settings.loader.max_bad, len(data)),
+            *([CountShare(console)] if wants_share(objective) else []),
             log,
             ProgressBar(log, console),
             *own_callbacks,
@@ -140,7 +150,7 @@ def _pretrain(
         use_distributed_sampler=False,
     )
     if trainer.is_global_zero:
-        _introduce(console, folder, paired, model, checkpoint)
+        _introduce(console, folder, paired, model, checkpoint, trainer_options["max_epochs"])
     try:
         with reporting_lost_processes(trainer), reporting_lost_workers():
             trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
@@ -150,7 +160,9 @@ def _pretrain(
         model = gather(model, make())
     if trainer.is_global_zero:
         for name in model.modalities:
-            save_encoder(model.encoder(name), folder.encoder(name), objective=objective.about())
+            save_encoder(
+                model.encoder(name), folder.encoder(name), objective=model.objective.about()
+            )
         write_report(folder, data, settings.loader.batch_size // trainer.world_size)
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
@@ -211,7 +223,12 @@ def make_model(
 
 
 def _introduce(
-    console: Console, folder: RunFolder, paired: PairedData, model: Pretrainer, resume: Path | None
+    console: Console,
+    folder: RunFolder,
+    paired: PairedData,
+    model: Pretrainer,
+    resume: Path | None,
+    epochs: int,
 ) -> None:
     """Print what will be trained on what, and draw what the network will see."""
 
@@ -230,6 +247,13 @@ def _introduce(
     say("objective", f"{type(objective).__name__}, {objective.dim} dimensions: {parts}")
     groups = describe_groups(build_optimizer(model, settings, model.batch_size))
     say("optimizer", f"{settings.name}, {groups}")
+    if wants_share(objective):
+        say(
+            "share",
+            "all dimensions are common at first; how many shall be is counted after "
+            f"{warm_up_epochs(epochs)} of {epochs} epochs, on {len(paired.held_out)} samples that "
+            "are not trained on",
+        )
     if resume is not None:
         say("resuming", str(resume))
     if plotting.available():
