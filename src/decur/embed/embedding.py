@@ -19,6 +19,7 @@ from decur.data import LoaderSettings, PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.units import check_units
 from decur.digest import digest, try_digest
+from decur.embed.geography import GEOMETRY, is_placed, write_item
 from decur.embed.model import EmbeddingModel, build_model
 from decur.embed.parquet import (
     FORMAT,
@@ -63,9 +64,11 @@ def embed(
 
     The columns `common` and `unique` are there where the encoders are those of a run whose
     objective tells them apart, `embedding` where it does not. Samples that lack a sensor have no
-    row for it. Each file holds a fixed range of samples and gets its name when it is whole: the
-    same call again, on any number of processes, goes on after a kill and ends with the same rows.
-    If files of the data have changed meanwhile, all rows are computed anew.
+    row for it. Where the data knows where it lies, the column `geometry` holds footprints, the
+    files are GeoParquet, and `item.json` is a STAC item of them. Each file holds a fixed range of
+    samples and gets its name when it is whole: the same call again, on any number of processes,
+    goes on after a kill and ends with the same rows. If files of the data have changed meanwhile,
+    all rows are computed anew.
 
     Args:
         data: any data set.
@@ -109,6 +112,7 @@ def _embed(
         **_describe(data, wanted, model, loader),
         "encoders": sources,
         "precision": str(given.get("precision", "32-true")),
+        GEOMETRY: is_placed(wanted) and not _is_without_geometry(folder),
     }
     part = about["part"] = _check_folder(folder, about)
     plain = {key: value for key, value in about.items() if key != "data"}
@@ -134,7 +138,9 @@ def _embed(
             text = ", ".join(f"{name} {dim}" for name, dim in widths.items())
             console.print(f"{column:<11} {text}", highlight=False)
     names = list(model.model.modalities)
-    parts = PartData(wanted, names, loader, folder, part, about["content"])
+    parts = PartData(
+        wanted, names, loader, folder, part, content=about["content"], placed=about[GEOMETRY]
+    )
     try:
         engine.predict(model, parts, return_predictions=False)
     finally:
@@ -142,6 +148,8 @@ def _embed(
     engine.strategy.barrier("decur.embed")
     if not engine.is_global_zero:
         return Embedded(folder, {}, [])
+    if about[GEOMETRY]:
+        write_item(folder, wanted, about, _footprints(folder))
     return _finish(folder, names, len(data), part, limit, console)
 
 
@@ -187,6 +195,21 @@ def _identity(data: PairedDataset) -> str:
     return digest(type(data).__name__, plain, data.ids)
 
 
+def _is_without_geometry(folder: Path) -> bool:
+    """Return whether a folder was begun by version 0.1, which wrote no footprints."""
+    return (folder / HEADER).is_file() and GEOMETRY not in read_header(folder)
+
+
+def _footprints(folder: Path) -> set[bytes]:
+    """Return the footprints of all rows."""
+    found: set[bytes] = set()
+    for path in sorted(folder.glob("part-*.parquet")):
+        with open_part(path) as part:
+            found.update(filter(None, part.read([GEOMETRY])[GEOMETRY].to_pylist()))
+    return found
+
+
+_UNSAID = {GEOMETRY: False}  # what version 0.1 did not say
 _FREE = ("encoders", "part", "content")  # may differ: where weights lie, batches; pictures
 
 
@@ -199,7 +222,7 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
         if "content" not in before:  # of version 0.1, which told data apart in another way
             now.pop("data")
         for key in now:
-            if key not in _FREE and before.get(key) != now[key]:
+            if key not in _FREE and before.get(key, _UNSAID.get(key)) != now[key]:
                 raise ConfigError(
                     f"--out {folder}: holds embeddings of other {key}; choose another folder, or "
                     "delete this one"

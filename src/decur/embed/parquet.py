@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decur.embed.geography import GEOMETRY, geo_metadata
 from decur.errors import DataError, needing, reading
 
 if TYPE_CHECKING:
@@ -102,12 +103,13 @@ def bad_of(part: ParquetFile) -> list[tuple[str, str]]:
 
 
 def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object]) -> pa.Schema:
-    """Return the columns of a part.
+    """Return the columns of a part; with footprints it is GeoParquet.
 
     Args:
         widths: `{column: {modality: dimensions}}`; a column is of fixed width where all sensors
             have the same.
-        about: kept with each part under the key "decur", as JSON.
+        about: kept with each part under the key "decur", as JSON; `geometry` says whether there
+            are footprints.
     """
     import pyarrow as pa
 
@@ -115,4 +117,8 @@ def schema(widths: Mapping[str, Mapping[str, int]], about: Mapping[str, object])
     for column, dims in widths.items():
         alike = len(set(dims.values())) == 1
         fields.append((column, pa.list_(pa.float32(), next(iter(dims.values())) if alike else -1)))
-    return pa.schema(fields, metadata={"decur": json.dumps(about)})
+    metadata = {"decur": json.dumps(about)}
+    if about.get(GEOMETRY):
+        fields.append((GEOMETRY, pa.binary()))
+        metadata["geo"] = geo_metadata()
+    return pa.schema(fields, metadata=metadata)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.utils.data import DataLoader, Dataset
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
+from decur.embed.geography import GEOMETRY, footprint
 from decur.embed.model import Columns, EmbeddingModel
 from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
@@ -35,15 +37,20 @@ class PartBatch(Batch):
 
     part: int
     last: bool  # of its part
+    footprints: list[bytes | None]  # of its samples; empty where the data has no place
 
 
 class _Batches(Dataset[PartBatch]):
     """Some batches of a data set, read and collated."""
 
     def __init__(
-        self, data: PairedDataset, names: Sequence[str], rows: list[tuple[int, bool, range]]
+        self,
+        data: PairedDataset,
+        names: Sequence[str],
+        rows: list[tuple[int, bool, range]],
+        placed: bool,
     ) -> None:
-        self.data, self.rows = SkipBad(data), rows
+        self.data, self.rows, self.placed, self.place = SkipBad(data), rows, placed, data.place
         self.collate = Collate({name: data.modalities[name] for name in names}, {})
 
     def __len__(self) -> int:
@@ -51,7 +58,15 @@ class _Batches(Dataset[PartBatch]):
 
     def __getitem__(self, index: int) -> PartBatch:
         part, last, rows = self.rows[index]
-        return {**self.collate([self.data[i] for i in rows]), "part": part, "last": last}
+        samples = [self.data[i] for i in rows]
+        footprints: list[bytes | None] = []
+        if self.placed:
+            footprints = [
+                None if "bad" in sample else footprint(sample.get("place") or self.place(i))
+                for i, sample in zip(rows, samples, strict=True)
+            ]
+        batch = self.collate(samples)
+        return {**batch, "part": part, "last": last, "footprints": footprints}
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -70,6 +85,7 @@ class PartData(L.LightningDataModule):
         folder: where the parts are.
         size: samples of a part.
         content: digest of the data; parts of other content are missing. None: all are.
+        placed: whether samples have footprints.
     """
 
     def __init__(
@@ -80,12 +96,13 @@ class PartData(L.LightningDataModule):
         folder: Path,
         size: int,
         content: str | None,
+        placed: bool = False,
     ) -> None:
         super().__init__()
         # fewer parts may be missing than there are processes
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.data, self.names, self.settings = data, list(names), settings
-        self.folder, self.size, self.content = folder, size, content
+        self.folder, self.size, self.content, self.placed = folder, size, content, placed
 
     def predict_dataloader(self) -> DataLoader[PartBatch]:
         """Batches of this process."""
@@ -111,7 +128,7 @@ class PartData(L.LightningDataModule):
                 rows.append((part, first + step >= stop, range(first, min(first + step, stop))))
         workers = min(self.settings.processes(), len(rows))
         return DataLoader(
-            _Batches(self.data, self.names, rows),
+            _Batches(self.data, self.names, rows, self.placed),
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,
@@ -126,6 +143,7 @@ class _Job(TypedDict):
     part: int
     last: bool
     ids: dict[str, list[str]]
+    footprints: dict[str, list[bytes | None]]
     found: dict[str, Columns]
     bad: list[tuple[str, str]]
 
@@ -184,14 +202,12 @@ class PartWriter(BasePredictionWriter):
                 f"{self.bad} samples could not be read, more than loader.max_bad allows; the last: "
                 f"{path}: {reason}"
             )
-        ids = {
-            name: [i for i, has in zip(batch["ids"], batch["present"][name], strict=True) if has]
-            for name in prediction
-        }
+        there = {name: batch["present"][name].tolist() for name in prediction}
         job: _Job = {
             "part": batch["part"],
             "last": batch["last"],
-            "ids": ids,
+            "ids": {name: list(compress(batch["ids"], has)) for name, has in there.items()},
+            "footprints": {n: list(compress(batch["footprints"], has)) for n, has in there.items()},
             "found": prediction,
             "bad": batch["bad"],
         }
@@ -254,6 +270,8 @@ class PartWriter(BasePredictionWriter):
                 else:
                     offsets = pa.array(range(0, x.numel() + 1, x.shape[1]), pa.int32())
                     arrays.append(pa.ListArray.from_arrays(offsets, flat))
+            if GEOMETRY in self.layout.names:
+                arrays.append(pa.array(job["footprints"][name], pa.binary()))
             writer.write_table(pa.Table.from_arrays(arrays, schema=self.layout))
         if job["last"]:
             writer.add_key_value_metadata({BAD: json.dumps(self._bad)})
