@@ -50,7 +50,8 @@ LAYERS = (
         "embed",
         "compare",
     ),
-    *("explain", "exchange", "bench", "demo", "command_demo", "command_recipes", "cli", "__main__"),
+    *("explain", "explore", "exchange", "integrations", "bench", "demo"),
+    *("command_demo", "command_recipes", "cli", "__main__"),
 )
 # An exception is (module, what it imports): why.
 EXCEPTIONS: dict[tuple[str, str], str] = {}

@@ -61,6 +61,10 @@ COMMANDS = {
         "decur.embed.command_neighbors:main",
         "search embeddings across sensors: radar in, optical out, with a picture",
     ),
+    "explore": (
+        "decur.explore.command_explore:main",
+        "one page to look through a data set by its embeddings: map, pictures, neighbours",
+    ),
     "pack": (
         "decur.data.packed.command_pack:main",
         "any data set into a few large files, read fast from a disk or an object store",

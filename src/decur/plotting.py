@@ -123,6 +123,33 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     return np.moveaxis(np.clip((x - low) / max(high - low, 1e-6), 0, 1), 0, -1)
 
 
+def small_pictures(images: Tensor, modality: Modality, side: int) -> NDArray[np.uint8]:
+    """Return square pictures of some images, as they are shown.
+
+    Args:
+        images: (n, C, H, W), in raw units.
+        modality: the sensor.
+        side: of the pictures, in pixels; those of smaller images show the images' own pixels.
+
+    Returns:
+        (n, side, side, 3).
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    shown = np.zeros((len(images), side, side, 3), np.uint8)
+    for place, raw in zip(shown, images, strict=True):
+        picture = torch.from_numpy(render(modality.scale(raw[None])[0], modality)).movedim(-1, 0)
+        larger = picture.shape[-1] < side
+        resized = interpolate(
+            picture[None],
+            (side, side),
+            **({"mode": "nearest"} if larger else {"mode": "bilinear", "antialias": True}),
+        )[0]
+        place[:] = (255 * resized.clamp(0, 1)).round().byte().movedim(0, -1).numpy()
+    return shown
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure whole or not at all, as PNG or what its ending says; its folder is made.
 

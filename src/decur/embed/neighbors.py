@@ -149,7 +149,7 @@ def nearest(
             "different encoders; take --part common of a run with projectors"
         )
     wanted = min(k + same, len(base.ids))
-    looked_for, searched = _unit(queries.values), _unit(base.values)
+    looked_for, searched = unit_rows(queries.values), unit_rows(base.values)
     try:
         made = faiss.index_factory(dim, index, faiss.METRIC_INNER_PRODUCT)
         if not made.is_trained:
@@ -241,7 +241,8 @@ def neighbors_sheet(
     return figure
 
 
-def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of length 1: (N, D)."""
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     unit: NDArray[np.float32] = values / np.maximum(norms, np.finfo(np.float32).tiny)
     return unit

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
@@ -25,7 +24,7 @@ from decur.explain.model import Checkpoint, encoded
 from decur.explain.saliency import saliency_maps
 from decur.features import Features, SampleLoader
 from decur.objectives.blocks import is_shared
-from decur.plotting import part_colour, render, rgb
+from decur.plotting import part_colour, rgb, small_pictures
 from decur.report import cards, columns, label, paragraph, strip, thumbnail
 
 Float = NDArray[np.float64]
@@ -164,17 +163,9 @@ def _small(
 
 def _rendered(checkpoint: Checkpoint, batch: Any, name: str, side: int) -> NDArray[np.uint8]:
     """Return pictures (n, side, side, 3) of the samples that have the sensor."""
-    modality, shown = checkpoint.modalities[name], []
-    for raw in batch["images"][name][batch["present"][name]]:
-        picture = torch.from_numpy(render(modality.scale(raw[None])[0], modality)).movedim(-1, 0)
-        larger = picture.shape[-1] < side  # its pixels stay to be seen
-        resized = interpolate(
-            picture[None],
-            (side, side),
-            **({"mode": "nearest"} if larger else {"mode": "bilinear", "antialias": True}),
-        )[0]
-        shown.append((255 * resized.clamp(0, 1)).round().byte().movedim(0, -1).numpy())
-    return np.stack(shown)
+    return small_pictures(
+        batch["images"][name][batch["present"][name]], checkpoint.modalities[name], side
+    )
 
 
 def _statistics(

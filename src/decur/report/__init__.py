@@ -4,7 +4,7 @@ The functions for parts (`paragraph`, `table`, `figure`, ...) return HTML, in wh
 they were given is escaped. `add_section` writes a section and puts the page together.
 """
 
-from decur.report.page import add_section
+from decur.report.page import add_section, whole_page
 from decur.report.parts import (
     cards,
     columns,
@@ -32,4 +32,5 @@ __all__ = [
     "summary",
     "table",
     "thumbnail",
+    "whole_page",
 ]

@@ -35,6 +35,17 @@ def add_section(run: RunFolder, order: int, name: str, title: str, body: str) ->
     _write(run.report, _page(run.path.resolve().name, _fragments(folder)))
 
 
+def whole_page(heading: str, body: str) -> str:
+    """Return a page of its own in the style of a report.
+
+    Args:
+        heading: plain text.
+        body: HTML.
+    """
+    template = environment().get_template("page.html")
+    return template.render(heading=heading, contents=[], sections=[body], zooms=False)
+
+
 def _page(heading: str, fragments: list[Path]) -> str:
     """The whole page: a heading, a list of contents where there are several sections, these."""
     contents, sections = [], []

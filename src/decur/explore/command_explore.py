@@ -1,0 +1,66 @@
+"""`decur explore`: the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from decur.config import Parser
+from decur.data.base import PairedDataset, open_data
+from decur.embed.neighbors import Part
+from decur.explore.settings import Layout
+
+_ABOUT = (
+    "One page to look through a data set by its embeddings, offline in any browser: a map, the "
+    "pictures of all sensors, labels, neighbours in either sensor, and the true partner's rank: "
+    "decur explore embeddings --data.root FOLDER"
+)
+
+
+def main(arguments: Sequence[str]) -> Path:
+    """Run `decur explore ARGUMENTS`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    parser = Parser("decur explore", _ABOUT)
+    parser.usage = "decur explore EMBEDDINGS [--data.root FOLDER] [--out PAGE.html]"
+    parser.add_argument("embeddings", type=str, help="Folder that `decur embed` wrote.")
+    parser.add_argument("--data", type=PairedDataset | None, help="Its pictures and labels.")
+    parser.add_argument(
+        "--out", type=str | None, help="The page; by default explore.html among the embeddings."
+    )
+    parser.add_argument(
+        "--part",
+        type=Part | None,
+        help=f"What is compared, of {', '.join(get_args(Part))}; by default what sensors share.",
+    )
+    parser.add_argument(
+        "--layout",
+        type=Layout | None,
+        help="tsne keeps neighbours together, pca takes a moment; by default tsne, if installed.",
+    )
+    parser.add_argument("--samples", type=int, default=20_000, help="At most so many, evenly.")
+    parser.add_argument("--neighbors", type=int, default=8, help="How many of each sensor.")
+    parser.show_first(
+        {
+            "what is shown": ("embeddings", "data", "part", "samples", "neighbors", "layout"),
+            "where it goes": ("out",),
+        }
+    )
+    if any(each.startswith("--data.") for each in arguments):
+        parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
+    settings = parser.parse(arguments)
+    data = open_data("decur explore", settings.data.as_dict()) if settings.data else None
+    from decur.explore.run import explore  # imports what takes seconds
+
+    return explore(
+        settings.embeddings,
+        data,
+        out=settings.out,
+        part=settings.part,
+        layout=settings.layout,
+        samples=settings.samples,
+        neighbors=settings.neighbors,
+    )

@@ -1,0 +1,128 @@
+"""The page itself: numbers and pictures in base64, a stylesheet, and a script without libraries."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from decur.data.sample import Target
+from decur.explore.maps import Ranking
+from decur.explore.pictures import Seen
+from decur.report import whole_page
+from decur.runs import write_text
+
+_COLUMNS = 32  # pictures in a row of a sheet
+_ROWS = 32  # rows of a sheet: one of 64 px is 2048 pixels wide, which every browser opens
+_QUALITY = 82  # of JPEG
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a page shows.
+
+    Args:
+        title: its heading.
+        ids: of the samples.
+        part: of the vectors, which is compared.
+        together: whether all sensors are in one map, and compared with each other.
+        places: `{sensor: (n, 2)}`, NaN where a sample lacks the sensor.
+        ranking: by the sensors that are asked and searched.
+        seen: pictures and labels.
+    """
+
+    title: str
+    ids: list[str]
+    part: str
+    together: bool
+    places: Mapping[str, NDArray[np.float32]]
+    ranking: Mapping[tuple[str, str], Ranking]
+    seen: Seen
+
+
+def write_page(path: Path, contents: Contents) -> Path:
+    """Write the page: one file that needs nothing else."""
+    seen = contents.seen
+    about = {
+        "ids": contents.ids,
+        "part": contents.part,
+        "together": contents.together,
+        "sensors": list(contents.places),
+        "places": {name: _packed(xy, "<f4") for name, xy in contents.places.items()},
+        "ranking": {
+            f"{a}>{b}": {
+                "k": ranking.rows.shape[1],
+                "rows": _packed(ranking.rows, "<i4"),
+                "cosine": _packed((ranking.cosine * 100).round(), "i1"),
+                "rank": _packed(ranking.partner, "<i4"),
+                "searched": ranking.searched,
+            }
+            for (a, b), ranking in contents.ranking.items()
+        },
+        "labels": [
+            _label(name, seen.labels[name], target) for name, target in seen.targets.items()
+        ],
+        "side": next((int(x.shape[1]) for x in seen.pictures.values()), 0),
+        "columns": _COLUMNS,
+        "perSheet": _COLUMNS * _ROWS,
+        "pictured": list(seen.pictures),
+    }
+    parts = [_resource("page.html"), _script("about", json.dumps(about))]
+    for sensor, pictures in seen.pictures.items():
+        for number, sheet in enumerate(_sheets(pictures)):
+            parts.append(_script(f"sheet-{sensor}-{number}", sheet))
+    style = f"<style>{_resource('page.css')}</style>"
+    parts.append(f"<script>{_resource('page.js')}</script>")
+    return write_text(path, whole_page(contents.title, style + "\n".join(parts)))
+
+
+def _label(name: str, values: NDArray[Any], target: Target) -> dict[str, Any]:
+    """Return a label as the script takes it: int16 classes, float32 numbers, or uint8 flags."""
+    about: dict[str, Any] = {"name": name, "kind": target.kind, "classes": list(target.classes)}
+    if target.kind == "class":
+        return about | {"values": _packed(values, "<i2")}
+    if target.kind == "scalar":
+        return about | {"values": _packed(values, "<f4")}
+    return about | {"values": _packed(np.where(np.isnan(values), 2, values), "u1")}
+
+
+def _sheets(pictures: NDArray[np.uint8]) -> list[str]:
+    """Return pictures (n, s, s, 3) as JPEG sheets of many each, in base64."""
+    from PIL import Image
+
+    side, found = pictures.shape[1], []
+    for start in range(0, len(pictures), _COLUMNS * _ROWS):
+        some = pictures[start : start + _COLUMNS * _ROWS]
+        rows = -(-len(some) // _COLUMNS)
+        sheet = np.zeros((rows * _COLUMNS, side, side, 3), np.uint8)
+        sheet[: len(some)] = some
+        tiled = sheet.reshape(rows, _COLUMNS, side, side, 3).swapaxes(1, 2)
+        stream = io.BytesIO()
+        Image.fromarray(tiled.reshape(rows * side, _COLUMNS * side, 3)).save(
+            stream, "JPEG", quality=_QUALITY
+        )
+        found.append(base64.b64encode(stream.getvalue()).decode())
+    return found
+
+
+def _packed(values: NDArray[Any], dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=dtype).tobytes()).decode()
+
+
+def _script(name: str, text: str) -> str:
+    """Return text that the script of the page finds by a name; no text can end it early."""
+    plain = text.replace("<", "\\u003c")  # in JSON; base64 has none
+    return Markup('<script type="text/plain" id="{}">').format(name) + Markup(plain + "</script>")
+
+
+def _resource(name: str) -> str:
+    return files("decur.explore").joinpath(name).read_text(encoding="utf-8")

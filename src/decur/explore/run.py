@@ -1,0 +1,149 @@
+"""`explore`: embeddings and the data that they are of, into one page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import TimeRemainingColumn
+
+from decur.data import PairedDataset
+from decur.data.selection import evenly_spaced
+from decur.embed.neighbors import Part, Vectors, default_part, read_vectors, unit_rows
+from decur.embed.parquet import read_header
+from decur.errors import ConfigError, install, require
+from decur.explain.base import Watch
+from decur.explore.maps import lay_out_sensors, rank_rows
+from decur.explore.page import Contents, write_page
+from decur.explore.pictures import Seen, look_at
+from decur.explore.settings import MOST, Layout
+from decur.progress import progress_bar
+from decur.runs import writing
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAGE = "explore.html"
+_COMPARABLE = ("common", "embedding")  # parts that mean the same for each sensor
+_MOST_NEIGHBORS = 50
+
+
+def explore(
+    embeddings: str | Path,
+    data: PairedDataset | None = None,
+    *,
+    out: str | Path | None = None,
+    part: Part | None = None,
+    layout: Layout | None = None,
+    samples: int = MOST,
+    neighbors: int = 8,
+) -> Path:
+    """Write one page to look through a data set by its embeddings, offline in any browser.
+
+    The page has a map with a dot for each sample and sensor, and for the sample that is chosen the
+    pictures of all sensors, its labels, its nearest neighbours in each sensor by the cosine, and
+    the rank of its true partner, the other sensor's vector of the same sample. Sensors are compared
+    with each other by the common dimensions or the whole embedding alone; by another part, each has
+    a map and neighbours of its own.
+
+    Args:
+        embeddings: folder that `embed` wrote.
+        data: what was embedded; without it the page shows neither pictures nor labels.
+        out: the page; None: `explore.html` in the folder of embeddings.
+        part: what is compared; None: the common dimensions, else the embedding, else features.
+        layout: "tsne" (needs openTSNE) or "pca"; None: "tsne" where it is installed.
+        samples: at most so many, evenly spaced; up to 20,000.
+        neighbors: how many in each sensor.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: for numbers out of range, an unknown part, or a page that cannot be written.
+        DataError: if the folder holds no embeddings, or the data is not what was embedded.
+    """
+    require(2 <= samples <= MOST, f"--samples: must be from 2 to {MOST:,}, is {samples:,}")
+    require(
+        1 <= neighbors <= _MOST_NEIGHBORS,
+        f"--neighbors: must be from 1 to {_MOST_NEIGHBORS}, is {neighbors}",
+    )
+    folder = Path(embeddings)
+    page = folder / PAGE if out is None else Path(out)
+    if page.is_dir():
+        raise ConfigError(f"--out {page}: is a folder; give a file in it")
+    part = part or default_part(folder)
+    sensors = list(read_header(folder)["modalities"])
+    vectors = {name: read_vectors(folder, name, part) for name in sensors}
+    ids = _choose(vectors.values(), samples)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
+    if data is None:
+        log.info("without --data.root FOLDER the page shows neither pictures nor labels")
+    seen = Seen({}, {}, {}) if data is None else look_at(data, ids, sensors, _watch(console))
+    units = {name: _units(each, ids) for name, each in vectors.items()}
+    together = part in _COMPARABLE
+    pairs = [(a, b) for a in sensors for b in sensors if a == b or together]
+    ranking = {(a, b): rank_rows(units[a], units[b], neighbors, itself=a != b) for a, b in pairs}
+    places = lay_out_sensors(units, _chosen(layout), together=together, watch=_watch(console))
+    contents = Contents(
+        title=f"{folder.resolve().name}: {len(ids):,} samples",
+        ids=ids,
+        part=part,
+        together=together,
+        places=places,
+        ranking=ranking,
+        seen=seen,
+    )
+    with writing(page):
+        write_page(page, contents)
+    size = page.stat().st_size / 1e6
+    console.print(f"samples     {len(ids):,}, {', '.join(sensors)}, {part}", highlight=False)
+    console.print(f"look at     {page} ({size:.1f} MB)", highlight=False)
+    return page
+
+
+def _choose(vectors: Iterable[Vectors], samples: int) -> list[str]:
+    """Return the ids of a page: all that any sensor has, or some of them evenly spaced."""
+    every = sorted({id_ for each in vectors for id_ in each.ids})
+    if len(every) <= samples:
+        return every
+    log.info(
+        "%s of %s samples, evenly spaced; neighbours and ranks are among these",
+        f"{samples:,}",
+        f"{len(every):,}",
+    )
+    return [every[place] for place in evenly_spaced(len(every), samples)]
+
+
+def _units(vectors: Vectors, ids: list[str]) -> NDArray[np.float32]:
+    """Return vectors of length 1 in the order of some ids: (n, D), NaN where there is none."""
+    rows = {id_: row for row, id_ in enumerate(vectors.ids)}
+    there = [place for place, id_ in enumerate(ids) if id_ in rows]
+    found = np.full((len(ids), vectors.values.shape[1]), np.nan, np.float32)
+    found[there] = unit_rows(vectors.values[[rows[ids[place]] for place in there]])
+    return found
+
+
+def _chosen(layout: Layout | None) -> Layout:
+    """Return the layout that is wanted; without a wish the best that is installed."""
+    if find_spec("openTSNE") is not None:
+        return layout or "tsne"
+    require(layout != "tsne", f"--layout tsne needs openTSNE: {install('explain')}")
+    if layout is None:
+        log.info("the map shows principal components; t-SNE needs %s", install("explain"))
+    return "pca"
+
+
+def _watch(console: Console) -> Watch:
+    """Return what shows a bar over the steps that it is given."""
+
+    def watch(steps: Iterable[T], n: int) -> Iterator[T]:
+        with progress_bar(console, "exploring", "", TimeRemainingColumn()) as bar:
+            yield from bar.track(steps, total=n)
+
+    return watch
