@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint docs format slow bench chaos audit clean
+.PHONY: demo test lint docs format slow bench gpu chaos audit clean
 
 demo: $(INSTALLED)
 	$(BIN)/decur demo
@@ -41,6 +41,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/optimiser.py
 	$(BIN)/python benchmarks/tsne.py
 	$(BIN)/python benchmarks/scaling.py
+
+# On a machine with CUDA: tests, the paper's step and what falls short, in 15 minutes.
+gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py
 
 # Kills, full disks, flipped bits and fuzzed inputs: minutes, the same ones for the same SEED.
 chaos: $(INSTALLED)

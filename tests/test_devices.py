@@ -2,12 +2,17 @@
 
 On a stand-in for a GPU tensors have a shape, a type and a device, but no values: mixing them with
 the CPU's is refused as on a GPU, and asking for a value, which makes a GPU's program wait, cannot
-be answered. Everything forward and the optimiser run there; backward needs a real one (`pytest -m
-gpu`).
+be answered. Everything forward and the optimiser run there; backward needs a real one: what is
+marked so holds a step on it against the CPU's.
 """
 
+import contextlib
+import os
+import subprocess
+import sys
 import warnings
 
+import lightning as L
 import pytest
 import torch
 from torch._subclasses.fake_tensor import (
@@ -19,14 +24,19 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from decur import devices
 from decur.data import Collate, SyntheticScenes, Target
 from decur.embed.model import EmbeddingModel
 from decur.encoders import build_encoder
+from decur.encoders.attention.base import ATTENTIONS
 from decur.modality import PRESETS
 from decur.objectives import list_objectives
 from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
+from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings
+from decur.pretrain.trainer import make_trainer
+from decur.runs import RunFolder
 from decur.transfer.augment import Averaging
 from decur.transfer.fit import Trainee
 from decur.transfer.heads import CMX, FCN, LateFusion
@@ -42,8 +52,9 @@ WAITS = (DataDependentOutputException, DynamicOutputShapeException)
 class StandIn(TorchFunctionMode):
     """Whatever touches a GPU happens without values; what is on the CPU is as ever."""
 
-    def __init__(self) -> None:
+    def __init__(self, computing) -> None:
         super().__init__()
+        self.computing = computing  # the stream of the model
         self.values = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -89,11 +100,23 @@ def gpu(monkeypatch):
         def query(self):
             return False
 
+    class Stream:
+        def __init__(self, device):
+            self.waits_for = []
+
+        def wait_stream(self, other):
+            self.waits_for.append(other)
+
+    computing = Stream(GPU)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CUDA is not available")  # what autocast says
-        yield StandIn()
+        yield StandIn(computing)
+    devices._copy_stream.cache_clear()
 
 
 def scenes(sensors=("optical", "sar")):
@@ -115,6 +138,20 @@ def test_the_stand_in_finds_what_a_gpu_would_refuse_or_wait_for(gpu):
         for wait in (lambda: there.sum().item(), lambda: there.tolist(), lambda: there[there > 0]):
             with pytest.raises(WAITS):
                 wait()
+
+
+def test_pictures_travel_as_bytes_on_a_stream_of_their_own(gpu):
+    pictures = {"a": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "b": torch.zeros(2, 1, 8, 8)}
+    with gpu:
+        for _ in range(2):
+            sent = devices.send_batch(pictures, GPU)
+        assert {name: (x.dtype, x.device) for name, x in sent.items()} == {
+            "a": (torch.uint8, GPU),
+            "b": (torch.float32, GPU),
+        }
+    copies = gpu.computing.waits_for
+    assert len(copies) == 2 and copies[0] is copies[1] is not gpu.computing
+    assert devices.send_batch(pictures, torch.device("cpu"))["a"] is pictures["a"]
 
 
 STEPS = [
@@ -225,3 +262,100 @@ def test_scaling_stays_on_the_gpu_and_waits_for_nothing(preset, gpu):
     with gpu:
         raw = torch.zeros(2, modality.channels, 8, 8, dtype=torch.int16).to(GPU)
         assert modality.scale(raw).device == GPU
+
+
+# -- on a GPU: `make gpu` runs these, and `--device cpu` tries them without one ----------------
+
+THERE = torch.device(os.environ.get("DECUR_TEST_DEVICE", "cuda"))
+PRECISIONS = {  # how far the loss may be from the CPU's in float32, and the gradients' cosine
+    "32-true": (1e-4, 0.999),
+    "16-mixed": (1e-2, 0.85),
+    "bf16-mixed": (1e-2, 0.85),
+    "bf16-true": (3e-2, 0.8),
+}
+PLAIN = ("decur", "test_resnet", None, "32-true", False)
+ON_GPU = [
+    *((name, *PLAIN[1:]) for name in OBJECTIVES),
+    *(("decur", name, None, "32-true", False) for name in ("test_vit", "mit_b0", "alexnet", "mlp")),
+    *(("decur", "resnet10t", name, "32-true", False) for name in ATTENTIONS.names()),
+    *(("decur", "test_resnet", None, name, False) for name in PRECISIONS if name != "32-true"),
+    ("decur", "test_resnet", None, "32-true", True),
+    ("decur", "resnet10t", "rda", "bf16-mixed", True),
+]
+
+
+def first_step(model, batch, precision, device):
+    """The loss of a step under Lightning, and the gradients of each sensor's networks."""
+    found = {}
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            found["loss"] = float(outputs["loss"])
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            for name in pl_module.encoders:
+                parts = (pl_module.encoders[name], pl_module.projectors[name])
+                gradients = [p.grad.double().flatten() for part in parts for p in part.parameters()]
+                found[name] = torch.cat(gradients).cpu()
+
+    trainer = make_trainer(
+        {"precision": precision, "max_steps": 1},
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        callbacks=[Keep()],
+        float32_matmul="highest",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, torch.utils.data.DataLoader([batch], batch_size=None))
+    return found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("objective", "encoder", "attention", "precision", "compiled"), ON_GPU)
+def test_a_step_equals_that_on_a_cpu(objective, encoder, attention, precision, compiled):
+    data = scenes()
+
+    def build(**options):
+        torch.manual_seed(0)
+        return Pretrainer(
+            data.modalities,
+            OBJECTIVES[objective](dim=32),
+            encoder=EncoderSettings(encoder, attention=attention),
+            projector=ProjectorSettings(32),
+            views=ViewSettings(size=SIZE),
+            **options,
+        )
+
+    batch = batch_of(data, 0 if compiled else 3)
+    expected = first_step(build(compile=False), batch, "32-true", torch.device("cpu"))
+    found = first_step(build(compile=compiled), batch, precision, THERE)
+    loss, cosine = PRECISIONS[precision]
+    assert found.pop("loss") == pytest.approx(expected.pop("loss"), rel=loss)
+    for name, gradient in expected.items():
+        assert torch.cosine_similarity(found[name], gradient, dim=0) > cosine, name
+
+
+@pytest.mark.gpu
+def test_two_gpus_train_as_one(tmp_path):
+    if THERE.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    losses = []
+    for number in (1, 2):
+        run = tmp_path / str(number)
+        options = ["--config=demo", "--data.samples=64", "--data.size=32", "--views.size=24"]
+        options += ["--loader.batch_size=32", "--loader.workers=0", "--projector.width=32"]
+        options += ["--trainer.max_epochs=2", "--monitor.every_epochs=0", f"--run={run}"]
+        options += [f"--trainer.devices={number}", "--float32_matmul=highest"]
+        options += [f"--trainer.accelerator={'gpu' if THERE.type == 'cuda' else 'cpu'}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "decur", "pretrain", *options],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses.append([row["loss"] for row in read_metrics(RunFolder(run))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,17 +1,22 @@
 """A process of several that dies ends the run with its reason, and the run goes on from there."""
 
+import math
 import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import multiprocessing
 
 from decur.errors import ProcessLostError
-from decur.pretrain.distributed import reporting_lost_processes
+from decur.pretrain.distributed import from_first, reporting_lost_processes
 
 PAIR = ("--trainer.devices=2", "--trainer.accelerator=cpu", "--checkpoint.every_minutes=0")
 # LARS: AdamW makes whole steps of gradients that are zero but for rounding
@@ -21,6 +26,7 @@ PAIR += ("--optimizer.lr_bias=0.0002",)
 
 class OneOfTwo:
     world_size, global_rank = 2, 0
+    strategy = SimpleNamespace(_timeout=timedelta(seconds=90), process_group_backend="nccl")
 
 
 class Alone:
@@ -37,6 +43,55 @@ def test_only_what_collectives_raise_counts_as_a_lost_process():
         raise RuntimeError("shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="gloo"), reporting_lost_processes(Alone()):
         raise RuntimeError("gloo")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 90000ms for recv operation",
+        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, Timeout(ms)=90000)",
+    ],
+)
+def test_time_outs_are_named_the_process_s_own_and_that_of_the_collective(words):
+    with (
+        pytest.raises(ProcessLostError, match=r"process 0 of 2 .*own is 90 s, nccl's.*90000"),
+        reporting_lost_processes(OneOfTwo()),
+    ):
+        raise RuntimeError(words)
+
+
+def _await_the_first(rank, folder, fails):
+    # A collective would end after a tenth of what the first process takes.
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group(
+        "gloo", rendezvous, timeout=timedelta(seconds=0.3), rank=rank, world_size=2
+    )
+
+    def work():
+        time.sleep(3)
+        if fails:
+            raise ValueError("broken")
+        return {"rank": 1.5, "none": math.nan}
+
+    for _ in range(1 if fails else 2):
+        if fails and rank == 0:
+            with pytest.raises(ValueError, match="broken"):
+                from_first(work)
+        elif fails:
+            with pytest.raises(ProcessLostError, match="process 1 of 2: the first one has failed"):
+                from_first(work)
+        else:
+            found = from_first(work)
+            assert found["rank"] == 1.5 and math.isnan(found["none"])
+    Path(folder, f"{rank}.done").touch()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_others_wait_for_monitors_of_the_first_process_without_a_time_out(fails, tmp_path):
+    multiprocessing.start_processes(
+        _await_the_first, (str(tmp_path), fails), nprocs=2, start_method="forkserver"
+    )
+    assert len(list(tmp_path.glob("*.done"))) == 2
 
 
 def children(process):

@@ -6,7 +6,7 @@ from dataclasses import fields
 import lightning as L
 import pytest
 
-from decur.data import SyntheticScenes
+from decur.data import LoaderSettings, SyntheticScenes
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
 from decur.pretrain.run import pretrain
@@ -57,3 +57,9 @@ def test_settings_that_there_are_not_are_refused(wrong, tmp_path):
     with pytest.raises(ConfigError, match=r"unexpected keyword argument '(epochs|barebones)'"):
         pretrain(scenes, DeCUR(dim=16), run=str(tmp_path / "run"), **wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_reading_processes_follow_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(13)), raising=False)
+    assert [LoaderSettings().processes(sharing) for sharing in (1, 2, 4, 13)] == [8, 5, 2, 1]
+    assert LoaderSettings(workers=3).processes(4) == 3

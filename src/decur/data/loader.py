@@ -18,7 +18,8 @@ class LoaderSettings:
     Args:
         batch_size: samples in a batch, over all processes together: the same configuration gives
             the same result on one device and on many.
-        workers: reading processes on each device's host; None: up to 8, one less than the cores.
+        workers: reading processes for each device; None: up to 8, of the cores that this process
+            may use and that the devices of a host share, less one.
         max_bad: share of the data set that may turn out unreadable before the run stops.
     """
 
@@ -30,9 +31,16 @@ class LoaderSettings:
         batch = {"batch_size": (2, 1_000_000)}
         check_ranges(self, "loader.", **batch, workers=(0, 1024), max_bad=(0, 1))
 
-    def processes(self) -> int:
-        """Return the number of reading processes, with the default filled in."""
-        default = min(8, max(1, (os.cpu_count() or 1) - 1))
+    def processes(self, sharing: int = 1) -> int:
+        """Return the number of reading processes, with the default filled in.
+
+        Args:
+            sharing: processes of this host that train, each with readers of its own.
+        """
+        # Not all cores of the machine: a container or a job of a cluster may have a few of them.
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        default = min(8, max(1, cores // sharing - 1))
         return default if self.workers is None else self.workers
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from decur.data import Batch
+from decur.devices import send_batch
 from decur.digest import digest
 from decur.embed.parquet import WHOLE
 from decur.embed.settings import EmbedSettings
@@ -69,8 +70,7 @@ class EmbeddingModel(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Send pictures to the device; presence and ids stay, nothing is computed with them."""
-        images = {k: v.to(device, non_blocking=True) for k, v in batch["images"].items()}
-        return {**batch, "images": images}
+        return {**batch, "images": send_batch(batch["images"], device)}
 
 
 def build_model(

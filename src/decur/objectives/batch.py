@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from decur.devices import send
 from decur.errors import ConfigError
-from decur.objectives.distributed import gather_integers, gather_rows, world
+from decur.objectives.distributed import gather_integers, gather_masks, gather_rows, world
 
 Embeddings = Mapping[str, tuple[Tensor, Tensor]]
 Present = Mapping[str, Tensor]
@@ -22,7 +22,7 @@ class GlobalBatch:
 
     Samples without a sensor are left out by selecting rows, not by multiplying with zero: whatever
     their embeddings hold, it reaches neither value nor gradient. Each view is gathered and cast
-    once, when a term first asks for it.
+    once: those that `gather` is told of together, any other when a term first asks for it.
 
     Args:
         embeddings: `{modality: (view 1, view 2)}`, each (N, K), N samples of this process.
@@ -49,7 +49,7 @@ class GlobalBatch:
         self._views: dict[Operand, Tensor] = {}
         device = next(iter(embeddings.values()))[0].device
         own = [rows, int(present is not None)]
-        everyone = gather_integers(own, device) if distributed else [own]
+        everyone = gather_integers(own) if distributed else [own]
         self._counts = [count for count, _ in everyone]  # samples of each process
         self._first = sum(self._counts[: self.rank])  # first row of this process
         self._device = device
@@ -58,9 +58,8 @@ class GlobalBatch:
             everything = torch.ones(rows, dtype=torch.bool)
             masks = [(present or {}).get(name, everything).cpu() for name in self.names]
             stacked = torch.stack(masks, 1)  # (n, M)
-            if self.world > 1:
-                stacked = gather_rows(send(stacked.to(torch.uint8), device), self._counts).cpu()
-            self._masks = dict(zip(self.names, stacked.bool().T, strict=True))  # (N,) each
+            stacked = gather_masks(stacked, self._counts)  # (N, M)
+            self._masks = dict(zip(self.names, stacked.T, strict=True))  # (N,) each
         self._selections: list[Selection] = []
         self._of_names: dict[frozenset[str], Selection] = {}
 
@@ -95,6 +94,14 @@ class GlobalBatch:
         """Return a view's embeddings of the selected samples of all processes: (N', K) float32."""
         z = self._view(operand)  # (N, K)
         return z if samples.rows is None else z.index_select(0, samples.rows)
+
+    def gather(self, operands: Iterable[Operand]) -> None:
+        """Gather all views that the terms are about in one exchange, in place of one for each."""
+        wanted = list(dict.fromkeys(operands))
+        if self.world > 1:
+            views = [self._embeddings[name][view].float() for name, view in wanted]
+            together = gather_rows(torch.stack(views, 1), self._counts)  # (N, V, K)
+            self._views.update(zip(wanted, together.unbind(1), strict=True))
 
     def _view(self, operand: Operand) -> Tensor:
         if operand not in self._views:

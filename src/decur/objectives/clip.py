@@ -76,9 +76,10 @@ class CLIP(Objective):
         """See `Objective.terms`."""
         with torch.no_grad():  # the parameter itself: a clamp in the graph would end its gradient
             self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+        pairs = compared_pairs(batch.names, self.intra)
+        batch.gather(operand for operands in pairs.values() for operand in operands)
         return {
-            f"infonce/{pair}": self._contrast(batch, *operands)
-            for pair, operands in compared_pairs(batch.names, self.intra).items()
+            f"infonce/{pair}": self._contrast(batch, *operands) for pair, operands in pairs.items()
         }
 
     def _contrast(self, batch: GlobalBatch, a: Operand, b: Operand) -> Tensor:

@@ -5,6 +5,8 @@ With `torch.distributed` not initialised, or a single process, everything here i
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -19,15 +21,49 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def gather_integers(values: list[int], device: torch.device) -> list[list[int]]:
-    """Gather a few integers of each process, in the order of ranks."""
+def gather_integers(values: list[int]) -> list[list[int]]:
+    """Gather a few integers of each process, in the order of ranks, without asking a GPU."""
     _, size = world()
     if size == 1:
         return [values]
-    own = torch.tensor(values, device=device)
+    return _gather_on_host(torch.tensor(values), size).tolist()
+
+
+def gather_masks(masks: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate what the processes know of their samples, without asking a GPU.
+
+    Args:
+        masks: (n, M) bool of this process, on the CPU.
+        counts: n of each process.
+
+    Returns:
+        (sum of counts, M) bool, on the CPU.
+    """
+    if len(counts) == 1:
+        return masks
+    rows = F.pad(masks.to(torch.uint8), (0, 0, 0, max(counts) - len(masks)))
+    parts = _gather_on_host(rows, len(counts))  # (world, most, M)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).bool()
+
+
+def _gather_on_host(own: Tensor, size: int) -> Tensor:
+    """Gather a tensor on the CPU that has the same shape everywhere: (world, ...)."""
     everyone = [torch.empty_like(own) for _ in range(size)]
-    dist.all_gather(everyone, own)
-    return torch.stack(everyone).tolist()  # in one transfer
+    dist.all_gather(everyone, own, group=_host_group(dist.group.WORLD))
+    return torch.stack(everyone)
+
+
+@lru_cache(maxsize=1)
+def _host_group(everyone: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return all processes as a group that exchanges CPU tensors, which NCCL does not.
+
+    What the host must know would otherwise have to come from the GPU, and wait for all its work.
+    """
+    if dist.get_backend(everyone) == "gloo":
+        return everyone
+    group = dist.new_group(backend="gloo")  # all processes are here together
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:

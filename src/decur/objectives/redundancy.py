@@ -66,6 +66,7 @@ def redundancy(batch: GlobalBatch, correlations: list[Correlation]) -> dict[str,
         `{key: scalar}`.
     """
     terms = {}
+    batch.gather(operand for c in correlations for operand in (c.a, c.b))
     workspace = _Workspace(batch, correlations)
     by_gram = workspace.gram_is_cheaper()
     for c in correlations:

@@ -48,9 +48,10 @@ class SimCLR(Objective):
 
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """See `Objective.terms`."""
+        pairs = compared_pairs(batch.names, self.intra)
+        batch.gather(operand for operands in pairs.values() for operand in operands)
         return {
-            f"infonce/{pair}": self._contrast(batch, *operands)
-            for pair, operands in compared_pairs(batch.names, self.intra).items()
+            f"infonce/{pair}": self._contrast(batch, *operands) for pair, operands in pairs.items()
         }
 
     def _contrast(self, batch: GlobalBatch, a: Operand, b: Operand) -> Tensor:

@@ -64,6 +64,7 @@ class VICReg(Objective):
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """See `Objective.terms`."""
         pairs = compared_pairs(batch.names, self.intra)
+        batch.gather(operand for operands in pairs.values() for operand in operands)
         terms = {
             f"invariance/{pair}": self._invariance(batch, *operands)
             for pair, operands in pairs.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning as L
@@ -15,6 +16,7 @@ from rich.progress import TimeRemainingColumn
 from decur.errors import DataError
 from decur.objectives.blocks import COMMON, UNIQUE, is_shared_by
 from decur.pretrain.data import PairedData
+from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
@@ -103,9 +105,10 @@ class EpochLog(Callback):
         found: dict[str, float] = {}
         every = self.settings.every_epochs
         if every and (epoch % every == 0 or epoch == trainer.max_epochs):
-            if trainer.is_global_zero or pl_module.is_sharded:
-                found = self._monitor(trainer, pl_module)  # a shard alone has no features
-            found = trainer.strategy.broadcast(found)
+            if pl_module.is_sharded:  # a shard alone has no features: all must run
+                found = trainer.strategy.broadcast(self._monitor(trainer, pl_module))
+            else:
+                found = from_first(partial(self._monitor, trainer, pl_module))
         row = {**row, **found, "pairs_per_second": speed}
         if trainer.is_global_zero:
             self.rows.append(row)

@@ -154,9 +154,10 @@ class PairedData(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the batches of this process, in an order that is a function of (seed, epoch)."""
-        world, rank = 1, 0
+        world, rank, sharing = 1, 0, 1
         if self.trainer is not None:
             world, rank = self.trainer.world_size, self.trainer.global_rank
+            sharing = max(1, self.trainer.num_devices)
         batches = EpochBatches(
             self.samples,
             self.settings.batch_size,
@@ -170,7 +171,7 @@ class PairedData(L.LightningDataModule):
             # Lightning calls set_epoch of a resumed run only once workers have read ahead.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             batches.epoch = progress.processed
-        workers = self.settings.processes()
+        workers = self.settings.processes(sharing)
         return ResumableLoader(
             self.anew or SkipBad(self.dataset.only(targets=())),  # training reads no labels
             batch_sampler=batches,

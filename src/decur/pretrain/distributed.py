@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,7 +16,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed import DistError
+from torch.distributed import DistError, default_pg_timeout, distributed_c10d
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -27,6 +30,8 @@ _LOST = re.compile(
     r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe|timed out|remote process",
     re.IGNORECASE,
 )
+_LATE = re.compile(r"timed out|time-?out", re.IGNORECASE)
+_NUMBERS = itertools.count()  # of results of the first process
 
 
 # -- sensors of which a process has no sample -----------------------------------------------------
@@ -223,7 +228,42 @@ def _part(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(placed, parameter.device_mesh, parameter.placements)
 
 
-# -- lost processes -------------------------------------------------------------------------------
+# -- processes that wait, and that are lost --------------------------------------------------------
+
+
+def from_first(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return on all processes what the first one computes, however long it takes.
+
+    In a collective the others would wait only as long as their time-out, half an hour. Here they
+    ask the store by which the processes have found each other. All must call this together.
+
+    Args:
+        work: is called on the first process.
+
+    Raises:
+        ProcessLostError: on the others, if the first one fails.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return work()
+    store, name = distributed_c10d._get_default_store(), f"decur/{next(_NUMBERS)}"
+    if dist.get_rank() == 0:
+        found: dict[str, float] | None = None
+        try:
+            found = work()
+        finally:
+            store.set(name, json.dumps(found))
+        return found
+    pause = 0.01
+    while not store.check([name]):  # raises an error where the store is gone
+        time.sleep(pause)
+        pause = min(1.0, 1.5 * pause)
+    found = json.loads(store.get(name))
+    if found is None:
+        raise ProcessLostError(
+            f"process {dist.get_rank()} of {dist.get_world_size()}: the first one has failed; its "
+            "own last words stand above"
+        )
+    return found
 
 
 @contextmanager
@@ -234,7 +274,8 @@ def reporting_lost_processes(trainer: L.Trainer) -> Iterator[None]:
         trainer: of the run.
 
     Raises:
-        ProcessLostError: naming this process; another one has died.
+        ProcessLostError: naming this process; another one has died, or was silent for longer than
+            the time-out, which is named, too.
     """
     try:
         yield
@@ -243,10 +284,18 @@ def reporting_lost_processes(trainer: L.Trainer) -> Iterator[None]:
         lost = isinstance(error, DistError | ConnectionError) or _LOST.search(reason)
         if trainer.world_size == 1 or not lost:
             raise
+        this = f"process {trainer.global_rank} of {trainer.world_size}"
+        what = "lost another one, which died or cannot be reached"
+        if _LATE.search(reason):
+            own = getattr(trainer.strategy, "_timeout", default_pg_timeout).total_seconds()
+            backend = getattr(trainer.strategy, "process_group_backend", None) or "gloo"
+            what = (
+                f"has waited for another one until a time-out (its own is {own:.0f} s, {backend}'s "
+                "stands in brackets); it hangs, reads slowly, or has died"
+            )
         raise ProcessLostError(
-            f"process {trainer.global_rank} of {trainer.world_size} lost another one, which died "
-            f"or cannot be reached ({reason[:200]}); its own last words may stand above; the same "
-            "command goes on from the last checkpoint"
+            f"{this} {what} ({reason[:200]}); its own last words may stand above; the same command "
+            "goes on from the last checkpoint"
         ) from error
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from decur.data.sample import Batch
-from decur.devices import send
+from decur.devices import send, send_batch
 from decur.encoders import Encoder, EncoderSettings
 from decur.encoders.attention import encode
 from decur.encoders.base import refuse_name, refuse_size
@@ -312,8 +312,7 @@ class Pretrainer(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Move pictures to the device; presence and ids stay: nothing is computed with them."""
-        images = {k: v.to(device, non_blocking=True) for k, v in batch["images"].items()}
-        return {**batch, "images": images}
+        return {**batch, "images": send_batch(batch["images"], device)}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, step, rank); stop at `max_steps`."""

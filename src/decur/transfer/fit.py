@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from decur.data import Batch, PairedDataset
 from decur.data.files import resize_mask
+from decur.devices import send_batch
 from decur.digest import digest
 from decur.encoders import Encoder
 from decur.errors import DivergedError
@@ -227,11 +228,8 @@ class Trainee(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Send pictures and labels to the device; presence stays, since it steers."""
-        moved = {
-            part: {k: v.to(device, non_blocking=True) for k, v in batch[part].items()}
-            for part in ("images", "target")
-        }
-        return {**batch, **moved}  # type: ignore[typeddict-item]
+        images, target = send_batch(batch["images"], device), send_batch(batch["target"], device)
+        return {**batch, "images": images, "target": target}
 
 
 def rate_factor(done: float, settings: FitSettings) -> float:
