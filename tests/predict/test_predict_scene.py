@@ -91,7 +91,7 @@ class Toy(model.Predictor):
 
 @pytest.mark.parametrize(("window", "overlap"), [(None, 0.5), (48, 0.4), (40, 0.75)])
 def test_windows_blend_into_what_one_piece_gives(window, overlap, scene, tmp_path, monkeypatch):
-    monkeypatch.setattr(scene_module, "open_predictor", lambda *_: Toy())
+    monkeypatch.setattr(scene_module, "open_model", lambda *_: Toy())
     options = quick(tmp_path / "map.tif", window=window, overlap=overlap)
     found = pixels_of(predict("toy", scene[:1], **options).path)
     whole = torch.from_numpy(pixels_of(file_of(scene[0])))[None]
@@ -134,6 +134,7 @@ def test_a_killed_map_goes_on_to_the_same_bytes(make_model, scene, tmp_path, mon
         assert getattr(once, name).read_bytes() == getattr(twice, name).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(("twice", ".twice"))) == [
         "twice-probabilities.tif",
+        "twice.png",
         "twice.tif",
         "twice.tif.aux.xml",
     ]

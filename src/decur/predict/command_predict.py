@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decur.config import Parser
+from decur.data.base import PairedDataset, open_data
 from decur.errors import ConfigError
 from decur.predict.settings import PredictSettings
 
 if TYPE_CHECKING:
+    from decur.predict.folder import Predicted
     from decur.predict.scene import Mapped
 
 _ABOUT = (
     "A map of a scene of any size: decur predict MODEL --scene s1=FILE s2=FILE --out map.tif, "
-    "where MODEL is a folder of `decur transfer`. An interrupted command goes on where it was."
+    "where MODEL is a folder of `decur transfer`; or predictions for any data set: decur predict "
+    "MODEL --data.root FOLDER --out predictions. An interrupted map goes on where it was."
 )
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {
-    "what predicts, and what it sees": ("model", "scene"),
-    "what is mapped": ("out", "probabilities", "bounds", "resolution", "part"),
+    "what predicts, and what it sees": ("model", "scene", "data.root", "data"),
+    "what is written, and where": ("out", "probabilities", "features"),
+    "which part of a scene": ("bounds", "resolution", "part"),
     "windows": ("window", "overlap", "min_valid"),
-    "where it runs": ("device", "loader.batch_size", "loader.workers", "tile", "config"),
+    "where it runs": ("device", "loader.batch_size", "loader.workers", "config"),
 }
+# What a data set, whose samples are neither windows nor parts of anything, has no use for.
+_OF_SCENES = ("features", "probabilities", "bounds", "resolution", "part", "window")
 
 
 def build_parser() -> Parser:
-    """Return the parser of `decur predict`: a model, a scene, fields of `PredictSettings`."""
+    """Return the parser of `decur predict`: a model, a scene or data, `PredictSettings`."""
     parser = Parser("decur predict", _ABOUT)
     parser.usage = "decur predict MODEL [--help] [--config FILE] [--key value ...]"
-    parser.add_argument("model", type=str, help="Folder of `decur transfer`; comes first.")
+    parser.add_argument(
+        "model",
+        type=str,
+        help="Folder of `decur transfer`; with --features also one of `decur pretrain`, or an "
+        "encoder file; comes first.",
+    )
     parser.add_config()
     parser.add_argument(
         "--scene",
@@ -37,6 +48,9 @@ def build_parser() -> Parser:
         nargs="+",
         help="SENSOR=FILE for each sensor; the first gives the pixels of the map, and the others "
         "are warped onto them. A sensor that is named again has several rasters side by side.",
+    )
+    parser.add_subclass_arguments(
+        PairedDataset, "data", required=False, help="Any data set, in place of a scene."
     )
     parser.add_argument(
         "--bounds",
@@ -46,26 +60,50 @@ def build_parser() -> Parser:
         "CRS; by default all of the scene.",
     )
     parser.add_class_arguments(PredictSettings, skip={"bounds"})
+    parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
     parser.show_first(_ESSENTIALS)
     return parser
 
 
-def main(arguments: Sequence[str]) -> Mapped:
+def main(arguments: Sequence[str]) -> Mapped | Predicted:
     """Run `decur predict ARGUMENTS`.
 
     Raises:
         DecurError: for whatever a person can mend.
     """
     parser = build_parser()
+    with_data = any(word.startswith("--data") for word in arguments)
+    with_scene = any(word.partition("=")[0] == "--scene" for word in arguments)
+    if not with_data:
+        parser.set_defaults({"data": None})
     given = parser.parse(arguments)
     given.pop("config", None)
+    spec = given.pop("data", None)
     made = vars(parser.instantiate_classes(given))
     model, scene, bounds = (made.pop(key) for key in ("model", "scene", "bounds"))
-    if not scene:
-        raise ConfigError("scene: is missing; give --scene SENSOR=FILE for each sensor")
     if bounds is not None and len(bounds) != 4:
         raise ConfigError(f"bounds: four numbers, left lower right upper, not {len(bounds)}")
-    from decur.predict.scene import predict
-
     edges = None if bounds is None else (bounds[0], bounds[1], bounds[2], bounds[3])
-    return predict(model, scene, settings=PredictSettings(**{**made, "bounds": edges}))
+    settings = PredictSettings(**{**made, "bounds": edges})
+    if scene and spec is None:
+        from decur.predict.scene import predict
+
+        return predict(model, scene, settings=settings)
+    if spec is None or scene or with_scene:
+        raise ConfigError("scene: give --scene SENSOR=FILE ..., or --data.root FOLDER; one of them")
+    _refuse_of_scenes(settings)
+    from decur.predict.folder import predict_data
+
+    return predict_data(model, open_data("decur predict", spec.as_dict()), settings=settings)
+
+
+def _refuse_of_scenes(settings: PredictSettings) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    default: Any = PredictSettings()
+    for name in _OF_SCENES:
+        if getattr(settings, name) != getattr(default, name):
+            raise ConfigError(f"{name}: is for a scene, not for a data set; leave it out")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decur.digest import digest
 from decur.encoders.base import Encoder, refuse_size
-from decur.errors import ConfigError, DataError
+from decur.errors import DataError
 from decur.features import scaled
 from decur.modality import Modality
 from decur.transfer.heads import CMX, load_model
@@ -173,10 +173,6 @@ def open_predictor(path: str | Path) -> Predictor:
         path: a folder of `decur transfer`, or its `model.safetensors`.
 
     Raises:
-        ConfigError: if there is no such file or folder.
         DataError: if it holds no model.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder; give a folder of `decur transfer`")
-    return HeadPredictor(path)
+    return HeadPredictor(Path(path))

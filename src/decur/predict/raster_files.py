@@ -212,3 +212,12 @@ def _refuse_cut_off(path: Path) -> None:
 def class_tags(classes: Sequence[str]) -> dict[str, str]:
     """Return the metadata that names classes by the value of a pixel, as JSON."""
     return {"CLASSES": json.dumps(dict(enumerate(classes)), ensure_ascii=False)}
+
+
+def tag_of(path: Path) -> str | None:
+    """Return what tells the map that a file is a part of from others; None where there is none."""
+    if not path.is_file():
+        return None
+    rasterio = import_rasterio(".tif")
+    with rasterio.open(path, driver="GTiff") as file:
+        return file.tags().get("DECUR_MAP")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from decur.data.grid import (
 from decur.data.loader import LoaderSettings
 from decur.errors import BadSampleError, ConfigError, DataError, did_you_mean
 from decur.modality import Modality
-from decur.predict.windows import Batches, Corner
+from decur.predict.windows import Corner
 from decur.signals import ignore_signals
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,10 @@ class WindowBatch:
     present: dict[str, Tensor]
     seen: Tensor
 
+    def sent(self, device: str) -> dict[str, Tensor]:
+        """Return the pictures on a device."""
+        return {name: x.to(device, non_blocking=True) for name, x in self.images.items()}
+
     def pin_memory(self) -> WindowBatch:
         """Return the same in memory that a GPU copies from at once."""
         images = {name: x.contiguous().pin_memory() for name, x in self.images.items()}
@@ -149,6 +153,7 @@ class SceneWindows(Dataset[WindowBatch]):
         window: height and width in pixels.
         cell: pixels of a cell: corners count cells, and `seen` is of cells.
         min_valid: share that a sensor must have measured, see `PredictSettings`.
+        needs_all: whether windows that lack a sensor are left out.
     """
 
     def __init__(
@@ -159,9 +164,11 @@ class SceneWindows(Dataset[WindowBatch]):
         window: tuple[int, int],
         cell: int = 1,
         min_valid: float = 0.5,
+        needs_all: bool = False,
     ) -> None:
         self.scene, self.modalities = scene, dict(modalities)
         self.window, self.cell, self.min_valid = window, cell, min_valid
+        self.needs_all = needs_all
 
     def __getitem__(self, corners: list[Corner]) -> WindowBatch:
         """Read windows; those that nothing has seen are left out."""
@@ -170,7 +177,7 @@ class SceneWindows(Dataset[WindowBatch]):
         seen: list[Tensor] = []
         for corner in corners:
             read, measured = self._read(corner)
-            if not read:
+            if not read or (self.needs_all and len(read) < len(self.modalities)):
                 continue
             kept.append(corner)
             seen.append(torch.stack([measured[name] for name in read]).any(dim=0))
@@ -202,7 +209,8 @@ class SceneWindows(Dataset[WindowBatch]):
             measured[name] = there  # (H, W)
             shares[name] = float(there.sum()) / inside
         wanted = [name for name in images if shares[name] >= max(self.min_valid, 1e-9)]
-        wanted = wanted or [name for name in images if shares[name] > 0]
+        if not wanted or self.needs_all:
+            wanted = [name for name in images if shares[name] > 0]
         return {name: images[name] for name in wanted}, measured
 
     def _stacked(self, name: str, pictures: Sequence[Tensor | None]) -> Tensor:
@@ -226,7 +234,7 @@ class SceneWindows(Dataset[WindowBatch]):
 
 
 def window_loader(
-    windows: SceneWindows, batches: Batches, settings: LoaderSettings
+    windows: SceneWindows, batches: Iterable[list[Corner]], settings: LoaderSettings
 ) -> DataLoader[WindowBatch]:
     """Return the batches of windows in their order, read by processes.
 

@@ -7,13 +7,15 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
-from decur.data.grid import Grid
+from decur import plotting
+from decur.data.grid import Grid, read_raster_header
 from decur.data.loader import reporting_lost_workers
 from decur.devices import choose_device
 from decur.digest import digest, file_states
@@ -21,17 +23,21 @@ from decur.errors import ConfigError
 from decur.layers import override
 from decur.locks import holding
 from decur.predict.blending import Blend
-from decur.predict.model import Predictor, Size, open_predictor
+from decur.predict.components import fit_components
+from decur.predict.features import FeaturePredictor, open_model
+from decur.predict.model import Predictor
+from decur.predict.picture import draw_map
 from decur.predict.pixels import (
     map_layout,
     map_pixels,
     probability_layout,
     probability_pixels,
 )
+from decur.predict.planning import MapPlan, plan_map
 from decur.predict.raster_files import (
-    BLOCK,
     Layout,
     publish,
+    tag_of,
     write_optimised,
     write_tile,
     write_virtual,
@@ -45,16 +51,14 @@ from decur.predict.reading import (
     window_loader,
 )
 from decur.predict.settings import PredictSettings
-from decur.predict.windows import Area, Axis, Batches, Plan, Tile
+from decur.predict.windows import Batches, Tile
 from decur.progress import progress_bar
-from decur.runs import remove_leftovers, write_json, writing
+from decur.runs import put_in_place, remove_leftovers, write_json, writing
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of unfinished work; raised when a map would come out otherwise
-_WINDOW = 256  # pixels, where it is not known what a model was trained on
-_MOST = 2**39  # bytes of a map before compression
-_HELD = 2**28  # bytes of the sums of a tile
+MAP, PROBABILITIES = "map", "probabilities"  # kinds of files that a tile has
 _SUFFIXES = (".tif", ".tiff")
 
 
@@ -98,13 +102,16 @@ def predict(
         DataError: if rasters and model do not fit together.
     """
     settings = override(settings or PredictSettings(), options, "predict")
+    if settings.features and settings.probabilities:
+        raise ConfigError("probabilities: features have none; leave one of the two out")
     words = [f"{n}={f}" for n, f in scene.items()] if isinstance(scene, Mapping) else list(scene)
-    predictor = open_predictor(model)
+    predictor = open_model(model, settings.features, [word.partition("=")[0] for word in words])
     files = parse_scene(words, list(predictor.modalities))
     out = _map_name(settings, [file for of_sensor in files.values() for file in of_sensor])
     _check_absent(predictor, files)
     opened = open_scene(files, predictor.modalities, settings.resolution)
-    job = _Job.prepare(predictor, opened, settings, out)
+    predictor.reference = opened.reference
+    job = _Job(predictor, opened, settings, out, plan_map(predictor, opened.grid, settings))
     with reporting_lost_workers(), writing(out):
         return job.run(Console(soft_wrap=True, markup=False, emoji=False))
 
@@ -115,7 +122,7 @@ def _map_name(settings: PredictSettings, files: Iterable[Path]) -> Path:
     Raises:
         ConfigError: for a name that is no GeoTIFF's, a folder, or one of the scene's own files.
     """
-    out = Path(settings.out)
+    out = whole_name(settings)
     if out.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"--out {out}: a map is a GeoTIFF; name it .tif")
     if out.is_dir():
@@ -124,6 +131,11 @@ def _map_name(settings: PredictSettings, files: Iterable[Path]) -> Path:
         raise ConfigError(f"--out {out}: is a raster of the scene; choose another name")
     which, of = settings.number
     return out if of == 1 else part_name(out, which, of)
+
+
+def whole_name(settings: PredictSettings) -> Path:
+    """Return the name of the map, whichever part of it is made."""
+    return Path(settings.out or "map.tif")
 
 
 def part_name(out: Path, which: int, of: int) -> Path:
@@ -154,100 +166,86 @@ def _check_absent(predictor: Predictor, files: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """A map to make: what predicts what, on which grid, in which windows and tiles."""
+    """A map to make: what predicts what, in which windows and tiles, and into which file."""
 
     predictor: Predictor
     scene: SceneFiles
     settings: PredictSettings
     out: Path
-    grid: Grid  # of the whole scene, in cells of the map
-    area: Area  # of it that is mapped
-    plan: Plan
-    window: Size  # in pixels
-    identity: str  # of the whole map, whatever its part
-
-    @classmethod
-    def prepare(
-        cls, predictor: Predictor, scene: SceneFiles, settings: PredictSettings, out: Path
-    ) -> _Job:
-        """Plan a map.
-
-        Raises:
-            ConfigError: if the window, the bounds, the part or the resolution make none.
-        """
-        predictor.reference = scene.reference
-        grid = scene.grid.coarser(predictor.cell)
-        area = _area(grid, settings)
-        layout = map_layout(predictor, {})
-        beside = probability_layout(predictor, {}).bytes if settings.probabilities else 0
-        _refuse_large(area, layout.bytes + beside, settings)
-        which, of = settings.number
-        part = area.part(which, of, BLOCK)
-        if part is None:
-            raise ConfigError(
-                f"part: the map has {area.height:,} rows, too few for {of} parts of {BLOCK} rows; "
-                f"give at most {-(-area.height // BLOCK)}"
-            )
-        window = _window(predictor, scene.grid, settings)
-        rows, columns = (
-            Axis(length, side // predictor.cell, _step(side, predictor, settings))
-            for length, side in zip((grid.height, grid.width), window, strict=True)
-        )
-        files = [raster.path for of_sensor in scene.rasters.values() for raster in of_sensor]
-        identity = digest(
-            FORMAT,
-            predictor.digest,
-            {name: [r.path for r in of] for name, of in scene.rasters.items()},
-            file_states(files),
-            grid.to_dict(),
-            (window, rows.step, columns.step, settings.min_valid, settings.loader.batch_size),
-            (settings.probabilities, choose_device(settings.device), settings.tile),
-        )
-        plan = Plan(rows, columns, settings.loader.batch_size)
-        return cls(predictor, scene, settings, out, grid, part, plan, window, identity)
-
-    # -- making it ---------------------------------------------------------------------------------
+    plan: MapPlan
 
     def run(self, console: Console) -> Mapped:
         """Make the map, or what is still missing of it."""
         work = self.out.with_name(f"{self.out.name}.unfinished")
-        side = self._tile_side()
-        tiles = self.area.tiles(side)
-        warn_slow(self.scene, max(*self.window, side * self.predictor.cell))
-        self._describe(console, tiles)
+        widest = max(*self.plan.window, self.plan.side * self.predictor.cell)
+        warn_slow(self.scene, widest)
+        self._describe(console)
         with holding(work, "--out"):
-            _begin(work, digest(self.identity, vars(self.area), side), console)
-            self._make_tiles(work, tiles, console)
-            found = self._finish(work, tiles)
+            _begin(work, self._identity(), console)
+            self._make_tiles(work, console)
+            found = self._finish(work, console)
         shutil.rmtree(work, ignore_errors=True)
-        console.print(f"written   {found.path}", highlight=False)
+        for path in (found.path, found.probabilities, found.picture, found.joined):
+            if path is not None:
+                console.print(f"written   {path}", highlight=False)
         return found
 
-    def _tile_side(self) -> int:
-        """Return the side of a tile in cells, such that its sums fit into memory."""
-        side = self.settings.tile // self.predictor.cell
-        bands = len(self.predictor.bands)
-        while side > 64 and bands * side**2 * 4 > _HELD:
-            side //= 2
-        return max(1, side)
-
-    def _describe(self, console: Console, tiles: Sequence[Tile]) -> None:
-        grid, rasters = self.scene.grid, self.scene.rasters
-        sensors = ", ".join(f"{name} ({len(of)} files)" for name, of in rasters.items())
-        console.print(
-            f"scene     {grid.height:,} x {grid.width:,} at {grid.resolution[0]:g} "
-            f"({grid.crs[:20]}), {sensors}",
-            highlight=False,
-        )
-        overlap = 1 - self.plan.rows.step / self.plan.rows.window
-        console.print(
-            f"windows   {self.window[0]} x {self.window[1]}, overlap {100 * overlap:.0f} %, "
-            f"{len(tiles)} tiles",
-            highlight=False,
+    @cached_property
+    def content(self) -> str:
+        """Return what tells this map from others, whichever part of it is made and where."""
+        windows = self.plan.windows
+        return digest(
+            FORMAT,
+            self.predictor.digest,
+            list(self.scene.rasters),
+            self.plan.grid.to_dict(),
+            (self.settings.bounds, self.plan.window, windows.rows.step, windows.columns.step),
+            (self.settings.min_valid, self.settings.probabilities),
         )
 
-    def _make_tiles(self, work: Path, tiles: Sequence[Tile], console: Console) -> None:
+    def _identity(self) -> str:
+        """Return what tells the tiles of this call from those of others, to the bit."""
+        files = [raster.path for of in self.scene.rasters.values() for raster in of]
+        settings = self.settings
+        return digest(
+            self.content,
+            files,
+            file_states(files),
+            vars(self.plan.area),
+            (self.plan.side, settings.loader.batch_size, choose_device(settings.device)),
+        )
+
+    def _describe(self, console: Console) -> None:
+        grid, plan = self.scene.grid, self.plan
+        sensors = ", ".join(
+            name if len(of) == 1 else f"{name} ({len(of)} files)"
+            for name, of in self.scene.rasters.items()
+        )
+        console.print(
+            f"scene     {sensors}, {grid.height:,} x {grid.width:,} pixels of "
+            f"{grid.resolution[0]:g} ({grid.crs[:20]})",
+            highlight=False,
+        )
+        overlap = 1 - plan.windows.rows.step / plan.windows.rows.window
+        console.print(
+            f"windows   {plan.window[0]} x {plan.window[1]}, overlap {100 * overlap:.0f} %, "
+            f"{len(plan.tiles)} tiles",
+            highlight=False,
+        )
+
+    def _windows(self) -> SceneWindows:
+        return SceneWindows(
+            self.scene,
+            self.predictor.modalities,
+            window=self.plan.window,
+            cell=self.predictor.cell,
+            min_valid=self.settings.min_valid,
+            needs_all=self.predictor.needs_all,
+        )
+
+    def _make_tiles(self, work: Path, console: Console) -> None:
         """Predict the tiles that are not there yet, each from its own windows."""
+        tiles = self.plan.tiles
         missing = [tile for tile in tiles if not _tile_file(work, tile).is_file()]
         if not missing:
             return
@@ -256,70 +254,93 @@ class _Job:
             console.print(f"resuming  {done} of {len(tiles)} tiles are there", highlight=False)
         predictor, device = self.predictor, choose_device(self.settings.device)
         predictor.to(device)
-        windows = SceneWindows(
-            self.scene,
-            predictor.modalities,
-            window=self.window,
-            cell=predictor.cell,
-            min_valid=self.settings.min_valid,
-        )
-        loader = window_loader(windows, Batches(self.plan, missing), self.settings.loader)
-        read = iter(loader)
-        layout = map_layout(predictor, {})
-        bar = progress_bar(console, "predicting", "tiles", TimeRemainingColumn())
-        with bar:
+        if isinstance(predictor, FeaturePredictor) and predictor.mode == "pca":
+            fit_components(predictor, self._windows(), self.plan, self.settings.loader, device)
+        batches = Batches(self.plan.windows, missing)
+        read = iter(window_loader(self._windows(), batches, self.settings.loader))
+        with progress_bar(console, "predicting", "tiles", TimeRemainingColumn()) as bar:
             for tile in bar.track(missing):
-                blend = Blend(self.plan, tile, len(predictor.bands), device)
-                for _ in self.plan.batches(tile):
+                blend = Blend(self.plan.windows, tile, len(predictor.bands), device)
+                for _ in self.plan.windows.batches(tile):
                     batch = next(read)
                     if not batch.corners:
                         continue
-                    images = {n: x.to(device, non_blocking=True) for n, x in batch.images.items()}
-                    output = predictor.predict(images, batch.present)
+                    output = predictor.predict(batch.sent(device), batch.present)
                     for corner, one, seen in zip(batch.corners, output, batch.seen, strict=True):
                         blend.add(corner, one, seen)
-                mean, known = blend.mean()
-                grid = self.grid.window(tile.row, tile.column, tile.height, tile.width)
-                if self.settings.probabilities:
-                    pixels = probability_pixels(mean, known)
-                    of_classes = probability_layout(predictor, {})
-                    write_tile(_tile_file(work, tile, "probabilities"), pixels, grid, of_classes)
-                pixels = map_pixels(predictor, layout, mean, known)
-                write_tile(_tile_file(work, tile), pixels, grid, layout)
+                self._write(work, tile, blend)
 
-    def _finish(self, work: Path, tiles: Sequence[Tile]) -> Mapped:
-        """Join the tiles under the final names."""
-        grid = self.grid.window(self.area.row, self.area.column, self.area.height, self.area.width)
-        tags = {"DECUR_MAP": self.identity}
-        layout = map_layout(self.predictor, tags)
-        whole = self._join(work, "map", tiles, grid, layout)
-        probabilities = None
+    def _write(self, work: Path, tile: Tile, blend: Blend) -> None:
+        """Write the files of a tile; that of the map last, since it says that all are there."""
+        mean, known = blend.mean()
+        grid, layout = self.plan.grid_of(tile), map_layout(self.predictor, {})
         if self.settings.probabilities:
-            probabilities = self.out.with_name(f"{self.out.stem}-probabilities{self.out.suffix}")
-            of_classes = probability_layout(self.predictor, tags)
-            joined = self._join(work, "probabilities", tiles, grid, of_classes)
-            publish(joined, probabilities, of_classes)
-        publish(whole, self.out, layout)
-        return Mapped(self.out, grid, probabilities)
+            of_classes = probability_layout(self.predictor, {})
+            pixels = probability_pixels(mean, known)
+            write_tile(_tile_file(work, tile, PROBABILITIES), pixels, grid, of_classes)
+        write_tile(
+            _tile_file(work, tile), map_pixels(self.predictor, layout, mean, known), grid, layout
+        )
 
-    def _join(
-        self, work: Path, kind: str, tiles: Sequence[Tile], grid: Grid, layout: Layout
-    ) -> Path:
-        """Write the Cloud Optimized GeoTIFF of some tiles, not yet under its final name."""
-        parts = [
-            (
-                _tile_file(work, tile, kind).name,
-                self.grid.window(tile.row, tile.column, tile.height, tile.width),
+    def _finish(self, work: Path, console: Console) -> Mapped:
+        """Join the tiles, draw the map, and give all of it the final names."""
+        tags = {"DECUR_MAP": self.content}
+        layout = map_layout(self.predictor, tags)
+        whole = self._join(work, MAP, layout)
+        complete = [(whole, self.out, layout)]
+        probabilities = picture = None
+        if self.settings.probabilities:
+            probabilities = beside(self.out, PROBABILITIES)
+            of_classes = probability_layout(self.predictor, tags)
+            complete.insert(
+                0, (self._join(work, PROBABILITIES, of_classes), probabilities, of_classes)
             )
-            for tile in tiles
+        if plotting.available():
+            drawn = draw_map(whole, work / "map.png", layout, self.out.stem)
+            picture = self.out.with_suffix(".png")
+            put_in_place(drawn, picture)
+        else:
+            console.print(plotting.MISSING, highlight=False)
+        for made, name, pixels in complete:
+            publish(made, name, pixels)
+        return Mapped(self.out, self.plan.mapped, probabilities, picture, self._join_parts(layout))
+
+    def _join(self, work: Path, kind: str, layout: Layout) -> Path:
+        """Write the Cloud Optimized GeoTIFF of all tiles, not yet under its final name."""
+        parts = [
+            (_tile_file(work, tile, kind).name, self.plan.grid_of(tile)) for tile in self.plan.tiles
         ]
-        write_virtual(work / f"{kind}.vrt", grid, layout, parts)
+        write_virtual(work / f"{kind}.vrt", self.plan.mapped, layout, parts)
         whole = work / f"{kind}-complete.tif"
         write_optimised(work / f"{kind}.vrt", whole, layout)
         return whole
 
+    def _join_parts(self, layout: Layout) -> Path | None:
+        """Write the virtual raster over all parts of a map, once the last of them is there."""
+        _, of = self.settings.number
+        names = [part_name(whole_name(self.settings), which, of) for which in range(1, of + 1)]
+        if of == 1 or not all(tag_of(name) == self.content for name in names):
+            return None
+        parts = [(name.name, read_raster_header(name).grid) for name in names]
+        grid = parts[0][1]
+        height = sum(part.height for _, part in parts)
+        whole = grid.window(0, 0, height, grid.width)
+        joined = whole_name(self.settings).with_suffix(".vrt")
+        write_virtual(joined, whole, layout, parts)
+        if self.settings.probabilities:
+            of_classes = probability_layout(self.predictor, dict(layout.tags))
+            files = [beside(name, PROBABILITIES).name for name in names]
+            parts = [(file, part) for file, (_, part) in zip(files, parts, strict=True)]
+            write_virtual(beside(joined, PROBABILITIES), whole, of_classes, parts)
+        return joined
 
-def _tile_file(work: Path, tile: Tile, kind: str = "map") -> Path:
+
+def beside(out: Path, kind: str) -> Path:
+    """Return the name of what lies beside a map, such as its probabilities."""
+    return out.with_name(f"{out.stem}-{kind}{out.suffix}")
+
+
+def _tile_file(work: Path, tile: Tile, kind: str = MAP) -> Path:
     return work / f"{kind}-{tile.number:06}.tif"
 
 
@@ -337,71 +358,3 @@ def _begin(work: Path, identity: str, console: Console) -> None:
     for old in left:
         old.unlink()
     write_json(about, {"identity": identity})
-
-
-def _window(predictor: Predictor, grid: Grid, settings: PredictSettings) -> Size:
-    """Return height and width of windows in pixels; a scene that is smaller shortens them.
-
-    Raises:
-        ConfigError: if the model takes no windows of this size.
-    """
-    trained = predictor.pictures.get(predictor.reference) or (_WINDOW, _WINDOW)
-    wanted = trained if settings.window is None else (settings.window, settings.window)
-    unit = max(max(encoder.strides) for encoder in predictor.encoders.values())
-    lengths = (grid.height, grid.width)
-    cut = tuple(
-        min(-(-side // predictor.cell) * predictor.cell, -(-length // unit) * unit)
-        for side, length in zip(wanted, lengths, strict=True)
-    )
-    for window in ((cut[0], cut[1]), wanted):
-        try:
-            predictor.refuse_window(window)
-        except ConfigError:
-            if window == wanted:
-                raise
-        else:
-            break
-    return window
-
-
-def _step(side: int, predictor: Predictor, settings: PredictSettings) -> int:
-    """Return the cells from one window to the next: whole steps of the coarsest feature map."""
-    unit = max(max(encoder.strides) for encoder in predictor.encoders.values())
-    step = side * (1 - settings.overlap)
-    step = step // unit * unit if step >= unit else step
-    return max(1, round(step) // predictor.cell)
-
-
-def _area(grid: Grid, settings: PredictSettings) -> Area:
-    """Return what is mapped of the scene's grid.
-
-    Raises:
-        ConfigError: if the bounds lie beyond it.
-    """
-    if settings.bounds is None:
-        return Area(0, 0, grid.height, grid.width)
-    from decur.data.grid import Bounds
-
-    wanted = grid.covering(Bounds(*settings.bounds))
-    row, column = grid.offset(wanted) or (0, 0)
-    bottom, right = min(row + wanted.height, grid.height), min(column + wanted.width, grid.width)
-    row, column = max(row, 0), max(column, 0)
-    if row >= bottom or column >= right:
-        edges = " ".join(f"{edge:g}" for edge in grid.bounds)
-        raise ConfigError(f"bounds: lie beyond the scene, which covers {edges} ({grid.crs[:20]})")
-    return Area(row, column, bottom - row, right - column)
-
-
-def _refuse_large(area: Area, pixel: int, settings: PredictSettings) -> None:
-    """Refuse a map that no disk should hold.
-
-    Raises:
-        ConfigError: saying how large it would be.
-    """
-    size = area.height * area.width * pixel
-    if size > _MOST:
-        key = "probabilities" if settings.resolution is None else "resolution"
-        raise ConfigError(
-            f"{key}: the map would be {area.height:,} x {area.width:,} pixels, "
-            f"{size / 1e12:.3g} TB; choose a coarser resolution, or --bounds"
-        )

@@ -20,7 +20,7 @@ class PredictSettings:
     """Which part of a scene is mapped, how, and where the map goes.
 
     Args:
-        out: the map to write, a .tif file; for a data set a folder.
+        out: the map to write, a .tif file, or for a data set a folder; None: map.tif, predictions.
         features: map what the encoders see: all their features, or three principal components;
             None: what the model was trained to tell.
         probabilities: write the probability of each class beside the classes.
@@ -43,7 +43,7 @@ class PredictSettings:
         ConfigError: for a value out of range.
     """
 
-    out: str = "map.tif"
+    out: str | None = None
     features: FeatureBands | None = None
     probabilities: bool = False
     bounds: tuple[float, float, float, float] | None = None

@@ -185,7 +185,13 @@ def write_ids(path: Path, ids: Sequence[str]) -> Path:
     return path
 
 
-def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: Kept) -> None:
+def write_report(
+    folder: RunFolder,
+    results: dict[str, Any],
+    task: Task,
+    kept: Kept,
+    examples: Path | None = None,
+) -> None:
     """Draw the picture and write the section of `report.html`.
 
     Args:
@@ -193,6 +199,7 @@ def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: K
         results: as they stand in `results.json`.
         task: what was learned.
         kept: of the test part.
+        examples: a picture of samples, where there is one.
     """
     rows = [
         (
@@ -224,6 +231,9 @@ def write_report(folder: RunFolder, results: dict[str, Any], task: Task, kept: K
     if plotting.available():
         path = plotting.save(task.draw(kept), folder.figures / "transfer.png")
         body.append(report.figure(path, f"{task.name} on the test part."))
+        if examples is not None:
+            about = "The best, the median and the worst sample of the test part by IoU, with ids."
+            body.append(report.figure(examples, about))
     else:
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():

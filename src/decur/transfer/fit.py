@@ -470,7 +470,7 @@ def train_on_pictures(
         modalities={name: model.modality(name) for name in names},
         size=settings.size,
         warmup=_warmup(settings.fit, batches),
-        averaging=_averaging(settings, {name: model.modality(name) for name in names}),
+        averaging=averaging_of(settings, {name: model.modality(name) for name in names}),
     )
     engine.fit(trainee, batches, _validation(data, parts, settings, names))
     if isinstance(model, LateFusion):
@@ -490,7 +490,9 @@ def _validation(
     return Validation(batches, parts.task, patience=patience, samples=len(parts.val))
 
 
-def _averaging(settings: TransferSettings, modalities: Mapping[str, Modality]) -> Averaging | None:
+def averaging_of(
+    settings: TransferSettings, modalities: Mapping[str, Modality]
+) -> Averaging | None:
     """Return which versions of a test picture are looked at; None for the picture as it is."""
     if not settings.averages:
         return None

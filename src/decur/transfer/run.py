@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from decur import plotting
 from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.one_hot import join_columns
@@ -42,8 +43,10 @@ from decur.transfer.evaluate import (
     write_report,
     write_results,
 )
+from decur.transfer.examples import choose_examples, draw_examples
 from decur.transfer.fit import (
     Engine,
+    averaging_of,
     train_on_maps,
     train_on_pictures,
     train_on_vectors,
@@ -346,4 +349,24 @@ def _leave(
     write_results(folder, results)
     # not before: a test part and its intervals can take long, too
     shutil.rmtree(unfinished(folder).path, ignore_errors=True)
-    write_report(folder, results, task, kept)
+    write_report(folder, results, task, kept, _draw_examples(folder, model, parts, kept, settings))
+
+
+def _draw_examples(
+    folder: RunFolder, model: Fusion, parts: Parts, kept: Kept, settings: TransferSettings
+) -> Path | None:
+    """Draw the best, the median and the worst mask of the test part; None for other labels."""
+    if parts.task.kind != "mask" or not plotting.available():
+        return None
+    examples = choose_examples(kept, parts.test)
+    if not examples:
+        return None
+    sensors = {name: model.modality(name) for name in model.encoders}
+    return draw_examples(
+        model,
+        parts,
+        examples,
+        folder.figures / "examples.png",
+        size=settings.size,
+        averaging=averaging_of(settings, sensors),
+    )

@@ -1,0 +1,246 @@
+"""`predict_data`: the samples of a data set through a model, into a folder of predictions."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data.loader import reporting_lost_workers
+from decur.devices import choose_device
+from decur.errors import ConfigError, DataError
+from decur.layers import override
+from decur.plotting import class_colours
+from decur.predict.model import Predictor, open_predictor
+from decur.predict.pixels import map_layout
+from decur.predict.raster_files import write_tile
+from decur.predict.settings import PredictSettings
+from decur.predict.sheet import Sheet
+from decur.progress import progress_bar
+from decur.runs import RunFolder, atomic, writing
+from decur.signals import ignore_signals
+
+log = logging.getLogger(__name__)
+
+TABLE, MASKS, SHEET = "predictions.parquet", "masks", "contact_sheet.png"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict_data` leaves: the folder, its samples, and what could not be read."""
+
+    folder: Path
+    samples: int
+    bad: list[tuple[str, str]]
+
+
+def predict_data(
+    model: str | Path,
+    data: PairedDataset,
+    *,
+    settings: PredictSettings | None = None,
+    **options: Any,
+) -> Predicted:
+    """Predict every sample of a data set.
+
+    `predictions.parquet` has a row for each: its id, and the class with the probability of each
+    class, the labels likewise, the number, or of a mask the share of each class. Masks lie in
+    `masks`, named by id: GeoTIFFs where the data knows their place, else PNGs with a palette.
+    `contact_sheet.png` shows some samples.
+
+    Args:
+        model: a folder of `decur transfer`.
+        data: any data set with one of the model's sensors.
+        settings: what to do; None for the defaults.
+        **options: fields of `PredictSettings` by name, which override those of `settings`.
+
+    Returns:
+        The folder, the number of samples, and what could not be read.
+
+    Raises:
+        ConfigError: if the configuration cannot be run.
+        DataError: if data and model do not fit together, or too much of it cannot be read.
+    """
+    settings = override(settings or PredictSettings(), options, "predict")
+    _require_pyarrow()
+    predictor = open_predictor(model)
+    predictor.pictures = {}  # samples are pictures, not windows of a grid
+    folder, console = (
+        RunFolder(Path(settings.out or "predictions")),
+        Console(soft_wrap=True, markup=False),
+    )
+    wanted = _fitted(data, predictor)
+    console.print(f"data      {data.describe()}", highlight=False)
+    with folder.owned("--out"), reporting_lost_workers(), writing(folder.path):
+        return _predict(predictor, wanted, settings, folder, console)
+
+
+def _require_pyarrow() -> None:
+    if find_spec("pyarrow") is None:
+        raise ConfigError("predictions of a data set need pyarrow: pip install 'decur[eo]'")
+
+
+def _fitted(data: PairedDataset, predictor: Predictor) -> PairedDataset:
+    """Return a data set of the model's sensors, whose raw values are meant as the model means them.
+
+    Raises:
+        ConfigError: if the model needs a sensor that the data lacks.
+        DataError: if the data has none of the model's sensors, or other bands.
+    """
+    names = [name for name in predictor.modalities if name in data.modalities]
+    known, there = ", ".join(predictor.modalities), ", ".join(data.modalities)
+    if not names:
+        raise DataError(f"the model is for {known}, and the data has {there}; name sensors alike")
+    if predictor.needs_all and len(names) < len(predictor.modalities):
+        raise ConfigError(f"the model's head needs all of {known}, and the data has only {there}")
+    made = copy.copy(data.only(names, targets=()))
+    made.modalities = dict(data.modalities)
+    for name in names:
+        own, wanted = data.modalities[name], predictor.modalities[name]
+        if own.channels != wanted.channels:
+            raise DataError(
+                f"{name}: the data has {own.channels} bands ({', '.join(own.bands)}), the model "
+                f"was trained on {wanted.channels} ({', '.join(wanted.bands)})"
+            )
+        if not own.converts:
+            made.modalities[name] = wanted.with_(name=name, size=own.size, picks=own.picks)
+    predictor.reference = names[0]
+    return made
+
+
+def _predict(
+    predictor: Predictor,
+    data: PairedDataset,
+    settings: PredictSettings,
+    folder: RunFolder,
+    console: Console,
+) -> Predicted:
+    """Predict into a folder that this process owns; arguments as those of `predict_data`."""
+    device = choose_device(settings.device)
+    predictor.to(device)
+    bad: list[tuple[str, str]] = []
+    rows: list[dict[str, Any]] = []
+    sheet = Sheet(predictor, data, len(data))
+    place = {id_: index for index, id_ in enumerate(data.ids)}
+    for batch in _batches(data, predictor, settings, console):
+        bad += batch["bad"]
+        output = predictor.predict(*_inputs(batch, predictor, device))  # (B, K, h, w)
+        for number, id_ in enumerate(batch["ids"]):
+            there = any(bool(batch["present"][name][number]) for name in batch["present"])
+            if not there:
+                continue
+            answer = output[number].cpu().numpy()  # (K, h, w)
+            rows.append({"id": id_, **_row(predictor, answer)})
+            if predictor.kind == "mask":
+                mask = answer.argmax(axis=0).astype(np.uint8 if answer.shape[0] < 256 else np.int32)
+                _write_mask(folder.path / MASKS, id_, mask, predictor, data.place(place[id_]))
+            sheet.add(place[id_], answer)
+    if len(bad) > settings.loader.max_bad * len(data):
+        folder.list_bad(bad)
+        raise DataError(
+            f"{len(bad)} samples could not be read, more than loader.max_bad allows; "
+            f"{folder.bad_samples} lists them: mend them, or allow more"
+        )
+    _write_table(folder.path / TABLE, rows)
+    sheet.save(folder.path / SHEET)
+    folder.list_bad(bad)
+    console.print(f"written   {len(rows)} samples in {folder.path}", highlight=False)
+    return Predicted(folder.path, len(rows), bad)
+
+
+def _batches(
+    data: PairedDataset, predictor: Predictor, settings: PredictSettings, console: Console
+) -> Iterator[Batch]:
+    """Yield the samples in their order, with a bar."""
+    names = [name for name in predictor.modalities if name in data.modalities]
+    loader: DataLoader[Batch] = DataLoader(
+        SkipBad(data),  # type: ignore[arg-type]
+        batch_size=settings.loader.batch_size,
+        collate_fn=Collate({name: data.modalities[name] for name in names}, {}),
+        num_workers=settings.loader.processes(),
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator().manual_seed(0),
+    )
+    with progress_bar(console, "predicting", "batches", TimeRemainingColumn()) as bar:
+        yield from bar.track(loader, total=len(loader))
+
+
+def _inputs(
+    batch: Batch, predictor: Predictor, device: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return pictures and presence of all sensors of the model; those of no sample are zeros."""
+    images, present = {}, {}
+    size = batch["images"][predictor.reference].shape
+    for name, modality in predictor.modalities.items():
+        if name in batch["images"]:
+            images[name] = batch["images"][name].to(device)
+            present[name] = batch["present"][name]
+        else:
+            none = torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=device)
+            images[name] = none.expand(size[0], modality.channels, *size[-2:])
+            present[name] = torch.zeros(size[0], dtype=torch.bool)
+    return images, present
+
+
+def _row(predictor: Predictor, answer: NDArray[np.float32]) -> dict[str, Any]:
+    """Return the columns of one sample."""
+    if predictor.kind == "scalar":
+        return {predictor.bands[0]: float(answer[0, 0, 0])}
+    if predictor.kind == "mask":
+        best = answer.argmax(axis=0)
+        counts = np.bincount(best.ravel(), minlength=len(predictor.classes)) / best.size
+        return {f"share {n}": float(v) for n, v in zip(predictor.classes, counts, strict=True)}
+    values = answer[:, 0, 0]
+    shares = {f"p {n}": float(v) for n, v in zip(predictor.classes, values, strict=True)}
+    if predictor.kind == "class":
+        return {"class": predictor.classes[int(values.argmax())], **shares}
+    flags = {n: bool(v > 0.5) for n, v in zip(predictor.classes, values, strict=True)}
+    return {**flags, **shares}
+
+
+def mask_name(id_: str) -> str:
+    """Return the name of a sample's mask, without its ending: the id, also where it has folders."""
+    parts = PurePosixPath(id_).parts
+    plain = parts and not id_.startswith("/") and ".." not in parts
+    return quote(id_, safe="/ ()[]{}+,;=@&!~#^'" if plain else " ")
+
+
+def _write_mask(
+    folder: Path, id_: str, mask: NDArray[Any], predictor: Predictor, place: Any
+) -> None:
+    """Write a mask: a GeoTIFF where its place is known, else a PNG with a palette."""
+    if place is not None and (place.height, place.width) == mask.shape:
+        write_tile(folder / f"{mask_name(id_)}.tif", mask[None], place, map_layout(predictor, {}))
+        return
+    if mask.dtype != np.uint8:
+        picture = Image.fromarray(mask)
+    else:
+        picture = Image.fromarray(mask, mode="P")
+        picture.putpalette([v for c in class_colours(len(predictor.classes)) for v in c])
+    with atomic(folder / f"{mask_name(id_)}.png") as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _write_table(path: Path, rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> None:
+    """Write the rows of all samples as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(list(rows))
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,100 @@
+"""The contact sheet of a data set: some samples, each with what was predicted for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decur import plotting
+from decur.data import PairedDataset, SkipBad
+from decur.data.selection import evenly_spaced
+from decur.predict.model import Predictor
+
+_SAMPLES = 12
+_COLUMNS = 4  # samples in a row
+_LETTERS = 26  # of an id or a class
+
+
+class Sheet:
+    """Pictures of evenly spaced samples, gathered while all of them are predicted.
+
+    Args:
+        predictor: what predicts.
+        data: the samples.
+        samples: how many there are.
+    """
+
+    def __init__(self, predictor: Predictor, data: PairedDataset, samples: int) -> None:
+        self.predictor, self.data = predictor, data
+        self.wanted = set(map(int, evenly_spaced(samples, min(samples, _SAMPLES))))
+        self.answers: dict[int, NDArray[np.float32]] = {}
+
+    def add(self, index: int, answer: NDArray[np.float32]) -> None:
+        """Keep what was predicted for a sample, if it is one of those that are shown.
+
+        Args:
+            index: of the sample.
+            answer: (K, h, w), see `Predictor.predict`.
+        """
+        if index in self.wanted:
+            self.answers[index] = answer
+
+    def save(self, path: Path) -> Path | None:
+        """Draw the sheet; return its path, or None where nothing can be drawn."""
+        if not plotting.available() or not self.answers:
+            return None
+        masks = self.predictor.kind == "mask"
+        columns = min(_COLUMNS, len(self.answers))
+        rows = -(-len(self.answers) // columns)
+        panels = 2 if masks else 1  # the picture, and the mask beside it
+        figure, axes = plotting.subplots(rows, columns * panels, width=1.7, height=2.0)
+        for axis in axes.ravel():
+            axis.axis("off")
+        for number, (index, answer) in enumerate(sorted(self.answers.items())):
+            row, column = divmod(number, columns)
+            axis = axes[row, column * panels]
+            self._draw_picture(axis, index)
+            title = plotting.plain(self.data.ids[index][-_LETTERS:])
+            if masks:
+                axis.set_title(title, fontsize=7)
+                colours = np.array(plotting.class_colours(len(self.predictor.classes)), np.uint8)
+                axes[row, column * panels + 1].imshow(colours[answer.argmax(axis=0)])
+            else:
+                axis.set_title(f"{title}\n{self._words(answer[:, 0, 0])}", fontsize=7)
+        if masks:
+            _name_colours(figure, self.predictor.classes)
+        return plotting.save(figure, path)
+
+    def _draw_picture(self, axis: object, index: int) -> None:
+        """Draw the first sensor that sees a sample."""
+        images = SkipBad(self.data)[index]["images"]
+        for name in self.predictor.modalities:
+            if name in images:
+                sensor = self.predictor.modalities[name]
+                shown = plotting.render(sensor.scale(images[name]), sensor)
+                axis.imshow(shown)  # type: ignore[attr-defined]
+                return
+
+    def _words(self, values: NDArray[np.float32]) -> str:
+        """Return what was predicted for a whole picture."""
+        classes = self.predictor.classes
+        if self.predictor.kind == "scalar":
+            return f"{values[0]:.4g}"
+        if self.predictor.kind == "class":
+            best = int(values.argmax())
+            return plotting.plain(f"{classes[best][:_LETTERS]} {100 * values[best]:.0f} %")
+        there = [name for name, value in zip(classes, values, strict=True) if value > 0.5]
+        return plotting.plain(", ".join(there)[: 2 * _LETTERS] or "none")
+
+
+def _name_colours(figure: plotting.Figure, classes: tuple[str, ...]) -> None:
+    """Name the colours of the classes below the pictures."""
+    from matplotlib.patches import Patch
+
+    colours = plotting.class_colours(len(classes))
+    patches = [Patch(facecolor=np.divide(c, 255), edgecolor="#555555") for c in colours]
+    plotting.legend(
+        figure, patches, classes, loc="outside lower center", ncols=min(len(classes), 6), fontsize=8
+    )

@@ -1,0 +1,147 @@
+"""`decur predict`: parts of a map, maps of features, and data sets."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from predict_rasters import NORTH, SENSORS, WEST, noise, write_raster
+
+from decur.cli import main
+from decur.data import LoaderSettings, PairedFolder
+from decur.encoders import load_encoder, save_encoder
+from decur.errors import ConfigError
+from decur.predict import predict, predict_data
+from decur.predict.folder import mask_name
+from decur.transfer.heads import load_model
+
+QUICK = LoaderSettings(batch_size=8, workers=0)
+
+
+def pixels_of(path):
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+def test_parts_of_several_machines_join_into_the_whole(make_model, tmp_path):
+    folder = make_model(classes=("dry", "wet & more"))
+    pixels = noise(1, 1100, 40)
+    scene = {"s1": write_raster(tmp_path / "in" / "s1.tif", pixels)}
+    whole = predict(folder, scene, out=str(tmp_path / "map.tif"), loader=QUICK)
+    for part in ("2/2", "1/2"):
+        out = str(tmp_path / "parts" / "map.tif")
+        found = predict(folder, scene, out=out, loader=QUICK, part=part, probabilities=True)
+        assert (found.joined is not None) == (part == "1/2")
+    with rasterio.open(found.joined) as file, rasterio.open(whole.path) as one:
+        assert (file.transform, file.crs, file.shape) == (one.transform, one.crs, one.shape)
+        assert np.array_equal(file.read(), one.read())
+        assert file.colormap(1)[1] == one.colormap(1)[1]
+    assert pixels_of(tmp_path / "parts" / "map-probabilities.vrt").shape == (2, 1100, 40)
+    with pytest.raises(ConfigError, match="at most 3"):
+        predict(folder, scene, out=str(tmp_path / "map.tif"), part="1/4")
+
+
+def test_features_lie_at_the_stride_of_the_encoder(make_model, scene, tmp_path):
+    folder = make_model()
+    model, _ = load_model(folder / "model.safetensors")
+    for name in model.encoders:
+        save_encoder(model.encoder(name), tmp_path / "run" / "encoders" / f"{name}.safetensors")
+    encoder = load_encoder(tmp_path / "run" / "encoders" / "s1.safetensors")
+    stride = encoder.strides[-1]
+    options = {"loader": QUICK, "window": 256, "features": "all"}
+    found = predict(tmp_path / "run", scene[:1], out=str(tmp_path / "all.tif"), **options)
+    padded = torch.full((1, 1, 128, 160), torch.nan)
+    padded[..., :100, :130] = torch.from_numpy(pixels_of(scene[0].partition("=")[2]))
+    with torch.no_grad():
+        (expected,) = encoder.forward_features(SENSORS["s1"].scale(padded))[-1]
+    maps = pixels_of(found.path)
+    assert maps.shape == (encoder.channels[-1], -(-100 // stride), -(-130 // stride))
+    np.testing.assert_allclose(maps, expected[:, : maps.shape[1], : maps.shape[2]], atol=1e-5)
+    with rasterio.open(found.path) as file:
+        assert file.res == (10 * stride, 10 * stride)
+        assert (file.bounds.left, file.bounds.top) == (WEST, NORTH)
+    options["features"] = "pca"
+    components = predict(tmp_path / "run", scene, out=str(tmp_path / "pca.tif"), **options)
+    assert components.grid.resolution == (10 * stride, 10 * stride)
+    found = pixels_of(components.path)
+    both = predict(
+        tmp_path / "run", scene, out=str(tmp_path / "both.tif"), **{**options, "features": "all"}
+    )
+    rows = pixels_of(both.path).reshape(-1, found[0].size)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    singular = np.linalg.svd(rows, compute_uv=False)[:3]
+    lengths = np.linalg.norm(found.reshape(3, -1), axis=1)
+    np.testing.assert_allclose(lengths, singular, rtol=1e-3)
+
+
+def test_encoders_alone_know_no_classes(scene, tmp_path, make_model, capsys):
+    model, _ = load_model(make_model() / "model.safetensors")
+    save_encoder(model.encoder("s1"), tmp_path / "run" / "encoders" / "s1.safetensors")
+    with pytest.raises(ConfigError, match="--features pca"):
+        predict(tmp_path / "run", scene[:1])
+    for arguments in ((), ("--scene", scene[0], "--data.root", str(tmp_path))):
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(tmp_path / "run"), *arguments])
+        assert ended.value.code == 2
+        assert "one of them" in capsys.readouterr().err
+
+
+# -- data sets -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Twelve pairs of 32 pixels, one of which lacks the second sensor and one is damaged."""
+    root = tmp_path / "pairs"
+    for seed, (name, modality) in enumerate(SENSORS.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            np.save(root / name / f"{i:02}.npy", noise(modality.channels, 32, 32, 20 * seed + i))
+    (root / "s2" / "03.npy").unlink()
+    (root / "s1" / "05.npy").write_bytes(b"\x93NUMPY")
+    return root
+
+
+def test_a_data_set_gets_masks_by_id_a_table_and_a_sheet(make_model, pairs, tmp_path):
+    import pandas as pd
+
+    folder, out = make_model(), tmp_path / "out"
+    main(
+        ["predict", str(folder), f"--data.root={pairs}", f"--out={out}", "--loader.workers=0"]
+        + ["--loader.max_bad=0.2"]
+    )
+    table = pd.read_parquet(out / "predictions.parquet").set_index("id")
+    assert list(table.columns) == ["share dry", "share wet", "share wood"]
+    assert set(table.index) == {f"{i:02}" for i in range(12)} - {"05"}
+    assert "05.npy" in (out / "bad_samples.csv").read_text()
+    assert (out / "contact_sheet.png").is_file()
+    model, _ = load_model(folder / "model.safetensors")
+    images = {
+        name: sensor.scale(torch.from_numpy(np.load(pairs / name / "07.npy"))[None])
+        for name, sensor in SENSORS.items()
+    }
+    with torch.no_grad():
+        expected = model(images, None, (32, 32))[0].argmax(dim=0).numpy()
+    mask = Image.open(out / "masks" / "07.png")
+    assert mask.mode == "P" and np.array_equal(np.asarray(mask), expected)
+    np.testing.assert_allclose(
+        table.loc["07"], np.bincount(expected.ravel(), minlength=3) / 1024, atol=1e-9
+    )
+
+
+def test_classes_come_with_their_probabilities(make_model, pairs, tmp_path):
+    import pandas as pd
+
+    folder = make_model("late_fusion", "class", ("a", "b"))
+    (pairs / "s1" / "05.npy").unlink()
+    predict_data(folder, PairedFolder(pairs), out=str(tmp_path / "out"), loader=QUICK)
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert len(table) == 12
+    np.testing.assert_allclose(table["p a"] + table["p b"], 1, atol=1e-6)
+    assert (table["class"] == np.where(table["p a"] >= 0.5, "a", "b")).all()
+
+
+def test_ids_become_names_that_stay_in_the_folder():
+    assert mask_name("region/tile 3") == "region/tile 3"
+    assert "/" not in mask_name("../../etc") and "/" not in mask_name("/etc")
+    assert mask_name("a:b?c") == "a%3Ab%3Fc"
