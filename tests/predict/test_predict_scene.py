@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from predict_rasters import NORTH, SENSORS, WEST, noise, write_raster
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pad
 
 from decur.cli import main
 from decur.data import LoaderSettings
@@ -69,6 +70,16 @@ def test_a_scene_of_one_window_is_what_the_model_says_of_it(make_model, scene, t
     np.testing.assert_allclose(pixels_of(found.probabilities), expected, atol=1e-5)
 
 
+def test_a_picture_lies_beside_the_map(make_model, scene, tmp_path):
+    found = predict(make_model(), scene, **quick(tmp_path / "map.tif", window=128, overlap=0))
+    assert found.picture == tmp_path / "map.png"
+    with Image.open(found.picture) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    with rasterio.open(found.path) as file:
+        shown = {file.colormap(1)[value][:3] for value in np.unique(file.read(1)).tolist()}
+    assert shown <= colours
+
+
 class Toy(model.Predictor):
     """A convolution of 9 x 9 pixels; it sees nothing beyond a window, as any network."""
 
@@ -97,6 +108,39 @@ def test_windows_blend_into_what_one_piece_gives(window, overlap, scene, tmp_pat
     whole = torch.from_numpy(pixels_of(file_of(scene[0])))[None]
     expected = Toy().predict({"s1": whole}, {})[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+class MeanFilter(Toy):
+    """Class 1 where the mean of 9 x 9 pixels is above 500."""
+
+    kind, bands, classes, digest = "mask", ("low", "high"), ("low", "high"), "mean"
+
+    def predict(self, images, present):
+        x = pad(images["s1"], (4, 4, 4, 4), mode="replicate")
+        mean = conv2d(x, torch.full((1, 1, 9, 9), 1 / 81))
+        high = (mean / 100 - 5).sigmoid()
+        return torch.cat([1 - high, high], dim=1)
+
+
+def test_a_known_scene_is_mapped_with_the_iou_that_its_tiles_have(tmp_path, monkeypatch):
+    y, x = np.mgrid[:192, :192]
+    truth = np.sin(x / 25) * np.cos(y / 19) > 0
+    pixels = 300 + 400 * truth + np.random.default_rng(0).normal(0, 300, truth.shape)
+    file = write_raster(tmp_path / "s1.tif", pixels[None].astype(np.float32))
+
+    def iou(mask):
+        return (mask & truth).sum() / (mask | truth).sum()
+
+    tiles = np.zeros_like(truth)
+    for row in range(0, 192, 32):
+        for column in range(0, 192, 32):
+            at = (slice(row, row + 32), slice(column, column + 32))
+            raw = torch.from_numpy(pixels[at].astype(np.float32))[None, None]
+            tiles[at] = MeanFilter().predict({"s1": raw}, {})[0].argmax(dim=0).numpy() == 1
+    monkeypatch.setattr(scene_module, "open_model", lambda *_: MeanFilter())
+    found = pixels_of(predict("toy", {"s1": file}, **quick(tmp_path / "map.tif")).path)[0] == 1
+    assert iou(found) >= iou(tiles) > 0.8
+    assert iou(found) == pytest.approx(iou(tiles), abs=0.03)
 
 
 def test_bounds_and_parts_are_cut_from_the_whole_map(make_model, scene, tmp_path):
@@ -134,7 +178,6 @@ def test_a_killed_map_goes_on_to_the_same_bytes(make_model, scene, tmp_path, mon
         assert getattr(once, name).read_bytes() == getattr(twice, name).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(("twice", ".twice"))) == [
         "twice-probabilities.tif",
-        "twice.png",
         "twice.tif",
         "twice.tif.aux.xml",
     ]
