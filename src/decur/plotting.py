@@ -96,6 +96,23 @@ def legend(where: Any, handles: Iterable[Any], names: Iterable[str], **how: Any)
         where.legend(list(handles), names, **how)
 
 
+def class_legend(
+    where: Any, names: Iterable[str], colours: Iterable[tuple[int, int, int]], **how: Any
+) -> None:
+    """Add a legend that names the colours of classes.
+
+    Args:
+        where: axes or a figure.
+        names: of the classes.
+        colours: of each, red, green and blue from 0 to 255.
+        how: keyword arguments of matplotlib's `legend`.
+    """
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=(r / 255, g / 255, b / 255), edgecolor=OTHER) for r, g, b in colours]
+    legend(where, patches, names, **how)
+
+
 def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     """Return a picture of any sensor for the eye: true colour where there is one, else grey.
 

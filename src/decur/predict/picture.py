@@ -116,20 +116,17 @@ def _draw_legend(
     axis: Any, values: NDArray[Any], layout: Layout, colours: list[tuple[int, int, int]]
 ) -> None:
     """Name the classes that are on the map, each with its share of what was seen."""
-    from matplotlib.patches import Patch
-
     counts = np.bincount(values.ravel(), minlength=int(layout.nodata) + 1)
     seen = max(1, counts[: len(layout.classes)].sum())
     there = [number for number in range(len(layout.classes)) if counts[number]]
     shown = sorted(sorted(there, key=lambda number: -counts[number])[:_LEGEND])
-    patches = [Patch(facecolor=np.divide(colours[n], 255), edgecolor="#555555") for n in shown]
+    of_classes = [colours[n] for n in shown]
     names = [f"{layout.classes[n]}  {100 * counts[n] / seen:.3g} %" for n in shown]
     if counts[int(layout.nodata)]:
-        patches.append(Patch(facecolor="white", edgecolor="#555555"))
+        of_classes.append((255, 255, 255))
         names.append("nothing seen")
-    plotting.legend(
-        axis, patches, names, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9
-    )
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    plotting.class_legend(axis, names, of_classes, frameon=False, fontsize=9, **place)
 
 
 def _draw_scale(axis: Any, width: int, height: int, metres: float) -> None:

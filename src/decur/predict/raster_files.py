@@ -220,4 +220,5 @@ def tag_of(path: Path) -> str | None:
         return None
     rasterio = import_rasterio(".tif")
     with rasterio.open(path, driver="GTiff") as file:
-        return file.tags().get("DECUR_MAP")
+        tag: str | None = file.tags().get("DECUR_MAP")
+        return tag

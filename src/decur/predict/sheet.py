@@ -52,6 +52,7 @@ class Sheet:
         figure, axes = plotting.subplots(rows, columns * panels, width=1.7, height=2.0)
         for axis in axes.ravel():
             axis.axis("off")
+        table = np.array(plotting.class_colours(len(self.predictor.classes)), np.uint8)
         for number, (index, answer) in enumerate(sorted(self.answers.items())):
             row, column = divmod(number, columns)
             axis = axes[row, column * panels]
@@ -59,12 +60,14 @@ class Sheet:
             title = plotting.plain(self.data.ids[index][-_LETTERS:])
             if masks:
                 axis.set_title(title, fontsize=7)
-                colours = np.array(plotting.class_colours(len(self.predictor.classes)), np.uint8)
-                axes[row, column * panels + 1].imshow(colours[answer.argmax(axis=0)])
+                axes[row, column * panels + 1].imshow(table[answer.argmax(axis=0)])
             else:
                 axis.set_title(f"{title}\n{self._words(answer[:, 0, 0])}", fontsize=7)
         if masks:
-            _name_colours(figure, self.predictor.classes)
+            names = self.predictor.classes
+            colours = plotting.class_colours(len(names))
+            how = {"loc": "outside lower center", "ncols": min(len(names), 6), "fontsize": 8}
+            plotting.class_legend(figure, names, colours, **how)
         return plotting.save(figure, path)
 
     def _draw_picture(self, axis: object, index: int) -> None:
@@ -87,14 +90,3 @@ class Sheet:
             return plotting.plain(f"{classes[best][:_LETTERS]} {100 * values[best]:.0f} %")
         there = [name for name, value in zip(classes, values, strict=True) if value > 0.5]
         return plotting.plain(", ".join(there)[: 2 * _LETTERS] or "none")
-
-
-def _name_colours(figure: plotting.Figure, classes: tuple[str, ...]) -> None:
-    """Name the colours of the classes below the pictures."""
-    from matplotlib.patches import Patch
-
-    colours = plotting.class_colours(len(classes))
-    patches = [Patch(facecolor=np.divide(c, 255), edgecolor="#555555") for c in colours]
-    plotting.legend(
-        figure, patches, classes, loc="outside lower center", ncols=min(len(classes), 6), fontsize=8
-    )

@@ -95,7 +95,8 @@ def draw_examples(
         The path.
     """
     names, classes = list(model.encoders), parts.task.classes
-    colours = np.array([*plotting.class_colours(len(classes)), (255, 255, 255)], dtype=np.uint8)
+    colours = [*plotting.class_colours(len(classes)), (255, 255, 255)]
+    table = np.array(colours, dtype=np.uint8)
     figure, axes = plotting.subplots(len(examples), len(names) + 2, width=_WIDTH, height=2.55)
     for axis in axes.ravel():
         axis.axis("off")
@@ -111,7 +112,7 @@ def draw_examples(
         unknown = (truth < 0) | (truth >= len(classes))
         shown = (("truth", truth.where(~unknown, torch.tensor(len(classes)))), ("predicted", guess))
         for axis, (what, mask) in zip(row[len(names) :], shown, strict=True):
-            axis.imshow(colours[mask.numpy()], interpolation="nearest")
+            axis.imshow(table[mask.numpy()], interpolation="nearest")
             axis.set_title(what, fontsize=8)
         id_ = parts.data.ids[example.row]
         told = id_ if len(id_) <= _LETTERS else f"...{id_[-_LETTERS:]}"
@@ -120,7 +121,9 @@ def draw_examples(
             fontsize=8,
             loc="left",
         )
-    _name_colours(figure, classes, colours)
+    names = [*classes, "not labelled"]
+    how = {"loc": "outside lower center", "ncols": min(len(names), 6), "fontsize": 8}
+    plotting.class_legend(figure, names, colours, **how)
     return plotting.save(figure, path)
 
 
@@ -149,7 +152,7 @@ def _predicted(
         present[name] = torch.tensor([there])
     shape = (truth.shape[-2], truth.shape[-1])
     if averaging is None:
-        output = model(pictures, present, shape)
+        output: Tensor = model(pictures, present, shape)
     else:
         output = averaging.output(model, pictures, present, shape)
     return output[0].argmax(dim=0).cpu()
@@ -159,15 +162,3 @@ def _nothing(images: dict[str, Tensor], channels: int) -> Tensor:
     """Return zeros in place of the picture of an absent sensor."""
     other = next(iter(images.values()))
     return other.new_zeros(channels, *other.shape[-2:])
-
-
-def _name_colours(
-    figure: plotting.Figure, classes: Sequence[str], colours: NDArray[np.uint8]
-) -> None:
-    from matplotlib.patches import Patch
-
-    patches = [Patch(facecolor=c / 255, edgecolor="#555555") for c in colours]
-    names = [*classes, "not labelled"]
-    plotting.legend(
-        figure, patches, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=8
-    )
