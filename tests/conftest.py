@@ -15,6 +15,18 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrai
 
 
 @pytest.fixture
+def drawing():
+    """Let the commands of a test draw their figures."""
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    """Drawing takes as long as all else that a tiny run does; reports say that there are none."""
+    if "drawing" not in request.fixturenames:
+        monkeypatch.setattr("decur.plotting.available", lambda: False)
+
+
+@pytest.fixture
 def apart(tmp_path):
     """Start a function in a process of its own; what is still at work at the end is killed."""
     started = []

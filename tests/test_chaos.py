@@ -21,8 +21,7 @@ def chaos_module():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_commands_hold_in_a_little_chaos(chaos_module, tmp_path, monkeypatch):
-    monkeypatch.setattr("decur.plotting.available", lambda: False)
+def test_commands_hold_in_a_little_chaos(chaos_module, tmp_path):
     chaos_module.import_once()
     chaos = chaos_module.Chaos(tmp_path, seed=3)
     chaos.reference(["pretrain", "embed"])

@@ -155,14 +155,16 @@ def test_pictures_travel_as_bytes_on_a_stream_of_their_own(gpu):
 
 
 STEPS = [
-    *((name, {}, ("optical", "sar"), 3) for name in OBJECTIVES),
-    *(("decur", {}, ("optical", "sar"), absent) for absent in (0, SAMPLES)),
-    ("decur", {}, ("optical", "sar", "elevation"), 3),
+    *((name, {"name": "mlp"}, ("optical", "sar"), 3) for name in OBJECTIVES),
+    ("decur", {"name": "mlp"}, ("optical", "sar"), 0),
+    ("decur", {}, ("optical", "sar"), SAMPLES),
+    ("decur", {"name": "mlp"}, ("optical", "sar", "elevation"), 3),
+    *(("decur", {"attention": name}, ("optical", "sar"), 3) for name in ("rda", "cross_da")),
+    ("decur", {"name": "test_vit"}, ("optical", "sar"), 3),
     *(
-        ("decur", {"name": "resnet10t", "attention": name}, ("optical", "sar"), 3)
-        for name in ("rda", "cbam", "cross_da")
+        pytest.param("decur", options, ("optical", "sar"), 3, marks=pytest.mark.slow)
+        for options in ({"attention": "cbam"}, {"name": "mit_b0"})
     ),
-    *(("decur", {"name": name}, ("optical", "sar"), 3) for name in ("test_vit", "mit_b0")),
 ]
 
 
@@ -200,7 +202,7 @@ LABELS = {
 
 MODELS = {
     LateFusion: ("test_resnet", {}),
-    FCN: ("resnet10t", {}),
+    FCN: ("test_resnet", {}),
     CMX: ("mit_b0", {"scales": (0.5, 1.5), "piece": (48, 48)}),
 }
 
@@ -211,7 +213,7 @@ MODELS = {
         *(("multilabel", LateFusion, absent, False) for absent in (0, 3, SAMPLES - 1, SAMPLES)),
         *((kind, LateFusion, 3, True) for kind in ("class", "multilabel", "scalar")),
         *(("mask", FCN, 3, freeze) for freeze in (False, True)),
-        ("mask", CMX, 0, False),  # it needs both sensors
+        pytest.param("mask", CMX, 0, False, marks=pytest.mark.slow),  # it needs both sensors
     ],
 )
 def test_a_step_of_transfer_stays_on_the_gpu_and_waits_for_nothing(

@@ -1,77 +1,74 @@
 """What CONTRIBUTING says can be added is added by one file outside the package, and used."""
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from decur import build_encoder, load_encoder
+from decur.cli import main
 from decur.data import DATASETS
 from decur.errors import ConfigError, DataError
 
-HERE = Path(__file__).parent
 TINY = [
     *("--projector.width=8", "--projector.layers=1", "--views.size=8", "--loader.batch_size=8"),
     *("--loader.workers=0", "--trainer.max_epochs=1", "--monitor.samples=16"),
 ]
-COMMANDS = """
-import json, sys
-from decur import build_encoder
-from decur.cli import main
-print(*(build_encoder(*words, attention="gate").dim for words in json.loads(sys.argv[2])))
-for words in json.loads(sys.argv[1]):
-    main(words)
-"""
 
 
 @pytest.fixture
-def python(tmp_path):
-    """Run Python in a process of its own, where `own_modules` can be imported."""
+def elsewhere(apart, tmp_path, monkeypatch):
+    """Do something in a process of its own, which may import `own_modules`; what it prints."""
 
-    def run(code: str, *words: str, own: str = "own_modules") -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "DECUR_IMPORT": own}
-        command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, text=True, capture_output=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
+    def run(work, *arguments, own: str = "own_modules") -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DECUR_IMPORT", own)
+        code, out, error = apart(_in_folder, tmp_path, work, *arguments).end()
+        assert code == 0, out + error
+        return out
 
     return run
 
 
-def test_one_of_each_from_a_file_outside_the_package(python, tmp_path):
+def _in_folder(folder: Path, work, *arguments) -> None:
+    os.chdir(folder)
+    work(*arguments)
+
+
+def _use_each() -> None:
+    print(build_encoder("test_resnet", 1, attention="gate").dim)
     data = ["--data=Waves", "--loader.workers=0"]
-    done = python(
-        COMMANDS,
-        json.dumps(
-            [
-                ["pretrain", "--run=run", *data, "--objective=Distance", *TINY]
-                + ["--objective.weight=2", "--encoder.name=blocks", "--encoder.options.width=6"],
-                ["explain", "--run=run", "--only=norms", "--options.norms.scale=3"],
-                ["transfer", "--encoders=run", "--run=scores", *data, "--target=waves"]
-                + ["--freeze=true", "--folds=2", "--bootstrap=10"],
-            ]
-        ),
-        json.dumps([["resnet18", 1]]),
+    main(
+        ["pretrain", "--run=run", *data, "--objective=Distance", *TINY]
+        + ["--objective.weight=2", "--encoder.name=blocks", "--encoder.options.width=6"]
     )
-    assert done.stdout.startswith("512\n")  # attention
-    assert "Distance" in done.stdout and "blocks" in done.stdout  # method and encoder
+    main(["explain", "--run=run", "--only=norms", "--options.norms.scale=3"])
+    main(
+        ["transfer", "--encoders=run", "--run=scores", *data, "--target=waves"]
+        + ["--freeze=true", "--folds=2", "--bootstrap=10"]
+    )
+
+
+def test_one_of_each_from_a_file_outside_the_package(elsewhere, tmp_path):
+    printed = elsewhere(_use_each)
+    assert printed.startswith("96\n")  # attention
+    assert "Distance" in printed and "blocks" in printed  # method and encoder
     assert "the norm is 3" in (tmp_path / "run" / "report.html").read_text()  # analysis
-    assert "R2" in done.stdout  # kind of label
+    assert "R2" in printed  # kind of label
 
 
-def test_what_is_named_in_full_needs_no_registration(python, tmp_path):
+def _print_width(file: str) -> None:
+    print(load_encoder(file).dim)
+
+
+def test_what_is_named_in_full_needs_no_registration(elsewhere, tmp_path, monkeypatch):
     words = ["pretrain", "--run=run", "--data=own_modules.Waves", *TINY]
     words += ["--objective=own_modules.Distance", "--encoder.name=own_modules:blocks_of_six"]
-    python(COMMANDS, json.dumps([words]), "[]", own="")
+    elsewhere(main, words, own="")
     file = tmp_path / "run" / "encoders" / "left.safetensors"
-    code = "import sys; from decur import load_encoder as l; print(l(sys.argv[1]).dim)"
-    assert python(code, str(file)).stdout == "6\n"
+    assert elsewhere(_print_width, str(file)) == "6\n"
+    monkeypatch.delenv("DECUR_IMPORT")
     with pytest.raises(DataError, match="DECUR_IMPORT=own_modules"):  # a file imports nothing
         load_encoder(file)
     assert "own_modules" not in sys.modules

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from decur.cli import main
 from decur.compare.cells import run_cell
+from decur.pretrain import Pretrainer
 
 TINY = {
     "data": {
@@ -78,7 +79,7 @@ def ran(_labels):
 def compare(folder: Path, *arguments: str, **changes) -> Path:
     """Run `decur compare` on the tiny comparison but for some changes, in this process.
 
-    The interrupted comparison below and the tests of execution run jobs in processes of their own.
+    The killed comparison below and the tests of execution run jobs in processes of their own.
     """
     file = folder.with_suffix(".yaml")
     values = {**TINY, "cluster": {"name": "debug"}, **changes}
@@ -219,7 +220,7 @@ def test_what_is_done_is_not_done_again_though_it_was_moved(copied, ran):
     assert read(copied / "tables.csv") == tables[:4]
 
 
-def test_differences_from_a_method_stand_below_each_table(copied, ran):
+def test_differences_from_a_method_stand_below_each_table(copied, ran, drawing):
     compare(copied, "--against=zeta", **WELL)
     assert ran == []
     rows = {(r["method"], r["label_fraction"], r["seed"]): r for r in read(copied / "cells.csv")}
@@ -319,6 +320,40 @@ def group_is_gone(number: int) -> bool:
     return False
 
 
+def test_told_to_stop_it_ends_as_the_uninterrupted_one(whole, tmp_path, ran, monkeypatch):
+    changes = {**WELL, "label_fractions": [1.0], "seeds": [0]}
+    trained, real = [], Pretrainer.training_step
+
+    def step(self, batch, batch_idx):
+        trained.append(self.global_step)
+        if trained == [0, 1]:  # of three steps
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(Pretrainer, "training_step", step)
+    with pytest.raises(SystemExit) as stopped:
+        compare(tmp_path / "broken", **changes)
+    folder = tmp_path / "broken"
+    assert stopped.value.code == 128 + signal.SIGTERM and steps(folder) == 2
+    assert "| DeCUR | … |" in (folder / "tables.md").read_text()  # what there is, is shown
+    done = [row["method"] for row in read(folder / "cells.csv")]
+    assert done == ["zeta"] and not list(folder.glob("pretrain/*/encoders"))
+
+    ran.clear()
+    compare(folder, **changes)
+    assert ran == [
+        "pretraining, DeCUR, test_resnet, seed 0",
+        "cover, DeCUR, test_resnet, 100 %, seed 0",
+    ]
+    assert trained == [0, 1, 2] and not (folder / "jobs").exists()
+    rows = [{row["folder"]: row for row in read(path / "cells.csv")} for path in (folder, whole)]
+    assert len(rows[0]) == 2
+    for name, row in rows[0].items():
+        del row["seconds"], rows[1][name]["seconds"]
+        assert row == rows[1][name]
+
+
+@pytest.mark.slow
 def test_killed_and_told_to_stop_it_ends_as_the_uninterrupted_one(
     tmp_path, ran, apart, monkeypatch, capsys
 ):

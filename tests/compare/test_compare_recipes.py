@@ -1,7 +1,5 @@
 """The comparisons that ship: every cell's configuration is right."""
 
-import re
-
 import pytest
 import yaml
 
@@ -11,17 +9,12 @@ from decur.config import command_of, find_config, recipes
 
 
 @pytest.mark.parametrize("name", [n for n, t in recipes().items() if command_of(t) == "compare"])
-def test_every_comparison_can_be_planned(name, tmp_path, capsys):
-    roots = re.findall(r"--([a-z.]*data\.root)", recipes()[name])
-    root = [f"--{key}=anywhere" for key in roots]
-    folders = (f"--run={tmp_path / 'run'}", f"--pretrained={tmp_path / 'run' / 'pretrain'}")
-    main(["compare", f"--config={name}", *folders, "--dry_run=true", *root])
-    lines = capsys.readouterr().out.splitlines()
+def test_every_comparison_can_be_planned(name, planned):
+    lines = planned(name)[0].splitlines()
     cells = [line.strip() for line in lines[2:]]
     assert f"{len(cells)}: 0 done, {len(cells)} to do" in lines[1] and len(set(cells)) == len(cells)
     for seed in find_config(name)[0].get("seeds", (0, 1, 2)):
         assert any(c.startswith("pretraining, DeCUR") and c.endswith(f"seed {seed}") for c in cells)
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkeypatch):

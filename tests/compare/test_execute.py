@@ -58,7 +58,39 @@ def events(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def execute(cells, folder, devices, started):
+    """Run cells as jobs; why some failed, and how each ended."""
+    ended = {}
+    execution = Execution(
+        folder, ClusterSettings(), devices, started=started, ended=ended.__setitem__
+    )
+    return execution.run(cells), ended
+
+
 def test_a_job_that_is_killed_takes_its_cell_and_what_needs_it(cells, tmp_path, capfd):
+    one, after_one, _, _, random = cells
+    started = []
+
+    def start(cell):
+        started.append(cell)
+        if cell == one:
+            (event,) = events(tmp_path / "jobs")
+            os.kill(event["pid"], signal.SIGKILL)
+
+    failed, ended = execute([one, after_one, random], tmp_path / "jobs", [""], start)
+    assert started == [one, random]
+    lost = f"its pretraining failed: {KILLED}"
+    assert failed == {one.folder: KILLED, after_one.folder: lost}
+    assert ended == {one: KILLED, after_one: lost, random: None}
+    assert is_done(random) and not is_done(one)  # by another job
+    assert seconds(random) > 0 and seconds(one) is None
+    assert (random.folder / "results.json").is_file()
+    assert "mAP_micro" in (random.folder / "log.txt").read_text()
+    assert capfd.readouterr().out == ""  # what cells print is in their logs
+
+
+@pytest.mark.slow
+def test_jobs_run_at_once_and_each_that_is_killed_takes_its_own(cells, tmp_path):
     one, after_one, two, after_two, random = cells
     at_once = []
 
@@ -74,15 +106,8 @@ def test_a_job_that_is_killed_takes_its_cell_and_what_needs_it(cells, tmp_path, 
 
     killer = threading.Thread(target=kill_both)
     killer.start()
-    started, ended = [], {}
-    execution = Execution(
-        tmp_path / "jobs",
-        ClusterSettings(),
-        ["", ""],
-        started=started.append,
-        ended=ended.__setitem__,
-    )
-    failed = execution.run(cells)
+    started = []
+    failed, ended = execute(cells, tmp_path / "jobs", ["", ""], started.append)
     killer.join()
 
     assert at_once
@@ -96,11 +121,7 @@ def test_a_job_that_is_killed_takes_its_cell_and_what_needs_it(cells, tmp_path, 
         **{one: KILLED, after_one: lost, two: KILLED, after_two: lost},
         **{random: None},
     }
-    assert [cell for cell in cells if is_done(cell)] == [random]  # by another job
-    assert seconds(random) > 0 and seconds(one) is None
-    assert (random.folder / "results.json").is_file()
-    assert "mAP_micro" in (random.folder / "log.txt").read_text()
-    assert capfd.readouterr().out == ""  # what cells print is in their logs
+    assert [cell for cell in cells if is_done(cell)] == [random]
 
 
 # -- SLURM -----------------------------------------------------------------------------------------
@@ -148,34 +169,43 @@ def config(tmp_path: Path, **changes) -> str:
     return f"--config={tmp_path / 'compare.yaml'}"
 
 
+ON_CLUSTER = [
+    *("--cluster", "slurm", "--cluster.partition=gpu", "--cluster.timeout_min", "90"),
+    *("--cluster.gpus", "2", "--cluster.cpus=4", "--cluster.mem_gb=16"),
+    "--cluster.extra={account: mine}",
+]
+
+
+def assert_asks_for_it(submission: Path) -> None:
+    given = set(re.findall(r"^#SBATCH --(.*)", submission.read_text(), re.M))
+    assert {
+        *("partition=gpu", "time=90", "gpus-per-node=2", "cpus-per-task=4", "mem=16GB"),
+        *("account=mine", "job-name=decur"),
+    } <= given
+
+
+@pytest.mark.slow
 def test_a_cluster_gets_a_job_for_each_line_with_partition_time_and_gpus(tmp_path, slurm, capsys):
-    file = config(tmp_path, label_fractions=[0.5, 1.0], seeds=[0, 1])
-    options = ["--cluster.partition=gpu", "--cluster.timeout_min", "90", "--cluster.gpus", "2"]
-    main(
-        ["compare", file, "--cluster", "slurm", *options]
-        + ["--cluster.cpus=4", "--cluster.mem_gb=16", "--cluster.extra={account: mine}"]
-    )
-    submissions = [path.read_text() for path in sorted(slurm.glob("submission*"))]
+    main(["compare", config(tmp_path, label_fractions=[0.5, 1.0], seeds=[0, 1]), *ON_CLUSTER])
+    submissions = list(slurm.glob("submission*"))
     assert len(submissions) == 2  # a seed each, of two transfers
-    for text in submissions:
-        given = set(re.findall(r"^#SBATCH --(.*)", text, re.M))
-        assert {
-            *("partition=gpu", "time=90", "gpus-per-node=2", "cpus-per-task=4", "mem=16GB"),
-            *("account=mine", "job-name=decur"),
-        } <= given
+    for submission in submissions:
+        assert_asks_for_it(submission)
     assert len(list(tmp_path.glob("run/transfer/*/cell.json"))) == 4
     assert "4: 0 done, 4 to do" in capsys.readouterr().out
 
 
 def test_a_submission_that_is_refused_is_said(tmp_path, slurm, capsys):
     (slurm / "sbatch").write_text(
-        "#!/bin/bash\necho 'invalid partition specified: x' >&2; exit 1\n"
+        f'#!/bin/bash\ncp "$1" {slurm}/submission.sh\n'
+        "echo 'invalid partition specified: gpu' >&2; exit 1\n"
     )
     with pytest.raises(SystemExit) as stopped:
-        main(["compare", config(tmp_path), "--cluster=slurm", "--cluster.partition=x"])
+        main(["compare", config(tmp_path), *ON_CLUSTER])
     assert stopped.value.code == 2
+    assert_asks_for_it(slurm / "submission.sh")
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
-    assert line.startswith("error: cluster: ") and "invalid partition specified: x" in line
+    assert line.startswith("error: cluster: ") and "invalid partition specified: gpu" in line
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,11 @@ def test_a_score_in_a_header_is_one_of_decur_in_the_table_it_names(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeypatch):
-    roots = [f"--{key}=X" for key in re.findall(r"--([a-z.]*data\.root)", recipes()[name])]
+def test_each_line_of_a_comparison_has_its_published_row(name, planned):
     tasks = yaml.safe_load(recipes()[name])["tasks"]
     printed = {"mAP_micro": "mAP", "mIoU": "mIoU", "overall_accuracy": "OA"}
     compared = set()
-    for cell in cells_of(name, monkeypatch, tmp_path, *roots):
+    for cell in planned(name)[1]:
         if cell.command == "pretrain" or cell.method in UNPRINTED:
             continue
         frozen = yaml.safe_load(cell.config)["freeze"]
@@ -159,13 +158,11 @@ def test_each_line_of_a_comparison_has_its_published_row(name, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if "SimCLR" in ROWS[name]])
-def test_simclr_and_clip_have_the_heads_of_the_public_code(name, tmp_path, monkeypatch):
+def test_simclr_and_clip_have_the_heads_of_the_public_code(name, planned):
     """Its simclr.py and clip.py: Linear 512, batch norm, ReLU, Linear 128, batch norm; tau 1."""
-    roots = [f"--{key}=X" for key in re.findall(r"--([a-z.]*data\.root)", recipes()[name])]
-    pretraining = [
-        cell for cell in cells_of(name, monkeypatch, tmp_path, *roots) if cell.command == "pretrain"
-    ]
-    for cell in pretraining:
+    for cell in planned(name)[1]:
+        if cell.command != "pretrain":
+            continue
         config = yaml.safe_load(cell.config)
         if cell.method not in ("SimCLR", "CLIP"):
             assert config["projector"]["width"] == 8192 and not config["projector"]["last_norm"]
@@ -183,6 +180,7 @@ def test_simclr_and_clip_have_the_heads_of_the_public_code(name, tmp_path, monke
 def test_what_ablations_have_in_common_is_pretrained_once(tmp_path, monkeypatch):
     def pretrained(kind):
         name, data = f"compare-{kind}ssl4eo", ("--pretrain.data.root=X", "--transfer.data.root=Y")
+        data += ("--seeds=[0]",)
         cells = cells_of(name, monkeypatch, tmp_path, *data)
         trained = [cell for cell in cells if cell.command == "pretrain"]
         for cell in trained:
@@ -223,7 +221,13 @@ def make_data(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["compare-ssl4eo", "compare-geonrw-vit", "compare-sunrgbd", "compare-sunrgbd-cmx"]
+    "name",
+    [
+        "compare-geonrw-vit",
+        pytest.param("compare-ssl4eo", marks=pytest.mark.slow),
+        pytest.param("compare-sunrgbd", marks=pytest.mark.slow),
+        pytest.param("compare-sunrgbd-cmx", marks=pytest.mark.slow),
+    ],
 )
 def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, monkeypatch):
     tiny = {"vit": "test_vit", "cmx": "mit_b0"}.get(name[-3:], "test_resnet")

@@ -214,6 +214,7 @@ def test_options_are_those_of_the_first_release_and_more():
     assert set(v2) - set(v1) == {"maps", "maps_folder"} and set(v1) <= set(v2)
 
 
+@pytest.mark.slow  # as with the first release
 def test_pretrain_and_transfer(tmp_path):
     kinds = [["Pastures"], ["Marine waters"], ["Pastures", "Marine waters"]]
     splits = ["train"] * 6 + ["validation"] * 3 + ["test"] * 3

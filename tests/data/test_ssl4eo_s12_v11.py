@@ -300,6 +300,7 @@ def test_without_zarr_one_line_says_what_to_install(root, monkeypatch):
         SSL4EOS12v11(root, sensors=S1)
 
 
+@pytest.mark.slow  # as with the first release
 def test_pretrain_and_transfer_to_bigearthnet(root, tmp_path):
     run = tmp_path / "pre"
     presets = "--data.modalities={s1: sentinel1, s2: sentinel2-l1c}"

@@ -19,20 +19,16 @@ def with_holes(objective, encoder, world):
     )
 
 
-QUICK = {
-    2: [with_holes(name, "vit", 2) for name in list_objectives()]
-    + [with_holes("decur", "resnet", 2)],
-    4: [with_holes("decur", "vit", 4)],
-}
+QUICK = [with_holes("decur", "resnet", 2), with_holes("clip", "vit", 2)]
 REST = {
     world: [
         case
         for name in list_objectives()
         for encoder in ("vit", "resnet")
         for case in (with_holes(name, encoder, world), Case(name, encoder))
-        if case not in QUICK[world]
+        if (world, case) not in [(2, quick) for quick in QUICK]
     ]
-    for world in QUICK
+    for world in (2, 4)
 }
 
 
@@ -53,9 +49,8 @@ def compare(found, expected, case):
         assert difference <= 1e-4 * float(value.abs().max()) + 1e-5, (case.name, key, difference)
 
 
-@pytest.mark.parametrize("world", QUICK)
-def test_processes_train_as_one(world, tmp_path):
-    check(world, QUICK[world], tmp_path / "found")
+def test_processes_train_as_one(tmp_path):
+    check(2, QUICK, tmp_path / "found")
 
 
 @pytest.mark.slow

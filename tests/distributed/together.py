@@ -24,7 +24,7 @@ from decur.pretrain.distributed import gather
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings, ViewSettings
 from decur.pretrain.trainer import quiet_lightning
 
-SIZE, BATCH, PER_EPOCH = 32, 16, 10
+SIZE, BATCH, PER_EPOCH = 32, 16, 6
 DIM = 24
 STEPS = 2 * PER_EPOCH
 SAMPLES = PER_EPOCH * BATCH + 5  # the last batch is not whole

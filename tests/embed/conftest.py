@@ -1,5 +1,7 @@
 """A small finished run, small data with absent sensors, and the command in this process."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ CPU = {"accelerator": "cpu"}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(drawing):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,28 +40,35 @@ def pairs(make_pairs):
     return PairedFolder(root, modalities=modalities)
 
 
+@pytest.fixture(scope="session")
+def kept():
+    """The run, once a test has made it."""
+    return []
+
+
 @pytest.fixture
-def run(pairs, tmp_path):
+def run(pairs, kept, tmp_path, tmp_path_factory):
     """The folder of a run on these pairs: embeddings of 16, of which 12 are common."""
-    folder = tmp_path / "run"
-    objective = DeCUR(dim=16, common=0.75)
-    config = (
-        "projector: {width: 16, layers: 2}\n"
-        "objective: {class_path: decur.objectives.DeCUR, init_args: {common: 0.75}}\n"
-    )
-    pretrain(
-        pairs,
-        objective,
-        run=str(folder),
-        encoder=EncoderSettings("test_resnet"),
-        projector=ProjectorSettings(16, 2),
-        views=ViewSettings(32),
-        loader=LoaderSettings(batch_size=8, workers=0),
-        monitor=MonitorSettings(every_epochs=0),
-        trainer={"max_epochs": 1, **CPU},
-        config=config,
-    )
-    return folder
+    if not kept:
+        made = tmp_path_factory.mktemp("kept") / "run"
+        config = (
+            "projector: {width: 16, layers: 2}\n"
+            "objective: {class_path: decur.objectives.DeCUR, init_args: {common: 0.75}}\n"
+        )
+        pretrain(
+            pairs,
+            DeCUR(dim=16, common=0.75),
+            run=str(made),
+            encoder=EncoderSettings("test_resnet"),
+            projector=ProjectorSettings(16, 2),
+            views=ViewSettings(32),
+            loader=LoaderSettings(batch_size=8, workers=0),
+            monitor=MonitorSettings(every_epochs=0),
+            trainer={"max_epochs": 1, **CPU},
+            config=config,
+        )
+        kept.append(made)
+    return shutil.copytree(kept[0], tmp_path / "run")
 
 
 @pytest.fixture

@@ -292,7 +292,9 @@ def test_the_geometry_is_a_choice_that_a_file_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ATTENTIONS.names())
-@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet"])
+@pytest.mark.parametrize(
+    "backbone", [pytest.param("resnet18", marks=pytest.mark.slow), "test_resnet"]
+)
 def test_every_attention_serves_any_size_and_survives_a_file(name, backbone, tmp_path):
     modality = Modality.preset("rgb")
     encoder = build_encoder(backbone, modality, attention=name).eval()

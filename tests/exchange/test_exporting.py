@@ -107,15 +107,31 @@ def run_torch(out, x):
     return torch.export.load(out).module()(x)
 
 
+def assert_says_what_it_takes(out, modality):
+    """The graph's input, its metadata, and that nothing else was left."""
+    model = onnx.load(out)
+    onnx.checker.check_model(model)
+    dimensions = [
+        d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim
+    ]
+    assert dimensions == ["batch", 2, "height", "width"]
+    about = {p.key: p.value for p in model.metadata_props}["decur.export"]
+    assert Modality.from_dict(json.loads(about)["modality"]) == modality
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        *("encoder.onnx", "encoder.onnx.json", "encoder.safetensors"),
+    ]
+
+
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("test_vit", {}),
-        pytest.param("test_resnet", {}, marks=pytest.mark.slow),
-        pytest.param("resnet18", {"attention": "rda"}, marks=pytest.mark.slow),
-        pytest.param("resnet18", {"attention": "rda_official"}, marks=pytest.mark.slow),
-        pytest.param("mit_b0", {}, marks=pytest.mark.slow),
+        ("test_resnet", {}),
+        ("resnet18", {"attention": "rda"}),
+        ("resnet18", {"attention": "rda_official"}),
+        ("mit_b0", {}),
     ],
 )
 def test_onnx_takes_any_batch_and_size(name, options, make, tmp_path):
@@ -127,25 +143,21 @@ def test_onnx_takes_any_batch_and_size(name, options, make, tmp_path):
         height -= height % 16 if name == "test_vit" else 0
         x = torch.rand(batch, 2, height, width)
         torch.testing.assert_close(run_onnx(out, x), encoder(x), rtol=1e-4, atol=1e-4)
-    model = onnx.load(out)
-    onnx.checker.check_model(model)
-    dimensions = [
-        d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim
-    ]
-    assert dimensions == ["batch", 2, "height", "width"]
-    about = {p.key: p.value for p in model.metadata_props}["decur.export"]
-    assert Modality.from_dict(json.loads(about)["modality"]) == S1
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("encoder.onnx", "encoder.onnx.json", "encoder.safetensors"),
-    ]
+    assert_says_what_it_takes(out, S1)
+
+
+ATTENDED = {"attention": {"layer4": "rda"}}
+FOR_ONNX, FOR_TORCH = ((1, 2, 64, 96), (3, 2, 72, 50)), ((1, 2, 64, 96), (3, 2, 128, 64))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("run", "cut", "options", "shapes"),
     [
-        (run_onnx, 0.0, {"attention": {"layer4": "rda"}}, ((1, 2, 64, 96), (3, 2, 72, 50))),
-        (run_torch, 2.0, {"attention": {"layer4": "rda"}}, ((1, 2, 64, 96), (3, 2, 128, 64))),
+        (run_onnx, 0.0, {}, FOR_ONNX),
+        (run_torch, 2.0, {}, FOR_TORCH),
+        pytest.param(run_onnx, 0.0, ATTENDED, FOR_ONNX, marks=pytest.mark.slow),
+        pytest.param(run_torch, 2.0, ATTENDED, FOR_TORCH, marks=pytest.mark.slow),
     ],
 )
 def test_scaling_goes_into_the_graph(run, cut, options, shapes, make, tmp_path):
@@ -159,6 +171,8 @@ def test_scaling_goes_into_the_graph(run, cut, options, shapes, make, tmp_path):
         expected = encoder(modality.scale(x))
         torch.testing.assert_close(run(tmp_path / out, x), expected, rtol=1e-4, atol=1e-4)
     assert json.loads(written[1].read_text())["input"] == "raw values"
+    if run is run_onnx:
+        assert_says_what_it_takes(tmp_path / out, modality)
 
 
 @pytest.mark.parametrize("modality", [S1, Modality.preset("dem")])

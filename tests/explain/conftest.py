@@ -13,7 +13,7 @@ SPLIT = {"common": slice(0, 12), "unique": slice(12, 16)}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(drawing):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -92,6 +92,6 @@ def work(rank, world, store):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_together_equal_one(world, tmp_path):
     mp.start_processes(work, (world, tmp_path / "store"), nprocs=world, start_method="forkserver")

@@ -1,5 +1,6 @@
 """Runs small enough for tests: seconds, the whole way from the command line to the encoders."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ TINY = [
     "--loader.batch_size=16",
     "--loader.workers=0",
     "--monitor.samples=24",
+    "--monitor.every_epochs=2",  # a third of such a run
     "--trainer.max_epochs=2",
 ]
 
@@ -31,15 +33,31 @@ def tiny_arguments():
 def tiny(tmp_path):
     """Run `decur pretrain` in this process on a tiny data set; returns the run's folder."""
 
-    def run(*arguments: str, name: str = "run", pictures: bool = False) -> Path:
+    def run(*arguments: str, name: str = "run") -> Path:
         folder = tmp_path / name
-        with pytest.MonkeyPatch.context() as patch:
-            if not pictures:  # a third of such a run
-                patch.setattr("decur.plotting.available", lambda: False)
-            main(["pretrain", *TINY, f"--run={folder}", *arguments])
+        main(["pretrain", *TINY, f"--run={folder}", *arguments])
         return folder
 
     return run
+
+
+@pytest.fixture(scope="session")
+def kept():
+    """Folders of runs that several tests begin with."""
+    return {}
+
+
+@pytest.fixture
+def ready(tiny, kept, tmp_path, tmp_path_factory):
+    """The folder of a tiny run, made by the first test that wants it; each test gets a copy."""
+
+    def get(*arguments: str, name: str = "run") -> Path:
+        if arguments not in kept:
+            made = tmp_path_factory.mktemp("kept") / "run"
+            kept[arguments] = shutil.move(tiny(*arguments, name="first"), made)
+        return Path(shutil.copytree(kept[arguments], tmp_path / name))
+
+    return get
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from decur.pretrain import figures
 from decur.pretrain.callbacks import write_metrics
 from decur.runs import RunFolder
 
+pytestmark = pytest.mark.usefixtures("drawing")
+
 
 @pytest.mark.parametrize(
     ("bands", "shown"),

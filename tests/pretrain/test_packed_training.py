@@ -10,7 +10,7 @@ from decur.encoders import load_encoder
 
 pytest.importorskip("litdata")
 
-FAST = ["--encoder.name", "resnet18", "--projector.width", "16", "--loader.batch_size", "8"]
+FAST = ["--encoder.name", "test_resnet", "--projector.width", "16", "--loader.batch_size", "8"]
 FAST += ["--views.size", "32", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
 FAST += ["--monitor.every_epochs", "0", "--objective.common", "0.5"]
 
@@ -37,6 +37,6 @@ def test_pretraining_on_packed_data_is_pretraining_on_the_files(roots, tmp_path)
 
 def test_transfer_on_packed_data(roots, tmp_path, capsys):
     data = ["--data", "PackedPairs", "--data.root", str(roots[1]), "--loader.workers", "0"]
-    encoders = ["--encoder.name", "resnet18", "--run", str(tmp_path / "run"), "--device", "cpu"]
+    encoders = ["--encoder.name", "test_resnet", "--run", str(tmp_path / "run"), "--device", "cpu"]
     main(["transfer", *data, *encoders, "--target", "kind"])
     assert "accuracy" in capsys.readouterr().out.lower()

@@ -107,8 +107,8 @@ def test_a_wrong_file_ends_in_one_line(text, said, refused, tmp_path):
     assert said in refused("pretrain", f"--config={path}", f"--run={tmp_path / 'run'}")
 
 
-def test_another_configuration_in_the_same_folder_is_refused(tiny, refused, tmp_path):
-    folder = tiny("--trainer.max_epochs=1")
+def test_another_configuration_in_the_same_folder_is_refused(ready, refused, tmp_path):
+    folder = ready("--trainer.max_epochs=1")
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     same = ["pretrain", "--config", str(folder / "config.yaml"), f"--run={folder}"]
     line = refused(*same, "--projector.width=64")
@@ -134,8 +134,8 @@ def test_a_folder_that_is_no_run_is_left_alone(refused, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "tensorboard"]
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tiny, refused):
-    folder = tiny("--trainer.max_epochs=1")
+def test_a_checkpoint_of_another_architecture_is_refused(ready, refused):
+    folder = ready("--trainer.max_epochs=1")
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("test_resnet", "test_efficientnet"))
     line = refused("pretrain", "--config", str(config), f"--run={folder}")
@@ -170,8 +170,8 @@ def test_too_many_bad_samples_stop_the_run(make_pairs, tmp_path, refused):
     assert "loader.max_bad 0.01" in line and "bad_samples.csv" in line
 
 
-def test_a_non_finite_term_stops_the_run_and_is_named(tiny, refused, monkeypatch):
-    folder = tiny("--trainer.max_epochs=2")
+def test_a_non_finite_term_stops_the_run_and_is_named(ready, refused, monkeypatch):
+    folder = ready()
     real = DeCUR.forward
 
     def forward(self, embeddings, present=None):
@@ -198,7 +198,8 @@ def test_features_on_a_line_are_a_collapse(tiny_arguments, refused, monkeypatch,
     monkeypatch.setattr(
         TimmEncoder, "forward", lambda self, x: real(self, x)[:, :1] * torch.arange(1.0, 97.0)
     )
-    line = refused("pretrain", *tiny_arguments, f"--run={tmp_path / 'run'}", code=3)
+    watched = [*tiny_arguments, "--monitor.every_epochs=1"]
+    line = refused("pretrain", *watched, f"--run={tmp_path / 'run'}", code=3)
     assert "'optical' have effective rank 1.0" in line
     assert not list((tmp_path / "run").glob("checkpoints/*"))  # nothing good to keep yet
 
@@ -224,8 +225,8 @@ def test_a_sensor_must_not_be_called_what_pytorch_cannot_keep(name, make_pairs, 
     assert f"modality {name!r}: " in line and "rename it" in line
 
 
-def test_overwriting_no_process_looks_at_what_is_being_deleted(tiny, tmp_path, monkeypatch):
-    folder = tiny("--trainer.max_epochs=1")
+def test_overwriting_no_process_looks_at_what_is_being_deleted(tiny, ready, monkeypatch):
+    folder = ready("--trainer.max_epochs=1")
 
     def opened(folder, config, anew):
         assert open_run(folder, None) is not None

@@ -36,8 +36,8 @@ def equal(a, b):
     return all(torch.equal(a[m][key], b[m][key]) for m in a for key in a[m])
 
 
-def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp_path):
-    folder = tiny(pictures=True)
+def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp_path, drawing):
+    folder = tiny("--monitor.every_epochs=1")
     for name in ("config.yaml", "metrics.csv", "report.html", "figures/views.png"):
         assert (folder / name).stat().st_size > 0, name
     for name in ("loss", "diagonals", "ranks", "probes"):
@@ -65,6 +65,11 @@ def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp
     assert isinstance(encoder.modality, Modality) and encoder.modality.bands == ("VV", "VH")
     assert encoder(torch.rand(2, 2, 40, 40)).shape == (2, encoder.dim)
 
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http://" not in page and "https://" not in page and 'src="figures' not in page
+    assert "2048" not in page and "48 samples" in page
+
     again = tmp_path / "again"
     main(["pretrain", "--config", str(folder / "config.yaml"), "--run", str(again)])
     assert equal(weights(folder), weights(again))
@@ -75,7 +80,8 @@ def test_a_run_leaves_what_is_promised_and_repeats_from_its_own_config(tiny, tmp
 
 @pytest.mark.parametrize("attention", ["rda", "{layer1: cbam, layer4: da}"])
 def test_attention_is_a_key_of_the_encoder(attention, tiny, tmp_path):
-    folder = tiny(f"--encoder.attention={attention}", "--monitor.every_epochs=0")
+    short = ("--monitor.every_epochs=0", "--trainer.max_epochs=1")
+    folder = tiny(f"--encoder.attention={attention}", *short)
     keys = [key for key in weights(folder)["sar"] if "attention" in key]
     stages = {key.partition(".attention")[0] for key in keys}
     assert stages == ({"layer3", "layer4"} if attention == "rda" else {"layer1", "layer4"})
@@ -84,25 +90,24 @@ def test_attention_is_a_key_of_the_encoder(attention, tiny, tmp_path):
     assert equal(weights(folder), weights(again))
 
 
-def test_the_report_holds_its_pictures_and_no_link(tiny):
-    page = (tiny("--trainer.max_epochs=1", pictures=True) / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 4
-    assert "http://" not in page and "https://" not in page and 'src="figures' not in page
-    assert "2048" not in page and "48 samples" in page
-
-
-def test_monitors_change_nothing(tiny):
-    watched = tiny()
+def test_monitors_change_nothing(tiny, ready):
+    watched = ready()
     unwatched = tiny("--monitor.every_epochs=0", "--monitor.batches=1", name="unwatched")
     assert equal(weights(watched), weights(unwatched))
 
 
-def test_workers_change_nothing(tiny):
-    quick = ("--monitor.every_epochs=0", "--trainer.max_epochs=1")
-    assert equal(weights(tiny(*quick)), weights(tiny("--loader.workers=2", *quick, name="two")))
+def test_workers_change_nothing(tiny, ready):
+    quick = "--trainer.max_epochs=1"
+    assert equal(weights(ready(quick)), weights(tiny("--loader.workers=2", quick, name="two")))
 
 
-@pytest.mark.parametrize("name", [n for n, t in recipes().items() if command_of(t) == "pretrain"])
+QUICK = ("demo", "ombria", "geonrw-vit")
+PRETRAINING = [name for name, text in recipes().items() if command_of(text) == "pretrain"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in PRETRAINING]
+)
 def test_every_recipe_of_pretraining_runs(name, tmp_path, make_pairs):
     layers = find_config(name)
     arguments = ["--monitor.every_epochs=0", f"--run={tmp_path / 'run'}"]
@@ -172,7 +177,7 @@ def test_with_accumulated_gradients_the_rate_falls_to_the_end(tmp_path):
         scenes,
         OfParts(dim=16),
         run=str(tmp_path / "run"),
-        encoder=EncoderSettings("test_resnet"),
+        encoder=EncoderSettings("mlp"),
         projector=ProjectorSettings(16),
         views=ViewSettings(24),
         loader=LoaderSettings(8, workers=0),

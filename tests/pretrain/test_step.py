@@ -89,7 +89,13 @@ def backend(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+QUICK = ("decur", "clip")
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OBJECTIVES],
+)
 def test_layout_and_half_precision_keep_loss_and_gradient(objective, batch, monkeypatch):
     exact = step(build(objective, channels_last=False), batch)
     assert_close(step(build(objective), batch), exact, 1e-4, 0.999)
@@ -265,7 +271,7 @@ def test_with_lightning_alone_the_rate_falls_to_the_end(end, batch):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             seen.append(optimizer.param_groups[0]["lr"])
 
-    model = build(optimizer=OptimizerSettings("adamw", lr=1e-6))
+    model = build(encoder="mlp", optimizer=OptimizerSettings("adamw", lr=1e-6))
     loader = torch.utils.data.DataLoader([batch, batch], batch_size=None)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     L.Trainer(accelerator="cpu", callbacks=[Rates()], **quiet, **end).fit(model, loader)

@@ -97,7 +97,7 @@ def transferred(tmp_path):
     def run(*arguments: str, name: str = "run"):
         folder = tmp_path / name
         common = [
-            *("--encoder.name=test_resnet", "--loader.workers=0", "--bootstrap=20"),
+            *("--encoder.name=test_resnet", "--loader.workers=0", "--bootstrap=5"),
             *("--device=cpu", f"--run={folder}"),
         ]
         main(["transfer", *common, *arguments])

@@ -219,6 +219,7 @@ def test_what_learns(freeze):
     assert freeze != any(key.startswith("encoders.") for key in changed)
 
 
+@pytest.mark.slow
 def test_four_pictures_are_learned_by_heart():
     torch.manual_seed(0)
     model = CMX(make_encoders(), 3).train()

@@ -39,7 +39,7 @@ def weights_of(folder, part="encoders."):
     [("cover", {"mAP_micro", "mAP_macro"}), ("moisture", {"R2", "MAE"})],
 )
 @pytest.mark.parametrize("how", [["--freeze=true"], ["--freeze=false", *SHORT]])
-def test_labels_of_pictures(target, metrics, how, transferred, run_folder):
+def test_labels_of_pictures(target, metrics, how, transferred, run_folder, drawing):
     folder = transferred(*SCENES, f"--encoders={run_folder}", f"--target={target}", *how)
     for name in (*LEFT, "config.yaml", "figures/transfer.png"):
         assert (folder / name).stat().st_size > 0, name
