@@ -192,7 +192,7 @@ class _Digest:
             read = file_states(files_named(getattr(value, "__dict__", {}).values(), below=True))
             return _hash("data set", self._object(value), self.of(read))
         if is_dataclass(value):
-            named = {f.name: getattr(value, f.name) for f in fields(value)}
+            named = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
             return self._sequence("object", (kind, named))
         return self._object(value)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import field as dataclass_field
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -55,6 +56,8 @@ class Modality:
             `bands`. None: `bands` names or numbers them, or the file has just these. In YAML a
             mapping says both: `bands: {red: B04, green: 3}`.
         variable: name of the array in files of several (.npz, .mat, .h5, .zarr).
+        guessed: whether mean and std were taken from some of the data, since nobody gave any. Such
+            data takes the scaling of an encoder that it is fed to. It is not saved.
 
     Mean, std, value_range and whatever encoders see are in raw units; only `nodata` is in the
     numbers of files. Numbers may be texts: YAML reads 1e4 as one, and 1.0e+4 as a number.
@@ -78,6 +81,7 @@ class Modality:
     to_db: bool = False
     picks: tuple[str | int, ...] | None = None
     variable: str | None = None
+    guessed: bool = dataclass_field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         where = f"modality {self.name!r}"
@@ -181,6 +185,13 @@ class Modality:
         """
         return _scale(images, self)
 
+    def scaled_as(self, other: Modality) -> Modality:
+        """Return a copy that takes the scaling of another modality, if its own is a guess."""
+        if not self.guessed:
+            return self
+        taken = ("scaling", "mean", "std", "value_range", "cut")
+        return replace(self, **{name: getattr(other, name) for name in taken})
+
     def with_(self, **changes: Any) -> Modality:
         """A copy with some fields changed."""
         return replace(self, **_as_fields(changes))
@@ -189,6 +200,7 @@ class Modality:
         """Plain types for YAML and JSON: no tuples, no unset fields."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         plain["scale"] = plain.pop("factor")
+        del plain["guessed"]
         plain["to_db"] = plain["to_db"] or None
         return {k: v for k, v in plain.items() if v is not None}
 
@@ -199,7 +211,7 @@ class Modality:
         Raises:
             ConfigError: for unknown keys or presets, or wrong values.
         """
-        known = {field.name for field in fields(cls)} - {"factor"} | {"scale"}
+        known = {field.name for field in fields(cls)} - {"factor", "guessed"} | {"scale"}
         unknown = sorted(set(values) - known - {"preset"}, key=str)
         if unknown:
             raise ConfigError(
@@ -232,9 +244,12 @@ class Modality:
     def differences(self, other: Modality) -> list[str]:
         """What keeps data of `other` from being fed to an encoder of this modality, in words.
 
-        Names and sizes may differ; bands, their order, and the scaling may not.
+        Names and sizes may differ; bands, their order, and the scaling may not, but for statistics
+        that were guessed.
         """
         checked = ("bands", "scaling", "mean", "std", "value_range", "cut", "nodata")
+        if other.guessed:
+            checked = ("bands",)
         irrelevant = {
             "standard": ("value_range",),
             "zscore": ("value_range",),

@@ -354,3 +354,25 @@ def test_a_single_group_leaves_no_interval(bright, transferred, capsys):
 def test_splits_that_share_samples_are_refused(bright, refused):
     line = refused(f"--data.root={bright}", "--train_split=train", "--test_split=train")
     assert "test_split: 30 samples are also trained on, such as '0001'; choose another" in line
+
+
+def test_data_without_statistics_takes_those_of_the_encoders(bright, transferred, capsys, caplog):
+    caplog.set_level("INFO")
+    tiny = ["--encoder.name=test_resnet", "--projector.width=16", "--views.size=16"]
+    tiny += ["--loader.batch_size=8", "--loader.workers=0", "--trainer.accelerator=cpu"]
+    run = bright.parent / "pretrained"
+    main(
+        ["pretrain", f"--data.root={bright}", f"--run={run}", *tiny, "--monitor.every_epochs=0"]
+        + ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    )
+    for file in (bright / "s1").iterdir():  # other pictures of the same sensor
+        np.save(file, np.load(file) + np.float32(0.1))
+    given = (f"--data.root={bright}", f"--encoders={run}", "--modalities=s1")
+    transferred(*given)
+    assert "modality 's1': nobody gave its scaling, so it is that of the encoder's" in caplog.text
+    main(["stats", str(bright)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        transferred(*given, name="given")
+    said = capsys.readouterr().err
+    assert "differs in mean" in said and "as --data.modalities FILE" in said

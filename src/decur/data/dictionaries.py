@@ -200,7 +200,7 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
                 stats = BandStatistics.of_image(one.numpy(), seed=index)
                 found = stats if found is None else found.merge(stats)
         assert found is not None  # the first picture at least
-        return found.to_modality(name)
+        return found.to_modality(name).with_(guessed=True)
 
 
 def _target_of(

@@ -403,7 +403,7 @@ def _guess(
     else:
         sample = _spaced(files, _STATS_FILES)
         statistics = stats_of_files(sample, is_byte=is_byte, max_pixels=max_pixels, workers=2)
-        modality = statistics.to_modality(name)
+        modality = statistics.to_modality(name).with_(guessed=True)
         source = f"statistics of {len(sample)} of {len(files)} files"
     log.info(
         "modality %r: scaling %r from %s, augmentation %r by its name; "

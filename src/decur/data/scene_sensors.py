@@ -206,7 +206,7 @@ def describe_sensor(
         )
     else:
         source = f"statistics of up to {_LOOKS} squares of {_SQUARE} px"
-        modality = _statistics(name, rasters).to_modality(name).with_(bands=bands)
+        modality = _statistics(name, rasters).to_modality(name).with_(bands=bands, guessed=True)
     log.info(
         "modality %r: scaling %r from %s, augmentation %r by its name",
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ from decur.registry import Registry
 Builder = Callable[..., "Encoder"]
 
 ENCODERS: Registry[Builder] = Registry("encoder", "decur.encoders")
+
+_SAME_SCALING = "; give the data the statistics of that training, as --data.modalities FILE"
+log = logging.getLogger(__name__)
 
 
 class Encoder(nn.Module, ABC):
@@ -123,9 +127,15 @@ class Encoder(nn.Module, ABC):
             return
         differences = self.modality.differences(modality)
         if differences:
+            remedy = "" if self.modality.bands != modality.bands else _SAME_SCALING
             raise DataError(
                 f"the encoder was trained on {self.modality.name!r} and the data "
-                f"{modality.name!r} differs in {'; '.join(differences)}"
+                f"{modality.name!r} differs in {'; '.join(differences)}{remedy}"
+            )
+        if modality.scaled_as(self.modality) != modality:
+            log.info(
+                "modality %r: nobody gave its scaling, so it is that of the encoder's training",
+                modality.name,
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from decur.data import PairedDataset, Sample
 from decur.errors import ConfigError, DataError
+from decur.modality import Modality
 from decur.probes import validation_parts
 from decur.transfer.settings import TransferSettings
 from decur.transfer.tasks import Task
@@ -240,12 +241,19 @@ def _source(data: PairedDataset) -> tuple[object, ...]:
     return type(data), repr(made_of)
 
 
+def _alike(other: Mapping[str, Modality], modalities: Mapping[str, Modality]) -> bool:
+    """Return whether data has the sensors that other data was scaled for."""
+    return set(other) == set(modalities) and all(
+        modality.scaled_as(modalities[name]) == modalities[name] for name, modality in other.items()
+    )
+
+
 class _Joined(PairedDataset):  # private, so that --help does not offer it
     def __init__(self, *parts: PairedDataset) -> None:
         self.joined = parts
         first = parts[0]
         for part in parts[1:]:
-            if part.modalities != first.modalities:
+            if not _alike(part.modalities, first.modalities):
                 raise DataError(
                     f"the training and the test data differ in their modalities: "
                     f"{first.describe()} and {part.describe()}; give both the same modalities.yaml"
