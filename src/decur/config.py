@@ -108,10 +108,11 @@ def find_config(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         base, objective = _BY_OBJECTIVE[name]
         raise ConfigError(f"{name}: is no more; use --config {base} --objective {objective}")
     else:
-        close = difflib.get_close_matches(name, shipped, n=3) or list(shipped)
+        close = difflib.get_close_matches(name, shipped, n=3)
+        hint = f"recipes: {', '.join(close)} (`decur recipes` lists all)"
         raise ConfigError(
-            f"{name}: no such file and no such recipe; recipes: {', '.join(close)} "
-            "(`decur recipes` lists all)"
+            f"{name}: no such file and no such recipe; "
+            f"{hint if close else '`decur recipes` lists those that ship'}"
         )
     values = read_mapping(text, where)
     base = values.pop("base", None)

@@ -327,11 +327,13 @@ class TransferSettings:
     def _refuse_mismatch(self, task: Label) -> None:
         kind = task.kind
         if self.freeze and self.probe == "sgd" and kind == "scalar":
-            raise ConfigError("probe: sgd is the paper's head for classes; a scalar takes ridge")
+            raise ConfigError(
+                "probe: sgd is the paper's head for classes; a scalar takes ridge, or auto"
+            )
         if self.freeze and self.probe == "logistic" and kind != "class":
             raise ConfigError(
                 f"probe: logistic tells one class a sample from others, and {task.name!r} is a "
-                f"{kind}; take ridge"
+                f"{kind}; take ridge, or auto"
             )
         if self.representation != "features" and (task.dense or not self.freeze):
             what = "a mask needs feature maps" if task.dense else "fine-tuning starts from encoders"
