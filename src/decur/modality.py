@@ -247,9 +247,8 @@ class Modality:
         Names and sizes may differ; bands, their order, and the scaling may not, but for statistics
         that were guessed.
         """
-        checked = ("bands", "scaling", "mean", "std", "value_range", "cut", "nodata")
-        if other.guessed:
-            checked = ("bands",)
+        scaling = ("scaling", "mean", "std", "value_range", "cut", "nodata")
+        checked = ("bands", *(() if other.guessed else scaling))
         irrelevant = {
             "standard": ("value_range",),
             "zscore": ("value_range",),
