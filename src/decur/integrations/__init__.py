@@ -1,0 +1,1 @@
+"""Adapters for tools that evaluate and fine-tune encoders: import the module of the tool."""
