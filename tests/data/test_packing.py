@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
 from decur.data.packed import pack
-from decur.data.packed.items import decode, encode, matches
+from decur.data.packed.items import decode, encode, matches, zstd
 from decur.data.packed.reading import verify
 from decur.data.packed.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
 from decur.errors import BadSampleError, ConfigError, DataError
@@ -522,3 +522,15 @@ def test_masks_are_stored_in_the_smallest_type_and_read_as_before(values, width)
     assert len(item) - mask.numel() * width - narrow.nbytes < 1024
     found = decode(item)
     assert_same_sample(found, sample)
+
+
+def test_compressed_photographs_are_stored_as_differences():
+    x = torch.linspace(0, 6, 80)
+    smooth = (127 + 100 * torch.sin(x)[:, None] * torch.cos(x)).to(torch.uint8)
+    noise = torch.randint(0, 255, (3, 80, 80), generator=torch.Generator().manual_seed(0))
+    for picture, smaller in ((smooth.expand(3, 80, 80), True), (noise.to(torch.uint8), False)):
+        sample = {"id": "a", "images": {"rgb": picture, "height": torch.rand(1, 4, 4)}}
+        item = np.frombuffer(encode(sample, compress=True), dtype=np.uint8).copy()
+        assert_same_sample(decode(item), sample)
+        plain = len(zstd().compress(picture.contiguous().numpy().tobytes()))
+        assert (len(item) < plain) is smaller
