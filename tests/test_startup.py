@@ -17,7 +17,7 @@ QUESTIONS = {
         [command, "--help"]
         for command in (
             *("pretrain", "transfer", "explain", "embed", "neighbors", "stats", "import", "export"),
-            *("pack", "bench", "plan", "compare", "demo", "predict"),
+            *("explore", "pack", "bench", "plan", "compare", "demo", "predict"),
         )
     ],
     "a wrong key": [["pretrain", "--encoder.nam", "resnet18"], ["transfer", "--frezee", "true"]],
