@@ -12,7 +12,7 @@ from small_hub import SmallHub
 
 from decur import Modality
 from decur.cli import main
-from decur.encoders import build_encoder, load_encoder, save_encoder
+from decur.encoders import EncoderSettings, build_encoder, load_encoder, save_encoder
 from decur.encoders.hub import encoder_files
 from decur.errors import ConfigError, DataError
 from decur.exchange.hub import export_hub
@@ -143,6 +143,11 @@ def test_a_repository_goes_up_and_comes_down(hub, make, tmp_path):
         assert torch.equal(found(x), encoder(x))
         plain = timm.create_model("hf-hub:me/radar", pretrained=True, cache_dir=tmp_path / "c")
         assert torch.equal(plain.eval()(x), encoder(x))
+    settings = EncoderSettings("test_resnet", weights="hf-hub:me/radar")
+    continued = settings.build("s1", S1).state_dict()
+    assert all(torch.equal(value, continued[key]) for key, value in encoder.state_dict().items())
+    with pytest.raises(ConfigError, match=r"me/radar: has encoders of s1 alone; give \{s2: FILE\}"):
+        settings.build("s2", S1.with_(name="s2"))
     with pytest.raises(ConfigError, match="common needs the projector of a run"):
         gather_encoders("hf-hub:me/radar", {"s1": S1}, representation="common")
     commit = hub.revision("me/radar")

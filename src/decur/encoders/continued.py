@@ -11,6 +11,7 @@ from decur.encoders.bands import first_weights
 from decur.encoders.base import Encoder
 from decur.encoders.build import plain_band
 from decur.encoders.files import load_encoder
+from decur.encoders.hub import HUB, encoder_files
 from decur.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
 
     Args:
         encoder: with its modality; changed in place.
-        source: an encoder file, or the folder of a run, of which the encoder of the same sensor is
-            taken.
+        source: an encoder file, or the folder of a run, an export or "hf-hub:USER/REPO", of which
+            the encoder of the same sensor is taken.
 
     Raises:
         ConfigError: if there is no such file, or it holds another architecture.
@@ -34,7 +35,7 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
     """
     assert encoder.modality is not None
     wanted = encoder.modality
-    path = _file(Path(source), wanted.name)
+    path = _file(str(source), wanted.name)
     given = load_encoder(path)
     assert given.modality is not None  # every encoder file has one
     if given.name != encoder.name:
@@ -60,13 +61,19 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
     _say(path, encoder, given, rows)
 
 
-def _file(source: Path, sensor: str) -> Path:
+def _file(source: str, sensor: str) -> Path:
     """Return the encoder file that a person means."""
-    path = source / "encoders" / f"{sensor}.safetensors" if source.is_dir() else source
+    path = Path(source)
+    if path.is_dir() or source.startswith(HUB):
+        found = encoder_files(source)
+        if sensor in found:
+            return found[sensor]
+        there = f"has encoders of {', '.join(found)} alone" if found else "holds no encoder"
+        raise ConfigError(f"encoder.weights: {source}: {there}; give {{{sensor}: FILE}}")
     if not path.is_file():
         raise ConfigError(
-            f"encoder.weights: {path}: no such file; give an encoder file, the folder of a run "
-            f"that has an encoder of {sensor!r}, or {{{sensor}: FILE}}"
+            f"encoder.weights: {path}: no such file; give an encoder file, {HUB}USER/REPO, the "
+            f"folder of a run that has an encoder of {sensor!r}, or {{{sensor}: FILE}}"
         )
     return path
 

@@ -29,9 +29,9 @@ class EncoderSettings:
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
         checkpointing: compute activations again in the backward pass in place of keeping them:
             a third more work, and memory for larger encoders or batches; the same result.
-        weights: start from an encoder file or from the encoders of a run's folder, for all
-            modalities or as `{modality: FILE}`; bands are matched by name. What `decur import`
-            wrote of published weights is such a file.
+        weights: start from an encoder file or from the encoders of a run's folder or of
+            "hf-hub:USER/REPO", for all modalities or as `{modality: FILE}`; bands are matched by
+            name. What `decur import` wrote of published weights is such a file.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits
