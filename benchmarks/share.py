@@ -1,6 +1,6 @@
 """Does `objective.common: auto` find the share? Linear-Gaussian factors, of which it is known.
 
-    python benchmarks/share.py                      # one seed, about two minutes on two cores
+    python benchmarks/share.py                      # one seed, about four minutes on two cores
     python benchmarks/share.py --seeds 0 1 2
 
 Of 100 factors of each of two sensors 10, 25, 50, 75 and 90 are shared. An MLP with 128 dimensions
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=20, help="of the whole run: a tenth is done")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--verbose", action="store_true", help="print what is counted")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -143,14 +145,13 @@ def test_a_run_goes_on_to_the_same_bits(whole, step, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_several_processes_count_what_one_does(whole, tiny_process):
-    process, folder = tiny_process(
-        *(argument for argument in ARGUMENTS[1:]),
-        *("--trainer.devices=2", "--trainer.strategy=ddp"),
-    )
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error[-2000:]
-    assert out.count("from now on") == 1  # one process speaks
+def test_several_processes_count_what_one_does(whole, tmp_path):
+    folder = tmp_path / "together"
+    command = [sys.executable, "-m", "decur", *ARGUMENTS, f"--run={folder}"]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("from now on") == 1  # one process speaks
     keys = ("share/common", "directions/x-y", "directions/x", "directions/y")
     tables = [read_metrics(RunFolder(f)) for f in (whole, folder)]
     for one, two in zip(*tables, strict=True):
