@@ -41,6 +41,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/optimiser.py
 	$(BIN)/python benchmarks/tsne.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/blocks.py
+	$(BIN)/python benchmarks/share.py
 
 # On a machine with CUDA: tests, the paper's step and what falls short, in 15 minutes.
 gpu: $(INSTALLED)

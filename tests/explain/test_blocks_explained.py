@@ -54,6 +54,13 @@ def test_how_much_is_shared_by_subset(planted):
     text = of_shared(arrays)
     assert "x and y: Of the variance of each part" in text and "of y+x" in text
     assert "objective.common" not in text
+    assert text.count("That is consistent with these blocks") == 2
+    assert text.count("raise the share of a block that names both") == 1  # x and z have none
+    for part in PARTS:  # intervals that hold everything
+        arrays[f"x-y/same-interval/{part}"] = np.tile([-np.inf, np.inf], (2, 1))
+        arrays[f"x-y/features-interval/{part}"] = np.tile([-np.inf, np.inf], (2, 1))
+    assert "x and y: Of the variance" in of_shared(arrays)
+    assert of_shared(arrays).count("too few samples, for a verdict on the blocks") == 1
 
 
 def test_a_part_is_wanted_apart_where_a_pair_does_not_share_it(planted):

@@ -54,7 +54,12 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
             "share of a block that names both in objective.blocks."
         )
     if not empty and not leaking:
-        found.append("That is consistent with these blocks, and cannot tell their right shares.")
+        sure = all(value.above(TELLS) is Verdict.YES for value in shared.values())
+        found.append(
+            "That is consistent with these blocks, and cannot tell their right shares."
+            if sure
+            else "That is too little, or these are too few samples, for a verdict on the blocks."
+        )
     return [*found, *on_width(arrays, pair)]
 
 
