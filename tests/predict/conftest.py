@@ -16,13 +16,6 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(request, monkeypatch):
-    """A picture takes longer than a map of 100 pixels; tests that look at one say so."""
-    if "picture" not in request.node.name and "sheet" not in request.node.name:
-        monkeypatch.setattr("decur.plotting.available", lambda: False)
-
-
 @pytest.fixture
 def scene(tmp_path):
     """Words of `--scene` for two rasters of 100 x 130 pixels that coincide."""

@@ -102,6 +102,7 @@ def pairs(tmp_path):
     return root
 
 
+@pytest.mark.usefixtures("drawing")
 def test_a_data_set_gets_masks_by_id_a_table_and_a_sheet(make_model, pairs, tmp_path):
     import pandas as pd
 

@@ -70,6 +70,7 @@ def test_a_scene_of_one_window_is_what_the_model_says_of_it(make_model, scene, t
     np.testing.assert_allclose(pixels_of(found.probabilities), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("drawing")
 def test_a_picture_lies_beside_the_map(make_model, scene, tmp_path):
     found = predict(make_model(), scene, **quick(tmp_path / "map.tif", window=128, overlap=0))
     assert found.picture == tmp_path / "map.png"
