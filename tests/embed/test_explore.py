@@ -16,6 +16,7 @@ from decur.errors import ConfigError, DataError
 from decur.explain.base import unwatched
 from decur.explore import explore
 from decur.explore.maps import lay_out_sensors, rank_rows
+from decur.explore.run import _chosen
 from decur.plotting import small_pictures
 
 
@@ -121,6 +122,17 @@ def test_the_page_holds_what_was_embedded(embedded, pairs, tmp_path):
     ]
     assert 2 * away[0].mean() < min(away[1].mean(), away[2].mean())  # of JPEG alone
     assert (sheet[:side, 3 * side : 4 * side] < 40).all()  # absent
+
+
+def test_large_maps_take_no_minutes_unless_they_are_asked_to(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    assert _chosen(None, 5_000) == "tsne" and not caplog.messages
+    assert _chosen(None, 5_001) == "pca" and "--layout tsne takes some minutes" in caplog.text
+    assert _chosen("tsne", 20_000) == "tsne"
+    monkeypatch.setattr("decur.explore.run.find_spec", lambda name: None)
+    assert _chosen(None, 10) == "pca" and "pip install 'decur[explain]'" in caplog.messages[-1]
+    with pytest.raises(ConfigError, match="--layout tsne needs openTSNE: pip install"):
+        _chosen("tsne", 10)
 
 
 def test_the_command(embedded, pairs, tmp_path, capsys, refused):

@@ -157,10 +157,16 @@ def test_a_repository_goes_up_and_comes_down(hub, make, tmp_path):
     assert before.parent.name == commit
 
 
-def test_a_run_is_one_repository(hub, tmp_path):
-    export_hub(RUN, tmp_path / "out", push="me/both")
-    assert {"dem/config.json", "rgb/model.safetensors"} < hub.repositories["me/both"].keys()
-    assert sorted(encoder_files("hf-hub:me/both")) == ["dem", "rgb"]
+def test_a_run_is_one_repository(hub, make, tmp_path):
+    for modality in (S1, RGB):
+        make(modality=modality)
+    export_hub(tmp_path / "run", tmp_path / "out", push="me/both")
+    files = hub.repositories["me/both"]
+    assert {"rgb/config.json", "s1/model.safetensors"} < files.keys()
+    assert sorted(encoder_files("hf-hub:me/both")) == ["rgb", "s1"]
+    card = files["README.md"].decode()
+    assert "`hf download me/both --local-dir both` comes first" in card
+    assert 'timm.create_model("local-dir:both/s1", pretrained=True)' in card
 
 
 def test_refusals_of_the_hub_are_one_line(hub, make, tmp_path, monkeypatch, capsys):

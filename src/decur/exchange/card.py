@@ -65,6 +65,7 @@ def write_card(
         title=title,
         sensors=sensors,
         source=f"{HUB}{repository}" if repository else title,
+        download=repository if repository and set(folders.values()) != {"."} else None,
         timm=all(sensor["timm"] for sensor in sensors),
         objective=objective,
         training=training,
@@ -75,10 +76,10 @@ def write_card(
 
 
 def _timm_source(folder: str, title: str, repository: str | None) -> str:
-    """Return the name by which timm finds an encoder; a repository's subfolders it does not."""
-    if repository is not None and folder == ".":
-        return f"{HUB}{repository}"
-    return f"local-dir:{title}" + ("" if folder == "." else f"/{folder}")
+    """Return the name by which timm finds an encoder; it opens no folder of a repository."""
+    if folder == ".":
+        return f"{HUB}{repository}" if repository else f"local-dir:{title}"
+    return f"local-dir:{title.rpartition('/')[2]}/{folder}"
 
 
 def _sensor(name: str, encoder: Encoder, source: str) -> dict[str, Any]:

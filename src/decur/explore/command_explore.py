@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> Path:
     parser.add_argument(
         "--layout",
         type=Layout | None,
-        help="tsne keeps neighbours together, pca takes a moment; by default tsne, if installed.",
+        help="tsne keeps neighbours together, pca takes a moment; by default tsne of up to 5,000.",
     )
     parser.add_argument("--samples", type=int, default=20_000, help="At most so many, evenly.")
     parser.add_argument("--neighbors", type=int, default=8, help="How many of each sensor.")

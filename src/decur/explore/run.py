@@ -32,6 +32,7 @@ T = TypeVar("T")
 PAGE = "explore.html"
 _COMPARABLE = ("common", "embedding")  # parts that mean the same for each sensor
 _MOST_NEIGHBORS = 50
+_QUICK = 5_000  # samples that t-SNE lays out in about a minute
 
 
 def explore(
@@ -57,7 +58,8 @@ def explore(
         data: what was embedded; without it the page shows neither pictures nor labels.
         out: the page; None: `explore.html` in the folder of embeddings.
         part: what is compared; None: the common dimensions, else the embedding, else features.
-        layout: "tsne" (needs openTSNE) or "pca"; None: "tsne" where it is installed.
+        layout: "tsne" (needs openTSNE) or "pca"; None: "tsne" where it is installed, up to 5,000
+            samples.
         samples: at most so many, evenly spaced; up to 20,000.
         neighbors: how many in each sensor.
 
@@ -89,7 +91,9 @@ def explore(
     together = part in _COMPARABLE
     pairs = [(a, b) for a in sensors for b in sensors if a == b or together]
     ranking = {(a, b): rank_rows(units[a], units[b], neighbors, itself=a != b) for a, b in pairs}
-    places = lay_out_sensors(units, _chosen(layout), together=together, watch=_watch(console))
+    places = lay_out_sensors(
+        units, _chosen(layout, len(ids)), together=together, watch=_watch(console)
+    )
     contents = Contents(
         title=f"{folder.resolve().name}: {len(ids):,} samples",
         ids=ids,
@@ -129,13 +133,21 @@ def _units(vectors: Vectors, ids: list[str]) -> NDArray[np.float32]:
     return found
 
 
-def _chosen(layout: Layout | None) -> Layout:
-    """Return the layout that is wanted; without a wish the best that is installed."""
-    if find_spec("openTSNE") is not None:
-        return layout or "tsne"
-    require(layout != "tsne", f"--layout tsne needs openTSNE: {install('explain')}")
-    if layout is None:
-        log.info("the map shows principal components; t-SNE needs %s", install("explain"))
+def _chosen(layout: Layout | None, samples: int) -> Layout:
+    """Return the layout that is wanted; without a wish t-SNE, where it is there and takes a minute.
+
+    Args:
+        layout: what was asked for.
+        samples: how many there are.
+    """
+    installed = find_spec("openTSNE") is not None
+    require(installed or layout != "tsne", f"--layout tsne needs openTSNE: {install('explain')}")
+    if layout is not None:
+        return layout
+    if installed and samples <= _QUICK:
+        return "tsne"
+    remedy = "--layout tsne takes some minutes" if installed else install("explain")
+    log.info("the map shows principal components; for t-SNE, which keeps neighbours, %s", remedy)
     return "pca"
 
 
