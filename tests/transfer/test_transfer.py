@@ -1,6 +1,7 @@
 """The whole command: what it leaves, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -370,6 +371,11 @@ def test_data_without_statistics_takes_those_of_the_encoders(bright, transferred
     given = (f"--data.root={bright}", f"--encoders={run}", "--modalities=s1")
     transferred(*given)
     assert "modality 's1': nobody gave its scaling, so it is that of the encoder's" in caplog.text
+    other = shutil.copytree(bright, bright.parent / "other")
+    for file in (other / "s1").iterdir():
+        np.save(file, np.load(file) - np.float32(0.1))
+    found = transferred(*given, f"--test_data.root={other}", name="elsewhere")
+    assert json.loads((found / "results.json").read_text())["test"] == 40
     main(["stats", str(bright)])
     capsys.readouterr()
     with pytest.raises(SystemExit):
