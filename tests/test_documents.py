@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from make_folder import write
 from make_ombria import make_ombria
+from rasterio.transform import from_origin
 
 from decur.cli import main
 from decur.config import recipes
@@ -21,6 +23,7 @@ SHORT = {
     "transfer": ["--fit.epochs=1", "--bootstrap=0", "--device=cpu"],
     "explain": ["--only=alignment", "--samples=8", "--device=cpu"],
 }
+WEST, NORTH = 500_000, 5_000_000  # of a scene
 GENERATED = ["--data.samples=24", "--data.size=32"]
 
 
@@ -68,6 +71,39 @@ def test_the_tutorial_on_rooms(tmp_path, monkeypatch):
     Path("rooms/modalities.yaml").write_text(own)
     run("docs/tutorials/rgbd.md", lambda words: words[:2] not in (["decur", "stats"],))
     assert json.loads(Path("runs/rooms-dark/results.json").read_text())["modalities"] == ["depth"]
+
+
+@pytest.mark.slow
+def test_the_page_on_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, bands in (("s1", 2), ("s2", 3)):
+        Path(f"scenes/{name}").mkdir(parents=True)
+        profile = {"driver": "GTiff", "count": bands, "height": 96, "width": 96}
+        place = {"crs": "EPSG:32632", "transform": from_origin(WEST, NORTH, 10, 10)}
+        options = {**profile, **place, "dtype": "float32", "tiled": True}
+        with rasterio.open(f"scenes/{name}/summer.tif", "w", **options) as file:
+            file.write(rng.normal(100, 20, (bands, 96, 96)).astype("float32"))
+    ring = [[0, 0], [0, -960], [480, -960], [480, 0], [0, 0]]
+    halves = [[[WEST + x + shift, NORTH + y] for x, y in ring] for shift in (0, 480)]
+    shapes = [
+        {
+            "type": "Feature",
+            "properties": {"crop": crop, "name": f"field {crop}"},
+            "geometry": {"type": "Polygon", "coordinates": [half]},
+        }
+        for crop, half in zip(("wheat", "maize"), halves, strict=True)
+    ]
+    crs = {"type": "name", "properties": {"name": "EPSG:32632"}}
+    fields = {"type": "FeatureCollection", "crs": crs, "features": shapes}
+    Path("fields.geojson").write_text(json.dumps(fields))
+    monkeypatch.setitem(SHORT, "transfer", [*SHORT["transfer"], "--folds=2"])
+    for name in ("pretrain", "transfer", "embed", "pack"):
+        monkeypatch.setitem(SHORT, name, [*SHORT.get(name, []), "--data.window=16"])
+    run("docs/scenes.md")
+    with rasterio.open("crops.tif") as made, rasterio.open("scenes/s2/summer.tif") as scene:
+        assert (made.crs, made.transform, made.shape) == (scene.crs, scene.transform, scene.shape)
+    assert Path("embeddings/item.json").is_file() and Path("packed").is_dir()
 
 
 @pytest.mark.slow

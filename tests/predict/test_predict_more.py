@@ -146,3 +146,10 @@ def test_ids_become_names_that_stay_in_the_folder():
     assert mask_name("region/tile 3") == "region/tile 3"
     assert "/" not in mask_name("../../etc") and "/" not in mask_name("/etc")
     assert mask_name("a:b?c") == "a%3Ab%3Fc"
+
+
+def test_help_lists_what_a_map_needs(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--help"])
+    assert not ended.value.code
+    assert "--scene" in capsys.readouterr().out

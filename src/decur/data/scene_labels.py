@@ -15,17 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
-from decur.data.grid import (
-    LONGITUDE_LATITUDE,
-    RASTERS,
-    Grid,
-    Raster,
-    WindowReader,
-    gdal,
-    opened,
-    read_raster_header,
-)
+from decur.data.grid import LONGITUDE_LATITUDE, Grid
+from decur.data.map_rasters import RASTERS, Raster, gdal, opened, read_raster_header
 from decur.data.sample import Target
+from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, ConfigError, DataError, needing
 
 log = logging.getLogger(__name__)

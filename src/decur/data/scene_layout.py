@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from decur.data.grid import LONGITUDE_LATITUDE, Bounds, Grid, Raster, same_crs
+from decur.data.grid import LONGITUDE_LATITUDE, Bounds, Grid, same_crs
+from decur.data.map_rasters import Raster
 
 _SAME_PLACE = 0.9  # of what two rasters cover together, from which on they show one place
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})[-_]?(0[1-9]|1[0-2])[-_]?([0-3]\d)(?!\d)")

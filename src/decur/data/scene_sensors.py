@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from decur.data import rasters as gdal_rasters
-from decur.data.grid import (
+from decur.data.grid import Grid, same_crs
+from decur.data.listing import subfolders
+from decur.data.map_rasters import (
     RASTERS,
-    Grid,
     Raster,
-    WindowReader,
     read_raster_header,
     refuse_far,
-    same_crs,
     wanted_bands,
     warn_untiled,
 )
-from decur.data.listing import subfolders
 from decur.data.pairing import FEW_VALUES, named_as_labels
 from decur.data.scene_layout import Scene
 from decur.data.selection import evenly_spaced
 from decur.data.stats import BandStatistics, guess_augmentation
+from decur.data.window_reader import WindowReader
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.data.grid import Bounds, Grid, measured_cells
+from decur.data.grid import Bounds, Grid
+from decur.data.map_rasters import measured_cells
 from decur.data.scene_layout import Layer, Scene
 from decur.errors import ConfigError, DataError
 

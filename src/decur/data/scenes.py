@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.files import parts_of
-from decur.data.grid import Grid, WindowReader, nodata_values
+from decur.data.grid import Grid
 from decur.data.listing import MASK
 from decur.data.sample import Sample
 from decur.data.scene_labels import find_labels
@@ -31,6 +31,7 @@ from decur.data.scene_windows import (
     spatial_blocks,
     usable_windows,
 )
+from decur.data.window_reader import WindowReader, nodata_values
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality, load_modalities
 

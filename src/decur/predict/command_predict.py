@@ -74,7 +74,8 @@ def main(arguments: Sequence[str]) -> Mapped | Predicted:
     parser = build_parser()
     with_data = any(word.startswith("--data") for word in arguments)
     with_scene = any(word.partition("=")[0] == "--scene" for word in arguments)
-    if not with_data:
+    helped = any(word.startswith("--help") for word in arguments)
+    if not (with_data or helped):
         parser.set_defaults({"data": None})
     given = parser.parse(arguments)
     given.pop("config", None)

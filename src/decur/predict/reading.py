@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from decur.data.grid import (
-    Grid,
+from decur.data.grid import Grid
+from decur.data.loader import LoaderSettings
+from decur.data.map_rasters import (
     Raster,
-    WindowReader,
     read_raster_header,
     refuse_far,
     wanted_bands,
     warn_untiled,
 )
-from decur.data.loader import LoaderSettings
+from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, ConfigError, DataError, did_you_mean
 from decur.modality import Modality
 from decur.predict.windows import Corner

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur import plotting
-from decur.data.grid import Grid, read_raster_header
+from decur.data.grid import Grid
 from decur.data.loader import reporting_lost_workers
+from decur.data.map_rasters import read_raster_header
 from decur.devices import choose_device
 from decur.digest import digest, file_states
 from decur.errors import ConfigError

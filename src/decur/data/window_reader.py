@@ -1,0 +1,229 @@
+"""Windows of rasters of any size, CRS and resolution, read onto one grid."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decur.data import rasters as gdal_rasters
+from decur.data.grid import Grid
+from decur.data.map_rasters import Raster, gdal, opened
+from decur.errors import BadSampleError
+
+_OPEN = 24  # rasters that a process keeps open
+
+
+class WindowReader:
+    """Reads windows of rasters onto a grid, whatever the CRS and resolution of the rasters.
+
+    Where the pixels of a raster coincide with the grid's they are read as they are; else GDAL
+    warps them (`WarpedVRT`): bilinear, with the averaging that a coarser grid needs.
+
+    Args:
+        grid: that windows are cut from.
+        rasters: whose pixels fill it; a pixel is taken from the first that has measured it.
+        nodata: raw values that mean "no measurement", besides those that the files name.
+        nearest: take the nearest pixel, as classes need it.
+        bands: rows of the rasters' bands that are wanted, from 0; None for all.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        rasters: Sequence[Raster],
+        *,
+        nodata: float | tuple[float, ...] | None = None,
+        nearest: bool = False,
+        bands: tuple[int, ...] | None = None,
+    ) -> None:
+        self.grid, self.rasters, self.nearest, self.bands = grid, list(rasters), nearest, bands
+        self.nodata = nodata_values(nodata)
+        boxes = [raster.grid.bounds_in(grid.crs) for raster in self.rasters]
+        self._boxes = np.array(boxes).reshape(-1, 4)  # (R, 4), as `Bounds`
+
+    @property
+    def channels(self) -> int:
+        """Return the number of bands of a window."""
+        return len(self.bands) if self.bands is not None else self.rasters[0].bands
+
+    def read(self, row: int, column: int, height: int, width: int) -> Tensor:
+        """Read a window, which may reach beyond the rasters.
+
+        Args:
+            row: its first row in the grid; may be negative.
+            column: its first column in the grid.
+            height: its rows.
+            width: its columns.
+
+        Returns:
+            (C, height, width), uint8 where all of it is 8-bit and measured, else float32 with NaN
+            where there is no measurement.
+
+        Raises:
+            BadSampleError: naming the file that cannot be read.
+        """
+        part = self.grid.window(row, column, height, width)
+        found: np.ndarray | None = None
+        west, south, east, north = part.bounds
+        across = (self._boxes[:, 0] < east) & (self._boxes[:, 2] > west)
+        along = (self._boxes[:, 1] < north) & (self._boxes[:, 3] > south)
+        for number in np.flatnonzero(across & along).tolist():
+            pixels = self._read_one(self.rasters[number], part, (row, column))  # (C, h, w)
+            found = pixels if found is None else np.where(np.isnan(found), pixels, found)
+            if found.dtype == np.uint8 or not np.isnan(found).any():
+                break
+        if found is None:
+            found = np.full((self.channels, height, width), np.nan, dtype=np.float32)
+        return torch.from_numpy(np.ascontiguousarray(found))
+
+    def _read_one(self, raster: Raster, part: Grid, corner: tuple[int, int]) -> np.ndarray:
+        gdal_rasters.import_rasterio(".tif")
+        from rasterio.errors import RasterioError
+
+        try:
+            with gdal():
+                offset = raster.grid.offset(part)
+                if offset is not None:
+                    pixels = self._read_aligned(raster, offset, (part.height, part.width))
+                else:
+                    pixels = self._read_warped(raster, corner, (part.height, part.width))
+        except (RasterioError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise BadSampleError(raster.path, f"cannot be read ({reason}); copy it anew") from error
+        for value in self.nodata:
+            if (holes := pixels == value).any():
+                pixels = np.where(holes, np.float32(np.nan), pixels)
+        if pixels.dtype != np.uint8 and np.isinf(pixels).any():
+            raise BadSampleError(raster.path, "has infinite values; write them as NaN")
+        return pixels
+
+    def _read_aligned(
+        self, raster: Raster, offset: tuple[int, int], size: tuple[int, int]
+    ) -> np.ndarray:
+        """Read pixels as they are; what lies beyond the raster is NaN."""
+        from rasterio.windows import Window
+
+        source = _kept_open(raster.path)
+        rows, columns = (
+            (max(first, 0), min(first + length, whole))
+            for first, length, whole in zip(offset, size, source.shape, strict=True)
+        )
+        window = Window(columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0])
+        bands = self._wanted(source)
+        flipped = source.transform.e > 0
+        if flipped:  # its rows run from south to north
+            top = source.height - rows[1]
+            window = Window(columns[0], top, columns[1] - columns[0], rows[1] - rows[0])
+        pixels = source.read(bands, window=window)
+        if any(flag.name != "all_valid" for of in source.mask_flag_enums for flag in of):
+            measured = source.read_masks(bands, window=window) > 0
+            if not measured.all():
+                pixels = np.where(measured, pixels, np.float32(np.nan)).astype(np.float32)
+        pixels = _in_units(pixels, source, bands)
+        pixels = pixels[:, ::-1] if flipped else pixels
+        if pixels.shape[1:] == size:
+            return pixels
+        whole = np.full((len(pixels), *size), np.nan, dtype=np.float32)
+        down, right = rows[0] - offset[0], columns[0] - offset[1]
+        whole[:, down : down + pixels.shape[1], right : right + pixels.shape[2]] = pixels
+        return whole
+
+    def _read_warped(
+        self, raster: Raster, corner: tuple[int, int], size: tuple[int, int]
+    ) -> np.ndarray:
+        """Read pixels through a `WarpedVRT` on the grid."""
+        from rasterio.windows import Window
+
+        source = _kept_open(raster.path)
+        (row, column), (height, width) = corner, size
+        rows = (max(row, 0), min(row + height, self.grid.height))
+        columns = (max(column, 0), min(column + width, self.grid.width))
+        whole = np.full((self.channels, height, width), np.nan, dtype=np.float32)
+        if rows[0] >= rows[1] or columns[0] >= columns[1]:
+            return whole
+        bands = self._wanted(source)
+        hole = self.nodata[0] if self.nodata else None
+        warped = _kept_warped(raster.path, self.grid, nearest=self.nearest, hole=hole)
+        window = Window(columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0])
+        pixels = _in_units(warped.read(bands, window=window), source, bands)
+        whole[:, rows[0] - row : rows[1] - row, columns[0] - column : columns[1] - column] = pixels
+        return whole
+
+    def _wanted(self, source: Any) -> list[int]:
+        there = gdal_rasters.measured_bands(source)
+        return there if self.bands is None else [there[band] for band in self.bands]
+
+
+def nodata_values(nodata: float | tuple[float, ...] | None) -> tuple[float, ...]:
+    """Return the values that a sensor's `nodata` names."""
+    if nodata is None:
+        return ()
+    return nodata if isinstance(nodata, tuple) else (nodata,)
+
+
+class _Kept(threading.local):  # what GDAL opens is for one thread
+    def __init__(self) -> None:
+        self.opened: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+
+_kept_here = _Kept()
+
+
+def _kept(key: tuple[Any, ...], make: Any) -> Any:
+    """Return what a key stands for, which a thread keeps for the next window."""
+    key, opened = (os.getpid(), *key), _kept_here.opened
+    if key in opened:
+        opened.move_to_end(key)
+        return opened[key]
+    if len(opened) >= _OPEN:
+        opened.popitem(last=False)
+    opened[key] = made = make()
+    return made
+
+
+def _kept_open(path: str) -> Any:
+    state = os.stat(path) if os.path.exists(path) else None
+    when = (state.st_size, state.st_mtime_ns) if state else ()
+    return _kept((path, *when), lambda: opened(path))
+
+
+def _kept_warped(path: str, grid: Grid, *, nearest: bool, hole: float | None) -> Any:
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
+
+    def make() -> Any:
+        source = _kept_open(path)
+        # what is no measurement must not be mixed into its neighbours
+        nodata = next((v for v in (source.nodata, hole) if v is not None), np.nan)
+        return WarpedVRT(
+            source,
+            crs=grid.crs,
+            transform=grid.affine,
+            height=grid.height,
+            width=grid.width,
+            resampling=Resampling.nearest if nearest else Resampling.bilinear,
+            dtype="float32",
+            src_nodata=nodata,
+            nodata=np.nan,
+            UNIFIED_SRC_NODATA="NO",  # a pixel may lack one band only
+        )
+
+    return _kept((path, grid, nearest, hole), make)
+
+
+def _in_units(pixels: np.ndarray, source: Any, bands: Sequence[int]) -> np.ndarray:
+    """Return pixels as float32 in the units that the file's scale and offset give; 8-bit stays."""
+    if gdal_rasters.is_scaled(source):
+        scales = np.array([source.scales[band - 1] or 1 for band in bands])[:, None, None]
+        offsets = np.array([source.offsets[band - 1] for band in bands])[:, None, None]
+        pixels = pixels * scales + offsets
+    if pixels.dtype in (np.uint8, np.float32):
+        return pixels
+    return pixels.astype(np.float32)
