@@ -328,8 +328,10 @@ def literals_of(hint: Any) -> list[str]:
 
 def name_of(hint: Any) -> str:
     """Return how a person calls a type."""
-    if values := literals_of(hint):
-        return "one of " + ", ".join(values)
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    mixed = get_origin(hint) in (Union, UnionType) and not all(map(literals_of, kinds))
+    if (values := literals_of(hint)) and not mixed:
+        return values[0] if len(values) == 1 else "one of " + ", ".join(values)
     if hint is None or hint is type(None):
         return "null"
     if get_origin(hint) in (Union, UnionType):

@@ -43,6 +43,20 @@ def test_blocks_are_named_in_metrics_and_headers(run):
     }
 
 
+def test_what_is_refused_leaves_no_folder(tmp_path, capsys):
+    for options, message in (
+        (
+            ['--objective.blocks={"x+w": 0.5}', "--objective.common=0.875"],
+            "blocks: 'x+w' names w, which is not trained on",
+        ),
+        (["--objective.common=some"], "objective.common: expected float or auto, got 'some'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["pretrain", "--config", "gaussian", "--run", str(tmp_path / "run"), *options])
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/*.yaml"))
+
+
 def test_a_block_is_probed(run):
     modalities = LinearGaussianFactors(1, dim=12, sensors=("x", "y", "z")).modalities
     for given in ("block:x+y", "block:y+x"):

@@ -113,6 +113,7 @@ def _pretrain(
     trainer_options = _trainer_options(settings.trainer, objective)
     data = select(data, settings.modalities)
     paired = PairedData(data, settings.loader, settings.seed, pairing=settings.pairing)
+    objective.check_modalities(list(data.modalities))
     paired.held_out = choose_held_out(objective, paired)
     # refuses a batch that cannot be filled before anything is written
     EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
