@@ -16,7 +16,7 @@ from decur import report
 from decur.data import SyntheticScenes, Target
 from decur.features import Features
 from decur.pretrain import PairedData, Pretrainer
-from decur.pretrain.command_pretrain import main as pretrain
+from decur.pretrain.command_pretrain import start
 from decur.pretrain.monitors import encode
 from decur.probes import METRICS, chance, known, quick_probe
 from decur.tables import make_table
@@ -49,7 +49,7 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     """
     started = time.monotonic()
     console = Console(soft_wrap=True)
-    trained = pretrain(arguments)
+    trained = start(arguments)
     folder, model = trained.folder, trained.model
     console.print(f"\nprobing {SAMPLES} scenes that were not trained on")
     unseen = {"samples": SAMPLES, "start": scenes["start"] + UNSEEN}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from decur.cli import main
 from decur.pretrain import Pretrainer
 from decur.pretrain.command_pretrain import main as pretrain
+from decur.pretrain.restore import restore
 from decur.pretrain.state import TrainingState
 from decur.runs import RunFolder
 
@@ -67,7 +68,7 @@ def test_killed_and_told_to_stop_a_run_ends_as_the_uninterrupted_one(
     code, _, error = apart(killed_when_saved, command).end()
     assert code == -signal.SIGKILL, error
     assert [p.name for p in (folder / "checkpoints").glob("*.ckpt")] == ["step-000000001.ckpt"]
-    assert not (folder / "encoders").exists()
+    assert restore(folder).encoders.keys() == {"optical", "sar"}  # of use as it is
 
     code, _, error = apart(told_in_a_step, [*command, "--loader.workers=2", "--resume"]).end()
     assert code == 128 + signal.SIGTERM, error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from decur.encoders.base import Encoder
 from decur.encoders.build import architecture_inside, can_be_built
@@ -13,6 +17,7 @@ from decur.encoders.stored import read_stored, refuse_non_finite, write_stored
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 
+log = logging.getLogger(__name__)
 FORMAT = 1  # of encoder files; raised when their metadata changes
 
 
@@ -39,21 +44,55 @@ def save_encoder(
     path = Path(path)
     if encoder.modality is None:
         raise ConfigError(f"{path}: the encoder has no modality; set encoder.modality first")
-    name = architecture_inside(encoder.name, encoder.options)
-    if not can_be_built(name):
+    write_encoder(
+        path,
+        encoder.name,
+        encoder.modality,
+        options=encoder.options,
+        state=encoder.state_dict(),
+        about={} if objective is None else {"objective": dict(objective)},
+    )
+    return path
+
+
+def write_encoder(
+    path: Path,
+    name: str,
+    modality: Modality,
+    *,
+    options: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+) -> None:
+    """Write an encoder that is there only as its weights, such as in a checkpoint.
+
+    Args:
+        path: file to write.
+        name: of the encoder, as `build_encoder` takes it.
+        modality: the sensor.
+        options: what else builds the encoder again.
+        state: its weights.
+        about: its training, for whoever reads the header: "objective", as `Objective.about` gives
+            it, and "unfinished", how far it has come where it has not ended.
+
+    Raises:
+        ConfigError: if no registered name builds the encoder again.
+        DataError: if a weight is not finite.
+        WriteError: if the file cannot be written.
+    """
+    inside = architecture_inside(name, options)
+    if not can_be_built(inside):
         raise ConfigError(
-            f"{path}: nothing builds an encoder {name!r}, so the file could not be read; register "
-            "what does with decur.encoders.ENCODERS.register"
+            f"{path}: nothing builds an encoder {inside!r}, so the file could not be read; "
+            "register what does with decur.encoders.ENCODERS.register"
         )
     header = {
         "format": FORMAT,
-        "encoder": encoder.name,
-        "options": encoder.options,
-        "modality": encoder.modality.to_dict(),
+        "encoder": name,
+        "options": dict(options),
+        "modality": modality.to_dict(),
     }
-    header |= {} if objective is None else {"objective": dict(objective)}
-    write_stored(path, "decur", header, encoder.state_dict())
-    return path
+    write_stored(path, "decur", header | dict(about), state)
 
 
 def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
@@ -78,7 +117,8 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
     stored = read_stored(path, "decur")
     if stored.header is None:
         raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
-    header = EncoderHeader.check(path, parse_header(path, stored.header, {}, FORMAT))
+    values = parse_header(path, stored.header, {}, FORMAT)
+    header = EncoderHeader.check(path, values)
     what = f"a {header.name!r} for {', '.join(header.modality.bands)}"
     encoder = build_to_fit(path, header.build, stored.state, what=what)
     refuse_non_finite(stored.state, path)
@@ -88,4 +128,11 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
             encoder.check(modality)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+    if unfinished := values.get("unfinished"):
+        _tell_unfinished(path.parent, str(unfinished)[:100])
     return encoder.eval()
+
+
+@cache  # once for all encoders of a run, however often they are opened
+def _tell_unfinished(folder: Path, place: str) -> None:
+    log.info("%s: encoders of a run that has not ended, at %s", folder, place)

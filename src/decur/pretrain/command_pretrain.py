@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,13 +90,18 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
     if starts:
         parser.add_argument("--resume", action="store_true", help="Insist on going on with --run.")
         parser.add_argument(
+            "--finish",
+            action="store_true",
+            help="End --run now, with the encoders of its newest checkpoint; nothing is trained.",
+        )
+        parser.add_argument(
             "--overwrite", action="store_true", help="Start --run anew, deleting it."
         )
     # one number for both: the objective sees what the projector gives
     parser.follow("projector.width", "objective.init_args.dim")
     parser.set_defaults(_DEFAULTS)
     parser.show_first(
-        {**_ESSENTIALS, "the run": ("config", "run", "overwrite")}
+        {**_ESSENTIALS, "the run": ("config", "run", "overwrite", "finish")}
         if starts
         else {**_ESSENTIALS, "the run": ("config",)}
     )
@@ -103,27 +109,46 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
 
 
 def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
-    """Parse a command line; `--resume --run FOLDER` alone takes the folder's configuration.
+    """Parse a command line; one that names a run and no data takes the run's configuration.
 
     Raises:
         ConfigError: in one line, naming the key.
     """
     parser = build_parser()
     arguments = list(arguments)
-    if "--resume" in arguments and not any(a.startswith("--config") for a in arguments):
-        # all that can be known before the configuration is there: its folder
-        only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        only.add_argument("--run", default=parser.get_default("run"))
-        folder = RunFolder(Path(only.parse_known_args(arguments)[0].run))
-        if folder.config.is_file():
-            _refuse_foreign_classes(folder.config)
-            kept = ["--config", str(folder.config), *_as_version_0_1(folder.config)]
-            arguments = [*kept, *arguments]
+    config = _folder_named(arguments, parser.get_default("run")).config
+    names_run = any(word.split("=")[0] in ("--run", "--resume") for word in arguments)
+    new = any(word.startswith(("--config", "--data", "--overwrite")) for word in arguments)
+    if names_run and not new and config.is_file():
+        _refuse_foreign_classes(config)
+        arguments = ["--config", str(config), *_as_version_0_1(config), *arguments]
     return parser, parser.parse(arguments)
 
 
-def main(arguments: Sequence[str]) -> Pretrained:
+def _folder_named(arguments: Sequence[str], default: str) -> RunFolder:
+    """Return the run folder that a command line names, before the rest of it is understood."""
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--run", default=default)
+    return RunFolder(Path(only.parse_known_args(list(arguments))[0].run))
+
+
+def main(arguments: Sequence[str]) -> Pretrained | None:
     """Run `decur pretrain ARGUMENTS`.
+
+    Returns:
+        What was trained; None after `--finish`.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    if "--finish" in arguments:
+        _finish(_folder_named(arguments, "runs/pretrain"))
+        return None
+    return start(arguments)
+
+
+def start(arguments: Sequence[str]) -> Pretrained:
+    """Start a run, or go on with it, as a command line says.
 
     Raises:
         DecurError: for whatever a person can mend.
@@ -137,11 +162,12 @@ def _run(parser: Parser, settings: Namespace) -> Pretrained:
     """Run with parsed settings in a folder that this process owns."""
     folder = RunFolder(Path(settings.run))
     resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
+    settings.pop("finish")
     if resume and not folder.saved_checkpoints():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
     config = parser.dump(settings, skip_none=False, skip_validation=True)
     if not overwrite:
-        _refuse_another_run(folder, config)
+        config = _refuse_another_run(folder, config) + config
     settings.pop("config", None)
     made = vars(parser.instantiate_classes(settings))
     data, objective = made.pop("data"), made.pop("objective")
@@ -157,15 +183,42 @@ def _run(parser: Parser, settings: Namespace) -> Pretrained:
     )
 
 
-def _refuse_another_run(folder: RunFolder, config: str) -> None:
-    """Refuse to go on with an unfinished run that has another configuration."""
+def _finish(folder: RunFolder) -> None:
+    """End a run with its newest checkpoint; its data and its configuration are not needed."""
+    if not folder.path.is_dir():
+        raise ConfigError(f"--finish: {folder.path}: no such folder; give --run")
+    with folder.owned():
+        from decur.pretrain.outcome import finish  # only now: it takes seconds
+
+        finish(folder)
+
+
+def _refuse_another_run(folder: RunFolder, config: str) -> str:
+    """Refuse to go on with a run that has another configuration, but for its length.
+
+    Returns:
+        Comments about the run's lengths so far, which are kept in front of its configuration.
+    """
     if not folder.saved_checkpoints() or not folder.config.is_file():
-        return
+        return ""
+    notes = "".join(_notes(folder.config))
     for key, before, now in _changes(_kept_configuration(folder.config), config):
+        if key == "trainer.max_epochs" and before != -1 != now:
+            notes += (
+                f"# Begun with {key} {before}, and went on with {now}: this file alone does not "
+                "repeat the run.\n"
+            )
+            continue
         raise ConfigError(
             f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
             "folder with --run, or start this one anew with --overwrite"
         )
+    return notes
+
+
+def _notes(path: Path) -> Iterator[str]:
+    """Yield the comments at the beginning of a kept configuration."""
+    return takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True))
 
 
 def _kept_configuration(path: Path) -> str:

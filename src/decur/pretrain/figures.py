@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,29 +38,71 @@ _PROBES = (
 )
 
 
-def write_report(folder: RunFolder, data: PairedDataset, batch: int | None = None) -> None:
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a report says of the data of a run.
+
+    Args:
+        text: the data set in one line.
+        sensors: their names.
+        samples: how many there are.
+        root: the data's folder, or a word in its place.
+        label: one of the data's labels, or a word in its place.
+    """
+
+    text: str
+    sensors: list[str]
+    samples: int
+    root: str
+    label: str
+
+    @classmethod
+    def of(cls, data: PairedDataset) -> TrainedOn:
+        """Describe a data set; generated pictures have no folder, and no labels of a person's."""
+        root = getattr(data, "root", None)
+        return cls(
+            text=data.describe(),
+            sensors=list(data.modalities),
+            samples=len(data),
+            root=str(root or "FOLDER"),
+            label=next(iter(data.targets)) if root and data.targets else "LABEL",
+        )
+
+
+def write_report(
+    folder: RunFolder,
+    data: PairedDataset | TrainedOn,
+    batch: int | None = None,
+    *,
+    about: str = "",
+    draw: bool = True,
+) -> None:
     """Draw the figures of a run, and write its section of the report.
 
     Args:
         folder: the run's folder.
-        data: the data set that was trained on.
+        data: the data set that was trained on, or its description.
         batch: samples that each correlation was computed on; None: not known.
+        about: how far the run has come, where it has not ended as it was to.
+        draw: draw the figures anew; else those are shown that there are.
     """
     rows = read_metrics(folder)
     if not rows:
         return
-    body = [report.paragraph(data.describe()), _counted_share(rows), _last_values(rows, batch)]
+    trained_on = data if isinstance(data, TrainedOn) else TrainedOn.of(data)
+    body = [report.paragraph(about)] if about else []
+    body += [report.paragraph(trained_on.text), _counted_share(rows), _last_values(rows, batch)]
     if plotting.available():
-        body += _report_figures(folder, rows)
+        body += _report_figures(folder, rows, draw)
     else:
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
-    report.add_section(folder, 0, "summary", "", _summary(folder, data, rows))
+    report.add_section(folder, 0, "summary", "", _summary(folder, trained_on, rows))
     report.add_section(folder, 10, "pretrain", "Pretraining", "\n".join(body))
 
 
-def _summary(folder: RunFolder, data: PairedDataset, rows: Rows) -> str:
+def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
     """Write the first screen: what was trained, on what, how far it came, and what to do next."""
     last = rows[-1]
     epochs = f"{last['epoch']:.0f} epoch{'s' if last['epoch'] > 1 else ''}"
@@ -75,12 +118,10 @@ def _summary(folder: RunFolder, data: PairedDataset, rows: Rows) -> str:
         sensor = min(ranks, key=lambda name: ranks[name])
         name = "directions that features use" + (f", {sensor}" if len(ranks) > 1 else "")
         numbers.append((name, f"{ranks[sensor]:.0f}", "effective rank; 1 is a collapse"))
-    root = getattr(data, "root", None)  # generated pictures have none, and no labels of a person's
-    label = next(iter(data.targets)) if root and data.targets else "LABEL"
-    labelled = f"--data.root {root or 'FOLDER'} --target {label}"
+    labelled = f"--data.root {data.root} --target {data.label}"
     return report.summary(
-        f"Encoders of {' and '.join(data.modalities)} were pretrained for {epochs} on "
-        f"{len(data):,} samples, without labels.",
+        f"Encoders of {' and '.join(data.sensors)} were pretrained for {epochs} on "
+        f"{data.samples:,} samples, without labels.",
         numbers[:3],
         [
             f"decur transfer --encoders {folder.path} {labelled}",
@@ -90,19 +131,22 @@ def _summary(folder: RunFolder, data: PairedDataset, rows: Rows) -> str:
     )
 
 
-def _report_figures(folder: RunFolder, rows: Rows) -> list[str]:
+def _report_figures(folder: RunFolder, rows: Rows, draw: bool) -> list[str]:
     found = []
     views = folder.figures / "views.png"
     if views.is_file():
         found.append(report.figure(views, "Samples, each with the two views that training sees."))
-    for name, picture, caption in (
-        ("diagonals", diagonals(rows), _DIAGONALS),
-        ("loss", loss_terms(rows), "Loss terms, each divided by its dimensions."),
-        ("ranks", rank_curves(rows), _RANKS),
-        ("probes", probe_curves(rows), _PROBES),
-    ):
-        if picture is not None:
-            path = plotting.save(picture, folder.figures / f"{name}.png")
+    curves: tuple[tuple[str, Callable[[Rows], Figure | None], str], ...] = (
+        ("diagonals", diagonals, _DIAGONALS),
+        ("loss", loss_terms, "Loss terms, each divided by its dimensions."),
+        ("ranks", rank_curves, _RANKS),
+        ("probes", probe_curves, _PROBES),
+    )
+    for name, make, caption in curves:
+        path = folder.figures / f"{name}.png"
+        if draw and (picture := make(rows)) is not None:
+            plotting.save(picture, path)
+        if path.is_file():
             found.append(report.figure(path, caption))
     return found
 

@@ -310,6 +310,17 @@ class Pretrainer(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Let a run that goes on longer follow its new schedule: the state holds the old rate."""
+        for each in self.trainer.lr_scheduler_configs:
+            schedule: Any = each.scheduler
+            if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+                continue
+            rates = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            groups = zip(schedule.optimizer.param_groups, rates, strict=True)
+            for group, (base, factor) in groups:
+                group["lr"] = base * factor(schedule.last_epoch)  # as it was in the same schedule
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Move pictures to the device; presence and ids stay: nothing is computed with them."""
         return {**batch, "images": send_batch(batch["images"], device)}

@@ -1,4 +1,4 @@
-"""A finished run, opened again from its folder."""
+"""A run, opened again from its folder, also one that has not ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Restored:
 
 
 def restore(folder: str | Path) -> Restored:
-    """Open a finished run: its encoder files, its configuration and its newest checkpoint.
+    """Open a run: its encoder files, its configuration and the checkpoint they are of.
 
     The data set need not be there. No object is unpickled.
 
@@ -54,20 +54,7 @@ def restore(folder: str | Path) -> Restored:
             f"{run.path}: holds no encoders/*.safetensors; give a finished run's folder"
         )
     settings, spec = _configuration(run)
-    checkpoint = run.newest_checkpoint()
-    if checkpoint is None:
-        raise DataError(
-            f"{run.checkpoints}: holds no checkpoint, and only there are the projectors; keep the "
-            "last checkpoint of a run"
-        )
-    # mapped: the optimiser's state, most of the file, is never read
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    for name, encoder in encoders.items():
-        if not _same(encoder.state_dict(), _under(state, f"encoders.{name}.")):
-            raise DataError(
-                f"{run.encoder(name)}: holds other weights than {checkpoint.name}; finish the run "
-                f"with `decur pretrain --resume --run {run.path}`"
-            )
+    checkpoint, state = _state_of(run, encoders)
     projectors = {name: settings.build(encoder.dim) for name, encoder in encoders.items()}
     for name, projector in projectors.items():
         _load(projector, state, f"projectors.{name}.", checkpoint)
@@ -77,6 +64,37 @@ def restore(folder: str | Path) -> Restored:
         raise DataError(f"{run.config}: {error}") from error
     _load(objective, state, "objective.", checkpoint)
     return Restored(encoders, projectors, objective)
+
+
+def _state_of(run: RunFolder, encoders: Mapping[str, Encoder]) -> tuple[Path, Mapping[str, Tensor]]:
+    """Return the checkpoint that some encoders are of, and its weights.
+
+    A run that was killed may have saved one more state than encoder files.
+    """
+    newest = run.newest_checkpoint()
+    if newest is None:
+        raise DataError(
+            f"{run.checkpoints}: holds no checkpoint, and only there are the projectors; keep the "
+            "last checkpoint of a run"
+        )
+    older = [path for path in run.saved_checkpoints() if path.name < newest.name]
+    wrong = ""
+    for path in (newest, *older):
+        # mapped: the optimiser's state, most of the file, is never read
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        others = [
+            name
+            for name, encoder in encoders.items()
+            if not _same(encoder.state_dict(), _under(state, f"encoders.{name}."))
+        ]
+        if not others:
+            return path, state
+        wrong = wrong or others[0]
+    raise DataError(
+        f"{run.encoder(wrong)}: holds other weights than {newest.name}; write those with `decur "
+        f"pretrain --finish --run {run.path}`, or let the run go on with `--resume --run "
+        f"{run.path}`"
+    )
 
 
 def _configuration(run: RunFolder) -> tuple[ProjectorSettings, Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from decur.data.loader import reporting_lost_workers
 from decur.data.selection import select
 from decur.data.units import check_units
 from decur.encoders.files import save_encoder
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DecurError
 from decur.memory import require_memory_for_batch
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
@@ -32,6 +32,7 @@ from decur.pretrain.figures import save_contact_sheet, write_report
 from decur.pretrain.loggers import make_callbacks, make_loggers
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
+from decur.pretrain.outcome import Outcome, describe_new_length
 from decur.pretrain.settings import PretrainSettings, TrainerSettings
 from decur.pretrain.share import (
     CountShare,
@@ -127,12 +128,13 @@ def _pretrain(
     max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
     refuse_too_short(objective, trainer_options["max_epochs"])
     own_callbacks = make_callbacks(settings.trainer.callbacks)
+    length = "" if anew else _new_length(folder, trainer_options["max_epochs"])
     checkpoint = open_run(folder, config, anew)
     seed_everything(settings.seed)
     make = partial(make_model, data, objective, settings, max_steps)
     model = make()
     log = EpochLog(folder, settings.monitor, console, trainer_options["log_every_n_steps"])
-    state = TrainingState(folder, settings.checkpoint)
+    state, outcome = TrainingState(folder, settings.checkpoint), Outcome(folder, data)
     trainer = make_trainer(
         trainer_options,
         logger=make_loggers(settings.trainer.logger, folder),
@@ -142,9 +144,10 @@ def _pretrain(
             log,
             ProgressBar(log, console),
             *own_callbacks,
+            outcome,
             state,  # last, so that nothing is saved that the others refuse
         ],
-        plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
+        plugins=[AtomicCheckpointIO(outcome.keep_encoders), SyncBatchNorms()],
         float32_matmul=settings.float32_matmul,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -152,6 +155,8 @@ def _pretrain(
     )
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint, trainer_options["max_epochs"])
+        if length:
+            console.print(f"{'length':<12}{length}", highlight=False)
     try:
         with reporting_lost_processes(trainer), reporting_lost_workers():
             trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
@@ -168,6 +173,22 @@ def _pretrain(
         console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
         console.print(f"report    {folder.report}", highlight=False)
     return Pretrained(folder, model)
+
+
+def _new_length(folder: RunFolder, epochs: int) -> str:
+    """Return how the run of a folder goes on where it is to be of another length than it was.
+
+    Raises:
+        ConfigError: if it has trained longer already.
+    """
+    for path in folder.saved_checkpoints():
+        try:
+            return describe_new_length(path, epochs)
+        except DecurError:
+            raise
+        except Exception:  # of a damaged file, which is told of when it is opened
+            continue
+    return ""
 
 
 def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> PretrainSettings:

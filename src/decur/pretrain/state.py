@@ -10,7 +10,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +36,15 @@ KEY = "decur-transfer"  # of a checkpoint's entry that says which training it be
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write each checkpoint whole or not at all; read tensors and plain types only."""
+    """Write each checkpoint whole or not at all; read tensors and plain types only.
+
+    Args:
+        written: told of each checkpoint that has been written, in the process that writes.
+    """
+
+    def __init__(self, written: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        super().__init__()
+        self.written = written
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -44,6 +52,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` under a temporary name, then rename it to `path`."""
         with atomic(Path(path), _bytes_of(checkpoint)) as temporary:
             torch.save(checkpoint, temporary)
+        if self.written is not None:
+            self.written(checkpoint)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
