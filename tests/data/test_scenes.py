@@ -10,7 +10,7 @@ import torch
 from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
-from rasterio.warp import reproject, transform_bounds
+from rasterio.warp import reproject, transform, transform_bounds
 
 from decur.data import PackedPairs, PairedScenes
 from decur.data.packed import pack
@@ -106,8 +106,6 @@ def test_another_crs_is_read_where_it_lies(tmp_path):
     )
     data = PairedScenes(tmp_path, window=64)
     (sample,) = [data[i] for i in range(len(data))]
-    from rasterio.warp import transform
-
     centres = [WEST + 10 * (c + 0.5) for c in range(64)], [NORTH - 10 * (30 + 0.5)] * 64
     expected, _ = transform(UTM, "EPSG:4326", *centres)
     np.testing.assert_allclose(sample["images"]["b"][0, 30], expected, rtol=0, atol=step)
@@ -278,6 +276,23 @@ def test_shapes_with_a_class_column_are_burnt_in(folder):
     data = PairedScenes(folder, window=64, block=1)
     assert data.targets["mask"].classes == ("other", "wheat")
     assert int(data[0]["target"]["mask"].sum()) == 32 * 32
+
+
+def test_labels_of_scenes_around_the_world_lie_in_their_own_zones(tmp_path):
+    features = []
+    for zone, west in (("EPSG:32632", 9.0), ("EPSG:32722", -51.0), ("EPSG:32660", 177.0)):
+        (x,), (y,) = transform("OGC:CRS84", zone, [west], [0.0])
+        write(tmp_path / "s1" / f"{zone[-5:]}.tif", np.ones((64, 64), np.uint8), x, y, crs=zone)
+        for shift, crop in ((0.0, "wheat"), (0.003, "maize")):
+            left, right = west - 0.003 + shift * 2, west + shift * 2 + 0.003
+            ring = [[left, -0.02], [right, -0.02], [right, 0.02], [left, 0.02], [left, -0.02]]
+            shape = {"type": "Polygon", "coordinates": [ring]}
+            features.append({"type": "Feature", "properties": {"c": crop}, "geometry": shape})
+    text = json.dumps({"type": "FeatureCollection", "features": features})
+    (tmp_path / "labels.geojson").write_text(text)
+    data = PairedScenes(tmp_path, window=64, block=1)
+    masks = [data[i]["target"]["mask"] for i in range(3)]
+    assert all(sorted(mask.unique().tolist()) == [0, 1] for mask in masks)
 
 
 def test_resolution_in_metres(folder):

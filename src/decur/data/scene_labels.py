@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from decur.data import rasters as gdal_rasters
 from decur.data.grid import LONGITUDE_LATITUDE, Grid
 from decur.data.map_rasters import RASTERS, Raster, gdal, opened, read_raster_header
 from decur.data.sample import Target
+from decur.data.scene_layout import Nearby, degrees_box
 from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, ConfigError, DataError, needing
 
@@ -51,6 +52,8 @@ class RasterLabels:
     def __init__(self, rasters: Sequence[Raster], names: Sequence[str] = ()) -> None:
         self.rasters = list(rasters)
         self.path = self.rasters[0].path
+        self._index = Nearby(self.rasters)
+        self._readers: dict[Grid, WindowReader] = {}
         highest = -1
         for raster in self.rasters:
             if raster.bands != 1:
@@ -69,7 +72,7 @@ class RasterLabels:
 
     def files(self, grid: Grid) -> list[str]:
         """Return the files that hold labels of a scene."""
-        return [r.path for r in self._near(grid)]
+        return [raster.path for raster in self._reader(grid).rasters]
 
     def read(self, grid: Grid, row: int, column: int, size: int) -> Tensor | None:
         """Return the classes of a window: (size, size) int64; None where there are none.
@@ -77,29 +80,37 @@ class RasterLabels:
         Raises:
             BadSampleError: for a class that has no name.
         """
-        part = grid.window(row, column, size, size)
-        near = self._near(part)
-        if not near:
+        reader = self._reader(grid)
+        if not reader.rasters:
             return None
-        x = WindowReader(grid, near, nearest=True).read(row, column, size, size)[0]  # (H, W)
+        x = reader.read(row, column, size, size)[0]  # (H, W)
+        if x.is_floating_point() and bool(x.isnan().all()):
+            return None
         void, classes = self.target.void, len(self.target.classes)
         known = x.float().nan_to_num(-1)
         labels = torch.where(known < 0, void, known).long()
         wrong = labels[(labels >= classes) & (labels != void)]
         if wrong.numel() and int(wrong[0]) != 255:
             raise BadSampleError(
-                near[0].path,
+                reader.rasters[0].path,
                 f"has class {int(wrong[0])}, known are 0 to {classes - 1}; list all in classes.txt",
             )
         return torch.where(labels >= classes, void, labels)
 
     def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
         """Return which boxes on a grid's map a label raster reaches into: (N,)."""
-        near = [raster.grid.bounds_in(grid.crs) for raster in self._near(grid)]
+        near = [raster.grid.bounds_in(grid.crs) for raster in self._reader(grid).rasters]
         return _meet(np.array(near).reshape(-1, 4), boxes)
 
-    def _near(self, grid: Grid) -> list[Raster]:
-        return [r for r in self.rasters if r.grid.bounds_in(grid.crs).overlap(grid.bounds) > 0]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
+
+    def _reader(self, grid: Grid) -> WindowReader:
+        """Return the reader of the labels of a scene, which is kept for the next window."""
+        if grid not in self._readers:
+            near = [self.rasters[row] for row in self._index.overlapping(grid)]
+            self._readers[grid] = WindowReader(grid, near, nearest=True)
+        return self._readers[grid]
 
 
 def _highest_class(raster: Raster, *, coarsely: bool) -> int:
@@ -166,7 +177,8 @@ class VectorLabels:
         self.geometries = [geometry for geometry, _ in known]
         self.classes = [classes.index(_text(value)) for _, value in known]
         self._refuse_invalid()
-        self._placed: dict[str, tuple[list[Geometry], Boxes]] = {}
+        self._placed: dict[Grid, tuple[list[Geometry], list[int], Boxes]] = {}
+        self._degrees = self._moved(range(len(known)), LONGITUDE_LATITUDE)[1]  # (N, 4)
         log.info(
             "%s: %d shapes, classes %s from column %r; what is outside is %s",
             path,
@@ -185,7 +197,7 @@ class VectorLabels:
         from rasterio.features import rasterize
 
         part = grid.window(row, column, size, size)
-        shapes, boxes = self._shapes(grid.crs)
+        shapes, classes, boxes = self._shapes(grid)
         near = np.flatnonzero(_meet(np.array([part.bounds]), boxes)).tolist()
         if not near and not self.outside:
             return None
@@ -193,7 +205,7 @@ class VectorLabels:
         if not near:
             return torch.full((size, size), fill, dtype=torch.int64)
         burnt = rasterize(
-            [(shapes[i], self.classes[i]) for i in near],
+            [(shapes[i], classes[i]) for i in near],
             out_shape=(size, size),
             fill=fill,
             transform=part.affine,
@@ -203,7 +215,7 @@ class VectorLabels:
 
     def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
         """Return which boxes on a grid's map have labels: (N,)."""
-        shapes = self._shapes(grid.crs)[1]
+        shapes = self._shapes(grid)[2]
         if self.outside:
             there = bool(_meet(np.array([grid.bounds]), shapes).any())
             return np.full(len(boxes), there)
@@ -222,23 +234,32 @@ class VectorLabels:
                     f"ogr2ogr -makevalid mended{self.path.suffix} {self.path}"
                 )
 
-    def _shapes(self, crs: str) -> tuple[list[Geometry], Boxes]:
-        """Return the shapes in a CRS, and their boxes."""
-        if crs not in self._placed:
-            rasterio = gdal_rasters.import_rasterio(".tif")
-            from rasterio.features import bounds
-            from rasterio.warp import transform_geom
+    def _shapes(self, grid: Grid) -> tuple[list[Geometry], list[int], Boxes]:
+        """Return the shapes near a scene in its CRS, with classes and boxes.
 
-            try:
-                moved = transform_geom(self.crs, crs, self.geometries)
-                boxes = np.array([bounds(shape) for shape in moved])  # (N, 4)
-            except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
-                raise DataError(
-                    f"{self.path}: its shapes cannot be placed in {crs[:40]} ({error}); correct "
-                    "its CRS"
-                ) from error
-            self._placed[crs] = moved, boxes
-        return self._placed[crs]
+        Others are left where they are: the CRS of a scene need not reach to them.
+        """
+        if grid not in self._placed:
+            near = np.flatnonzero(_meet(np.array([degrees_box(grid)]), self._degrees)).tolist()
+            moved, boxes = self._moved(near, grid.crs)
+            self._placed[grid] = moved, [self.classes[row] for row in near], boxes
+        return self._placed[grid]
+
+    def _moved(self, rows: Iterable[int], crs: str) -> tuple[list[Geometry], Boxes]:
+        """Return some shapes in another CRS, and their boxes."""
+        rasterio = gdal_rasters.import_rasterio(".tif")
+        from rasterio._err import CPLE_BaseError
+        from rasterio.features import bounds
+        from rasterio.warp import transform_geom
+
+        errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
+        try:
+            moved = transform_geom(self.crs, crs, [self.geometries[row] for row in rows])
+        except errors as error:
+            raise DataError(
+                f"{self.path}: its shapes cannot be placed in {crs[:40]} ({error}); correct its CRS"
+            ) from error
+        return moved, np.array([bounds(shape) for shape in moved]).reshape(-1, 4)
 
 
 def _meet(first: Boxes, second: Boxes) -> NDArray[np.bool_]:

@@ -72,7 +72,7 @@ def find_scenes(
 def _under_reference(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Raster]]]:
     """Return for each place of the reference the rasters of all sensors that overlap it."""
     reference, *others = rasters
-    nearby = {name: _Nearby(rasters[name]) for name in others}
+    nearby = {name: Nearby(rasters[name]) for name in others}
     places = []
     for group in _places(rasters[reference]):
         place = {reference: group}
@@ -86,7 +86,7 @@ def _under_reference(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, 
 def _unions(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Raster]]]:
     """Return rasters of all sensors by the connected area that they cover."""
     sensors = [name for name, of_sensor in rasters.items() for _ in of_sensor]
-    index = _Nearby([raster for of_sensor in rasters.values() for raster in of_sensor])
+    index = Nearby([raster for of_sensor in rasters.values() for raster in of_sensor])
     area = list(range(len(sensors)))  # of each raster: an earlier one of its area, or itself
 
     def first_of(row: int) -> int:
@@ -105,7 +105,7 @@ def _unions(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Rast
     return list(places.values())
 
 
-class _Nearby:
+class Nearby:
     """Rasters that are found by where they lie, without a comparison of each with each.
 
     Boxes in longitude and latitude tell which rasters may overlap; only those are compared on the
@@ -114,11 +114,11 @@ class _Nearby:
 
     def __init__(self, rasters: Sequence[Raster]) -> None:
         self.rasters = list(rasters)
-        self.boxes = np.array([_box(r.grid) for r in self.rasters]).reshape(-1, 4)  # (N, 4)
+        self.boxes = np.array([degrees_box(r.grid) for r in self.rasters]).reshape(-1, 4)  # (N, 4)
 
     def overlapping(self, grid: Grid) -> list[int]:
         """Return the rows of the rasters that overlap a grid, in their order."""
-        west, south, east, north = _box(grid)
+        west, south, east, north = degrees_box(grid)
         across = (self.boxes[:, 0] <= east) & (self.boxes[:, 2] >= west)
         along = (self.boxes[:, 1] <= north) & (self.boxes[:, 3] >= south)
         return [
@@ -128,7 +128,7 @@ class _Nearby:
         ]
 
 
-def _box(grid: Grid) -> Bounds:
+def degrees_box(grid: Grid) -> Bounds:
     """Return longitudes and latitudes that a grid lies within."""
     west, south, east, north = grid.bounds_in(LONGITUDE_LATITUDE)
     if west > east:  # across 180 degrees
@@ -141,7 +141,7 @@ def _box(grid: Grid) -> Bounds:
 
 def _places(rasters: Sequence[Raster]) -> list[list[Raster]]:
     """Return rasters of one sensor by the rectangle that they cover."""
-    index = _Nearby(rasters)
+    index = Nearby(rasters)
     groups: dict[int, list[Raster]] = {}
     for row, raster in enumerate(rasters):
         near = (other for other in index.overlapping(raster.grid) if other in groups)
