@@ -219,8 +219,13 @@ def folders(**changes):
     return [cell.folder.name for cell in plan(**changes)]
 
 
-def test_a_folder_is_named_alike_wherever_and_however_it_runs():
-    known = folders()
+@pytest.fixture(scope="module")
+def known():
+    """The names without any change."""
+    return folders()
+
+
+def test_a_folder_is_named_alike_wherever_and_however_it_runs(known):
     assert known == folders(run="/elsewhere/c")
     assert known == folders(
         pretrain={
@@ -251,8 +256,8 @@ def test_a_folder_is_named_alike_wherever_and_however_it_runs():
     ],
     ids=lambda changes: str(next(iter(changes.items())))[:50],
 )
-def test_another_pretraining_is_another_folder_for_all_that_builds_on_it(changes):
-    assert all(a != b for a, b in zip(folders(), folders(**changes), strict=True))
+def test_another_pretraining_is_another_folder_for_all_that_builds_on_it(changes, known):
+    assert all(a != b for a, b in zip(known, folders(**changes), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -267,8 +272,8 @@ def test_another_pretraining_is_another_folder_for_all_that_builds_on_it(changes
     ],
     ids=str,
 )
-def test_another_transfer_builds_on_the_same_pretraining(changes):
-    (trained, transferred), (same, other) = folders(), folders(**changes)
+def test_another_transfer_builds_on_the_same_pretraining(changes, known):
+    (trained, transferred), (same, other) = known, folders(**changes)
     assert trained == same and transferred != other
 
 

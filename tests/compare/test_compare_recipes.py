@@ -1,5 +1,7 @@
 """The comparisons that ship: every cell's configuration is right."""
 
+import re
+
 import pytest
 import yaml
 
@@ -7,8 +9,14 @@ from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.config import command_of, find_config, recipes
 
+COMPARISONS = [name for name, text in recipes().items() if command_of(text) == "compare"]
+ALIKE = r"compare-(attention|common|loss|projector|settings|vit)-"  # one axis of another's
 
-@pytest.mark.parametrize("name", [n for n, t in recipes().items() if command_of(t) == "compare"])
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if re.match(ALIKE, n) else n for n in COMPARISONS],
+)
 def test_every_comparison_can_be_planned(name, planned):
     lines = planned(name)[0].splitlines()
     cells = [line.strip() for line in lines[2:]]
