@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from decur.data.grid import Bounds, Grid
 from decur.errors import ConfigError
+from decur.features import LAST_MAPS
 from decur.predict.model import Predictor, Size
 from decur.predict.pixels import map_layout, probability_layout
 from decur.predict.raster_files import BLOCK
@@ -15,6 +17,7 @@ from decur.predict.windows import Area, Axis, Plan, Tile
 _WINDOW = 256  # pixels, where it is not known what a model was trained on
 _MOST = 2**39  # bytes of a map before compression
 _HELD = 2**28  # bytes of the sums of a tile
+_WITHIN = 1e-3  # pixels: a rounding error
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ def plan_map(predictor: Predictor, pixels: Grid, settings: PredictSettings) -> M
         )
     window = _window(predictor, pixels, settings)
     rows, columns = (
-        Axis(length, side // predictor.cell, _step(side, predictor, settings))
-        for length, side in zip((grid.height, grid.width), window, strict=True)
+        Axis(length, side // predictor.cell, _step(side, predictor, settings), origin)
+        for length, side, origin in zip(
+            (grid.height, grid.width), window, _origins(grid), strict=True
+        )
     )
     windows = Plan(rows, columns, settings.loader.batch_size)
     return MapPlan(grid, part, windows, window, _tile_side(predictor, settings))
@@ -116,11 +121,28 @@ def _window(predictor: Predictor, grid: Grid, settings: PredictSettings) -> Size
 
 
 def _step(side: int, predictor: Predictor, settings: PredictSettings) -> int:
-    """Return the cells from one window to the next: whole steps of the coarsest feature map."""
-    unit = max(max(encoder.strides) for encoder in predictor.encoders.values())
+    """Return the cells from one window to the next.
+
+    A network with strides tells slightly other edges of things where a window starts elsewhere
+    within a step of its feature maps. So neighbours start half a step of the finest map apart that
+    a head reads, and the average is over several such positions.
+    """
     step = side * (1 - settings.overlap)
-    step = step // unit * unit if step >= unit else step
-    return max(1, round(step) // predictor.cell)
+    if predictor.cell > 1:  # maps of features are averaged step by step
+        return max(1, int(step) // predictor.cell)
+    finest = max(encoder.strides[-LAST_MAPS:][0] for encoder in predictor.encoders.values())
+    if step < finest or settings.overlap == 0:
+        return max(1, round(step))
+    return int(step // finest * finest - finest // 2)
+
+
+def _origins(grid: Grid) -> tuple[int, int]:
+    """Return the rows and columns of pixels from the origin of the CRS to a grid."""
+    down, right = (
+        math.floor(edge / pixel + _WITHIN)
+        for edge, pixel in zip((-grid.north, grid.west), reversed(grid.resolution), strict=True)
+    )
+    return down, right
 
 
 def _area(grid: Grid, settings: PredictSettings) -> Area:

@@ -18,17 +18,20 @@ class Axis:
 
     A window's weight rises along the overlap with its neighbour as a cosine does. The outermost
     cells, which the network sees with half their surroundings, have no weight unless they lie at
-    the scene's own edge. The last window is moved inwards to end with the scene.
+    the scene's own edge. The first and the last window are moved inwards to lie within the scene.
 
     Args:
         length: cells of the scene.
         window: cells of a window; of one that is longer than the scene the rest lies beyond it.
         step: cells from one window to the next, at most `window`.
+        origin: cells from a fixed place on the map to the scene: windows start at whole steps from
+            that place, so that two scenes which overlap are seen in the same windows.
     """
 
     length: int
     window: int
     step: int
+    origin: int = 0
 
     @cached_property
     def starts(self) -> list[int]:
@@ -36,7 +39,8 @@ class Axis:
         room = self.length - self.window
         if room <= 0:
             return [0]
-        return [*range(0, room, self.step), room]
+        first = -self.origin % self.step or self.step
+        return [0, *range(first, room, self.step), room]
 
     def weights(self, start: int) -> NDArray[np.float32]:
         """Return the weight of each cell of a window: (window,)."""
