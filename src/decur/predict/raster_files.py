@@ -173,7 +173,7 @@ def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE, GDAL_PAM_ENABLED="NO"):
             copy(source, whole, driver="COG", **options)
             _refuse_cut_off(whole)
-    except (RasterioError, CPLE_BaseError) as error:
+    except (RasterioError, CPLE_BaseError, SystemError) as error:  # GDAL may fail without a word
         reason = " ".join(str(error).split())[:160]
         raise WriteError(
             f"{whole}: cannot be written ({reason}); make room and give the same command again"
