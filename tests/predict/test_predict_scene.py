@@ -260,3 +260,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(
     monkeypatch.setattr(scene_module, "write_optimised", full)
     line = refused(capsys, tmp_path, make_model(), "--scene", *scene)
     assert "No space left" in line
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    line = refused(capsys, tmp_path, make_model(), "--scene", *scene)
+    assert "too few" in line and "make room" in line

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +18,11 @@ from numpy.typing import NDArray
 from decur.data.grid import Grid
 from decur.data.rasters import import_rasterio
 from decur.errors import WriteError
-from decur.runs import atomic, put_in_place, write_text
+from decur.runs import atomic, put_in_place, reason_not_written, write_text
 
 BLOCK = 512  # pixels along a block of a map
 _CACHE = 2**27  # bytes of blocks that GDAL keeps while it writes a map
+_WITH_OVERVIEWS = 1.34  # times the bytes of the pixels
 Colour = tuple[int, int, int]
 _GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
 
@@ -143,6 +147,25 @@ def _categories(layout: Layout) -> list[str]:
         return []
     names = [f"<Category>{escape(name)}</Category>" for name in layout.classes]
     return ["<CategoryNames>", *names, "</CategoryNames>"]
+
+
+def refuse_full(path: Path, tiles: Sequence[Path]) -> None:
+    """Refuse to begin with a map for which there is no room; GDAL tells late, and in many lines.
+
+    Args:
+        path: of the map.
+        tiles: that it is made of; with overviews it takes a third more.
+
+    Raises:
+        WriteError: saying how much is missing.
+    """
+    needed = int(sum(tile.stat().st_size for tile in tiles) * _WITH_OVERVIEWS)
+    if shutil.disk_usage(path.parent).free < needed:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise WriteError(
+            f"{path}: cannot be written ({reason_not_written(full, path, needed)}); make room and "
+            "give the same command again"
+        )
 
 
 def write_optimised(source: Path, whole: Path, layout: Layout) -> None:

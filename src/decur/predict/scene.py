@@ -38,6 +38,7 @@ from decur.predict.planning import MapPlan, plan_map
 from decur.predict.raster_files import (
     Layout,
     publish,
+    refuse_full,
     tag_of,
     write_optimised,
     write_tile,
@@ -313,6 +314,7 @@ class _Job:
         ]
         write_virtual(work / f"{kind}.vrt", self.plan.mapped, layout, parts)
         whole = work / f"{kind}-complete.tif"
+        refuse_full(whole, [work / name for name, _ in parts])
         write_optimised(work / f"{kind}.vrt", whole, layout)
         return whole
 
