@@ -40,6 +40,10 @@ def rooms(root):
         write(root / f"rooms/mask/{number}.png", pixels[:1] // 100)
 
 
+def on_scenes(words):
+    return "PairedScenes" in words or words[:2] == ["decur", "predict"]
+
+
 def commands(page):
     """The command lines of a page's bash blocks, without what only shows a form."""
     code = re.findall(r"```bash\n(.*?)```", (HOME / page).read_text(), re.S)
@@ -101,6 +105,7 @@ def test_the_page_on_scenes(tmp_path, monkeypatch):
     for name in ("pretrain", "transfer", "embed", "pack"):
         monkeypatch.setitem(SHORT, name, [*SHORT.get(name, []), "--data.window=16"])
     run("docs/scenes.md")
+    assert commands("docs/scenes.md")[:5] == [c for c in commands("README.md") if on_scenes(c)]
     with rasterio.open("crops.tif") as made, rasterio.open("scenes/s2/summer.tif") as scene:
         assert (made.crs, made.transform, made.shape) == (scene.crs, scene.transform, scene.shape)
     assert Path("embeddings/item.json").is_file() and Path("packed").is_dir()
