@@ -34,13 +34,19 @@ LIMIT = 15 * 60  # seconds of everything
 # Each step that is measured, and what it is beside `--config ssl4eo`.
 STEPS: dict[str, list[str]] = {
     "plain": ["--encoder.attention", "null", "--compile", "false"],
-    "plain, compiled": ["--encoder.attention", "null", "--compile", "true"],
     "rda": ["--compile", "false"],
+    "plain, compiled": ["--encoder.attention", "null", "--compile", "true"],
     "rda, compiled": ["--compile", "true"],
+    "plain, views together": [
+        *("--encoder.attention", "null", "--compile", "false", "--views.together", "true"),
+    ],
+    "plain, compiled, views together": [
+        *("--encoder.attention", "null", "--compile", "true", "--views.together", "true"),
+    ],
 }
 TINY = [
     *("--encoder.name", "resnet10t", "--views.size", "32", "--projector.width", "64"),
-    *("--loader.batch_size", "16", "--loader.workers", "1"),
+    *("--loader.batch_size", "16", "--loader.workers", "1", "--trainer.precision", "32-true"),
 ]
 Found = dict[str, Any]
 

@@ -89,7 +89,7 @@ def write_tif(path: Path, pixels: np.ndarray) -> None:
         file.write(pixels)
 
 
-def make(root: Path, pairs: int, pixels: int) -> None:
+def make(root: Path, pairs: int, pixels: int, only_tree: bool = False) -> None:
     rng = np.random.default_rng(0)
     shape = (pairs, sum(BANDS.values()), pixels, pixels)
     raw = np.lib.format.open_memmap(root / "raw.npy", mode="w+", dtype=np.uint8, shape=shape)
@@ -98,7 +98,7 @@ def make(root: Path, pairs: int, pixels: int) -> None:
         for name, start in (("s1", 0), ("s2", 2)):
             part = raw[i, start : start + BANDS[name]]
             write_tif(root / "tree" / name / f"{i:06}.tif", part)
-            for band, plane in enumerate(part):
+            for band, plane in enumerate(() if only_tree else part):
                 write_tif(root / "bands" / f"{i:06}" / name / f"{band}.tif", plane[None])
     raw.flush()
 
@@ -116,7 +116,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # a tile needs no map
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         root = Path(name)
-        make(root, args.pairs, args.pixels)
+        make(root, args.pairs, args.pixels, only_tree=bool(args.keep))
         modalities = {
             name: Modality(
                 name=name,

@@ -87,6 +87,20 @@ def test_cut_takes_no_account_of_missing_pixels():
     np.testing.assert_allclose([low, high], expected)
 
 
+@pytest.mark.parametrize("side", [1, 3, 40])
+def test_percentiles_are_those_of_all_pixels_sorted(side):
+    x = RNG.normal(size=(4, 2, side, side)).astype(np.float32).round(1)
+    for picture, share in zip(x, (0, 0.3, 0.97, 1), strict=True):
+        picture[RNG.random(picture.shape) < share] = np.nan
+    percents = (0, 0.1, 1, 10, 50, 97.5, 99, 100)
+    found = np.stack([p.numpy() for p in percentiles(torch.from_numpy(x), *percents)])
+    for place in np.ndindex(x.shape[:2]):
+        valid = np.sort(x[place][~np.isnan(x[place])])
+        ranks = [round((len(valid) - 1) * p / 100) for p in percents]  # to even, as torch does
+        expected = [valid[rank] if len(valid) else np.nan for rank in ranks]
+        np.testing.assert_array_equal(found[(slice(None), *place)].ravel(), expected)
+
+
 def test_image_scaling_spans_each_image():
     x = torch.stack([torch.linspace(100, 900, 64), torch.linspace(-5, 5, 64)]).reshape(2, 1, 8, 8)
     image = plain(bands=("a",), mean=None, std=None, scaling="image").scale(x)

@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d, gelu, interpolate, layer_norm
 from decur import Modality
 from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.encoders.attention import ATTENTIONS, CBAM, DeformableAttention
+from decur.encoders.attention.deformable import gathered
 from decur.encoders.header import EncoderHeader
 from decur.errors import ConfigError
 
@@ -336,3 +337,15 @@ def test_attention_that_cannot_be_is_refused_in_words():
     ):
         with pytest.raises(ConfigError, match=words):
             build_encoder(name, 3, attention=attention)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(7, 5), (1, 1)])
+def test_gathers_read_what_grid_sample_reads(align_corners, size):
+    maps, points = torch.randn(3, 4, *size), 3 * torch.rand(3, 6, 2, 2) - 1.5  # some outside
+    points[0, 0] = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+    expected = torch.nn.functional.grid_sample(
+        maps, points, padding_mode="border", align_corners=align_corners
+    )
+    found = gathered(maps, points, align_corners=align_corners)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

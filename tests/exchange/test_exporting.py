@@ -43,6 +43,22 @@ def raw(*shape):
     return x
 
 
+@pytest.mark.parametrize("sampling", ["grid", "gather"])
+def test_deformable_attention_is_sampled_as_asked_with_a_warning(sampling, make, tmp_path, caplog):
+    encoder, file = make("resnet10t", attention={"layer4": "rda"})
+    out = tmp_path / "out.onnx"
+    export_encoder(file, out, format="onnx", sampling=sampling, size=(64, 64))
+    operations = {node.op_type for node in onnx.load(out).graph.node}
+    assert ("GridSample" in operations) is (sampling == "grid")
+    assert ("TensorRT" in caplog.text) is (sampling == "grid")
+    assert ("polygraphy run" in caplog.text) is (sampling == "grid")
+    x = torch.rand(2, 2, 64, 64)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": x.numpy()})
+    expected = encoder(x)
+    assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 # -- state dicts -----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from decur.objectives import list_objectives
 from decur.pretrain import batchnorm
-from decur.pretrain.batchnorm import SyncBatchNorms, finite_statistics
+from decur.pretrain.batchnorm import SyncBatchNorms, finite_statistics, normalise_parts
 
 COUNTS = [(4, 4), (7, 0)]  # samples of each process
 
@@ -107,9 +107,34 @@ def _normalise(rank: int, world: int, folder: str, kernels: str) -> None:
         found[counts] = (out.detach().cpu(), own.grad.cpu(), state)
         mixed = norm.float()(own.detach().bfloat16())  # under autocast: maps of half the digits
         mixed.sum().backward()
-        found[counts] += (mixed.detach().cpu(),)
+        found[counts] += (mixed.detach().cpu(), _two_views(own.detach(), weight, counts, rank))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def _two_views(own, weight, counts, rank):
+    """What a layer gives for both views together: result, gradients, statistics."""
+    norm = SyncBatchNorms().apply(nn.Sequential(_normalisation())).to(own.device)
+    normalise_parts(norm, 2)
+    views = torch.cat((own, own.square())).requires_grad_()
+    given = torch.split(weight, counts)[rank].to(own.device)
+    out = norm(views)
+    (out * torch.cat((given, 2 * given))).sum().backward()
+    state = {key: value.cpu().clone() for key, value in norm[0].state_dict().items()}
+    return out.detach().cpu(), views.grad.cpu(), norm[0].weight.grad.cpu(), state
+
+
+def _check_two_views(found, whole, weight):
+    norm, views = _normalisation(), [whole.detach().clone(), whole.detach().square()]
+    outs = [norm(view.requires_grad_()) for view in views]
+    (outs[0] * weight + 2 * outs[1] * weight).sum().backward()
+    for view in (0, 1):
+        out, grad = (torch.cat([f[i].chunk(2)[view] for f in found]) for i in (0, 1))
+        assert torch.allclose(out, outs[view], rtol=1e-10)
+        assert torch.allclose(grad, views[view].grad, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(sum(f[2] for f in found), norm.weight.grad)
+    for key, value in norm.state_dict().items():
+        assert all(torch.allclose(f[3][key], value) for f in found), key
 
 
 @pytest.mark.parametrize(
@@ -125,7 +150,7 @@ def test_normalisation_is_over_all_processes(kernels, tmp_path):
         norm = _normalisation()
         out = norm(whole.requires_grad_())
         (out * weight).sum().backward()
-        outputs, gradients, states, mixed = zip(*(found[counts] for found in ranks), strict=True)
+        outputs, gradients, states, mixed, both = zip(*(f[counts] for f in ranks), strict=True)
         assert torch.allclose(torch.cat(outputs), out, rtol=1e-10)
         assert torch.allclose(torch.cat(gradients), whole.grad, rtol=1e-9, atol=1e-12)
         for state in states:
@@ -133,6 +158,7 @@ def test_normalisation_is_over_all_processes(kernels, tmp_path):
                 assert torch.allclose(state[key], value), key
         assert {x.dtype for x in mixed} == {torch.bfloat16}
         assert torch.allclose(torch.cat(mixed).double(), out, atol=0.05)
+        _check_two_views(both, whole, weight)
 
 
 def test_layers_are_chosen_where_the_data_is():

@@ -46,7 +46,7 @@ def lacking(batch, rows):
     return {**batch, "present": {**batch["present"], "sar": has}}
 
 
-def build(objective="decur", encoder="test_resnet", **options):
+def build(objective="decur", encoder="test_resnet", together=False, **options):
     torch.manual_seed(0)
     scenes = SyntheticScenes(samples=2, modalities=["optical", "sar"])
     return Pretrainer(
@@ -54,7 +54,7 @@ def build(objective="decur", encoder="test_resnet", **options):
         OBJECTIVES[objective](dim=WIDTH),
         encoder=encoder,
         projector=ProjectorSettings(WIDTH),
-        views=ViewSettings(size=32),
+        views=ViewSettings(size=32, together=together),
         **options,
     )
 
@@ -297,6 +297,27 @@ def test_values_are_checked_once_they_have_arrived():
     with pytest.raises(DivergedError, match=r"step 9: the embeddings of 'sar'"):
         divergence.watch("step 9", {"spread/sar": torch.tensor(0.0)})
     divergence.check()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "attention"),
+    [("resnet10t", None), ("resnet10t", "rda"), ("resnet10t", "cross_da"), ("test_vit", None)],
+)
+def test_both_views_together_are_the_same_step(encoder, attention, batch):
+    """Loss, gradients and running statistics, also where some samples lack a sensor."""
+    batch = lacking(batch, slice(0, 5))
+    found, settings = {}, EncoderSettings(encoder, attention=attention)
+    for together in (False, True):
+        model = build(encoder=settings, together=together).double()
+        images = {name: x.double() for name, x in batch["images"].items()}
+        loss, gradients = step(model, {**batch, "images": images})
+        found[together] = loss, gradients, dict(model.named_buffers())
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-6)
+    for part in (1, 2):
+        for name, value in found[False][part].items():
+            torch.testing.assert_close(
+                found[True][part][name], value, rtol=1e-4, atol=1e-6 * float(value.abs().max() + 1)
+            )
 
 
 @pytest.mark.gpu

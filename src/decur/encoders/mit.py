@@ -87,7 +87,7 @@ class MiTEncoder(Encoder):
             )
         for part in ("patch_embed", "block", "norm"):
             x = self.get_submodule(f"{part}{number + 1}")(x)
-        return x.contiguous()
+        return x  # a view of (B, H, W, C), as the next stage's convolution likes it
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return feature maps: (B, channels[i], H / strides[i], W / strides[i]), rounded up."""

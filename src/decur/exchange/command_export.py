@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from decur.config import Parser
 from decur.errors import require
-from decur.exchange.formats import Format
+from decur.exchange.formats import Format, Sampling
 
 
 def main(arguments: Sequence[str]) -> list[Path]:
@@ -47,6 +47,13 @@ def main(arguments: Sequence[str]) -> list[Path]:
         type=tuple[int, int] | None,
         help="[height, width] of a graph for one size only; by default it takes any.",
     )
+    parser.add_argument(
+        "--sampling",
+        type=Sampling,
+        default="grid",
+        help="How a graph reads the points of deformable attention: by GridSample, which TensorRT "
+        "has miscompiled, or by plain gathers.",
+    )
     settings = parser.parse(arguments)
     files = _export_folder(settings) if settings.format == "hub" else _export_file(settings)
     for file in files:
@@ -59,6 +66,7 @@ def _export_folder(settings: Namespace) -> list[Path]:
 
     for key in ("scaling", "size"):
         require(not settings[key], f"--{key}: is of a graph; leave it out for --format hub")
+    require(settings.sampling == "grid", "--sampling: is of a graph; leave it out for --format hub")
     return export_hub(
         settings.encoder,
         settings.out,
@@ -79,4 +87,5 @@ def _export_file(settings: Namespace) -> list[Path]:
         format=settings.format,
         scaling=settings.scaling,
         size=settings.size,
+        sampling=settings.sampling,
     )

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder
+from decur.encoders.attention.deformable import DeformableAttention
 from decur.errors import ConfigError, DecurError, needing
-from decur.exchange.formats import Format
+from decur.exchange.formats import Format, Sampling
 from decur.exchange.hub import export_hub
 from decur.modality import Modality
 from decur.runs import atomic, write_json, writing
+
+log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
@@ -34,6 +37,7 @@ TRACED, TRIED = (3, (224, 256)), (2, (192, 160))  # pictures and their sizes; mu
 TOLERANCE = 1e-4  # of the graph's vectors, relative to the largest number
 
 
+@torch.no_grad()  # with gradients attention takes another kernel, whose layout a graph cannot keep
 def export_encoder(
     encoder: str | Path,
     out: str | Path,
@@ -41,6 +45,7 @@ def export_encoder(
     format: Format,
     scaling: bool = False,
     size: Size | None = None,
+    sampling: Sampling = "grid",
 ) -> list[Path]:
     """Write an encoder for another program, and beside it its modality as JSON.
 
@@ -58,6 +63,8 @@ def export_encoder(
             multiples of 32 px, from 64.
         scaling: let the graph take raw values and scale them, as `Modality.scale` does.
         size: height and width of a graph that takes pictures of this size only.
+        sampling: how a graph reads the points of deformable attention: "grid" by GridSample,
+            "gather" by plain gathers, which every program computes alike.
 
     Returns:
         The files.
@@ -69,8 +76,10 @@ def export_encoder(
     """
     out = Path(out)
     if format == "hub":
-        if scaling or size:
-            raise ConfigError("--scaling, --size: are of graphs; leave them out for --format hub")
+        if scaling or size or sampling != "grid":
+            raise ConfigError(
+                "--scaling, --size, --sampling: are of graphs; leave them out for --format hub"
+            )
         return export_hub(encoder, out)
     if out.suffix not in SUFFIXES[format]:
         raise ConfigError(
@@ -86,10 +95,10 @@ def export_encoder(
         "modality": _modality(model).to_dict(),
     }
     if format in ("timm", "torchgeo"):
-        if scaling or size:
+        if scaling or size or sampling != "grid":
+            option = "scaling" if scaling else "size" if size else "sampling"
             raise ConfigError(
-                f"--{'scaling' if scaling else 'size'}: a state dict has no graph to hold it; "
-                "take --format onnx or torch"
+                f"--{option}: a state dict has no graph to hold it; take --format onnx or torch"
             )
         if "normalisation" in model.options:  # which is no layer of timm's or torchgeo's
             about["input"] += ", then normalised by the mean and std of options.normalisation"
@@ -106,11 +115,26 @@ def export_encoder(
         if format == "onnx":
             _onnxruntime()  # before the graph is traced, which takes long
         write = _write_onnx if format == "onnx" else _write_program
+        deformable = [m for m in model.modules() if isinstance(m, DeformableAttention)]
+        for module in deformable:
+            module.gathers = sampling == "gather"
         with writing(out), _one_line(format, model.name, size):
             program = _trace(model, scaling, size)
+            for module in deformable:
+                module.gathers = False  # the graph is compared with what training computes
             with atomic(out) as temporary:
                 run = write(program, temporary, about, _free(size))
                 _compare(run, model, scaling, size)
+        if deformable and format == "onnx" and sampling == "grid":
+            shape = ",".join(map(str, (1, modality.channels, *(size or TRACED[1]))))
+            log.warning(
+                "%s: TensorRT has compiled the GridSample of deformable attention to other numbers "
+                "without a word; check with `polygraphy run %s --trt --onnxrt --input-shapes "
+                "image:[%s]`, or give --sampling gather",
+                out,
+                out,
+                shape,
+            )
     sidecar = out.with_name(f"{out.name}.json")
     with writing(sidecar):
         write_json(sidecar, about)

@@ -25,7 +25,13 @@ class SyncBatchNorm(_BatchNorm):
     torch's layer of this name refuses to run on a CPU, makes the host wait for the GPU in every
     call, and sends statistics of another type from a process without samples, on which NCCL hangs.
     In eval mode, and in a single process, this is a plain batch normalisation.
+
+    Attributes:
+        parts: how many equal parts of a training batch, one after the other, are normalised each by
+            its own statistics; two where both views of a sensor come together.
     """
+
+    parts = 1
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Take any number of dimensions."""
@@ -36,14 +42,20 @@ class SyncBatchNorm(_BatchNorm):
         The device is known only here: Lightning replaces layers before it moves the model.
         """
         alone = not (dist.is_initialized() and dist.get_world_size() > 1)
-        if alone or not self.training:
+        if not self.training or (alone and self.parts == 1):
             return self._finish(super().forward(input))
+        if alone:
+            normal = [super(SyncBatchNorm, self).forward(x) for x in _split(input, self.parts)]
+            return self._finish(torch.cat(normal))
         kernels = _uses_kernels(input)
         half = input.dtype in (torch.bfloat16, torch.float16)
         x = input.float() if half and not kernels else input
         normalise: Any = _NormaliseByKernels if kernels else _Normalise  # `apply` is not annotated
-        out, mean, variance, counts = normalise.apply(x, self.weight, self.bias, self.eps)
-        self._track(mean, variance, counts)
+        out, means, variances, counts = normalise.apply(
+            x, self.weight, self.bias, self.eps, self.parts
+        )
+        for mean, variance in zip(means, variances, strict=True):
+            self._track(mean, variance, counts)
         return self._finish(out.to(input.dtype))
 
     def _finish(self, x: Tensor) -> Tensor:
@@ -57,8 +69,8 @@ class SyncBatchNorm(_BatchNorm):
         """Update running statistics without waiting for the device.
 
         Args:
-            mean: (C,) of all processes.
-            variance: (C,) of all processes.
+            mean: (C,) of a part, of all processes.
+            variance: (C,) of a part, of all processes.
             counts: (2,), numbers of samples and of values a channel. One sample has no variance: a
                 process that trains alone leaves it out, too.
         """
@@ -82,9 +94,15 @@ def _uses_kernels(x: Tensor) -> bool:
     return x.is_cuda
 
 
+def _split(x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Return equal parts of a batch, which may be empty, as views."""
+    return x.view(parts, len(x) // parts, *x.shape[1:]).unbind()
+
+
 def _axes(x: Tensor) -> tuple[list[int], list[int]]:
-    """Return the axes that statistics are over, and the shape of a value a channel beside x."""
-    return [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+    """Return the axes of (parts, n, C, ...) that statistics are over, and the shape of (parts, C)
+    beside it."""
+    return [1, *range(3, x.ndim)], [len(x), 1, -1] + [1] * (x.ndim - 3)
 
 
 def _counts(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,41 +139,53 @@ def _merge(means: Tensor, squares: Tensor, counts: Tensor) -> tuple[Tensor, Tens
     return mean, variance, total
 
 
+_Gradients = tuple[Tensor, Tensor | None, Tensor | None, None, None]
+
+
 class _Normalise(torch.autograd.Function):
     """Normalise by the statistics of all processes: one collective forward, one backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, parts: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return x normalised (B, C, ...), its mean and variance (C,), and numbers of samples and
-        of values a channel (2,)."""
+        """Return x normalised (B, C, ...), mean and variance of each part of it (parts, C), and
+        numbers of samples and of values a channel of a part (2,)."""
+        out, x = torch.empty_like(x), x.view(parts, len(x) // parts, *x.shape[1:])
         axes, shape = _axes(x)
-        own_mean = x.sum(axes) / max(1, x.numel() // x.shape[1])  # (C,)
-        squares = (x - own_mean.view(shape)).square().sum(axes)  # (C,)
-        everyone = _gather(torch.cat((own_mean, squares, _counts(x, x.dtype))))  # (world, 2C + 2)
-        means, squares = everyone[:, :-2].chunk(2, dim=1)  # (world, C) each
+        own_mean = x.sum(axes) / max(1, x[0].numel() // x.shape[2])  # x: (parts, n, C, ...)
+        squares = (x - own_mean.view(shape)).square().sum(axes)  # (parts, C)
+        own = (own_mean.flatten(), squares.flatten(), _counts(x[0], x.dtype))
+        everyone = _gather(torch.cat(own))  # (world, 2 parts C + 2)
+        means, squares = everyone[:, :-2].chunk(2, dim=1)  # (world, parts C) each
         mean, variance, total = _merge(means, squares, everyone[:, -2:])
-        scale = torch.rsqrt(variance + eps)  # (C,)
+        mean, variance = mean.view(parts, -1), variance.view(parts, -1)
+        scale = torch.rsqrt(variance + eps)  # (parts, C)
         normal = (x - mean.view(shape)) * scale.view(shape)
         ctx.save_for_backward(normal, weight, scale, total[1].clamp_min(1))
         ctx.mark_non_differentiable(mean, variance, total)
-        out = normal if weight is None else normal * weight.view(shape)
-        return out if bias is None else out + bias.view(shape), mean, variance, total
+        inner = out.view_as(normal)  # autograd refuses a view that is changed in place, as by ReLU
+        inner.copy_(normal if weight is None else normal * weight.view(shape[1:]))
+        if bias is not None:
+            inner += bias.view(shape[1:])
+        return out, mean, variance, total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> _Gradients:
         """Return gradients of the sum of all losses; of weight and bias, this process's share."""
         normal, weight, scale, count = ctx.saved_tensors
         axes, shape = _axes(normal)
-        own = torch.stack((grads[0].sum(axes), (grads[0] * normal).sum(axes)))  # (2, C)
+        given = grads[0].reshape(normal.shape)
+        own = torch.stack((given.sum(axes), (given * normal).sum(axes)))  # (2, parts, C)
         whole = own.clone()
         dist.all_reduce(whole)
-        constant, slope = ((part / count).view(shape) for part in whole)
-        grad = (grads[0] - constant - normal * slope) * scale.view(shape)
+        constant, slope = ((sums / count).view(shape) for sums in whole)
+        grad = (given - constant - normal * slope) * scale.view(shape)
         if weight is None:
-            return grad, None, None, None
-        return grad * weight.view(shape), own[1], own[0], None
+            return grad.reshape(grads[0].shape), None, None, None, None
+        grad = (grad * weight.view(shape[1:])).reshape(grads[0].shape)
+        shares = own.sum(1)  # (2, C)
+        return grad, shares[1], shares[0], None, None
 
 
 class _NormaliseByKernels(torch.autograd.Function):
@@ -166,50 +196,72 @@ class _NormaliseByKernels(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, parts: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what `_Normalise.forward` does; statistics are float32 (float64 for float64)."""
         x = _dense(x)
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        each = _split(x, parts)
         if len(x):
-            own_mean, invstd = torch.batch_norm_stats(x, eps)  # (C,) each
+            found = [torch.batch_norm_stats(part, eps) for part in each]  # (C,) each
+            own_mean, invstd = (torch.cat(values).to(exact) for values in zip(*found, strict=True))
             # Back from 1 / sqrt(variance + eps), which is all that the kernel returns.
-            squares = (invstd.to(exact).pow(-2) - eps).clamp_min(0) * (x.numel() // x.shape[1])
+            values = each[0].numel() // x.shape[1]
+            squares = (invstd.pow(-2) - eps).clamp_min(0) * values
         else:
-            own_mean = squares = torch.zeros(x.shape[1], dtype=exact, device=x.device)
-        everyone = _gather(torch.cat((own_mean.to(exact), squares, _counts(x, exact))))
-        means, squares = everyone[:, :-2].chunk(2, dim=1)  # (world, C) each
+            own_mean = squares = torch.zeros(parts * x.shape[1], dtype=exact, device=x.device)
+        everyone = _gather(torch.cat((own_mean, squares, _counts(each[0], exact))))
+        means, squares = everyone[:, :-2].chunk(2, dim=1)  # (world, parts C) each
         mean, variance, total = _merge(means, squares, everyone[:, -2:])
-        scale = torch.rsqrt(variance + eps)  # (C,)
+        mean, variance = mean.view(parts, -1), variance.view(parts, -1)
+        scale = torch.rsqrt(variance + eps)  # (parts, C)
         counts = everyone[:, -1].contiguous().to(torch.int32)  # (world,)
         ctx.save_for_backward(x, weight, mean, scale, counts)
         ctx.mark_non_differentiable(mean, variance, total)
-        out = torch.batch_norm_elemt(x, weight, bias, mean, scale, eps) if len(x) else x.clone()
-        return out, mean, variance, total
+        if not len(x):
+            return x.clone(), mean, variance, total
+        normal = [
+            torch.batch_norm_elemt(part, weight, bias, mean[i], scale[i], eps)
+            for i, part in enumerate(each)
+        ]
+        return _joined(normal), mean, variance, total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> _Gradients:
         """Return gradients of the sum of all losses; of weight and bias, this process's share."""
         x, weight, mean, scale, counts = ctx.saved_tensors
-        share: tuple[Tensor | None, Tensor | None] = (None, None)
-        grad = _dense(grads[0])
+        parts, grad = len(mean), _dense(grads[0])
+        pairs = list(zip(_split(grad, parts), _split(x, parts), strict=True))
+        share: list[Tensor | None] = [None, None]
         if len(x):
-            total, along, *shares = torch.batch_norm_backward_reduce(
-                grad, x, mean, scale, weight, True, weight is not None, weight is not None
-            )
-            share = (shares[0], shares[1]) if weight is not None else share
+            affine = weight is not None
+            sums = [
+                torch.batch_norm_backward_reduce(
+                    given, part, mean[i], scale[i], weight, True, affine, affine
+                )
+                for i, (given, part) in enumerate(pairs)
+            ]
+            whole = torch.stack([torch.stack((s[0], s[1])) for s in sums])  # (parts, 2, C)
+            if affine:
+                share = [torch.stack([s[i] for s in sums]).sum(0) for i in (2, 3)]
         else:
-            total, along = torch.zeros_like(mean), torch.zeros_like(mean)
+            whole = torch.zeros(parts, 2, mean.shape[1], dtype=mean.dtype, device=x.device)
             if weight is not None:
-                share = (torch.zeros_like(weight), torch.zeros_like(weight))
-        whole = torch.stack((total, along))  # (2, C)
+                share = [torch.zeros_like(weight), torch.zeros_like(weight)]
         dist.all_reduce(whole)
         if not len(x):
-            return grad, *share, None
-        made = torch.batch_norm_backward_elemt(
-            grad, x, mean, scale, weight, whole[0].contiguous(), whole[1].contiguous(), counts
-        )
-        return made, *share, None
+            return grad, share[0], share[1], None, None
+        made = [
+            torch.batch_norm_backward_elemt(
+                given, part, mean[i], scale[i], weight, whole[i, 0], whole[i, 1], counts
+            )
+            for i, (given, part) in enumerate(pairs)
+        ]
+        return _joined(made), share[0], share[1], None, None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -233,8 +285,19 @@ class SyncBatchNorms(LayerSync):
         return model
 
 
-def synchronise(module: nn.Module) -> nn.Module:
+def normalise_parts(module: nn.Module, parts: int) -> None:
+    """Let the batch normalisations of `synchronise` take the parts of a batch each by itself."""
+    for layer in module.modules():
+        if isinstance(layer, SyncBatchNorm):
+            layer.parts = parts
+
+
+def synchronise(module: nn.Module, key: str = "trainer.devices") -> nn.Module:
     """Replace batch normalisations by `SyncBatchNorm`, weights and names kept.
+
+    Args:
+        module: changed in place, but for one that is such a layer itself.
+        key: of the configuration, for the message.
 
     Raises:
         ConfigError: for a kind of batch normalisation that cannot be replaced.
@@ -255,11 +318,11 @@ def synchronise(module: nn.Module) -> nn.Module:
         return synced.train(module.training)
     if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
         raise ConfigError(
-            f"trainer.devices: {type(module).__name__} cannot be synchronised across processes; "
-            "use one process, or an encoder with plain batch normalisation"
+            f"{key}: {type(module).__name__} has statistics that cannot be over all processes, or "
+            "over a view; leave it, or use an encoder with plain batch normalisation"
         )
     for name, child in module.named_children():
-        module.add_module(name, synchronise(child))
+        module.add_module(name, synchronise(child, key))
     return module
 
 

@@ -22,7 +22,7 @@ from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.objectives import Objective
 from decur.objectives.alignment import alignment
-from decur.pretrain.batchnorm import finite_statistics
+from decur.pretrain.batchnorm import finite_statistics, normalise_parts, synchronise
 from decur.pretrain.compiling import Networks, StepStart, pays
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import (
@@ -108,6 +108,7 @@ class Pretrainer(L.LightningModule):
             overrides=views.augment,
             recipes=views.recipes,
             levels=views.levels,
+            channels_last=channels_last,
         )
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
@@ -122,6 +123,10 @@ class Pretrainer(L.LightningModule):
                     f"expects {objective.dim}; set projector.width to {head.dim}"
                 )
             self.encoders[name], self.projectors[name] = built, head
+        if views.together:
+            synchronise(self.encoders, "views.together")
+            synchronise(self.projectors, "views.together")
+        self._normalise_views()
         if channels_last:
             self.to(memory_format=torch.channels_last)
         self.compile_networks = compile
@@ -217,18 +222,22 @@ class Pretrainer(L.LightningModule):
         encoders, projectors = self._networks().of(rows)
         found: dict[str, list[Tensor]] = {name: [] for name in views}
         with finite_statistics(part[name] for name in too_few for part in (encoders, projectors)):
-            for view in (0, 1):
-                images = {
-                    name: self._layout(_choose(pair[view], rows.get(name), name in stand_in))
-                    for name, pair in views.items()
-                    if name not in absent
-                }  # (n, C, size, size) each
-                for name, h in encode(encoders, images, present=present).items():
-                    z = projectors[name](h[:0] if name in stand_in else h)  # (n, K)
-                    if name in rows:
-                        everyone = z.new_zeros(len(present[name]), z.shape[1])  # (B, K)
-                        z = everyone.index_copy(0, rows[name], z)
-                    found[name].append(z)
+            for step in ((0, 1),) if self.view_settings.together else ((0,), (1,)):
+                images = {}
+                for name in (n for n in views if n not in absent):
+                    chosen = [
+                        _choose(views[name][view], rows.get(name), name in stand_in)
+                        for view in step
+                    ]  # (n, C, size, size) each
+                    images[name] = self._layout(torch.cat(chosen) if len(step) > 1 else chosen[0])
+                those = {name: has.repeat(len(step)) for name, has in present.items()}
+                for name, h in encode(encoders, images, present=those).items():
+                    z = projectors[name](h[:0] if name in stand_in else h)  # (V n, K)
+                    for own in z.view(len(step), len(z) // len(step), z.shape[1]).unbind():
+                        if name in rows:
+                            everyone = own.new_zeros(len(present[name]), own.shape[1])  # (B, K)
+                            own = everyone.index_copy(0, rows[name], own)
+                        found[name].append(own)
         for name in absent:
             zeros = torch.zeros(len(present[name]), self.objective.dim, device=self.device)
             zeros = zeros + zero_gradients((self.encoders[name], self.projectors[name]), zeros)
@@ -334,6 +343,19 @@ class Pretrainer(L.LightningModule):
         rank = 0 if self._trainer is None else self.global_rank
         key = f"{self.seed}/{self.current_epoch}/{batch_idx}/{rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    def _normalise_views(self, parts: int = 2) -> None:
+        """Let batch statistics be those of each view where both come together."""
+        if self.view_settings.together:
+            normalise_parts(self, parts)
+
+    def on_fit_start(self) -> None:
+        """Train, perhaps once more, on both views together."""
+        self._normalise_views()
+
+    def on_fit_end(self) -> None:
+        """Leave networks that others may train on pictures that are no pairs of views."""
+        self._normalise_views(parts=1)
 
     @property
     def is_sharded(self) -> bool:

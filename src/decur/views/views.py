@@ -69,6 +69,7 @@ class Views(nn.Module):
             with probability 0.2, and contrast pulls to the mean over all bands.
         levels: how many values a picture is rounded to before; 256 for those of 8 bits. None
             rounds nothing.
+        channels_last: write views with their channels innermost, as ConvNets like them.
 
     Raises:
         ConfigError: naming the modality and the key that is unknown or out of range.
@@ -83,6 +84,7 @@ class Views(nn.Module):
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         recipes: Literal["paper", "0.1"] = "paper",
         levels: int | None = None,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -110,6 +112,7 @@ class Views(nn.Module):
         if levels is not None and levels < 2:
             raise ConfigError(f"views: levels is {levels}; needs 2 or more, 256 for 8 bits")
         self.levels = levels
+        self.channels_last = channels_last
         self.per_band = recipes != "0.1"  # the mean that contrast pulls to
         self.recipes = {}
         for name, modality in modalities.items():
@@ -192,7 +195,9 @@ class Views(nn.Module):
             x = blur_(x, drawn.sigma, recipe.blur_sigma[1])
             x = solarize_(x, drawn.solarize, recipe.solarize_threshold)
             x = drop_bands_(x, drawn.dropped)
-            return x.clamp_(0, 1).to(kind)
+            # One pass clamps and changes the layout.
+            out = torch.empty_like(x, memory_format=torch.channels_last)
+            return torch.clamp(x, 0, 1, out=out if self.channels_last else x).to(kind)
 
     def _check(self, images: Mapping[str, Tensor], seeds: Tensor) -> None:
         if seeds.ndim != 1 or seeds.dtype != torch.int64 or seeds.device.type != "cpu":

@@ -7,7 +7,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, linear, scaled_dot_product_attention
+from torch.nn.functional import (
+    conv2d,
+    grid_sample,
+    layer_norm,
+    linear,
+    scaled_dot_product_attention,
+)
 
 from decur.encoders.attention.base import ATTENTIONS, Stage
 
@@ -80,6 +86,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.heads, self.groups, self.stride, self.residual = heads, groups, stride, residual
         self.centred = centred
+        self.gathers = False  # whether points are read by `gathered`, in graphs for other programs
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -120,16 +127,12 @@ class DeformableAttention(nn.Module):
         query = asked.mT.unflatten(2, x.shape[-2:])  # (B, C, H, W)
         # Coordinates and sampling in float32: in bfloat16 a point would miss its place by a cell.
         exact = torch.promote_types(x.dtype, torch.float32)
-        offsets = self.offset(self._grouped(query)).to(exact)  # (B g, 2, H / r, W / r), y and x
-        offsets = offsets.movedim(1, -1).flip(-1)  # (B g, H / r, W / r, 2), x and y
+        offsets = self._offsets(query).to(exact)  # (B g, H / r, W / r, 2), x and y
         rows, columns = offsets.shape[1:3]
         start = _grid(rows, columns, offsets, 1, 0 if self.centred else 1)
         points = (start + offsets).clamp(-1, 1)
-        sampled = grid_sample(
-            self._grouped(source.to(exact)),
-            points,
-            padding_mode="border",
-            align_corners=not self.centred,
+        sampled = self._sample(
+            self._grouped(source.to(exact)), points, align_corners=not self.centred
         )  # (B g, C / g, H / r, W / r)
         sampled = _tokens(sampled.to(x.dtype).unflatten(0, (-1, self.groups)).flatten(1, 2))
         q, k, v = (
@@ -141,6 +144,34 @@ class DeformableAttention(nn.Module):
         )  # (B, g, n, 2)
         bias = self._distance_bias(points, *x.shape[-2:]).to(q.dtype)
         return q, k, v, bias, points, offsets
+
+    def _offsets(self, query: Tensor) -> Tensor:
+        """Return the offsets of `self.offset` for each group: (B, C, H, W) to (B g, h, w, 2).
+
+        All groups share its weights. Repeated for each, they take the map as it lies, where one
+        group after the other would have to be copied out of it.
+        """
+        depthwise, norm, activation, move = self.offset
+        assert isinstance(depthwise, nn.Conv2d) and isinstance(norm, nn.LayerNorm)
+        assert isinstance(move, nn.Conv2d) and depthwise.bias is not None
+        x = conv2d(
+            query,
+            depthwise.weight.repeat(self.groups, 1, 1, 1),
+            depthwise.bias.repeat(self.groups),
+            depthwise.stride,
+            depthwise.padding,
+            groups=query.shape[1],
+        )  # (B, C, h, w)
+        x = x.movedim(1, -1).unflatten(-1, (self.groups, -1))  # (B, h, w, g, C / g)
+        x = activation(layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        offsets = linear(x, move.weight.flatten(1))  # (B, h, w, g, 2), y and x
+        return offsets.movedim(3, 1).flatten(0, 1).flip(-1)
+
+    def _sample(self, maps: Tensor, points: Tensor, *, align_corners: bool) -> Tensor:
+        """Read maps (n, C, H, W) at points (n, h, w, 2), bilinearly: (n, C, h, w)."""
+        if self.gathers:
+            return gathered(maps, points, align_corners=align_corners)
+        return grid_sample(maps, points, padding_mode="border", align_corners=align_corners)
 
     def _grouped(self, x: Tensor) -> Tensor:
         grouped: Tensor = x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (B g, C / g, H, W)
@@ -157,11 +188,8 @@ class DeformableAttention(nn.Module):
             for d, n in zip(distance.unbind(-1), (width, height), strict=True)
         )
         table = self.bias.to(points.dtype).unflatten(0, (self.groups, -1))
-        found = grid_sample(
-            table.repeat(points.shape[0], 1, 1, 1),
-            torch.stack((x, y), -1),
-            padding_mode="border",
-            align_corners=True,
+        found = self._sample(
+            table.repeat(points.shape[0], 1, 1, 1), torch.stack((x, y), -1), align_corners=True
         )  # (B g, h / g, HW, n)
         bias: Tensor = found.unflatten(0, (-1, self.groups)).flatten(1, 2)
         return bias
@@ -170,6 +198,38 @@ class DeformableAttention(nn.Module):
         y = _project(self.out, y.transpose(1, 2).flatten(2))  # (B, HW, C)
         y = y.mT.unflatten(2, x.shape[-2:])  # (B, C, H, W)
         return x + y if self.residual else y
+
+
+def gathered(maps: Tensor, points: Tensor, *, align_corners: bool) -> Tensor:
+    """Return what `grid_sample` with borders does, by four gathers, which every program has.
+
+    Args:
+        maps: (n, C, H, W).
+        points: (n, h, w, 2), x and y from -1 to 1.
+        align_corners: as `grid_sample` takes it.
+
+    Returns:
+        (n, C, h, w).
+    """
+    height, width = maps.shape[-2:]
+    corners, parts = [], []  # of each axis: the two places that a point is between, and how far
+    for at, length in zip(points.unbind(-1), (width, height), strict=True):
+        place = (at + 1) / 2 * (length - 1) if align_corners else ((at + 1) * length - 1) / 2
+        place = place.clamp_min(0).clamp_max(length - 1)  # (n, h, w)
+        first = place.floor()
+        corners.append((first.long(), (first + 1).clamp_max(length - 1).long()))
+        parts.append((place - first)[:, None])  # (n, 1, h, w)
+    flat, size = maps.flatten(2), points.shape[1:3]
+
+    def read(row: Tensor, column: Tensor) -> Tensor:
+        index = (row * width + column).flatten(1)[:, None].expand(-1, flat.shape[1], -1)
+        found: Tensor = flat.gather(2, index).unflatten(2, size)  # (n, C, h, w)
+        return found
+
+    (left, right), (top, bottom) = corners
+    x, y = parts
+    upper = read(top, left) * (1 - x) + read(top, right) * x
+    return upper * (1 - y) + (read(bottom, left) * (1 - x) + read(bottom, right) * x) * y
 
 
 def _tokens(x: Tensor) -> Tensor:
