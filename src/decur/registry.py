@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
+from importlib import import_module, invalidate_caches
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar, cast
 
@@ -140,15 +141,32 @@ def find_object(reference: str, where: str) -> Any:
     """
     module, _, attribute = reference.replace(":", ".").rpartition(".")
     try:
-        found = import_module(module)
+        found = _import(module)
     except ImportError as error:
         raise ConfigError(
-            f"{where}: module {module!r} cannot be imported ({error}); see that its folder is on "
-            "PYTHONPATH"
+            f"{where}: module {module!r} cannot be imported ({error}); see that it lies in the "
+            "working folder, or that its folder is on PYTHONPATH"
         ) from error
     if not hasattr(found, attribute):
         raise ConfigError(f"{where}: module {module!r} has no {attribute!r}")
     return getattr(found, attribute)
+
+
+def _import(module: str) -> Any:
+    """Import a module, which may lie in the working folder: the `decur` command has it on no path.
+
+    The folder comes last, and only once a module in it was asked for, so that it hides no package.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        top, here = module.partition(".")[0], Path.cwd()
+        is_here = (here / f"{top}.py").is_file() or (here / top).is_dir()
+        if error.name != top or not is_here or str(here) in sys.path:
+            raise
+    sys.path.append(str(here))
+    invalidate_caches()
+    return import_module(module)
 
 
 def own_modules() -> list[str]:
@@ -157,7 +175,9 @@ def own_modules() -> list[str]:
     return [name for name in names if name]
 
 
-def refuse_foreign(values: Mapping[str, Any], where: object) -> None:
+def refuse_foreign(
+    values: Mapping[str, Any], where: object, named: Mapping[str, Any] | None = None
+) -> None:
     """Refuse a kept configuration that would have modules imported which nobody asked for.
 
     To import a module runs its code. Modules of decur, those that `DECUR_IMPORT` lists, and those
@@ -166,16 +186,18 @@ def refuse_foreign(values: Mapping[str, Any], where: object) -> None:
     Args:
         values: a configuration that a run has kept, as its YAML says it.
         where: the file, for the message.
+        named: a configuration that the person has given now: what it names is asked for.
 
     Raises:
         ConfigError: naming what is refused, and how to trust it.
     """
     if os.environ.get(TRUST) == "1":
         return
+    asked = {name for name, _ in _references(named or {})}
     for name, called in _references(values):
         module = name.replace(":", ".").rpartition(".")[0]
         own = module.split(".")[0] == "decur" or module in sys.modules
-        if module not in own_modules() and (called or not own):
+        if name not in asked and module not in own_modules() and (called or not own):
             raise ConfigError(
                 f"{where}: names {name!r}, whose module would be imported, and that runs its code; "
                 f"add --trust if you trust it, or set {ENVIRONMENT}={module}"
@@ -196,7 +218,7 @@ def _references(values: Any, key: str = "") -> Iterator[tuple[str, bool]]:
             yield from _references(value, key)
     elif isinstance(values, str):
         inner = loaded(values) if "{" in values else values
-        encoder = "encoder" in key.split(".")
+        encoder = "encoder" in key.split(".") and "weights" not in key.split(".")
         if not isinstance(inner, str):
             yield from _references(inner, key)
         elif key == "encoder" or (encoder and ":" in values and not values.startswith("torchgeo:")):
@@ -213,7 +235,7 @@ def import_own_modules() -> None:
     """
     for name in own_modules():
         try:
-            import_module(name)
+            _import(name)
         except ImportError as error:
             raise ConfigError(
                 f"{ENVIRONMENT}: module {name!r} cannot be imported ({error}); see that its folder "

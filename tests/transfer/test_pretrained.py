@@ -14,10 +14,10 @@ from torch import nn
 from torchvision.models._api import Weights, WeightsEnum
 
 from decur.data import SyntheticScenes
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, pretrained
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.transfer import load_model, pretrained
+from decur.transfer import load_model
 from decur.transfer.sources import gather_encoders
 from decur.views import Views
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from decur.encoders.files import load_encoder, save_encoder
     from decur.encoders.mit import MiTEncoder
     from decur.encoders.mlp import MLPEncoder
+    from decur.encoders.own import register_encoder
     from decur.encoders.projector import ProjectedEncoder, Projector
     from decur.encoders.settings import EncoderSettings
     from decur.encoders.timm_models import TimmEncoder
@@ -31,6 +32,7 @@ __all__ = [
     "build_encoder",
     "list_encoders",
     "load_encoder",
+    "register_encoder",
     "save_encoder",
     "select_bands",
 ]

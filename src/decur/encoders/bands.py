@@ -11,6 +11,7 @@ from torch import nn
 from decur.encoders.base import Encoder
 from decur.encoders.build import build_encoder
 from decur.errors import DataError
+from decur.modality import Modality
 
 # Convolutions that are linear in each band, with zero padding. Others, such as those that
 # standardise their weights over the bands, change with a band that is left out.
@@ -66,7 +67,7 @@ def first_weights(encoder: Encoder) -> dict[str, torch.Tensor]:
     """
     assert encoder.modality is not None
     bands = encoder.modality.channels
-    wider = build_encoder(encoder.name, bands + 1, **encoder.options).state_dict()
+    wider = build_encoder(encoder.name, _one_more(encoder.modality), **encoder.options).state_dict()
     layers = {id(layer.weight): layer for layer in encoder.modules() if type(layer) in _PLAIN}
     found = {}
     for key, value in encoder.state_dict(keep_vars=True).items():
@@ -82,3 +83,13 @@ def first_weights(encoder: Encoder) -> dict[str, torch.Tensor]:
             f"encoder {encoder.name!r} cannot do without a band; adapt its weights anew"
         )
     return found
+
+
+def _one_more(modality: Modality) -> Modality:
+    """Return a sensor with one band more."""
+    more = {
+        field: (*values, values[-1])
+        for field in ("mean", "std")
+        if (values := getattr(modality, field)) is not None
+    }
+    return modality.with_(bands=(*modality.bands, "one_more"), **more)

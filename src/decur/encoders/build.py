@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import timm
+from torch import nn
 
 from decur.encoders.adapted import ADAPTED, AdaptedEncoder
 from decur.encoders.base import ENCODERS, Builder, Encoder
@@ -17,6 +18,7 @@ from decur.encoders.geo import TORCHGEO, build_geo
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
+from decur.encoders.wrapped import WrappedEncoder
 from decur.errors import ConfigError
 from decur.modality import Modality
 
@@ -34,7 +36,8 @@ def build_encoder(
             "mit_b0" to "mit_b5" (see `MiTEncoder`); "alexnet"; "mlp", for measurements without a
             spatial layout (see `MLPEncoder`); "torchgeo:NAME", an architecture of torchgeo's that
             timm does not have (see `decur.encoders.geo`); any other name that is registered in
-            `ENCODERS`; or "package.module:function", which builds an encoder of one's own.
+            `ENCODERS` (see `register_encoder`); or "package.module:function", which builds an
+            encoder, or any other network, of one's own.
         modality: the sensor, or only its number of bands.
         pretrained: start from published weights (downloads them). Weights of photographs take
             pictures in [0, 1] of three bands, whose colours are found by name (R, G, B or
@@ -59,7 +62,7 @@ def build_encoder(
     if builder is None:
         encoder: Encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
     else:
-        encoder = _built(name, builder, channels, pretrained=pretrained, options=options)
+        encoder = _built(name, builder, modality, pretrained=pretrained, options=options)
     encoder.modality = None if isinstance(modality, int) else modality
     if pretrained and isinstance(encoder, TimmEncoder | MiTEncoder):
         order = colour_order(() if isinstance(modality, int) else modality.bands)
@@ -91,10 +94,36 @@ def _builder(name: str) -> Builder | None:
     return None
 
 
+def takes_modality(builder: Builder) -> bool:
+    """Return whether a builder takes the sensor, in place of the number of its bands."""
+    first = next(iter(inspect.signature(builder).parameters.values()), None)
+    return first is not None and (
+        first.name == "modality" or first.annotation in (Modality, "Modality")
+    )
+
+
+def options_of_builder(builder: Builder) -> set[str]:
+    """Return the names of a builder's options: what it takes by name, after its first argument."""
+    others = list(inspect.signature(builder).parameters.values())[1:]
+    named = [
+        each for each in others if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    return {each.name for each in named} - {"pretrained"}
+
+
 def _built(
-    name: str, builder: Builder, channels: int, *, pretrained: bool, options: dict[str, Any]
+    name: str,
+    builder: Builder,
+    modality: Modality | int,
+    *,
+    pretrained: bool,
+    options: dict[str, Any],
 ) -> Encoder:
     """Call a registered builder, once it is clear that it takes these options."""
+    channels = modality if isinstance(modality, int) else modality.channels
+    first = modality if takes_modality(builder) else channels
+    if takes_modality(builder) and isinstance(modality, int):
+        raise ConfigError(f"encoder {name!r}: is built for a sensor; give the Modality, no number")
     signature = inspect.signature(builder)
     given: dict[str, Any] = dict(options)
     if pretrained and "pretrained" not in signature.parameters:
@@ -102,13 +131,9 @@ def _built(
     if pretrained:
         given["pretrained"] = True
     try:
-        signature.bind(channels, **given)
+        signature.bind(first, **given)
     except TypeError as error:
-        known = [
-            parameter.name
-            for parameter in signature.parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "pretrained"
-        ]
+        known = sorted(options_of_builder(builder), key=list(signature.parameters).index)
         if not known:
             raise ConfigError(
                 f"encoder {name!r}: has no options, got {', '.join(options)}"
@@ -116,11 +141,10 @@ def _built(
         raise ConfigError(
             f"encoder {name!r}: {error}; its options are {' and '.join(known)}"
         ) from error
-    encoder = builder(channels, **given)
-    if not isinstance(encoder, Encoder):
-        raise ConfigError(
-            f"encoder {name!r}: gives a {type(encoder).__name__}, not a decur.encoders.Encoder"
-        )
+    made: Any = builder(first, **given)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"encoder {name!r}: gives a {type(made).__name__}, no torch.nn.Module")
+    encoder = made if isinstance(made, Encoder) else WrappedEncoder(made, channels)
     encoder.name = name  # under which a file finds the builder again
     if "options" not in vars(encoder):
         encoder.options = dict(options)

@@ -1,94 +1,250 @@
-"""Pretraining that goes on from the weights of an encoder file, also with other bands."""
+"""Pretraining that goes on from weights that there are, also of others, also with other bands."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
 
 from decur.encoders.bands import first_weights
 from decur.encoders.base import Encoder
-from decur.encoders.build import plain_band
+from decur.encoders.build import build_encoder, plain_band
 from decur.encoders.files import load_encoder
 from decur.encoders.hub import HUB, encoder_files
-from decur.errors import ConfigError
+from decur.encoders.pretrained import TIMM, Step, parse_source, plain_torchgeo
+from decur.encoders.timm_models import TimmEncoder
+from decur.errors import ConfigError, DataError, reason_of
+from decur.modality import Modality
 
 log = logging.getLogger(__name__)
+_COLOURS = {
+    **{"R": "R", "G": "G", "B": "B", "RED": "R", "GREEN": "G", "BLUE": "B"},
+    **{"B4": "R", "B3": "G", "B2": "B"},  # of Sentinel-2
+}
+_NEW = (0.5, 0.25)  # mean and deviation of a band in [0, 1] that the weights do not know
+
+
+@dataclass(frozen=True)
+class _Start:
+    """An encoder that training starts from.
+
+    Args:
+        source: where it is from, for messages.
+        encoder: with its own bands.
+        bands: their names, in one spelling.
+        normalisation: mean and deviation of each band that pictures in [0, 1] are normalised by;
+            None: they are not.
+    """
+
+    source: object
+    encoder: Encoder
+    bands: list[str]
+    normalisation: Step | None
 
 
 def start_from(encoder: Encoder, source: str | Path) -> None:
-    """Give an encoder the weights of a file, its bands matched by name.
+    """Give an encoder the weights of another one, its bands matched by name.
 
     Bands that both know keep their filters; a band that is new starts from the mean of all
-    filters. A line in the log says which, and how the pictures are scaled now where the file's
-    encoder was trained on others.
+    filters. Weights of others get pictures that are normalised as in their training. A line in the
+    log says all this, and how pictures are scaled where those of an encoder file were not.
 
     Args:
         encoder: with its modality; changed in place.
-        source: an encoder file, or the folder of a run, an export or "hf-hub:USER/REPO", of which
-            the encoder of the same sensor is taken.
+        source: an encoder file; the folder of a run, an export, or "hf-hub:USER/REPO" of encoders,
+            of which that of the same sensor is taken; "timm:NAME", "torchgeo:NAME", or
+            "hf-hub:USER/REPO" of a model of timm's.
 
     Raises:
-        ConfigError: if there is no such file, or it holds another architecture.
-        DataError: if the file is damaged.
+        ConfigError: if there are no such weights, or they are of another architecture.
+        DataError: if a file is damaged.
     """
     assert encoder.modality is not None
     wanted = encoder.modality
-    path = _file(str(source), wanted.name)
-    given = load_encoder(path)
-    assert given.modality is not None  # every encoder file has one
+    start = _find(str(source), wanted)
+    given = start.encoder
     if given.name != encoder.name:
         raise ConfigError(
-            f"encoder.weights: {path} holds a {given.name}, encoder.name is {encoder.name}; give "
-            f"--encoder.name {given.name}"
+            f"encoder.weights: {start.source} holds a {given.name}, encoder.name is "
+            f"{encoder.name}; give --encoder.name {given.name}"
         )
-    known = [plain_band(band) for band in given.modality.bands]
-    rows = [known.index(b) if b in known else None for b in map(plain_band, wanted.bands)]
+    have = [plain_band(band) for band in wanted.bands]
+    if start.bands == ["R", "G", "B"]:
+        have = [_COLOURS.get(band, band) for band in have]
+    rows = [start.bands.index(band) if band in start.bands else None for band in have]
     state = given.state_dict()
-    if rows != list(range(len(known))):
+    if rows != list(range(len(start.bands))):
         for key, value in first_weights(given).items():  # (out, bands, height, width)
             mean = value.mean(1)
             state[key] = torch.stack([mean if r is None else value[:, r] for r in rows], 1)
+    if start.normalisation is not None:
+        _normalise(encoder, start.normalisation, rows, start.source)
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"encoder.weights: {path} holds another {given.name} than encoder.options and "
+            f"encoder.weights: {start.source} holds another {given.name} than encoder.options and "
             f"encoder.attention make ({reason})"
         ) from error
-    _say(path, encoder, given, rows)
+    _say(start, encoder, rows)
 
 
-def _file(source: str, sensor: str) -> Path:
-    """Return the encoder file that a person means."""
-    path = Path(source)
-    if path.is_dir() or source.startswith(HUB):
-        found = encoder_files(source)
-        if sensor in found:
-            return found[sensor]
-        there = f"has encoders of {', '.join(found)} alone" if found else "holds no encoder"
-        raise ConfigError(f"encoder.weights: {source}: {there}; give {{{sensor}: FILE}}")
-    if not path.is_file():
-        raise ConfigError(
-            f"encoder.weights: {path}: no such file; give an encoder file, {HUB}USER/REPO, the "
-            f"folder of a run that has an encoder of {sensor!r}, or {{{sensor}: FILE}}"
+def _find(source: str, wanted: Modality) -> _Start:
+    """Return what a person means by a source."""
+    if source.startswith(HUB) and (files := _files_of_hub(source)) is None:
+        return _of_timm(source, source, wanted)
+    if source.startswith(HUB):
+        return _of_file(_named(files or {}, wanted.name, source))
+    given = parse_source(source)
+    if given is None:
+        path = Path(source)
+        if path.is_dir():
+            path = _named(encoder_files(source), wanted.name, source)
+        if not path.is_file():
+            raise ConfigError(
+                f"encoder.weights: {path}: no such file; give an encoder file, the folder of a run "
+                f"that has an encoder of {wanted.name!r}, {{{wanted.name}: FILE}}, timm:NAME, "
+                f"torchgeo:NAME or {HUB}USER/REPO"
+            )
+        return _of_file(path)
+    if given.carrier == TIMM:
+        return _of_timm(source, given.name, wanted)
+    encoder, (mean, std), is_raw = plain_torchgeo(given, wanted)
+    assert encoder.modality is not None
+    bands = [plain_band(band) for band in encoder.modality.bands]
+    if is_raw:
+        known = [plain_band(band) for band in wanted.bands]
+        mean, std = _in_unit(
+            mean, std, [known.index(b) if b in known else None for b in bands], wanted
         )
-    return path
+    return _Start(source, encoder, bands, (mean, std))
 
 
-def _say(path: Path, encoder: Encoder, given: Encoder, rows: list[int | None]) -> None:
-    """Say in one line which bands keep their filters, and whether pictures are scaled otherwise."""
-    now, before = encoder.modality, given.modality
+def _named(files: Mapping[str, Path], sensor: str, source: str) -> Path:
+    if sensor in files:
+        return files[sensor]
+    there = f"has encoders of {', '.join(files)} alone" if files else "holds no encoder"
+    raise ConfigError(f"encoder.weights: {source}: {there}; give {{{sensor}: FILE}}")
+
+
+def _of_file(path: Path) -> _Start:
+    encoder = load_encoder(path)
+    assert encoder.modality is not None  # every encoder file has one
+    found = encoder.options.get("normalisation")
+    bands = [plain_band(band) for band in encoder.modality.bands]
+    return _Start(path, encoder, bands, (found["mean"], found["std"]) if found else None)
+
+
+def _files_of_hub(source: str) -> dict[str, Path] | None:
+    """Return the encoder files of a repository; None where it holds something else."""
+    try:
+        return encoder_files(source) or None
+    except DataError:  # weights without a header of decur's
+        return None
+
+
+def _of_timm(source: str, name: str, wanted: Modality) -> _Start:
+    """Return a model of timm's, by its name there or as a repository of the hub."""
+    try:
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client and those below it have dozens of classes
+        raise ConfigError(
+            f"encoder.weights: {source} cannot be had ({reason_of(error)}); check the name and the "
+            "connection, or load it once where there is one, and timm finds it in its cache"
+        ) from error
+    config = model.pretrained_cfg
+    architecture = str(config.get("architecture") or name).split(".")[0]
+    channels = int(config.get("input_size", (3,))[0])
+    encoder = build_encoder(architecture, channels)
+    encoder.load_state_dict(model.state_dict())
+    bands = ["R", "G", "B"] if channels == 3 else [plain_band(band) for band in wanted.bands]
+    if len(bands) != channels:
+        raise ConfigError(
+            f"encoder.weights: {source} is for {channels} bands without names, and {wanted.name!r} "
+            f"has {wanted.channels}"
+        )
+    encoder.modality = Modality(wanted.name, tuple(bands), scaling="range", value_range=(0, 1))
+    found = [list(config.get(key) or ()) for key in ("mean", "std")]
+    known = all(len(values) == channels for values in found)
+    return _Start(source, encoder, bands, (found[0], found[1]) if known else None)
+
+
+def _in_unit(
+    mean: Sequence[float], std: Sequence[float], rows: Sequence[int | None], modality: Modality
+) -> Step:
+    """Return mean and deviation of raw values as those of the pictures in [0, 1] of a sensor.
+
+    A picture y in [0, 1] stands for the raw value a + b y, so that (a + b y - m) / s is
+    (y - (m - a) / b) / (s / b). What scaling clips stays clipped.
+
+    Args:
+        mean: of each band of the weights, in raw units.
+        std: of each.
+        rows: for each band of the weights that of the sensor, None for one it lacks.
+        modality: the sensor.
+
+    Raises:
+        ConfigError: if the sensor scales each picture by itself, so that no raw values are known.
+    """
+    if modality.scaling == "image":
+        raise ConfigError(
+            f"encoder.weights: these weights are for raw values, and {modality.name!r} scales each "
+            "picture by itself; give it the scaling standard or range, or add @data to their name"
+        )
+    means, stds = [], []
+    for m, s, row in zip(mean, std, rows, strict=True):
+        if row is None:
+            m, s = _NEW
+        elif modality.scaling == "range":
+            low, high = modality.value_range
+            m, s = (m - low) / (high - low), s / (high - low)
+        else:
+            assert modality.mean is not None and modality.std is not None  # it is scaled by them
+            centre, width = modality.mean[row], modality.std[row]
+            a, b = (
+                (centre - 2 * width, 4 * width)
+                if modality.scaling == "standard"
+                else (centre, width)
+            )
+            m, s = (m - a) / b, s / b
+        means.append(m)
+        stds.append(s)
+    return means, stds
+
+
+def _normalise(
+    encoder: Encoder, normalisation: Step, rows: Sequence[int | None], source: object
+) -> None:
+    """Let an encoder normalise its pictures as the weights want it; new bands by [0, 1]."""
+    if not isinstance(encoder, TimmEncoder):
+        raise ConfigError(
+            f"encoder.weights: {source}: training starts from ResNets, ViTs and other models of "
+            f"timm's, {encoder.name} is none"
+        )
+    mean, std = normalisation
+    found = [_NEW if row is None else (mean[row], std[row]) for row in rows]
+    encoder.normalise({"mean": [m for m, _ in found], "std": [s for _, s in found]})
+
+
+def _say(start: _Start, encoder: Encoder, rows: list[int | None]) -> None:
+    """Say in one line which bands keep their filters, and how pictures are scaled."""
+    now, before = encoder.modality, start.encoder.modality
     assert now is not None and before is not None
     new = [band for band, row in zip(now.bands, rows, strict=True) if row is None]
     kept = len(rows) - len(new)
     parts = [f"{kept} of {len(rows)} bands keep their filters"]
     if new:
         parts.append(f"{', '.join(new)} start from the mean of all")
-    if now.scaling != before.scaling:
+    if start.normalisation is not None:
+        parts.append("pictures are normalised as in its training")
+    elif now.scaling != before.scaling:
         parts.append(
             f"pictures were scaled by {before.scaling!r} in its training, now by {now.scaling!r}"
         )
-    log.info("%s starts from %s: %s", now.name, path, "; ".join(parts))
+    log.info("%s starts from %s: %s", now.name, start.source, "; ".join(parts))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from decur.encoders.adapted import ADAPTED
 from decur.encoders.attention.base import has_geometry
 from decur.encoders.base import ENCODERS, Encoder
-from decur.encoders.build import architecture_inside, build_encoder
+from decur.encoders.build import architecture_inside, build_encoder, options_of_builder
 from decur.encoders.geo import TORCHGEO
 from decur.encoders.projector import PROJECTED
 from decur.encoders.timm_models import STARTS_FROM, TimmEncoder
@@ -244,7 +244,7 @@ def _allowed(name: str) -> Collection[str] | None:
     parameters = inspect.signature(builder or TimmEncoder).parameters.values()
     if builder is not None and any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None
-    own = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY} - {"pretrained"}
+    own = options_of_builder(builder or TimmEncoder)
     return own if builder is not None else own | set(_TIMM.split())
 
 

@@ -14,6 +14,8 @@ from decur.modality import Modality
 if TYPE_CHECKING:
     from decur.encoders.base import Encoder
 
+MissingBands = Literal["refuse", "empty"]  # what becomes of data without some of an encoder's bands
+
 
 @dataclass
 class EncoderSettings:
@@ -29,9 +31,9 @@ class EncoderSettings:
         options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
         checkpointing: compute activations again in the backward pass in place of keeping them:
             a third more work, and memory for larger encoders or batches; the same result.
-        weights: start from an encoder file or from the encoders of a run's folder or of
-            "hf-hub:USER/REPO", for all modalities or as `{modality: FILE}`; bands are matched by
-            name. What `decur import` wrote of published weights is such a file.
+        weights: start from an encoder file, from the encoders of a run's folder, from
+            "timm:NAME", "torchgeo:NAME" or "hf-hub:USER/REPO", for all modalities or as
+            `{modality: SOURCE}`; bands are matched by name.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits

@@ -100,6 +100,17 @@ class TimmEncoder(Encoder):
         vector: Tensor = self.backbone(x)
         return vector
 
+    def normalise(self, normalisation: Normalisation) -> None:
+        """Normalise pictures in [0, 1] before the first layer, as weights of others want it.
+
+        Args:
+            normalisation: `{"mean": [...], "std": [...]}`, a number for each band.
+        """
+        known = "normalisation" in self.options
+        self.options["normalisation"] = {k: list(v) for k, v in normalisation.items()}
+        for layer in first_layers(self.backbone):
+            (_set_normalisation if known else _normalise_before)(layer, normalisation)
+
     @torch.no_grad()
     def reorder_bands(self, order: Sequence[int]) -> None:
         """Let the first layer take its bands in another order.

@@ -202,7 +202,7 @@ def _refuse_another_run(folder: RunFolder, config: str) -> str:
     if not folder.saved_checkpoints() or not folder.config.is_file():
         return ""
     notes = "".join(_notes(folder.config))
-    for key, before, now in _changes(_kept_configuration(folder.config), config):
+    for key, before, now in _changes(_kept_configuration(folder.config, config), config):
         if key == "trainer.max_epochs" and before != -1 != now:
             notes += (
                 f"# Begun with {key} {before}, and went on with {now}: this file alone does not "
@@ -221,26 +221,27 @@ def _notes(path: Path) -> Iterator[str]:
     return takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True))
 
 
-def _kept_configuration(path: Path) -> str:
+def _kept_configuration(path: Path, now: str) -> str:
     """Return a kept configuration with the keys that have come since, at their defaults.
 
     Args:
         path: of the `config.yaml` that `pretrain` has written.
+        now: the configuration of the command.
 
     Raises:
         ConfigError: in one line, for a key that is no more.
     """
-    _refuse_foreign_classes(path)
+    _refuse_foreign_classes(path, now)
     parser = build_parser(starts=False)
     settings = parser.parse(["--config", str(path), *_as_version_0_1(path)])
     text: str = parser.dump(settings, skip_none=False, skip_validation=True)
     return text
 
 
-def _refuse_foreign_classes(path: Path) -> None:
+def _refuse_foreign_classes(path: Path, now: str = "{}") -> None:
     """Refuse a kept configuration, and what it is based on, that names modules of others."""
     for layer in find_config(str(path)):
-        refuse_foreign(layer, path)
+        refuse_foreign(layer, path, yaml.safe_load(now))
 
 
 def _as_version_0_1(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from decur.encoders import Encoder, EncoderSettings
 from decur.encoders.attention import encode
 from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.checkpointing import batch_statistics
+from decur.encoders.own import Own, encoder_settings
 from decur.errors import ConfigError
 from decur.modality import Modality
 from decur.objectives import Objective
@@ -50,7 +51,8 @@ class Pretrainer(L.LightningModule):
     Args:
         modalities: `{name: Modality}` of the data.
         objective: any of `decur.objectives`, for embeddings as wide as the projector's.
-        encoder: an encoder's name, one for each modality, or settings.
+        encoder: an encoder's name, a function of the modality, settings, or for each modality a
+            name, a function or a network, which is copied (see `register_encoder`).
         projector: settings; by default as wide as the objective expects.
         views: settings; by default 224-px views.
         optimizer: settings; by default LARS as in the paper.
@@ -77,7 +79,7 @@ class Pretrainer(L.LightningModule):
         modalities: Mapping[str, Modality],
         objective: Objective,
         *,
-        encoder: str | dict[str, str] | EncoderSettings = "resnet50",
+        encoder: str | Own | Mapping[str, str | Own] | EncoderSettings = "resnet50",
         projector: ProjectorSettings | None = None,
         views: ViewSettings | None = None,
         optimizer: OptimizerSettings | None = None,
@@ -90,7 +92,7 @@ class Pretrainer(L.LightningModule):
     ) -> None:
         super().__init__()
         quiet_advice()
-        encoder = encoder if isinstance(encoder, EncoderSettings) else EncoderSettings(encoder)
+        encoder = encoder_settings(encoder)
         projector = projector or ProjectorSettings(width=objective.dim)
         views = views or ViewSettings()
         self.encoder_settings, self.projector_settings = encoder, projector

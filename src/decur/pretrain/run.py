@@ -17,6 +17,7 @@ from decur.data.loader import reporting_lost_workers
 from decur.data.selection import select
 from decur.data.units import check_units
 from decur.encoders.files import save_encoder
+from decur.encoders.own import encoder_settings
 from decur.errors import ConfigError, DecurError
 from decur.memory import require_memory_for_batch
 from decur.objectives.base import Objective
@@ -86,7 +87,8 @@ def pretrain(
         config: the complete configuration as YAML, kept as `config.yaml`.
         anew: do not look for an unfinished run: the folder's is being deleted.
         options: fields of `PretrainSettings` by name, in place of those of `settings`;
-            `trainer` may also be a dictionary.
+            `trainer` may also be a dictionary, and `encoder` a name, a function of the modality, or
+            a name, network or function for each modality.
 
     Returns:
         The run's folder, which holds everything, and the trained model.
@@ -201,6 +203,8 @@ def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> Pre
     try:
         if isinstance(changes.get("trainer"), Mapping):
             changes["trainer"] = TrainerSettings(**changes["trainer"])
+        if "encoder" in changes:
+            changes["encoder"] = encoder_settings(changes["encoder"])
         return dataclasses.replace(settings or PretrainSettings(), **changes)
     except TypeError as error:
         raise ConfigError(f"pretrain: {error}; see PretrainSettings") from error

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
-from decur.encoders.settings import EncoderSettings
+from decur.encoders.settings import EncoderSettings, MissingBands
 from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges
 
 Schedule = Literal["steps", "poly", "constant"]
@@ -15,7 +15,6 @@ Probe = Literal["ridge", "logistic", "sgd", "auto"]
 Head = Literal["fcn", "cmx"]
 Representation = str  # one of these, or "block:optical+sar"
 REPRESENTATIONS = ("features", "embedding", "common", "unique")
-MissingBands = Literal["refuse", "empty"]
 
 
 class Label(Protocol):

@@ -13,20 +13,21 @@ import torch
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
 from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.hub import HUB, encoder_files
-from decur.errors import ConfigError, DataError
-from decur.modality import Modality
-from decur.objectives import Objective
-from decur.objectives.blocks import PREFIX, find_part
-from decur.pretrain.restore import restore
-from decur.transfer.augment import scaled_size
-from decur.transfer.pretrained import (
+from decur.encoders.pretrained import (
     TIMM,
     PretrainedSource,
     load_torchgeo,
     parse_source,
     sensor_of,
 )
-from decur.transfer.settings import MissingBands, Representation, TransferSettings
+from decur.encoders.settings import MissingBands
+from decur.errors import ConfigError, DataError
+from decur.modality import Modality
+from decur.objectives import Objective
+from decur.objectives.blocks import PREFIX, find_part
+from decur.pretrain.restore import restore
+from decur.transfer.augment import scaled_size
+from decur.transfer.settings import Representation, TransferSettings
 
 log = logging.getLogger(__name__)
 

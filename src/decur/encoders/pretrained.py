@@ -9,18 +9,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from decur.encoders import AdaptedEncoder, Encoder, build_encoder
-from decur.encoders.build import plain_band
+from decur.encoders.adapted import AdaptedEncoder
+from decur.encoders.base import Encoder
+from decur.encoders.build import build_encoder, plain_band
 from decur.encoders.geo import TORCHGEO, require_torchgeo
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.transfer.settings import MissingBands
+
+if TYPE_CHECKING:
+    from decur.encoders.settings import MissingBands
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +171,37 @@ def load_torchgeo(
     encoder = _adapt(inner, rows, *_composed(unit, len(bands)), modality.channels)
     encoder.modality = own
     return encoder.eval()
+
+
+def plain_torchgeo(given: PretrainedSource, modality: Modality) -> tuple[Encoder, Step, bool]:
+    """Return torchgeo's weights as they are, to be trained on.
+
+    Args:
+        given: the weights.
+        modality: the sensor of the data.
+
+    Returns:
+        The encoder, whose modality names the bands of the weights; mean and deviation that its
+        pictures are normalised by; whether these are for raw values, else for values in [0, 1].
+
+    Raises:
+        ConfigError: as `load_torchgeo` does, and if the weights are for other bands altogether.
+        DataError: if the file holds something else.
+    """
+    weights = find_weights(given.name)
+    bands = bands_of(weights, modality)
+    if bands is None:
+        raise ConfigError(
+            f"encoder.weights: {given.text} is not for {modality.name!r}, which has "
+            f"{', '.join(modality.bands)}"
+        )
+    encoder = _build(weights, bands)
+    _load(encoder, weights)
+    raw, unit = normalisations(weights, len(bands))
+    is_raw = bool(raw) and not given.by_data
+    steps = raw + unit if is_raw else unit
+    encoder.modality = Modality(modality.name, tuple(bands), scaling="range", value_range=(0, 1))
+    return encoder, _composed(steps, len(bands)), is_raw
 
 
 def _composed(steps: Sequence[Step], channels: int) -> Step:
