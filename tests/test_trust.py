@@ -73,6 +73,7 @@ def test_what_it_is_based_on_and_files_of_its_groups_are_looked_at(kept, tmp_pat
         assert not mark.exists()
 
 
+@pytest.mark.usefixtures("drawing")  # explain asks for matplotlib first
 def test_trust_and_decur_import_let_it(kept, monkeypatch, capsys):
     folder, mark = kept(data={"class_path": "planted.Thing"})
     with pytest.raises(SystemExit):
