@@ -1,6 +1,7 @@
 """Imports go down the list of layers and never back up, and no modules import each other."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -118,3 +119,10 @@ def test_no_modules_import_each_other():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+
+
+def test_contributing_names_every_module():
+    text = (ROOT.parent.parent / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`(\w+)(?:\.py|/)`", text))
+    left_out = {"__main__", "command_demo", "command_recipes"}  # of the command line, as `cli`
+    assert set(LAYERS) - left_out <= named
