@@ -291,7 +291,7 @@ def test_without_zarr_one_line_says_what_to_install(root, monkeypatch):
 
     def lacking(name, *rest, **named):
         if name.split(".")[0] == "zarr":
-            raise ImportError(name)
+            raise ImportError(name, name=name)  # as Python does
         return real(name, *rest, **named)
 
     ssl4eo_v11._open.cache_clear()
