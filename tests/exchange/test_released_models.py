@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 
 from decur.cli import main
+from decur.encoders.pretrained import parse_source
 from decur.exchange.formats import Compat, Normalised
 from decur.modality import load_modalities
-from decur.transfer.pretrained import parse_source
 
 TEXT = (Path(__file__).parents[2] / "MODELS.md").read_text()
 COMMANDS = [shlex.split(command) for command in re.findall(r"\| `(decur [^`]+)` \|", TEXT)]
