@@ -357,7 +357,7 @@ COVER = {"target": "cover"}
         (
             {"tasks": {"cover": {"transfer": {**COVER, "base": "nothing"}}}},
             "tasks.cover of DeCUR: ",
-            "(`decur recipes` lists all)",
+            "`decur recipes` lists those that ship",
         ),
         (
             {"tasks": {"cover": {"transfer": COVER, "methods": ["clip"]}}},
