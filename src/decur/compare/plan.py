@@ -299,11 +299,13 @@ class Configurations:
 
     def _parse(self, layers: Sequence[Changes]) -> _Parsed:
         """Parse each list of layers once: it takes a while, and a comparison has many cells."""
+        from decur.pretrain.command_pretrain import ORDERS
+
         key = repr(layers)
         if key not in self._parsed:
             settings = self._parser.read(layers)
-            for option in ("resume", "overwrite"):  # orders to the command, no configuration
-                settings.pop(option, None)
+            for order in ORDERS:
+                settings.pop(order, None)
             complete, differing = (
                 yaml.safe_load(
                     self._parser.dump(

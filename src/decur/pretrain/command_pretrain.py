@@ -42,6 +42,7 @@ _FREE = (
     "trainer.logger",
 )
 
+ORDERS = ("resume", "finish", "overwrite")  # to the command: no part of a configuration
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {
     "what is learned from": ("data.root", "data", "modalities"),
@@ -161,8 +162,8 @@ def start(arguments: Sequence[str]) -> Pretrained:
 def _run(parser: Parser, settings: Namespace) -> Pretrained:
     """Run with parsed settings in a folder that this process owns."""
     folder = RunFolder(Path(settings.run))
-    resume, overwrite = settings.pop("resume"), settings.pop("overwrite")
-    settings.pop("finish")
+    orders = {name: settings.pop(name) for name in ORDERS}
+    resume, overwrite = orders["resume"], orders["overwrite"]
     if resume and not folder.saved_checkpoints():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
     config = parser.dump(settings, skip_none=False, skip_validation=True)
