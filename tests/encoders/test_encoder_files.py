@@ -94,6 +94,8 @@ def with_header(file, change):
         lambda header: header.update(encoder="projected", options={"encoder": 5, "options": {}}),
         lambda header: header.update(encoder="adapted", options={"rows": "x"}),
         lambda header: header.update(encoder="torchgeo:croma_x", options={"sensor": []}),
+        lambda header: header.update(encoder="vit_tiny_patch16_224", options={"depth": 2000}),
+        lambda header: header.update(encoder="resnet18", options={"layers": [300, 300]}),
         lambda header: header.pop("encoder"),
         lambda header: "[" * 100_000,
         lambda header: "[1]",

@@ -135,6 +135,16 @@ def test_what_no_file_could_be_opened_with_is_refused_at_the_start(given, monkey
         OwnEncoders(given).build("rgb", RGB)
 
 
+def test_an_error_of_a_builder_is_said_in_a_line_with_its_place(monkeypatch):
+    def breaks(modality):
+        raise RuntimeError("no such branch")
+
+    breaks.__module__ = "mine"
+    monkeypatch.setitem(ENCODERS._items, "mine", breaks)
+    with pytest.raises(ConfigError, match=r"'mine': its builder .*RuntimeError: no such branch .*"):
+        build_encoder("mine", RGB)
+
+
 def test_settings_by_name_are_those_of_the_command_line():
     from decur.encoders.own import encoder_settings
 

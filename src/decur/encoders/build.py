@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
 from decur.encoders.wrapped import WrappedEncoder
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DecurError
 from decur.modality import Modality
 
 # Encoders around another one. They are built again from a file, and not chosen by name.
@@ -141,7 +142,7 @@ def _built(
         raise ConfigError(
             f"encoder {name!r}: {error}; its options are {' and '.join(known)}"
         ) from error
-    made: Any = builder(first, **given)
+    made: Any = _call(name, builder, first, given)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"encoder {name!r}: gives a {type(made).__name__}, no torch.nn.Module")
     encoder = made if isinstance(made, Encoder) else WrappedEncoder(made, channels)
@@ -149,6 +150,26 @@ def _built(
     if "options" not in vars(encoder):
         encoder.options = dict(options)
     return encoder
+
+
+def _call(name: str, builder: Builder, first: Modality | int, options: dict[str, Any]) -> Any:
+    """Call a builder; what goes wrong within one of a person's own is that person's to mend.
+
+    Raises:
+        ConfigError: naming the builder's error, and where it came up.
+    """
+    try:
+        return builder(first, **options)
+    except DecurError:
+        raise
+    except Exception as error:
+        if getattr(builder, "__module__", "").split(".")[0] == "decur":
+            raise
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"encoder {name!r}: its builder ended in {type(error).__name__}: {error} "
+            f"({frame.filename}, line {frame.lineno})"
+        ) from error
 
 
 @ENCODERS.register(PROJECTED)

@@ -27,6 +27,8 @@ from decur.registry import ENVIRONMENT
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST = 65_536  # of any number in an option: a width, a side in pixels, a length of a list
+TALLEST = 512  # layers on top of each other: ten times what is in use, and built in seconds
+_STACKS = frozenset({"depth", "depths", "layers"})  # options that say how many
 LONGEST = 200  # characters of a text
 DEEPEST = 4  # encoders, lists and mappings within each other
 
@@ -227,6 +229,11 @@ def _check_options(path: Path, name: str, options: Mapping[str, Any], depth: int
             if not isinstance(value, Mapping) or depth == DEEPEST:
                 raise DataError(f"{path}: its header is damaged (options of encoder {name!r})")
             _check_options(path, str(options.get("encoder")), value, depth + 1)
+        elif key in _STACKS and _total(value) > TALLEST:
+            raise DataError(
+                f"{path}: its header gives encoder {name!r} {_total(value):,} {key}, and up to "
+                f"{TALLEST} are taken; get it from where it comes from anew"
+            )
         elif not _is_small(value):
             raise DataError(
                 f"{path}: its header gives {key} of encoder {name!r} as {str(value)[:60]}, and "
@@ -246,6 +253,12 @@ def _allowed(name: str) -> Collection[str] | None:
         return None
     own = options_of_builder(builder or TimmEncoder)
     return own if builder is not None else own | set(_TIMM.split())
+
+
+def _total(value: Any) -> float:
+    """Return the sum of a number or of a list of numbers; 0 for what is neither."""
+    numbers = value if isinstance(value, list) else [value]
+    return sum(abs(n) for n in numbers if isinstance(n, int | float) and math.isfinite(n))
 
 
 def _is_small(value: Any, depth: int = 0) -> bool:
