@@ -49,7 +49,6 @@ _ESSENTIALS = {
     "how": ("objective.common", "objective", "projector.width", "views.size"),
     "which encoders": (
         "encoder.name",
-        "encoder.pretrained",
         "encoder.weights",
         "encoder.attention",
     ),
