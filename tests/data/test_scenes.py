@@ -13,8 +13,11 @@ from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform, transform_bounds
 
 from decur.data import PackedPairs, PairedScenes
+from decur.data.grid import Grid
+from decur.data.map_rasters import read_raster_header
 from decur.data.packed import pack
 from decur.data.regrouped import Regrouped
+from decur.data.window_reader import WindowReader
 from decur.errors import ConfigError, DataError
 
 UTM = "EPSG:32632"
@@ -360,3 +363,58 @@ def test_untiled_rasters_are_told_with_the_remedy(tmp_path, caplog):
     write(tmp_path / "s1" / "a.tif", np.zeros((64, 512), np.uint8), tiled=False)
     PairedScenes(tmp_path, window=64)
     assert "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE" in caplog.text
+
+
+ALIGNED = Grid(UTM, WEST, NORTH, (10.0, 10.0), 32, 32)
+SHIFTED = Grid(UTM, WEST + 5, NORTH, (10.0, 10.0), 32, 31)  # by half a pixel
+
+
+def read_on(grid, path, **options):
+    reader = WindowReader(grid, [read_raster_header(path)], **options)
+    return reader.read(0, 0, grid.height, grid.width)
+
+
+@pytest.mark.parametrize(
+    ("own", "nodata"), [(-9999, -32768), (None, (-9999, -32768)), (-32768, (-32768, -9999))]
+)
+def test_holes_of_several_values_are_not_mixed_into_their_neighbours(tmp_path, own, nodata):
+    pixels = smooth(32, 32)
+    pixels[..., :8], pixels[..., 20:] = -9999, -32768
+    write(tmp_path / "a.tif", pixels, nodata=own)
+    holes = read_on(ALIGNED, tmp_path / "a.tif", nodata=nodata).isnan()  # (1, 32, 32)
+    assert torch.equal(holes.nonzero()[:, 2].unique(), torch.tensor([*range(8), *range(20, 32)]))
+    warped = read_on(SHIFTED, tmp_path / "a.tif", nodata=nodata)
+    between = (pixels[..., 8:19] + pixels[..., 9:20]) / 2  # of neighbours that are both measured
+    np.testing.assert_allclose(warped[..., 8:19], between, rtol=0, atol=1e-3)
+    assert warped[~warped.isnan()].min() >= 100
+    assert warped[..., :7].isnan().all() and warped[..., 19:].isnan().all()
+
+
+def test_a_mask_and_a_value_are_both_holes_when_warped(tmp_path):
+    pixels = np.full((1, 32, 32), 100, np.uint8)
+    pixels[..., 20:] = 7
+    write(tmp_path / "a.tif", pixels)
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.write_mask(np.arange(32)[None].repeat(32, 0) >= 8)
+    warped = read_on(SHIFTED, tmp_path / "a.tif", nodata=7)
+    assert warped[..., :7].isnan().all() and warped[..., 19:].isnan().all()
+    assert (warped[..., 7:19] == 100).all()
+
+
+@pytest.mark.parametrize("grid", [ALIGNED, SHIFTED])
+def test_nodata_is_in_the_numbers_of_the_file_before_its_scale_and_offset(tmp_path, grid):
+    pixels = np.full((1, 32, 32), 1000, np.uint16)  # is 0 in units: a genuine value
+    pixels[..., :8] = 0
+    write(tmp_path / "a.tif", pixels)
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.scales, file.offsets = (0.1,), (-100.0,)
+    read = read_on(grid, tmp_path / "a.tif", nodata=0)
+    assert read[..., :7].isnan().all()
+    assert (read[..., 8:] == 0).all()
+
+
+@pytest.mark.parametrize("grid", [ALIGNED, SHIFTED])
+def test_a_raster_that_is_written_anew_is_read_anew(tmp_path, grid):
+    for value in (1, 2):
+        write(tmp_path / "a.tif", np.full((32, 32), value, np.float32))
+        assert (read_on(grid, tmp_path / "a.tif") == value).all()

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
@@ -97,9 +98,6 @@ class WindowReader:
         except (RasterioError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise BadSampleError(raster.path, f"cannot be read ({reason}); copy it anew") from error
-        for value in self.nodata:
-            if (holes := pixels == value).any():
-                pixels = np.where(holes, np.float32(np.nan), pixels)
         if pixels.dtype != np.uint8 and np.isinf(pixels).any():
             raise BadSampleError(raster.path, "has infinite values; write them as NaN")
         return pixels
@@ -122,11 +120,12 @@ class WindowReader:
             top = source.height - rows[1]
             window = Window(columns[0], top, columns[1] - columns[0], rows[1] - rows[0])
         pixels = source.read(bands, window=window)
+        holes = _is_one_of(pixels, self.nodata)  # (C, h, w), in the numbers of the file
         if any(flag.name != "all_valid" for of in source.mask_flag_enums for flag in of):
-            measured = source.read_masks(bands, window=window) > 0
-            if not measured.all():
-                pixels = np.where(measured, pixels, np.float32(np.nan)).astype(np.float32)
+            holes |= source.read_masks(bands, window=window) == 0
         pixels = _in_units(pixels, source, bands)
+        if holes.any():
+            pixels = np.where(holes, np.float32(np.nan), pixels).astype(np.float32)
         pixels = pixels[:, ::-1] if flipped else pixels
         if pixels.shape[1:] == size:
             return pixels
@@ -149,8 +148,7 @@ class WindowReader:
         if rows[0] >= rows[1] or columns[0] >= columns[1]:
             return whole
         bands = self._wanted(source)
-        hole = self.nodata[0] if self.nodata else None
-        warped = _kept_warped(raster.path, self.grid, nearest=self.nearest, hole=hole)
+        warped = _kept_warped(raster.path, self.grid, nearest=self.nearest, nodata=self.nodata)
         window = Window(columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0])
         pixels = _in_units(warped.read(bands, window=window), source, bands)
         whole[:, rows[0] - row : rows[1] - row, columns[0] - column : columns[1] - column] = pixels
@@ -189,19 +187,22 @@ def _kept(key: tuple[Any, ...], make: Any) -> Any:
 
 
 def _kept_open(path: str) -> Any:
+    return _kept((path, *_state(path)), lambda: opened(path))
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Return what changes when a file is written anew."""
     state = os.stat(path) if os.path.exists(path) else None
-    when = (state.st_size, state.st_mtime_ns) if state else ()
-    return _kept((path, *when), lambda: opened(path))
+    return (state.st_size, state.st_mtime_ns) if state else ()
 
 
-def _kept_warped(path: str, grid: Grid, *, nearest: bool, hole: float | None) -> Any:
+def _kept_warped(path: str, grid: Grid, *, nearest: bool, nodata: tuple[float, ...]) -> Any:
     from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT
 
     def make() -> Any:
-        source = _kept_open(path)
-        # what is no measurement must not be mixed into its neighbours
-        nodata = next((v for v in (source.nodata, hole) if v is not None), np.nan)
+        # What is no measurement must not be mixed into its neighbours.
+        source, hole = _of_one_hole(_kept_open(path), nodata)
         return WarpedVRT(
             source,
             crs=grid.crs,
@@ -210,12 +211,66 @@ def _kept_warped(path: str, grid: Grid, *, nearest: bool, hole: float | None) ->
             width=grid.width,
             resampling=Resampling.nearest if nearest else Resampling.bilinear,
             dtype="float32",
-            src_nodata=nodata,
+            src_nodata=hole,
             nodata=np.nan,
             UNIFIED_SRC_NODATA="NO",  # a pixel may lack one band only
         )
 
-    return _kept((path, grid, nearest, hole), make)
+    return _kept((path, *_state(path), grid, nearest, nodata), make)
+
+
+def _of_one_hole(source: Any, nodata: tuple[float, ...]) -> tuple[Any, float]:
+    """Return a raster in which one value means "no measurement", as GDAL's warper needs it.
+
+    Returns:
+        The raster itself, or a virtual one over it in which holes of every kind are NaN; and the
+        value.
+    """
+    values = {value for value in (source.nodata, *nodata) if value is not None and value == value}
+    masked = any(
+        flag.name in ("per_dataset", "alpha") for of in source.mask_flag_enums for flag in of
+    )
+    if len(values) + masked < 2:
+        return source, values.pop() if values else np.nan
+    file = _virtual(source, source.name, "<UseMaskBand>true</UseMaskBand>")  # the file's own holes
+    for value in nodata:  # one virtual raster over another, as each knows one value only
+        file = _virtual(source, file, f"<NODATA>{_as_stored(source, value)!r}</NODATA>")
+    return gdal_rasters.import_rasterio(".tif").open(file, driver="VRT", sharing=False), np.nan
+
+
+def _as_stored(source: Any, value: float) -> float:
+    """Return a value with the precision of a raster's pixels."""
+    return float(np.float32(value)) if "float32" in source.dtypes else float(value)
+
+
+def _virtual(source: Any, file: str, holes: str) -> str:
+    """Return the text of a virtual raster in which what `holes` names is NaN.
+
+    Args:
+        source: whose size, place and number of bands it has.
+        file: whose pixels it shows: a path, or the text of another virtual raster.
+        holes: elements of GDAL's `ComplexSource`.
+    """
+    bands = "".join(
+        f'<VRTRasterBand dataType="Float32" band="{band}"><NoDataValue>nan</NoDataValue>'
+        f'<ComplexSource><SourceFilename shared="0">{escape(file)}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand>{holes}</ComplexSource></VRTRasterBand>"
+        for band in source.indexes
+    )
+    return (
+        f'<VRTDataset rasterXSize="{source.width}" rasterYSize="{source.height}">'
+        f"<SRS>{escape(source.crs.to_wkt())}</SRS>"
+        f"<GeoTransform>{', '.join(map(repr, source.transform.to_gdal()))}</GeoTransform>"
+        f"{bands}</VRTDataset>"
+    )
+
+
+def _is_one_of(pixels: np.ndarray, values: tuple[float, ...]) -> np.ndarray:
+    """Return which pixels have one of some values, in the precision of the pixels."""
+    found = np.zeros(pixels.shape, dtype=bool)
+    for value in values:
+        found |= pixels == value
+    return found
 
 
 def _in_units(pixels: np.ndarray, source: Any, bands: Sequence[int]) -> np.ndarray:
