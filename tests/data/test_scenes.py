@@ -17,6 +17,7 @@ from decur.data.grid import Grid
 from decur.data.map_rasters import read_raster_header
 from decur.data.packed import pack
 from decur.data.regrouped import Regrouped
+from decur.data.scene_layout import date_of
 from decur.data.window_reader import WindowReader
 from decur.errors import ConfigError, DataError
 
@@ -418,3 +419,14 @@ def test_a_raster_that_is_written_anew_is_read_anew(tmp_path, grid):
     for value in (1, 2):
         write(tmp_path / "a.tif", np.full((32, 32), value, np.float32))
         assert (read_on(grid, tmp_path / "a.tif") == value).all()
+
+
+def test_no_two_scenes_have_one_id(tmp_path):
+    for number, name in enumerate(("a.tif", "a.tiff", "a-2.tif")):
+        write(tmp_path / "s1" / name, np.ones((64, 64), np.uint8), west=WEST + 2000 * number)
+    assert sorted(PairedScenes(tmp_path, window=64).ids) == ["a-2_r0_c0", "a-3_r0_c0", "a_r0_c0"]
+
+
+def test_what_is_in_no_calendar_is_no_date():
+    assert date_of("T_20230435.tif") is None
+    assert date_of("T_2023-02-29_2024-02-29.tif") == "20240229"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,6 +178,10 @@ def split_dates(rasters: Sequence[Raster]) -> list[Layer]:
 
 
 def date_of(path: str) -> str | None:
-    """Return the date in a file's name as YYYYMMDD; None where it has none."""
-    found = _DATE.search(Path(path).stem)
-    return "".join(found.groups()) if found else None
+    """Return the date in a file's name as YYYYMMDD; None where no calendar has it."""
+    for found in _DATE.finditer(Path(path).stem):
+        try:
+            return datetime.date(*map(int, found.groups())).strftime("%Y%m%d")
+        except ValueError:  # such as the 35th of April
+            continue
+    return None

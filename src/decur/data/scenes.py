@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -355,10 +356,15 @@ def _drawn(found: NDArray[np.int64], key: str) -> NDArray[np.int64]:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Return names that differ: a second scene of a name gets a number."""
-    seen: dict[str, int] = {}
-    made = []
+    """Return names that differ: a second scene of a name gets the next number that is free."""
+    taken = set(names)  # a scene that is named so by itself keeps its name
+    made: list[str] = []
+    seen: set[str] = set()
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        made.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        own = name
+        if name in seen:
+            own = next(n for i in itertools.count(2) if (n := f"{name}-{i}") not in taken)
+        seen.add(name)
+        taken.add(own)
+        made.append(own)
     return made
