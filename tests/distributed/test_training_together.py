@@ -134,6 +134,7 @@ def check_sharded(cases, folder):
         compare(fsdp[1], ddp[1], case)
 
 
+@pytest.mark.slow
 def test_sharded_training_equals_ddp(tmp_path):
     check_sharded([Case("clip", "vit")], tmp_path / "found")  # CLIP has a parameter of its own
 

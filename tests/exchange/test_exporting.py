@@ -43,7 +43,7 @@ def raw(*shape):
     return x
 
 
-@pytest.mark.parametrize("sampling", ["grid", "gather"])
+@pytest.mark.parametrize("sampling", [pytest.param("grid", marks=pytest.mark.slow), "gather"])
 def test_deformable_attention_is_sampled_as_asked_with_a_warning(sampling, make, tmp_path, caplog):
     encoder, file = make("resnet10t", attention={"layer4": "rda"})
     out = tmp_path / "out.onnx"
@@ -171,7 +171,7 @@ FOR_ONNX, FOR_TORCH = ((1, 2, 64, 96), (3, 2, 72, 50)), ((1, 2, 64, 96), (3, 2, 
     ("run", "cut", "options", "shapes"),
     [
         (run_onnx, 0.0, {}, FOR_ONNX),
-        (run_torch, 2.0, {}, FOR_TORCH),
+        pytest.param(run_torch, 2.0, {}, FOR_TORCH, marks=pytest.mark.slow),
         pytest.param(run_onnx, 0.0, ATTENDED, FOR_ONNX, marks=pytest.mark.slow),
         pytest.param(run_torch, 2.0, ATTENDED, FOR_TORCH, marks=pytest.mark.slow),
     ],

@@ -86,7 +86,7 @@ def _await_the_first(rank, folder, fails):
     Path(folder, f"{rank}.done").touch()
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_others_wait_for_monitors_of_the_first_process_without_a_time_out(fails, tmp_path):
     multiprocessing.start_processes(
         _await_the_first, (str(tmp_path), fails), nprocs=2, start_method="forkserver"

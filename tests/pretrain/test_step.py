@@ -301,7 +301,12 @@ def test_values_are_checked_once_they_have_arrived():
 
 @pytest.mark.parametrize(
     ("encoder", "attention"),
-    [("resnet10t", None), ("resnet10t", "rda"), ("resnet10t", "cross_da"), ("test_vit", None)],
+    [
+        ("resnet10t", None),
+        pytest.param("resnet10t", "rda", marks=pytest.mark.slow),
+        pytest.param("resnet10t", "cross_da", marks=pytest.mark.slow),
+        ("test_vit", None),
+    ],
 )
 def test_both_views_together_are_the_same_step(encoder, attention, batch):
     """Loss, gradients and running statistics, also where some samples lack a sensor."""

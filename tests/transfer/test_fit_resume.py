@@ -120,6 +120,7 @@ def assert_same_run(a, b):
         assert np.array_equal(left[key], right[key]), key
 
 
+@pytest.mark.slow  # the same class as in pretraining, whose kill is among the short tests
 def test_killed_and_told_to_stop_a_training_ends_as_the_uninterrupted_one(
     transferred, steps, apart, tmp_path
 ):
