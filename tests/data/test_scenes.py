@@ -430,3 +430,24 @@ def test_no_two_scenes_have_one_id(tmp_path):
 def test_what_is_in_no_calendar_is_no_date():
     assert date_of("T_20230435.tif") is None
     assert date_of("T_2023-02-29_2024-02-29.tif") == "20240229"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"properties": [1]}, "properties that are no mapping"),
+        ({"properties": {"c": [1]}}, r"the class \[1\]"),
+        ({"properties": {"c": float("nan")}}, "the class nan"),
+        ({"properties": {"c": 1e999}}, "the class inf"),
+        ({"geometry": "x"}, "a geometry that is no mapping"),
+        ({"geometry": {"type": "Point", "coordinates": [9.0, float("nan")]}}, "no finite number"),
+        ({"geometry": {"type": "Point", "coordinates": ["9", "45"]}}, "no finite number"),
+    ],
+)
+def test_a_feature_that_cannot_be_is_named(folder, change, reason):
+    point = {"type": "Point", "coordinates": [9.0, 45.0]}
+    feature = {"type": "Feature", "properties": {"c": 1}, "geometry": point}
+    text = json.dumps({"type": "FeatureCollection", "features": [feature, {**feature, **change}]})
+    (folder / "labels.geojson").write_text(text)
+    with pytest.raises(DataError, match=rf"labels\.geojson: feature 2 has .*{reason}"):
+        PairedScenes(folder, window=64, column="c")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ VECTORS = (".geojson", ".json", ".gpkg")
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
 _MOST_CLASSES = 50  # distinct values of a column that are still classes
 _LOOKED_AT = 512  # rows and columns of a label raster that are looked at to check its classes
+_FARTHEST = 1e300  # a coordinate that no map reaches to
 _PIXELS = 2**24  # of a label raster that are read at once
 
 Geometry = Mapping[str, Any]  # as GeoJSON has it
@@ -162,10 +164,11 @@ class VectorLabels:
         self.path = path
         features, self.crs = read_features(path)
         column = column or _class_column(path, features)
-        shaped = [
-            (f["geometry"], f["properties"].get(column)) for f in features if f.get("geometry")
+        known = [
+            (feature["geometry"], _class_of(path, number, feature["properties"][column]))
+            for number, feature in enumerate(features, start=1)
+            if feature["geometry"] and feature["properties"].get(column) is not None
         ]
-        known = [(geometry, value) for geometry, value in shaped if value is not None]
         if not known:
             columns = ", ".join(sorted({key for f in features for key in f["properties"]}))
             raise DataError(f"{path}: has no column {column!r} with a value; it has {columns}")
@@ -228,7 +231,11 @@ class VectorLabels:
         from rasterio.features import is_valid_geom
 
         for number, geometry in enumerate(self.geometries, start=1):
-            if not is_valid_geom(geometry):
+            try:
+                valid = is_valid_geom(geometry)
+            except TypeError:  # lists are not nested as its type needs it
+                valid = False
+            if not valid:
                 raise DataError(
                     f"{self.path}: shape {number} with a class is no valid geometry; mend it: "
                     f"ogr2ogr -makevalid mended{self.path.suffix} {self.path}"
@@ -279,6 +286,16 @@ def _meet(first: Boxes, second: Boxes) -> NDArray[np.bool_]:
     return met
 
 
+def _class_of(path: Path, number: int, value: Any) -> str | int | float:
+    """Return the value of a feature in the column of classes, if it can be a class."""
+    if not isinstance(value, str | int | float) or value in (math.inf, -math.inf) or value != value:
+        raise DataError(
+            f"{path}: feature {number} has the class {str(value)[:40]}; a class is a text or a "
+            "finite number: correct it, or leave it out (null)"
+        )
+    return value
+
+
 def _text(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
@@ -292,21 +309,43 @@ def read_features(path: Path) -> tuple[list[dict[str, Any]], str]:
     Raises:
         DataError: if it cannot be read, or nothing is installed that reads it.
     """
-    if path.suffix.lower() == ".gpkg":
-        return _read_package(path)
+    features, crs = (_read_package if path.suffix.lower() == ".gpkg" else _read_geojson)(path)
+    for number, feature in enumerate(features, start=1):
+        reason = None
+        if not isinstance(feature["properties"], dict):
+            reason = "properties that are no mapping of columns to values"
+        elif not isinstance(feature["geometry"], dict | None):
+            reason = "a geometry that is no mapping"
+        elif feature["geometry"] and not _is_finite(feature["geometry"]):
+            reason = "a coordinate that is no finite number"
+        if reason:
+            raise DataError(f"{path}: feature {number} has {reason}; correct it or leave it out")
+    return features, crs
+
+
+def _is_finite(part: Any) -> bool:
+    """Return whether all coordinates of a geometry, or of a part of it, are finite numbers."""
+    if isinstance(part, dict):
+        return all(_is_finite(part[key]) for key in ("coordinates", "geometries") if key in part)
+    if isinstance(part, list):
+        return all(map(_is_finite, part))
+    return isinstance(part, int | float) and -_FARTHEST < part < _FARTHEST
+
+
+def _read_geojson(path: Path) -> tuple[list[dict[str, Any]], str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         features = [
             {"geometry": f.get("geometry"), "properties": f.get("properties") or {}}
             for f in found["features"]
         ]
+        named = (found.get("crs") or {}).get("properties") or {}
+        crs = str(named.get("name") or LONGITUDE_LATITUDE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is no GeoJSON of features ({error}); export it anew") from error
     if not features:
         raise DataError(f"{path}: holds no shape; export it anew")
-    named = found.get("crs") or {}
-    crs = (named.get("properties") or {}).get("name") if isinstance(named, dict) else None
-    return features, crs or LONGITUDE_LATITUDE
+    return features, crs
 
 
 def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
