@@ -10,7 +10,7 @@ from predict_rasters import NORTH, SENSORS, WEST, noise, write_raster
 from decur.cli import main
 from decur.data import LoaderSettings, PairedFolder
 from decur.encoders import load_encoder, save_encoder
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DataError
 from decur.predict import predict, predict_data
 from decur.predict.folder import mask_name
 from decur.transfer.heads import load_model
@@ -140,6 +140,35 @@ def test_classes_come_with_their_probabilities(make_model, pairs, tmp_path):
     assert len(table) == 12
     np.testing.assert_allclose(table["p a"] + table["p b"], 1, atol=1e-6)
     assert (table["class"] == np.where(table["p a"] >= 0.5, "a", "b")).all()
+
+
+def test_bands_are_found_by_name_and_nodata_is_the_data_s_own(make_model, pairs, tmp_path):
+    folder = make_model()
+    for file in (pairs / "s1").glob("*.npy"):
+        if file.stem != "05":
+            np.save(file, np.where(np.arange(32) < 9, -7, np.load(file)).astype(np.float32))
+    (pairs / "s1" / "05.npy").unlink()
+    one = "{bands: [VV], nodata: -7, scaling: range, value_range: [0, 1000]}"
+    two = "{bands: [%s], scaling: range, value_range: [0, 1000]}"
+    masks = []
+    for order in ("r, g", "g, r"):
+        (pairs / "modalities.yaml").write_text(f"s1: {one}\ns2: {two % order}\n")
+        found = predict_data(folder, PairedFolder(pairs), out=str(tmp_path / order), loader=QUICK)
+        masks.append(np.asarray(Image.open(found.folder / "masks" / "07.png")))
+        for file in (pairs / "s2").glob("*.npy"):
+            np.save(file, np.load(file)[::-1].copy())
+    assert np.array_equal(*masks)
+    images = {
+        name: sensor.scale(torch.from_numpy(np.load(pairs / name / "07.npy"))[None])
+        for name, sensor in SENSORS.items()
+    }
+    images["s1"][..., :9] = 0.5  # no measurement
+    model, _ = load_model(folder / "model.safetensors")
+    with torch.no_grad():
+        assert np.array_equal(masks[0], model(images, None, (32, 32))[0].argmax(dim=0).numpy())
+    (pairs / "modalities.yaml").write_text(f"s1: {one}\ns2: {two % 'g, b'}\n")
+    with pytest.raises(DataError, match="s2: the data has the bands g, b"):
+        predict_data(folder, PairedFolder(pairs), out=str(tmp_path / "other"), loader=QUICK)
 
 
 def test_ids_become_names_that_stay_in_the_folder():

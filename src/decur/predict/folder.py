@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,8 +24,10 @@ from torch.utils.data import DataLoader
 from decur.data import Batch, Collate, PairedDataset, SkipBad
 from decur.data.loader import reporting_lost_workers
 from decur.devices import choose_device
+from decur.encoders.build import plain_band
 from decur.errors import ConfigError, DataError
 from decur.layers import override
+from decur.modality import Modality
 from decur.plotting import class_colours
 from decur.predict.model import Predictor, open_predictor
 from decur.predict.pixels import map_layout
@@ -117,10 +120,57 @@ def _fitted(data: PairedDataset, predictor: Predictor) -> PairedDataset:
                 f"{name}: the data has {own.channels} bands ({', '.join(own.bands)}), the model "
                 f"was trained on {wanted.channels} ({', '.join(wanted.bands)})"
             )
-        if not own.converts:
-            made.modalities[name] = wanted.with_(name=name, size=own.size, picks=own.picks)
+        made.modalities[name] = _as_meant(own, wanted)
     predictor.reference = names[0]
     return made
+
+
+def _as_meant(own: Modality, wanted: Modality) -> Modality:
+    """Return how a sensor of the data is read: its own bands, scaled as the model scales them.
+
+    Args:
+        own: the sensor as the data says.
+        wanted: the same of the model, with as many bands.
+
+    Raises:
+        DataError: if the data names other bands than the model's.
+    """
+    rows = _rows(own, wanted)
+    unnamed = all(re.fullmatch(r"band\d+", band) for band in own.bands)
+    if rows is None and (own.guessed or unnamed):
+        log.warning(
+            "%s: nobody said which bands the data has, so its %s are taken for the model's %s in "
+            "this order; a modalities.yaml names them",
+            own.name,
+            ", ".join(own.bands),
+            ", ".join(wanted.bands),
+        )
+    elif rows is None:
+        raise DataError(
+            f"{own.name}: the data has the bands {', '.join(own.bands)}, the model was trained on "
+            f"{', '.join(wanted.bands)}; name them alike in the data's modalities"
+        )
+    if own.converts:
+        return own
+    read = {field: getattr(own, field) for field in ("name", "size", "picks", "variable")}
+    read["nodata"] = wanted.nodata if own.nodata is None else own.nodata
+    if rows is not None:
+        read["bands"] = own.bands
+        for field in ("mean", "std"):
+            if (values := getattr(wanted, field)) is not None:
+                read[field] = tuple(values[rows.index(row)] for row in range(len(rows)))
+    return wanted.with_(**read)
+
+
+def _rows(own: Modality, wanted: Modality) -> list[int] | None:
+    """Return which band of the data each of the model's is; None where their names differ."""
+    if own.bands == wanted.bands:
+        return list(range(own.channels))
+    there = [plain_band(band) for band in own.bands]
+    names = [plain_band(band) for band in wanted.bands]
+    if sorted(there) != sorted(names) or len(set(there)) < len(there):
+        return None
+    return [there.index(name) for name in names]
 
 
 def _predict(
@@ -139,7 +189,7 @@ def _predict(
     place = {id_: index for index, id_ in enumerate(data.ids)}
     for batch in _batches(data, predictor, settings, console):
         bad += batch["bad"]
-        output = predictor.predict(*_inputs(batch, predictor, device))  # (B, K, h, w)
+        output = predictor.predict(*_inputs(batch, predictor, data.modalities, device))  # (B, K, h, w)
         for number, id_ in enumerate(batch["ids"]):
             there = any(bool(batch["present"][name][number]) for name in batch["present"])
             if not there:
@@ -181,14 +231,22 @@ def _batches(
 
 
 def _inputs(
-    batch: Batch, predictor: Predictor, device: str
+    batch: Batch, predictor: Predictor, data: Mapping[str, Modality], device: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return pictures and presence of all sensors of the model; those of no sample are zeros."""
+    """Return pictures and presence of all sensors of the model; those of no sample are zeros.
+
+    Args:
+        batch: pictures with the bands of the data.
+        predictor: whose bands and sensors the inputs have.
+        data: the sensors as they are read.
+        device: of the pictures.
+    """
     images, present = {}, {}
     size = batch["images"][predictor.reference].shape
     for name, modality in predictor.modalities.items():
         if name in batch["images"]:
-            images[name] = batch["images"][name].to(device)
+            rows = _rows(data[name], modality) or list(range(modality.channels))
+            images[name] = batch["images"][name][:, rows].to(device)  # (B, C, H, W)
             present[name] = batch["present"][name]
         else:
             none = torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=device)

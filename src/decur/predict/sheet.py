@@ -75,7 +75,7 @@ class Sheet:
         images = SkipBad(self.data)[index]["images"]
         for name in self.predictor.modalities:
             if name in images:
-                sensor = self.predictor.modalities[name]
+                sensor = self.data.modalities[name]
                 shown = plotting.render(sensor.scale(images[name]), sensor)
                 axis.imshow(shown)  # type: ignore[attr-defined]
                 return
