@@ -189,7 +189,9 @@ def _predict(
     place = {id_: index for index, id_ in enumerate(data.ids)}
     for batch in _batches(data, predictor, settings, console):
         bad += batch["bad"]
-        output = predictor.predict(*_inputs(batch, predictor, data.modalities, device))  # (B, K, h, w)
+        output = predictor.predict(
+            *_inputs(batch, predictor, data.modalities, device)
+        )  # (B, K, h, w)
         for number, id_ in enumerate(batch["ids"]):
             there = any(bool(batch["present"][name][number]) for name in batch["present"])
             if not there:
