@@ -12,7 +12,8 @@ from torch.nn.functional import conv2d, pad
 
 from decur.cli import main
 from decur.data import LoaderSettings
-from decur.predict import model, predict
+from decur.errors import ConfigError
+from decur.predict import PredictSettings, model, predict
 from decur.predict import scene as scene_module
 from decur.transfer.heads import load_model
 
@@ -264,3 +265,37 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     line = refused(capsys, tmp_path, make_model(), "--scene", *scene)
     assert "too few" in line and "make room" in line
+
+
+def test_no_raster_of_the_scene_is_overwritten(make_model, scene, tmp_path):
+    for number, (out, own) in enumerate(
+        (("m.tif", "m-probabilities.tif"), ("n.tif", "n.tif"), ("o.tif", "o-1of2.tif"))
+    ):
+        with pytest.raises(ConfigError, match=f"would write .*{own}, a raster of the scene"):
+            scene_module._map_name(
+                PredictSettings(
+                    out=str(tmp_path / out),
+                    part="1/2" if number == 2 else None,
+                    probabilities=number == 0,
+                ),
+                [tmp_path / own],
+            )
+
+
+def test_parts_of_two_scenes_are_not_joined(make_model, tmp_path):
+    folder, out = make_model(), tmp_path / "out.tif"
+    for seed, part, joins in ((0, "1/2", False), (0, "2/2", True), (1, "1/2", False)):
+        raster = write_raster(tmp_path / f"in{seed}" / "a.tif", noise(1, 1100, 40, seed))
+        options = {"out": str(out), "loader": LoaderSettings(batch_size=8, workers=0)}
+        found = predict(folder, {"s1": raster}, part=part, **options)
+        assert (found.joined is not None) == joins
+
+
+@pytest.mark.parametrize("damaged", ["{", "[1]", '"identity"', "\xff"])
+def test_damaged_unfinished_work_is_that_of_another_map(make_model, scene, tmp_path, damaged):
+    about = tmp_path / "map.tif.unfinished" / "about.json"
+    about.parent.mkdir()
+    about.write_text(damaged, encoding="latin-1")
+    folder = make_model(classes=("dry", "gro\x01und", "wood"))  # no XML may hold the second
+    predict(folder, scene, **quick(tmp_path / "map.tif"))
+    assert "<Category>ground</Category>" in (tmp_path / "map.tif.aux.xml").read_text()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax import saxutils
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ BLOCK = 512  # pixels along a block of a map
 _CACHE = 2**27  # bytes of blocks that GDAL keeps while it writes a map
 _WITH_OVERVIEWS = 1.34  # times the bytes of the pixels
 Colour = tuple[int, int, int]
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
 
 
@@ -107,7 +109,7 @@ def write_virtual(
         )
         + "</GeoTransform>",
         "<Metadata>",
-        *(f"<MDI key={quoteattr(k)}>{escape(v)}</MDI>" for k, v in layout.tags.items()),
+        *(f"<MDI key={saxutils.quoteattr(k)}>{escape(v)}</MDI>" for k, v in layout.tags.items()),
         "</Metadata>",
     ]
     for number, name in enumerate(layout.bands, 1):
@@ -140,6 +142,11 @@ def _band(
             "</SimpleSource>",
         ]
     return [*lines, "</VRTRasterBand>"]
+
+
+def escape(text: str) -> str:
+    """Return a text as XML holds it, without the control characters that no XML may hold."""
+    return saxutils.escape(_NOT_XML.sub("", text))
 
 
 def _categories(layout: Layout) -> list[str]:

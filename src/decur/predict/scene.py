@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from rich.progress import TimeRemainingColumn
 from decur import plotting
 from decur.data.grid import Grid
 from decur.data.loader import reporting_lost_workers
-from decur.data.map_rasters import read_raster_header
+from decur.data.map_rasters import Raster, read_raster_header
+from decur.data.selection import evenly_spaced
 from decur.devices import choose_device
 from decur.digest import digest, file_states
 from decur.errors import ConfigError
@@ -62,6 +63,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # of unfinished work; raised when a map would come out otherwise
 MAP, PROBABILITIES = "map", "probabilities"  # kinds of files that a tile has
 _SUFFIXES = (".tif", ".tiff")
+_SAMPLES, _SAMPLE = 64, 4096  # places of a raster that are looked at, and bytes of each
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,18 @@ def _map_name(settings: PredictSettings, files: Iterable[Path]) -> Path:
         raise ConfigError(f"--out {out}: a map is a GeoTIFF; name it .tif")
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder; name a file")
-    if any(out.resolve() == file.resolve() for file in files):
-        raise ConfigError(f"--out {out}: is a raster of the scene; choose another name")
     which, of = settings.number
-    return out if of == 1 else part_name(out, which, of)
+    made = out if of == 1 else part_name(out, which, of)
+    scene = {file.resolve() for file in files}
+    rasters = [made] if of == 1 else [made, out, out.with_suffix(".vrt")]
+    if settings.probabilities:
+        rasters += [beside(raster, PROBABILITIES) for raster in rasters]
+    for name in (*rasters, made.with_suffix(".png"), made.with_name(f"{made.name}.aux.xml")):
+        if name.resolve() in scene:
+            raise ConfigError(
+                f"--out {out}: would write {name}, a raster of the scene; choose another name"
+            )
+    return made
 
 
 def whole_name(settings: PredictSettings) -> Path:
@@ -199,7 +209,7 @@ class _Job:
         return digest(
             FORMAT,
             self.predictor.digest,
-            list(self.scene.rasters),
+            {name: list(map(_sampled, of)) for name, of in self.scene.rasters.items()},
             self.plan.grid.to_dict(),
             (self.settings.bounds, self.plan.window, windows.rows.step, windows.columns.step),
             (self.settings.min_valid, self.settings.probabilities),
@@ -338,6 +348,20 @@ class _Job:
         return joined
 
 
+def _sampled(raster: Raster) -> str:
+    """Return what tells a raster from others on every machine that has a copy of it.
+
+    That is its header, its size, and bytes at some places: reading a whole scene takes minutes.
+    """
+    file = Path(raster.path)
+    size, found = file.stat().st_size, []
+    with file.open("rb") as opened:
+        for place in evenly_spaced(max(1, size - _SAMPLE), min(_SAMPLES, size)):
+            opened.seek(int(place))
+            found.append(opened.read(_SAMPLE))
+    return digest(replace(raster, path=""), size, found)
+
+
 def beside(out: Path, kind: str) -> Path:
     """Return the name of what lies beside a map, such as its probabilities."""
     return out.with_name(f"{out.stem}-{kind}{out.suffix}")
@@ -353,7 +377,7 @@ def _begin(work: Path, identity: str, console: Console) -> None:
     remove_leftovers(work)
     for old in work.glob("*-complete.tif*"):
         old.unlink()
-    if about.is_file() and json.loads(about.read_text()).get("identity") == identity:
+    if _identity_of(about) == identity:
         return
     left = list(work.glob("*-*.tif"))
     if left:
@@ -361,3 +385,11 @@ def _begin(work: Path, identity: str, console: Console) -> None:
     for old in left:
         old.unlink()
     write_json(about, {"identity": identity})
+
+
+def _identity_of(about: Path) -> str | None:
+    """Return which map unfinished work is of; None where there is none, or it is damaged."""
+    try:
+        return str(json.loads(about.read_text())["identity"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
