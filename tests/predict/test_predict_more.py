@@ -175,6 +175,50 @@ def test_ids_become_names_that_stay_in_the_folder():
     assert mask_name("region/tile 3") == "region/tile 3"
     assert "/" not in mask_name("../../etc") and "/" not in mask_name("/etc")
     assert mask_name("a:b?c") == "a%3Ab%3Fc"
+    assert mask_name("é/ü") == "é/ü"
+    long = [mask_name("🌍" * 60 + end) for end in "ab"]
+    assert long[0] != long[1] and all(len(name.encode()) <= 200 for name in long)
+
+
+def test_masks_of_an_earlier_table_go_and_the_table_comes_last(
+    make_model, pairs, tmp_path, monkeypatch
+):
+    folder, out = make_model(), tmp_path / "out"
+    (pairs / "s1" / "05.npy").unlink()
+    options = {"out": str(out), "loader": QUICK}
+    predict_data(folder, PairedFolder(pairs), **options)
+    (out / "masks" / "own.png").touch()
+    for sensor in SENSORS:
+        (pairs / sensor / "11.npy").unlink()
+    found = predict_data(folder, PairedFolder(pairs), **options)
+    assert {path.stem for path in (out / "masks").iterdir()} == {
+        *(f"{i:02}" for i in range(11)),
+        "own",
+    }
+    assert found.samples == 11
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("decur.predict.folder.Sheet.save", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        predict_data(folder, PairedFolder(pairs), out=str(tmp_path / "full"), loader=QUICK)
+    assert not (tmp_path / "full" / "predictions.parquet").exists()
+
+
+@pytest.mark.parametrize("classes", [("id", "b"), ("a", "p a")])
+def test_labels_that_would_share_a_column_are_refused(make_model, pairs, tmp_path, classes):
+    folder = make_model("late_fusion", "multilabel", classes)
+    with pytest.raises(ConfigError, match="two columns"):
+        predict_data(folder, PairedFolder(pairs), out=str(tmp_path / "out"), loader=QUICK)
+
+
+def test_other_names_of_a_scene_s_bands_are_told(make_model, tmp_path, caplog):
+    raster = write_raster(tmp_path / "in" / "s2.tif", noise(2, 64, 64))
+    with rasterio.open(raster, "r+") as file:
+        file.descriptions = ("B8", "B4")
+    predict(make_model(), {"s2": raster}, out=str(tmp_path / "map.tif"), loader=QUICK)
+    assert caplog.text.count("its bands are named B8, B4 and the model's r, g") == 1
 
 
 def test_help_lists_what_a_map_needs(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from decur.data import Batch, Collate, PairedDataset, SkipBad
 from decur.data.loader import reporting_lost_workers
 from decur.devices import choose_device
+from decur.digest import digest
 from decur.encoders.build import plain_band
 from decur.errors import ConfigError, DataError
 from decur.layers import override
@@ -40,6 +42,7 @@ from decur.signals import ignore_signals
 
 log = logging.getLogger(__name__)
 
+_LONGEST = 200  # bytes of a mask's name; a disk takes 255, with the ending and a temporary name
 TABLE, MASKS, SHEET = "predictions.parquet", "masks", "contact_sheet.png"
 
 
@@ -87,6 +90,7 @@ def predict_data(
         RunFolder(Path(settings.out or "predictions")),
         Console(soft_wrap=True, markup=False),
     )
+    _refuse_columns(predictor)
     wanted = _fitted(data, predictor)
     console.print(f"data      {data.describe()}", highlight=False)
     with folder.owned("--out"), reporting_lost_workers(), writing(folder.path):
@@ -96,6 +100,23 @@ def predict_data(
 def _require_pyarrow() -> None:
     if find_spec("pyarrow") is None:
         raise ConfigError("predictions of a data set need pyarrow: pip install 'decur[eo]'")
+
+
+def _refuse_columns(predictor: Predictor) -> None:
+    """Refuse names of classes or labels that would be one column of the table with another.
+
+    Raises:
+        ConfigError: naming the column.
+    """
+    labels = predictor.classes if predictor.kind == "multilabel" else ()
+    own = ("id",) if predictor.kind in ("multilabel", "scalar") else ()
+    others = predictor.bands if predictor.kind == "scalar" else ()
+    names = [*own, *others, *labels, *(f"p {name}" for name in predictor.classes)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(
+            f"the table of predictions would have two columns {twice[0]!r}: rename that label in "
+            "the data of the training, and train again"
+        )
 
 
 def _fitted(data: PairedDataset, predictor: Predictor) -> PairedDataset:
@@ -137,7 +158,7 @@ def _as_meant(own: Modality, wanted: Modality) -> Modality:
     """
     rows = _rows(own, wanted)
     unnamed = all(re.fullmatch(r"band\d+", band) for band in own.bands)
-    if rows is None and (own.guessed or unnamed):
+    if rows is None and own.channels > 1 and (own.guessed or unnamed):
         log.warning(
             "%s: nobody said which bands the data has, so its %s are taken for the model's %s in "
             "this order; a modalities.yaml names them",
@@ -145,7 +166,7 @@ def _as_meant(own: Modality, wanted: Modality) -> Modality:
             ", ".join(own.bands),
             ", ".join(wanted.bands),
         )
-    elif rows is None:
+    elif rows is None and not (own.guessed or unnamed):
         raise DataError(
             f"{own.name}: the data has the bands {', '.join(own.bands)}, the model was trained on "
             f"{', '.join(wanted.bands)}; name them alike in the data's modalities"
@@ -187,6 +208,7 @@ def _predict(
     rows: list[dict[str, Any]] = []
     sheet = Sheet(predictor, data, len(data))
     place = {id_: index for index, id_ in enumerate(data.ids)}
+    masks: set[Path] = set()
     for batch in _batches(data, predictor, settings, console):
         bad += batch["bad"]
         output = predictor.predict(
@@ -200,7 +222,8 @@ def _predict(
             rows.append({"id": id_, **_row(predictor, answer)})
             if predictor.kind == "mask":
                 mask = answer.argmax(axis=0).astype(np.uint8 if answer.shape[0] < 256 else np.int32)
-                _write_mask(folder.path / MASKS, id_, mask, predictor, data.place(place[id_]))
+                at = data.place(place[id_])
+                masks.add(_write_mask(folder.path / MASKS, id_, mask, predictor, at))
             sheet.add(place[id_], answer)
     if len(bad) > settings.loader.max_bad * len(data):
         folder.list_bad(bad)
@@ -208,9 +231,10 @@ def _predict(
             f"{len(bad)} samples could not be read, more than loader.max_bad allows; "
             f"{folder.bad_samples} lists them: mend them, or allow more"
         )
-    _write_table(folder.path / TABLE, rows)
     sheet.save(folder.path / SHEET)
     folder.list_bad(bad)
+    _remove_old(folder.path, masks)
+    _write_table(folder.path / TABLE, rows)  # last, since it says that all is there
     console.print(f"written   {len(rows)} samples in {folder.path}", highlight=False)
     return Predicted(folder.path, len(rows), bad)
 
@@ -277,23 +301,57 @@ def mask_name(id_: str) -> str:
     """Return the name of a sample's mask, without its ending: the id, also where it has folders."""
     parts = PurePosixPath(id_).parts
     plain = parts and not id_.startswith("/") and ".." not in parts
-    return quote(id_, safe="/ ()[]{}+,;=@&!~#^'" if plain else " ")
+    safe = "/ ()[]{}+,;=@&!~#^'" if plain else " "
+    name = "".join(c if ord(c) > 127 else quote(c, safe=safe) for c in id_)
+    return "/".join(map(_shortened, name.split("/")))
+
+
+def _shortened(name: str) -> str:
+    """Return the name of a file; one that is too long for a disk is cut, and gets a digest."""
+    data = name.encode("utf-8", "surrogatepass")
+    if len(data) <= _LONGEST:
+        return name
+    return data[: _LONGEST - 40].decode("utf-8", "ignore") + "-" + digest(name)
 
 
 def _write_mask(
     folder: Path, id_: str, mask: NDArray[Any], predictor: Predictor, place: Any
-) -> None:
+) -> Path:
     """Write a mask: a GeoTIFF where its place is known, else a PNG with a palette."""
     if place is not None and (place.height, place.width) == mask.shape:
-        write_tile(folder / f"{mask_name(id_)}.tif", mask[None], place, map_layout(predictor, {}))
-        return
+        path = folder / f"{mask_name(id_)}.tif"
+        write_tile(path, mask[None], place, map_layout(predictor, {}))
+        return path
     if mask.dtype != np.uint8:
         picture = Image.fromarray(mask)
     else:
         picture = Image.fromarray(mask, mode="P")
         picture.putpalette([v for c in class_colours(len(predictor.classes)) for v in c])
-    with atomic(folder / f"{mask_name(id_)}.png") as temporary:
+    path = folder / f"{mask_name(id_)}.png"
+    with atomic(path) as temporary:
         picture.save(temporary, format="PNG")
+    return path
+
+
+def _remove_old(folder: Path, masks: set[Path]) -> None:
+    """Remove the masks that an earlier table tells of, and this run has not written.
+
+    Args:
+        folder: with the earlier table; other files in it are left alone.
+        masks: of this run.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        earlier = pq.read_table(folder / TABLE, columns=["id"])["id"].to_pylist()
+    except (OSError, pa.ArrowException, KeyError):
+        return
+    for id_ in map(str, earlier):
+        for ending in (".tif", ".png"):
+            old = folder / MASKS / f"{mask_name(id_)}{ending}"
+            if old not in masks:
+                old.unlink(missing_ok=True)
 
 
 def _write_table(path: Path, rows: list[Mapping[str, Any]] | list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from decur.data.files import bands_taken
 from decur.data.grid import Grid
 from decur.data.loader import LoaderSettings
 from decur.data.map_rasters import (
@@ -104,10 +105,26 @@ def open_scene(
         bands = [wanted_bands(raster, modalities[name]) for raster in of_sensor]
         if len(set(bands)) > 1:
             raise DataError(f"sensor {name!r}: its rasters have different bands; give them alike")
+        _warn_unnamed(of_sensor, modalities[name])
         readers[name] = WindowReader(
             grid, of_sensor, nodata=modalities[name].nodata, bands=bands[0]
         )
     return SceneFiles(grid, rasters, readers)
+
+
+def _warn_unnamed(rasters: Sequence[Raster], modality: Modality) -> None:
+    """Say where a raster's bands are taken in their order, since they have other names."""
+    for raster in rasters:
+        wanted = modality.picks or modality.bands
+        if raster.names and bands_taken(raster.names, raster.bands, wanted) is None:
+            log.warning(
+                "%s: its bands are named %s and the model's %s; they are taken in this order, so "
+                "reorder or rename them if that is wrong",
+                raster.path,
+                ", ".join(raster.names),
+                ", ".join(modality.bands),
+            )
+            return
 
 
 def warn_slow(scene: SceneFiles, window: int) -> None:
