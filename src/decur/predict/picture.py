@@ -56,7 +56,7 @@ def draw_map(source: Path, path: Path, layout: Layout, title: str) -> Path:
     elif layout.classes:
         colours = plotting.class_colours(len(layout.classes))
         axes[0, 0].imshow(_coloured(pixels[0], layout, colours), interpolation="nearest")
-        _draw_legend(axes[0, 0], pixels[0], layout, colours)
+        _draw_legend(figure, pixels[0], layout, colours)
     elif len(pixels) == 3:
         axes[0, 0].imshow(_stretched(pixels))
     else:
@@ -113,7 +113,10 @@ def _stretched(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _draw_legend(
-    axis: Any, values: NDArray[Any], layout: Layout, colours: list[tuple[int, int, int]]
+    figure: plotting.Figure,
+    values: NDArray[Any],
+    layout: Layout,
+    colours: list[tuple[int, int, int]],
 ) -> None:
     """Name the classes that are on the map, each with its share of what was seen."""
     counts = np.bincount(values.ravel(), minlength=int(layout.nodata) + 1)
@@ -125,8 +128,9 @@ def _draw_legend(
     if counts[int(layout.nodata)]:
         of_classes.append((255, 255, 255))
         names.append("nothing seen")
-    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    plotting.class_legend(axis, names, of_classes, frameon=False, fontsize=9, **place)
+    # outside: the map makes room for it, however long the names are
+    where = "outside right upper"
+    plotting.class_legend(figure, names, of_classes, frameon=False, fontsize=9, loc=where)
 
 
 def _draw_scale(axis: Any, width: int, height: int, metres: float) -> None:
