@@ -13,6 +13,7 @@ from decur.compare.plan import plan_cells
 from decur.compare.settings import CompareSettings, MethodSettings, TaskSettings
 from decur.errors import ConfigError
 from decur.layers import flatten
+from decur.pretrain.command_pretrain import ORDERS
 from decur.pretrain.command_pretrain import build_parser as pretrain_parser
 from decur.transfer.command_transfer import build_parser as transfer_parser
 
@@ -184,8 +185,7 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
     for cell, parser in ((trained, pretrain_parser()), (transferred, transfer_parser())):
         again = parser.read([yaml.safe_load(cell.config)])
         values = yaml.safe_load(parser.dump(again, skip_none=False, skip_validation=True))
-        orders = {"resume", "overwrite"}  # to the command
-        assert {k: v for k, v in values.items() if k not in orders} == yaml.safe_load(cell.config)
+        assert {k: v for k, v in values.items() if k not in ORDERS} == yaml.safe_load(cell.config)
 
 
 def test_seeds_test_on_folds_unless_the_task_says_what_tests():
