@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.transform import from_origin
 
 
 def write_georeferenced(
@@ -37,4 +38,19 @@ def write_georeferenced(
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(path, "w", **kind, **shape, crs=crs, transform=place) as target:
         target.write(pixels)
+    return path
+
+
+WEST, NORTH, UTM = 500_000.0, 5_000_000.0, "EPSG:32632"  # of rasters of a scene
+
+
+def write_placed(path, pixels, west=WEST, north=NORTH, pixel=10.0, crs=UTM, **options) -> Path:
+    """Write (H, W) or (C, H, W) pixels as a GeoTIFF whose upper left corner lies at a place."""
+    pixels = pixels if pixels.ndim == 3 else pixels[None]
+    shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2]}
+    place = {"crs": crs, "transform": from_origin(west, north, pixel, pixel)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {**shape, **place, "dtype": pixels.dtype, **options}
+    with rasterio.open(path, "w", driver="GTiff", **options) as file:
+        file.write(pixels)
     return path

@@ -38,6 +38,18 @@ def test_where_the_file_says_that_there_is_nothing_it_is_unknown(tmp_path):
     assert data[0]["target"]["mask"].tolist() == [[255, 0], [1, 2]]
 
 
+def test_the_remedy_for_masks_of_0_and_255_is_one(tmp_path):
+    root = folder(tmp_path, np.array([[0, 255], [255, 0]], np.uint8))
+    with pytest.raises(
+        DataError, match=r"write .* the lines `background, 0` and `foreground, 255`"
+    ):
+        PairedFolder(root)
+    (root / "mask" / "classes.txt").write_text("background, 0\nforeground, 255\n")
+    assert PairedFolder(root)[0]["target"]["mask"].tolist() == [[0, 1], [1, 0]]
+    unknown = PairedFolder(root, mask_nodata=255)
+    assert unknown[0]["target"]["mask"].tolist() == [[0, 255], [255, 0]]
+
+
 def test_classes_beyond_255_are_themselves(tmp_path):
     mask = np.array([[0, 255, 256], [300, 44, 65_535]], np.uint16)
     root = folder(tmp_path, mask, ".tif")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from make_raster import NORTH, UTM, WEST, write_placed
 from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
@@ -19,29 +20,14 @@ from decur.data.packed import pack
 from decur.data.regrouped import Regrouped
 from decur.data.scene_layout import date_of
 from decur.data.window_reader import WindowReader
-from decur.errors import ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError
 
-UTM = "EPSG:32632"
-WEST, NORTH = 500_000.0, 5_000_000.0
 BANDS = {"scaling": "range", "value_range": [0, 1000]}
 
 
-def write(path, pixels, west=WEST, north=NORTH, pixel=10.0, crs=UTM, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = pixels if pixels.ndim == 3 else pixels[None]
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(pixels),
-        height=pixels.shape[1],
-        width=pixels.shape[2],
-        dtype=pixels.dtype,
-        crs=crs,
-        transform=from_origin(west, north, pixel, pixel),
-        **{"tiled": True, "blockxsize": 64, "blockysize": 64, **options},
-    ) as file:
-        file.write(pixels)
+def write(path, pixels, *place, **options):
+    tiles = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+    return write_placed(path, pixels, *place, **{**tiles, **options})
 
 
 def smooth(height, width, bands=1, period=40.0):
@@ -171,6 +157,24 @@ def test_tiles_of_a_mosaic_are_read_across_their_border(tmp_path):
     for index in range(len(data)):
         images = data[index]["images"]
         assert torch.equal(images["a"], images["b"])
+
+
+def test_a_list_of_classes_means_the_same_as_in_a_folder_of_pairs(tmp_path):
+    write(tmp_path / "a" / "a.tif", np.zeros((64, 64), np.uint8))
+    values = np.repeat(np.array([7, 255, 0, 3], np.uint8), 1024).reshape(64, 64)
+    write(tmp_path / "mask" / "a.tif", values)
+    listed = tmp_path / "mask" / "classes.txt"
+    listed.write_text("roof, 7\nwater, 255\nunknown, 0\nwood, 3\n")
+    data = PairedScenes(tmp_path, window=64)
+    assert data.targets["mask"].classes == ("roof", "water", "wood")
+    expected = np.repeat([0, 1, 255, 2], 1024).reshape(64, 64)
+    assert np.array_equal(data[0]["target"]["mask"].numpy(), expected)
+    listed.write_text("roof, 7\nwater, 255\n")
+    with pytest.raises(BadSampleError, match=r"has class 0, known are 7, 255; list all in classes"):
+        PairedScenes(tmp_path, window=64)[0]
+    listed.write_text("roof, 255, 0, 0\nwater, 0, 0, 255\n")
+    with pytest.raises(DataError, match="gives colours"):
+        PairedScenes(tmp_path, window=64)
 
 
 def test_groups_are_blocks_that_do_not_touch(tmp_path):

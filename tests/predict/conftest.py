@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from predict_rasters import SENSORS, noise, write_raster
+from make_raster import write_placed
+from predict_rasters import SENSORS, noise
 
 from decur.encoders import build_encoder
 from decur.transfer.heads import build_model, save_model
@@ -22,7 +23,7 @@ def scene(tmp_path):
     words = []
     for seed, (name, modality) in enumerate(SENSORS.items()):
         pixels = noise(modality.channels, 100, 130, seed)
-        words.append(f"{name}={write_raster(tmp_path / 'in' / f'{name}.tif', pixels)}")
+        words.append(f"{name}={write_placed(tmp_path / 'in' / f'{name}.tif', pixels)}")
     return words
 
 

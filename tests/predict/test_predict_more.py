@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from make_raster import NORTH, WEST, write_placed
 from PIL import Image
-from predict_rasters import NORTH, SENSORS, WEST, noise, write_raster
+from predict_rasters import SENSORS, noise
 
 from decur.cli import main
 from decur.data import LoaderSettings, PairedFolder
@@ -26,7 +27,7 @@ def pixels_of(path):
 def test_parts_of_several_machines_join_into_the_whole(make_model, tmp_path):
     folder = make_model(classes=("dry", "wet & more"))
     pixels = noise(1, 1100, 40)
-    scene = {"s1": write_raster(tmp_path / "in" / "s1.tif", pixels)}
+    scene = {"s1": write_placed(tmp_path / "in" / "s1.tif", pixels)}
     whole = predict(folder, scene, out=str(tmp_path / "map.tif"), loader=QUICK)
     for part in ("2/2", "1/2"):
         out = str(tmp_path / "parts" / "map.tif")
@@ -214,7 +215,7 @@ def test_labels_that_would_share_a_column_are_refused(make_model, pairs, tmp_pat
 
 
 def test_other_names_of_a_scene_s_bands_are_told(make_model, tmp_path, caplog):
-    raster = write_raster(tmp_path / "in" / "s2.tif", noise(2, 64, 64))
+    raster = write_placed(tmp_path / "in" / "s2.tif", noise(2, 64, 64))
     with rasterio.open(raster, "r+") as file:
         file.descriptions = ("B8", "B4")
     predict(make_model(), {"s2": raster}, out=str(tmp_path / "map.tif"), loader=QUICK)

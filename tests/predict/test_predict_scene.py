@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from make_raster import NORTH, WEST, write_placed
 from PIL import Image
-from predict_rasters import NORTH, SENSORS, WEST, noise, write_raster
+from predict_rasters import SENSORS, noise
 from torch.nn.functional import conv2d, pad
 
 from decur.cli import main
@@ -128,7 +129,7 @@ def test_a_known_scene_is_mapped_with_the_iou_that_its_tiles_have(tmp_path, monk
     y, x = np.mgrid[:192, :192]
     truth = np.sin(x / 25) * np.cos(y / 19) > 0
     pixels = 300 + 400 * truth + np.random.default_rng(0).normal(0, 300, truth.shape)
-    file = write_raster(tmp_path / "s1.tif", pixels[None].astype(np.float32))
+    file = write_placed(tmp_path / "s1.tif", pixels[None].astype(np.float32))
 
     def iou(mask):
         return (mask & truth).sum() / (mask | truth).sum()
@@ -188,7 +189,7 @@ def test_a_killed_map_goes_on_to_the_same_bytes(make_model, scene, tmp_path, mon
 def test_where_nothing_was_seen_there_is_nodata(make_model, scene, tmp_path):
     pixels = pixels_of(file_of(scene[0]))
     pixels[:, :, 90:] = np.nan
-    write_raster(tmp_path / "in" / "s1.tif", pixels)
+    write_placed(tmp_path / "in" / "s1.tif", pixels)
     folder = make_model()
     alone = pixels_of(predict(folder, scene[:1], **quick(tmp_path / "one.tif")).path)
     assert (alone[:, :, 90:] == 255).all() and (alone[:, :, :90] != 255).all()
@@ -227,13 +228,13 @@ def refused(capsys, tmp_path, *arguments):
 
 def test_bad_scenes_are_refused_in_a_line(make_model, scene, tmp_path, capsys):
     folder, far = make_model(), tmp_path / "in" / "far.tif"
-    write_raster(far, noise(2, 64, 64), west=WEST + 1e5)
+    write_placed(far, noise(2, 64, 64), west=WEST + 1e5)
     line = refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
     assert "do not overlap" in line and "far.tif" in line
-    write_raster(far, noise(2, 64, 64), crs=None)
+    write_placed(far, noise(2, 64, 64), crs=None)
     assert "has no CRS" in refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
     turned = rasterio.Affine(8, 6, WEST, 6, -8, NORTH)
-    write_raster(far, noise(2, 64, 64), transform=turned)
+    write_placed(far, noise(2, 64, 64), transform=turned)
     assert "gdalwarp" in refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
     line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=0.0005")
     assert "TB" in line and "resolution" in line
@@ -285,7 +286,7 @@ def test_no_raster_of_the_scene_is_overwritten(make_model, scene, tmp_path):
 def test_parts_of_two_scenes_are_not_joined(make_model, tmp_path):
     folder, out = make_model(), tmp_path / "out.tif"
     for seed, part, joins in ((0, "1/2", False), (0, "2/2", True), (1, "1/2", False)):
-        raster = write_raster(tmp_path / f"in{seed}" / "a.tif", noise(1, 1100, 40, seed))
+        raster = write_placed(tmp_path / f"in{seed}" / "a.tif", noise(1, 1100, 40, seed))
         options = {"out": str(out), "loader": LoaderSettings(batch_size=8, workers=0)}
         found = predict(folder, {"s1": raster}, part=part, **options)
         assert (found.joined is not None) == joins

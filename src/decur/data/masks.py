@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from decur.errors import BadSampleError, DataError
 CLASSES_FILE = "classes.txt"  # in the folder of masks
 
 _LOOKED_AT = 200  # masks that are read to tell how many classes there are
-_EMPTY = -(2**31)  # in raw values: the file itself says that nothing is there
+EMPTY = -(2**31)  # in raw values: the file itself says that nothing is there
 _UNKNOWN = frozenset({"unknown", "void"})  # names in classes.txt that are no class
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CODES = re.compile(  # what may stand behind a name: a value, three of them, or #rrggbb
@@ -65,7 +65,21 @@ class MaskCodes:
         """
         read = _read_colours if self.colours else read_raw_mask
         raw = read(file, max_pixels=self.max_pixels)  # (H, W)
-        unknown = raw == _EMPTY
+        mask, stray = self.decode(raw)
+        if bool(stray.any()):
+            raise BadSampleError(file, self._stray(int(raw[stray][0])))
+        return mask
+
+    def decode(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the classes that values mean, and which values mean none.
+
+        Args:
+            raw: (H, W) int64 values, or colours; `EMPTY` where nothing is there.
+
+        Returns:
+            (H, W) int64 classes, `Target.void` where they are unknown; (H, W) bool.
+        """
+        unknown = raw == EMPTY
         for value in self.nodata if not self.colours else ():
             unknown |= raw == value
         if self.table is None:
@@ -79,9 +93,7 @@ class MaskCodes:
                     unknown |= here
                 else:
                     mask[here] = index
-        if not bool((known | unknown).all()):
-            raise BadSampleError(file, self._stray(int(raw[~(known | unknown)][0])))
-        return mask.masked_fill(unknown, self.target.void)
+        return mask.masked_fill(unknown, self.target.void), ~(known | unknown)
 
     def _stray(self, value: int) -> str:
         """Return what is wrong with a value, or colour, that is no class."""
@@ -102,6 +114,23 @@ class MaskCodes:
         return f"has value {value}, known are 0 to {len(self.classes) - 1}; {remedy}"
 
 
+def read_class_list(folder: Path) -> MaskCodes:
+    """Return what `classes.txt` says of a folder's masks, see `read_codes`; no classes without it.
+
+    Raises:
+        DataError: if it cannot be read, or contradicts itself.
+    """
+    lines = _class_lines(folder / CLASSES_FILE)
+    coded = _coded(folder / CLASSES_FILE, lines)
+    if not coded:
+        return MaskCodes(folder, lines)
+    classes = tuple(name for name, _ in coded if name.lower() not in _UNKNOWN)
+    table = {code: classes.index(name) if name in classes else None for name, code in coded}
+    colours = any(_code_parts(line)[1] > 1 for line in lines)
+    nodata = tuple(value for value in (VOID,) if value not in table)
+    return MaskCodes(folder, classes, nodata, table, colours)
+
+
 def read_codes(
     folder: Path, masks: Sequence[str], nodata: int | Sequence[int] | None = None
 ) -> MaskCodes:
@@ -114,7 +143,7 @@ def read_codes(
     Args:
         folder: of the masks.
         masks: the files, at least one.
-        nodata: values that mean "unknown"; None: 255.
+        nodata: values that mean "unknown"; None: 255, unless `classes.txt` has it.
 
     Raises:
         DataError: naming the file that is wrong.
@@ -123,12 +152,10 @@ def read_codes(
     unknown = tuple(dict.fromkeys(int(value) for value in given))
     if lossy := next((mask for mask in masks if Path(mask).suffix.lower() in (".jpg", ".jpeg")), 0):
         raise DataError(str(BadSampleError(lossy, _LOSSY.format("JPEG"))))
-    lines = _class_lines(folder / CLASSES_FILE)
-    if coded := _coded(folder / CLASSES_FILE, lines):
-        classes = tuple(name for name, _ in coded if name.lower() not in _UNKNOWN)
-        table = {code: classes.index(name) if name in classes else None for name, code in coded}
-        colours = any(_code_parts(line)[1] > 1 for line in lines)
-        return MaskCodes(folder, classes, unknown, table, colours)
+    listed = read_class_list(folder)
+    lines = listed.classes
+    if listed.table is not None:
+        return listed if nodata is None else replace(listed, nodata=unknown)
     enough = 1 if lines else None
     highest, example = _highest(_spaced(masks), unknown, enough)
     if highest == 0 and example:  # the other classes may be rare: look at all before refusing
@@ -149,7 +176,7 @@ def read_raw_mask(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     if how := _lossy(Path(file)):
         raise BadSampleError(file, _LOSSY.format(how))
-    return read_mask(file, empty=_EMPTY, max_pixels=max_pixels)
+    return read_mask(file, empty=EMPTY, max_pixels=max_pixels)
 
 
 _LOSSY = (
@@ -189,7 +216,7 @@ def _read_colours(file: str | Path, *, max_pixels: int) -> Tensor:
     unknown = picture[:3].isnan().any(0)  # (H, W)
     red, green, blue = picture[:3].nan_to_num(0).long()
     colour: Tensor = (red * 256 + green) * 256 + blue
-    return colour.masked_fill(unknown, _EMPTY)
+    return colour.masked_fill(unknown, EMPTY)
 
 
 def _class_lines(file: Path) -> tuple[str, ...]:

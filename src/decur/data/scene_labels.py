@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from decur.data import rasters as gdal_rasters
 from decur.data.grid import LONGITUDE_LATITUDE, Grid
 from decur.data.map_rasters import RASTERS, Raster, gdal, opened, read_raster_header
-from decur.data.sample import Target
+from decur.data.masks import CLASSES_FILE, EMPTY, MaskCodes, read_class_list
+from decur.data.sample import VOID, Target
 from decur.data.scene_layout import Nearby, degrees_box
 from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, ConfigError, DataError, needing
@@ -41,7 +43,8 @@ class RasterLabels:
 
     Args:
         rasters: of one band.
-        names: of the classes, where a list names them; else the numbers from 0 on are names.
+        listed: what `classes.txt` says of their values; without classes the numbers from 0 on are
+            names.
 
     Attributes:
         target: what the labels are.
@@ -51,8 +54,8 @@ class RasterLabels:
         DataError: if a raster has more bands, or holds classes that the list does not name.
     """
 
-    def __init__(self, rasters: Sequence[Raster], names: Sequence[str] = ()) -> None:
-        self.rasters = list(rasters)
+    def __init__(self, rasters: Sequence[Raster], listed: MaskCodes) -> None:
+        self.rasters, names = list(rasters), listed.classes
         self.path = self.rasters[0].path
         self._index = Nearby(self.rasters)
         self._readers: dict[Grid, WindowReader] = {}
@@ -65,12 +68,16 @@ class RasterLabels:
             highest = max(highest, _highest_class(raster, coarsely=bool(names)))
         if highest < 0:
             raise DataError(f"{self.rasters[0].path}: holds no class; are these the labels?")
-        if names and highest >= len(names):
+        if names and listed.table is None and highest >= len(names):
             raise DataError(
                 f"{self.rasters[0].path}: holds class {highest}, and classes.txt names "
                 f"{len(names)}; name all classes, one a line"
             )
-        self.target = Target("mask", tuple(names) or tuple(map(str, range(highest + 1))))
+        classes = names or tuple(map(str, range(highest + 1)))
+        self.codes = replace(listed, classes=classes)
+        if listed.table is None and len(classes) > VOID:  # 255 is one of them
+            self.codes = replace(self.codes, nodata=())
+        self.target = self.codes.target
 
     def files(self, grid: Grid) -> list[str]:
         """Return the files that hold labels of a scene."""
@@ -86,18 +93,23 @@ class RasterLabels:
         if not reader.rasters:
             return None
         x = reader.read(row, column, size, size)[0]  # (H, W)
-        if x.is_floating_point() and bool(x.isnan().all()):
+        x = x.float()
+        empty = x.isnan() if self.codes.table is not None else ~(x >= 0)  # or below 0
+        if bool(x.isnan().all()):
             return None
-        void, classes = self.target.void, len(self.target.classes)
-        known = x.float().nan_to_num(-1)
-        labels = torch.where(known < 0, void, known).long()
-        wrong = labels[(labels >= classes) & (labels != void)]
-        if wrong.numel() and int(wrong[0]) != 255:
+        raw = x.nan_to_num(0).long().masked_fill(empty, EMPTY)
+        labels, stray = self.codes.decode(raw)
+        if bool(stray.any()):
+            known = (
+                f"known are 0 to {len(self.target.classes) - 1}"
+                if self.codes.table is None
+                else f"known are {', '.join(map(str, self.codes.table))}"
+            )
             raise BadSampleError(
                 reader.rasters[0].path,
-                f"has class {int(wrong[0])}, known are 0 to {classes - 1}; list all in classes.txt",
+                f"has class {int(raw[stray][0])}, {known}; list all in {CLASSES_FILE}",
             )
-        return torch.where(labels >= classes, void, labels)
+        return labels
 
     def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
         """Return which boxes on a grid's map a label raster reaches into: (N,)."""
@@ -405,10 +417,13 @@ def find_labels(root: Path, labels: str | Path | None, column: str | None) -> An
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in RASTERS)
         if not files:
             raise DataError(f"{path}: holds no label raster ({', '.join(RASTERS)}); fill it")
-        listed = path / "classes.txt"
-        lines = listed.read_text(encoding="utf-8-sig").splitlines() if listed.is_file() else []
-        names = [line.strip() for line in lines if line.strip()]
-        return RasterLabels([read_raster_header(file) for file in files], names)
+        listed = read_class_list(path)
+        if listed.colours:
+            raise DataError(
+                f"{path / CLASSES_FILE}: gives colours, and rasters of labels hold one value a "
+                "pixel; write each line as `name, value`"
+            )
+        return RasterLabels([read_raster_header(file) for file in files], listed)
     if path.suffix.lower() not in VECTORS:
         raise DataError(f"{path}: labels are a folder of rasters, or {', '.join(VECTORS)}")
     if not path.is_file():
