@@ -38,10 +38,10 @@ from decur.pretrain.settings import OptimizerSettings, ProjectorSettings
 from decur.pretrain.trainer import make_trainer
 from decur.runs import RunFolder
 from decur.transfer.augment import Averaging
-from decur.transfer.fit import Trainee
 from decur.transfer.heads import CMX, FCN, LateFusion
 from decur.transfer.settings import FitSettings
 from decur.transfer.tasks import make_task
+from decur.transfer.trainee import Trainee
 
 GPU = torch.device("cuda:0")
 SAMPLES, SIZE = 8, 64

@@ -13,8 +13,8 @@ from decur.data import Target
 from decur.errors import ConfigError
 from decur.transfer import FCN, FitSettings, TransferSettings
 from decur.transfer.augment import Averaging, mean_colour, scale_and_flip
-from decur.transfer.fit import Trainee
 from decur.transfer.tasks import make_task
+from decur.transfer.trainee import Trainee
 
 MASKS = ["--data=SyntheticScenes", "--data.samples=40", "--data.size=32"]
 

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
-from decur.transfer import CMX, FitSettings, LateFusion, fit
+from decur.transfer import CMX, FitSettings, LateFusion
 from decur.transfer.optim import parameter_groups
 from decur.transfer.tasks import make_task
 from decur.transfer.validation import Best
@@ -250,9 +250,9 @@ def test_another_folder_is_tested_on_from_the_command_line(bright, transferred, 
 def test_a_linear_probe_sees_augmented_pictures_only_where_it_is_asked_to(
     transferred, run_folder, monkeypatch
 ):
-    seen, real = [], fit.crop_and_flip
+    seen, real = [], trainee.crop_and_flip
     monkeypatch.setattr(
-        fit,
+        trainee,
         "crop_and_flip",
         lambda images, mask, crop: seen.append(crop) or real(images, mask, crop),
     )

@@ -13,7 +13,7 @@ from decur.cli import main
 from decur.pretrain.state import TrainingState
 from decur.transfer import fit, run
 from decur.transfer.batches import EveryBatch
-from decur.transfer.fit import Trainee
+from decur.transfer.trainee import Trainee
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),

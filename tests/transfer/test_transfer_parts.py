@@ -19,11 +19,11 @@ from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
 from decur.transfer.evaluate import intervals
-from decur.transfer.fit import rate_factor
 from decur.transfer.settings import FitSettings
 from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.base import draw_confusion
+from decur.transfer.trainee import rate_factor
 
 HERE = LoaderSettings(workers=0)
 

@@ -15,27 +15,22 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from decur.data import Batch, PairedDataset
-from decur.data.files import resize_mask
-from decur.devices import send_batch
+from decur.data import PairedDataset
 from decur.digest import digest
-from decur.encoders import Encoder
 from decur.errors import DivergedError
-from decur.features import Features, scaled
+from decur.features import Features
 from decur.memory import require_memory_for_batch
 from decur.modality import Modality
 from decur.pretrain.callbacks import write_metrics
-from decur.pretrain.optim import can_fuse
 from decur.pretrain.settings import CheckpointSettings
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState
 from decur.runs import RunFolder
-from decur.transfer.augment import Averaging, crop_and_flip, mean_colour, scale_and_flip
+from decur.transfer.augment import Averaging, mean_colour
 from decur.transfer.batches import (
     OnStoredMaps,
     OnVectors,
@@ -45,226 +40,16 @@ from decur.transfer.batches import (
     vector_loader,
 )
 from decur.transfer.heads import FCN, Fusion, LateFusion
-from decur.transfer.optim import parameter_groups
 from decur.transfer.settings import FitSettings, TransferSettings
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept, Task
+from decur.transfer.trainee import Trainee, join_kept
 from decur.transfer.validation import Best, Validation
-from decur.views import sample_seeds
 
 FORMAT = 1  # of a saved state; raised when a training would go on from it otherwise
 SAVE_PAUSE = 60.0  # seconds of training that an epoch's end must follow to be worth saving
 LINES = 10  # of the terminal, for a whole training
 WRITE_PAUSE = 1.0  # seconds between two writings of losses: an epoch may be a single short step
-
-
-class Trainee(L.LightningModule):
-    """A model and a task, as Lightning trains and tests it.
-
-    Args:
-        model: called with pictures, presence, and the size of a map.
-        task: what is learned.
-        settings: complete ones.
-        total: steps of the whole training, for the schedule.
-        modalities: sensors whose raw pictures come in; none if they need no scaling.
-        size: height and width that pictures are resized to; None for their own.
-        warmup: steps in which the rate rises.
-        averaging: which versions of a test picture a mask is told from; None for the picture as
-            it is.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        settings: FitSettings,
-        total: int,
-        modalities: Mapping[str, Modality],
-        size: int | None = None,
-        warmup: int = 0,
-        averaging: Averaging | None = None,
-    ) -> None:
-        super().__init__()
-        self.model, self.task, self.settings, self.total = model, task, settings, total
-        self.warmup, self.averaging = warmup, averaging
-        self.modalities, self.size = dict(modalities), size
-        self.fill = {name: mean_colour(modality) for name, modality in self.modalities.items()}
-        self.seed: int | None = None  # of what each step draws; None: drawn as it comes
-        self.samples = 1  # of the test part
-        self.losses: list[Tensor] = []  # of the steps of this epoch
-        self.to(memory_format=torch.channels_last)  # which ConvNets like
-
-    def identity(self) -> dict[str, object]:
-        """Return what tells this training from others, apart from its batches, before it begins."""
-        encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
-        return {
-            "model": type(self.model).__name__,
-            "encoders": [digest(encoder) for encoder in encoders],
-            "freeze": [any(p.requires_grad for p in e.parameters()) for e in encoders],
-            "target": sorted(vars(self.task).items()),
-            "fit": self.settings.plain(),
-            "size": self.size,
-        }
-
-    def _pictures(self, batch: Batch) -> dict[str, Tensor]:
-        pictures = {}
-        for name, x in batch["images"].items():
-            if name in self.modalities:
-                x = scaled(x, self.modalities[name], self.size)
-                x = x.contiguous(memory_format=torch.channels_last)
-            pictures[name] = x
-        return pictures
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw what this step draws, whatever came before it; stop after the last step."""
-        if self.seed is not None:
-            step = sample_seeds([f"step {batch_idx}"], self.seed, epoch=self.current_epoch)
-            torch.manual_seed(int(step))
-        # not by max_steps: with it, Lightning does not go on rightly from the end of an epoch
-        self.trainer.should_stop = self.global_step + 1 == self.total
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
-        images, labels = self._pictures(batch), self._labels_of_one_size(batch)
-        images, labels = self._augmented(images, labels)
-        loss = self.task.loss(self._output(images, batch["present"], labels), labels)
-        self.losses.append(loss.detach().float())
-        return loss
-
-    def _augmented(
-        self, images: dict[str, Tensor], labels: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        crop, scales, piece = self.settings.crop, self.settings.scales, self.settings.piece
-        if not (self.modalities and self.settings.augment):
-            return images, labels
-        if scales:
-            void = self.task.target.void
-            return scale_and_flip(images, labels, scales, piece, self.fill, void=void)
-        assert crop is not None  # complete settings have one
-        images, mask = crop_and_flip(images, labels if self.task.dense else None, crop)
-        return images, labels if mask is None else mask
-
-    def _labels_of_one_size(self, batch: Batch) -> Tensor:
-        """Return the labels of a batch; masks that differ in size are enlarged to the largest.
-
-        Nearest neighbours keep classes apart. Tests take each mask at its own size.
-        """
-        labels = batch["target"][self.task.name]
-        sizes = batch.get("sizes", {}).get(self.task.name)
-        if sizes is None:
-            return labels
-        largest = (labels.shape[-2], labels.shape[-1])
-        masks = [
-            resize_mask(mask[:height, :width], largest)
-            for mask, (height, width) in zip(labels, sizes.tolist(), strict=True)
-        ]
-        return torch.stack(masks)
-
-    def _output(
-        self, images: Mapping[str, Tensor], present: Mapping[str, Tensor], labels: Tensor
-    ) -> Tensor:
-        size = labels.shape[-2:] if self.task.dense else None
-        output: Tensor = self.model(images, present, size)
-        return output
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Kept:
-        """Return what the metrics need of one batch."""
-        labels = batch["target"][self.task.name]
-        images, present = self._pictures(batch), batch["present"]
-        sizes = batch.get("sizes", {}).get(self.task.name)
-        if sizes is None:
-            return self._kept(images, present, labels)
-        parts, order = [], []
-        for height, width in sorted({(h, w) for h, w in sizes.tolist()}):
-            rows = (sizes == torch.tensor([height, width])).all(dim=1).nonzero()[:, 0]  # (n,)
-            part = (
-                {name: x[rows] for name, x in images.items()},
-                {name: has[rows] for name, has in present.items()},
-                labels[rows, :height, :width],
-            )
-            parts.append(self._kept(*part))
-            order.append(rows.numpy())
-        back = np.argsort(np.concatenate(order))
-        return {key: rows[back] for key, rows in join_kept(parts, self.task.target.void).items()}
-
-    def _kept(
-        self, images: dict[str, Tensor], present: Mapping[str, Tensor], labels: Tensor
-    ) -> Kept:
-        """Return what the metrics need of samples whose masks are of one size."""
-        if self.averaging is None:
-            output = self._output(images, present, labels)
-        else:
-            size = (labels.shape[-2], labels.shape[-1])
-            output = self.averaging.output(self.model, images, present, size)
-        return self.task.keep(output, labels, self.samples)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return SGD or AdamW over what is trained, its rate a function of the step."""
-        groups = parameter_groups(self.model, self.settings)
-        trained = [parameter for group in groups for parameter in group["params"]]
-        optimizer: torch.optim.Optimizer = (
-            torch.optim.SGD(groups, momentum=self.settings.momentum)
-            if self.settings.name == "sgd"
-            else torch.optim.AdamW(groups, fused=can_fuse(trained) or None)
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _rate(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return rate_factor(step / self.total, self.settings)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses of an epoch that is not over."""
-        checkpoint["losses"] = [float(loss) for loss in self.losses]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the losses of an epoch that is not over."""
-        self.losses = [torch.tensor(loss) for loss in checkpoint["losses"]]
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """Send pictures and labels to the device; presence stays, since it steers."""
-        images, target = send_batch(batch["images"], device), send_batch(batch["target"], device)
-        return {**batch, "images": images, "target": target}
-
-
-def rate_factor(done: float, settings: FitSettings) -> float:
-    """Return the factor of the learning rate.
-
-    Args:
-        done: share of the training that is done, in [0, 1].
-        settings: with a schedule.
-    """
-    if settings.schedule == "steps":
-        return 0.1 ** sum(done >= milestone for milestone in settings.milestones)
-    return (1 - min(1.0, done)) ** 0.9 if settings.schedule == "poly" else 1.0
-
-
-def join_kept(parts: Sequence[Kept], void: int) -> Kept:
-    """Return what is kept of several batches as one; maps lie at the top left of the largest.
-
-    Args:
-        parts: of the batches; what one of them does not have is left out.
-        void: what stands where a map has no pixel.
-    """
-    found: Kept = {}
-    for key in parts[0]:
-        if not all(key in part for part in parts):
-            continue
-        rows = [part[key] for part in parts]
-        largest = np.max([array.shape[1:] for array in rows], axis=0, initial=0)
-        room = [[(0, 0), *((0, n) for n in largest - array.shape[1:])] for array in rows]
-        found[key] = np.concatenate(
-            [
-                np.pad(a, r, constant_values=void) if np.any(r) else a
-                for a, r in zip(rows, room, strict=True)
-            ]
-        )
-    return found
 
 
 class _EpochLines(Callback):
