@@ -153,12 +153,20 @@ def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -
         there = source.read_masks(band, out_shape=shape) > 0  # (height, width)
         if nodata or np.dtype(source.dtypes[band - 1]).kind == "f":
             values = source.read(band, out_shape=shape)
-            there &= np.isfinite(values) & ~np.isin(values, nodata)
+            there &= np.isfinite(values) & ~is_one_of(values, nodata)
         if source.transform.e > 0:
             there = there[::-1]
     down = np.clip(rows * height // own.height, 0, height - 1).astype(int)
     right = np.clip(columns * width // own.width, 0, width - 1).astype(int)
     return np.asarray(inside & there[down, right])
+
+
+def is_one_of(pixels: np.ndarray, values: tuple[float, ...]) -> np.ndarray:
+    """Return which pixels have one of some values, in the precision of the pixels."""
+    found = np.zeros(pixels.shape, dtype=bool)
+    for value in values:
+        found |= pixels == value
+    return found
 
 
 def refuse_far(names: tuple[str, str], first: Raster, second: Raster) -> DataError:

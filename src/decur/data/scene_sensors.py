@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from decur.data import rasters as gdal_rasters
+from decur.data.georeference import METRES_PER_DEGREE
 from decur.data.grid import Grid, same_crs
 from decur.data.listing import subfolders
 from decur.data.map_rasters import (
@@ -35,7 +36,6 @@ _LABEL_LOOKS = 8  # squares whose pixels tell whether rasters are labels
 _SQUARE = 256  # pixels along a square
 _FINER = 1.5  # times finer than the grid, from where on a sensor loses what it sees
 _DEGREES = 0.1  # a pixel of so many degrees was meant in metres
-_METRES = 111_320.0  # of a degree of latitude
 
 
 def find_rasters(root: Path, names: Sequence[str], window: int) -> dict[str, list[Raster]]:
@@ -121,7 +121,7 @@ def check_resolution(rasters: Mapping[str, Sequence[Raster]], resolution: float 
     if resolution >= _DEGREES and CRS.from_user_input(first.grid.crs).is_geographic:
         raise ConfigError(
             f"resolution: {resolution:g} would be degrees, the unit of {first.path}; {resolution:g}"
-            f" m are about {resolution / _METRES:.3g} degrees"
+            f" m are about {resolution / METRES_PER_DEGREE:.3g} degrees"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
 from decur.data.grid import Grid
-from decur.data.map_rasters import Raster, gdal, opened
+from decur.data.map_rasters import Raster, gdal, is_one_of, opened
 from decur.errors import BadSampleError
 
 _OPEN = 24  # rasters that a process keeps open
@@ -120,7 +120,7 @@ class WindowReader:
             top = source.height - rows[1]
             window = Window(columns[0], top, columns[1] - columns[0], rows[1] - rows[0])
         pixels = source.read(bands, window=window)
-        holes = _is_one_of(pixels, self.nodata)  # (C, h, w), in the numbers of the file
+        holes = is_one_of(pixels, self.nodata)  # (C, h, w), in the numbers of the file
         if any(flag.name != "all_valid" for of in source.mask_flag_enums for flag in of):
             holes |= source.read_masks(bands, window=window) == 0
         pixels = _in_units(pixels, source, bands)
@@ -263,14 +263,6 @@ def _virtual(source: Any, file: str, holes: str) -> str:
         f"<GeoTransform>{', '.join(map(repr, source.transform.to_gdal()))}</GeoTransform>"
         f"{bands}</VRTDataset>"
     )
-
-
-def _is_one_of(pixels: np.ndarray, values: tuple[float, ...]) -> np.ndarray:
-    """Return which pixels have one of some values, in the precision of the pixels."""
-    found = np.zeros(pixels.shape, dtype=bool)
-    for value in values:
-        found |= pixels == value
-    return found
 
 
 def _in_units(pixels: np.ndarray, source: Any, bands: Sequence[int]) -> np.ndarray:

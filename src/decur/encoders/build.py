@@ -153,6 +153,12 @@ def _built(
     return encoder
 
 
+def is_ours(builder: Any) -> bool:
+    """Return whether a builder is of this package."""
+    builder = builder.func if isinstance(builder, partial) else builder
+    return str(getattr(builder, "__module__", "")).split(".")[0] == "decur"
+
+
 def _call(name: str, builder: Builder, first: Modality | int, options: dict[str, Any]) -> Any:
     """Call a builder; what goes wrong within one of a person's own is that person's to mend.
 
@@ -164,9 +170,8 @@ def _call(name: str, builder: Builder, first: Modality | int, options: dict[str,
     except DecurError:
         raise
     except Exception as error:
-        made_by = builder.func if isinstance(builder, partial) else builder
         tried = torch.get_default_device().type == "meta"  # on shapes alone, which may not work
-        if tried or getattr(made_by, "__module__", "").split(".")[0] == "decur":
+        if tried or is_ours(builder):
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders.base import ENCODERS, Encoder
-from decur.encoders.build import build_encoder
+from decur.encoders.build import build_encoder, is_ours
 from decur.encoders.settings import EncoderSettings
 from decur.encoders.wrapped import WrappedEncoder
 from decur.errors import ConfigError, DecurError, plain_name
@@ -118,7 +118,7 @@ def _given(module: nn.Module, modality: Modality) -> Encoder:
     if isinstance(module, Encoder) and "name" in vars(module):
         names, options = [module.name], getattr(module, "options", {})
     else:
-        own = [n for n in ENCODERS.names() if not _is_ours(ENCODERS.get(n))]
+        own = [n for n in ENCODERS.names() if not is_ours(ENCODERS.get(n))]
         names, options = [*own, *filter(None, [_reference(type(module))])], {}
     for name in names:
         if _builds(name, options, module, modality):
@@ -135,12 +135,6 @@ def _given(module: nn.Module, modality: Modality) -> Encoder:
         encoder.check(modality)
     encoder.name, encoder.options, encoder.modality = name, dict(options), modality
     return encoder
-
-
-def _is_ours(builder: Any) -> bool:
-    """Return whether a builder is of this package."""
-    builder = getattr(builder, "func", builder)
-    return str(getattr(builder, "__module__", "")).split(".")[0] == "decur"
 
 
 def _builds(name: str, options: Mapping[str, Any], module: nn.Module, modality: Modality) -> bool:

@@ -105,11 +105,15 @@ def lay_out_sensors(
 
 def _plane(points: Float, layout: Layout, watch: Watch) -> Float:
     """Return the places of some points: (n, D) to (n, 2)."""
-    centred = points - points.mean(0)
-    _, _, axes = np.linalg.svd(centred.T @ centred)  # (D, D), the axis of most variance first
-    if layout == "tsne" and len(points) >= FEWEST and np.ptp(centred, axis=0).any():
-        return lay_out(np.ascontiguousarray(centred @ axes[:_DIMS].T), watch=watch)[0]
+    from sklearn.decomposition import PCA
+
+    varies = np.ptp(points, axis=0).any()
+    neighbours = layout == "tsne" and len(points) >= FEWEST and varies
     placed = np.zeros((len(points), 2), np.float32)
-    dims = min(2, len(axes))
-    placed[:, :dims] = centred @ axes[:dims].T
+    if varies:
+        dims = min(_DIMS if neighbours else 2, *points.shape)
+        components = PCA(dims, random_state=0).fit_transform(points)
+        if neighbours:
+            return lay_out(np.ascontiguousarray(components), watch=watch)[0]
+        placed[:, :dims] = components
     return placed

@@ -16,6 +16,7 @@ from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.data.selection import evenly_spaced
 from decur.features.model import FeatureBatch, FeatureModel
 from decur.features.rows import Columns, Features, Labels, refuse_rows_not_finite, writing_rows
+from decur.signals import ignore_signals
 
 _MOST = 64  # samples of a batch: more do not make an encoder faster
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop of n steps is
@@ -58,6 +59,7 @@ class SampleLoader(DataLoader[Batch]):
             collate_fn=Collate(modalities, data.targets),
             num_workers=self.settings.processes(),
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_signals,
             # the loader's own draw of a worker seed would otherwise consume the global state
             generator=torch.Generator().manual_seed(0),
         )

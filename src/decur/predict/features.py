@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from decur.data.selection import evenly_spaced
 from decur.digest import digest
 from decur.encoders import Encoder, load_encoder
 from decur.encoders.attention import encode_maps
+from decur.encoders.hub import encoder_files
 from decur.errors import ConfigError
 from decur.features import scaled
 from decur.predict.model import MODEL, Predictor, Size, open_predictor
@@ -102,7 +104,7 @@ class FeaturePredictor(Predictor):
         Args:
             rows: (N, D) features of places all over the scene.
         """
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).astype(int)]
+        rows = rows[evenly_spaced(len(rows), _ROWS)]
         mean = rows.mean(axis=0)
         centred = rows - mean
         # of D features there may be thousands: the N x N matrix has the same eigenvalues
@@ -159,7 +161,7 @@ def _open_encoders(path: Path, mode: FeatureBands, sensors: Sequence[str]) -> Fe
         model, _ = load_model(path / MODEL)
         found = {name: model.encoder(name) for name in model.encoders}
     else:
-        found = {file.stem: load_encoder(file) for file in RunFolder(path).saved_encoders()}
+        found = {name: load_encoder(file) for name, file in encoder_files(str(path)).items()}
     if not found:
         raise ConfigError(f"{path}: holds no encoders; give a folder of `decur pretrain`")
     chosen = {name: found[name] for name in found if name in sensors}

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -20,14 +19,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from decur.data import Batch, Collate, PairedDataset, SkipBad
+from decur.data import Batch, PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.devices import choose_device
 from decur.digest import digest
 from decur.encoders.build import plain_band
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, needing
+from decur.features import SampleLoader
 from decur.layers import override
 from decur.modality import Modality
 from decur.plotting import class_colours
@@ -38,7 +37,6 @@ from decur.predict.settings import PredictSettings
 from decur.predict.sheet import Sheet
 from decur.progress import progress_bar
 from decur.runs import RunFolder, atomic, writing
-from decur.signals import ignore_signals
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +81,8 @@ def predict_data(
         DataError: if data and model do not fit together, or too much of it cannot be read.
     """
     settings = override(settings or PredictSettings(), options, "predict")
-    _require_pyarrow()
+    with needing("a table of predictions", "eo"):
+        import pyarrow  # noqa: F401  # before hours of predicting
     predictor = open_predictor(model)
     predictor.pictures = {}  # samples are pictures, not windows of a grid
     folder, console = (
@@ -95,11 +94,6 @@ def predict_data(
     console.print(f"data      {data.describe()}", highlight=False)
     with folder.owned("--out"), reporting_lost_workers(), writing(folder.path):
         return _predict(predictor, wanted, settings, folder, console)
-
-
-def _require_pyarrow() -> None:
-    if find_spec("pyarrow") is None:
-        raise ConfigError("predictions of a data set need pyarrow: pip install 'decur[eo]'")
 
 
 def _refuse_columns(predictor: Predictor) -> None:
@@ -209,7 +203,7 @@ def _predict(
     sheet = Sheet(predictor, data, len(data))
     place = {id_: index for index, id_ in enumerate(data.ids)}
     masks: set[Path] = set()
-    for batch in _batches(data, predictor, settings, console):
+    for batch in _batches(data, settings, console):
         bad += batch["bad"]
         output = predictor.predict(
             *_inputs(batch, predictor, data.modalities, device)
@@ -239,19 +233,9 @@ def _predict(
     return Predicted(folder.path, len(rows), bad)
 
 
-def _batches(
-    data: PairedDataset, predictor: Predictor, settings: PredictSettings, console: Console
-) -> Iterator[Batch]:
+def _batches(data: PairedDataset, settings: PredictSettings, console: Console) -> Iterator[Batch]:
     """Yield the samples in their order, with a bar."""
-    names = [name for name in predictor.modalities if name in data.modalities]
-    loader: DataLoader[Batch] = DataLoader(
-        SkipBad(data),  # type: ignore[arg-type]
-        batch_size=settings.loader.batch_size,
-        collate_fn=Collate({name: data.modalities[name] for name in names}, {}),
-        num_workers=settings.loader.processes(),
-        worker_init_fn=ignore_signals,
-        generator=torch.Generator().manual_seed(0),
-    )
+    loader = SampleLoader(data, settings=settings.loader)
     with progress_bar(console, "predicting", "batches", TimeRemainingColumn()) as bar:
         yield from bar.track(loader, total=len(loader))
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur import plotting
+from decur.data.georeference import METRES_PER_DEGREE
 from decur.data.rasters import import_rasterio
 from decur.predict.raster_files import Layout
 
 _SIDE = 1200  # pixels of the map along the longer side of a picture, at most
 _INCHES = 7.0  # of the longer side
 _PANELS = 6  # labels of a map that are drawn
-_METRES_PER_DEGREE = 111_320.0  # of latitude
 _LEGEND = 24  # classes that a legend names
 
 
@@ -88,7 +88,7 @@ def _read_small(source: Path, bands: list[int]) -> tuple[NDArray[Any], float]:
         across = (file.bounds.right - file.bounds.left) / shape[1]
         if file.crs.is_geographic:
             latitude = math.radians((file.bounds.top + file.bounds.bottom) / 2)
-            return pixels, across * _METRES_PER_DEGREE * math.cos(latitude)
+            return pixels, across * METRES_PER_DEGREE * math.cos(latitude)
         return pixels, across * file.crs.linear_units_factor[1]
 
 

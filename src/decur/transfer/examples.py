@@ -18,6 +18,7 @@ from decur.transfer.augment import Averaging
 from decur.transfer.heads import Fusion
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept
+from decur.transfer.tasks.segmentation import ious
 
 _WIDTH = 2.3  # inches of a picture
 _LETTERS = 40  # of an id
@@ -63,13 +64,9 @@ def sample_ious(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     Returns:
         (N,), NaN for a sample without a known pixel.
     """
-    inter = np.diagonal(confusion, axis1=1, axis2=2).astype(np.float64)  # (N, C)
-    union = confusion.sum(axis=1) + confusion.sum(axis=2) - inter
-    there = union > 0
-    shares = np.where(there, inter / np.maximum(union, 1), 0)
-    return np.where(
-        there.any(axis=1), shares.sum(axis=1) / np.maximum(there.sum(axis=1), 1), np.nan
-    )
+    shares = ious(confusion)  # (N, C)
+    there = (~np.isnan(shares)).sum(axis=1)
+    return np.where(there > 0, np.nansum(shares, axis=1) / np.maximum(there, 1), np.nan)
 
 
 def draw_examples(

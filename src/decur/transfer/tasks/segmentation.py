@@ -77,9 +77,9 @@ class Segmentation(Task):
     def metrics(self, kept: Kept) -> dict[str, float]:
         """`mIoU` over the classes that are there or predicted, and `overall_accuracy`."""
         matrix = kept["confusion"].sum(axis=0)  # (C, C)
-        ious = _ious(matrix)
+        shares = ious(matrix)
         return {
-            "mIoU": float(np.nanmean(ious)) if not np.isnan(ious).all() else np.nan,
+            "mIoU": float(np.nanmean(shares)) if not np.isnan(shares).all() else np.nan,
             "overall_accuracy": float(np.trace(matrix) / max(1, matrix.sum())),
         }
 
@@ -104,7 +104,7 @@ class Segmentation(Task):
         return {
             name: {"IoU": float(iou), "n": int(pixels)}
             for name, iou, pixels in zip(
-                self.target.classes, _ious(matrix), matrix.sum(axis=1), strict=True
+                self.target.classes, ious(matrix), matrix.sum(axis=1), strict=True
             )
         }
 
@@ -131,7 +131,15 @@ def confusion_of_masks(guess: Tensor, truth: Tensor, classes: int) -> Tensor:
     return counts.reshape(len(truth), classes, classes)
 
 
-def _ious(matrix: Array) -> NDArray[np.float64]:
-    inter = np.diag(matrix).astype(np.float64)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - inter
+def ious(matrix: Array) -> NDArray[np.float64]:
+    """Return the IoU of each class from counts of pixels by true and predicted class.
+
+    Args:
+        matrix: (..., C, C).
+
+    Returns:
+        (..., C), NaN for a class that is neither there nor predicted.
+    """
+    inter = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    union = matrix.sum(axis=-2) + matrix.sum(axis=-1) - inter
     return np.where(union > 0, inter / np.maximum(union, 1), np.nan)
