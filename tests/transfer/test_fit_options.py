@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
-from decur.transfer import CMX, FitSettings, LateFusion
+from decur.transfer import CMX, FitSettings, LateFusion, trainee
 from decur.transfer.optim import parameter_groups
 from decur.transfer.tasks import make_task
 from decur.transfer.validation import Best
