@@ -50,8 +50,9 @@ def embed_parser() -> Parser:
         nargs="+",
         required=True,
         help="Folders of runs, encoder files, `timm:NAME` for timm's pretrained weights, "
-        "`torchgeo:NAME` for torchgeo's, `SENSOR=` before either where several sensors fit, or "
-        "`random` for fresh ones. Folders of runs give the embedding besides the features.",
+        "`torchgeo:NAME` for torchgeo's, `SENSOR=` before either where several sensors fit, "
+        "`hf-hub:USER/REPO`, or `random` for fresh ones. Folders of runs give the embedding "
+        "besides the features.",
     )
     parser.add_argument(
         "--modalities",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from decur.config import Parser
 from decur.data.base import PairedDataset, open_data
@@ -34,15 +33,20 @@ def main(arguments: Sequence[str]) -> Path:
     parser.add_argument(
         "--part",
         type=Part | None,
-        help=f"What is compared, of {', '.join(get_args(Part))}; by default what sensors share.",
+        help="What is compared: common, unique, embedding, features, or a block; by default what "
+        "sensors share.",
     )
     parser.add_argument(
         "--layout",
         type=Layout | None,
         help="tsne keeps neighbours together, pca takes a moment; by default tsne of up to 5,000.",
     )
-    parser.add_argument("--samples", type=int, default=20_000, help="At most so many, evenly.")
-    parser.add_argument("--neighbors", type=int, default=8, help="How many of each sensor.")
+    parser.add_argument(
+        "--samples", type=int, default=20_000, help="How many are shown at most, evenly spaced."
+    )
+    parser.add_argument(
+        "--neighbors", type=int, default=8, help="How many nearest ones of each sensor are shown."
+    )
     parser.show_first(
         {
             "what is shown": ("embeddings", "data", "part", "samples", "neighbors", "layout"),

@@ -21,7 +21,7 @@ _ABOUT = (
 )
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {
-    "what predicts, and what it sees": ("model", "scene", "data.root", "data"),
+    "what predicts, and what it sees": ("model", "scene", "data"),
     "what is written, and where": ("out", "probabilities", "features"),
     "which part of a scene": ("bounds", "resolution", "part"),
     "windows": ("window", "overlap", "min_valid"),
@@ -50,7 +50,10 @@ def build_parser() -> Parser:
         "are warped onto them. A sensor that is named again has several rasters side by side.",
     )
     parser.add_subclass_arguments(
-        PairedDataset, "data", required=False, help="Any data set, in place of a scene."
+        PairedDataset,
+        "data",
+        required=False,
+        help="Any data set in place of a scene, such as --data.root FOLDER.",
     )
     parser.add_argument(
         "--bounds",

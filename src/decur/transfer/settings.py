@@ -167,7 +167,7 @@ class TransferSettings:
 
     Args:
         encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
-            "torchgeo:NAME" for torchgeo's, or "random" for fresh ones.
+            "torchgeo:NAME" for torchgeo's, "hf-hub:USER/REPO", or "random" for fresh ones.
         target: the label to learn; may be left out where the data has only one.
         modalities: sensors to use; None for all of the data that there is an encoder for.
         freeze: keep the encoders as they are, to the last bit; else fine-tune them.
