@@ -207,6 +207,7 @@ def test_two_calls_at_one_time_compute_once(tmp_path):
 
 def compute_apart(folder, start, told):
     """What a cell of a comparison does in a process of its own."""
+    torch.set_num_threads(1)  # OpenMP's threads do not live on in a fork, and would be waited for
     data = SyntheticScenes(40, 32, modalities=["sar"])
     torch.manual_seed(0)
     model = FeatureModel({"sar": build_encoder("test_resnet", data.modalities["sar"]).eval()})
