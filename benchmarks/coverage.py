@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from decur.data import Target
-from decur.transfer.intervals import measure_intervals
+from decur.transfer.evaluate import measure_intervals
 from decur.transfer.tasks import Kept, make_task
 
 Generator = np.random.Generator

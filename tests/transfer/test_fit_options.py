@@ -17,9 +17,9 @@ from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
 from decur.transfer import CMX, FitSettings, LateFusion, trainee
-from decur.transfer.optim import parameter_groups
+from decur.transfer.engine import Best
 from decur.transfer.tasks import make_task
-from decur.transfer.validation import Best
+from decur.transfer.trainee import parameter_groups
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),

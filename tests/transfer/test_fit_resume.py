@@ -11,8 +11,8 @@ import pytest
 
 from decur.cli import main
 from decur.pretrain.state import TrainingState
-from decur.transfer import fit, run
-from decur.transfer.batches import EveryBatch
+from decur.transfer import engine, run
+from decur.transfer.fit import EveryBatch
 from decur.transfer.trainee import Trainee
 
 SCENES = [
@@ -33,7 +33,7 @@ def killed_when_saved(command):
         save(self, *rest)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    fit.SAVE_PAUSE, TrainingState.save = 0, save_and_die
+    engine.SAVE_PAUSE, TrainingState.save = 0, save_and_die
     main(command)
 
 
@@ -254,7 +254,7 @@ def test_only_a_long_training_is_saved(transferred, monkeypatch):
     monkeypatch.setattr(TrainingState, "save", save)
     short = transferred(*TUNED, name="short")
     assert steps == []
-    monkeypatch.setattr(fit, "SAVE_PAUSE", 0)
+    monkeypatch.setattr(engine, "SAVE_PAUSE", 0)
     long = transferred(*TUNED, name="long")
     assert steps == [3, 6, 9, 12] and not saved(long)
     assert_same_run(short, long)

@@ -12,7 +12,8 @@ from decur.features import map_names
 from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.runs import RunFolder
 from decur.transfer import FCN, FitSettings, TransferSettings
-from decur.transfer.fit import Engine, train_on_maps, train_on_pictures
+from decur.transfer.engine import Engine
+from decur.transfer.fit import train_on_maps, train_on_pictures
 from decur.transfer.run import transfer
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import make_task

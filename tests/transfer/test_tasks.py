@@ -14,8 +14,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from decur.data import Target
-from decur.transfer.evaluate import doubts, intervals
-from decur.transfer.intervals import interval, measure_intervals
+from decur.transfer.evaluate import doubts, interval, measure_intervals
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.segmentation import SAVED_PIXELS
 
@@ -123,7 +122,7 @@ def test_the_interval_of_an_accuracy_is_that_of_its_binomial():
     truth = rng.integers(0, 2, 400)
     right = rng.random(400) < 0.8
     output = np.eye(2)[np.where(right, truth, 1 - truth)]
-    low, high = intervals(task, {"output": output, "truth": truth}, 1000)["accuracy"]
+    low, high = measure_intervals(task, {"output": output, "truth": truth}).limits["accuracy"]
     share, spread = right.mean(), 1.96 * np.sqrt(0.8 * 0.2 / 400)
     assert low == pytest.approx(share - spread, abs=0.01)
     assert high == pytest.approx(share + spread, abs=0.01)
@@ -139,10 +138,11 @@ def test_whole_groups_are_left_out():
     samples = 0.25 / (2 / 3 * (0.25**2 + 0.25**2))  # independent ones with that spread
     z2 = 4.302653**2 / samples
     half = np.sqrt(z2 / 4 + z2**2 / 4) / (1 + z2)
-    found = intervals(task, kept, 1, groups=groups)
+    found = measure_intervals(task, kept, groups).limits
     assert found["accuracy"] == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    assert intervals(task, kept, 0) == {}
-    alone = intervals(task, kept, 1)["accuracy"]  # samples on their own seem to know far more
+    alone = measure_intervals(task, kept).limits[
+        "accuracy"
+    ]  # samples on their own seem to know far more
     assert alone[1] - alone[0] < 0.3 * 2 * half
 
 
@@ -156,7 +156,7 @@ def test_the_interval_of_an_accuracy_is_wilsons(right):
     middle = (share + z2 / 2 / count) / (1 + z2 / count)
     half = np.sqrt(z2 * share * (1 - share) / count + z2**2 / 4 / count**2) / (1 + z2 / count)
     expected = (max(0, middle - half), min(1, middle + half))
-    assert intervals(task, kept, 1)["accuracy"] == pytest.approx(expected, abs=2e-3)
+    assert measure_intervals(task, kept).limits["accuracy"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_intervals_hold_the_truth_with_few_groups():
@@ -176,7 +176,7 @@ def test_an_r2_and_an_error_have_intervals_of_their_own():
     task, rng = make_task("y", Target("scalar")), np.random.default_rng(0)
     truth = rng.normal(size=500)
     kept = {"truth": truth, "output": 0.8 * truth + 0.3 * rng.normal(size=500)}
-    found, metrics = intervals(task, kept, 1), task.metrics(kept)
+    found, metrics = measure_intervals(task, kept).limits, task.metrics(kept)
     draws = [rng.integers(0, 500, 500) for _ in range(300)]  # of many samples a bootstrap is right
     again = [task.metrics({k: v[rows] for k, v in kept.items()}) for rows in draws]
     for name, (low, high) in found.items():

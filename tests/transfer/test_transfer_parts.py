@@ -18,7 +18,7 @@ from decur.digest import digest
 from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
-from decur.transfer.evaluate import intervals
+from decur.transfer.evaluate import measure_intervals
 from decur.transfer.settings import FitSettings
 from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
 from decur.transfer.tasks import make_task
@@ -248,11 +248,11 @@ def test_nothing_is_trained_on_and_tested_on(label_folder, tmp_path):
 def test_a_single_group_has_no_interval(caplog):
     task = make_task("y", Target("scalar"))
     kept = task.keep(torch.rand(6, 1), torch.rand(6))
-    assert intervals(task, kept, 20, groups=["a"] * 6) == {}
+    assert measure_intervals(task, kept, ["a"] * 6).limits == {}
     assert len(caplog.messages) == 1 and "a single group" in caplog.text
-    assert intervals(task, kept, 20, groups=["a", "b"] * 3) == {}
+    assert measure_intervals(task, kept, ["a", "b"] * 3).limits == {}
     assert "2 groups, so its metrics have no interval; 3 groups are needed" in caplog.text
-    assert set(intervals(task, kept, 20, groups=["a", "b", "c"] * 2)) == {"R2", "MAE"}
+    assert set(measure_intervals(task, kept, ["a", "b", "c"] * 2).limits) == {"R2", "MAE"}
 
 
 def test_names_of_classes_are_shown_as_they_are():

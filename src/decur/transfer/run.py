@@ -34,6 +34,7 @@ from decur.features import (
 from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, make_folder, write_text
+from decur.transfer.engine import Engine, unfinished
 from decur.transfer.evaluate import (
     describe,
     measure,
@@ -44,14 +45,7 @@ from decur.transfer.evaluate import (
     write_results,
 )
 from decur.transfer.examples import choose_examples, draw_examples
-from decur.transfer.fit import (
-    Engine,
-    averaging_of,
-    train_on_maps,
-    train_on_pictures,
-    train_on_vectors,
-    unfinished,
-)
+from decur.transfer.fit import averaging_of, train_on_maps, train_on_pictures, train_on_vectors
 from decur.transfer.heads import FCN, Fusion, LateFusion, build_model, save_model
 from decur.transfer.settings import TransferSettings
 from decur.transfer.sources import open_encoders

@@ -203,7 +203,7 @@ class TransferSettings:
         fold_seed: of the folds of data without groups; None: `seed`. Runs that test on different
             folds of one partition need the same one, as the cells of a comparison have it.
         bootstrap: 0 for no 95 % intervals; any other number asks for them (version 0.1 drew the
-            test part anew so often; see `decur.transfer.intervals` for what is done now).
+            test part anew so often; see `decur.transfer.evaluate` for what is done now).
         seed: of fresh weights, folds without groups, draws, order and augmentation.
         cache: folder for vectors and labels, may be shared by runs; None: in the run's folder.
         device: "auto" takes the GPU where there is one.
