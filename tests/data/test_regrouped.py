@@ -9,7 +9,7 @@ from make_ssl4eo_s12 import make_ssl4eo_s12
 
 from decur.data import SSL4EOS12, LoaderSettings, PackedPairs, SyntheticScenes
 from decur.data.packed import pack
-from decur.data.regrouped import Regrouped
+from decur.data.selection import Regrouped
 from decur.errors import BadSampleError, ConfigError
 from decur.pretrain.data import PairedData
 

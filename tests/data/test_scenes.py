@@ -17,8 +17,8 @@ from decur.data import PackedPairs, PairedScenes
 from decur.data.grid import Grid
 from decur.data.map_rasters import read_raster_header
 from decur.data.packed import pack
-from decur.data.regrouped import Regrouped
 from decur.data.scene_layout import date_of
+from decur.data.selection import Regrouped
 from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, ConfigError, DataError
 

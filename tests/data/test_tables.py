@@ -7,7 +7,7 @@ import torch
 from make_folder import make_folder
 
 from decur.data import PairedFolder
-from decur.data.one_hot import join_columns
+from decur.data.selection import join_columns
 from decur.errors import ConfigError, DataError
 
 IDS = [f"{i:02d}" for i in range(6)]

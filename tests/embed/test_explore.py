@@ -15,8 +15,7 @@ from decur.embed import read_vectors
 from decur.errors import ConfigError, DataError
 from decur.explain.base import unwatched
 from decur.explore import explore
-from decur.explore.maps import lay_out_sensors, rank_rows
-from decur.explore.run import _chosen
+from decur.explore.run import _chosen, lay_out_sensors, rank_rows
 from decur.plotting import small_pictures
 
 

@@ -72,7 +72,7 @@ def test_vectors_maps_and_lists_of_maps_are_understood():
             one = self.one(x)
             return [one, self.two(one)]
 
-    from decur.encoders.wrapped import WrappedEncoder
+    from decur.encoders.base import WrappedEncoder
 
     module = Maps(3)
     encoder = WrappedEncoder(module, 3)

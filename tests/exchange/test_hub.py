@@ -13,7 +13,7 @@ from small_hub import SmallHub
 from decur import Modality
 from decur.cli import main
 from decur.encoders import EncoderSettings, build_encoder, load_encoder, save_encoder
-from decur.encoders.hub import encoder_files
+from decur.encoders.files import encoder_files
 from decur.errors import ConfigError, DataError
 from decur.exchange.hub import export_hub
 from decur.transfer.sources import gather_encoders

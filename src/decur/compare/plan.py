@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from decur.config import Parser
+    from decur.data.base import PairedDataset
 
 log = logging.getLogger(__name__)
 
@@ -341,3 +342,48 @@ def ordered_layers(*changes: Changes, data: Changes) -> list[Changes]:
 def _one_by_one(change: Changes) -> list[Changes]:
     """Each key as a layer: `trainer.max_epochs` would not get on with `trainer` beside it."""
     return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]
+
+
+# -- what can be told of the data before anything runs ---------------------------------------------
+
+
+def describe_inputs(cells: Sequence[Cell]) -> list[str]:
+    """Open the data of all transfers, each once; return a line for each data set.
+
+    Args:
+        cells: that are still to run.
+
+    Raises:
+        ConfigError: naming a task whose label or sensor the data has not.
+        DataError: if a data set cannot be opened.
+    """
+    from decur.data.selection import join_columns
+    from decur.transfer.command_transfer import build_parser
+    from decur.transfer.tasks import choose_task
+
+    parser = build_parser()
+    opened: dict[str, PairedDataset] = {}
+    looked_at: set[tuple[str, str, str | None, tuple[str, ...]]] = set()
+    for cell in cells:
+        if cell.command != "transfer":
+            continue
+        config = yaml.safe_load(cell.config)
+        key, target = json.dumps(config["data"]), config["target"]
+        if (one := (key, cell.task, target, cell.modalities)) in looked_at:
+            continue
+        looked_at.add(one)
+        if key not in opened:
+            given = parser.read([{"data": config["data"]}])
+            opened[key] = parser.instantiate_classes(given).data
+        data = opened[key]
+        try:
+            choose_task(join_columns(data, target).targets, target)
+        except ConfigError as error:
+            raise ConfigError(f"tasks.{cell.task}: {error}") from error
+        for name in cell.modalities:
+            if name not in data.modalities:
+                raise ConfigError(
+                    f"tasks.{cell.task}: modalities: the data has no sensor {name!r}; choose from "
+                    f"{', '.join(data.modalities)}"
+                )
+    return [data.describe() for data in opened.values()]

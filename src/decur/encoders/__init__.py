@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from decur.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from decur.encoders.adapted import AdaptedEncoder
-    from decur.encoders.bands import select_bands
+    from decur.encoders.bands import AdaptedEncoder, select_bands
     from decur.encoders.base import ENCODERS, Encoder
     from decur.encoders.build import build_encoder, list_encoders
     from decur.encoders.files import load_encoder, save_encoder

@@ -14,13 +14,12 @@ import timm
 import torch
 from torch import nn
 
-from decur.encoders.adapted import ADAPTED, AdaptedEncoder
-from decur.encoders.base import ENCODERS, Builder, Encoder
+from decur.encoders.bands import ADAPTED, AdaptedEncoder
+from decur.encoders.base import ENCODERS, Builder, Encoder, WrappedEncoder
 from decur.encoders.geo import TORCHGEO, build_geo
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
-from decur.encoders.wrapped import WrappedEncoder
 from decur.errors import ConfigError, DecurError
 from decur.modality import Modality
 

@@ -14,8 +14,7 @@ import torch
 from decur.encoders.bands import first_weights
 from decur.encoders.base import Encoder
 from decur.encoders.build import build_encoder, plain_band
-from decur.encoders.files import load_encoder
-from decur.encoders.hub import HUB, encoder_files
+from decur.encoders.files import HUB, encoder_files, load_encoder
 from decur.encoders.pretrained import TIMM, Step, parse_source, plain_torchgeo
 from decur.encoders.timm_models import TimmEncoder
 from decur.errors import ConfigError, DataError, reason_of

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from decur.encoders.adapted import ADAPTED
 from decur.encoders.attention.base import has_geometry
+from decur.encoders.bands import ADAPTED
 from decur.encoders.base import ENCODERS, Encoder
 from decur.encoders.build import architecture_inside, build_encoder, options_of_builder
 from decur.encoders.geo import TORCHGEO

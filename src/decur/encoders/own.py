@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decur.encoders.base import ENCODERS, Encoder
+from decur.encoders.base import ENCODERS, Encoder, WrappedEncoder
 from decur.encoders.build import build_encoder, is_ours
 from decur.encoders.settings import EncoderSettings
-from decur.encoders.wrapped import WrappedEncoder
 from decur.errors import ConfigError, DecurError, plain_name
 from decur.modality import Modality
 from decur.registry import find_object

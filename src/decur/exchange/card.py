@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from decur.encoders import Encoder, TimmEncoder
-from decur.encoders.hub import HUB
+from decur.encoders.files import HUB
 from decur.errors import ConfigError, DataError, reading
 from decur.modality import Modality
 from decur.pretrain.callbacks import read_metrics

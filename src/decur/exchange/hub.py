@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder, save_encoder
-from decur.encoders.hub import WEIGHTS
+from decur.encoders.files import WEIGHTS
 from decur.errors import ConfigError, DataError, reason_of
 from decur.exchange.card import write_card
 from decur.runs import RunFolder, make_folder, write_json, writing

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from decur.agreement import at_random, canonical, places
 from decur.data.selection import evenly_spaced
-from decur.explain.advice import advice
-from decur.explain.advice_blocks import advice_on_blocks, has_blocks
+from decur.explain.advice import advice, advice_on_blocks, has_blocks
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
     SEEDS,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decur.encoders import Encoder, load_encoder, select_bands
 from decur.encoders.build import plain_band
-from decur.encoders.hub import encoder_files
+from decur.encoders.files import encoder_files
 from decur.errors import ConfigError
 
 log = logging.getLogger(__name__)

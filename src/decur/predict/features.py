@@ -14,7 +14,7 @@ from decur.data.selection import evenly_spaced
 from decur.digest import digest
 from decur.encoders import Encoder, load_encoder
 from decur.encoders.attention import encode_maps
-from decur.encoders.hub import encoder_files
+from decur.encoders.files import encoder_files
 from decur.errors import ConfigError
 from decur.features import scaled
 from decur.predict.model import MODEL, Predictor, Size, open_predictor

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from decur.data import LoaderSettings
 from decur.data.base import PairedDataset, SkipBad
-from decur.data.regrouped import Regrouped
 from decur.data.sample import Batch, Collate
-from decur.data.selection import evenly_spaced
+from decur.data.selection import Regrouped, evenly_spaced
 from decur.errors import ConfigError
 from decur.signals import ignore_signals
 

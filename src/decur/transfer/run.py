@@ -18,7 +18,7 @@ from rich.console import Console
 from decur import plotting
 from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
-from decur.data.one_hot import join_columns
+from decur.data.selection import join_columns
 from decur.data.units import check_units
 from decur.devices import choose_device
 from decur.encoders import Encoder

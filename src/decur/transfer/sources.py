@@ -12,7 +12,7 @@ import torch
 
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
 from decur.encoders.base import refuse_name, refuse_size
-from decur.encoders.hub import HUB, encoder_files
+from decur.encoders.files import HUB, encoder_files
 from decur.encoders.pretrained import (
     TIMM,
     PretrainedSource,
