@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from decur.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from decur.encoders.bands import AdaptedEncoder, select_bands
-    from decur.encoders.base import ENCODERS, Encoder
+    from decur.encoders.bands import select_bands
+    from decur.encoders.base import ENCODERS, AdaptedEncoder, Encoder
     from decur.encoders.build import build_encoder, list_encoders
     from decur.encoders.files import load_encoder, save_encoder
     from decur.encoders.mit import MiTEncoder

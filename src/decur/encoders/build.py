@@ -14,8 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from decur.encoders.bands import ADAPTED, AdaptedEncoder
-from decur.encoders.base import ENCODERS, Builder, Encoder, WrappedEncoder
+from decur.encoders.base import ADAPTED, ENCODERS, AdaptedEncoder, Builder, Encoder, WrappedEncoder
 from decur.encoders.geo import TORCHGEO, build_geo
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders.attention.base import has_geometry
-from decur.encoders.bands import ADAPTED
-from decur.encoders.base import ENCODERS, Encoder
+from decur.encoders.base import ADAPTED, ENCODERS, Encoder
 from decur.encoders.build import architecture_inside, build_encoder, options_of_builder
 from decur.encoders.geo import TORCHGEO
 from decur.encoders.projector import PROJECTED

@@ -15,8 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from decur.encoders.bands import AdaptedEncoder
-from decur.encoders.base import Encoder
+from decur.encoders.base import AdaptedEncoder, Encoder
 from decur.encoders.build import build_encoder, plain_band
 from decur.encoders.geo import TORCHGEO, require_torchgeo
 from decur.errors import ConfigError, DataError
