@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from decur.agreement import Halves, predicted
 from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.encoders import EncoderSettings
 from decur.features import FeatureModel, SampleLoader, compute_features
@@ -30,7 +31,7 @@ from decur.objectives import DeCUR
 from decur.objectives.blocks import sensors_of
 from decur.pretrain import OptimizerSettings, ProjectorSettings, ViewSettings, pretrain
 from decur.pretrain.settings import MonitorSettings
-from decur.probes import Halves, predicted, standardised
+from decur.scores import standardised
 
 SENSORS = ("x", "y", "z")
 UNSEEN = 1_000_000  # index of the first pair that is probed on: far from any that is trained on

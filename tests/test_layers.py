@@ -18,8 +18,7 @@ LAYERS = (
         "renamed",
         "lazy",
         "devices",
-        "progress",
-        "tables",
+        "terminal",
         "memory",
         "bounded_yaml",
         "modality",
@@ -43,6 +42,7 @@ LAYERS = (
     *(
         "objectives",
         "features",
+        "scores",
         "probes",
         "agreement",
         "pretrain",

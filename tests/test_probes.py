@@ -8,22 +8,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from decur import probes
+from decur.agreement import coordinates, predicted
 from decur.data import Target
 from decur.probes import (
     LOGISTIC,
-    chance,
-    coordinates,
     fit_chosen,
     fit_logistic,
     fit_ridge,
-    predicted,
     quick_probe,
-    score,
     score_of_neighbours,
-    split,
-    standardised,
-    validation_parts,
 )
+from decur.scores import chance, score, split, standardised, validation_parts
 
 
 @pytest.mark.parametrize(

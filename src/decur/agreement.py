@@ -1,13 +1,103 @@
-"""How far the vectors of two sensors agree: canonical correlations, and places of partners."""
+"""What the vectors of one sensor tell of another's: a ridge, correlations, places of partners."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.probes import Float, Halves, Rows
+from decur.scores import Float, Rows
+
+STRENGTHS = np.logspace(-3, 3, 7)  # of the ridge, where rows have unit norm on average
+FOLDS = 3  # of groups, that choose among them
+NEGLIGIBLE = 1e-10  # of an eigenvalue, beside the largest
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Vectors of the samples that train and of those that test: (n, r) and (m, r)."""
+
+    train: Float
+    test: Float
+
+
+def coordinates(x: NDArray[np.float32], train: Rows, test: Rows) -> Halves:
+    """Rows in the principal axes of the training rows, largest first.
+
+    All axes are kept, so that nothing linear is lost: a ridge on them is the ridge on x. With
+    fewer samples than columns they come from the N x N Gram matrix, and no K x K one is made.
+
+    Args:
+        x: (N, K) with columns centred over the training rows.
+        train: rows.
+        test: rows.
+    """
+    a, b = x[train].astype(np.float64), x[test].astype(np.float64)
+    wide = a.shape[1] > a.shape[0]
+    values, vectors = np.linalg.eigh(a @ a.T if wide else a.T @ a)
+    kept = np.flatnonzero(values > NEGLIGIBLE * max(values[-1], np.finfo(float).tiny))[::-1]
+    axes = vectors[:, kept]  # (n, r), or (K, r)
+    if wide:
+        roots = np.sqrt(values[kept])
+        return Halves(axes * roots, (b @ a.T) @ (axes / roots))
+    return Halves(a @ axes, b @ axes)
+
+
+def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, targets: int = 1) -> Float:
+    """Share of the variance of y that a ridge on x predicts of the held-out samples (R2).
+
+    Args:
+        x: what predicts.
+        y: what is predicted, its columns weighted by their variance.
+        groups: of the training samples, None for none.
+        targets: into how many targets of equally many columns y falls, each with a share of its
+            own.
+
+    Returns:
+        (targets,); about 0 where x tells nothing, 0 where there is nothing to tell.
+    """
+    from sklearn.metrics import r2_score
+
+    if not x.train.shape[1]:
+        return np.zeros(targets)
+    guess = guessed(x, y, groups)
+    pairs = zip(np.split(y.test, targets, 1), np.split(guess, targets, 1), strict=True)
+    return np.array(
+        [
+            r2_score(true, told, multioutput="variance_weighted") if true.any() else 0.0
+            for true, told in pairs
+        ]
+    )
+
+
+def guessed(x: Halves, y: Halves, groups: Sequence[str] | None = None) -> Float:
+    """Return what a ridge on x makes of y for the held-out samples: (m, r), as `y.test`.
+
+    Its strength is chosen within the training samples: by leaving one out, or by three folds of
+    groups.
+
+    Args:
+        x: what predicts, of one column or more.
+        y: what is predicted.
+        groups: of the training samples, None for none.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold
+
+    scale = np.sqrt((x.train**2).sum(1).mean())
+    # With more columns than rows scikit-learn works on the N x N Gram matrix, which takes half the
+    # time where there are nearly as many: columns of zeros change nothing.
+    n, columns = x.train.shape
+    empty = max(n + 1 - columns, 0) if 2 * columns > n else 0
+    train, test = (np.pad(half, ((0, 0), (0, empty))) / scale for half in (x.train, x.test))
+    folds = None
+    if groups is not None and len(set(groups)) >= FOLDS:
+        folds = list(GroupKFold(FOLDS).split(train, groups=groups))
+    ridge = RidgeCV(STRENGTHS, cv=folds, scoring="neg_mean_squared_error" if folds else None)
+    found: Float = ridge.fit(train, y.train).predict(test).reshape(y.test.shape)
+    return found
 
 
 def canonical(x: Halves, y: Halves, components: int) -> Float:

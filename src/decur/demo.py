@@ -18,8 +18,9 @@ from decur.features import Features
 from decur.pretrain import PairedData, Pretrainer
 from decur.pretrain.command_pretrain import start
 from decur.pretrain.monitors import encode
-from decur.probes import METRICS, chance, known, quick_probe
-from decur.tables import make_table
+from decur.probes import quick_probe
+from decur.scores import METRICS, chance, known
+from decur.terminal import make_table
 
 SAMPLES = 1500  # scenes that are probed; half fit a probe, half test it
 UNSEEN = 1_000_000  # distance between the first scene trained on and the first that is probed

@@ -45,13 +45,13 @@ MOVED: dict[str, str | dict[str, str]] = {
     "decur.embed.figures": "decur.embed.neighbors",
     "decur.explain.browser_cards": "decur.explain.browser",
     "decur.explain.held_out": {
-        "Halves": "decur.probes:Halves",
+        "Halves": "decur.agreement:Halves",
         "canonical": "decur.agreement:canonical",
-        "coordinates": "decur.probes:coordinates",
+        "coordinates": "decur.agreement:coordinates",
         "places": "decur.agreement:places",
-        "predicted": "decur.probes:predicted",
-        "split": "decur.probes:split",
-        "standardised": "decur.probes:standardised",
+        "predicted": "decur.agreement:predicted",
+        "split": "decur.scores:split",
+        "standardised": "decur.scores:standardised",
     },
     "decur.explain.maps": "decur.explain.saliency",
     "decur.explain.opening": {
@@ -75,7 +75,7 @@ MOVED: dict[str, str | dict[str, str]] = {
     },
     "decur.pretrain.engine": "decur.pretrain.trainer",
     "decur.pretrain.probe": {
-        "METRICS": "decur.probes:METRICS",
+        "METRICS": "decur.scores:METRICS",
         "probe": "decur.probes:quick_probe",
     },
     "decur.pretrain.sharding": "decur.pretrain.distributed",

@@ -9,14 +9,14 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from decur.agreement import at_random, canonical, places
+from decur.agreement import Halves, at_random, canonical, coordinates, places, predicted
 from decur.explain import DoesNotApply, encoded
 from decur.explain.advice import advice
 from decur.explain.base import text
 from decur.explain.shared import _Fitting, findings, plot_canonical, plot_shared, shared
 from decur.features import Features
 from decur.objectives.alignment import effective_rank
-from decur.probes import Halves, coordinates, predicted, split, standardised
+from decur.scores import split, standardised
 
 N = 900
 TRAIN, TEST = split(N, None, 0)

@@ -17,7 +17,7 @@ from decur.bench.measure import Row, formats_of, matmul_rate, open_device
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import make_folder, write_json, writing
-from decur.tables import duration, make_table, quantity
+from decur.terminal import duration, make_table, quantity
 
 _ABOUT = (
     "How fast the parts of pretraining are on this device: data (from files to views, alone and as "

@@ -14,7 +14,7 @@ from decur.bench.measure import open_device
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
 from decur.runs import write_json, writing
-from decur.tables import duration, make_table, quantity
+from decur.terminal import duration, make_table, quantity
 
 if TYPE_CHECKING:
     from decur.bench.plan import RunCost, Share

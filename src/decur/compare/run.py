@@ -19,8 +19,8 @@ from decur.compare.published import check_names
 from decur.compare.settings import ClusterSettings, CompareSettings, check_cluster
 from decur.compare.tables import Table, make_tables
 from decur.errors import ConfigError, DecurError
-from decur.progress import progress_bar
 from decur.runs import RunFolder, make_folder, write_text
+from decur.terminal import progress_bar
 
 
 class CellsFailedError(DecurError):

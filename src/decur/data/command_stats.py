@@ -16,7 +16,7 @@ from decur.data.pairing import pair_files
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import ConfigError
 from decur.modality import PRESETS, Modality, load_modalities
-from decur.tables import make_table
+from decur.terminal import make_table
 
 
 def main(arguments: Sequence[str]) -> None:

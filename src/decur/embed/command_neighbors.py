@@ -25,7 +25,7 @@ from decur.embed.neighbors import (
 from decur.embed.parquet import read_header
 from decur.errors import ConfigError, needing
 from decur.runs import atomic, writing
-from decur.tables import make_table
+from decur.terminal import make_table
 
 _ROWS = 6  # queries of a picture, where all are asked for
 _ABOUT = (

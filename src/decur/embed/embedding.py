@@ -36,8 +36,8 @@ from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError, DataError
 from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning
-from decur.progress import progress_bar
 from decur.runs import RunFolder, write_json, writing
+from decur.terminal import progress_bar
 
 _MOST = 4096  # samples of a part: what a killed run does again, at most
 _PARTS = 64  # parts of a small data set, so that several processes share it

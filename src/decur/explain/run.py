@@ -41,8 +41,8 @@ from decur.explain.settings import ExplainSettings, own_data, size_of_views
 from decur.explain.unseen import unseen_part, was_trained_on
 from decur.features import SampleLoader
 from decur.layers import override
-from decur.progress import progress_bar
 from decur.runs import RunFolder
+from decur.terminal import progress_bar
 from decur.verdicts import Verdict
 
 T = TypeVar("T")

@@ -24,8 +24,9 @@ from decur.explain.model import Checkpoint, encoded
 from decur.explain.tsne import lay_out
 from decur.features import SampleLoader
 from decur.plotting import ABSENT, MARKERS, Figure, legend, modality_colours, plain, subplots
-from decur.probes import METRICS, chance, score_of_neighbours, standardised
+from decur.probes import score_of_neighbours
 from decur.report import paragraph, table
+from decur.scores import METRICS, chance, standardised
 
 PANELS = 4  # labels shown
 NEIGHBOURS = 10  # on the map, that tell a label

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decur.agreement import at_random, canonical, places
+from decur.agreement import Halves, at_random, canonical, coordinates, guessed, places, predicted
 from decur.data.selection import evenly_spaced
 from decur.explain.advice import advice, advice_on_blocks, has_blocks
 from decur.explain.alignment import MISALIGNED, diagonal, losses
@@ -35,17 +35,8 @@ from decur.features import Features, SampleLoader
 from decur.memory import require_memory
 from decur.objectives.alignment import effective_rank
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
-from decur.probes import (
-    FEWEST_GROUPS,
-    Float,
-    Halves,
-    coordinates,
-    guessed,
-    predicted,
-    split,
-    standardised,
-)
 from decur.report import paragraph, table
+from decur.scores import FEWEST_GROUPS, Float, split, standardised
 from decur.verdicts import LEVEL, Interval, ratio_interval, standard_error
 
 FEWEST = 40  # samples that both sensors see

@@ -22,8 +22,8 @@ from decur.explain.base import Watch
 from decur.explain.tsne import FEWEST, lay_out
 from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
 from decur.explore.settings import MOST, Layout
-from decur.progress import progress_bar
 from decur.runs import writing
+from decur.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

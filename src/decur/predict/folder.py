@@ -35,8 +35,8 @@ from decur.predict.pixels import map_layout
 from decur.predict.raster_files import write_tile
 from decur.predict.settings import PredictSettings
 from decur.predict.sheet import Sheet
-from decur.progress import progress_bar
 from decur.runs import RunFolder, atomic, writing
+from decur.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 

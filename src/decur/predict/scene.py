@@ -55,8 +55,8 @@ from decur.predict.reading import (
 )
 from decur.predict.settings import PredictSettings
 from decur.predict.windows import Batches, Tile
-from decur.progress import progress_bar
 from decur.runs import put_in_place, remove_leftovers, write_json, writing
+from decur.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
-from decur.progress import progress_bar
 from decur.runs import RunFolder, atomic, plain_writing
+from decur.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from decur.agreement import at_random, canonical
+from decur.agreement import Halves, at_random, canonical, coordinates
 from decur.data import LoaderSettings
 from decur.devices import send
 from decur.errors import ConfigError
@@ -27,7 +27,7 @@ from decur.features import SampleLoader
 from decur.objectives import DeCUR, Objective
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
-from decur.probes import Halves, Rows, Vectors, coordinates, split, standardised
+from decur.scores import Rows, Vectors, split, standardised
 
 log = logging.getLogger(__name__)
 

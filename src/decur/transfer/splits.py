@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupKFold, KFold
 from decur.data import PairedDataset, Sample
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.probes import validation_parts
+from decur.scores import validation_parts
 from decur.transfer.settings import TransferSettings
 from decur.transfer.tasks import Task
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from decur import probes
+from decur import probes, scores
 from decur.data.sample import Target
 from decur.errors import ConfigError, DataError
 from decur.plotting import plain, single
@@ -74,7 +74,7 @@ class Task(ABC):
 
     def known(self, labels: Array) -> NDArray[np.bool_]:
         """Tell which samples of the (N, ...) collected labels are labelled: (N,)."""
-        return probes.known(labels, self.target)
+        return scores.known(labels, self.target)
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Return the classes that no sample of (N, ...) collected, known labels shows."""
@@ -123,7 +123,7 @@ class Task(ABC):
         Raises:
             ConfigError: if the probes do not know this kind of label.
         """
-        if self.kind not in probes.METRICS:
+        if self.kind not in scores.METRICS:
             raise ConfigError(
                 f"probe: {probe} cannot learn {self.name!r}, a {self.kind}; override fit_head in "
                 f"{type(self).__name__}, or set freeze to false"

@@ -20,7 +20,7 @@ from torch.nn.functional import (
 )
 
 from decur.devices import send
-from decur.probes import score
+from decur.scores import score
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task, balanced, draw_bars, draw_confusion
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from decur.plotting import plain, single
-from decur.probes import score
+from decur.scores import score
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task
 
 if TYPE_CHECKING:
