@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from decur.data import BimodalTrifeature, PairedFolder, SyntheticScenes
-from decur.explain.unseen import unseen_part, was_trained_on
+from decur.explain.settings import unseen_part, was_trained_on
 from decur.verdicts import Verdict
 
 YES, NO, UNTOLD = Verdict.YES, Verdict.NO, Verdict.UNTOLD

@@ -37,8 +37,13 @@ from decur.explain.section import (
     say_inapplicable,
     write_arrays,
 )
-from decur.explain.settings import ExplainSettings, own_data, size_of_views
-from decur.explain.unseen import unseen_part, was_trained_on
+from decur.explain.settings import (
+    ExplainSettings,
+    own_data,
+    size_of_views,
+    unseen_part,
+    was_trained_on,
+)
 from decur.features import SampleLoader
 from decur.layers import override
 from decur.runs import RunFolder

@@ -24,7 +24,6 @@ from decur.digest import digest, file_states
 from decur.errors import ConfigError
 from decur.layers import override
 from decur.locks import holding
-from decur.predict.blending import Blend
 from decur.predict.components import fit_components
 from decur.predict.features import FeaturePredictor, open_model
 from decur.predict.model import Predictor
@@ -54,7 +53,7 @@ from decur.predict.reading import (
     window_loader,
 )
 from decur.predict.settings import PredictSettings
-from decur.predict.windows import Batches, Tile
+from decur.predict.windows import Batches, Blend, Tile
 from decur.runs import put_in_place, remove_leftovers, write_json, writing
 from decur.terminal import progress_bar
 
