@@ -4,9 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 
 from decur.cli import main
 from decur.data import PairedFolder
+from decur.data.sample import Target
 from decur.embed import Vectors, embed, nearest, read_vectors
 from decur.encoders import load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
@@ -112,6 +114,55 @@ def test_ids_in_the_picture_are_no_formulas(pairs):
     data = PairedFolder(pairs.root, modalities=pairs.modalities)
     hits = Hits([["$x_{$"]], [[1.0]])
     neighbors_sheet(data, ["$x_{$"], hits=hits, source="s1", target="s2").canvas.draw()
+
+
+def test_the_partner_has_its_rank_among_all(vectors):
+    from decur.embed.neighbors import choose, find_partners
+
+    radar, optical = vectors
+    less = Vectors(optical.ids[1:], optical.values[1:])
+    found = find_partners(choose(radar, ["p0", "p7"]), less)
+    table = cosines(radar.values, less.values)
+    assert list(found) == ["p7"]  # p0 has no other picture
+    assert found["p7"].rank == 1 + (table[7] > table[7, 6]).sum() and found["p7"].searched == 59
+    same = find_partners(optical, Vectors(optical.ids, np.ones((60, 16), np.float32)))
+    assert {partner.rank for partner in same.values()} == {60}  # a collapse finds nothing
+
+
+def test_the_picture_shows_labels_and_the_partner(pairs):
+    pytest.importorskip("matplotlib")
+    from decur.embed.neighbors import Hits, Partner, neighbors_sheet
+
+    (pairs.root / "labels.csv").write_text("id,kind\n0001,water\n0002,forest\n")
+    data = PairedFolder(pairs.root, modalities=pairs.modalities)
+    figure = neighbors_sheet(
+        data,
+        ["0001"],
+        hits=Hits([["0002", "0001"]], [[0.9, 0.8]]),
+        source="s1",
+        target="s2",
+        partners={"0001": Partner(2, 0.8, 20)},
+    )
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[1:] == ["its partner, s2\nrank 2 of 20, 0.800", "1: 0002\n0.900", "2: 0001\n0.800"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["water", "water", "forest", "water"]
+    assert [axis.spines["top"].get_visible() for axis in figure.axes] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "words"),
+    [
+        (Target("class", ("a", "b")), 1, "b"),
+        (Target("class", ("a", "b")), -1, "unknown"),
+        (Target("multilabel", ("a", "b", "c")), [1.0, 0.0, 1.0], "a, c"),
+        (Target("multilabel", ("a", "b")), [0.0, 0.0], "none of them"),
+        (Target("scalar"), 0.12345, "0.123"),
+        (Target("scalar"), float("nan"), "unknown"),
+        (Target("mask", ("a", "b")), [[0, 1], [1, 255]], "b 67 %"),
+    ],
+)
+def test_a_label_in_words(target, value, words):
+    assert target.in_words(torch.tensor(value)) == words
 
 
 def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):

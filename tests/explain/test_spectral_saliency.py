@@ -21,7 +21,8 @@ def test_a_linear_encoder_has_the_importance_of_its_formula():
     expected = (x.mean((2, 3)) / std).numpy()
     for pixels in ("absolute", "net"):
         for part, dims in enumerate(checkpoint.parts.values()):
-            bands, missed, spans = picture.importance(part, 4, 0.0, pixels)
+            found = picture.attributed(4, 0.0, pixels)
+            bands, missed, spans = found.bands[part], found.missed[part], found.spans[part]
             known = np.zeros((3, 4))
             known[:, dims] = expected[:, dims]
             np.testing.assert_allclose(bands, known / known.sum(1, keepdims=True), atol=1e-5)
@@ -101,7 +102,9 @@ def test_the_path_may_start_at_another_sample():
     x[:, 1] = torch.rand(16, 16)  # a band that all samples have alike
     batch = batch_of(checkpoint, [{"s": row} for row in x])
     picture = _Picture(checkpoint, batch, "s", (torch.zeros(3), torch.ones(3)), "mean")
-    bands, missed, _ = picture.importance(0, 2, "other", "net")
+    found = picture.attributed(2, "other", "net")
+    bands, missed = found.bands[0], found.missed[0]
+    assert found.paths.tolist() == [0, 1, 0, 1]  # each is the other's start
     known = (x - x[[2, 3, 0, 1]]).mean((2, 3)).abs()
     np.testing.assert_allclose(bands, known / known.sum(1, keepdim=True), atol=1e-4)
     np.testing.assert_allclose(bands[:, 1], 0, atol=1e-6)
@@ -152,6 +155,38 @@ def test_arrays_are_kept_and_drawn_again(tiny_checkpoint, tiny_loader, tmp_path)
     best = arrays["optical/bands"][arrays["optical/common/importance"].mean(0).argmax()]
     assert f"common dimensions {best}" in html
     assert len(plot_bands(arrays).axes) == 2
+
+
+@pytest.mark.parametrize("samples", [6, 5])  # with even numbers two samples share a path
+def test_attributions_are_those_of_captum(tiny_checkpoint, tiny_loader, samples):
+    attr = pytest.importorskip("captum.attr")
+    checkpoint, loader = tiny_checkpoint(), tiny_loader(samples)
+    statistics = encoded(checkpoint, loader).statistics("optical")
+    picture = _Picture(checkpoint, next(iter(loader)), "optical", statistics, "mean")
+    found = picture.attributed(3, "other", "absolute")
+    start = picture.x[[(i - samples // 2) % samples for i in range(samples)]]
+    for part in range(2):
+        wanted = attr.IntegratedGradients(picture.scores).attribute(
+            picture.x, baselines=start, target=part, n_steps=3
+        )
+        bands = wanted.abs().mean((2, 3))
+        np.testing.assert_allclose(
+            found.bands[part], bands / bands.sum(1, keepdim=True), rtol=1e-3, atol=1e-5
+        )
+        np.testing.assert_allclose(found.net[part], wanted.mean((2, 3)), rtol=1e-2, atol=1e-6)
+
+
+def test_two_that_start_at_each_other_are_one_sample_to_a_test(tiny_checkpoint, tiny_loader):
+    arrays = spectral(tiny_checkpoint(), tiny_loader(6), steps=1)
+    assert arrays["optical/paths"].tolist() == [0, 1, 2, 0, 1, 2]
+    shares = np.random.default_rng(3).dirichlet([56, 50, 50, 50, 50, 50], 12)
+    told = {}
+    for copies in (1, 20):
+        several = np.tile(shares, (copies, 1))
+        arrays["optical/paths"] = np.tile(np.arange(12), copies)
+        arrays |= {f"optical/{part}/importance": several for part in ("common", "unique")}
+        told[copies] = findings(arrays).partition("Were all bands alike")[2].partition(".</p>")[0]
+    assert told[1] == told[20]
 
 
 def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
@@ -214,5 +249,4 @@ def test_encoders_that_attend_to_each_other_are_asked_together():
     both = batch["present"]["sar"]
     known = checkpoint.scores("optical", vectors["optical"][both], standard)
     torch.testing.assert_close(picture.scores(picture.x, *picture.others.values()), known)
-    bands, _, _ = picture.importance(0, 2, 0.0, "net")
-    assert bands.shape == (4, 6)
+    assert picture.attributed(2, 0.0, "net").bands.shape == (1, 4, 6)

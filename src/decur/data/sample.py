@@ -70,6 +70,31 @@ class Target:
             return torch.full((len(self.classes),), torch.nan)
         return torch.tensor(torch.nan)
 
+    def in_words(self, value: Tensor) -> str:
+        """Return a label as a person reads it; a mask by its most frequent class.
+
+        Args:
+            value: of one sample, of the shape that `kind` says.
+
+        Returns:
+            "forest", "forest, water", "0.25", "forest 62 %"; "unknown" or "none of them" else.
+        """
+        if self.kind == "class":
+            return self.classes[int(value)] if value >= 0 else "unknown"
+        if self.kind == "mask":
+            known = value[value != self.void].flatten().long()
+            if not len(known):
+                return "unknown"
+            counts = known.bincount()
+            share = 100 * counts.max().item() / len(known)
+            return f"{self.classes[int(counts.argmax())]} {share:.0f} %"
+        if bool(value.isnan().any()):
+            return "unknown"
+        if self.kind == "multilabel":
+            there = [name for name, has in zip(self.classes, value, strict=True) if has > 0]
+            return ", ".join(there) or "none of them"
+        return f"{float(value):.3g}" if value.numel() == 1 else ""
+
 
 class Collate:
     """A callable that stacks samples into a `Batch`; unlike a closure it can be pickled.

@@ -17,6 +17,7 @@ from decur.embed.neighbors import (
     Vectors,
     choose,
     default_part,
+    find_partners,
     nearest,
     neighbors_sheet,
     read_vectors,
@@ -55,7 +56,7 @@ def neighbors_parser() -> Parser:
         help="Index of faiss: Flat is exact; HNSW32 and others are approximate.",
     )
     parser.add_argument("--out", type=str | None, help="CSV file for all hits.")
-    parser.add_argument("--picture", type=str | None, help="PNG of queries and hits; needs --data.")
+    parser.add_argument("--picture", type=str | None, help="PNG of queries, their partners and hits, with labels; needs --data.")
     parser.add_argument("--data", type=PairedDataset | None, help="Where the pictures are.")
     parser.show_first(
         {
@@ -104,7 +105,15 @@ def main(arguments: Sequence[str]) -> Hits:
         assert data is not None
         shown = len(queries.ids) if settings.query else _ROWS
         few = Hits(hits.ids[:shown], hits.similarity[:shown])
-        sheet = neighbors_sheet(data, queries.ids[:shown], hits=few, source=source, target=target)
+        first = Vectors(queries.ids[:shown], queries.values[:shown])
+        sheet = neighbors_sheet(
+            data,
+            first.ids,
+            hits=few,
+            source=source,
+            target=target,
+            partners=None if same else find_partners(first, base),
+        )
         try:
             plotting.save(sheet, Path(settings.picture))
         except (OSError, ValueError) as error:

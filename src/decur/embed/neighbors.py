@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,13 @@ from decur.features.rows import refuse_rows_not_finite
 from decur.objectives.blocks import find_part, is_shared
 
 MOST_NEIGHBOURS = 10_000  # of each query
+_ROUNDING = 1e-6  # of cosines: those that differ by less are equal
+_LABELS = 3  # labels below a picture, at most
+_LETTERS = 24  # of a line below a picture
 
 if TYPE_CHECKING:
     from decur.data import PairedDataset
+    from decur.data.sample import Sample
     from decur.plotting import Figure
 
 
@@ -202,10 +207,55 @@ def recall(queries: Vectors, hits: Hits, *, k: int, searched: Collection[str]) -
     return sum(found) / len(found) if found else float("nan")
 
 
+@dataclass(frozen=True)
+class Partner:
+    """The place of a query's own sample among the vectors of another sensor.
+
+    Args:
+        rank: 1 where it is the nearest of all; ties count against it.
+        cosine: of the two vectors.
+        searched: how many vectors there are.
+    """
+
+    rank: int
+    cosine: float
+    searched: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank:,} of {self.searched:,}, {self.cosine:.3f}"
+
+
+def find_partners(queries: Vectors, base: Vectors) -> dict[str, Partner]:
+    """Return the place of each query's own sample, however far it is; none where it is not there.
+
+    Args:
+        queries: a few, whose cosines with all of `base` are computed.
+        base: where to look.
+    """
+    rows = {name: row for row, name in enumerate(base.ids)}
+    units, found = unit_rows(base.values), {}
+    for name, query in zip(queries.ids, unit_rows(queries.values), strict=True):
+        if name in rows:
+            cosines = units @ query  # (N,)
+            own = cosines[rows[name]]
+            rank = int((cosines >= own - _ROUNDING).sum())
+            found[name] = Partner(rank, float(own), len(base.ids))
+    return found
+
+
 def neighbors_sheet(
-    data: PairedDataset, queries: Sequence[str], *, hits: Hits, source: str, target: str
+    data: PairedDataset,
+    queries: Sequence[str],
+    *,
+    hits: Hits,
+    source: str,
+    target: str,
+    partners: Mapping[str, Partner] | None = None,
 ) -> Figure:
-    """Draw a row for each query: its picture, then those of its hits with their cosines.
+    """Draw a row for each query: its picture, its true partner's, and those of its hits.
+
+    Below each picture are its labels, above it its id, and its rank and cosine. The partner has a
+    frame wherever it is found.
 
     Args:
         data: where the pictures are.
@@ -213,6 +263,7 @@ def neighbors_sheet(
         hits: of each query.
         source: the sensor of the queries.
         target: the sensor of the hits.
+        partners: of the queries, as `find_partners` gives them; None to show none.
 
     Raises:
         DataError: if the data lacks one of the samples, or its picture.
@@ -222,23 +273,51 @@ def neighbors_sheet(
     def draw(axis: Any, name: str, sensor: str, title: str, own: bool) -> None:
         if name not in places or sensor not in data.modalities:
             raise DataError(f"--data: has no {sensor} picture of {name!r}; give what was embedded")
-        images = data[places[name]]["images"]
-        if sensor not in images:
+        sample = data[places[name]]
+        if sensor not in sample["images"]:
             raise DataError(f"--data: {name!r} lacks {sensor}; give what was embedded")
         modality = data.modalities[sensor]
-        axis.imshow(plotting.render(modality.scale(images[sensor][None])[0], modality))
+        picture = modality.scale(sample["images"][sensor][None])[0]
+        axis.imshow(plotting.render(picture, modality))
         axis.set_title(plotting.plain(title), fontsize=7, fontweight="bold" if own else "normal")
+        axis.set_xlabel(plotting.plain(_labels_of(sample, data)), fontsize=6)
+        axis.spines[:].set(visible=own, color=plotting.COMMON, linewidth=2.5)
 
-    columns = 1 + max(map(len, hits.ids))
-    figure, axes = plotting.subplots(len(queries), columns, width=1.4)
+    first = 1 if partners is None else 2  # column of the first hit
+    columns = first + max(map(len, hits.ids))
+    figure, axes = plotting.subplots(len(queries), columns, width=1.5, height=1.9)
     for axis in axes.flat:
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     for row, query in enumerate(queries):
-        draw(axes[row, 0], query, source, f"{source}: {query}", False)
+        draw(axes[row, 0], query, source, f"query, {source}\n{_cut(query)}", False)
+        if partners is not None and query in partners:
+            title = f"its partner, {target}\n{partners[query]}"
+            draw(axes[row, 1], query, target, title, True)
+        elif partners is not None:
+            axes[row, 1].set_title(f"no partner:\nit lacks {plotting.plain(target)}", fontsize=7)
         found = zip(hits.ids[row], hits.similarity[row], strict=True)
-        for column, (name, cosine) in enumerate(found, start=1):
-            draw(axes[row, column], name, target, f"{name}\n{cosine:.3f}", name == query)
+        for place, (name, cosine) in enumerate(found, start=1):
+            axis = axes[row, first + place - 1]
+            draw(axis, name, target, f"{place}: {_cut(name)}\n{cosine:.3f}", name == query)
     return figure
+
+
+def _labels_of(sample: Sample, data: PairedDataset) -> str:
+    """Return the first labels of a sample, a line or two each."""
+    given = sample.get("target", {})
+    several = len(given) > 1
+    lines = []
+    for name, target in data.targets.items():
+        if name in given and (told := target.in_words(given[name])):
+            text = f"{name}: {told}" if several else told
+            lines += textwrap.wrap(text, _LETTERS, max_lines=2, placeholder=" …")
+    return "\n".join(lines[: 2 * _LABELS])
+
+
+def _cut(name: str) -> str:
+    """Return an id that fits over a picture, by its end, which tells samples apart."""
+    return name if len(name) <= _LETTERS else f"…{name[1 - _LETTERS :]}"
 
 
 def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
