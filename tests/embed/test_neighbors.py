@@ -144,7 +144,11 @@ def test_the_picture_shows_labels_and_the_partner(pairs):
         partners={"0001": Partner(2, 0.8, 20)},
     )
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles[1:] == ["its partner, s2\nrank 2 of 20, 0.800", "1: 0002\n0.900", "2: 0001\n0.800"]
+    assert titles[1:] == [
+        "its partner, s2\nrank 2 of 20, 0.800",
+        "1: 0002\n0.900",
+        "2: 0001\n0.800",
+    ]
     assert [axis.get_xlabel() for axis in figure.axes] == ["water", "water", "forest", "water"]
     assert [axis.spines["top"].get_visible() for axis in figure.axes] == [False, True, False, True]
 

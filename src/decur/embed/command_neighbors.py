@@ -56,7 +56,11 @@ def neighbors_parser() -> Parser:
         help="Index of faiss: Flat is exact; HNSW32 and others are approximate.",
     )
     parser.add_argument("--out", type=str | None, help="CSV file for all hits.")
-    parser.add_argument("--picture", type=str | None, help="PNG of queries, their partners and hits, with labels; needs --data.")
+    parser.add_argument(
+        "--picture",
+        type=str | None,
+        help="PNG of queries, their partners and hits, with labels; needs --data.",
+    )
     parser.add_argument("--data", type=PairedDataset | None, help="Where the pictures are.")
     parser.show_first(
         {

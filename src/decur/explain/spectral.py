@@ -75,10 +75,11 @@ def spectral(
 
     Returns:
         "modalities" and "parts", names; "score", "steps", "baseline" and "pixels"; for each
-        sensor that has several bands "A/bands", names, "A/paths" (n,), numbers that two samples share which
-        are each other's baseline, and for each part "A/PART/importance", (n, C), whose rows sum to 1, and "A/PART/error", how far attributions miss the difference
-        of the score between picture and baseline that they should sum to: the mean of what they
-        miss, divided by the mean difference, absolute values both. "A/PART/exchanged" (m, C) is
+        sensor that has several bands "A/bands", names, "A/paths" (n,), numbers that two samples
+        share which are each other's baseline, and for each part "A/PART/importance", (n, C), whose
+        rows sum to 1, and "A/PART/error", how far attributions miss the difference of the score
+        between picture and baseline that they should sum to: the mean of what they miss, divided
+        by the mean difference, absolute values both. "A/PART/exchanged" (m, C) is
         a measure without gradients: how much the score changes when the band alone is taken from
         another sample, of the samples that share a batch with one; rows sum to 1. With `paper`,
         "A/PART/of_batch" (C,), the mean of the attributions over samples and pixels, of either
@@ -257,7 +258,7 @@ class _Picture:
 
     @torch.no_grad()
     def exchanged(self) -> NDArray[np.float32]:
-        """For each part the importance (parts, m, C) of bands by taking them from another sample."""
+        """Importance (parts, m, C) of each band by taking it from another sample."""
         others, another = tuple(self.others.values()), self._another(self.x)
         changes = []
         for band in range(self.x.shape[1]):
