@@ -19,6 +19,7 @@ MOVED: dict[str, str | dict[str, str]] = {
         "load_encoder": "decur.encoders.files:load_encoder",
         "save_encoder": "decur.encoders.files:save_encoder",
     },
+    "decur.encoders.adapted": "decur.encoders.base",
     "decur.encoders.backbone": {
         "TimmEncoder": "decur.encoders.timm_models:TimmEncoder",
         "build_encoder": "decur.encoders.build:build_encoder",
@@ -26,6 +27,7 @@ MOVED: dict[str, str | dict[str, str]] = {
     },
     "decur.encoders.projected": "decur.encoders.projector",
     "decur.data.bands": "decur.data.stats",
+    "decur.compare.figures": "decur.compare.display",
     "decur.compare.table": {
         "Scores": "decur.compare.tables:Scores",
         "_mark_best": "decur.compare.tables:mark_best",
@@ -78,6 +80,7 @@ MOVED: dict[str, str | dict[str, str]] = {
         "METRICS": "decur.scores:METRICS",
         "probe": "decur.probes:quick_probe",
     },
+    "decur.progress": "decur.terminal",
     "decur.pretrain.sharding": "decur.pretrain.distributed",
     "decur.data.resizing": "decur.data.files",
     "decur.transfer.averaging": "decur.transfer.augment",

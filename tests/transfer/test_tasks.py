@@ -14,7 +14,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from decur.data import Target
-from decur.transfer.evaluate import doubts, interval, measure_intervals
+from decur.transfer.evaluate import doubts, interval, intervals, measure_intervals
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.segmentation import SAVED_PIXELS
 
@@ -140,6 +140,7 @@ def test_whole_groups_are_left_out():
     half = np.sqrt(z2 / 4 + z2**2 / 4) / (1 + z2)
     found = measure_intervals(task, kept, groups).limits
     assert found["accuracy"] == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert intervals(task, kept, 0) == {} and intervals(task, kept, 1, groups=groups) == found
     alone = measure_intervals(task, kept).limits[
         "accuracy"
     ]  # samples on their own seem to know far more

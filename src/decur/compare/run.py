@@ -75,7 +75,8 @@ def compare(
     check_cluster(cluster, devices)
     for name, task in settings.tasks.items():
         check_names(f"tasks.{name}.published", task.published)
-    cells, folder, console = plan_cells(settings), RunFolder(Path(settings.run)), _console()
+    cells, folder = plan_cells(settings), RunFolder(Path(settings.run))
+    console = Console(soft_wrap=True, highlight=False)
     chosen = [cell for cell in cells if only is None or only in cell.label]
     todo = _with_needs([cell for cell in chosen if not is_done(cell)], cells)
     console.print(f"compare   {folder.path}")
@@ -101,10 +102,6 @@ def compare(
     console.print(f"tables    {folder.path / 'tables.md'}")
     console.print(f"report    {folder.report}")
     return Compared(folder, made, failed)
-
-
-def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
 
 
 def _with_needs(todo: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:

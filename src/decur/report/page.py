@@ -31,8 +31,8 @@ def add_section(run: RunFolder, order: int, name: str, title: str, body: str) ->
         if _name(old) == name:
             old.unlink()
     fragment = environment().get_template("section.html").render(title=title, body=body)
-    _write(folder / f"{order:02d}-{name}.html", fragment)
-    _write(run.report, _page(run.path.resolve().name, _fragments(folder)))
+    write_text(folder / f"{order:02d}-{name}.html", fragment)
+    write_text(run.report, _page(run.path.resolve().name, _fragments(folder)))
 
 
 def whole_page(heading: str, body: str) -> str:
@@ -75,7 +75,3 @@ def _fragments(folder: Path) -> list[Path]:
 
 def _name(fragment: Path) -> str:
     return fragment.name.removesuffix(".html").split("-", 1)[1]
-
-
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)

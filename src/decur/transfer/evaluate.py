@@ -318,6 +318,24 @@ def measure_intervals(
     return Intervals(limits, about, count)
 
 
+def intervals(
+    task: Task, kept: Kept, resamples: int, seed: int = 0, groups: Sequence[str] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals that `measure_intervals` finds, as version 0.1 is asked for them.
+
+    Args:
+        task: whose metrics.
+        kept: what it keeps of the test part.
+        resamples: 0 for no intervals; any other number asks for them.
+        seed: of the order of samples, where several are left out together.
+        groups: of the test samples, or None.
+
+    Returns:
+        `{metric: (low, high)}`, empty where there are too few groups or samples.
+    """
+    return measure_intervals(task, kept, groups, seed).limits if resamples > 0 else {}
+
+
 def interval(value: float, without: NDArray[np.float64], scale: str) -> tuple[float, float]:
     """Return the 95 % interval of a metric.
 
