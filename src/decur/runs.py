@@ -63,6 +63,15 @@ class RunFolder:
         refuse_foreign({k: v for k, v in values.items() if used is None or k in used}, self.config)
         return values
 
+    def refuse_pretraining(self) -> None:
+        """Refuse to write another kind of run over a pretraining run.
+
+        Raises:
+            ConfigError: if one is there.
+        """
+        if self.checkpoints.exists() or (self.path / "encoders").exists():
+            raise ConfigError(f"--run {self.path}: holds a pretraining run; choose another folder")
+
     @property
     def metrics(self) -> Path:
         """Metrics, one row an epoch."""

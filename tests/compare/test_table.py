@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from decur.compare.cells import Axis, Cell
+from decur.compare.cells import Cell
 from decur.compare.display import (
     as_text,
     caption,
@@ -24,7 +24,7 @@ from decur.compare.display import (
     tables_csv,
 )
 from decur.compare.published import published_table, read_published
-from decur.compare.settings import TaskSettings
+from decur.compare.settings import Axis, TaskSettings
 from decur.compare.tables import Scores, add_published, differences, mark_best, tabulate
 
 BOTH = ("optical", "sar")

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import os
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from decur.bench.measure import NumberFormats, formats_of, matmul_rate, measure
 from decur.bench.step import Steps
 from decur.data import Batch, PairedDataset, SkipBad
 from decur.errors import BadSampleError, ConfigError, DataError
+from decur.memory import memory_of_machine
 from decur.objectives.base import Objective
 from decur.pretrain.compiling import pays
 from decur.pretrain.distributed import traffic
@@ -231,7 +233,7 @@ def device_memory(device: torch.device) -> int:
     """Return the bytes that a run may take: what is free of a GPU, main memory of a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory_of_machine() or sys.maxsize
 
 
 def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[int, int]:

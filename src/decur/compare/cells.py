@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +62,6 @@ class Cell:
         if self.task:
             parts.append(f"{100 * self.label_fraction:g} %")
         return ", ".join([*filter(None, parts), f"seed {self.seed}"])
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A number in which methods differ; pictures show the scores along it.
-
-    Args:
-        name: what the number is, with its unit.
-        at: `{method: number}` of the methods that have one.
-    """
-
-    name: str
-    at: Mapping[str, float]
 
 
 def is_done(cell: Cell) -> bool:

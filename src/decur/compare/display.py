@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from decur.compare.cells import Axis, Cell, is_done, read_scores, seconds
+from decur.compare.cells import Cell, is_done, read_scores, seconds
+from decur.compare.settings import Axis
 from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Column, Line, Scores, Table
 from decur.plotting import legend, plain, subplots
 from decur.verdicts import LEVEL

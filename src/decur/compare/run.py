@@ -12,13 +12,13 @@ from rich.progress import TimeElapsedColumn
 
 from decur import plotting, report
 from decur.compare import display
-from decur.compare.cells import Axis, Cell, is_done, read_scores, seconds
+from decur.compare.cells import Cell, is_done, read_scores, seconds
 from decur.compare.execute import Execution
 from decur.compare.plan import describe_inputs, plan_cells
 from decur.compare.published import check_names
-from decur.compare.settings import ClusterSettings, CompareSettings, check_cluster
+from decur.compare.settings import Axis, ClusterSettings, CompareSettings, check_cluster
 from decur.compare.tables import Table, make_tables
-from decur.errors import ConfigError, DecurError
+from decur.errors import DecurError
 from decur.runs import RunFolder, make_folder, write_text
 from decur.terminal import progress_bar
 
@@ -112,8 +112,7 @@ def _with_needs(todo: Sequence[Cell], cells: Sequence[Cell]) -> list[Cell]:
 
 def _begin(folder: RunFolder, config: str | None) -> None:
     """Make the folder of a comparison, unless another kind of run is there."""
-    if folder.checkpoints.exists() or (folder.path / "encoders").exists():
-        raise ConfigError(f"--run {folder.path}: holds a pretraining run; choose another folder")
+    folder.refuse_pretraining()
     make_folder(folder.path, "--run")
     if config is not None:
         write_text(folder.config, config)

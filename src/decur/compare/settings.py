@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from decur.compare.cells import Axis
 from decur.errors import ConfigError
 
 Changes = dict[str, Any]  # of a command's configuration: keys, dotted or nested, to values
@@ -101,6 +100,19 @@ class ClusterSettings:
     cpus: int = 8
     mem_gb: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A number in which methods differ; pictures show the scores along it.
+
+    Args:
+        name: what the number is, with its unit.
+        at: `{method: number}` of the methods that have one.
+    """
+
+    name: str
+    at: Mapping[str, float]
 
 
 @dataclass

@@ -258,6 +258,21 @@ class SkipBad(Dataset[Sample]):
             }
 
 
+def refuse_within_data(out: Path, data: PairedDataset) -> None:
+    """Refuse a folder for results within that of the data, which is told from others by its files.
+
+    Args:
+        out: the folder.
+        data: any data set.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    root = getattr(data, "root", None)
+    if root is not None and Path(root).resolve() in (out.resolve(), *out.resolve().parents):
+        raise ConfigError(f"--out {out}: lies within the data; choose a folder beside it")
+
+
 def open_data(command: str, spec: Mapping[str, Any]) -> PairedDataset:
     """Make a data set from its class and arguments, as they stand in a configuration.
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import LoaderSettings, PairedDataset
+from decur.data.base import refuse_within_data
 from decur.data.loader import reporting_lost_workers
 from decur.data.units import check_units
 from decur.digest import digest, try_digest
@@ -89,7 +90,7 @@ def embed(
     sources = [encoders] if isinstance(encoders, str) else list(encoders)
     require_pyarrow()
     _check_ids(data)
-    _refuse_within_data(Path(settings.out), data)
+    refuse_within_data(Path(settings.out), data)
     with RunFolder(Path(settings.out)).owned("--out"), reporting_lost_workers():
         return _embed(data, sources, settings, trainer)
 
@@ -160,13 +161,6 @@ def _check_ids(data: PairedDataset) -> None:
             id_.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"the id {id_!r} is no UTF-8; rename its files") from error
-
-
-def _refuse_within_data(folder: Path, data: PairedDataset) -> None:
-    """Refuse a folder for the rows that lies within the data, whose contents tell it apart."""
-    root = getattr(data, "root", None)
-    if root is not None and Path(root).resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--out {folder}: lies within the data; choose a folder beside it")
 
 
 def _describe(

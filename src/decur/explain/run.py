@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import PairedDataset
+from decur.data.base import refuse_within_data
 from decur.data.loader import reporting_lost_workers
 from decur.errors import ConfigError, DataError
 from decur.explain.base import (
@@ -152,14 +153,13 @@ def _open_folder(run: str, out: str | None, data: PairedDataset | None) -> RunFo
         if not os.access(run, os.W_OK):
             raise ConfigError(f"{run}: cannot be written; give another folder with --out FOLDER")
         return RunFolder(Path(run))
-    folder, root = RunFolder(Path(out)), getattr(data, "root", None)
+    folder = RunFolder(Path(out))
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"--out {out}: is a file, not a folder")
     if folder.report.exists() and not (folder.path / "report").is_dir():
         raise ConfigError(f"--out {out}: holds a report.html of another; choose another folder")
-    path = folder.path.resolve()
-    if root is not None and Path(root).resolve() in (path, *path.parents):
-        raise ConfigError(f"--out {out}: lies within the data; choose a folder beside it")
+    if data is not None:
+        refuse_within_data(folder.path, data)
     return folder
 
 

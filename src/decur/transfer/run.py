@@ -180,10 +180,7 @@ def _make_folders(folder: RunFolder, cache: str | None) -> Path:
     Raises:
         ConfigError: if there is a pretraining run: it is not written over.
     """
-    if folder.checkpoints.exists() or (folder.path / "encoders").exists():
-        raise ConfigError(
-            f"--run {folder.path}: holds a pretraining run; choose another folder for the transfer"
-        )
+    folder.refuse_pretraining()
     make_folder(folder.path, "--run")
     home = Path(cache) if cache else folder.path / "cache"
     make_folder(home, "--cache")
