@@ -8,7 +8,7 @@ from pathlib import Path
 from decur.config import Parser
 from decur.data.base import PairedDataset, open_data
 from decur.embed.neighbors import Part
-from decur.explore.settings import Layout
+from decur.explore.run import MOST, Layout, explore
 
 _ABOUT = (
     "One page to look through a data set by its embeddings, offline in any browser: a map, the "
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> Path:
         help="tsne keeps neighbours together, pca takes a moment; by default tsne of up to 5,000.",
     )
     parser.add_argument(
-        "--samples", type=int, default=20_000, help="How many are shown at most, evenly spaced."
+        "--samples", type=int, default=MOST, help="How many are shown at most, evenly spaced."
     )
     parser.add_argument(
         "--neighbors", type=int, default=8, help="How many nearest ones of each sensor are shown."
@@ -57,8 +57,6 @@ def main(arguments: Sequence[str]) -> Path:
         parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})
     settings = parser.parse(arguments)
     data = open_data("decur explore", settings.data.as_dict()) if settings.data else None
-    from decur.explore.run import explore  # imports what takes seconds
-
     return explore(
         settings.embeddings,
         data,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,15 @@ from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
 from decur.explain.tsne import FEWEST, lay_out
 from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
-from decur.explore.settings import MOST, Layout
 from decur.runs import writing
 from decur.terminal import progress_bar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Layout = Literal["tsne", "pca"]
 
 PAGE = "explore.html"
+MOST = 20_000  # samples of a page that a browser still opens
 _COMPARABLE = ("common", "embedding")  # parts that mean the same for each sensor
 _MOST_NEIGHBORS = 50
 _QUICK = 5_000  # samples that t-SNE lays out in about a minute
