@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset
+from decur.data.generated import structure as structures
 from decur.data.sample import Sample, Target
 from decur.errors import ConfigError
 from decur.modality import Modality
@@ -103,6 +104,11 @@ class SyntheticScenes(PairedDataset):
         start: index of the first scene; sets that shall not overlap start at different places.
         noise: give the optical sensor one more band, "noise", that tells nothing of the scene:
             independent numbers between 0 and 1. What explains an encoder must find it unimportant.
+        structure: draw other scenes, whose factors a network with random weights hardly finds. All
+            sensors share which way strips of fields run, `layout`; each alone sees which way its
+            own faint waves run: `streets` of clouds, rows of `tillage`, or `ridges` (class: level,
+            slanted or upright). These are the only targets. Patterns have their size in pixels, so
+            that another `size` shows more or less of them.
 
     Raises:
         ConfigError: for unknown modalities, or numbers out of range.
@@ -117,6 +123,7 @@ class SyntheticScenes(PairedDataset):
         modalities: Sequence[str] = ("optical", "sar", "elevation"),
         start: int = 0,
         noise: bool = False,
+        structure: bool = False,
     ) -> None:
         unknown = [name for name in modalities if name not in _BANDS]
         if unknown or not modalities or len(set(modalities)) < len(modalities):
@@ -133,12 +140,15 @@ class SyntheticScenes(PairedDataset):
             if value < least:
                 raise ConfigError(f"SyntheticScenes: {name} must be at least {least}, is {value}")
         self.size, self.seed, self.start, self.noise = size, seed, start, noise
+        self.structure = structure
+        counts = {name: len(bands) for name, bands in _BANDS.items()}
+        statistics = structures.statistics(counts) if structure else _STATISTICS
         self.modalities = {
             name: Modality(
                 name=name,
                 bands=_BANDS[name],
-                mean=_STATISTICS[name][0],
-                std=_STATISTICS[name][1],
+                mean=statistics[name][0],
+                std=statistics[name][1],
                 size=(size, size),
                 augmentation=_AUGMENTATION[name],
             )
@@ -153,6 +163,15 @@ class SyntheticScenes(PairedDataset):
             )
         self.ids = [f"{start + index:07d}" for index in range(samples)]
         self.present = {name: np.ones(samples, dtype=bool) for name in modalities}
+        if structure:
+            seen_by = {structures.LAYOUT: ()} | {
+                structures.OWN[name]: (name,) for name in modalities
+            }
+            self.targets = {
+                factor: Target("class", structures.DIRECTIONS, sensors)
+                for factor, sensors in seen_by.items()
+            }
+            return
         self.targets = {"cover": Target("multilabel", CLASSES), "mask": Target("mask", CLASSES)}
         for name, sensor in _SEEN_BY.items():
             if sensor in modalities:
@@ -160,6 +179,8 @@ class SyntheticScenes(PairedDataset):
 
     def read(self, index: int) -> Sample:
         """Make one scene."""
+        if self.structure:
+            return self._read_structure(index)
         land = self._land(index)
         images: dict[str, np.ndarray] = {}
         factors: dict[str, float] = {}
@@ -168,9 +189,7 @@ class SyntheticScenes(PairedDataset):
             if name == "optical":
                 images[name], clouds = _see_optical(rng, land)
                 factors["cloud"] = float(clouds.mean())
-                if self.noise:
-                    extra = rng.random((1, self.size, self.size), dtype=np.float32)
-                    images[name] = np.concatenate([images[name], extra])
+                images[name] = self._with_noise(rng, images[name])
             elif name == "sar":
                 images[name], factors["moisture"] = _see_sar(rng, land)
             else:
@@ -186,15 +205,45 @@ class SyntheticScenes(PairedDataset):
             },
         }
 
+    def _read_structure(self, index: int) -> Sample:
+        fields = structures.draw_fields(self._ground(index), self.size)
+        images, target = {}, {structures.LAYOUT: torch.tensor(fields.direction)}
+        for name in self.modalities:
+            rng = self._stream(index, name)
+            seen, direction = structures.see(rng, fields)
+            image = structures.bands(seen, name, len(_BANDS[name]))
+            if name == "optical":
+                image = self._with_noise(rng, image)
+            images[name] = torch.from_numpy(image)
+            target[structures.OWN[name]] = torch.tensor(direction)
+        return {"id": self.ids[index], "images": images, "target": target}
+
+    def _with_noise(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+        """Return (C, H, W) with the band of noise, where there shall be one."""
+        if not self.noise:
+            return image
+        extra = rng.random((1, self.size, self.size), dtype=np.float32)
+        return np.concatenate([image, extra])
+
     def clouds(self, index: int) -> Tensor:
-        """Return where clouds hide the ground from the optical sensor: (H, W) bool."""
+        """Return where clouds hide the ground from the optical sensor: (H, W) bool.
+
+        Raises:
+            ConfigError: for scenes of `structure`, which have none.
+        """
+        if self.structure:
+            raise ConfigError("SyntheticScenes: scenes of structure have no clouds that hide")
         _, clouds = _see_optical(self._stream(index, "optical"), self._land(index))
         return torch.from_numpy(clouds)
 
     def _land(self, index: int) -> _Land:
+        return _draw_land(self._ground(index), self.size)
+
+    def _ground(self, index: int) -> np.random.Generator:
+        """Return the random numbers of what all sensors see."""
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
-        return _draw_land(np.random.default_rng([self.seed, self.start + index]), self.size)
+        return np.random.default_rng([self.seed, self.start + index])
 
     def _stream(self, index: int, sensor: str) -> np.random.Generator:
         """Return the random numbers of one sensor, which do not depend on the other sensors."""

@@ -1,0 +1,173 @@
+"""Does DeCUR split factors that a network with random weights hardly finds?
+
+    python benchmarks/structure.py                       # about ten minutes on two cores
+    python benchmarks/structure.py --sensors sar --networks 0 --epochs 0
+
+On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
+network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
+(mean and standard deviation over networks), of that sensor's own factor after training on labels,
+and what the network that was trained on its own factor tells of another sensor's. The second table
+is of DeCUR on optics and radar: accuracy of linear probes of the features and of both parts of the
+embedding. All in percent; there are three classes, so chance is 33.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from decur.data import LoaderSettings, SyntheticScenes
+from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN
+from decur.encoders import EncoderSettings, build_encoder
+from decur.objectives import DeCUR
+from decur.pretrain import OptimizerSettings, PairedData, ProjectorSettings, ViewSettings, pretrain
+from decur.pretrain.monitors import encode
+from decur.pretrain.settings import MonitorSettings
+from decur.probes import quick_probe
+
+SIZE, ENCODER = 48, "test_resnet"
+TRAINED, PROBED, UNSEEN = 3000, 1500, 1_000_000
+Pictures = dict[str, Tensor]
+Labels = dict[str, Tensor]
+
+
+def scenes(count: int, start: int, sensors: list[str]) -> SyntheticScenes:
+    return SyntheticScenes(count, SIZE, start=start, modalities=sensors, structure=True)
+
+
+def read(count: int, start: int) -> tuple[Pictures, Labels]:
+    """Return pictures as encoders see them, and labels, both of all sensors."""
+    data = scenes(count, start, list(OWN))
+    samples = [data[i] for i in range(count)]
+    images = {name: torch.stack([s["images"][name] for s in samples]) for name in data.modalities}
+    labels = {name: torch.stack([s["target"][name] for s in samples]) for name in data.targets}
+    return {name: data.modalities[name].scale(x) for name, x in images.items()}, labels
+
+
+@torch.no_grad()
+def features(network: nn.Module, images: Tensor) -> Tensor:
+    network.eval()
+    return torch.cat([network(batch) for batch in images.split(128)])
+
+
+def probed(rows: Tensor, labels: Tensor) -> float:
+    """Return the accuracy of a linear probe, in percent."""
+    target = SyntheticScenes(1, 16, structure=True).targets[LAYOUT]
+    found = quick_probe({"x": rows.numpy()}, labels.numpy(), target)
+    return 100 * found["x/linear"]
+
+
+def trained_on(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
+    """Train a network of one sensor and its classifier on labels; flips are all that is varied."""
+    torch.manual_seed(0)
+    encoder = build_encoder(ENCODER, images.shape[1])
+    network = nn.Sequential(encoder, nn.LazyLinear(len(DIRECTIONS)))
+    network(images[:2])
+    optimiser = torch.optim.AdamW(network.parameters(), 0.003)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.003, total_steps=steps)
+    network.train()
+    for _ in range(steps):
+        chosen = torch.randint(len(images), (64,))
+        flipped = [axis for axis in (-1, -2) if torch.rand(()) < 0.5]
+        loss = F.cross_entropy(network(images[chosen].flip(flipped)), labels[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return network
+
+
+def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[str, ...]]:
+    """Return rows (sensor, factor, random, supervised, another sensor's)."""
+    images, labels = read(TRAINED, 0)
+    unseen, truth = read(PROBED, UNSEEN)
+    rows: list[tuple[str, ...]] = []
+    for sensor in sensors:
+        untrained = []
+        for seed in networks:
+            torch.manual_seed(seed)
+            untrained.append(
+                features(build_encoder(ENCODER, unseen[sensor].shape[1]), unseen[sensor])
+            )
+        other = next(name for name in OWN.values() if name != OWN[sensor])
+        for factor in (LAYOUT, OWN[sensor]):
+            random = [probed(vectors, truth[factor]) for vectors in untrained]
+            network = trained_on(images[sensor], labels[factor], steps)
+            right = features(network, unseen[sensor]).argmax(1) == truth[factor]
+            others = probed(features(network[0], unseen[sensor]), truth[other])
+            rows.append(
+                (
+                    *(sensor, factor, f"{np.mean(random):.1f} ± {np.std(random):.1f}"),
+                    *(f"{100 * right.float().mean():.1f}", f"{others:.1f} ({other})"),
+                )
+            )
+            print(*rows[-1], flush=True)
+    return rows
+
+
+def split(epochs: int, seed: int) -> list[tuple[str, ...]]:
+    """Pretrain; return rows (factor, sensor, features, common part, unique part)."""
+    sensors = ["optical", "sar"]
+    objective = DeCUR(32, common=0.5, lambda_common=0.02, lambda_unique=0.1, lambda_intra=0.02)
+    with tempfile.TemporaryDirectory() as folder:
+        model = pretrain(
+            scenes(2048, 0, sensors),
+            objective,
+            run=str(Path(folder) / "run"),
+            encoder=EncoderSettings(ENCODER),
+            projector=ProjectorSettings(width=32),
+            views=ViewSettings(
+                size=SIZE,
+                augment={"all": {"crop_scale": [0.5, 1.0], "solarize_p": 0.0, "blur_p": 0.0}},
+            ),
+            optimizer=OptimizerSettings("adamw", lr=0.003),
+            loader=LoaderSettings(batch_size=64, workers=0),
+            monitor=MonitorSettings(every_epochs=0),
+            seed=seed,
+            trainer={"max_epochs": epochs, "accelerator": "cpu"},
+        ).model
+    data = PairedData(scenes(PROBED, UNSEEN, sensors))
+    found = encode(model, data, PROBED)
+    rows = []
+    for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
+        for sensor, z in found.embeddings.items():
+            labels = torch.from_numpy(found.labels[factor])
+            parts = [torch.from_numpy(z[:, part]) for part in objective.parts.values()]
+            vectors = (torch.from_numpy(found.features[sensor]), *parts)
+            rows.append((factor, sensor, *(f"{probed(v, labels):.1f}" for v in vectors)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sensors", nargs="+", default=list(OWN), choices=list(OWN))
+    parser.add_argument("--networks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
+    parser.add_argument("--epochs", type=int, default=10, help="of DeCUR; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of DeCUR")
+    arguments = parser.parse_args()
+    console = Console()
+    if arguments.steps:
+        table = Table("sensor", "factor", "random", "supervised", "another sensor's")
+        for row in told_by(arguments.sensors, arguments.networks, arguments.steps):
+            table.add_row(*row)
+        console.print(table)
+    if arguments.epochs:
+        table = Table("factor", "sensor", "features", "common", "unique", title="DeCUR")
+        for row in split(arguments.epochs, arguments.seed):
+            table.add_row(*row)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
