@@ -5,11 +5,15 @@ import pytest
 import rasterio
 import torch
 from make_folder import write
+from make_raster import write_placed
 from PIL import Image, ImageOps
 from rasterio.transform import Affine
 
-from decur.data.files import parts_of, read_header, read_image, read_mask
+from decur.data.files import parts_of, read_header, read_image, read_mask, read_sensor
+from decur.data.map_rasters import read_raster_header
+from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError
+from decur.modality import Modality
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 
@@ -55,6 +59,27 @@ def test_scale_and_offset_are_applied_after_nodata(tmp_path):
     assert read_image(path, nodata=100).isnan().sum() == 2  # a number of the file
     header = read_header(path)
     assert not header.is_byte and not header.is_integer
+
+
+def test_a_measured_pixel_that_scale_and_offset_make_0_is_none_of_nodata_0(tmp_path):
+    sensor = Modality("x", ("a",), (0.0,), (0.1,), nodata=0)
+    path = tmp_path / "x" / "a.tif"
+    write_placed(path, np.array([[0, 1000, 3000]], np.int16))
+    with rasterio.open(path, "r+") as target:
+        target.scales, target.offsets = (1e-4,), (-0.1,)
+    with rasterio.open(path) as source:  # what GDAL says of the pixels, without the sensor's nodata
+        in_units = source.read(1) * source.scales[0] + source.offsets[0]
+    np.testing.assert_allclose(in_units, [[-0.1, 0, 0.2]], atol=1e-9)
+
+    whole = read_sensor(path, sensor)
+    raster = read_raster_header(path)
+    window = WindowReader(raster.grid, [raster], nodata=0).read(0, 0, 1, 3)
+
+    for image in (whole, window):
+        assert image.isnan().tolist() == [[[True, False, False]]]
+        # (x - mean + 2 std) / (4 std), and 0.5 where nothing was measured
+        kept = sensor.with_(mean=(-0.1,)).scale(image)
+        np.testing.assert_allclose(kept, [[[0.5, 0.75, 1]]], atol=1e-6)
 
 
 @pytest.mark.parametrize(

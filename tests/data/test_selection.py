@@ -7,6 +7,7 @@ from make_folder import make_folder
 
 from decur import Modality
 from decur.data import PairedDataset, PairedFolder
+from decur.data.chosen_bands import take_bands, with_bands
 from decur.data.sample import Collate, Sample, Target
 from decur.data.selection import select
 from decur.errors import BadSampleError, ConfigError
@@ -107,3 +108,37 @@ def test_what_is_not_wanted_may_be_missing(tmp_path):
         assert set(found[1]["images"]) == {"a"} and found.ids == whole.ids
     with pytest.raises(BadSampleError):
         data[1]  # itself it wants all
+
+
+def test_bands_of_a_model_are_taken_by_name(tmp_path):
+    """The pictures of a folder without the others, in another order, have the same numbers."""
+    pixels = np.arange(4 * 2 * 2, dtype=np.float32).reshape(4, 2, 2)
+    (tmp_path / "s2").mkdir()
+    np.save(tmp_path / "s2" / "a.npy", pixels)
+    known = {"s2": {"bands": ["B02", "B03", "B04", "B8A"], "scaling": "image"}}
+    data = PairedFolder(tmp_path, known, missing="keep")
+
+    taken = take_bands(data.only(["s2"]), {"s2": ["B4", "b2"]})
+
+    assert taken.modalities["s2"].bands == ("B4", "b2")
+    assert taken[0]["images"]["s2"].numpy().tolist() == pixels[[2, 0]].tolist()
+    assert taken.files(0) == data.files(0)
+    assert take_bands(data, {"s2": data.modalities["s2"].bands}) is data
+
+
+def test_statistics_go_with_the_bands_that_are_taken():
+    sensor = Modality("x", ("B1", "B2", "B3"), mean=(1, 2, 3), std=(4, 5, 6))
+    assert with_bands(sensor, ("B3", "B1")) == Modality("x", ("B3", "B1"), mean=(3, 1), std=(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        (("B1", "B2"), ("B3",)),
+        (("band1", "band2"), ("band1",)),  # that number says nothing
+        (("1", "2"), ("1",)),
+        (("B1", "B01"), ("B1",)),
+    ],
+)
+def test_bands_that_no_name_tells_are_not_taken(there, wanted):
+    assert with_bands(Modality("x", there, scaling="range"), wanted) is None

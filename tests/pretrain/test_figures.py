@@ -1,11 +1,14 @@
 """Pictures for the eye, and curves of what was measured."""
 
+import json
+import shlex
+
 import numpy as np
 import pytest
 import torch
 
 from decur import Modality, plotting
-from decur.data import SyntheticScenes
+from decur.data import PairedFolder, SyntheticScenes
 from decur.objectives.alignment import alignment
 from decur.pretrain import figures
 from decur.pretrain.callbacks import write_metrics
@@ -83,3 +86,17 @@ def test_the_first_screen_says_how_far_the_sensors_agree(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "for 3 epochs on 8 samples" in page and "<b>0.60</b>" in page and "<b>0.00</b>" in page
     assert f"decur transfer --encoders {tmp_path} --data.root FOLDER --target LABEL" in page
+
+
+def test_commands_to_go_on_with_read_the_data_as_the_run_did(tmp_path):
+    for name in ("s1/a_vv", "s2/a"):
+        (tmp_path / name).parent.mkdir()
+        np.save(tmp_path / f"{name}.npy", np.ones((1, 4, 4), np.uint8))
+    pattern = {"s1": "{id}_vv", "s2": "{id}"}
+    given = PairedFolder(tmp_path, pattern=pattern, missing="keep")
+    words = shlex.split(figures.data_options(given))
+    assert words == ["--data.missing", "keep", "--data.pattern", json.dumps(pattern)]
+    usual = PairedFolder(tmp_path, pattern=pattern)
+    assert "missing" not in figures.data_options(usual)
+    scenes = figures.data_options(SyntheticScenes(samples=3))
+    assert scenes == "--data SyntheticScenes --data.samples 3"

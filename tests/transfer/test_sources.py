@@ -319,3 +319,17 @@ def test_a_model_from_timms_weights_is_saved_and_comes_back(transferred, monkeyp
         SyntheticScenes(1, 32, modalities=["sar"]).modalities["sar"]
         == model.encoder("sar").modality
     )
+
+
+def test_an_encoder_takes_its_bands_of_data_that_has_more(tmp_path):
+    few = Modality("s2", ("B4", "B2"), mean=(3.0, 1.0), std=(1.0, 2.0))
+    save_encoder(build_encoder("mlp", few, width=8), tmp_path / "s2.safetensors")
+    more = Modality("s2", ("B02", "B03", "B04"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), guessed=True)
+    source = str(tmp_path / "s2.safetensors")
+
+    found = gather_encoders(source, {"s2": more}, by_name=True)["s2"]
+    assert found.modality == few
+    with pytest.raises(DataError, match=r"`bands: \[B4, B2\]` for it in the data's"):
+        gather_encoders(source, {"s2": more})
+    with pytest.raises(DataError, match="differs in bands"):
+        gather_encoders(source, {"s2": more.with_(bands=("B02", "B03", "B5"))}, by_name=True)

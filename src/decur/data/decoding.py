@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +98,29 @@ class Decoded:
         """Add pixels without a measurement, (C, H, W) or (1, H, W) bool."""
         if holes.any():
             self.holes = holes if self.holes is None else self.holes | holes
+
+
+def off_values(pixels: np.ndarray, values: Iterable[float]) -> np.ndarray:
+    """Return measured pixels, of which none is one of some values any more.
+
+    A file's scale and offset may bring a measured number onto a number that means "no measurement"
+    in the numbers of the file: 1000 * 0.0001 - 0.1 is 0. Whoever gets the units could not tell the
+    two apart, so such a pixel becomes the next number of float32.
+
+    Args:
+        pixels: (C, H, W), in units.
+        values: that mean "no measurement" in the numbers of the file.
+
+    Returns:
+        (C, H, W) float32.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 is a hole
+        moved = pixels.astype(np.float32)
+    for value in values:
+        one = np.float32(value)
+        least = np.finfo(np.float32).tiny  # what is nearer to 0 is 0 to a GPU
+        moved[moved == one] = np.nextafter(one, np.float32(np.inf)) if one else least
+    return moved
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from decur.data.decoding import (
     Decoded,
     Header,
     decoding,
+    off_values,
     unreadable,
 )
 from decur.errors import BadSampleError, DataError
@@ -199,18 +200,30 @@ def bands_taken(
     """
     known: dict[str, int] = {}
     for row, name in enumerate(names):
-        for spelling in (_spelled(name or ""), _spelled(re.split(r"[\s,:;(]", name or "")[0])):
+        for spelling in (
+            plain_spelling(name or ""),
+            plain_spelling(re.split(r"[\s,:;(]", name or "")[0]),
+        ):
             known.setdefault(spelling, row)
-    if all(isinstance(name, str) and _spelled(name) in known for name in wanted):
-        return [known[_spelled(str(name))] for name in wanted]
+    if all(isinstance(name, str) and plain_spelling(name) in known for name in wanted):
+        return [known[plain_spelling(str(name))] for name in wanted]
     if all(str(name).isdecimal() and 1 <= int(name) <= count for name in wanted):
         return [int(name) - 1 for name in wanted]
     mixed = [
-        known.get(_spelled(name)) if isinstance(name, str) else name - 1 if name <= count else None
+        known.get(plain_spelling(name))
+        if isinstance(name, str)
+        else name - 1
+        if name <= count
+        else None
         for name in wanted
     ]
     rows = [row for row in mixed if row is not None and row >= 0]
     return rows if len(rows) == len(wanted) else None
+
+
+def plain_spelling(name: str) -> str:
+    """Return a band's name as all spell it: B04 and b4 are one."""
+    return re.sub(r"^b0+(?=\d)", "b", name.strip().lower())
 
 
 def check_bands(header: Header, modality: Modality) -> None:
@@ -355,14 +368,14 @@ def _to_tensor(path: Path, decoded: Decoded, nodata: float | tuple[float, ...] |
         raise BadSampleError(path, f"has pixels of type {pixels.dtype}; save real numbers")
     if decoded.alpha is not None:
         decoded.add_holes(decoded.alpha == 0)
-    for value in nodata if isinstance(nodata, tuple) else (nodata,):
-        if value is not None:
-            decoded.add_holes(pixels == value)
+    values = () if nodata is None else nodata if isinstance(nodata, tuple) else (nodata,)
+    for value in values:
+        decoded.add_holes(pixels == value)
     if pixels.dtype.kind == "f":
         _check_floats(path, decoded)
     if decoded.linear is not None:
         scale, offset = (values[:, None, None] for values in decoded.linear)
-        pixels = pixels * scale + offset  # (C, H, W) float64
+        pixels = off_values(pixels * scale + offset, values)  # (C, H, W)
     is_byte = pixels.dtype in (np.uint8, np.bool_) and decoded.holes is None
     with np.errstate(over="ignore", invalid="ignore"):  # what is beyond float32 is a hole
         image = torch.from_numpy(
@@ -386,11 +399,6 @@ def _check_floats(path: Path, decoded: Decoded) -> None:
         infinite &= ~decoded.holes
     if infinite.any():
         raise BadSampleError(path, "has infinite values; write pixels without a measurement as NaN")
-
-
-def _spelled(name: str) -> str:
-    """Return a band's name as all spell it: B04 and b4 are one."""
-    return re.sub(r"^b0+(?=\d)", "b", name.strip().lower())
 
 
 def _named(decoded: Decoded) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
+from decur.data.decoding import off_values
 from decur.data.grid import Grid
 from decur.data.map_rasters import Raster, gdal, is_one_of, opened
 from decur.errors import BadSampleError
@@ -123,7 +124,7 @@ class WindowReader:
         holes = is_one_of(pixels, self.nodata)  # (C, h, w), in the numbers of the file
         if any(flag.name != "all_valid" for of in source.mask_flag_enums for flag in of):
             holes |= source.read_masks(bands, window=window) == 0
-        pixels = _in_units(pixels, source, bands)
+        pixels = _in_units(pixels, source, bands, self.nodata)
         if holes.any():
             pixels = np.where(holes, np.float32(np.nan), pixels).astype(np.float32)
         pixels = pixels[:, ::-1] if flipped else pixels
@@ -150,7 +151,7 @@ class WindowReader:
         bands = self._wanted(source)
         warped = _kept_warped(raster.path, self.grid, nearest=self.nearest, nodata=self.nodata)
         window = Window(columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0])
-        pixels = _in_units(warped.read(bands, window=window), source, bands)
+        pixels = _in_units(warped.read(bands, window=window), source, bands, self.nodata)
         whole[:, rows[0] - row : rows[1] - row, columns[0] - column : columns[1] - column] = pixels
         return whole
 
@@ -265,12 +266,14 @@ def _virtual(source: Any, file: str, holes: str) -> str:
     )
 
 
-def _in_units(pixels: np.ndarray, source: Any, bands: Sequence[int]) -> np.ndarray:
+def _in_units(
+    pixels: np.ndarray, source: Any, bands: Sequence[int], nodata: tuple[float, ...]
+) -> np.ndarray:
     """Return pixels as float32 in the units that the file's scale and offset give; 8-bit stays."""
     if gdal_rasters.is_scaled(source):
         scales = np.array([source.scales[band - 1] or 1 for band in bands])[:, None, None]
         offsets = np.array([source.offsets[band - 1] for band in bands])[:, None, None]
-        pixels = pixels * scales + offsets
+        return off_values(pixels * scales + offsets, nodata)
     if pixels.dtype in (np.uint8, np.float32):
         return pixels
     return pixels.astype(np.float32)

@@ -39,6 +39,7 @@ from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning
 from decur.runs import RunFolder, write_json, writing
 from decur.terminal import progress_bar
+from decur.transfer.sources import take_known_bands
 
 _MOST = 4096  # samples of a part: what a killed run does again, at most
 _PARTS = 64  # parts of a small data set, so that several processes share it
@@ -107,7 +108,8 @@ def _embed(
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")  # not used
     model = build_model(sources, data.modalities, settings)
-    wanted = data.only(list(model.model.modalities), targets=())
+    fitting = take_known_bands(data, model.taken)
+    wanted = fitting.only(list(model.model.modalities), targets=())
     given = {key: value for key, value in (trainer or {}).items() if value is not None}
     about = {
         **_describe(data, wanted, model, loader),

@@ -43,7 +43,7 @@ class EmbeddingModel(L.LightningModule):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        own, projectors = dict(encoders), {}
+        self.taken, own, projectors = dict(encoders), dict(encoders), {}
         for name, encoder in encoders.items():
             if isinstance(encoder, ProjectedEncoder):
                 own[name], projectors[name] = encoder.encoder, encoder.projector
@@ -100,6 +100,7 @@ def build_model(
         seed=settings.seed,
         representation="embedding" if projected else "features",
         missing_bands=settings.missing_bands,
+        by_name=True,
     )
     if not projected:
         return EmbeddingModel(encoders, modalities, {}, size)

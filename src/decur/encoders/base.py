@@ -128,7 +128,13 @@ class Encoder(nn.Module, ABC):
             return
         differences = self.modality.differences(modality)
         if differences:
-            remedy = "" if self.modality.bands != modality.bands else _SAME_SCALING
+            remedy = _SAME_SCALING if self.modality.bands == modality.bands else ""
+            if not remedy and modality.channels >= self.modality.channels:
+                bands = ", ".join(self.modality.bands)
+                remedy = (
+                    f"; `bands: [{bands}]` for it in the data's modalities.yaml takes these of a "
+                    "file that names them, or `bands: {NAME: NUMBER}` by their numbers from 1"
+                )
             raise DataError(
                 f"the encoder was trained on {self.modality.name!r} and the data "
                 f"{modality.name!r} differs in {'; '.join(differences)}{remedy}"

@@ -184,7 +184,8 @@ def _write_state(encoder: Encoder, out: Path, format: Format, about: dict[str, A
 @contextmanager
 def _one_line(format: Format, name: str, size: Size | None) -> Iterator[None]:
     """Turn what the exporters raise into one line, and silence the pages that they print."""
-    noisy = [logging.getLogger(module) for module in ("torch.onnx", "onnxscript", "torch.export")]
+    modules = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    noisy = [logging.getLogger(module) for module in modules]
     levels = [logger.level for logger in noisy]
     for logger in noisy:
         logger.setLevel(logging.ERROR)

@@ -21,10 +21,10 @@ from rich.progress import TimeRemainingColumn
 from torch import Tensor
 
 from decur.data import Batch, PairedDataset
+from decur.data.chosen_bands import take_bands
 from decur.data.loader import reporting_lost_workers
 from decur.devices import choose_device
 from decur.digest import digest
-from decur.encoders.build import plain_band
 from decur.errors import ConfigError, DataError, needing
 from decur.features import SampleLoader
 from decur.layers import override
@@ -126,6 +126,7 @@ def _fitted(data: PairedDataset, predictor: Predictor) -> PairedDataset:
         raise DataError(f"the model is for {known}, and the data has {there}; name sensors alike")
     if predictor.needs_all and len(names) < len(predictor.modalities):
         raise ConfigError(f"the model's head needs all of {known}, and the data has only {there}")
+    data = take_bands(data, {name: predictor.modalities[name].bands for name in names})
     made = copy.copy(data.only(names, targets=()))
     made.modalities = dict(data.modalities)
     for name in names:
@@ -133,7 +134,8 @@ def _fitted(data: PairedDataset, predictor: Predictor) -> PairedDataset:
         if own.channels != wanted.channels:
             raise DataError(
                 f"{name}: the data has {own.channels} bands ({', '.join(own.bands)}), the model "
-                f"was trained on {wanted.channels} ({', '.join(wanted.bands)})"
+                f"was trained on {wanted.channels} ({', '.join(wanted.bands)}); say in its "
+                "modalities.yaml which are these: `bands: {NAME: NUMBER}`, counted from 1"
             )
         made.modalities[name] = _as_meant(own, wanted)
     predictor.reference = names[0]
@@ -150,9 +152,9 @@ def _as_meant(own: Modality, wanted: Modality) -> Modality:
     Raises:
         DataError: if the data names other bands than the model's.
     """
-    rows = _rows(own, wanted)
+    alike = own.bands == wanted.bands
     unnamed = all(re.fullmatch(r"band\d+", band) for band in own.bands)
-    if rows is None and own.channels > 1 and (own.guessed or unnamed):
+    if not alike and own.channels > 1 and (own.guessed or unnamed):
         log.warning(
             "%s: nobody said which bands the data has, so its %s are taken for the model's %s in "
             "this order; a modalities.yaml names them",
@@ -160,7 +162,7 @@ def _as_meant(own: Modality, wanted: Modality) -> Modality:
             ", ".join(own.bands),
             ", ".join(wanted.bands),
         )
-    elif rows is None and not (own.guessed or unnamed):
+    elif not alike and not (own.guessed or unnamed):
         raise DataError(
             f"{own.name}: the data has the bands {', '.join(own.bands)}, the model was trained on "
             f"{', '.join(wanted.bands)}; name them alike in the data's modalities"
@@ -169,23 +171,7 @@ def _as_meant(own: Modality, wanted: Modality) -> Modality:
         return own
     read = {field: getattr(own, field) for field in ("name", "size", "picks", "variable")}
     read["nodata"] = wanted.nodata if own.nodata is None else own.nodata
-    if rows is not None:
-        read["bands"] = own.bands
-        for field in ("mean", "std"):
-            if (values := getattr(wanted, field)) is not None:
-                read[field] = tuple(values[rows.index(row)] for row in range(len(rows)))
     return wanted.with_(**read)
-
-
-def _rows(own: Modality, wanted: Modality) -> list[int] | None:
-    """Return which band of the data each of the model's is; None where their names differ."""
-    if own.bands == wanted.bands:
-        return list(range(own.channels))
-    there = [plain_band(band) for band in own.bands]
-    names = [plain_band(band) for band in wanted.bands]
-    if sorted(there) != sorted(names) or len(set(there)) < len(there):
-        return None
-    return [there.index(name) for name in names]
 
 
 def _predict(
@@ -205,9 +191,7 @@ def _predict(
     masks: set[Path] = set()
     for batch in _batches(data, settings, console):
         bad += batch["bad"]
-        output = predictor.predict(
-            *_inputs(batch, predictor, data.modalities, device)
-        )  # (B, K, h, w)
+        output = predictor.predict(*_inputs(batch, predictor, device))  # (B, K, h, w)
         for number, id_ in enumerate(batch["ids"]):
             there = any(bool(batch["present"][name][number]) for name in batch["present"])
             if not there:
@@ -241,22 +225,20 @@ def _batches(data: PairedDataset, settings: PredictSettings, console: Console) -
 
 
 def _inputs(
-    batch: Batch, predictor: Predictor, data: Mapping[str, Modality], device: str
+    batch: Batch, predictor: Predictor, device: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return pictures and presence of all sensors of the model; those of no sample are zeros.
 
     Args:
-        batch: pictures with the bands of the data.
+        batch: pictures with the bands of the model.
         predictor: whose bands and sensors the inputs have.
-        data: the sensors as they are read.
         device: of the pictures.
     """
     images, present = {}, {}
     size = batch["images"][predictor.reference].shape
     for name, modality in predictor.modalities.items():
         if name in batch["images"]:
-            rows = _rows(data[name], modality) or list(range(modality.channels))
-            images[name] = batch["images"][name][:, rows].to(device)  # (B, C, H, W)
+            images[name] = batch["images"][name].to(device)  # (B, C, H, W)
             present[name] = batch["present"][name]
         else:
             none = torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=device)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decur import plotting, report
-from decur.data.base import PairedDataset
+from decur.data.base import DATASETS, PairedDataset
 from decur.data.sample import Batch
 from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
@@ -48,6 +51,7 @@ class TrainedOn:
         samples: how many there are.
         root: the data's folder, or a word in its place.
         label: one of the data's labels, or a word in its place.
+        options: of a command that reads the data, as far as they are not the usual ones.
     """
 
     text: str
@@ -55,6 +59,7 @@ class TrainedOn:
     samples: int
     root: str
     label: str
+    options: str = ""  # a decur before 0.2 has saved none
 
     @classmethod
     def of(cls, data: PairedDataset) -> TrainedOn:
@@ -66,7 +71,22 @@ class TrainedOn:
             samples=len(data),
             root=str(root or "FOLDER"),
             label=next(iter(data.targets)) if root and data.targets else "LABEL",
+            options=data_options(data) if root else "",
         )
+
+
+def data_options(data: PairedDataset) -> str:
+    """Return the options of a command line that make a data set, but for its folder."""
+    kind = type(data).__name__
+    if kind not in DATASETS.names():
+        return ""  # somebody's own, whose arguments need not be options
+    usual = inspect.signature(type(data)).parameters
+    words = [] if kind == "PairedFolder" else ["--data", kind]
+    for key, value in data.made_of.items():
+        if key != "root" and value != usual[key].default:
+            text = str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
+            words += [f"--data.{key}", shlex.quote(text)]
+    return " ".join(words)
 
 
 def write_report(
@@ -118,7 +138,8 @@ def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
         sensor = min(ranks, key=lambda name: ranks[name])
         name = "directions that features use" + (f", {sensor}" if len(ranks) > 1 else "")
         numbers.append((name, f"{ranks[sensor]:.0f}", "effective rank; 1 is a collapse"))
-    labelled = f"--data.root {data.root} --target {data.label}"
+    words = [f"--data.root {data.root}", *filter(None, [data.options]), f"--target {data.label}"]
+    labelled = " ".join(words)
     return report.summary(
         f"Encoders of {' and '.join(data.sensors)} were pretrained for {epochs} on "
         f"{data.samples:,} samples, without labels.",

@@ -48,7 +48,7 @@ from decur.transfer.examples import choose_examples, draw_examples
 from decur.transfer.fit import averaging_of, train_on_maps, train_on_pictures, train_on_vectors
 from decur.transfer.heads import FCN, Fusion, LateFusion, build_model, save_model
 from decur.transfer.settings import TransferSettings
-from decur.transfer.sources import open_encoders
+from decur.transfer.sources import open_encoders, take_known_bands
 from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
 from decur.transfer.tasks import Kept, choose_task
 
@@ -129,6 +129,7 @@ def _transfer(
     chosen = settings.probe == "auto" and settings.freeze and not task.dense
     settings = settings.complete(task, validated=val_data is not None)
     encoders = open_encoders(whole.modalities, settings)
+    whole = take_known_bands(whole, encoders)
     device = choose_device(settings.device)
     cache = _make_folders(folder, settings.cache)
     quiet_lightning()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
+from decur.data import PairedDataset
+from decur.data.chosen_bands import take_bands, with_bands
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
 from decur.encoders.base import refuse_name, refuse_size
 from decur.encoders.files import HUB, encoder_files
@@ -59,17 +61,25 @@ def open_encoders(
         seed=settings.seed,
         representation=settings.representation,
         missing_bands=settings.missing_bands,
+        by_name=True,
     )
     for name, encoder in encoders.items():
         modality, size = modalities[name], settings.size
         own = (size, size) if size else modality.size
         if own is None:
             continue  # a data set of somebody's own may not say
+        modality = encoder.modality or modality  # the data may have more bands
         refuse_size(encoder, modality, size=own, key="size")
         for scale in settings.test_scales:
             if scale != 1:
                 refuse_size(encoder, modality, size=scaled_size(own, scale), key="test_scales")
     return encoders
+
+
+def take_known_bands(data: PairedDataset, encoders: Mapping[str, Encoder]) -> PairedDataset:
+    """Return a data set of just the bands that encoders of `by_name` have, see `take_bands`."""
+    known = {name: e.modality.bands for name, e in encoders.items() if e.modality is not None}
+    return take_bands(data, known)
 
 
 def gather_encoders(
@@ -80,6 +90,7 @@ def gather_encoders(
     seed: int = 0,
     representation: Representation = "features",
     missing_bands: MissingBands = "refuse",
+    by_name: bool = False,
 ) -> dict[str, Encoder]:
     """Return an encoder for each sensor that is used.
 
@@ -98,6 +109,8 @@ def gather_encoders(
         missing_bands: whether data without some of an encoder's bands is refused, or these count
             as empty: 0 in every scaled picture, as the authors insert B10. Bands go by name then,
             whatever their order; those of torchgeo's weights always do.
+        by_name: take an encoder also where the data has its bands among others, or in another
+            order; `decur.data.selection.take_bands` then gives data of just these.
 
     Returns:
         `{modality: encoder}` in the order of the data, in eval mode, on the CPU. The `modality` of
@@ -139,6 +152,7 @@ def gather_encoders(
             f"encoders: none for modality {missing[0]!r} in {', '.join(sources)}, which has "
             f"{', '.join(known)}; choose others with --modalities, or name the data's sensors alike"
         )
+    fit = partial(_fit, missing_bands=missing_bands, by_name=by_name)
     reopen = cache(restore)  # the sensors of a run share it
     found: dict[str, Encoder] = {}
     for name in chosen:
@@ -156,13 +170,13 @@ def gather_encoders(
             continue
         home = homes[name]
         if representation == "features":
-            found[name] = _fit(load_encoder(home.file), modality, missing_bands, home.file)
+            found[name] = fit(load_encoder(home.file), modality, file=home.file)
             continue
         if home.run is None:
             raise ConfigError(_no_projector(representation, home.file))
         run = reopen(home.run)
         part = _part(run.objective, representation, home.run)
-        encoder = _fit(run.encoders[home.file.stem], modality, missing_bands, home.file)
+        encoder = fit(run.encoders[home.file.stem], modality, file=home.file)
         found[name] = ProjectedEncoder(encoder, run.projectors[home.file.stem], part=part).eval()
     return found
 
@@ -232,7 +246,14 @@ def _homes(sources: Sequence[str]) -> dict[str, _Home]:
     return homes
 
 
-def _fit(encoder: Encoder, modality: Modality, missing_bands: MissingBands, file: Path) -> Encoder:
+def _fit(
+    encoder: Encoder,
+    modality: Modality,
+    *,
+    missing_bands: MissingBands,
+    by_name: bool,
+    file: Path,
+) -> Encoder:
     """Return the encoder for the data's bands; refuse one that is for another sensor."""
     assert encoder.modality is not None  # encoder files have one
     own = encoder.modality.bands
@@ -242,6 +263,8 @@ def _fit(encoder: Encoder, modality: Modality, missing_bands: MissingBands, file
         encoder = select_bands(encoder, modality.bands)
         if absent:
             log.info("%s: the data has no %s, which counts as empty", modality.name, absent)
+    elif by_name:
+        modality = with_bands(modality, own) or modality
     try:
         encoder.check(modality)
     except DataError as error:
