@@ -6,6 +6,7 @@ same in every figure, and the colour-blind can tell them apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
@@ -126,7 +127,7 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     Returns:
         (H, W, 3) in [0, 1].
     """
-    names = [band.lower() for band in modality.bands]
+    names = [re.sub(r"^b0+(?=\d)", "b", band.lower()) for band in modality.bands]  # B04 is B4
     shown = [0, 0, 0]
     for colours in (("b4", "b3", "b2"), ("r", "g", "b"), ("red", "green", "blue")):
         if set(colours) <= set(names):

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("drawing")
     ("bands", "shown"),
     [
         (("B2", "B3", "B4", "B8"), (2, 1, 0)),
+        (("B02", "B03", "B04", "B8A"), (2, 1, 0)),
         (("R", "G", "B"), (0, 1, 2)),
         (("a", "b", "c"), (0, 1, 2)),
         (("VV", "VH"), (0, 0, 0)),
