@@ -226,6 +226,16 @@ def test_a_worker_that_outlives_its_command_leaves_nothing_behind(folder, tmp_pa
     assert files(out) == whole
 
 
+def test_what_killed_commands_leave_half_written_goes(folder, tmp_path):
+    out = tmp_path / "out"
+    pack(folder, out, chunk_mb=SMALL)
+    whole = {path.name for path in out.iterdir()}
+    (out / ".samples.npz.4711.tmp").write_bytes(b"half")
+    (out / STATE).mkdir()  # killed between the last file and this folder's end
+    assert pack(folder, out, chunk_mb=SMALL)
+    assert {path.name for path in out.iterdir()} == whole
+
+
 def test_a_full_disk_is_one_line_and_resumable(folder, tmp_path, monkeypatch):
     pack(folder, tmp_path / "whole", chunk_mb=SMALL)
     from litdata.streaming.writer import BinaryWriter

@@ -1,5 +1,7 @@
 """`decur predict`: maps of scenes, against the model called by hand and against rasterio."""
 
+import signal
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +15,11 @@ from torch.nn.functional import conv2d, pad
 
 from decur.cli import main
 from decur.data import LoaderSettings
-from decur.errors import ConfigError
+from decur.data.grid import Grid
+from decur.errors import ConfigError, WriteError
 from decur.predict import PredictSettings, model, predict
 from decur.predict import scene as scene_module
+from decur.predict.raster_files import Layout, write_optimised, write_tile
 from decur.transfer.heads import load_model
 
 
@@ -266,6 +270,25 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     line = refused(capsys, tmp_path, make_model(), "--scene", *scene)
     assert "too few" in line and "make room" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits of files")
+def test_a_map_that_does_not_fit_is_told_once(tmp_path, capfd):
+    import resource
+
+    tile = tmp_path / "tile.tif"
+    pixels = np.random.default_rng(0).integers(0, 200, (1, 512, 512), dtype=np.uint8)
+    layout = Layout("uint8", 255, ("class",))
+    write_tile(tile, pixels, Grid("EPSG:32632", 0.0, 0.0, (10.0, 10.0), 512, 512), layout)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(WriteError, match=r"whole\.tif: cannot be written"):
+            write_optimised(tile, tmp_path / "whole.tif", layout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capfd.readouterr().err == ""  # nothing of libtiff's own
 
 
 def test_no_raster_of_the_scene_is_overwritten(make_model, scene, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,7 +203,7 @@ def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
         "BIGTIFF": "IF_SAFER",
     }
     try:
-        with rasterio.Env(GDAL_CACHEMAX=_CACHE, GDAL_PAM_ENABLED="NO"):
+        with _silent_gdal(), rasterio.Env(GDAL_CACHEMAX=_CACHE, GDAL_PAM_ENABLED="NO"):
             copy(source, whole, driver="COG", **options)
             _refuse_cut_off(whole)
     except (RasterioError, CPLE_BaseError, SystemError) as error:  # GDAL may fail without a word
@@ -208,6 +211,30 @@ def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
         raise WriteError(
             f"{whole}: cannot be written ({reason}); make room and give the same command again"
         ) from error
+
+
+@contextmanager
+def _silent_gdal() -> Iterator[None]:
+    """Keep GDAL and libtiff from printing what they also raise.
+
+    libtiff, which no Python handler reaches, prints that it could not write before GDAL hears of it.
+    """
+    import rasterio._io
+
+    tiff = ctypes.CDLL(rasterio._io.__file__)  # its names are also those of what it links
+    silence = getattr(tiff, "TIFFSetErrorHandler", None)  # None where GDAL hides its own libtiff
+    if silence is not None:
+        silence.restype, silence.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    logger = logging.getLogger("rasterio")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    before = silence(None) if silence is not None else None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if silence is not None:
+            silence(before)
 
 
 def publish(whole: Path, out: Path, layout: Layout) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +30,9 @@ from decur.data.packed.metadata import (
     write_metadata,
 )
 from decur.data.sample import Sample
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError, DecurError
 from decur.modality import Modality
-from decur.runs import write_text
+from decur.runs import remove_leftovers, write_text
 
 STATE = ".packing"  # folder of what is done, until all is
 _LARGEST = 2048  # MB of a chunk: litdata's offsets are of 32 bits
@@ -92,6 +92,7 @@ def pack(
     plan = _plan(data, compression, quantize, chunk_mb)
     try:
         if _open(folder, plan):
+            _tidy(folder)
             return True
         mine = range(number - 1, plan.chunks, parts)
         todo = [k for k in mine if not _done(folder, k).is_file()]
@@ -111,9 +112,11 @@ def pack(
             progress(count, len(mine))
         if all(_done(folder, k).is_file() for k in range(plan.chunks)):
             _merge(folder, plan, data, max_bad)
-    except OSError as error:
+    except (OSError, DecurError) as error:
         if (folder / HEADER).is_file():  # another part has just merged, and cleared the state away
             return True
+        if isinstance(error, DecurError):
+            raise
         raise DataError(_cannot_write(folder, error)) from error
     return (folder / HEADER).is_file()
 
@@ -173,7 +176,7 @@ class _Chunks(Dataset[str | None]):
         self.data, self.folder, self.plan = data, folder, plan
 
     def __getitem__(self, k: int) -> str | None:
-        temporary = self.folder / STATE / f"{k}.{os.uname().nodename}.{os.getpid()}"
+        temporary = self.folder / STATE / f"{k}.{platform.node()}.{os.getpid()}"
         try:
             self._write(k, temporary)
         except OSError as error:
@@ -285,7 +288,7 @@ def _open(folder: Path, plan: PackingPlan) -> bool:
         if foreign and not state.is_file():  # another part may have begun just now
             raise ConfigError(f"{folder}: is not empty and holds no packed data; choose another")
         state.parent.mkdir(parents=True, exist_ok=True)
-        mine = state.with_name(f"plan.{os.uname().nodename}.{os.getpid()}")
+        mine = state.with_name(f"plan.{platform.node()}.{os.getpid()}")
         mine.write_text(json.dumps(ours))
         mine.replace(state)
     return False
@@ -316,7 +319,7 @@ def _merge(folder: Path, plan: PackingPlan, data: PairedDataset, max_bad: float)
             f"{len(bad)} of {plan.samples} samples cannot be read, the first: {path}: {reason}; "
             "mend them and run the command again, or raise max_bad"
         )
-    temporary = folder / STATE / f"merge.{os.uname().nodename}.{os.getpid()}"
+    temporary = folder / STATE / f"merge.{platform.node()}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     indices = [folder / STATE / f"{k}.index.json" for k in range(plan.chunks)]
@@ -339,8 +342,13 @@ def _merge(folder: Path, plan: PackingPlan, data: PairedDataset, max_bad: float)
         bad=bad,
         stamp=stamp,
     )
-    with suppress(OSError):
-        shutil.rmtree(folder / STATE)
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Delete the state of a packing that is done, and what killed commands left half written."""
+    shutil.rmtree(folder / STATE, ignore_errors=True)
+    remove_leftovers(folder)
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:
