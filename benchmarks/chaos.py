@@ -6,8 +6,9 @@ Each trial is a command on a few tiny pairs, in a process of its own that is for
 
 - kills: the process is killed (SIGKILL) at a random moment and started again; it must end with
   what an undisturbed one has written, to the bit.
-- full disk: no file may grow beyond a random size (RLIMIT_FSIZE); the command must end in one line,
-  and once there is room end as if nothing had been.
+- full disk: the command writes to a small disk of its own (a tmpfs, where this process may mount
+  one; elsewhere, or with --no-mount, no file may grow beyond a random size, and the table calls it
+  "file limit"); it must end in one line, and once there is room end as if nothing had been.
 - flipped bits: a byte of one file is changed; commands that read it must end well.
 - fuzz: inputs and options of random nonsense; commands must end well.
 
@@ -27,12 +28,13 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,8 +42,17 @@ import numpy as np
 from PIL import Image
 
 LIMIT = 300.0  # seconds, after which a command counts as hanging
-COMMANDS = ("pretrain", "embed", "pack", "transfer", "compare")
+COMMANDS = ("pretrain", "embed", "pack", "transfer", "compare", "predict", "explain")
+NEEDED = (
+    "pretrain",
+    "embed",
+    "pack",
+    "transfer",
+    "predict",
+)  # by what reads flipped and fuzzed files
 PAIRS = 16
+ROOM = 500_000_000  # bytes of a disk that is large enough
+SIZES = (100, 10_000, 50_000, 200_000)  # bytes that a full disk takes, or a file
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ class Chaos:
         self.seconds: dict[str, float] = {}
         self.wanted: dict[str, str] = {}
         make_pairs(home / "pairs")
+        make_scene(home / "scene")
 
     def reference(self, commands: Sequence[str]) -> None:
         """Run each command undisturbed, and keep what it has written."""
@@ -176,6 +188,11 @@ class Chaos:
             "transfer": [data, f"--encoders={run_folder}", f"--run={out / command}", workers]
             + ["--target=kind", "--folds=2", "--device=cpu"],
             "compare": [f"--config={self.comparison(tiny)}", f"--run={out / command}"],
+            "predict": [str(self.home / "reference" / "transfer"), "--scene"]
+            + [f"{name}={self.home / 'scene' / name}.tif" for name in ("a", "b")]
+            + [f"--out={out / command / 'map.tif'}", "--window=16", "--tile=64", workers],
+            "explain": [str(run_folder), f"--out={out / command}", "--only", "alignment", "shared"]
+            + [workers],
         }
         return [command, *words[command]]
 
@@ -198,23 +215,40 @@ class Chaos:
             print(f"{kind}, {what}: {why}", flush=True)
 
     def disturb(self, kind: str, count: int, commands: Sequence[str]) -> None:
-        """Disturb commands, by "kills" or a "full disk", and let them end afterwards."""
+        """Disturb commands, and let them end afterwards.
+
+        Args:
+            kind: "kills", a "full disk" that is mounted, or a "file limit".
+            count: of trials.
+            commands: that take turns.
+        """
         for number in range(count):
             command = commands[number % len(commands)]
-            out = self.home / f"{kind}-{number}"
+            out = self.home / f"{kind.replace(' ', '-')}-{number}"
             words = self.arguments(command, out)
-            if kind == "kills":
-                run(words, kill_after=self.rng.uniform(0, self.seconds[command]))
+            size = self.rng.choice(SIZES)
+            with small_disk(out) if kind == "full disk" else nullcontext() as grow:
                 why = ""
-            else:
-                why = run(words, largest=self.rng.choice([100, 1000, 10_000, 50_000])).wrong()
-            again = run(words)
-            if not why and (again.code or again.wrong()):
-                why = f"then code {again.code}: {again.wrong() or again.text[-200:]}"
-            if not why and digest(out / command) != self.wanted[command]:
-                why = "other results than those of an undisturbed one"
-            self.note(kind, f"{command} {number}", why)
+                if kind == "kills":
+                    run(words, kill_after=self.rng.uniform(0, self.seconds[command]))
+                elif kind == "file limit":
+                    why = run(words, largest=size).wrong()
+                elif grow is not None:
+                    grow(size)
+                    why = run(words).wrong()
+                    grow(ROOM)
+                self.note(kind, f"{command} {number}", why or self.ends(command, words, out))
             shutil.rmtree(out, ignore_errors=True)
+
+    def ends(self, command: str, words: Sequence[str], out: Path) -> str:
+        """Run a command that was disturbed again; return what is wrong with what it leaves."""
+        again = run(words)
+        if again.code or again.wrong():
+            return f"then code {again.code}: {again.wrong() or again.text[-200:]}"
+        if digest(out / command) != self.wanted[command]:
+            return "other results than those of an undisturbed one"
+        left = [path.name for path in (out / command).rglob(".*.tmp")]
+        return f"left behind: {left}" if left else ""
 
     def flip(self, count: int) -> None:
         """Change a byte of a file, and run what reads it."""
@@ -236,6 +270,7 @@ class Chaos:
         packed += [f"--encoders={run_folder}", f"--out={out}"]
         transfer = self.arguments("transfer", out)
         neighbors = ["neighbors", str(kept / "embed"), "--part=features"]
+        predict = self.arguments("predict", out)
         found = [
             (run_folder / "encoders" / "a.safetensors", embed),
             (run_folder / "config.yaml", embed),
@@ -244,6 +279,8 @@ class Chaos:
             (pairs / "b" / "00.npy", embed),
             (pairs / "labels.csv", transfer),
             (pairs / "modalities.yaml", embed),
+            (kept / "transfer" / "model.safetensors", predict),
+            (self.home / "scene" / "a.tif", predict),
             *((file, neighbors) for file in sorted((kept / "embed").glob("*"))),
             *((file, packed) for file in sorted((kept / "pack").glob("*"))),
         ]
@@ -267,8 +304,9 @@ class Chaos:
                 file, words = self.rng.choice(self.readers())
                 self.changed("fuzz", file, nonsense(self.rng, file.read_bytes()), words)
                 continue
-            words = self.arguments(self.rng.choice(COMMANDS[:4]), self.home / "out")
-            place = self.rng.randrange(1, len(words))
+            words = self.arguments(self.rng.choice(NEEDED), self.home / "out")
+            options = [n for n, word in enumerate(words) if word.startswith("--") and "=" in word]
+            place = self.rng.choice(options)
             key = words[place].partition("=")[0]
             words[place] = f"{key}={self.rng.choice(VALUES)}"
             if key.startswith(("--run", "--out")):
@@ -321,6 +359,8 @@ def import_once() -> None:
     """Import what commands import, which the forked processes then have."""
     import decur.embed.embedding
     import decur.embed.neighbors
+    import decur.explain.run
+    import decur.predict.scene
     import decur.pretrain.run
     import decur.transfer.run  # noqa: F401
 
@@ -342,15 +382,71 @@ def make_pairs(root: Path) -> None:
     )
 
 
+def make_scene(folder: Path) -> None:
+    """Write a raster of each sensor, 192 pixels a side: nine tiles of the map."""
+    import rasterio
+
+    folder.mkdir()
+    made = np.random.default_rng(1)
+    for name, bands, dtype in (("a", 3, "uint8"), ("b", 1, "float32")):
+        pixels = made.integers(0, 255, (bands, 192, 192)).astype(dtype)
+        place = rasterio.Affine(10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0)
+        profile = {"count": bands, "height": 192, "width": 192, "dtype": dtype, "transform": place}
+        file = rasterio.open(folder / f"{name}.tif", "w", "GTiff", crs="EPSG:32632", **profile)
+        with file:
+            file.write(pixels)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
+    """Mount a disk in memory at a folder; yield what gives it as many bytes.
+
+    Raises:
+        OSError: if this process may not.
+    """
+    folder.mkdir()
+
+    def mount(size: int, *more: str) -> None:
+        words = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs"]
+        subprocess.run([*words, str(folder)], check=True, capture_output=True)
+
+    try:
+        mount(ROOM)
+    except subprocess.CalledProcessError as error:
+        raise PermissionError(error.stderr.decode(errors="replace").strip()) from error
+    try:
+        yield lambda size: mount(size, "remount")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def may_mount() -> bool:
+    """Return whether this process may mount small disks."""
+    with suppress(OSError), tempfile.TemporaryDirectory() as home, small_disk(Path(home) / "disk"):
+        return True
+    return False
+
+
 def digest(folder: Path) -> str:
     """Return a digest of the results in a folder: weights, vectors, scores and packed samples."""
-    wanted = ("*.safetensors", "*.parquet", "results.json", "*.bin", "results.csv")
+    wanted = (
+        "*.safetensors",
+        "*.parquet",
+        "results.json",
+        "*.bin",
+        "results.csv",
+        "*.tif",
+        "*.npz",
+    )
     found = hashlib.sha256()
     for file in sorted(f for pattern in wanted for f in folder.rglob(pattern)):
         content = file.read_bytes()
         if file.suffix == ".json":  # without what a clock has measured
             values = json.loads(content)
             content = json.dumps(values.get("metrics"), sort_keys=True).encode()
+        if file.suffix == ".npz":  # without the time at which it was written
+            with np.load(file) as arrays:
+                content = b"".join(name.encode() + arrays[name].tobytes() for name in arrays.files)
         found.update(str(file.relative_to(folder)).encode() + content)
     return found.hexdigest()
 
@@ -358,8 +454,11 @@ def digest(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--full", type=int, default=12, help="trials with a full disk")
+    parser.add_argument("--kills", type=int, default=21)
+    parser.add_argument("--full", type=int, default=14, help="trials with a full disk")
+    parser.add_argument(
+        "--no-mount", dest="mount", action="store_false", help="limit files in place of a disk"
+    )
     parser.add_argument("--flips", type=int, default=60)
     parser.add_argument("--fuzz", type=int, default=200)
     parser.add_argument("--commands", nargs="+", default=list(COMMANDS), choices=COMMANDS)
@@ -369,9 +468,10 @@ def main() -> None:
     import_once()
     with tempfile.TemporaryDirectory() as home:
         chaos = Chaos(Path(home), given.seed)
-        chaos.reference([c for c in COMMANDS if c in given.commands or c != "compare"])
+        chaos.reference([c for c in COMMANDS if c in (*given.commands, *NEEDED)])
         chaos.disturb("kills", given.kills, given.commands)
-        chaos.disturb("full disk", given.full, given.commands)
+        full = "full disk" if given.mount and may_mount() else "file limit"
+        chaos.disturb(full, given.full, given.commands)
         chaos.flip(given.flips)
         chaos.fuzz(given.fuzz)
     for kind, counts in chaos.table().items():
