@@ -217,7 +217,7 @@ def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
 def _silent_gdal() -> Iterator[None]:
     """Keep GDAL and libtiff from printing what they also raise.
 
-    libtiff, which no Python handler reaches, prints that it could not write before GDAL hears of it.
+    libtiff, which no handler of Python reaches, prints that it could not write.
     """
     import rasterio._io
 
