@@ -14,7 +14,8 @@ from decur.encoders import load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.predict import predict, predict_data
 from decur.predict.folder import mask_name
-from decur.transfer.heads import load_model
+from decur.predict.model import open_predictor
+from decur.transfer.heads import load_model, save_model
 
 QUICK = LoaderSettings(batch_size=8, workers=0)
 
@@ -227,3 +228,26 @@ def test_help_lists_what_a_map_needs(capsys):
         main(["predict", "--help"])
     assert not ended.value.code
     assert "--scene" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("kind", "../x"),
+        ("classes", ["one", "two"]),
+        ("classes", [1, None, 2]),
+        ("classes", "abc"),
+        ("target", None),
+        ("size", "32"),
+        ("size", -3),
+        ("pictures", {"s1": [0, 0]}),
+        ("pictures", {"s1": 3}),
+        ("pictures", [1]),
+    ],
+)
+def test_a_model_whose_header_does_not_fit_is_refused(make_model, key, value):
+    folder = make_model()
+    trained, header = load_model(folder / "model.safetensors")
+    save_model(trained, folder / "model.safetensors", {**header, key: value})
+    with pytest.raises(DataError, match="model.safetensors"):
+        open_predictor(folder)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from decur.digest import digest
 from decur.encoders.base import Encoder, refuse_size
-from decur.errors import DataError
+from decur.errors import PIXELS, DataError, reading
 from decur.features import scaled
 from decur.modality import Modality
 from decur.transfer.heads import CMX, load_model
@@ -109,10 +110,10 @@ class HeadPredictor(Predictor):
     def __init__(self, path: Path) -> None:
         file = path / MODEL if path.is_dir() else path
         self.model, header = load_model(file)
+        with reading(file, "copy it anew", "its header is damaged"):
+            _check_header(file, header, self.model.outputs)
         self.file = file
         self.kind, self.classes = str(header["kind"]), tuple(header["classes"])
-        if self.kind not in ("mask", "class", "multilabel", "scalar"):
-            raise DataError(f"{file}: predicts a {self.kind}, which no map can hold")
         self.bands = self.classes or (str(header["target"]),)
         self.encoders = {name: self.model.encoder(name) for name in self.model.encoders}
         self.modalities = {name: self.model.modality(name) for name in self.encoders}
@@ -160,6 +161,38 @@ class HeadPredictor(Predictor):
                 return shares
             return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
         return output.sigmoid() if self.kind == "multilabel" else output.softmax(dim=1)
+
+
+def _check_header(file: Path, header: Mapping[str, Any], outputs: int) -> None:
+    """Refuse a header that does not say what the model's outputs are, and of which pictures.
+
+    Args:
+        file: for messages.
+        header: of a model of `decur transfer`.
+        outputs: their number.
+
+    Raises:
+        DataError: naming the key.
+    """
+    kind, classes, known = header.get("kind"), header.get("classes"), header.get("pictures") or {}
+    if kind not in ("mask", "class", "multilabel", "scalar"):
+        raise DataError(f"{file}: predicts a {kind}, which no map can hold")
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    sizes = [header.get("size")]
+    if isinstance(known, dict):
+        sizes += [side for size in known.values() for side in (size or ())]
+    holds = {
+        "target": isinstance(header.get("target"), str),
+        "classes": named and len(classes or ()) == (0 if kind == "scalar" else outputs),
+        "pictures": isinstance(known, dict) and all(len(v or (1, 1)) == 2 for v in known.values()),
+        "size": all(
+            side is None or (isinstance(side, int) and PIXELS[0] <= side <= PIXELS[1])
+            for side in sizes
+        ),
+    }
+    for key, right in holds.items():
+        if not right:
+            raise DataError(f"{file}: {key!r} of its header does not fit the model; copy it anew")
 
 
 def _size(value: object) -> Size | None:

@@ -30,7 +30,7 @@ from decur.data.packed.metadata import (
     write_metadata,
 )
 from decur.data.sample import Sample
-from decur.errors import BadSampleError, ConfigError, DataError, DecurError
+from decur.errors import BadSampleError, ConfigError, DataError, WriteError
 from decur.modality import Modality
 from decur.runs import remove_leftovers, write_text
 
@@ -112,10 +112,10 @@ def pack(
             progress(count, len(mine))
         if all(_done(folder, k).is_file() for k in range(plan.chunks)):
             _merge(folder, plan, data, max_bad)
-    except (OSError, DecurError) as error:
+    except (OSError, DataError, WriteError) as error:
         if (folder / HEADER).is_file():  # another part has just merged, and cleared the state away
             return True
-        if isinstance(error, DecurError):
+        if not isinstance(error, OSError):
             raise
         raise DataError(_cannot_write(folder, error)) from error
     return (folder / HEADER).is_file()
