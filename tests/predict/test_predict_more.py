@@ -249,5 +249,5 @@ def test_a_model_whose_header_does_not_fit_is_refused(make_model, key, value):
     folder = make_model()
     trained, header = load_model(folder / "model.safetensors")
     save_model(trained, folder / "model.safetensors", {**header, key: value})
-    with pytest.raises(DataError, match="model.safetensors"):
+    with pytest.raises(DataError, match=r"model\.safetensors"):
         open_predictor(folder)
