@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
 import decur
 from decur.cli import COMMANDS, main
 from decur.config import command_of, describe, find_config, recipes
-from decur.errors import ConfigError
+from decur.errors import ConfigError, printable
 
 
 def test_help_needs_no_heavy_import():
@@ -41,7 +43,7 @@ def test_help_shows_first_what_people_set(capsys):
             main(["pretrain", *words])
     first, everything = capsys.readouterr().out.split("usage: decur pretrain")[1:]
     places = [first.index(f"--{key} ") for key in ("data.root", "objective.common", "run")]
-    assert places == sorted(places) and "[default: 0.875]" in first
+    assert places == sorted(places) and "[default: 0.875]" in " ".join(first.split())
     assert "--checkpoint.keep" in everything and "--checkpoint.keep" not in first
 
 
@@ -166,3 +168,30 @@ def test_stats_writes_what_pretraining_takes(make_pairs, capsys, tmp_path):
 def test_a_recipe_that_differed_by_its_objective_names_the_option(base, objective):
     with pytest.raises(ConfigError, match=f"use --config {base} --objective {objective}"):
         find_config(f"{base}-{objective.lower()}")
+
+
+@pytest.mark.parametrize("word", ["--data.root=fo\udce9", "--run=\udcff"])
+def test_names_that_no_report_could_hold_are_refused(word, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", word])
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and line.startswith("error: ") and "UTF-8" in line
+
+
+def test_names_steer_no_terminal(capsys):
+    with pytest.raises(SystemExit):
+        main(["a\x1b[31m\x07b"])
+    assert not {"\x1b", "\x07"} & {*capsys.readouterr().err}
+    assert printable("a\x1b[2J\tb\n") == "a\ufffd[2J\tb\n"
+
+
+def test_a_warning_of_a_library_is_one_line(monkeypatch, capsys):
+    command = SimpleNamespace(main=lambda words: warnings.warn("low\ncontrast", stacklevel=1))
+    monkeypatch.setattr("decur.cli.import_module", lambda name: command)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *told: print(
+            warnings.formatwarning(*told), end="", file=sys.stderr
+        )
+        warnings.simplefilter("always")
+        main(["recipes"])
+    assert capsys.readouterr().err == "WARNING: low contrast\n"

@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
 from decur import completion
-from decur.errors import DecurError, did_you_mean, lacks_memory, reason_of
+from decur.errors import DecurError, did_you_mean, lacks_memory, printable, reason_of
 from decur.signals import interruptible, running_command
 
 # What each command runs, as "module:function", and what it does.
@@ -114,17 +115,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS, f"choose from {', '.join(COMMANDS)}")
         _fail(f"no command {name!r}; {hint}", 2)
+    for word in rest:
+        if word != word.encode(errors="replace").decode():  # reports and tables could not name it
+            _fail(f"{word!r}: is no UTF-8; rename that file or folder", 2)
     given = {*rest} & EVERYWHERE.keys()
     rest = [word for word in rest if word not in EVERYWHERE]
     _set_environment(name)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    with _said_to_processes(given), running_command(), interruptible() as asked:
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_Printable("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
+    with _said_to_processes(given), _short_warnings(), running_command(), interruptible() as asked:
         try:
             _run(name, rest)
         except SystemExit:
             if asked.is_set():  # Lightning takes Ctrl-C for itself, and ends with another code
                 _fail("interrupted", 130)
             raise
+
+
+class _Printable(logging.Formatter):
+    """Lines without control characters, which names of files and labels may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return printable(super().format(record))
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Let warnings of libraries be a line each, without the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: (  # type: ignore[assignment]
+        f"WARNING: {printable(' '.join(str(message).split()))}\n"
+    )
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager
@@ -194,7 +221,7 @@ def _end(error: Exception) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -86,6 +86,8 @@ EPOCHS = (1, 1_000_000)
 STEPS = (1, 1_000_000_000)
 RATES = (0.0, 1e38)  # of learning, of decay: what float32 holds
 SEEDS = (0, 2**32 - 1)  # what numpy takes
+WORKERS = (0, 1024)  # processes or threads that read
+SHARE = (0.0, 1.0)
 
 
 def check_ranges(settings: object, where: str = "", **ranges: tuple[float, float]) -> None:
@@ -107,6 +109,13 @@ def check_ranges(settings: object, where: str = "", **ranges: tuple[float, float
                 for number in (low, high, value)
             )
             raise ConfigError(f"{where}{key}: must be from {least} to {most}, is {given}")
+
+
+def printable(text: str) -> str:
+    """Return a text of lines without control characters, with which a name steers a terminal."""
+    return "".join(
+        "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text
+    )
 
 
 def plain_name(name: str, what: str) -> str:

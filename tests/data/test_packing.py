@@ -513,8 +513,10 @@ def test_other_labels_are_another_source(folder, tmp_path):
         pack(changed, tmp_path / "out", chunk_mb=SMALL)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"max_bad": -1}])
-def test_options_below_zero_are_named(folder, tmp_path, wrong):
+@pytest.mark.parametrize(
+    "wrong", [{"workers": -1}, {"workers": 10**9}, {"max_bad": -1}, {"max_bad": float("inf")}]
+)
+def test_options_out_of_range_are_named(folder, tmp_path, wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         pack(folder, tmp_path / "out", **wrong)
 

@@ -323,3 +323,12 @@ def test_damaged_unfinished_work_is_that_of_another_map(make_model, scene, tmp_p
     folder = make_model(classes=("dry", "gro\x01und", "wood"))  # no XML may hold the second
     predict(folder, scene, **quick(tmp_path / "map.tif"))
     assert "<Category>ground</Category>" in (tmp_path / "map.tif.aux.xml").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"resolution": 0.0}, {"resolution": float("inf")}, {"bounds": (0, 0, float("inf"), 1)}],
+)
+def test_numbers_without_end_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        PredictSettings(**wrong)

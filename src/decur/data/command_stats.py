@@ -14,7 +14,7 @@ from decur.data.decoding import MAX_PIXELS
 from decur.data.listing import subfolders
 from decur.data.pairing import pair_files
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
-from decur.errors import ConfigError
+from decur.errors import WORKERS, ConfigError, check_ranges
 from decur.modality import PRESETS, Modality, load_modalities
 from decur.terminal import make_table
 
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         help="Height times width of a picture at most; larger ones are left out.",
     )
     settings = parser.parse(arguments)
+    check_ranges(settings, workers=WORKERS)
     own = Path(settings.root) / "modalities.yaml"
     out = Path(settings.out or own)
     if out.exists() and not settings.overwrite:

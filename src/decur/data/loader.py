@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from decur.errors import DataError, check_ranges
+from decur.errors import SHARE, WORKERS, DataError, check_ranges
 
 
 @dataclass
@@ -29,7 +29,7 @@ class LoaderSettings:
 
     def __post_init__(self) -> None:
         batch = {"batch_size": (2, 1_000_000)}
-        check_ranges(self, "loader.", **batch, workers=(0, 1024), max_bad=(0, 1))
+        check_ranges(self, "loader.", **batch, workers=WORKERS, max_bad=SHARE)
 
     def processes(self, sharing: int = 1) -> int:
         """Return the number of reading processes, with the default filled in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -58,14 +59,14 @@ class PredictSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, window=PIXELS, overlap=(0, 0.9), min_valid=(0, 1), tile=(64, 16_384))
-        if self.resolution is not None and not self.resolution > 0:
-            raise ConfigError(f"resolution: must be above 0, is {self.resolution:g}")
+        if self.resolution is not None and not 0 < self.resolution < math.inf:
+            raise ConfigError(f"resolution: must be a number above 0, is {self.resolution:g}")
         if self.bounds is not None:
             west, south, east, north = self.bounds
-            if not (west < east and south < north):
+            if not (-math.inf < west < east < math.inf and -math.inf < south < north < math.inf):
                 raise ConfigError(
-                    f"bounds: left, lower, right and upper edge must rise, are {west:g} {south:g} "
-                    f"{east:g} {north:g}"
+                    "bounds: left, lower, right and upper edge must be numbers that rise, are "
+                    f"{west:g} {south:g} {east:g} {north:g}"
                 )
         _ = self.number
 

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,15 @@ from decur.data.packed.metadata import (
     write_metadata,
 )
 from decur.data.sample import Sample
-from decur.errors import BadSampleError, ConfigError, DataError, WriteError
+from decur.errors import (
+    SHARE,
+    WORKERS,
+    BadSampleError,
+    ConfigError,
+    DataError,
+    WriteError,
+    check_ranges,
+)
 from decur.modality import Modality
 from decur.runs import remove_leftovers, write_text
 
@@ -79,10 +88,8 @@ def pack(
     """
     folder = Path(out)
     number, parts = parse_part(part)
-    if workers < 0:
-        raise ConfigError(f"workers: must be 0 or more, is {workers}")
-    if not max_bad >= 0:
-        raise ConfigError(f"max_bad: is a share of the samples, 0 or more, not {max_bad:g}")
+    numbers = SimpleNamespace(workers=workers, max_bad=max_bad)
+    check_ranges(numbers, workers=WORKERS, max_bad=SHARE)
     if not 0 < chunk_mb <= _LARGEST:
         raise ConfigError(f"chunk_mb: must be above 0 and at most {_LARGEST}, is {chunk_mb:g}")
     if compression == "zstd":
