@@ -145,7 +145,7 @@ class _Printable(logging.Formatter):
 def _short_warnings() -> Iterator[None]:
     """Let warnings of libraries be a line each, without the code that they come from."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: (  # type: ignore[assignment]
+    warnings.formatwarning = lambda message, *_, **__: (
         f"WARNING: {printable(' '.join(str(message).split()))}\n"
     )
     try:

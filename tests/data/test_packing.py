@@ -23,7 +23,7 @@ from decur.data.packed import pack
 from decur.data.packed.items import decode, encode, matches, zstd
 from decur.data.packed.reading import verify
 from decur.data.packed.writing import STATE, _Chunks, _open, _plan, parse_part, quantized
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError, RunLostError
 from decur.pretrain.data import EpochBatches
 
 pytest.importorskip("litdata")
@@ -234,6 +234,12 @@ def test_what_killed_commands_leave_half_written_goes(folder, tmp_path):
     (out / STATE).mkdir()  # killed between the last file and this folder's end
     assert pack(folder, out, chunk_mb=SMALL)
     assert {path.name for path in out.iterdir()} == whole
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_told(folder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RunLostError, match="deleted meanwhile"):
+        pack(folder, out, chunk_mb=SMALL, progress=lambda done, of: shutil.rmtree(out))
 
 
 def test_a_full_disk_is_one_line_and_resumable(folder, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
-from decur.transfer import CMX, FitSettings, LateFusion, trainee
+from decur.errors import ConfigError
+from decur.transfer import CMX, FitSettings, LateFusion, TransferSettings, trainee
 from decur.transfer.engine import Best
 from decur.transfer.tasks import make_task
 from decur.transfer.trainee import parameter_groups
@@ -266,3 +267,10 @@ def test_a_linear_probe_sees_augmented_pictures_only_where_it_is_asked_to(
     assert all(torch.equal(v, state[f"encoders.sar.{key}"]) for key, v in start.items())
     heads = [load_file(f / "model.safetensors")["head.weight"] for f in (plain, asked)]
     assert not torch.allclose(*heads)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("key", ["seed", "fold_seed"])
+def test_seeds_that_numpy_does_not_take_are_refused(key, seed):
+    with pytest.raises(ConfigError, match=f"{key}: must be from 0"):
+        TransferSettings(**{key: seed})

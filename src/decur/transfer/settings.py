@@ -254,7 +254,8 @@ class TransferSettings:
             )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: a share in [0, 1), is {self.val_fraction:g}")
-        check_ranges(self, size=PIXELS, folds=(2, 10_000), bootstrap=(0, 1_000_000), seed=SEEDS)
+        check_ranges(self, size=PIXELS, folds=(2, 10_000), bootstrap=(0, 1_000_000))
+        check_ranges(self, seed=SEEDS, fold_seed=SEEDS)
         self.test_scales = tuple(self.test_scales)
         if not self.test_scales or any(scale <= 0 for scale in self.test_scales):
             raise ConfigError(

@@ -37,11 +37,13 @@ from decur.errors import (
     BadSampleError,
     ConfigError,
     DataError,
+    RunLostError,
     WriteError,
     check_ranges,
 )
 from decur.modality import Modality
 from decur.runs import remove_leftovers, write_text
+from decur.signals import ignore_signals
 
 STATE = ".packing"  # folder of what is done, until all is
 _LARGEST = 2048  # MB of a chunk: litdata's offsets are of 32 bits
@@ -85,6 +87,7 @@ def pack(
     Raises:
         ConfigError: for options that cannot be, or that differ from those it was begun with.
         DataError: if the disk is full or the data cannot be read; the same call then goes on.
+        RunLostError: if the folder was deleted meanwhile.
     """
     folder = Path(out)
     number, parts = parse_part(part)
@@ -110,6 +113,7 @@ def pack(
             batch_size=None,
             num_workers=min(workers, len(todo)),
             in_order=False,
+            worker_init_fn=ignore_signals,
             # the loader's own draw of a worker seed would otherwise consume the global state
             generator=torch.Generator(),
         )
@@ -117,9 +121,14 @@ def pack(
             if failed is not None:
                 raise DataError(failed)
             progress(count, len(mine))
+        missing = not all(_done(folder, k).is_file() for k in mine)
+        if missing and not (folder / HEADER).is_file():  # which is there before the state goes
+            raise _lost(folder)
         if all(_done(folder, k).is_file() for k in range(plan.chunks)):
             _merge(folder, plan, data, max_bad)
     except (OSError, DataError, WriteError) as error:
+        if not folder.is_dir():
+            raise _lost(folder) from error
         if (folder / HEADER).is_file():  # another part has just merged, and cleared the state away
             return True
         if not isinstance(error, OSError):
@@ -356,6 +365,12 @@ def _tidy(folder: Path) -> None:
     """Delete the state of a packing that is done, and what killed commands left half written."""
     shutil.rmtree(folder / STATE, ignore_errors=True)
     remove_leftovers(folder)
+
+
+def _lost(folder: Path) -> RunLostError:
+    return RunLostError(
+        f"{folder}: what was packed has been deleted meanwhile; give the same command again"
+    )
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:
