@@ -1,7 +1,7 @@
 """Does DeCUR split factors that a network with random weights hardly finds?
 
-    python benchmarks/structure.py                       # about ten minutes on two cores
-    python benchmarks/structure.py --sensors sar --networks 0 --epochs 0
+    python benchmarks/structure.py
+    python benchmarks/structure.py --sensors sar --networks 0 1 2 --steps 200 --epochs 6
 
 On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
 network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
