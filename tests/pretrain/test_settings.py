@@ -59,6 +59,13 @@ def test_settings_that_there_are_not_are_refused(wrong, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("devices", [0, -2, 10**9])
+def test_devices_that_no_machine_has_are_refused(devices):
+    with pytest.raises(ConfigError, match=r"trainer\.devices: must be from 1 to 1,024"):
+        TrainerSettings(devices=devices)
+    assert TrainerSettings(devices=-1).devices == -1
+
+
 def test_reading_processes_follow_the_cores_that_may_be_used(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(13)), raising=False)
     assert [LoaderSettings().processes(sharing) for sharing in (1, 2, 4, 13)] == [8, 5, 2, 1]

@@ -232,6 +232,8 @@ class TrainerSettings:
             check_ranges(self, "trainer.", max_epochs=EPOCHS)
         if self.max_steps != -1:
             check_ranges(self, "trainer.", max_steps=STEPS)
+        if isinstance(self.devices, int) and self.devices != -1:  # -1: all that there are
+            check_ranges(self, "trainer.", devices=(1, 1024))
         check_ranges(
             self,
             "trainer.",
