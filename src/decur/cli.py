@@ -46,6 +46,10 @@ COMMANDS = {
         "decur.explain.command_explain:main",
         "what is common and what is unique in a run: pictures, arrays, a report",
     ),
+    "runs": (
+        "decur.command_runs:main",
+        "existing runs on one page: curves overlaid, settings that differ, scores",
+    ),
     "import": (
         "decur.exchange.command_import:main",
         "weights of others, the DeCUR authors' among them, as encoder files",

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> None:
         ConfigError: if there is no recipe of the name.
     """
     parser = Parser("decur recipes", "List the configurations that ship with decur, or print one.")
+    parser.usage = "decur recipes [NAME]"
     parser.add_argument("name", nargs="?", type=str, help="The recipe to print.")
     name = parser.parse(arguments).name
     found = recipes()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from decur.config import Parser
 
 _INDENT = 25  # column where the text about an option begins
+_TOGETHER = "\u00a0"  # a space at which no line is broken
 _CHOICES = 5  # at most so many values of an option are listed
 
 
@@ -62,9 +63,10 @@ def _described(parser: Parser, key: str, width: int) -> list[str]:
     told = shown is not None and shown is not False and shown != ""
     choices = literals_of(type_of(action))
     notes = [", ".join(choices)] if 1 < len(choices) <= _CHOICES else []
-    notes += ["required"] if required else [f"default: {shown}"] if told else []
+    notes += ["required"] if required else [f"default:{_TOGETHER}{shown}"] if told else []
     about += f" [{'; '.join(notes)}]" if notes else ""
     text = textwrap.wrap(about, width - _INDENT, break_on_hyphens=False)
+    text = [line.replace(_TOGETHER, " ") for line in text]
     if len(name) > _INDENT - 2:
         return [name, *(" " * _INDENT + line for line in text)]
     return [name.ljust(_INDENT) + (text or [""])[0], *(" " * _INDENT + line for line in text[1:])]

@@ -1,0 +1,38 @@
+"""`decur runs`: what is on the page of runs, those of version 0.1 among them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from decur.cli import main
+
+OLD = Path(__file__).parent / "fixtures" / "v0.1"
+
+
+def test_runs_stand_side_by_side(tmp_path, capsys, drawing):
+    pytest.importorskip("matplotlib")
+    other = shutil.copytree(OLD / "run", tmp_path / "other")
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("common: 0.5", "common: 0.25"))
+    page = tmp_path / "page.html"
+    main(["runs", str(OLD / "run"), str(other), str(OLD / "transfer"), "--out", str(page)])
+    said = capsys.readouterr().out
+    lines = [line.split() for line in said.splitlines() if line.strip()]
+    table = {cells[0]: cells[1:] for cells in lines}
+    assert table["objective.common"] == ["0.5", "0.25", "–"] and f"look at     {page}" in said
+    assert table["accuracy"] == ["–", "–", "0.75", "–"]  # version 0.1 measured no floor
+    assert table["diagonal/common/dem-rgb"] == ["0.1584", "0.1584", "–", "0"]
+    assert "objective.common" in page.read_text() and page.with_suffix(".png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("nowhere", "no such folder"), ("empty", "neither metrics.csv nor results.json")],
+)
+def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys, folder, says):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["runs", str(tmp_path / folder), "--out", str(tmp_path / "page.html")])
+    told = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(told) == 1 and says in told[0]
