@@ -83,7 +83,8 @@ def _more(parser: Parser) -> str:
     """Return where the other options are."""
     classes = [f"--{key}.help CLASS" for key in parser.class_keys()]
     of_classes = f" {' and '.join(classes)} list the options of one class." if classes else ""
-    count = sum(1 for action in parser._actions if not re.search(r"help$", action.dest))
+    listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    count = sum(1 for action in listed if not re.search(r"help$", action.dest))
     return (
         f"--help-all lists all {count} options.{of_classes} Options may also stand in a YAML file "
         "(--config)."

@@ -274,3 +274,17 @@ def test_a_model_that_no_device_holds(scenes, monkeypatch):
     monkeypatch.setattr("decur.bench.plan.device_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"projector\.width"):
         plan(scenes, DeCUR(dim=32), settings=settings(), device=CPU)
+
+
+def test_a_file_of_print_config_is_taken(capsys, tmp_path):
+    from decur.bench import command_bench, command_plan
+    from decur.pretrain.command_pretrain import build_parser
+
+    with pytest.raises(SystemExit):
+        build_parser("decur pretrain", "").parse(["--data", "SyntheticScenes", "--print_config"])
+    config = tmp_path / "c.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert "resume: false" in config.read_text()
+    for command, words in ((command_plan.main, []), (command_bench.main, ["step"])):
+        with pytest.raises(ConfigError, match="nowhere"):  # the last thing that is looked at
+            command([*words, "--config", str(config), "--device", "nowhere"])

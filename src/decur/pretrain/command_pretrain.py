@@ -97,6 +97,9 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
         parser.add_argument(
             "--overwrite", action="store_true", help="Start --run anew, deleting it."
         )
+    else:  # the files of --print_config name them
+        for order in ORDERS:
+            parser.add_argument(f"--{order}", action="store_true", help=argparse.SUPPRESS)
     # one number for both: the objective sees what the projector gives
     parser.follow("projector.width", "objective.init_args.dim")
     parser.set_defaults(_DEFAULTS)
