@@ -500,6 +500,16 @@ def test_a_dry_run_prints_the_cells_in_order_and_writes_nothing(tmp_path, capsys
         "cover, alpha, test_resnet, 100 %, seed 0",
         "cover, Mid, test_resnet, 100 %, seed 0",
     ]
+    main(["compare", f"--config={file}", "--dry_run=true", "--only=cover, alpha"])
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert printed[1:] == [
+        "cells     4: 0 done, 2 to do",
+        "pretraining, alpha, test_resnet, seed 0",  # which the other needs
+        "cover, alpha, test_resnet, 100 %, seed 0",
+    ]
+    with pytest.raises(SystemExit):
+        main(["compare", f"--config={file}", "--only=beta"])
+    assert "--only beta: no cell's label contains it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [file]
 
 

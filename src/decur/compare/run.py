@@ -68,7 +68,7 @@ def compare(
 
     Raises:
         ConfigError: if a configuration is wrong, before anything runs; also if the data has not
-            the label or a sensor of a task.
+            the label or a sensor of a task, or if `only` names no cell.
         Interrupted: if told to stop; the same call goes on from there.
     """
     cluster = cluster or ClusterSettings()
@@ -78,11 +78,13 @@ def compare(
     cells, folder = plan_cells(settings), RunFolder(Path(settings.run))
     console = Console(soft_wrap=True, highlight=False)
     chosen = [cell for cell in cells if only is None or only in cell.label]
+    if not chosen:
+        raise ConfigError(f"--only {only}: no cell's label contains it; --dry_run true prints them")
     todo = _with_needs([cell for cell in chosen if not is_done(cell)], cells)
     console.print(f"compare   {folder.path}")
     console.print(f"cells     {len(cells)}: {sum(map(is_done, cells))} done, {len(todo)} to do")
     if dry_run:
-        for cell in cells:
+        for cell in (cell for cell in cells if cell in chosen or cell in todo):
             console.print(f"{'done' if is_done(cell) else '    '}  {cell.label}")
         return Compared(folder, [], {})
 
