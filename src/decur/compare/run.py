@@ -78,7 +78,7 @@ def compare(
     cells, folder = plan_cells(settings), RunFolder(Path(settings.run))
     console = Console(soft_wrap=True, highlight=False)
     chosen = [cell for cell in cells if only is None or only in cell.label]
-    if not chosen:
+    if only is not None and not chosen:
         raise ConfigError(f"--only {only}: no cell's label contains it; --dry_run true prints them")
     todo = _with_needs([cell for cell in chosen if not is_done(cell)], cells)
     console.print(f"compare   {folder.path}")
