@@ -166,7 +166,7 @@ def _page(
         body.append(report.figure(_draw(curves, page.with_suffix(".png")), "By epoch."))
     elif curves:
         body.append(report.paragraph(plotting.MISSING))
-    about = "A dash: this run has none. Settings that only one of them has are left out."
+    about = "A dash: this run has none. Settings that only one run has are left out."
     return report.whole_page("Runs side by side", "\n".join([*body, report.note(about)]))
 
 

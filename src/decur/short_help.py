@@ -82,7 +82,8 @@ def _first_sentence(text: str) -> str:
 def _more(parser: Parser) -> str:
     """Return where the other options are."""
     classes = [f"--{key}.help CLASS" for key in parser.class_keys()]
-    of_classes = f" {' and '.join(classes)} list the options of one class." if classes else ""
+    verb = "list" if len(classes) > 1 else "lists"
+    of_classes = f" {' and '.join(classes)} {verb} the options of one class." if classes else ""
     listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     count = sum(1 for action in listed if not re.search(r"help$", action.dest))
     return (

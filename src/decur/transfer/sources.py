@@ -110,7 +110,7 @@ def gather_encoders(
             as empty: 0 in every scaled picture, as the authors insert B10. Bands go by name then,
             whatever their order; those of torchgeo's weights always do.
         by_name: take an encoder also where the data has its bands among others, or in another
-            order; `decur.data.selection.take_bands` then gives data of just these.
+            order; `decur.data.chosen_bands.take_bands` then gives data of just these.
 
     Returns:
         `{modality: encoder}` in the order of the data, in eval mode, on the CPU. The `modality` of
