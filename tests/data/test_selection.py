@@ -7,10 +7,12 @@ from make_folder import make_folder
 
 from decur import Modality
 from decur.data import PairedDataset, PairedFolder
+from decur.data.base import refuse_within_data
 from decur.data.chosen_bands import take_bands, with_bands
 from decur.data.sample import Collate, Sample, Target
-from decur.data.selection import select
+from decur.data.selection import join_columns, select
 from decur.errors import BadSampleError, ConfigError
+from decur.pretrain.figures import data_options
 from decur.transfer.splits import join
 
 # sample: its sensors
@@ -108,6 +110,20 @@ def test_what_is_not_wanted_may_be_missing(tmp_path):
         assert set(found[1]["images"]) == {"a"} and found.ids == whole.ids
     with pytest.raises(BadSampleError):
         data[1]  # itself it wants all
+
+
+def test_a_data_set_made_of_another_lies_where_that_lies(tmp_path):
+    """Results are not written among the pictures, and a map knows where they were taken."""
+    data = PairedFolder(make_folder(tmp_path, {"a": "xyz", "b": "xz"}))
+    data.place = lambda index: f"where {data.ids[index]} is"
+    one_hot = Target("class", ("0", "1"))
+    data.targets = {"is_wet": one_hot, "is_dry": one_hot}
+    for made in (select(data, ["b"]), join_columns(data, "is_*")):
+        assert made.files(1) == data.only(made.modalities).files(data.ids.index(made.ids[1]))
+        assert made.place(1) == f"where {made.ids[1]} is"
+        with pytest.raises(ConfigError, match="lies within the data"):
+            refuse_within_data(tmp_path / "embeddings", made)
+        assert data_options(made) == data_options(data)
 
 
 def test_bands_of_a_model_are_taken_by_name(tmp_path):

@@ -18,7 +18,7 @@ from decur.compare.plan import describe_inputs, plan_cells
 from decur.compare.published import check_names
 from decur.compare.settings import Axis, ClusterSettings, CompareSettings, check_cluster
 from decur.compare.tables import Table, make_tables
-from decur.errors import DecurError
+from decur.errors import ConfigError, DecurError
 from decur.runs import RunFolder, make_folder, write_text
 from decur.terminal import progress_bar
 

@@ -232,6 +232,62 @@ class PairedDataset(Dataset[Sample], ABC):
         return ", ".join(parts)
 
 
+class Derived(PairedDataset):
+    """A data set made of another one: whatever it does not say by itself, the other says.
+
+    Args:
+        data: the other data set.
+        rows: indices of the samples of `data` that it has, (N,); None: all.
+    """
+
+    def __init__(self, data: PairedDataset, rows: np.ndarray | None = None) -> None:
+        self.data, self.rows = data, np.arange(len(data)) if rows is None else rows
+        self.modalities, self.targets, self.wanted = data.modalities, data.targets, data.wanted
+        self.ids = [data.ids[row] for row in self.rows]
+        self.present = {name: data.present[name][self.rows] for name in data.present}
+        self.labels = data.labels
+        if data.groups is not None:
+            self.groups = [data.groups[row] for row in self.rows]
+        if isinstance(root := getattr(data, "root", None), str | Path):
+            self.root = root
+
+    def only(
+        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
+    ) -> Self:
+        """See `PairedDataset.only`."""
+        made = super().only(names, targets)
+        made.data = self.data.only(names, targets)
+        return made
+
+    def read(self, index: int) -> Sample:
+        """Read a sample of the other data set."""
+        return self.data.read(int(self.rows[index]))
+
+    def files(self, index: int) -> Sequence[str | Path]:
+        """Return those of the other data set."""
+        return self.data.files(int(self.rows[index]))
+
+    def place(self, index: int) -> Grid | None:
+        """Return that of the other data set."""
+        return self.data.place(int(self.rows[index]))
+
+    def read_bytes(self, index: int) -> np.ndarray | None:
+        """Return those of the other data set."""
+        return self.data.read_bytes(int(self.rows[index]))
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the order of the other data set, without the samples that are left out."""
+        position = np.full(len(self.data), -1)
+        position[self.rows] = np.arange(len(self.rows))
+        order = position[self.data.order(rng)]
+        kept: np.ndarray = order[order >= 0]
+        return kept
+
+    def digest_parts(self) -> object:
+        """Return the other data set, of which only what is wanted is read, and the samples."""
+        return self.data, self.rows
+
+
 class SkipBad(Dataset[Sample]):
     """A data set whose bad samples are empty, so that a run survives a corrupt file.
 

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Self
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from decur.data.base import PairedDataset
+from decur.data.base import Derived, PairedDataset
 from decur.data.files import plain_spelling
-from decur.data.grid import Grid
 from decur.data.sample import Sample
 from decur.modality import Modality
 
@@ -75,54 +70,29 @@ def _rows_of(modality: Modality, bands: Sequence[str]) -> list[int] | None:
     return [there.index(name) for name in names]
 
 
-class _SomeBands(PairedDataset):
+class _SomeBands(Derived):
     def __init__(
         self,
         data: PairedDataset,
         rows: Mapping[str, Sequence[int]],
         bands: Mapping[str, Sequence[str]],
     ) -> None:
-        self.data, self.rows = data, {name: list(of_sensor) for name, of_sensor in rows.items()}
+        super().__init__(data)
+        self.bands = {name: list(of_sensor) for name, of_sensor in rows.items()}
         changed = {name: with_bands(data.modalities[name], bands[name]) for name in rows}
         self.modalities = {n: changed.get(n) or m for n, m in data.modalities.items()}
-        self.ids, self.present, self.targets = data.ids, data.present, data.targets
-        self.groups, self.labels, self.wanted = data.groups, data.labels, data.wanted
-        if isinstance(root := getattr(data, "root", None), str | Path):
-            self.root = root
-
-    def only(
-        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
-    ) -> Self:
-        """See `PairedDataset.only`."""
-        made = super().only(names, targets)
-        made.data = self.data.only(names, targets)
-        return made
 
     def read(self, index: int) -> Sample:
         """Read one sample, and of its pictures the bands that are wanted."""
-        sample = self.data.read(index)
-        images = {n: x[self.rows[n]] if n in self.rows else x for n, x in sample["images"].items()}
+        sample = super().read(index)
+        images = {
+            n: x[self.bands[n]] if n in self.bands else x for n, x in sample["images"].items()
+        }
         return {**sample, "images": images}
-
-    def files(self, index: int) -> Sequence[str | Path]:
-        """Return those of the data set."""
-        return self.data.files(index)
-
-    def place(self, index: int) -> Grid | None:
-        """Return that of the data set."""
-        return self.data.place(index)
-
-    def read_bytes(self, index: int) -> np.ndarray | None:
-        """Return those of the data set."""
-        return self.data.read_bytes(index)
-
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Return that of the data set."""
-        return self.data.order(rng)
 
     def digest_parts(self) -> object:
         """Return the data set, of which only what is wanted is read, and the bands."""
-        return self.data, self.rows
+        return self.data, self.bands
 
     def describe(self) -> str:
         """Return that of the data set."""

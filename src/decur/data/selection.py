@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from decur.data.base import PairedDataset, SkipBad
-from decur.data.grid import Grid
+from decur.data.base import Derived, PairedDataset, SkipBad
 from decur.data.sample import Sample, Target
 from decur.errors import ConfigError
 
@@ -63,55 +61,22 @@ def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDatas
     return _Selection(data, modalities)
 
 
-class _Selection(PairedDataset):
+class _Selection(Derived):
     def __init__(self, data: PairedDataset, modalities: Sequence[str]) -> None:
-        self.data = data.only(modalities)
+        there = np.logical_or.reduce([data.present[name] for name in modalities])
+        super().__init__(data.only(modalities), np.flatnonzero(there))
         self.modalities = {n: m for n, m in data.modalities.items() if n in modalities}
-        there = np.logical_or.reduce([data.present[name] for name in self.modalities])
-        self.rows = np.flatnonzero(there)
-        self.ids = [data.ids[row] for row in self.rows]
-        self.present = {name: data.present[name][self.rows] for name in self.modalities}
-        self.targets = data.targets
-        if data.groups is not None:
-            self.groups = [data.groups[row] for row in self.rows]
-
-    def only(
-        self, names: Collection[str] | None = None, targets: Collection[str] | None = None
-    ) -> Self:
-        """See `PairedDataset.only`."""
-        made = super().only(names, targets)
-        made.data = self.data.only(names, targets)
-        return made
+        self.present = {name: self.present[name] for name in self.modalities}
 
     def read(self, index: int) -> Sample:
         """Read one sample's pictures that are wanted; those that come besides are dropped."""
-        sample = self.data.read(int(self.rows[index]))
+        sample = super().read(index)
         images = {n: x for n, x in sample["images"].items() if n in self.modalities}
         return {**sample, "images": images}
-
-    def files(self, index: int) -> Sequence[str | Path]:
-        """Return those of the whole data set, without what is not wanted."""
-        return self.data.files(int(self.rows[index]))
-
-    def place(self, index: int) -> Grid | None:
-        """Return that of the whole data set."""
-        return self.data.place(int(self.rows[index]))
-
-    def read_bytes(self, index: int) -> np.ndarray | None:
-        """Return those of the whole data set, without what is not wanted."""
-        return self.data.read_bytes(int(self.rows[index]))
 
     def digest_parts(self) -> object:
         """Return the data set, of which only what is wanted is read, and the sensors."""
         return self.data, list(self.modalities)
-
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Return the order of the whole data set, without the samples that are left out."""
-        position = np.full(len(self.data), -1)
-        position[self.rows] = np.arange(len(self.rows))
-        order = position[self.data.order(rng)]
-        kept: np.ndarray = order[order >= 0]
-        return kept
 
 
 # -- pairs that are drawn anew in each epoch, within groups of samples that show the same ----------
@@ -221,16 +186,13 @@ def join_columns(data: PairedDataset, target: str | None) -> PairedDataset:
     return _Joined(data, target, columns)
 
 
-class _Joined(PairedDataset):  # private, so that --help does not offer it
+class _Joined(Derived):  # private, so that --help does not offer it
     def __init__(self, data: PairedDataset, target: str, columns: Sequence[str]) -> None:
-        self.data, self.target, self.columns = data, target, tuple(columns)
-        self.modalities, self.ids, self.present = data.modalities, data.ids, data.present
-        self.groups, self.wanted = data.groups, data.wanted
+        super().__init__(data)
+        self.target, self.columns = target, tuple(columns)
         classes = tuple(name[target.index("*") :] for name in columns)
         others = {name: spec for name, spec in data.targets.items() if name not in columns}
         self.targets = {**others, target: Target("multilabel", classes)}
-        if isinstance(root := getattr(data, "root", None), str | Path):
-            self.root = root
 
     def only(
         self, names: Collection[str] | None = None, targets: Collection[str] | None = None
@@ -240,12 +202,12 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         if targets is not None:
             own = self.columns if self.target in targets else ()
             targets = [*(name for name in targets if name != self.target), *own]
-        made.data = self.data.only(names, targets)
+            made.data = self.data.only(names, targets)
         return made
 
     def read(self, index: int) -> Sample:
         """Read one sample; the columns become one vector of 0 and 1, NaN where unknown."""
-        sample = self.data.read(index)
+        sample = super().read(index)
         target = dict(sample.get("target", {}))
         if self.target in self.targets:
             values = [self._value(name, target.pop(name, None)) for name in self.columns]
@@ -256,18 +218,6 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         if label is None or int(label) < 0:
             return float("nan")
         return _TRUTH[self.data.targets[name].classes[int(label)].lower()]
-
-    def files(self, index: int) -> Sequence[str | Path]:
-        """Return those of the data set."""
-        return self.data.files(index)
-
-    def read_bytes(self, index: int) -> np.ndarray | None:
-        """Return those of the data set."""
-        return self.data.read_bytes(index)
-
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """Return that of the data set."""
-        return self.data.order(rng)
 
     def digest_parts(self) -> object:
         """Return the data set, of which only what is wanted is read, and the pattern."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decur import plotting, report
-from decur.data.base import DATASETS, PairedDataset
+from decur.data.base import DATASETS, Derived, PairedDataset
 from decur.data.sample import Batch
 from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
@@ -77,6 +77,8 @@ class TrainedOn:
 
 def data_options(data: PairedDataset) -> str:
     """Return the options of a command line that make a data set, but for its folder."""
+    while isinstance(data, Derived):
+        data = data.data
     kind = type(data).__name__
     if kind not in DATASETS.names():
         return ""  # somebody's own, whose arguments need not be options
