@@ -37,7 +37,7 @@ def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, mon
     main(["demo", *TINY, "--data.noise=true", "--data.seed=3", f"--run={run}"])
     expected = {
         **{"samples": 60, "size": 32, "seed": 3, "modalities": ["optical", "sar"]},
-        **{"start": demo.UNSEEN, "noise": True},
+        **{"start": demo.UNSEEN, "noise": True, "structure": False},
     }
     assert probed and all(made_of == expected for made_of in probed)
     out = capsys.readouterr().out
