@@ -222,15 +222,18 @@ def test_encoders_are_refused_where_they_do_not_fit(refused, run_folder, encoder
     assert "has no 's3'; choose from optical, sar" in refused(*cover, "--modalities", "s3")
     assert "no such file or folder" in refused(*cover, "--encoders=/no/where")
     assert "no encoders/*.safetensors" in refused(*cover, f"--encoders={tmp_path}")
-    swapped = encoders["sar"]
-    swapped.modality = swapped.modality.with_(bands=("VH", "VV"))
-    file = save_encoder(swapped, tmp_path / "swapped.safetensors")
+    other = encoders["sar"]
+    other.modality = other.modality.with_(bands=("VH", "HH"))
+    file = save_encoder(other, tmp_path / "other.safetensors")
     line = refused(*cover, "--encoders", str(file))
-    assert "bands: ('VH', 'VV') != ('VV', 'VH')" in line and "swapped.safetensors" in line
+    assert "bands: ('VH', 'HH') != ('VV', 'VH')" in line and "other.safetensors" in line
+    other.modality = other.modality.with_(bands=("VH", "VV"))  # in this order, with VV's numbers
+    save_encoder(other, file)
+    assert "mean: " in refused(*cover, "--encoders", str(file))
     twice = [str(run_folder), str(file)]
     assert "are both for 'sar'; give one" in refused(*cover, "--encoders", *twice)
-    swapped.modality = Modality("radar", ("VV", "VH"), scaling="range")
-    save_encoder(swapped, file)
+    other.modality = Modality("radar", ("VV", "VH"), scaling="range")
+    save_encoder(other, file)
     assert "which has radar" in refused(*cover, "--encoders", str(file))
 
 
