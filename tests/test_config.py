@@ -83,6 +83,8 @@ def test_values_on_the_command_line_are_typed_by_their_key(tmp_path):
     settings = build_parser().parse([*given, "--modalities", "optical", "sar", "--resume"])
     assert (settings.run, settings.optimizer.lr, settings.resume) == ("2024", 0.001, True)
     assert settings.modalities == ["optical", "sar"]
+    listed = build_parser().parse([*given, "--modalities=[optical, sar]"])  # as YAML has it
+    assert listed.modalities == ["optical", "sar"]
     assert settings.views.augment == {"sar": {"blur": 1}}
 
 

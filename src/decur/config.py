@@ -310,6 +310,9 @@ class Parser(ArgumentParser):
                 while words and not words[0].startswith("--") and (many or not given):
                     given.append(words.pop(0))
             # an option of a class, such as --data.mask_nodata -1 255, has no action here
+            if many and len(given) == 1 and given[0].startswith("[") and given[0].endswith("]"):
+                listed = loaded(given[0])  # as in a YAML file, for --modalities "[s1, s2]"
+                given = [str(one) for one in listed] if isinstance(listed, list) else given
             several = action is None and all(map(_NUMBER.fullmatch, given))
             while several and given and words and _NUMBER.fullmatch(words[0]):
                 given.append(words.pop(0))
