@@ -30,10 +30,11 @@ from torch import Tensor
 from decur.data import LoaderSettings, SyntheticScenes
 from decur.data.generated.scenes import NOISE, SOILS
 from decur.explain import Checkpoint, SampleLoader, encoded
+from decur.explain.attribution import Pixels
 from decur.explain.model import Score
 from decur.explain.saliency import saliency_maps
 from decur.explain.spatial import spatial
-from decur.explain.spectral import Pixels, spectral
+from decur.explain.spectral import spectral
 from decur.pretrain.restore import restore
 
 UNSEEN = 1_000_000  # index of the first scene: far from any that is trained on

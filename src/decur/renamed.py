@@ -27,7 +27,6 @@ MOVED: dict[str, str | dict[str, str]] = {
     },
     "decur.encoders.projected": "decur.encoders.projector",
     "decur.data.bands": "decur.data.stats",
-    "decur.compare.figures": "decur.compare.display",
     "decur.compare.table": {
         "Scores": "decur.compare.tables:Scores",
         "_mark_best": "decur.compare.tables:mark_best",

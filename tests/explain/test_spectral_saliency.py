@@ -6,7 +6,8 @@ from planted import batch_of, planted
 from decur.data import SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
-from decur.explain.spectral import _Picture, bands_above_even, findings, plot_bands, spectral
+from decur.explain.attribution import ScoredPictures
+from decur.explain.spectral import bands_above_even, findings, plot_bands, spectral
 from decur.pretrain import LoaderSettings
 
 
@@ -17,7 +18,7 @@ def test_a_linear_encoder_has_the_importance_of_its_formula():
     x = torch.rand(3, 4, 16, 16)
     batch = batch_of(checkpoint, [{"s": row} for row in x])
     std = torch.tensor([0.5, 1.0, 2.0, 4.0])
-    picture = _Picture(checkpoint, batch, "s", (torch.zeros(4), std), "mean")
+    picture = ScoredPictures(checkpoint, batch, "s", (torch.zeros(4), std), "mean")
     expected = (x.mean((2, 3)) / std).numpy()
     for pixels in ("absolute", "net"):
         for part, dims in enumerate(checkpoint.parts.values()):
@@ -101,7 +102,7 @@ def test_the_path_may_start_at_another_sample():
     x = torch.rand(4, 3, 16, 16)
     x[:, 1] = torch.rand(16, 16)  # a band that all samples have alike
     batch = batch_of(checkpoint, [{"s": row} for row in x])
-    picture = _Picture(checkpoint, batch, "s", (torch.zeros(3), torch.ones(3)), "mean")
+    picture = ScoredPictures(checkpoint, batch, "s", (torch.zeros(3), torch.ones(3)), "mean")
     found = picture.attributed(2, "other", "net")
     bands, missed = found.bands[0], found.missed[0]
     assert found.paths.tolist() == [0, 1, 0, 1]  # each is the other's start
@@ -162,7 +163,7 @@ def test_attributions_are_those_of_captum(tiny_checkpoint, tiny_loader, samples)
     attr = pytest.importorskip("captum.attr")
     checkpoint, loader = tiny_checkpoint(), tiny_loader(samples)
     statistics = encoded(checkpoint, loader).statistics("optical")
-    picture = _Picture(checkpoint, next(iter(loader)), "optical", statistics, "mean")
+    picture = ScoredPictures(checkpoint, next(iter(loader)), "optical", statistics, "mean")
     found = picture.attributed(3, "other", "absolute")
     start = picture.x[[(i - samples // 2) % samples for i in range(samples)]]
     for part in range(2):
@@ -245,7 +246,7 @@ def test_encoders_that_attend_to_each_other_are_asked_together():
     batch["present"]["sar"][1] = False
     vectors = checkpoint.rows(batch).features
     standard = torch.zeros(16), torch.ones(16)
-    picture = _Picture(checkpoint, batch, "optical", standard, "mean")
+    picture = ScoredPictures(checkpoint, batch, "optical", standard, "mean")
     both = batch["present"]["sar"]
     known = checkpoint.scores("optical", vectors["optical"][both], standard)
     torch.testing.assert_close(picture.scores(picture.x, *picture.others.values()), known)

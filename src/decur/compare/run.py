@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
 from decur import plotting, report
-from decur.compare import display
+from decur.compare import table_text
 from decur.compare.cells import Cell, is_done, read_scores, seconds
 from decur.compare.execute import Execution
 from decur.compare.plan import describe_inputs, plan_cells
@@ -100,7 +100,7 @@ def compare(
             made = make_tables(cells, failed, settings.tasks, settings.against)
             write(folder, made, cells, len(settings.seeds), settings.axis)
     console.print()
-    console.print(display.markdown(made, len(settings.seeds)), markup=False)
+    console.print(table_text.markdown(made, len(settings.seeds)), markup=False)
     console.print(f"tables    {folder.path / 'tables.md'}")
     console.print(f"report    {folder.report}")
     return Compared(folder, made, failed)
@@ -208,27 +208,27 @@ def write(
         axis: what pictures show scores along; None for the shares of the labels.
     """
     for name, text in (
-        ("tables.md", display.markdown(made, seeds)),
-        ("tables.tex", display.latex(made, seeds)),
-        ("tables.csv", display.tables_csv(made)),
-        ("cells.csv", display.cells_csv(cells)),
+        ("tables.md", table_text.markdown(made, seeds)),
+        ("tables.tex", table_text.latex(made, seeds)),
+        ("tables.csv", table_text.tables_csv(made)),
+        ("cells.csv", table_text.cells_csv(cells)),
     ):
         write_text(folder.path / name, text)
     body = []
     drawn = 0
     for table in made:
-        shown = display.as_text(table, seeds, bold=lambda text: f"{text} *")
-        caption = display.caption(table, seeds).replace("Bold", "With *")
+        shown = table_text.as_text(table, seeds, bold=lambda text: f"{text} *")
+        caption = table_text.caption(table, seeds).replace("Bold", "With *")
         body += [
             report.paragraph(f"{table.title}. {caption}"),
             report.table(list(shown.columns), shown.to_numpy().tolist()),
-            *(report.paragraph(f"Failed: {reason}") for reason in display.failures(table)),
+            *(report.paragraph(f"Failed: {reason}") for reason in table_text.failures(table)),
         ]
         if table.against or not plotting.available():
             continue
         drawn += 1
         if any(scores.by_seed for scores in table.cells.values()):
-            from decur.compare.display import draw
+            from decur.compare.figures import draw
 
             name = "compare.png" if drawn == 1 else f"compare-{drawn}.png"
             path = plotting.save(draw(table, axis), folder.figures / name)
