@@ -43,8 +43,20 @@ def test_help_shows_first_what_people_set(capsys):
             main(["pretrain", *words])
     first, everything = capsys.readouterr().out.split("usage: decur pretrain")[1:]
     places = [first.index(f"--{key} ") for key in ("data.root", "objective.common", "run")]
-    assert places == sorted(places) and "[default: 0.875]" in " ".join(first.split())
+    assert places == sorted(places) and "[default: 0.875]" in first
     assert "--checkpoint.keep" in everything and "--checkpoint.keep" not in first
+
+
+def test_help_offers_only_what_the_command_takes(capsys):
+    """No --config where there is none, and as many options as --help-all has."""
+    for command, files in (("runs", False), ("neighbors", False), ("predict", True)):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        short = " ".join(capsys.readouterr().out.split())
+        assert ("--config" in short) == files
+    with pytest.raises(SystemExit):
+        main(["runs", "--help"])
+    assert "lists all 2 options" in capsys.readouterr().out
 
 
 def test_help_of_the_demo_shows_its_own_values(capsys):

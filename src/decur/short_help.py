@@ -85,8 +85,8 @@ def _more(parser: Parser) -> str:
     verb = "list" if len(classes) > 1 else "lists"
     of_classes = f" {' and '.join(classes)} {verb} the options of one class." if classes else ""
     listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-    count = sum(1 for action in listed if not re.search(r"help$", action.dest))
-    return (
-        f"--help-all lists all {count} options.{of_classes} Options may also stand in a YAML file "
-        "(--config)."
-    )
+    count = sum(1 for action in listed if not re.search(r"help(_all)?$", action.dest))
+    of_files = ""
+    if "--config" in parser._option_string_actions:
+        of_files = " Options may also stand in a YAML file (--config)."
+    return f"--help-all lists all {count} options.{of_classes}{of_files}"
