@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -260,6 +261,11 @@ class Modality:
             for field in checked
             if field not in irrelevant and getattr(self, field) != getattr(other, field)
         ]
+
+
+def plain_band(band: str) -> str:
+    """Return the name of a band in one spelling: B04 and b8a as B4 and B8A."""
+    return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.strip().upper())
 
 
 def _scale(images: Tensor, modality: Modality) -> Tensor:

@@ -6,7 +6,6 @@ same in every figure, and the colour-blind can tell them apart.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.errors import install
-from decur.modality import Modality
+from decur.modality import Modality, plain_band
 from decur.runs import atomic
 
 if TYPE_CHECKING:
@@ -127,9 +126,9 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     Returns:
         (H, W, 3) in [0, 1].
     """
-    names = [re.sub(r"^b0+(?=\d)", "b", band.lower()) for band in modality.bands]  # B04 is B4
+    names = [plain_band(band) for band in modality.bands]
     shown = [0, 0, 0]
-    for colours in (("b4", "b3", "b2"), ("r", "g", "b"), ("red", "green", "blue")):
+    for colours in (("B4", "B3", "B2"), ("R", "G", "B"), ("RED", "GREEN", "BLUE")):
         if set(colours) <= set(names):
             shown = [names.index(colour) for colour in colours]
             break

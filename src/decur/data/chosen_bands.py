@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 
 from decur.data.base import Derived, PairedDataset
-from decur.data.files import plain_spelling
 from decur.data.sample import Sample
-from decur.modality import Modality
+from decur.modality import Modality, plain_band
 
 log = logging.getLogger(__name__)
 
-_UNNAMED = re.compile(r"(band_?)?\d+")  # a band that only its number tells from others
+_UNNAMED = re.compile(r"(BAND_?)?\d+")  # a band that only its number tells from others
 
 
 def with_bands(modality: Modality, bands: Sequence[str]) -> Modality | None:
@@ -61,8 +60,8 @@ def take_bands(data: PairedDataset, wanted: Mapping[str, Sequence[str]]) -> Pair
 
 
 def _rows_of(modality: Modality, bands: Sequence[str]) -> list[int] | None:
-    there = [plain_spelling(band) for band in modality.bands]
-    names = [plain_spelling(band) for band in bands]
+    there = [plain_band(band) for band in modality.bands]
+    names = [plain_band(band) for band in bands]
     if len(set(there)) < len(there) or not set(names) <= set(there):
         return None
     if len(names) != len(there) and all(map(_UNNAMED.fullmatch, names)):

@@ -22,7 +22,7 @@ from decur.data.decoding import (
     unreadable,
 )
 from decur.errors import BadSampleError, DataError
-from decur.modality import Modality
+from decur.modality import Modality, plain_band
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "Header", "read_header", "read_image", "read_mask"]
 
@@ -201,16 +201,16 @@ def bands_taken(
     known: dict[str, int] = {}
     for row, name in enumerate(names):
         for spelling in (
-            plain_spelling(name or ""),
-            plain_spelling(re.split(r"[\s,:;(]", name or "")[0]),
+            plain_band(name or ""),
+            plain_band(re.split(r"[\s,:;(]", name or "")[0]),
         ):
             known.setdefault(spelling, row)
-    if all(isinstance(name, str) and plain_spelling(name) in known for name in wanted):
-        return [known[plain_spelling(str(name))] for name in wanted]
+    if all(isinstance(name, str) and plain_band(name) in known for name in wanted):
+        return [known[plain_band(str(name))] for name in wanted]
     if all(str(name).isdecimal() and 1 <= int(name) <= count for name in wanted):
         return [int(name) - 1 for name in wanted]
     mixed = [
-        known.get(plain_spelling(name))
+        known.get(plain_band(name))
         if isinstance(name, str)
         else name - 1
         if name <= count
@@ -219,11 +219,6 @@ def bands_taken(
     ]
     rows = [row for row in mixed if row is not None and row >= 0]
     return rows if len(rows) == len(wanted) else None
-
-
-def plain_spelling(name: str) -> str:
-    """Return a band's name as all spell it: B04 and b4 are one."""
-    return re.sub(r"^b0+(?=\d)", "b", name.strip().lower())
 
 
 def check_bands(header: Header, modality: Modality) -> None:

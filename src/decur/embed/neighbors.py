@@ -236,10 +236,23 @@ def find_partners(queries: Vectors, base: Vectors) -> dict[str, Partner]:
     units, found = unit_rows(base.values), {}
     for name, query in zip(queries.ids, unit_rows(queries.values), strict=True):
         if name in rows:
-            cosines = units @ query  # (N,)
-            own = cosines[rows[name]]
-            rank = int((cosines >= own - _ROUNDING).sum())
-            found[name] = Partner(rank, float(own), len(base.ids))
+            cosines, own = units @ query, np.array([rows[name]])  # (N,)
+            rank = int(ranks(cosines[None], own)[0])
+            found[name] = Partner(rank, float(cosines[own[0]]), len(base.ids))
+    return found
+
+
+def ranks(cosines: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rank of one vector for each query, from 1.
+
+    Ties count against it, as a collapsed embedding finds nothing.
+
+    Args:
+        cosines: (c, N) of queries with vectors.
+        own: (c,) index of the vector that is ranked for each query.
+    """
+    to_own = np.take_along_axis(cosines, own[:, None], 1)  # (c, 1)
+    found: NDArray[np.int64] = (cosines >= to_own - _ROUNDING).sum(1)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-import re
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
 from decur.errors import ConfigError, DecurError
-from decur.modality import Modality
+from decur.modality import Modality, plain_band
 
 # Encoders around another one. They are built again from a file, and not chosen by name.
 _AROUND_OTHERS = (PROJECTED, ADAPTED)
@@ -69,11 +68,6 @@ def build_encoder(
         if order != sorted(order):
             encoder.reorder_bands(order)
     return encoder
-
-
-def plain_band(band: str) -> str:
-    """Return the name of a band in one spelling: B04 and B8a as B4 and B8A."""
-    return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.upper())
 
 
 def colour_order(bands: Sequence[str]) -> list[int]:

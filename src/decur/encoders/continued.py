@@ -13,12 +13,12 @@ import torch
 
 from decur.encoders.bands import first_weights
 from decur.encoders.base import Encoder
-from decur.encoders.build import build_encoder, plain_band
+from decur.encoders.build import build_encoder
 from decur.encoders.files import HUB, encoder_files, load_encoder
 from decur.encoders.pretrained import TIMM, Step, parse_source, plain_torchgeo
 from decur.encoders.timm_models import TimmEncoder
 from decur.errors import ConfigError, DataError, reason_of
-from decur.modality import Modality
+from decur.modality import Modality, plain_band
 
 log = logging.getLogger(__name__)
 _COLOURS = {

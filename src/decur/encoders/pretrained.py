@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders.base import AdaptedEncoder, Encoder
-from decur.encoders.build import build_encoder, plain_band
+from decur.encoders.build import build_encoder
 from decur.encoders.geo import TORCHGEO, require_torchgeo
 from decur.errors import ConfigError, DataError
-from decur.modality import Modality
+from decur.modality import Modality, plain_band
 
 if TYPE_CHECKING:
     from decur.encoders.settings import MissingBands

@@ -15,7 +15,7 @@ from rich.progress import TimeRemainingColumn
 
 from decur.data import PairedDataset
 from decur.data.selection import evenly_spaced
-from decur.embed.neighbors import Part, Vectors, default_part, read_vectors, unit_rows
+from decur.embed.neighbors import Part, Vectors, default_part, ranks, read_vectors, unit_rows
 from decur.embed.parquet import read_header
 from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
@@ -166,7 +166,6 @@ def _watch(console: Console) -> Watch:
 Float = NDArray[np.float32]
 
 _CHUNK = 512  # queries at a time: their cosines to all are one array
-_ROUNDING = 1e-6  # of cosines: those that differ by less are equal
 _DIMS = 50  # principal components that t-SNE starts from; more cost time and change little
 _GAP = 1.15  # between the maps of sensors that are not comparable, in widths of a map
 
@@ -195,8 +194,7 @@ def rank_rows(queries: Float, base: Float, k: int, itself: bool) -> Ranking:
         own, lines = place[some], np.arange(len(some))
         has = own >= 0
         if itself:
-            to_own = found[lines[has], own[has]] - _ROUNDING
-            partner[some[has]] = (found[has] >= to_own[:, None]).sum(1)  # its own among them
+            partner[some[has]] = ranks(found[has], own[has])
         else:
             found[lines[has], own[has]] = -np.inf
         best = np.argpartition(-found, k - 1, axis=1)[:, :k]

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from decur.encoders import Encoder, load_encoder, select_bands
-from decur.encoders.build import plain_band
 from decur.encoders.files import encoder_files
 from decur.errors import ConfigError
+from decur.modality import plain_band
 
 log = logging.getLogger(__name__)
 
