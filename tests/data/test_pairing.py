@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,64 @@ def test_folders_of_splits(tmp_path, pattern):
     assert PairedFolder(tmp_path, pattern=pattern, split="val").ids == ["val_a", "val_c"]
     with pytest.raises(DataError, match="no split 'dev'; choose from train, val"):
         PairedFolder(tmp_path, pattern=pattern, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("place", "pattern", "ids"),
+    [
+        ("{sensor}/2020{i}/p", "{sensor}/{id}/{id}", ["20200_p", "20201_p", "20202_p"]),
+        ("2020{i}/{sensor}/p", "{id}/{sensor}/{id}", ["20200_p", "20201_p", "20202_p"]),
+        ("2020{i}/{sensor}/{i}", "*/{sensor}/{id}", ["0", "1", "2"]),
+        ("p{i}/{sensor}", "{id}/{sensor}", ["p0", "p1", "p2"]),
+        ("p{i}/p{i}_{sensor}", "{id}/*_{sensor}", ["p0", "p1", "p2"]),
+        ("a_p{i}_{sensor}", "{id}_{sensor}", ["a_p0", "a_p1", "a_p2"]),
+        ("{sensor}-{i}", "{sensor}-{id}", ["0", "1", "2"]),
+    ],
+)
+def test_other_layouts_are_told_with_the_pattern_that_reads_them(tmp_path, place, pattern, ids):
+    for i in range(3):
+        for sensor, bands in (("rgb", 3), ("ir", 1)):
+            file = place.replace("{i}", str(i)).replace("{sensor}", sensor)
+            write(tmp_path / f"{file}.png", np.full((bands, 8, 8), 10 * bands + i, np.uint8))
+    with pytest.raises(DataError, match=re.escape(f"--data.pattern '{pattern}'")):
+        PairedFolder(tmp_path)
+    data = PairedFolder(tmp_path, pattern=pattern)
+    assert data.ids == ids
+    means = [{n: float(x.float().mean()) for n, x in data[i]["images"].items()} for i in range(3)]
+    assert means == [{"ir": 10 + i, "rgb": 30 + i} for i in range(3)]
+
+
+def test_masks_of_splits_are_found_by_the_pattern_of_sensors(tmp_path):
+    for split in ("train", "val"):
+        for name in ("rgb", "mask"):
+            write(tmp_path / split / name / "a.png", np.eye(8, dtype=np.uint8))
+    data = PairedFolder(tmp_path, pattern="{split}/{sensor}/{id}")
+    assert (
+        list(data.modalities) == ["rgb"]
+        and data[1]["target"]["mask"].tolist() == np.eye(8).tolist()
+    )
+
+
+def test_files_of_one_band_are_no_pictures_of_their_own(tmp_path):
+    ids = {"s1": ["a_vv", "a_vh"], "s2": [f"a_B{b}" for b in ("02", "03", "8A")]}
+    with pytest.raises(DataError, match=r"s2 holds one file a band .*rio stack a_B02\.tif a_B03"):
+        PairedFolder(make_folder(tmp_path / "flat", ids))
+    root = make_folder(tmp_path / "deep", {f"{s}/a": names for s, names in ids.items()})
+    with pytest.raises(DataError, match=r"s1/a holds one file a band .*rio stack"):
+        PairedFolder(root)
+
+
+def test_links_in_circles_and_what_systems_leave_behind(tmp_path, caplog):
+    root = make_folder(tmp_path, {"rgb": IDS, "__MACOSX/rgb": ["._a.png"]})
+    (root / "@eaDir").mkdir()
+    (root / "all").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    (root / "rgb" / "self.txt").symlink_to(root / "rgb" / "self.txt")
+    (root / "s2").mkdir()
+    (root / "s2" / "a.vrt").write_text("<VRTDataset/>")
+    data = PairedFolder(root)
+    assert data.describe().endswith("left out: all/ (no pictures), s2/ (1 .vrt, not read)")
+    assert "s2: holds 1 .vrt, which are not read, and is not trained on" in caplog.text
 
 
 @pytest.mark.parametrize("pattern", ["s1", "../{id}", "/data/{id}", "{id}/x", "a/{id}"])

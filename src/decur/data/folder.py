@@ -291,6 +291,13 @@ def _report(root: Path, pairing: Pairing, *, keep: bool) -> None:
             MASK,
             name,
         )
+    for name, kinds in pairing.unread.items():
+        log.warning(
+            "%s: holds %s, which are not read, and is not trained on; convert them to .tif, .png "
+            "or .npy",
+            root / name,
+            kinds,
+        )
     if few := check_pairs(root, pairing, keep=keep):
         log.warning(few)
 

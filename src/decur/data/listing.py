@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from decur.errors import DataError
 MASK = "mask"  # the folder of masks, and the name of their target
 
 _LAYOUT = "expected ROOT/<modality>/<id>.tif|png|jpg|jp2|npy"
+_HIDDEN = (".", "~$")  # how names begin that systems and programs leave behind
+_SYSTEM = {"@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"}
 
 
 def modality_files(
@@ -44,7 +47,8 @@ def modality_files(
     folders = {}
     for name in there:
         # An empty folder is a download that failed; one with other files is somebody's notes.
-        files = scan(root / name, needed=not any((root / name).iterdir()))
+        inside = kinds_in(root / name)
+        files = scan(root / name, needed=not inside and not folders_in(root / name))
         if files:
             folders[name] = files
     if not folders:
@@ -60,12 +64,27 @@ def subfolders(root: str | Path) -> list[str]:
     """
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder; {_LAYOUT}")
-    with os.scandir(root) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.is_dir() and entry.name != MASK and not entry.name.startswith(".")
-        )
+    return [name for name in folders_in(root) if name != MASK]
+
+
+def folders_in(folder: str | Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without what systems leave behind."""
+    with os.scandir(folder) as entries:
+        found = [entry.name for entry in entries if _is_folder(entry)]
+    return sorted(n for n in found if n not in _SYSTEM and not n.startswith(_HIDDEN))
+
+
+def kinds_in(folder: str | Path) -> Counter[str]:
+    """Return how many files of each extension a folder holds, "" of those that have none."""
+    with os.scandir(folder) as entries:
+        files = [entry.name for entry in entries if not _is_folder(entry)]
+    shown = (name for name in files if not name.startswith(_HIDDEN))
+    return Counter(sorted(os.path.splitext(name)[1].lower() for name in shown))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; a link that leads nowhere, or in circles, is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def as_id(name: str) -> str:
@@ -87,7 +106,7 @@ def scan(folder: Path, needed: bool = False) -> dict[str, str]:
     with os.scandir(folder) as entries:
         for entry in entries:
             id_, extension = os.path.splitext(entry.name)
-            if extension.lower() not in EXTENSIONS or entry.name.startswith("."):
+            if extension.lower() not in EXTENSIONS or entry.name.startswith(_HIDDEN):
                 continue
             id_ = as_id(id_)
             try:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 from decur.data.files import EXTENSIONS
-from decur.data.listing import MASK, as_id, modality_files, scan, subfolders
+from decur.data.layouts import SEPARATORS, elsewhere, one_file_a_band, stack_bands, swapped
+from decur.data.listing import (
+    MASK,
+    as_id,
+    folders_in,
+    kinds_in,
+    modality_files,
+    scan,
+    subfolders,
+)
 from decur.errors import BadSampleError, ConfigError, DataError
 
 FEWEST_PAIRED = 0.02  # share of the samples that has two sensors: below it names do not pair
 FEW_PAIRED = 0.5
 
-_SPLITS = frozenset(
-    ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
-)
 _LABELS = re.compile(
-    r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class)s?(_.*)?|.*_(label|mask|gt)s?"
+    r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class)s?(_.*)?"
+    r"|.*_(label|mask|gt)s?|(qa|scl|fmask|cloud|cloud_?mask|udm2?)s?(_.*)?"
 )
 FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
 _LOOKED_AT = 8  # pictures of a folder for that
 _PLACES = re.compile(r"\{(id|split|sensor)\}|(\*)")
-_BESIDE = frozenset(
-    (".xml", ".msk", ".ovr", ".tfw", ".pgw", ".jgw", ".prj", ".img", ".dat", ".txt")
+_BESIDE = frozenset((".xml", ".msk", ".ovr", ".tfw", ".pgw", ".jgw", ".prj", ".txt"))
+# Pictures that are not read: a folder of them is rather a sensor that is lost.
+_UNREAD = frozenset(
+    (".vrt", ".img", ".nc", ".asc", ".grd", ".grib", ".ntf", ".ecw", ".sid", ".dat", ".bin")
+    + (".ppm", ".pfm", ".tga", ".heic", ".avif", ".jxl", ".dng", ".pt", ".pth", ".pkl", ".gz")
 )
 
 
@@ -41,6 +50,7 @@ class Pairing:
         splits: `{id: split}` where a pattern tells it.
         left_out: what is there and not read, in words.
         labels: folders that look like labels, and why.
+        unread: folders that hold pictures, but none that is read: `{folder: which}`.
     """
 
     folders: dict[str, dict[str, str]]
@@ -48,6 +58,7 @@ class Pairing:
     splits: dict[str, str] | None = None
     left_out: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counter[str]:
@@ -101,30 +112,46 @@ def _by_folder(root: Path, names: tuple[str, ...] | None) -> Pairing:
     try:
         folders = modality_files(root, names)
     except DataError as error:
-        if names is None and root.is_dir() and (nested := _nested(root)):
-            raise DataError(f"{error}; {nested}") from error
+        if names is None and root.is_dir() and (remedy := elsewhere(root)):
+            raise DataError(f"{error}; {remedy}") from error
         raise
     pairing = Pairing(folders)
     if names is None:
+        if pattern := swapped(folders):
+            raise DataError(
+                f"{root}: each folder holds a file of each sensor ({_examples(folders)}): give "
+                f"--data.pattern '{pattern}', or name folders in --data.modalities if they are "
+                "sensors"
+            )
         pairing.labels = label_folders(folders)
         for name in pairing.labels:
             del folders[name]
-        others = [name for name in subfolders(root) if name not in {*folders, *pairing.labels}]
-        pairing.left_out += [f"{name}/ (no pictures)" for name in others]
-        pairing.left_out += [f"{name}/ ({why})" for name, why in pairing.labels.items()]
-    for name in folders:
-        kinds = Counter(
-            os.path.splitext(entry.name)[1].lower() or "without extension"
-            for entry in os.scandir(root / name)
-            if entry.is_file() and not entry.name.startswith(".")
-        )
-        pairing.left_out += [
-            f"{number} {kind} in {name}/"
-            for kind, number in sorted(kinds.items())
-            if kind not in EXTENSIONS | _BESIDE
-        ]
-    pairing.masks = scan(root / MASK) if (root / MASK).is_dir() else {}
+        for name in subfolders(root):
+            if name in folders:
+                continue
+            unread = _in_words(kinds_in(root / name), _UNREAD)
+            if name not in pairing.labels and unread:
+                pairing.unread[name] = unread
+            why = pairing.labels.get(name) or (f"{unread}, not read" if unread else "no pictures")
+            pairing.left_out.append(f"{name}/ ({why})")
+    masks = [MASK] if (root / MASK).is_dir() else []
+    for name in (*folders, *masks):
+        kinds = kinds_in(root / name)
+        beside = EXTENSIONS | _BESIDE | ({".img", ".dat"} if ".hdr" in kinds else set())
+        if others := _in_words(kinds, set(kinds) - beside):
+            pairing.left_out.append(f"{others} in {name}/")
+    pairing.masks = scan(root / MASK) if masks else {}
     return pairing
+
+
+def _in_words(kinds: Mapping[str, int], wanted: Collection[str]) -> str:
+    """Return the number of files of each extension that is wanted, as `2 .vrt, 1 .nc`."""
+    found = {kind or "without extension": n for kind, n in kinds.items() if kind in wanted}
+    return ", ".join(f"{number} {kind}" for kind, number in found.items())
+
+
+def _examples(folders: Mapping[str, Mapping[str, str]]) -> str:
+    return ", ".join(f"{name}/{next(iter(files))}" for name, files in list(folders.items())[:4])
 
 
 def sensor_files(
@@ -147,7 +174,7 @@ def sensor_files(
 
 def named_as_labels(name: str) -> bool:
     """Return whether a folder's name says that it holds labels."""
-    return _LABELS.fullmatch(name.lower()) is not None
+    return _LABELS.fullmatch(re.sub(r"[-. ]", "_", name.lower())) is not None
 
 
 def label_folders(folders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -211,7 +238,10 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
         pattern, would = proposal
         if would > paired:
             remedy = f"{would} would with --data.pattern '{pattern}'"
-    examples = ", ".join(f"{name}/{next(iter(files))}" for name, files in folders.items())
+    for name, files in folders.items():
+        if bands := one_file_a_band(files):
+            remedy = stack_bands(name, bands)
+    examples = _examples(folders)
     if share < FEWEST_PAIRED and not keep:
         what = (
             f"no id has two modalities (for example {examples})"
@@ -273,26 +303,6 @@ def _ways(stems: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _nested(root: Path) -> str:
-    """Return a pattern for pictures that lie one folder deeper; nothing where there are none."""
-    inner = {
-        name: [d.name for d in os.scandir(root / name) if d.is_dir() and scan(Path(d.path))]
-        for name in subfolders(root)
-    }
-    inner = {name: below for name, below in inner.items() if below}
-    if not inner:
-        return ""
-    outside, inside = set(inner), {name for below in inner.values() for name in below}
-    if {name.lower() for name in outside} <= _SPLITS:
-        pattern = "{split}/{sensor}/{id}"
-    elif {name.lower() for name in inside} <= _SPLITS:
-        pattern = "{sensor}/{split}/{id}"
-    else:
-        pattern = "*/{sensor}/{id}" if len(inside) > 1 else f"{{sensor}}/{min(inside)}/{{id}}"
-    example = f"{min(outside)}/{min(inner[min(outside)])}"
-    return f"pictures lie in {example} and the like: give --data.pattern '{pattern}'"
-
-
 def _complete(
     root: Path, names: tuple[str, ...] | None, pattern: str | Mapping[str, str]
 ) -> dict[str, str]:
@@ -310,84 +320,92 @@ def _complete(
         if MASK in given:
             patterns[MASK] = given[MASK]
     else:
+        _check_pattern("all", pattern)
         patterns = dict.fromkeys(names or _sensors_of(root, pattern), pattern)
+        masks = pattern.replace("{sensor}", MASK)
+        if "/" in pattern and masks != pattern and any(_walk(root, masks.split("/"))):
+            patterns[MASK] = pattern
     for name, text in patterns.items():
-        parts = text.split("/")
-        if "{id}" not in parts[-1] or text.startswith("/") or ".." in parts or "\\" in text:
-            raise ConfigError(
-                f"pattern: {text!r} of {name!r} is a path below the folder whose last part holds "
-                "{id}, as '{id}_S1Hand' or '{split}/{sensor}/{id}'"
-            )
-    return {name: text if "/" in text else f"{name}/{text}" for name, text in patterns.items()}
+        _check_pattern(name, text)
+    return {
+        name: text if "/" in text or not (root / name).is_dir() else f"{name}/{text}"
+        for name, text in patterns.items()
+    }
+
+
+def _check_pattern(name: str, text: str) -> None:
+    if "{id}" not in text or text.startswith("/") or ".." in text.split("/") or "\\" in text:
+        raise ConfigError(
+            f"pattern: {text!r} of {name!r} must be a path below the folder that holds {{id}}, as "
+            "'{id}_S1Hand' or '{split}/{sensor}/{id}'"
+        )
 
 
 def _sensors_of(root: Path, pattern: str) -> list[str]:
-    """Return the sensors of a pattern for all: the folders that stand where it has {sensor}."""
-    parts = pattern.split("/")[:-1]
-    if not parts:
-        return list(_by_folder(root, None).folders)
-    if "{sensor}" not in parts:
+    """Return the sensors of a pattern for all: what stands where it has {sensor}."""
+    if "/" not in pattern:
+        try:
+            return list(_by_folder(root, None).folders)
+        except DataError:
+            if "{sensor}" not in pattern:
+                raise  # else the files may lie in the root itself
+    if "{sensor}" not in pattern:
         raise ConfigError(
-            f"pattern: {pattern!r} holds no folder {{sensor}}; add it, or give a pattern a sensor, "
-            'as {"s1": "a/{id}", "s2": "b/{id}"}'
+            f"pattern: {pattern!r} holds no {{sensor}}; add it, or give a pattern a sensor, as "
+            '{"s1": "a/{id}", "s2": "b/{id}"}'
         )
-    folders = {
-        name: files
-        for name in _folders_below(root, parts)
-        if (files := _matches(root, name, pattern, needed=False))
-    }
-    labels = label_folders(
-        {name: {id_: f for (_, id_), f in files.items()} for name, files in folders.items()}
-    )
-    return [name for name in folders if name not in labels and name != MASK]
+    folders: dict[str, dict[str, str]] = {}
+    for found, file in _walk(root, pattern.split("/")):
+        folders.setdefault(found["sensor"], {})[f"{found['split']}/{found['id']}"] = file
+    if not folders:
+        raise DataError(f"{root}: the pattern {pattern!r} matches no picture; correct it")
+    labels = label_folders({name: files for name, files in folders.items() if name != MASK})
+    return sorted(name for name in folders if name not in labels)
 
 
-def _folders_below(root: Path, parts: list[str]) -> list[str]:
-    """Return the names of folders that stand where the parts have {sensor}, sorted."""
-    depth = parts.index("{sensor}")
-    found = [root]
-    for part in parts[:depth]:
-        match = _compiled(part)
-        found = [
-            Path(d.path)
-            for f in found
-            for d in os.scandir(f)
-            if d.is_dir() and match.fullmatch(d.name)
-        ]
-    return sorted({d.name for f in found for d in os.scandir(f) if d.is_dir() and d.name[0] != "."})
-
-
-def _matches(
-    root: Path, name: str, pattern: str, needed: bool = True
-) -> dict[tuple[str, str], str]:
+def _matches(root: Path, name: str, pattern: str) -> dict[tuple[str, str], str]:
     """Return `{(split, id): file}` of a sensor; the split is empty where the pattern has none."""
-    *parts, last = pattern.replace("{sensor}", name).split("/")
-    places: list[tuple[Path, str]] = [(root, "")]
-    for part in parts:
-        match, deeper = _compiled(part), []
-        for folder, split in places:
-            for entry in os.scandir(folder):
-                if entry.is_dir() and (found := match.fullmatch(entry.name)):
-                    deeper.append((Path(entry.path), found.groupdict().get("split") or split))
-        places = deeper
-    match = _compiled(last)
     files: dict[tuple[str, str], str] = {}
-    for folder, split in sorted(places):
-        for stem, file in scan(folder).items():
-            if (found := match.fullmatch(stem)) is None:
-                continue
-            key = split, as_id(_id_of(found))
-            if key in files:
-                raise DataError(
-                    f"{file}: is {key[1]!r} by the pattern {pattern!r}, as is {files[key]}; keep "
-                    "one, or make the pattern narrower"
-                )
-            files[key] = file
-    if needed and not files:
+    for found, file in _walk(root, pattern.replace("{sensor}", name).split("/")):
+        key = found["split"], as_id(found["id"])
+        if key in files:
+            raise DataError(
+                f"{file}: is {key[1]!r} by the pattern {pattern!r}, as is {files[key]}; keep "
+                "one, or make the pattern narrower, or * into {id}"
+            )
+        files[key] = file
+    if not files:
         raise DataError(
             f"{root}: the pattern {pattern!r} of {name!r} matches no picture; correct it"
         )
     return files
+
+
+def _walk(
+    folder: Path, parts: list[str], known: Mapping[str, str] | None = None
+) -> Iterator[tuple[dict[str, str], str]]:
+    """Yield what a pattern tells of each file that it matches, and the file.
+
+    Args:
+        folder: where to look.
+        parts: of the pattern, one for each folder and the last for names of files.
+        known: what the folders above tell: id, split and sensor, each empty where none does.
+    """
+    known = known or {"id": "", "split": "", "sensor": ""}
+    part = parts[0].replace("{sensor}", known["sensor"] or "{sensor}")
+    match, last = _compiled(part), len(parts) == 1
+    names = scan(folder) if last else dict.fromkeys(folders_in(folder), "")
+    for name, file in names.items():
+        if (found := match.fullmatch(name)) is None:
+            continue
+        told = dict(known)
+        told["id"] = "_".join(filter(None, (known["id"], _id_of(found))))
+        for key in ("split", "sensor"):
+            told[key] = found.groupdict().get(key) or known[key]
+        if last:
+            yield told, file
+        else:
+            yield from _walk(folder / name, parts[1:], told)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -401,8 +419,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         elif place[1] == "id":
             number += 1
             text += f"(?P<id{number}>.+?)" if "{id}" in pattern[end:] else f"(?P<id{number}>.+)"
+        elif f"(?P<{place[1]}>" in text:
+            text += f"(?P={place[1]})"
+        elif pattern == place[0]:
+            text += f"(?P<{place[1]}>.+)"
         else:
-            text += "(?P<split>[^/]+)" if place[1] == "split" else re.escape(place[0])
+            text += f"(?P<{place[1]}>[^/{re.escape(SEPARATORS)}]+)"
     return re.compile(text + re.escape(pattern[end:]))
 
 

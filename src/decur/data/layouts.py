@@ -1,0 +1,175 @@
+"""Folders that are laid out otherwise than ROOT/<sensor>/<id>, and the pattern that reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from itertools import product
+from pathlib import Path
+
+from decur.data.files import read_header
+from decur.data.listing import folders_in, scan, subfolders
+from decur.errors import DataError
+
+SPLITS = frozenset(
+    ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
+)
+SEPARATORS = "_-. "  # between the parts of a name
+_MOST_SENSORS = 12
+_LOOKED_AT = 4  # folders of one level whose files are looked at
+_BAND = re.compile(
+    rf"(?:(?P<rest>.*)[{re.escape(SEPARATORS)}])?(?:B\d{{1,2}}A?|VV|VH|HH|HV)(?:_\d+m)?",
+    re.IGNORECASE,
+)
+
+
+def elsewhere(root: Path) -> str:
+    """Return where the pictures of a folder lie whose sub-folders hold none, and the remedy.
+
+    Nothing where there are none in the folder itself either, nor two folders deep.
+    """
+    try:
+        stems = list(scan(root))
+        return _in_itself(root, stems) if stems else _two_deep(root)
+    except DataError:
+        return ""  # the reader of the folder says what is wrong
+
+
+def one_file_a_band(stems: Iterable[str]) -> list[str]:
+    """Return the names of one picture's files where most names end in a band, as `a_B02`."""
+    pictures: dict[str, list[str]] = {}
+    count = 0
+    for stem in stems:
+        count += 1
+        if found := _BAND.fullmatch(stem):
+            pictures.setdefault(found["rest"] or "", []).append(stem)
+    apart = [names for names in pictures.values() if len(names) > 1]
+    return sorted(apart[0]) if 2 * sum(map(len, apart)) > count else []
+
+
+def stack_bands(where: str, names: list[str]) -> str:
+    """Return what to do about a folder that holds one file a band."""
+    return (
+        f"{where} holds one file a band ({', '.join(names[:3])}, ...): make one file of those of a "
+        f"place, as `rio stack {names[0]}.tif {names[1]}.tif -o PLACE.tif`"
+    )
+
+
+def swapped(folders: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the pattern for folders that are places, with a file of each sensor in every one.
+
+    Nothing where folders are sensors. They are places where they hold files of the same few names,
+    and files of one name are of a kind, those of a folder are not; or where kinds tell nothing and
+    there are more folders than names.
+
+    Args:
+        folders: `{folder: {name: file}}`.
+    """
+    few = dict(list(folders.items())[:_LOOKED_AT])
+    if len(few) < 2:
+        return ""
+    first = min(few)
+    named = all(stem.startswith(first) for stem in few[first])  # as p1/p1_s1.tif
+    by_word: dict[str, dict[str, str]] = {}
+    for folder, files in few.items():
+        for stem, file in files.items():
+            word = stem.removeprefix(folder).lstrip(SEPARATORS) if named else stem
+            by_word.setdefault(word, {})[folder] = file
+    if not _are_sensors(by_word, len(folders), few):
+        return ""
+    between = min(few[first])[len(first) :][:1]
+    return f"{{id}}/*{between}{{sensor}}" if named else "{id}/{sensor}"
+
+
+def _are_sensors(
+    by_word: Mapping[str, Mapping[str, str]], count: int, few: Collection[str]
+) -> bool:
+    """Return whether names of files, `{name: {folder: file}}`, are those of sensors."""
+    everywhere = all(set(few) <= set(files) for files in by_word.values())
+    if not (2 <= len(by_word) <= _MOST_SENSORS and everywhere) or any(map(str.isdecimal, by_word)):
+        return False
+    by_folder = {folder: [files[folder] for files in by_word.values()] for folder in few}
+    by_name = {word: [files[folder] for folder in few] for word, files in by_word.items()}
+    if _told_apart(by_name) != _told_apart(by_folder):
+        return _told_apart(by_name)
+    return count > max(_LOOKED_AT, len(by_word))
+
+
+def _told_apart(files: Mapping[str, Iterable[str]]) -> bool:
+    """Return whether all files of a group are of one kind, and groups differ in it."""
+    kinds = [set(map(_kind, of_group)) for of_group in files.values()]
+    return all(len(found) == 1 for found in kinds) and len(set.union(*kinds)) > 1
+
+
+def _kind(file: str) -> object:
+    """Return what pictures of one sensor have in common; None of one that cannot be read."""
+    try:
+        header = read_header(file)
+    except DataError:
+        return None
+    return header.bands, header.is_byte, header.is_integer
+
+
+def _in_itself(root: Path, stems: list[str]) -> str:
+    """Return the remedy for pictures that lie in the root itself."""
+    if bands := one_file_a_band(stems):
+        return stack_bands(str(root), bands)
+    for separator, first in product(SEPARATORS, (False, True)):
+        ids: dict[str, set[str]] = {}
+        for stem in stems:
+            head, _, tail = stem.partition(separator) if first else stem.rpartition(separator)
+            word, id_ = (head, tail) if first else (tail, head)
+            ids.setdefault(word if id_ else "", set()).add(id_)
+        shared = set.intersection(*ids.values())
+        named = "" not in ids and not any(map(str.isdecimal, ids))
+        if named and 2 <= len(ids) <= _MOST_SENSORS and 2 * len(shared) * len(ids) >= len(stems):
+            parts = ("{sensor}", "{id}") if first else ("{id}", "{sensor}")
+            return (
+                f"pictures lie in the folder itself: {len(shared)} would pair with --data.pattern "
+                f"'{separator.join(parts)}'"
+            )
+    return "pictures lie in the folder itself: make a folder for those of each sensor"
+
+
+def _two_deep(root: Path) -> str:
+    """Return the remedy for pictures that lie one folder deeper."""
+    inner: dict[str, dict[str, dict[str, str]]] = {}  # {outer folder: {inner one: {id: file}}}
+    for name in subfolders(root):
+        below = {deeper: scan(root / name / deeper) for deeper in folders_in(root / name)}
+        if below := {deeper: files for deeper, files in below.items() if files}:
+            inner[name] = below
+    if not inner:
+        return ""
+    outside, inside = sorted(inner), sorted({name for below in inner.values() for name in below})
+    example = f"{outside[0]}/{min(inner[outside[0]])}"
+    stems = inner[outside[0]][min(inner[outside[0]])]
+    if bands := one_file_a_band(stems):
+        return stack_bands(example, bands)
+    if {name.lower() for name in outside} <= SPLITS:
+        pattern = "{split}/{sensor}/{id}"
+    elif {name.lower() for name in inside} <= SPLITS:
+        pattern = "{sensor}/{split}/{id}"
+    elif len(inside) == 1:
+        pattern = f"{{sensor}}/{inside[0]}/{{id}}"
+    elif len(outside) == 1:
+        pattern = f"{outside[0]}/{{sensor}}/{{id}}"
+    else:
+        turned = {i: {o: inner[o][i] for o in outside if i in inner[o]} for i in inside}
+        sensors_inside = _level(turned) < _level(inner)
+        by_sensor = turned if sensors_inside else inner
+        twice = any(  # then a name is only told by the other folder
+            len({stem for files in of.values() for stem in files}) < sum(map(len, of.values()))
+            for of in by_sensor.values()
+        )
+        other = "{id}" if twice else "*"
+        pattern = f"{other}/{{sensor}}/{{id}}" if sensors_inside else f"{{sensor}}/{other}/{{id}}"
+    return f"pictures lie in {example} and the like: give --data.pattern '{pattern}'"
+
+
+def _level(folders: Mapping[str, Mapping[str, Mapping[str, str]]]) -> tuple[bool, bool, int]:
+    """Return how unlikely it is that folders are sensors: by kinds of files, names, number."""
+    looked = {
+        name: [next(iter(files.values())) for files in list(of.values())[:_LOOKED_AT]]
+        for name, of in list(folders.items())[:_MOST_SENSORS]
+    }
+    return not _told_apart(looked), any(map(str.isdecimal, folders)), len(folders)
