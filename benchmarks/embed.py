@@ -75,6 +75,8 @@ class Clock(L.Callback):
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start at the second batch: the first warms up."""
         if args[3] == 1:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # which still computes the first
             self.started = time.perf_counter()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,11 +9,14 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+from rich.progress import TimeRemainingColumn
 
 import decur
 from decur.cli import COMMANDS, main
 from decur.config import command_of, describe, find_config, recipes
 from decur.errors import ConfigError, printable
+from decur.terminal import progress_bar, quiet
 
 
 def test_help_needs_no_heavy_import():
@@ -34,6 +37,7 @@ def test_each_command_explains_itself(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith(f"usage: decur {command}")
+    assert "optional arguments" not in text and "(type: " not in text  # argparse's own page
     assert len(text.splitlines()) <= 52  # a screen of a large terminal
 
 
@@ -57,6 +61,13 @@ def test_help_offers_only_what_the_command_takes(capsys):
     with pytest.raises(SystemExit):
         main(["runs", "--help"])
     assert "lists all 2 options" in capsys.readouterr().out
+
+
+def test_help_says_what_must_be_given(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    text = capsys.readouterr().out
+    assert text.count("required]") == 3 and "torch; required]" in text
 
 
 def test_help_of_the_demo_shows_its_own_values(capsys):
@@ -173,6 +184,31 @@ def test_stats_writes_what_pretraining_takes(make_pairs, capsys, tmp_path):
     main(["stats", str(root), "--overwrite", "--out", str(tmp_path / "m.yaml")])
     assert PairedFolder(root, tmp_path / "m.yaml").modalities == made
     assert time.monotonic() - start < 30
+
+
+def test_quiet_leaves_warnings_and_the_paths_of_results(make_pairs, capsys):
+    root = make_pairs({"s1": 2, "dem": 1}, samples=6, size=16)
+    main(["stats", str(root), "--quiet"])
+    assert capsys.readouterr() == (f"{root / 'modalities.yaml'}\n", "")
+    with pytest.raises(SystemExit):
+        main(["stats", str(root), "--quiet"])
+    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(SystemExit) as stopped:  # nothing would be left of it
+        main(["recipes", "--quiet"])
+    assert stopped.value.code == 2 and "leave --quiet out" in capsys.readouterr().err
+
+
+def test_a_bar_is_shown_on_terminals_and_in_notebooks_that_can(monkeypatch):
+    def is_shown(**options):
+        return not progress_bar(Console(**options), "x", "", TimeRemainingColumn()).disable
+
+    assert is_shown(force_terminal=True) and not is_shown(force_terminal=False)
+    monkeypatch.setattr("decur.terminal.find_spec", lambda name: name == "ipywidgets")
+    assert is_shown(force_jupyter=True, force_terminal=False)
+    monkeypatch.setattr("decur.terminal.find_spec", lambda name: None)
+    assert not is_shown(force_jupyter=True, force_terminal=False)
+    with quiet():
+        assert not is_shown(force_terminal=True)
 
 
 @pytest.mark.parametrize("base", ["demo", "ombria"])

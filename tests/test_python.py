@@ -1,7 +1,9 @@
 """decur from Python: what `import decur` offers, and what its objects say of themselves."""
 
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import decur
 from decur.data import SyntheticScenes
 from decur.encoders import build_encoder
 from decur.errors import DataError
+from decur.signals import STOPPING
 
 
 def test_import_decur_offers_everything_and_imports_nothing():
@@ -43,6 +46,34 @@ def test_a_package_is_called_like_its_function(tmp_path):
     )
     assert (tmp_path / "run" / "encoders" / "sar.safetensors").is_file()
     assert "optical, sar" in repr(found) and "\n" not in repr(found)
+
+
+def test_pretraining_in_a_thread_gives_the_same_and_takes_no_signals(tmp_path):
+    def work(name):
+        data = SyntheticScenes(samples=16, size=32, modalities=["optical", "sar"])
+        decur.pretrain(
+            data,
+            decur.DeCUR(dim=16),
+            run=str(tmp_path / name),
+            encoder="test_resnet",
+            projector=decur.pretrain.ProjectorSettings(width=16),
+            views=decur.pretrain.ViewSettings(size=24),
+            loader=decur.pretrain.LoaderSettings(batch_size=8, workers=0),
+            trainer={"max_epochs": 1, "accelerator": "cpu"},
+            monitor=decur.pretrain.MonitorSettings(every_epochs=0),
+        )
+        taken.append({number: signal.getsignal(number) for number in STOPPING})
+
+    taken = [{number: signal.getsignal(number) for number in STOPPING}]
+    work("here")
+    thread = threading.Thread(target=work, args=("there",))
+    thread.start()
+    thread.join()
+    assert len(taken) == 3 and taken[0] == taken[1] == taken[2]
+    files = [
+        (tmp_path / name / "encoders/sar.safetensors").read_bytes() for name in ("here", "there")
+    ]
+    assert files[0] == files[1]
 
 
 def test_objects_say_what_they_are_in_one_line():

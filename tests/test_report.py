@@ -1,12 +1,14 @@
 """The page of a run: contents, order, tables; whole and by itself whatever it holds."""
 
+import re
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from decur import report
+from decur import plotting, report
 from decur.runs import RunFolder
 
 NASTY = "<i>\"R&D'"
@@ -154,3 +156,21 @@ def test_charts_are_told_from_pictures(tmp_path):
     for name, pixels in (("chart", paper), ("photo", paper // 2)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         assert ('class="chart"' in report.figure(tmp_path / f"{name}.png")) == (name == "chart")
+
+
+def test_a_curve_says_the_value_under_the_pointer(tmp_path):
+    figure, axis = plotting.single(5, 3)
+    (line,) = axis.plot([1, 2, 3], [0.5, np.nan, 0.25], "", color="red", marker="o", linewidth=0)
+    axis.set_xlabel("epoch")
+    plotting.legend(axis, [line], [NASTY], loc="center left", bbox_to_anchor=(1, 0.5))
+    page = report.figure(plotting.save(figure, tmp_path / "curve.png"))
+    told = re.findall(r'<circle cx="(\d+)" cy="(\d+)" r="6"><title>(.+?)</title>', page)
+    pixels = np.asarray(Image.open(tmp_path / "curve.png").convert("RGB")).astype(int)
+    red = pixels[..., 0] - pixels[..., 1] > 200
+    assert [unescape(text) for *_, text in told] == [
+        f"{NASTY}: 0.5 (epoch 1)",
+        f"{NASTY}: 0.25 (epoch 3)",
+    ]
+    for x, y, _ in told:
+        rows, columns = np.nonzero(red[int(y) - 6 : int(y) + 7, int(x) - 6 : int(x) + 7])
+        assert abs(rows.mean() - 6) < 1.5 and abs(columns.mean() - 6) < 1.5

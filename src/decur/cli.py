@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -90,6 +90,9 @@ COMMANDS = {
 
 Command = Callable[[list[str]], Any]
 
+# Commands whose output is what was asked for: --quiet would leave nothing of it.
+PRINTING = ("plan", "bench", "neighbors", "recipes")
+
 # Options of every command, and the environment variables by which processes hand them on.
 EVERYWHERE = {"--debug": "DECUR_DEBUG", "--trust": "DECUR_TRUST"}
 
@@ -123,14 +126,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if word != word.encode(errors="replace").decode():  # reports and tables could not name it
             _fail(f"{word!r}: is no UTF-8; rename that file or folder", 2)
     given = {*rest} & EVERYWHERE.keys()
-    rest = [word for word in rest if word not in EVERYWHERE]
+    silent = "--quiet" in rest
+    if silent and name in PRINTING:
+        _fail(f"--quiet: what decur {name} prints is its result; leave --quiet out", 2)
+    rest = [word for word in rest if word not in (*EVERYWHERE, "--quiet")]
     _set_environment(name)
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     with _said_to_processes(given), _short_warnings(), running_command(), interruptible() as asked:
         try:
-            _run(name, rest)
+            with _quiet() if silent else nullcontext():
+                _run(name, rest)
         except SystemExit:
             if asked.is_set():  # Lightning takes Ctrl-C for itself, and ends with another code
                 _fail("interrupted", 130)
@@ -143,6 +150,12 @@ class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         return printable(super().format(record))
+
+
+def _quiet() -> AbstractContextManager[None]:
+    from decur.terminal import quiet  # only now: it imports rich
+
+    return quiet()
 
 
 @contextmanager
@@ -242,9 +255,10 @@ def _help() -> str:
             "Start with `decur demo`. With your own pairs in FOLDER/<sensor>/<id>.tif|png|jpg|npy:",
             "`decur pretrain --data.root FOLDER`. Each command explains itself with --help.",
             "",
-            "Every command takes --debug, which shows where an error comes from, and --trust, with",
-            "which the configuration that a run has kept may import any module (SECURITY.md). For",
-            'completion in bash: eval "$(register-python-argcomplete decur)"',
+            "Every command takes --quiet, with which it prints only warnings, errors and the paths",
+            "of what it wrote; --debug, which shows where an error comes from; and --trust, with",
+            "which the configuration that a run has kept may import any module (SECURITY.md).",
+            'Completion in bash: eval "$(register-python-argcomplete decur)"',
         ]
     )
 

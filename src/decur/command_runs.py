@@ -14,7 +14,7 @@ from decur import plotting, report
 from decur.config import Parser
 from decur.errors import DataError, require
 from decur.runs import RunFolder, write_text, writing
-from decur.terminal import make_table
+from decur.terminal import make_table, tell_result
 
 _ABOUT = (
     "Runs of decur pretrain and decur transfer on one page: curves overlaid, the settings that "
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> Path:
         console.print(make_table(head, rows, title=title) if rows else f"{title}: none")
     with writing(page):
         write_text(page, _page(runs, different, scores, page))
-    console.print(f"look at     {page}", highlight=False)
+    tell_result("look at     ", page)
     return page
 
 

@@ -139,16 +139,24 @@ class Parser(ArgumentParser):
         super().__init__(prog=prog, description=description, **kwargs)
         self._followed: dict[str, str] = {}
         self.essentials: Mapping[str, Sequence[str]] = {}
+        self.needed: set[str] = set()  # options without which nothing is parsed
         self._shown: dict[str, Any] = {}
 
-    def add_config(self) -> None:
-        """Add `--config FILE-OR-RECIPE`."""
+    def add_config(self, shipped: bool = True) -> None:
+        """Add `--config FILE-OR-RECIPE`.
+
+        Args:
+            shipped: whether recipes for this command ship with the package.
+        """
+        what = "A YAML file or the name of a recipe (`decur recipes` lists them)"
+        if not shipped:
+            what = "A YAML file of options"
+            self.usage = str(self.usage).replace("FILE-OR-RECIPE", "FILE")
         self.add_argument(
             "--config",
             action="config",
-            metavar="FILE-OR-RECIPE",
-            help="A YAML file or the name of a recipe (`decur recipes` lists them). Later options "
-            "override it.",
+            metavar="FILE-OR-RECIPE" if shipped else "FILE",
+            help=f"{what}. Later options override it.",
         )
 
     def show_first(
@@ -161,6 +169,8 @@ class Parser(ArgumentParser):
             values: a configuration whose values are shown in place of the defaults.
         """
         self.essentials = essentials
+        # jsonargparse takes the mark from them while it parses
+        self.needed = {action.dest for action in self._actions if action.required}
         self._shown = {} if values is None else values.as_dict()
         if "--help-all" not in self._option_string_actions:
             about, none = "Show all options and exit.", argparse.SUPPRESS

@@ -6,6 +6,7 @@ same in every figure, and the colour-blind can tell them apart.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ BLOCKS = (COMMON, "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # of the same pal
 ABSENT = "#C8C8C8"  # what is not labelled
 # Teal, wine, black and grey: apart from each other, and from the parts, in hue and in lightness.
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
+POINTS = "decur-points"  # the name of a PNG's text that holds the points of its lines
+_TOLD = 200  # points of a line at most
 MARKERS = ("o", "^", "s", "D")
 _AREAS = "DDDDDD 77AADD EE8866 44BB99 EEDD88 FFAABB AAAA00 99DDFF BBCC33"
 
@@ -92,8 +95,11 @@ def legend(where: Any, handles: Iterable[Any], names: Iterable[str], **how: Any)
         names: the name of each handle.
         how: keyword arguments of matplotlib's `legend`.
     """
+    handles = list(handles)
     if names := [plain(name) for name in names]:
-        where.legend(list(handles), names, **how)
+        for handle, name in zip(handles, names, strict=False):
+            handle.set_label(name)  # which `save` keeps with the points of a line
+        where.legend(handles, names, **how)
 
 
 def class_legend(
@@ -170,12 +176,39 @@ def small_pictures(images: Tensor, modality: Modality, side: int) -> NDArray[np.
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure whole or not at all, as PNG or what its ending says; its folder is made.
 
+    A PNG also holds the points of its lines, which a report tells where the pointer is.
+
     Raises:
         WriteError: if it cannot be written.
     """
+    kind = path.suffix.lstrip(".") or "png"
+    about = {POINTS: json.dumps(_points(figure))} if kind == "png" else None
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=path.suffix.lstrip(".") or "png")
+        figure.savefig(temporary, dpi=110, format=kind, metadata=about)
     return path
+
+
+def _points(figure: Figure) -> list[tuple[float, float, str]]:
+    """Return place and meaning of each marked point of a figure's lines.
+
+    Places are shares of the figure's width and height, from its upper left corner.
+    """
+    found = []
+    figure.draw_without_rendering()  # which lays the panels out
+    for axis in figure.axes:
+        for line in axis.lines:
+            name, data = str(line.get_label()).replace(r"\$", "$"), np.asarray(line.get_xydata())
+            what, marker = axis.get_xlabel(), line.get_marker()
+            if name.startswith("_") or not what or marker in ("None", "", None):
+                continue
+            data = data[:: 1 + len(data) // _TOLD]
+            places = figure.transFigure.inverted().transform(axis.transData.transform(data))
+            drawn = np.isfinite(places).all(1)
+            found += [
+                (round(float(x), 4), round(1 - float(y), 4), f"{name}: {value:.4g} ({what} {at:g})")
+                for (x, y), (at, value) in zip(places[drawn], data[drawn], strict=True)
+            ]
+    return found
 
 
 def part_colour(name: str, parts: Sequence[str] = ()) -> str:

@@ -59,7 +59,7 @@ def _described(parser: Parser, key: str, width: int) -> list[str]:
         shown = str(shown.get("class_path", "")).rpartition(".")[2]
     if isinstance(shown, list):
         shown = " ".join(map(str, shown))
-    required = default is None and action.required
+    required = default is None and (action.required or key in parser.needed)
     told = shown is not None and shown is not False and shown != ""
     choices = literals_of(type_of(action))
     notes = [", ".join(choices)] if 1 < len(choices) <= _CHOICES else []
@@ -89,4 +89,5 @@ def _more(parser: Parser) -> str:
     of_files = ""
     if "--config" in parser._option_string_actions:
         of_files = " Options may also stand in a YAML file (--config)."
-    return f"--help-all lists all {count} options.{of_classes}{of_files}"
+    of_all = f"--help-all lists all {count} options." if count > 1 else ""
+    return f"{of_all}{of_classes}{of_files}".strip()

@@ -2,22 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TextIO
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
+_results: TextIO | None = None  # with --quiet, what paths of results are printed to
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the block print nothing but warnings, errors and the paths of results."""
+    global _results
+    _results = sys.stdout
+    logging.disable(logging.INFO)
+    try:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        _results = None
+        logging.disable(logging.NOTSET)
+
+
+def is_quiet() -> bool:
+    """Return whether the command was given --quiet."""
+    return _results is not None
+
+
+def tell_result(what: str, path: object, about: str = "") -> None:
+    """Print where a result is; with --quiet its path alone.
+
+    Args:
+        what: the text before it, with its space.
+        path: of the file or folder.
+        about: what is said behind it.
+    """
+    if _results is not None:
+        print(path, file=_results, flush=True)
+    else:
+        print(f"{what}{path}{about}", flush=True)
+
+
+def _in_notebook(console: Console) -> bool:
+    """Return whether a notebook shows the bar, which rich needs ipywidgets for."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
+
 
 def progress_bar(
     console: Console, what: str, unit: str, time: ProgressColumn, wide: bool = False
 ) -> Progress:
-    """A bar that fills, with how much is done of how much; not shown where nobody looks.
+    """A bar that fills, with how much is done of how much, on a terminal or in a notebook.
 
     Args:
-        console: where to. A file gets none.
+        console: where to. A file gets none, nor does a terminal with --quiet.
         what: the text before it, as rich formats it: "{task.description}", "{task.fields[NAME]}".
         unit: the text behind the numbers; empty for none.
         time: rich's column of the time that is left or was taken.
@@ -33,7 +80,7 @@ def progress_bar(
         console=console,
         expand=wide,
         transient=True,
-        disable=not console.is_terminal,
+        disable=is_quiet() or not (console.is_terminal or _in_notebook(console)),
     )
 
 

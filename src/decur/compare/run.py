@@ -20,7 +20,7 @@ from decur.compare.settings import Axis, ClusterSettings, CompareSettings, check
 from decur.compare.tables import Table, make_tables
 from decur.errors import ConfigError, DecurError
 from decur.runs import RunFolder, make_folder, write_text
-from decur.terminal import progress_bar
+from decur.terminal import progress_bar, tell_result
 
 
 class CellsFailedError(DecurError):
@@ -101,8 +101,8 @@ def compare(
             write(folder, made, cells, len(settings.seeds), settings.axis)
     console.print()
     console.print(table_text.markdown(made, len(settings.seeds)), markup=False)
-    console.print(f"tables    {folder.path / 'tables.md'}")
-    console.print(f"report    {folder.report}")
+    tell_result("tables    ", folder.path / "tables.md")
+    tell_result("report    ", folder.report)
     return Compared(folder, made, failed)
 
 

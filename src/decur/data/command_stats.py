@@ -16,7 +16,7 @@ from decur.data.pairing import pair_files
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import WORKERS, ConfigError, check_ranges
 from decur.modality import PRESETS, Modality, load_modalities
-from decur.terminal import make_table
+from decur.terminal import is_quiet, make_table, tell_result
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--out",
         type=str | None,
-        help="File to write; by default ROOT/modalities.yaml, which pretraining then finds.",
+        help="File to write, by default ROOT/modalities.yaml, where pretraining finds it.",
     )
     parser.add_argument(
         "--modalities",
@@ -62,6 +62,12 @@ def main(arguments: Sequence[str]) -> None:
         type=int,
         default=MAX_PIXELS,
         help="Height times width of a picture at most; larger ones are left out.",
+    )
+    parser.show_first(
+        {
+            "what is read": ("root", "pattern", "modalities", "max_pixels", "workers"),
+            "what is written": ("out", "overwrite"),
+        }
     )
     settings = parser.parse(arguments)
     check_ranges(settings, workers=WORKERS)
@@ -80,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
     if pairing.left_out:
         print(f"left out: {', '.join(pairing.left_out)}")
     files = pairing.folders
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=is_quiet()) as progress:
         task = progress.add_task("reading", total=sum(map(len, files.values())))
         found = compute_stats(
             settings.root,
@@ -96,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
         write_modalities(out, found, modalities=known or None)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose --out") from error
-    print(f"written: {out}")
+    tell_result("written: ", out)
 
 
 def _print(name: str, statistics: BandStatistics, known: Modality | None) -> None:

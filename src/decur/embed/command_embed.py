@@ -41,7 +41,7 @@ _ESSENTIALS = {
 def embed_parser() -> Parser:
     """Return the parser of `decur embed`: fields of `EmbedSettings`, options of Lightning."""
     parser = Parser("decur embed", _ABOUT)
-    parser.add_config()
+    parser.add_config(shipped=False)
     parser.add_argument("--data", type=PairedDataset, required=True, help="Any data set.")
     parser.add_class_arguments(EmbedSettings, skip={"modalities"})
     parser.add_argument(

@@ -38,7 +38,7 @@ from decur.errors import ConfigError, DataError
 from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning
 from decur.runs import RunFolder, write_json, writing
-from decur.terminal import progress_bar
+from decur.terminal import progress_bar, tell_result
 from decur.transfer.sources import take_known_bands
 
 _MOST = 4096  # samples of a part: what a killed run does again, at most
@@ -263,7 +263,8 @@ def _finish(
             "lists them: mend them and delete the folder, or allow more"
         )
     text = ", ".join(f"{name} {count}" for name, count in rows.items())
-    console.print(f"rows        {text}\nwritten     {folder}", highlight=False)
+    console.print(f"rows        {text}", highlight=False)
+    tell_result("written     ", folder)
     return Embedded(folder, rows, bad)
 
 

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from decur.config import Parser
 from decur.errors import require
 from decur.exchange.formats import Format, Sampling
+from decur.terminal import tell_result
 
 
 def main(arguments: Sequence[str]) -> list[Path]:
@@ -26,15 +27,13 @@ def main(arguments: Sequence[str]) -> list[Path]:
     )
     parser.usage = "decur export ENCODER|RUN --format hub|timm|torchgeo|onnx|torch --out PLACE"
     parser.add_argument(
-        "encoder", type=str, help="An encoder file of a run; for hub also the run's folder."
+        "encoder", type=str, help="An encoder file of a run, or for hub the run's folder."
     )
     parser.add_argument("--format", type=Format, required=True, help="What to write.")
-    parser.add_argument("--out", type=str, required=True, help="The file; for hub the folder.")
+    parser.add_argument("--out", type=str, required=True, help="The file, or for hub the folder.")
+    parser.add_argument("--push", type=str | None, help="USER/REPO that it is uploaded to.")
     parser.add_argument(
-        "--push", type=str | None, help="USER/REPO of the hub that a hub folder is uploaded to."
-    )
-    parser.add_argument(
-        "--license", type=str | None, help="Of the weights, for the card of a hub folder: cc-by-4.0"
+        "--license", type=str | None, help="Of the weights, for the card, such as cc-by-4.0."
     )
     parser.add_argument(
         "--scores", type=str, nargs="+", help="Folders of `decur transfer`, for the card."
@@ -54,10 +53,17 @@ def main(arguments: Sequence[str]) -> list[Path]:
         help="How a graph reads the points of deformable attention: by GridSample, which TensorRT "
         "has miscompiled, or by plain gathers.",
     )
+    parser.show_first(
+        {
+            "what is written, and where": ("encoder", "format", "out"),
+            "of a hub folder": ("push", "license", "scores"),
+            "of a graph (onnx, torch)": ("scaling", "size", "sampling"),
+        }
+    )
     settings = parser.parse(arguments)
     files = _export_folder(settings) if settings.format == "hub" else _export_file(settings)
     for file in files:
-        print(f"written: {file}")
+        tell_result("written: ", file)
     return files
 
 

@@ -11,6 +11,7 @@ from decur.config import Parser
 from decur.errors import ConfigError
 from decur.exchange.formats import Compat, Layout, Normalised
 from decur.layers import read_mapping
+from decur.terminal import tell_result
 
 
 def main(arguments: Sequence[str]) -> list[Path]:
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("file", type=str, help="Weights: .pth, .pt, .bin or .safetensors.")
     parser.add_argument("--out", type=str, required=True, help="Folder for encoders/<name>.*.")
     parser.add_argument(
-        "--layout", type=Layout, default="auto", help="What the file has to be; auto finds out."
+        "--layout",
+        type=Layout,
+        default="auto",
+        help="What the file has to be (decur, torchgeo, resnet, vit or mit); auto finds out.",
     )
     parser.add_argument(
         "--modality",
@@ -40,15 +44,21 @@ def main(arguments: Sequence[str]) -> list[Path]:
         "--normalised",
         type=Normalised,
         default="auto",
-        help="What the weights expect, which is then folded into them: imagenet (its mean and "
-        "deviation), half (0.5 for both) or none. auto: imagenet for ResNets with its classifier "
+        help="What the weights expect, which is then folded into them, imagenet (its mean and "
+        "deviation), half (0.5 for both) or none; auto: imagenet for ResNets with its classifier "
         "and every MiT; ViTs with it need a choice.",
     )
     parser.add_argument(
         "--compat",
         type=Compat | None,
-        help="official: the weights are the authors' (one attention for both sensors, three equal "
+        help='"official" for the authors\' weights (one attention for both sensors, three equal '
         "bands of elevation, photographs as blue, green, red).",
+    )
+    parser.show_first(
+        {
+            "what is read, and where it goes": ("file", "out", "modality"),
+            "what the file holds": ("layout", "normalised", "compat"),
+        }
     )
     settings = parser.parse(arguments)
     from decur.exchange.importing import import_weights  # imports timm, which takes seconds
@@ -62,7 +72,7 @@ def main(arguments: Sequence[str]) -> list[Path]:
         compat=settings.compat,
     )
     for file in files:
-        print(f"written: {file}")
+        tell_result("written: ", file)
     print(f"use: decur transfer --encoders {settings.out} --data.root FOLDER --target NAME")
     return files
 

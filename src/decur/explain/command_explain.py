@@ -32,7 +32,7 @@ def build_parser() -> Parser:
     parser = Parser("decur explain", _ABOUT)
     parser.usage = "decur explain RUN [--help] [--config FILE] [--key value ...]"
     parser.add_argument("run", type=str, help="Folder of a run of `decur pretrain`; comes first.")
-    parser.add_config()
+    parser.add_config(shipped=False)
     known = analyses()
     for name, text in (
         ("beside", "Folders of more runs, for the analyses that compare runs."),

@@ -48,7 +48,7 @@ from decur.explain.settings import (
 from decur.features import SampleLoader
 from decur.layers import override
 from decur.runs import RunFolder
-from decur.terminal import progress_bar
+from decur.terminal import progress_bar, tell_result
 from decur.verdicts import Verdict
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def _explain(
                 writer.explain(analysis, checkpoints, loader, settings)
         finally:
             writer.list_bad(loader)
-    writer.say("report", str(folder.report))
+    tell_result(f"{'report':<12}", folder.report)
     return writer.done
 
 

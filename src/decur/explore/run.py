@@ -22,7 +22,7 @@ from decur.explain.base import Watch
 from decur.explain.tsne import FEWEST, lay_out
 from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
 from decur.runs import writing
-from decur.terminal import progress_bar
+from decur.terminal import progress_bar, tell_result
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def explore(
         write_page(page, contents)
     size = page.stat().st_size / 1e6
     console.print(f"samples     {len(ids):,}, {', '.join(sensors)}, {part}", highlight=False)
-    console.print(f"look at     {page} ({size:.1f} MB)", highlight=False)
+    tell_result("look at     ", page, f" ({size:.1f} MB)")
     return page
 
 

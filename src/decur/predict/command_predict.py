@@ -41,7 +41,7 @@ def build_parser() -> Parser:
         help="Folder of `decur transfer`; with --features also one of `decur pretrain`, or an "
         "encoder file; comes first.",
     )
-    parser.add_config()
+    parser.add_config(shipped=False)
     parser.add_argument(
         "--scene",
         type=str,

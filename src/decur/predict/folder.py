@@ -36,7 +36,7 @@ from decur.predict.raster_files import write_tile
 from decur.predict.settings import PredictSettings
 from decur.predict.sheet import Sheet
 from decur.runs import RunFolder, atomic, writing
-from decur.terminal import progress_bar
+from decur.terminal import progress_bar, tell_result
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _predict(
     folder.list_bad(bad)
     _remove_old(folder.path, masks)
     _write_table(folder.path / TABLE, rows)  # last, since it says that all is there
-    console.print(f"written   {len(rows)} samples in {folder.path}", highlight=False)
+    tell_result(f"written   {len(rows)} samples in ", folder.path)
     return Predicted(folder.path, len(rows), bad)
 
 

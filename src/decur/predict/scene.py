@@ -55,7 +55,7 @@ from decur.predict.reading import (
 from decur.predict.settings import PredictSettings
 from decur.predict.windows import Batches, Blend, Tile
 from decur.runs import put_in_place, remove_leftovers, write_json, writing
-from decur.terminal import progress_bar
+from decur.terminal import progress_bar, tell_result
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class _Job:
         shutil.rmtree(work, ignore_errors=True)
         for path in (found.path, found.probabilities, found.picture, found.joined):
             if path is not None:
-                console.print(f"written   {path}", highlight=False)
+                tell_result("written   ", path)
         return found
 
     @cached_property

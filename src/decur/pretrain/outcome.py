@@ -26,6 +26,7 @@ from decur.modality import Modality
 from decur.pretrain.figures import TrainedOn, write_report
 from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder
+from decur.terminal import tell_result
 
 log = logging.getLogger(__name__)
 KEY = "decur-outcome"  # of a checkpoint's entry
@@ -192,8 +193,8 @@ def finish(run: RunFolder) -> None:
         about += f" The learning rate was {now:.3g} then, of {highest:.3g} at its highest."
     write_report(run, TrainedOn(**saved.data), saved.batch, about=about)
     console.print(f"ended     {about}", highlight=False)
-    console.print(f"encoders  {run.path / 'encoders'}", highlight=False)
-    console.print(f"report    {run.report}", highlight=False)
+    tell_result("encoders  ", run.path / "encoders")
+    tell_result("report    ", run.report)
     if saved.done < saved.epochs:
         console.print("the same command without --finish goes on", highlight=False)
 

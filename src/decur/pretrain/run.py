@@ -52,6 +52,7 @@ from decur.pretrain.trainer import (
     take_max_steps,
 )
 from decur.runs import RunFolder
+from decur.terminal import tell_result
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def _pretrain(
                 model.encoder(name), folder.encoder(name), objective=model.objective.about()
             )
         write_report(folder, data, settings.loader.batch_size // trainer.world_size)
-        console.print(f"encoders  {folder.path / 'encoders'}", highlight=False)
-        console.print(f"report    {folder.report}", highlight=False)
+        tell_result("encoders  ", folder.path / "encoders")
+        tell_result("report    ", folder.report)
     return Pretrained(folder, model)
 
 

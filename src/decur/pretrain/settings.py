@@ -83,7 +83,7 @@ class OptimizerSettings:
 
     Args:
         name: "lars" for ConvNets, "adamw" for transformers.
-        lr: of the weights; None: 0.2 for LARS, 1e-4 for AdamW.
+        lr: of the weights, by default 0.2 for LARS and 1e-4 for AdamW.
         lr_bias: of biases and normalisation parameters, which have no LARS adaptation and no
             decay; None: 0.0048 for LARS, `lr` for AdamW.
         weight_decay: None: 1e-6 for LARS, 0.01 for AdamW.

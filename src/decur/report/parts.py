@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.plotting import POINTS
 from decur.report.templates import environment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # What words of reports mean; a cell or heading that is one of them, or begins with it and a slash,
 # says so to the pointer.
@@ -48,9 +53,20 @@ def figure(picture: Path, caption: str = "") -> str:
         picture: a PNG file.
         caption: what it shows and how to read it, plain text.
     """
-    source = _embedded("image/png", picture.read_bytes())
-    look = "chart" if _is_chart(picture) else ""
-    return _fill("figure", source=source, alt=caption or picture.stem, caption=caption, look=look)
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        told = getattr(image, "text", {}).get(POINTS, "[]")
+        size, is_chart = image.size, _is_chart(image)
+    return _fill(
+        "figure",
+        source=_embedded("image/png", picture.read_bytes()),
+        alt=caption or picture.stem,
+        caption=caption,
+        look="chart" if is_chart else "",
+        size=size,
+        points=[(x * size[0], y * size[1], text) for x, y, text in json.loads(told)],
+    )
 
 
 def summary(sentence: str, numbers: Sequence[tuple[str, str, str]], then: Sequence[str]) -> str:
@@ -148,13 +164,9 @@ def _fill(part: str, **values: Any) -> str:
     return str(macro(**values)).strip()
 
 
-def _is_chart(picture: Path) -> bool:
+def _is_chart(image: Image) -> bool:
     """Return whether a picture is drawn on white paper, and may be shown light on dark."""
-    from PIL import Image
-
-    with Image.open(picture) as image:
-        pixels = np.asarray(image.convert("L"))
-    return bool((pixels == 255).mean() > _DRAWING)
+    return bool((np.asarray(image.convert("L")) == 255).mean() > _DRAWING)
 
 
 def _meaning(text: str) -> str:

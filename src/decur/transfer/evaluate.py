@@ -16,6 +16,7 @@ from rich.console import Console
 from decur import plotting, report
 from decur.objectives.blocks import PREFIX
 from decur.runs import RunFolder, atomic, write_json, write_text
+from decur.terminal import tell_result
 from decur.transfer.settings import TransferSettings
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept, Task
@@ -248,8 +249,8 @@ def print_results(console: Console, folder: RunFolder, results: dict[str, Any]) 
         limits = f"   95 % {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
         floor = f"   floor {value['floor']:.4f}" if "floor" in value else ""
         console.print(f"{name:<18}{value['value']:.4f}{limits}{floor}", highlight=False)
-    console.print(f"results   {folder.path / 'results.json'}", highlight=False)
-    console.print(f"report    {folder.report}", highlight=False)
+    tell_result("results   ", folder.path / "results.json")
+    tell_result("report    ", folder.report)
 
 
 # -- 95 % intervals, from leaving out one part of the test samples in turn -------------------------

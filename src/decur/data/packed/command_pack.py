@@ -17,6 +17,7 @@ from decur.data.packed.metadata import HEADER
 from decur.data.packed.reading import PackedPairs, verify
 from decur.data.packed.writing import pack
 from decur.errors import ConfigError
+from decur.terminal import is_quiet, tell_result
 
 _LISTED = 20  # bad samples that are printed
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"left out    {path}: {reason}")
     if len(packed.bad) > _LISTED:
         print(f"left out    {len(packed.bad) - _LISTED} more, listed in {Path(made.out) / HEADER}")
-    print(f"read with   --data PackedPairs --data.root {made.out}")
+    tell_result("read with   --data PackedPairs --data.root ", made.out)
     if made.verify:
         _verify(made.out, made.workers)
 
@@ -88,7 +89,7 @@ def build_parser() -> Parser:
     """Return the parser of `decur pack`."""
     parser = Parser("decur pack", _ABOUT)
     parser.usage = "decur pack DATA OUT [--key value ...]  |  decur pack --verify OUT"
-    parser.add_config()
+    parser.add_config(shipped=False)
     parser.add_argument("--data", type=PairedDataset, help="What to pack.")
     parser.add_argument("--out", type=str, required=True, help="Folder to write.")
     parser.add_argument(
@@ -140,7 +141,7 @@ def _verify(folder: str, workers: int) -> None:
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    shown = console.is_terminal  # elsewhere rich would leave an empty line
+    shown = console.is_terminal and not is_quiet()  # elsewhere rich would leave an empty line
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(f"{what} chunks")
         yield lambda done, total: bar.update(task, completed=done, total=total)
