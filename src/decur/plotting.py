@@ -35,6 +35,7 @@ ABSENT = "#C8C8C8"  # what is not labelled
 # Teal, wine, black and grey: apart from each other, and from the parts, in hue and in lightness.
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
 POINTS = "decur-points"  # the name of a PNG's text that holds the points of its lines
+_DPI = 110
 _TOLD = 200  # points of a line at most
 MARKERS = ("o", "^", "s", "D")
 _AREAS = "DDDDDD 77AADD EE8866 44BB99 EEDD88 FFAABB AAAA00 99DDFF BBCC33"
@@ -184,7 +185,7 @@ def save(figure: Figure, path: Path) -> Path:
     kind = path.suffix.lstrip(".") or "png"
     about = {POINTS: json.dumps(_points(figure))} if kind == "png" else None
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format=kind, metadata=about)
+        figure.savefig(temporary, dpi=_DPI, format=kind, metadata=about)
     return path
 
 
@@ -194,7 +195,8 @@ def _points(figure: Figure) -> list[tuple[float, float, str]]:
     Places are shares of the figure's width and height, from its upper left corner.
     """
     found = []
-    figure.draw_without_rendering()  # which lays the panels out
+    figure.set_dpi(_DPI)  # which the layout depends on
+    figure.draw_without_rendering()
     for axis in figure.axes:
         for line in axis.lines:
             name, data = str(line.get_label()).replace(r"\$", "$"), np.asarray(line.get_xydata())
