@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,50 @@ def test_names_may_hold_commas_and_numbers(tmp_path):
     (root / "mask" / "classes.txt").write_text("grass, swamp\nroof, type 2\ntrack, 3\n")
     names = ("grass, swamp", "roof, type 2", "track, 3")
     assert PairedFolder(root).targets["mask"].classes == names
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("name;value\nroof;7\nwater;9\n", ("roof", "water")),
+        ("class, R, G, B\nroof 7 7 7\nwater\t9 9 9\n", ("roof", "water")),
+        ("7: roof\n9: water\n", ("roof", "water")),
+        ("7 roof, red\n9 water\n", ("roof, red", "water")),
+    ],
+)
+def test_lists_of_classes_as_people_write_them(tmp_path, lines, names):
+    colours = "R, G, B" in lines
+    mask = np.array([[7, 9], [9, 7]], np.uint8)
+    root = folder(tmp_path, np.stack([mask] * 3) if colours else mask)
+    (root / "mask" / "classes.txt").write_text(lines)
+    data = PairedFolder(root)
+    assert data.targets["mask"].classes == names
+    assert data[0]["target"]["mask"].tolist() == [[0, 1], [1, 0]]
+
+
+def test_masks_that_pair_with_no_picture(tmp_path, caplog):
+    root = make_folder(tmp_path, {"s1": ["a", "b"], "mask": ["a_mask", "b_mask"]})
+    with pytest.raises(
+        DataError, match=r"2 of 2 masks .*'a_mask' \(a picture's is 'a'\)"
+    ) as refused:
+        PairedFolder(root)
+    pattern = json.loads(str(refused.value).split("pattern '")[1].split("'")[0])
+    assert "mask" in PairedFolder(root, pattern=pattern)[0]["target"]
+    write(root / "mask" / "a.png", np.eye(8, dtype=np.uint8))
+    PairedFolder(root)
+    assert "2 of 3 masks have no picture of their name" in caplog.text
+
+
+def test_what_is_most_likely_no_class_is_told_of(tmp_path, caplog):
+    root = folder(tmp_path, np.array([[0, 1], [2, 65_535]], np.uint16), ".tif")
+    PairedFolder(root)
+    assert "4 different values up to 65535, taken for 65536 classes; give" in caplog.text
+    root = folder(tmp_path / "colours", np.zeros((3, 2, 2), np.uint8))
+    with pytest.raises(DataError, match=r"none of 1 masks .* the colour of each class in classes"):
+        PairedFolder(root)
+    (root / "classes.txt").write_text("a\n")
+    (root / "mask" / "a.png").unlink()
+    assert "left out: classes.txt (not read)" in PairedFolder(root).describe()
 
 
 @pytest.mark.parametrize("file", ["a.jpg", "a.tif"])

@@ -146,7 +146,9 @@ def read_mask(path: str | Path, *, empty: int = 255, max_pixels: int = MAX_PIXEL
         pixels = decoded.pixels
         if len(pixels) != 1:
             raise BadSampleError(
-                path, f"a mask has one band of class indices, this has {len(pixels)}; convert it"
+                path,
+                f"a mask has one band of class indices, this has {len(pixels)}; convert it, or "
+                "give the colour of each class in classes.txt beside it",
             )
         if pixels.dtype.kind == "f":
             pixels = _to_tensor(path, decoded, None).nan_to_num(empty).numpy()

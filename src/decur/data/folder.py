@@ -26,11 +26,11 @@ from decur.data.georeference import Place, align, compare_pair, read_place, refu
 from decur.data.grid import Grid
 from decur.data.listing import MASK
 from decur.data.masks import MaskCodes, read_codes
-from decur.data.pairing import Pairing, check_pairs, pair_files
+from decur.data.pairing import Pairing, check_masks, check_pairs, pair_files
 from decur.data.sample import VOID, Sample
 from decur.data.selection import evenly_spaced
 from decur.data.stats import guess_augmentation, stats_of_files
-from decur.data.tables import Labels, describe_target, find_table, read_splits
+from decur.data.tables import Labels, describe_target, find_table, read_splits, unread_tables
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality, load_modalities
 
@@ -136,11 +136,13 @@ class PairedFolder(PairedDataset):
             self.modalities[name], self._is_byte[name] = _complete(
                 name, list(files.values()), modality=given.get(name), max_pixels=max_pixels
             )
-        self._left_out = list(pairing.left_out)
+        self._left_out = pairing.left_out + [f"{n} (not read)" for n in unread_tables(self.root)]
         self._set_labels(pictured, label_nodata)
         self._masks = pairing.masks
         self._codes: MaskCodes | None = None
         if self._masks:
+            if few := check_masks(self.root, pairing):
+                log.warning(few)
             self._set_masks(mask_nodata)
         self._placed = False  # whether each sample's place is looked at when it is read
         if len(folders) + bool(self._masks) > 1:

@@ -1,8 +1,9 @@
-"""Folders that are laid out otherwise than ROOT/<sensor>/<id>, and the pattern that reads them."""
+"""Patterns of names, and those that fit folders of another layout than ROOT/<sensor>/<id>."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ SPLITS = frozenset(
     ("train", "training", "trainval", "val", "valid", "validation", "dev", "test", "testing")
 )
 SEPARATORS = "_-. "  # between the parts of a name
+_PLACES = re.compile(r"\{(id|split|sensor)\}|(\*)")
 _MOST_SENSORS = 12
 _LOOKED_AT = 4  # folders of one level whose files are looked at
 _BAND = re.compile(
@@ -173,3 +175,80 @@ def _level(folders: Mapping[str, Mapping[str, Mapping[str, str]]]) -> tuple[bool
         for name, of in list(folders.items())[:_MOST_SENSORS]
     }
     return not _told_apart(looked), any(map(str.isdecimal, folders)), len(folders)
+
+
+def propose_pattern(folders: Mapping[str, Mapping[str, str]]) -> tuple[str, int] | None:
+    """Return patterns by which most files pair, for `--data.pattern`, and how many samples would.
+
+    In the names of each folder a part that all of them have may be left out: what they begin or
+    end with, or a word between.
+    """
+    ways = {name: _ways(list(files)) for name, files in folders.items()}
+    names = list(ways)
+    best: dict[str, str] = {}
+    reference, *others = names
+    most = 0
+    for pattern, ids in ways[reference].items():
+        chosen, common = {reference: pattern}, 0
+        for other in others:
+            shares = {way: len(ids & found) for way, found in ways[other].items()}
+            way = max(shares, key=lambda one: shares[one])
+            chosen[other], common = way, common + shares[way]
+        if common > most:
+            best, most = chosen, common
+    if not best or set(best.values()) == {"{id}"}:
+        return None
+    shown = ", ".join(f'"{name}": "{pattern}"' for name, pattern in best.items())
+    found = Counter(id_ for name in best for id_ in ways[name][best[name]])
+    return "{" + shown + "}", sum(count > 1 for count in found.values())
+
+
+def _ways(stems: list[str]) -> dict[str, set[str]]:
+    """Return patterns that names may have, and the ids that each gives."""
+    found = {"{id}": set(stems)}
+    words = [re.split(r"([_\-. ]+)", stem) for stem in stems]  # words and what separates them
+    common = set.intersection(*(set(parts[::2]) for parts in words)) - {""}
+    length = min(len(parts) for parts in words)
+    first = next((i for i in range(length) if len({p[i] for p in words}) > 1), length - 1)
+    last = next((i for i in range(length) if len({p[-1 - i] for p in words}) > 1), length - 1)
+    heads = ["".join(words[0][:i]) for i in range(2, first + 1, 2)]
+    tails = ["".join(words[0][len(words[0]) - i :]) for i in range(2, last + 1, 2)]
+    for head, tail in product(["", *heads], ["", *tails]):
+        found.setdefault(f"{head}{{id}}{tail}", set())
+    for word in sorted(common):
+        if len(found) > 40:
+            break
+        for left, right in product("_-. ", repeat=2):
+            if all(f"{left}{word}{right}" in stem for stem in stems):
+                found.setdefault(f"{{id}}{left}{word}{right}{{id}}", set())
+    for pattern in found:
+        compiled = compiled_part(pattern)
+        ids = [id_of(match) for stem in stems if (match := compiled.fullmatch(stem))]
+        found[pattern] = set(ids) if len(set(ids)) == len(stems) else set()
+    return found
+
+
+def compiled_part(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of one part of a path."""
+    text, end, number = "", 0, 0
+    for place in _PLACES.finditer(pattern):
+        text += re.escape(pattern[end : place.start()])
+        end = place.end()
+        if place[2]:
+            text += "[^/]*"
+        elif place[1] == "id":
+            number += 1
+            text += f"(?P<id{number}>.+?)" if "{id}" in pattern[end:] else f"(?P<id{number}>.+)"
+        elif f"(?P<{place[1]}>" in text:
+            text += f"(?P={place[1]})"
+        elif pattern == place[0]:
+            text += f"(?P<{place[1]}>.+)"
+        else:
+            text += f"(?P<{place[1]}>[^/{re.escape(SEPARATORS)}]+)"
+    return re.compile(text + re.escape(pattern[end:]))
+
+
+def id_of(match: re.Match[str]) -> str:
+    """Return the id that a name holds; of several parts, joined by _."""
+    parts = {key: text for key, text in match.groupdict().items() if key.startswith("id")}
+    return "_".join(parts[key] for key in sorted(parts))

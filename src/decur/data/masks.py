@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from decur.data.sample import VOID, Target
 from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, DataError
 
+log = logging.getLogger(__name__)
+
 CLASSES_FILE = "classes.txt"  # in the folder of masks
 
 _LOOKED_AT = 200  # masks that are read to tell how many classes there are
@@ -24,8 +27,14 @@ EMPTY = -(2**31)  # in raw values: the file itself says that nothing is there
 _UNKNOWN = frozenset({"unknown", "void"})  # names in classes.txt that are no class
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CODES = re.compile(  # what may stand behind a name: a value, three of them, or #rrggbb
-    r"(?P<name>.*?)\s*[,\t]\s*(?P<codes>-?\d+|\d+\s*[,\s]\s*\d+\s*[,\s]\s*\d+|#[0-9a-fA-F]{6})\s*"
+    r"(?P<name>.*?)(?:\s*[,;\t]\s*(?P<value>-?\d+)|\s*[,;\s]\s*"
+    r"(?P<colour>\d+\s*[,;\s]\s*\d+\s*[,;\s]\s*\d+|#[0-9a-fA-F]{6}))\s*"
 )
+_VALUE_FIRST = re.compile(r"(-?\d+)\s*[:;,\s]\s*(\D.*)")
+_HEADER = re.compile(
+    r"(class|name|label|id|value|index|code|r|g|b|red|green|blue|colou?r|hex|rgb|[,;\s])+", re.I
+)
+_SPARSE = 32  # classes from which on most of them must be seen
 
 
 @dataclass(frozen=True)
@@ -157,9 +166,22 @@ def read_codes(
     if listed.table is not None:
         return listed if nodata is None else replace(listed, nodata=unknown)
     enough = 1 if lines else None
-    highest, example = _highest(_spaced(masks), unknown, enough)
-    if highest == 0 and example:  # the other classes may be rare: look at all before refusing
-        highest, _ = _highest(masks, unknown, enough)
+    values, example = _values(_spaced(masks), unknown, enough)
+    if values == {0} and example:  # the other classes may be rare: look at all before refusing
+        values, _ = _values(masks, unknown, enough)
+    highest = max(values, default=-1)
+    if not lines and highest >= _SPARSE and 4 * len(values) <= highest:
+        log.warning(
+            "%s: the masks hold %d different values up to %d, taken for %d classes; give "
+            "--data.mask_nodata %d %s if that is unknown, or a line `name, value` for each in %s",
+            folder,
+            len(values),
+            highest,
+            highest + 1,
+            highest,
+            " ".join(map(str, unknown)),
+            folder / CLASSES_FILE,
+        )
     if highest == 0 and example and len(lines) != 1 and VOID in unknown:
         raise DataError(
             f"{example}: the masks hold only 0 and 255; 255 means unknown: write the foreground as "
@@ -197,7 +219,7 @@ def _lossy(file: Path) -> str:
     except BadSampleError:
         return ""  # told of by who reads it
     compression = str(about.get("COMPRESSION", ""))
-    lossy = "JPEG" in compression.replace("JPEG2000", "")
+    lossy = "JPEG" in compression.replace("JPEG2000", "") or "MAX_Z_ERROR" in about
     lossy |= str(about.get("COMPRESSION_REVERSIBILITY", "")).startswith("LOSSY")
     return f"{compression or 'JPEG 2000'} with loss" if lossy else ""
 
@@ -226,7 +248,10 @@ def _class_lines(file: Path) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as text ({error}); save it as UTF-8") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    lines = [line.strip() for line in lines if line.strip()]
+    if _HEADER.fullmatch(lines[0] if lines else "") and any(map(_CODES.fullmatch, lines[1:])):
+        del lines[0]
+    return tuple(lines)
 
 
 def _code_parts(line: str) -> tuple[str, int, int]:
@@ -234,13 +259,11 @@ def _code_parts(line: str) -> tuple[str, int, int]:
     found = _CODES.fullmatch(line)
     if found is None:
         return line, 0, 0
-    codes = found["codes"]
-    if _COLOUR.fullmatch(codes):
-        return found["name"], 3, int(codes[1:], 16)
-    numbers = [int(number) for number in re.findall(r"-?\d+", codes)]
-    if len(numbers) == 1:
-        return found["name"], 1, numbers[0]
-    red, green, blue = numbers
+    if found["value"]:
+        return found["name"], 1, int(found["value"])
+    if _COLOUR.fullmatch(found["colour"]):
+        return found["name"], 3, int(found["colour"][1:], 16)
+    red, green, blue = map(int, re.findall(r"\d+", found["colour"]))
     return found["name"], 3, (red * 256 + green) * 256 + blue
 
 
@@ -248,7 +271,14 @@ def _coded(file: Path, lines: Sequence[str]) -> list[tuple[str, int]]:
     """Return names and codes of the lines; nothing if a line has none, as a name may hold any."""
     parts = [_code_parts(line) for line in lines]
     counts = {count for _, count, _ in parts}
-    if not parts or counts == {0}:
+    if counts == {0}:
+        first = [found for line in lines if (found := _VALUE_FIRST.fullmatch(line))]
+        if len(first) < len(lines):
+            return []
+        log.info("%s: the numbers before its names are taken for the values of masks", file)
+        parts = [(found[2], 1, int(found[1])) for found in first]
+        counts = {1}
+    if not parts:
         return []
     if len(counts) > 1:
         if 3 not in counts:
@@ -271,26 +301,30 @@ def _spaced(files: Sequence[str]) -> list[str]:
     return [files[i] for i in evenly_spaced(len(files), _LOOKED_AT)]
 
 
-def _highest(
+def _values(
     files: Sequence[str], unknown: Sequence[int], enough: int | None
-) -> tuple[int, str | None]:
-    """Return the highest class in masks (-1 for none), and the first file with unknown pixels.
+) -> tuple[set[int], str | None]:
+    """Return the classes that masks hold, and the first file with unknown pixels.
 
-    From `enough` on no more masks are read.
+    From the class `enough` on no more masks are read.
+
+    Raises:
+        DataError: if none of the masks can be read.
     """
-    highest, example = -1, None
+    values: set[int] = set()
+    example, first_bad, bad = None, None, 0
     for file in files:
         try:
             mask = read_raw_mask(file)
-        except BadSampleError:
+        except BadSampleError as error:
+            first_bad, bad = first_bad or error, bad + 1
             continue  # comes up again when it is read as a sample
-        known = mask >= 0
-        for value in unknown:
-            known &= mask != value
-        if bool(known.any()):
-            highest = max(highest, int(mask[known].max()))
-        if example is None and not bool(known.all()):
-            example = file
-        if enough is not None and highest >= enough:
+        found = set(mask.unique().tolist())
+        known = {value for value in found - set(unknown) if value >= 0}
+        values |= known
+        example = example or (file if known != found else None)
+        if enough is not None and max(values, default=-1) >= enough:
             break
-    return highest, example
+    if first_bad and bad == len(files):
+        raise DataError(f"none of {bad} masks that were looked at can be read; first: {first_bad}")
+    return values, example

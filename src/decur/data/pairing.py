@@ -6,11 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 from decur.data.files import EXTENSIONS
-from decur.data.layouts import SEPARATORS, elsewhere, one_file_a_band, stack_bands, swapped
+from decur.data.layouts import (
+    compiled_part,
+    elsewhere,
+    id_of,
+    one_file_a_band,
+    propose_pattern,
+    stack_bands,
+    swapped,
+)
 from decur.data.listing import (
     MASK,
     as_id,
@@ -31,7 +38,6 @@ _LABELS = re.compile(
 )
 FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
 _LOOKED_AT = 8  # pictures of a folder for that
-_PLACES = re.compile(r"\{(id|split|sensor)\}|(\*)")
 _BESIDE = frozenset((".xml", ".msk", ".ovr", ".tfw", ".pgw", ".jgw", ".prj", ".txt"))
 # Pictures that are not read: a folder of them is rather a sensor that is lost.
 _UNREAD = frozenset(
@@ -252,55 +258,26 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
     return f"{root}: {paired} of {len(counts)} samples have two modalities ({numbers}); {remedy}"
 
 
-def propose_pattern(folders: Mapping[str, Mapping[str, str]]) -> tuple[str, int] | None:
-    """Return patterns by which most files pair, for `--data.pattern`, and how many samples would.
+def check_masks(root: Path, pairing: Pairing) -> str | None:
+    """Return a warning where masks have no picture; refuse masks of which none has one.
 
-    In the names of each folder a part that all of them have may be left out: what they begin or
-    end with, or a word between.
+    Raises:
+        DataError: with the pattern by which they would, if there is one.
     """
-    ways = {name: _ways(list(files)) for name, files in folders.items()}
-    names = list(ways)
-    best: dict[str, str] = {}
-    reference, *others = names
-    most = 0
-    for pattern, ids in ways[reference].items():
-        chosen, common = {reference: pattern}, 0
-        for other in others:
-            shares = {way: len(ids & found) for way, found in ways[other].items()}
-            way = max(shares, key=lambda one: shares[one])
-            chosen[other], common = way, common + shares[way]
-        if common > most:
-            best, most = chosen, common
-    if not best or set(best.values()) == {"{id}"}:
+    known = pairing.counts
+    strangers = [id_ for id_ in pairing.masks if id_ not in known]
+    if not strangers:
         return None
-    shown = ", ".join(f'"{name}": "{pattern}"' for name, pattern in best.items())
-    found = Counter(id_ for name in best for id_ in ways[name][best[name]])
-    return "{" + shown + "}", sum(count > 1 for count in found.values())
-
-
-def _ways(stems: list[str]) -> dict[str, set[str]]:
-    """Return patterns that names may have, and the ids that each gives."""
-    found = {"{id}": set(stems)}
-    words = [re.split(r"([_\-. ]+)", stem) for stem in stems]  # words and what separates them
-    common = set.intersection(*(set(parts[::2]) for parts in words)) - {""}
-    length = min(len(parts) for parts in words)
-    first = next((i for i in range(length) if len({p[i] for p in words}) > 1), length - 1)
-    last = next((i for i in range(length) if len({p[-1 - i] for p in words}) > 1), length - 1)
-    heads = ["".join(words[0][:i]) for i in range(2, first + 1, 2)]
-    tails = ["".join(words[0][len(words[0]) - i :]) for i in range(2, last + 1, 2)]
-    for head, tail in product(["", *heads], ["", *tails]):
-        found.setdefault(f"{head}{{id}}{tail}", set())
-    for word in sorted(common):
-        if len(found) > 40:
-            break
-        for left, right in product("_-. ", repeat=2):
-            if all(f"{left}{word}{right}" in stem for stem in stems):
-                found.setdefault(f"{{id}}{left}{word}{right}{{id}}", set())
-    for pattern in found:
-        compiled = _compiled(pattern)
-        ids = [_id_of(match) for stem in stems if (match := compiled.fullmatch(stem))]
-        found[pattern] = set(ids) if len(set(ids)) == len(stems) else set()
-    return found
+    what = (
+        f"{root}: {len(strangers)} of {len(pairing.masks)} masks have no picture of their name, "
+        f"for example {strangers[0]!r} (a picture's is {min(known)!r})"
+    )
+    if len(strangers) < len(pairing.masks):
+        return f"{what}; they are left out"
+    remedy = "give a mask the name of its picture"
+    if proposal := propose_pattern({**pairing.folders, MASK: pairing.masks}):
+        remedy += f", or --data.pattern '{proposal[0]}'"
+    raise DataError(f"{what}; {remedy}")
 
 
 def _complete(
@@ -393,42 +370,16 @@ def _walk(
     """
     known = known or {"id": "", "split": "", "sensor": ""}
     part = parts[0].replace("{sensor}", known["sensor"] or "{sensor}")
-    match, last = _compiled(part), len(parts) == 1
+    match, last = compiled_part(part), len(parts) == 1
     names = scan(folder) if last else dict.fromkeys(folders_in(folder), "")
     for name, file in names.items():
         if (found := match.fullmatch(name)) is None:
             continue
         told = dict(known)
-        told["id"] = "_".join(filter(None, (known["id"], _id_of(found))))
+        told["id"] = "_".join(filter(None, (known["id"], id_of(found))))
         for key in ("split", "sensor"):
             told[key] = found.groupdict().get(key) or known[key]
         if last:
             yield told, file
         else:
             yield from _walk(folder / name, parts[1:], told)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Return the regular expression of one part of a path."""
-    text, end, number = "", 0, 0
-    for place in _PLACES.finditer(pattern):
-        text += re.escape(pattern[end : place.start()])
-        end = place.end()
-        if place[2]:
-            text += "[^/]*"
-        elif place[1] == "id":
-            number += 1
-            text += f"(?P<id{number}>.+?)" if "{id}" in pattern[end:] else f"(?P<id{number}>.+)"
-        elif f"(?P<{place[1]}>" in text:
-            text += f"(?P={place[1]})"
-        elif pattern == place[0]:
-            text += f"(?P<{place[1]}>.+)"
-        else:
-            text += f"(?P<{place[1]}>[^/{re.escape(SEPARATORS)}]+)"
-    return re.compile(text + re.escape(pattern[end:]))
-
-
-def _id_of(match: re.Match[str]) -> str:
-    """Return the id that a name holds; of several parts, joined by _."""
-    parts = {key: text for key, text in match.groupdict().items() if key.startswith("id")}
-    return "_".join(parts[key] for key in sorted(parts))

@@ -26,6 +26,7 @@ MAX_COLUMNS = 10_000
 MAX_INTEGER_CLASSES = 20  # more distinct whole numbers than this are a quantity
 TABLES = (".csv", ".tsv", ".parquet")
 
+_TABLE_NAMES = {"label", "labels", "split", "splits", "classes", "annotations", "targets"}
 _KINDS: dict[str, Kind] = {
     "class": "class",
     "multilabel": "multilabel",
@@ -51,13 +52,26 @@ _UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)?")  # as pandas names
 def find_table(root: Path, name: str) -> Path | None:
     """Return the table of a name in a folder, `labels.csv` as an example; None without.
 
+    Capitals do not matter.
+
     Raises:
         DataError: if there are two.
     """
-    found = [file for ending in TABLES if (file := root / f"{name}{ending}").is_file()]
+    wanted = {f"{name}{ending}" for ending in TABLES}
+    found = sorted(file for file in root.iterdir() if file.name.lower() in wanted)
     if len(found) > 1:
         raise DataError(f"{found[0]}: there is {found[1].name}, too; keep one")
     return found[0] if found else None
+
+
+def unread_tables(root: Path) -> list[str]:
+    """Return the files of a folder that are named as a table is, and are none that is read."""
+    read = {f"{name}{ending}" for name in ("labels", "splits") for ending in TABLES}
+    return sorted(
+        file.name
+        for file in root.iterdir()
+        if file.stem.lower() in _TABLE_NAMES and file.suffix and file.name.lower() not in read
+    )
 
 
 def read_table(path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -72,7 +86,7 @@ def read_table(path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
     Raises:
         DataError: if it cannot be read, lacks `id`, or names a column or an id twice.
     """
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
     header = rows[0] if rows else []
     columns = [column for column in header if not _UNNAMED.fullmatch(column)]
     if "id" not in columns:
