@@ -209,6 +209,8 @@ def reason_of(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, KeyError):
         return f"{error} is missing"
+    while error.__cause__ is not None and "See previous exception" in str(error):  # of rasterio
+        error = error.__cause__
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text[:200] or type(error).__name__
 

@@ -19,6 +19,7 @@ from decur.data.map_rasters import read_raster_header
 from decur.data.packed import pack
 from decur.data.scene_layout import date_of
 from decur.data.selection import Regrouped
+from decur.data.stats import compute_stats
 from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, ConfigError, DataError
 
@@ -362,6 +363,46 @@ def test_labels_of_another_place_are_refused(folder):
     write(folder / "mask" / "a.tif", np.ones((64, 64), np.uint8), west=WEST + 1e5)
     with pytest.raises(DataError, match="no label lies within a window"):
         PairedScenes(folder, window=64)
+
+
+def test_layers_of_a_package_are_told_apart(folder):
+    geopandas = pytest.importorskip("geopandas")
+    from shapely.geometry import box
+
+    fields = [box(WEST + 320 * i, NORTH - 640, WEST + 320 * (i + 1), NORTH) for i in range(2)]
+    table = geopandas.GeoDataFrame({"crop": ["wheat", "maize"]}, geometry=fields, crs=UTM)
+    file = folder / "labels.gpkg"
+    table.iloc[:0].to_file(file, layer="fields")
+    with pytest.raises(DataError, match=r"labels\.gpkg: holds no shape"):
+        PairedScenes(folder, window=64, block=1)
+    table.to_file(file, layer="fields")
+    assert PairedScenes(folder, window=64, block=1).targets["mask"].classes == ("maize", "wheat")
+    table.to_file(file, layer="a field")
+    with pytest.raises(
+        DataError, match=r"layers \(fields, a field\).*ogr2ogr labels.gpkg .* fields"
+    ):
+        PairedScenes(folder, window=64, block=1)
+
+
+def test_a_raster_whose_pixels_cannot_be_read_is_named(tmp_path):
+    write(tmp_path / "s1" / "a.tif", np.zeros((64, 64), np.float32))
+    data = (tmp_path / "s1" / "a.tif").read_bytes()
+    (tmp_path / "s1" / "a.tif").write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadSampleError, match=r"a\.tif: cannot be read \(.*IReadBlock failed"):
+        PairedScenes(tmp_path, window=64)
+
+
+def test_statistics_of_a_raster_that_is_too_large_are_those_of_squares(tmp_path):
+    pixels = smooth(600, 800, bands=2)
+    pixels[:, :, :300] = -1
+    write(tmp_path / "s1" / "a.tif", pixels, nodata=-1)
+    found = compute_stats(tmp_path, max_pixels=400_000)["s1"]
+    seen = np.where(pixels == -1, np.nan, pixels)  # 2 x 2 squares of 256 pixels
+    rows, columns = (np.linspace(0, n - 256, 4)[1:-1].astype(int) for n in (600, 800))
+    squares = [seen[:, r : r + 256, c : c + 256] for r in rows for c in columns]
+    mean = np.nanmean(np.stack(squares), axis=(0, 2, 3))
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
+    assert found.images == 1 and not found.bad
 
 
 def test_untiled_rasters_are_told_with_the_remedy(tmp_path, caplog):

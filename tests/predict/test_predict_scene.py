@@ -223,7 +223,8 @@ def refused(capsys, tmp_path, *arguments):
     """The one line that a command ends in, with nothing under the final name."""
     out = tmp_path / "refused" / "map.tif"
     with pytest.raises(SystemExit) as ended:
-        main(["predict", *map(str, arguments), "--loader.workers=0", f"--out={out}"])
+        model, *rest = map(str, arguments)
+        main(["predict", model, "--loader.workers=0", *rest, f"--out={out}"])
     assert ended.value.code == 2
     assert not out.parent.exists() or not [p for p in out.parent.glob("map*") if p.is_file()]
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "rror" in text]
@@ -242,10 +243,17 @@ def test_bad_scenes_are_refused_in_a_line(make_model, scene, tmp_path, capsys):
     assert "gdalwarp" in refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
     line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=0.0005")
     assert "TB" in line and "resolution" in line
+    line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=1e-300")
+    assert "1.3e+303 pixels" in line
+    line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=5000")
+    assert "a pixel of 5000 is larger than" in line and "1300 x 1000" in line
+    write_placed(far, noise(2, 64, 64), 9.0, 45.0, 1e-4, crs="EPSG:4326")
+    line = refused(capsys, tmp_path, folder, "--scene", f"s2={far}", "--resolution=10")
+    assert "10 m are about 8.98e-05 degrees" in line
     line = refused(capsys, tmp_path, folder, "--scene", "s3=x.tif")
     assert "s3" in line and "s1, s2" in line
     line = refused(capsys, tmp_path, folder, "--scene", f"s1={file_of(scene[1])}")
-    assert "1 " in line and "bands" in line
+    assert "has 2 bands, and the model was trained on 1 of s1 (VV)" in line
     line = refused(capsys, tmp_path, folder, "--scene", "s1=nowhere.tif")
     assert "nowhere.tif: no such file" in line
     line = refused(capsys, tmp_path, tmp_path / "none", "--scene", *scene)
@@ -254,6 +262,16 @@ def test_bad_scenes_are_refused_in_a_line(make_model, scene, tmp_path, capsys):
     assert "bounds" in line
     line = refused(capsys, tmp_path, folder, "--scene", *scene, "--part=2/2")
     assert "at most 1" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_block_that_cannot_be_read_is_told_in_a_line(
+    make_model, scene, tmp_path, capsys, workers
+):
+    file = tmp_path / "in" / "s1.tif"
+    file.write_bytes(file.read_bytes()[:20_000])  # its header is whole
+    line = refused(capsys, tmp_path, make_model(), "--scene", *scene, f"--loader.workers={workers}")
+    assert "s1.tif: cannot be read (" in line and "See previous" not in line
 
 
 def test_a_full_disk_leaves_nothing_under_the_final_name(
@@ -304,6 +322,29 @@ def test_no_raster_of_the_scene_is_overwritten(make_model, scene, tmp_path):
                 ),
                 [tmp_path / own],
             )
+
+
+def test_what_is_no_map_is_not_replaced(make_model, scene, tmp_path, capsys):
+    folder, out = make_model(), tmp_path / "map.tif"
+    own = write_placed(out, noise(1, 9, 9)).read_bytes()
+    with pytest.raises(ConfigError, match=r"map\.tif: is there and is no map of decur"):
+        predict(folder, scene, **quick(out))
+    assert out.read_bytes() == own
+    out.unlink()
+    for words, told in ((scene, False), (scene, False), (scene[:1], True)):
+        predict(folder, words, **quick(out, window=128, overlap=0))
+        assert (f"replacing {out}" in capsys.readouterr().out) == told
+
+
+def test_a_sensor_that_measured_nothing_is_told(make_model, scene, tmp_path, caplog):
+    write_placed(tmp_path / "in" / "s1.tif", np.full((1, 100, 130), np.nan, np.float32))
+    folder = make_model()
+    predict(folder, scene, **quick(tmp_path / "map.tif"))
+    assert "s1.tif: nothing is measured where the map is" in caplog.text
+    assert "all of the map is nodata" not in caplog.text
+    found = predict(folder, scene[:1], **quick(tmp_path / "empty.tif"))
+    assert "all of the map is nodata" in caplog.text
+    assert (pixels_of(found.path) == 255).all()
 
 
 def test_parts_of_two_scenes_are_not_joined(make_model, tmp_path):

@@ -17,6 +17,10 @@ _SCENES = (".tif", ".tiff", ".jp2")  # that may lie on a map
 _MAX_BANDS = 65_535  # what a TIFF can count
 
 
+class TooLargeError(BadSampleError):
+    """A picture of more pixels than are read at once."""
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a file, which is read without its pixels.
@@ -147,7 +151,7 @@ def check_size(path: Path, bands: int, size: tuple[int, ...], max_pixels: int) -
         raise BadSampleError(path, f"claims {bands} bands of {height} x {width}; {AS_COPIED}")
     if height * width > max_pixels:
         windows = "read windows of it with --data PairedScenes, "
-        raise BadSampleError(
+        raise TooLargeError(
             path,
             f"is {height:,} x {width:,} pixels, more than max_pixels ({max_pixels:,}); "
             f"{windows if path.suffix.lower() in _SCENES else ''}cut it into tiles, or set "

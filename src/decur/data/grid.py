@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decur.data import rasters as gdal_rasters
-from decur.errors import DataError
+from decur.errors import ConfigError, DataError
 
 LONGITUDE_LATITUDE = "OGC:CRS84"  # of footprints: x is the longitude
+_LONGEST = 2**31 - 1  # pixels along a side of a raster, as GDAL counts them
 _SAME = 1e-3  # pixels by which the grids of two rasters may differ and still be the same
 
 
@@ -106,10 +107,19 @@ class Grid:
         return self.window(top, first, max(bottom - top, 1), max(last - first, 1))
 
     def resampled(self, resolution: float) -> Grid:
-        """Return a grid over the same rectangle, from the same corner, of another resolution."""
+        """Return a grid over the same rectangle, from the same corner, of another resolution.
+
+        Raises:
+            ConfigError: if it would have more pixels along a side than any raster.
+        """
         bounds = self.bounds
-        width = max(1, -_floor(-(bounds.east - bounds.west) / resolution))
-        height = max(1, -_floor(-(bounds.north - bounds.south) / resolution))
+        across, down = bounds.east - bounds.west, bounds.north - bounds.south
+        if max(across, down) / resolution > _LONGEST:
+            raise ConfigError(
+                f"resolution: {resolution:g} makes {down / resolution:.3g} x "
+                f"{across / resolution:.3g} pixels; choose a coarser one"
+            )
+        width, height = (max(1, -_floor(-side / resolution)) for side in (across, down))
         return Grid(self.crs, self.west, self.north, (resolution, resolution), height, width)
 
     def coarser(self, factor: int) -> Grid:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from decur.data import rasters as gdal_rasters
-from decur.data.decoding import Header
+from decur.data.decoding import Header, unreadable
 from decur.data.files import bands_taken, check_bands
 from decur.data.grid import Grid, crs_text, same_crs
 from decur.errors import BadSampleError, DataError
@@ -58,7 +59,7 @@ def read_raster_header(path: str | Path) -> Raster:
         DataError: if it is no raster, has no CRS, or its rows do not run from west to east.
         BadSampleError: if it cannot be read.
     """
-    with gdal(), opened(path) as source:
+    with open_briefly(path) as source:
         if source.gcps[0] and source.crs is None:
             raise DataError(
                 f"{path}: has ground control points and no grid; warp it onto one: "
@@ -147,7 +148,7 @@ def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -
     west, _, east, _ = own.bounds_in(grid.crs)
     factor = max(1, int(grid.resolution[0] * own.width / (east - west)))  # pixels along a cell
     height, width = -(-own.height // factor), -(-own.width // factor)
-    with gdal(), opened(raster.path) as source:
+    with open_briefly(raster.path) as source:
         band = gdal_rasters.measured_bands(source)[0]
         shape = (height, width)
         there = source.read_masks(band, out_shape=shape) > 0  # (height, width)
@@ -229,5 +230,18 @@ def opened(path: str | Path) -> Any:
     try:
         return rasterio.open(path, driver=gdal_rasters.driver_of(suffix))
     except rasterio.errors.RasterioError as error:
-        reason = " ".join(str(error).split())
-        raise BadSampleError(path, f"cannot be read ({reason}); copy it anew") from error
+        raise BadSampleError(path, unreadable(error)) from error
+
+
+@contextmanager
+def open_briefly(path: str | Path) -> Iterator[Any]:
+    """Open a raster for a look at its header or its pixels.
+
+    Raises:
+        DataError, BadSampleError: as `opened`; also if its pixels cannot be read.
+    """
+    with gdal(), opened(path) as source:
+        try:
+            yield source
+        except gdal_rasters.import_rasterio(".tif").errors.RasterioError as error:
+            raise BadSampleError(path, unreadable(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -103,6 +104,9 @@ def import_rasterio(suffix: str) -> Any:
     with needing(f"reading {suffix}", "eo", DataError):
         import rasterio
         from rasterio.errors import NotGeoreferencedWarning
+    logger = logging.getLogger("rasterio")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)  # below that GDAL tells, in lines, what it also raises
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no map
     return rasterio
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
 from decur.data.grid import LONGITUDE_LATITUDE, Grid
-from decur.data.map_rasters import RASTERS, Raster, gdal, opened, read_raster_header
+from decur.data.map_rasters import RASTERS, Raster, open_briefly, read_raster_header
 from decur.data.masks import CLASSES_FILE, EMPTY, MaskCodes, read_class_list
 from decur.data.sample import VOID, Target
 from decur.data.scene_layout import Nearby, degrees_box
@@ -135,7 +136,7 @@ def _highest_class(raster: Raster, *, coarsely: bool) -> int:
         coarsely: look at a few hundred rows and columns only, for a check of names.
     """
     highest = -1
-    with gdal(), opened(raster.path) as source:
+    with open_briefly(raster.path) as source:
         step = source.height if coarsely else max(1, _PIXELS // source.width)
         for first in range(0, source.height, step):
             rows = min(step, source.height - first)
@@ -322,6 +323,8 @@ def read_features(path: Path) -> tuple[list[dict[str, Any]], str]:
         DataError: if it cannot be read, or nothing is installed that reads it.
     """
     features, crs = (_read_package if path.suffix.lower() == ".gpkg" else _read_geojson)(path)
+    if not features:
+        raise DataError(f"{path}: holds no shape; export it anew")
     for number, feature in enumerate(features, start=1):
         reason = None
         if not isinstance(feature["properties"], dict):
@@ -355,8 +358,6 @@ def _read_geojson(path: Path) -> tuple[list[dict[str, Any]], str]:
         crs = str(named.get("name") or LONGITUDE_LATITUDE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is no GeoJSON of features ({error}); export it anew") from error
-    if not features:
-        raise DataError(f"{path}: holds no shape; export it anew")
     return features, crs
 
 
@@ -364,7 +365,16 @@ def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
     with needing(f"{path}: a GeoPackage, unlike GeoJSON,", "vector", DataError):
         import geopandas
     try:
-        table = geopandas.read_file(path)
+        layers = geopandas.list_layers(path)
+        names = layers["name"][layers["geometry_type"].notna()].tolist()  # QGIS keeps styles, too
+        if len(names) > 1:
+            raise DataError(
+                f"{path}: has several layers ({', '.join(names)}); write one to a file: "
+                f"ogr2ogr labels.gpkg {path} {shlex.quote(names[0])}"
+            )
+        table = geopandas.read_file(path, layer=names[0] if names else None)
+    except DataError:
+        raise
     except Exception as error:  # of several libraries below it
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if table.crs is None:

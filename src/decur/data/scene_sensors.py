@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,8 @@ from decur.data.map_rasters import (
 )
 from decur.data.pairing import FEW_VALUES, named_as_labels
 from decur.data.scene_layout import Scene
-from decur.data.selection import evenly_spaced
 from decur.data.stats import BandStatistics, guess_augmentation
-from decur.data.window_reader import WindowReader
+from decur.data.window_reader import SQUARE, read_squares
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 _LAYOUT = "expected ROOT/<sensor>/<any name>.tif|jp2"
 _LOOKS = 64  # squares of a sensor's rasters whose pixels tell its statistics
 _LABEL_LOOKS = 8  # squares whose pixels tell whether rasters are labels
-_SQUARE = 256  # pixels along a square
 _FINER = 1.5  # times finer than the grid, from where on a sensor loses what it sees
 _DEGREES = 0.1  # a pixel of so many degrees was meant in metres
 
@@ -95,7 +93,7 @@ def _looks_like_labels(name: str, rasters: Sequence[Raster]) -> str | None:
     if any(raster.bands != 1 for raster in rasters):
         return None
     values: set[float] = set()
-    for square in _squares(rasters, _LABEL_LOOKS):
+    for square in (x.numpy() for x in read_squares(rasters, _LABEL_LOOKS)):
         pixels = np.unique(square[np.isfinite(square)])
         if (pixels != np.round(pixels)).any():
             return None
@@ -106,10 +104,11 @@ def _looks_like_labels(name: str, rasters: Sequence[Raster]) -> str | None:
 
 
 def check_resolution(rasters: Mapping[str, Sequence[Raster]], resolution: float | None) -> None:
-    """Refuse a resolution in metres where the unit of the reference's CRS is the degree.
+    """Refuse a resolution that the reference's CRS means otherwise than a person does.
 
     Raises:
-        ConfigError: with about the same in degrees.
+        ConfigError: for metres where the unit is the degree, with about the same in degrees, and
+            for pixels that are larger than a raster.
     """
     if resolution is None:
         return
@@ -122,6 +121,12 @@ def check_resolution(rasters: Mapping[str, Sequence[Raster]], resolution: float 
         raise ConfigError(
             f"resolution: {resolution:g} would be degrees, the unit of {first.path}; {resolution:g}"
             f" m are about {resolution / METRES_PER_DEGREE:.3g} degrees"
+        )
+    west, south, east, north = first.grid.bounds
+    if resolution > max(east - west, north - south):
+        raise ConfigError(
+            f"resolution: a pixel of {resolution:g} is larger than {first.path}, which is "
+            f"{east - west:g} x {north - south:g}; choose a finer one"
         )
 
 
@@ -204,7 +209,7 @@ def describe_sensor(
             name=name, bands=bands, scaling="range", augmentation=guess_augmentation(name)
         )
     else:
-        source = f"statistics of up to {_LOOKS} squares of {_SQUARE} px"
+        source = f"statistics of up to {_LOOKS} squares of {SQUARE} px"
         modality = _statistics(name, rasters).to_modality(name).with_(bands=bands, guessed=True)
     log.info(
         "modality %r: scaling %r from %s, augmentation %r by its name",
@@ -218,8 +223,8 @@ def describe_sensor(
 
 def _statistics(name: str, rasters: Sequence[Raster]) -> BandStatistics:
     total: BandStatistics | None = None
-    for number, square in enumerate(_squares(rasters, _LOOKS)):
-        one = BandStatistics.of_image(square, seed=number, is_byte=False)
+    for number, square in enumerate(read_squares(rasters, _LOOKS)):
+        one = BandStatistics.of_image(square.numpy(), seed=number, is_byte=False)
         total = one if total is None else total.merge(one)
     if total is None or not total.count.all():
         raise DataError(
@@ -228,18 +233,3 @@ def _statistics(name: str, rasters: Sequence[Raster]) -> BandStatistics:
             "or leave it out"
         )
     return total
-
-
-def _squares(rasters: Sequence[Raster], most: int) -> Iterator[np.ndarray]:
-    """Read squares from all over some rasters, (C, h, w) each, at their own pixels."""
-    chosen = [rasters[row] for row in evenly_spaced(len(rasters), most).tolist()]
-    along = max(1, int((most / len(chosen)) ** 0.5))  # squares along a side of a raster
-    for raster in chosen:
-        grid = raster.grid
-        height, width = min(_SQUARE, grid.height), min(_SQUARE, grid.width)
-        reader = WindowReader(grid, [raster])
-        downs = np.linspace(0, grid.height - height, along + 2)[1:-1].astype(int)
-        rights = np.linspace(0, grid.width - width, along + 2)[1:-1].astype(int)
-        for row in np.unique(downs).tolist():
-            for column in np.unique(rights).tolist():
-                yield reader.read(row, column, height, width).numpy()

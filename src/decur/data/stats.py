@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,11 +14,16 @@ import numpy as np
 import yaml
 
 from decur.data.base import PairedDataset
+from decur.data.decoding import TooLargeError
 from decur.data.files import MAX_PIXELS, Header, check_bands, read_header, read_image, read_sensor
+from decur.data.map_rasters import RASTERS, read_raster_header, wanted_bands
 from decur.data.pairing import sensor_files
+from decur.data.window_reader import SQUARE, read_squares
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
 from decur.runs import write_text
+
+log = logging.getLogger(__name__)
 
 PERCENTS = (1, 2, 50, 98, 99)
 SUSPECTS = (0.0, -9999.0)  # raw values that often stand for "no measurement"
@@ -260,7 +267,14 @@ def stats_of_files(
     draw = _pixels_to_draw(len(paths))
 
     def of_file(index: int) -> dict[str, BandStatistics]:
-        path = paths[index]
+        try:
+            return {"": of_picture(paths[index], index)}
+        except TooLargeError:
+            if Path(paths[index]).suffix.lower() not in RASTERS:
+                raise
+        return {"": _of_scene(paths[index], modality, nodata, max_pixels, draw)}
+
+    def of_picture(path: str | Path, index: int) -> BandStatistics:
         if modality is None:
             image = read_image(path, nodata=nodata, is_byte=is_byte, max_pixels=max_pixels).numpy()
         else:
@@ -270,11 +284,11 @@ def stats_of_files(
         converted = modality is not None and modality.converts
         if not byte and not converted and np.nanmin(image) >= 0 and np.nanmax(image) <= 255:
             byte = header(path).is_byte  # 8-bit with holes is float by now
-        return {"": BandStatistics.of_image(image, draw, seed=index, is_byte=byte)}
+        return BandStatistics.of_image(image, draw, seed=index, is_byte=byte)
 
     def header(path: str | Path) -> Header:
         bands, variable = (modality.channels, modality.variable) if modality else (None, None)
-        return read_header(path, bands, variable=variable, max_pixels=max_pixels)
+        return read_header(path, bands, variable=variable, max_pixels=sys.maxsize)
 
     found, bad = _accumulate(of_file, len(paths), workers, advance)
     if not found:
@@ -287,6 +301,51 @@ def stats_of_files(
     unusable = {path for path, _ in bad}
     first_good = next(path for path in paths if str(path) not in unusable)
     total.names = header(first_good).names
+    return total
+
+
+def _of_scene(
+    path: str | Path,
+    modality: Modality | None,
+    nodata: float | tuple[float, ...] | None,
+    max_pixels: int,
+    draw: int,
+) -> BandStatistics:
+    """Compute the statistics of a raster on a map by squares from all over it.
+
+    Args:
+        path: of the raster.
+        modality: as of `stats_of_files`.
+        nodata: as of `stats_of_files`.
+        max_pixels: how many are read, about.
+        draw: pixels of each band for the percentiles.
+
+    Raises:
+        DataError: if it has no place, or other bands.
+        BadSampleError: if it cannot be read, or has no measured pixel.
+    """
+    raster = read_raster_header(path)
+    most = max(1, max_pixels // SQUARE**2)
+    log.info(
+        "%s: %s x %s pixels; up to %s squares of %d px all over it are read, for want of memory",
+        path,
+        f"{raster.grid.height:,}",
+        f"{raster.grid.width:,}",
+        f"{most:,}",
+        SQUARE,
+    )
+    meant, bands = nodata, None
+    if modality is not None:
+        meant, bands = modality.nodata, wanted_bands(raster, modality)
+    total: BandStatistics | None = None
+    for seed, square in enumerate(read_squares([raster], most, nodata=meant, bands=bands)):
+        image = square if modality is None else modality.convert(square)
+        is_byte = raster.is_byte and (modality is None or not modality.converts)
+        one = BandStatistics.of_image(image.numpy(), -(-draw // most), seed=seed, is_byte=is_byte)
+        total = one if total is None else total.merge(one)
+    if total is None or not total.count.any():
+        raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
+    total.images = 1
     return total
 
 

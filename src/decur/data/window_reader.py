@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
-from decur.data.decoding import off_values
+from decur.data.decoding import off_values, unreadable
 from decur.data.grid import Grid
 from decur.data.map_rasters import Raster, gdal, is_one_of, opened
+from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError
 
+SQUARE = 256  # pixels along the squares that tell what a raster holds
 _OPEN = 24  # rasters that a process keeps open
 
 
@@ -97,8 +99,7 @@ class WindowReader:
                 else:
                     pixels = self._read_warped(raster, corner, (part.height, part.width))
         except (RasterioError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BadSampleError(raster.path, f"cannot be read ({reason}); copy it anew") from error
+            raise BadSampleError(raster.path, unreadable(error)) from error
         if pixels.dtype != np.uint8 and np.isinf(pixels).any():
             raise BadSampleError(raster.path, "has infinite values; write them as NaN")
         return pixels
@@ -158,6 +159,34 @@ class WindowReader:
     def _wanted(self, source: Any) -> list[int]:
         there = gdal_rasters.measured_bands(source)
         return there if self.bands is None else [there[band] for band in self.bands]
+
+
+def read_squares(
+    rasters: Sequence[Raster],
+    most: int,
+    *,
+    nodata: float | tuple[float, ...] | None = None,
+    bands: tuple[int, ...] | None = None,
+) -> Iterator[Tensor]:
+    """Read squares of 256 pixels from all over some rasters, at their own pixels: (C, h, w) each.
+
+    Args:
+        rasters: any; of many only some are read.
+        most: squares, about.
+        nodata: as of `WindowReader`.
+        bands: as of `WindowReader`.
+    """
+    chosen = [rasters[row] for row in evenly_spaced(len(rasters), most).tolist()]
+    along = max(1, int((most / len(chosen)) ** 0.5))  # squares along a side of a raster
+    for raster in chosen:
+        grid = raster.grid
+        height, width = min(SQUARE, grid.height), min(SQUARE, grid.width)
+        reader = WindowReader(grid, [raster], nodata=nodata, bands=bands)
+        downs = np.linspace(0, grid.height - height, along + 2)[1:-1].astype(int)
+        rights = np.linspace(0, grid.width - width, along + 2)[1:-1].astype(int)
+        for row in np.unique(downs).tolist():
+            for column in np.unique(rights).tolist():
+                yield reader.read(row, column, height, width)
 
 
 def nodata_values(nodata: float | tuple[float, ...] | None) -> tuple[float, ...]:
@@ -276,4 +305,5 @@ def _in_units(
         return off_values(pixels * scales + offsets, nodata)
     if pixels.dtype in (np.uint8, np.float32):
         return pixels
-    return pixels.astype(np.float32)
+    with np.errstate(over="ignore"):  # a value that means "no measurement" may be beyond float32
+        return pixels.astype(np.float32)

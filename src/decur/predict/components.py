@@ -9,7 +9,7 @@ from decur.data.selection import evenly_spaced
 from decur.errors import DataError
 from decur.predict.features import FeaturePredictor
 from decur.predict.planning import MapPlan
-from decur.predict.reading import SceneWindows, window_loader
+from decur.predict.reading import SceneWindows, read_windows
 
 _WINDOWS = 8  # along each side of a scene, from which the components are found
 _PLACES = 256  # of a window
@@ -43,7 +43,7 @@ def fit_components(
     size = loader.batch_size
     batches = [corners[first : first + size] for first in range(0, len(corners), size)]
     found = []
-    for batch in window_loader(windows, batches, loader):
+    for batch in read_windows(windows, batches, loader):
         if not batch.corners:
             continue
         maps = predictor.features(batch.sent(device), batch.present).cpu().numpy()

@@ -140,7 +140,7 @@ def _draw_scale(axis: Any, width: int, height: int, metres: float) -> None:
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     y = height * 1.03
-    axis.plot([0, length / metres], [y, y], color="black", linewidth=3, clip_on=False)
+    axis.plot([-0.5, length / metres - 0.5], [y, y], color="black", linewidth=3, clip_on=False)
     axis.text(length / metres + width * 0.02, y, text, va="center", fontsize=9, clip_on=False)
     axis.set_xlim(-0.5, width - 0.5)
     axis.set_ylim(height * 1.06, -0.5)

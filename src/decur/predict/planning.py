@@ -158,7 +158,7 @@ def _area(grid: Grid, settings: PredictSettings) -> Area:
     bottom, right = min(row + wanted.height, grid.height), min(column + wanted.width, grid.width)
     row, column = max(row, 0), max(column, 0)
     if row >= bottom or column >= right:
-        edges = " ".join(f"{edge:g}" for edge in grid.bounds)
+        edges = " ".join(f"{edge:.10g}" for edge in grid.bounds)
         raise ConfigError(f"bounds: lie beyond the scene, which covers {edges} ({grid.crs[:20]})")
     return Area(row, column, bottom - row, right - column)
 

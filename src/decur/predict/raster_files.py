@@ -272,10 +272,11 @@ def class_tags(classes: Sequence[str]) -> dict[str, str]:
 
 
 def tag_of(path: Path) -> str | None:
-    """Return what tells the map that a file is a part of from others; None where there is none."""
-    if not path.is_file():
-        return None
+    """Return what tells a map from others; None where the file is no map of decur."""
     rasterio = import_rasterio(".tif")
-    with rasterio.open(path, driver="GTiff") as file:
-        tag: str | None = file.tags().get("DECUR_MAP")
-        return tag
+    try:
+        with rasterio.open(path, driver="GTiff") as file:
+            tag: str | None = file.tags().get("DECUR_MAP")
+            return tag
+    except rasterio.errors.RasterioError:
+        return None

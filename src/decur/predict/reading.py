@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from decur.data.map_rasters import (
     wanted_bands,
     warn_untiled,
 )
+from decur.data.scene_sensors import check_resolution
 from decur.data.window_reader import WindowReader
-from decur.errors import BadSampleError, ConfigError, DataError, did_you_mean
+from decur.errors import BadSampleError, ConfigError, DataError, DecurError, did_you_mean
 from decur.modality import Modality
 from decur.predict.windows import Corner
 from decur.signals import ignore_signals
@@ -44,7 +46,7 @@ def parse_scene(words: Sequence[str], known: Sequence[str]) -> dict[str, list[Pa
     for word in words:
         name, equals, file = word.partition("=")
         if not equals or not file:
-            raise ConfigError(f"scene: give SENSOR=FILE, such as {known[0]}={word}")
+            raise ConfigError(f"scene: give SENSOR=FILE, such as {known[0]}=FILE, not {word!r}")
         if name not in known:
             hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
             raise ConfigError(f"scene: the model knows no sensor {name!r}; {hint}")
@@ -99,21 +101,46 @@ def open_scene(
     for name in others:
         if all(r.grid.bounds_in(grid.crs).overlap(grid.bounds) <= 0 for r in rasters[name]):
             raise refuse_far((reference, name), first, rasters[name][0])
+    check_resolution(rasters, resolution)
     grid = grid if resolution is None else grid.resampled(resolution)
     readers = {}
     for name, of_sensor in rasters.items():
-        bands = [wanted_bands(raster, modalities[name]) for raster in of_sensor]
+        bands = [_model_bands(raster, modalities[name]) for raster in of_sensor]
         if len(set(bands)) > 1:
             raise DataError(f"sensor {name!r}: its rasters have different bands; give them alike")
-        _warn_unnamed(of_sensor, modalities[name])
+        _tell_order(of_sensor, modalities[name])
         readers[name] = WindowReader(
             grid, of_sensor, nodata=modalities[name].nodata, bands=bands[0]
         )
     return SceneFiles(grid, rasters, readers)
 
 
-def _warn_unnamed(rasters: Sequence[Raster], modality: Modality) -> None:
-    """Say where a raster's bands are taken in their order, since they have other names."""
+def _model_bands(raster: Raster, modality: Modality) -> tuple[int, ...] | None:
+    """Return which bands of a raster the model reads; None for all of them.
+
+    Raises:
+        DataError: if it lacks some.
+    """
+    try:
+        return wanted_bands(raster, modality)
+    except DataError as error:
+        names = f" ({', '.join(raster.names)})" if raster.names else ""
+        raise DataError(
+            f"{raster.path}: has {raster.bands} bands{names}, and the model was trained on "
+            f"{modality.channels} of {modality.name} ({', '.join(modality.bands)}); give a raster "
+            "with those"
+        ) from error
+
+
+def _tell_order(rasters: Sequence[Raster], modality: Modality) -> None:
+    """Say where a raster's bands are taken in their order, for want of the model's names."""
+    named = not all(re.fullmatch(r"band\d+", band) for band in modality.bands)
+    if named and modality.channels > 1 and not all(raster.names for raster in rasters):
+        log.info(
+            "%s: its bands have no names, and are taken for %s in this order",
+            next(raster.path for raster in rasters if not raster.names),
+            ", ".join(modality.bands),
+        )
     for raster in rasters:
         wanted = modality.picks or modality.bands
         if raster.names and bands_taken(raster.names, raster.bands, wanted) is None:
@@ -161,7 +188,7 @@ class WindowBatch:
         return WindowBatch(self.corners, images, self.present, self.seen)
 
 
-class SceneWindows(Dataset[WindowBatch]):
+class SceneWindows(Dataset[WindowBatch | DecurError]):
     """Batches of windows by their corners.
 
     Args:
@@ -187,8 +214,15 @@ class SceneWindows(Dataset[WindowBatch]):
         self.window, self.cell, self.min_valid = window, cell, min_valid
         self.needs_all = needs_all
 
-    def __getitem__(self, corners: list[Corner]) -> WindowBatch:
-        """Read windows; those that nothing has seen are left out."""
+    def __getitem__(self, corners: list[Corner]) -> WindowBatch | DecurError:
+        """Read windows; return what is wrong, since torch changes what a process raises."""
+        try:
+            return self._batch(corners)
+        except DecurError as error:
+            return error
+
+    def _batch(self, corners: list[Corner]) -> WindowBatch:
+        """Return windows; those that nothing has seen are left out."""
         kept: list[Corner] = []
         pictures: dict[str, list[Tensor | None]] = {name: [] for name in self.modalities}
         seen: list[Tensor] = []
@@ -250,17 +284,20 @@ class SceneWindows(Dataset[WindowBatch]):
         return cells.unfold(2, self.cell, self.cell).any(dim=-1).any(dim=-1)
 
 
-def window_loader(
+def read_windows(
     windows: SceneWindows, batches: Iterable[list[Corner]], settings: LoaderSettings
-) -> DataLoader[WindowBatch]:
-    """Return the batches of windows in their order, read by processes.
+) -> Iterator[WindowBatch]:
+    """Yield the batches of windows in their order, read by processes.
 
     Args:
         windows: of a scene.
         batches: which of them, in which order.
         settings: how many processes read.
+
+    Raises:
+        BadSampleError: naming the raster that cannot be read.
     """
-    return DataLoader(
+    loader = DataLoader(
         windows,
         sampler=batches,
         batch_size=None,
@@ -269,3 +306,7 @@ def window_loader(
         worker_init_fn=ignore_signals,
         generator=torch.Generator().manual_seed(0),
     )
+    for batch in loader:
+        if isinstance(batch, DecurError):
+            raise batch
+        yield batch

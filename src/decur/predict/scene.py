@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,8 +49,8 @@ from decur.predict.reading import (
     SceneWindows,
     open_scene,
     parse_scene,
+    read_windows,
     warn_slow,
-    window_loader,
 )
 from decur.predict.settings import PredictSettings
 from decur.predict.windows import Batches, Blend, Tile
@@ -192,6 +192,7 @@ class _Job:
         warn_slow(self.scene, widest)
         self._describe(console)
         with holding(work, "--out"):
+            self._tell_replaced(console)
             _begin(work, self._identity(), console)
             self._make_tiles(work, console)
             found = self._finish(work, console)
@@ -200,6 +201,21 @@ class _Job:
             if path is not None:
                 tell_result("written   ", path)
         return found
+
+    def _tell_replaced(self, console: Console) -> None:
+        """Say that another map is replaced.
+
+        Raises:
+            ConfigError: if what has the name is no map of decur.
+        """
+        if not self.out.exists() or (tag := tag_of(self.out)) == self.content:
+            return
+        if tag is None:
+            raise ConfigError(
+                f"--out {self.out}: is there and is no map of decur; choose another name, or "
+                "delete it"
+            )
+        console.print(f"replacing {self.out}, a map of something else", highlight=False)
 
     @cached_property
     def content(self) -> str:
@@ -268,7 +284,8 @@ class _Job:
         if isinstance(predictor, FeaturePredictor) and predictor.mode == "pca":
             fit_components(predictor, self._windows(), self.plan, self.settings.loader, device)
         batches = Batches(self.plan.windows, missing)
-        read = iter(window_loader(self._windows(), batches, self.settings.loader))
+        read = read_windows(self._windows(), batches, self.settings.loader)
+        sensors: set[str] = set()
         with progress_bar(console, "predicting", "tiles", TimeRemainingColumn()) as bar:
             for tile in bar.track(missing):
                 blend = Blend(self.plan.windows, tile, len(predictor.bands), device)
@@ -276,10 +293,26 @@ class _Job:
                     batch = next(read)
                     if not batch.corners:
                         continue
+                    sensors.update(name for name, of in batch.present.items() if of.any())
                     output = predictor.predict(batch.sent(device), batch.present)
                     for corner, one, seen in zip(batch.corners, output, batch.seen, strict=True):
                         blend.add(corner, one, seen)
                 self._write(work, tile, blend)
+        if len(missing) == len(tiles):
+            self._tell_unseen(sensors)
+
+    def _tell_unseen(self, seen: Collection[str]) -> None:
+        """Say which sensors had no measurement in any window, and that a map is empty."""
+        for name, rasters in self.scene.rasters.items():
+            if name not in seen:
+                log.warning(
+                    "%s: nothing is measured where the map is, so that %s is absent from it; look "
+                    "at its nodata",
+                    rasters[0].path,
+                    name,
+                )
+        if not seen:
+            log.warning("%s: no pixel was seen, so all of the map is nodata", self.out)
 
     def _write(self, work: Path, tile: Tile, blend: Blend) -> None:
         """Write the files of a tile; that of the map last, since it says that all are there."""

@@ -66,7 +66,7 @@ class PredictSettings:
             if not (-math.inf < west < east < math.inf and -math.inf < south < north < math.inf):
                 raise ConfigError(
                     "bounds: left, lower, right and upper edge must be numbers that rise, are "
-                    f"{west:g} {south:g} {east:g} {north:g}"
+                    f"{west:.10g} {south:.10g} {east:.10g} {north:.10g}"
                 )
         _ = self.number
 
