@@ -87,12 +87,53 @@ def test_the_header_decides(labelled):
         ("id\theight\n00\t1,5\n01\t2\n", "labels.tsv", "utf-8"),
         ("id\theight\n00\t1,5\n01\t2\n", "labels.csv", "utf-16"),  # Excel's Unicode text
         ("sep=;\nid;height\n00;1,5\n01;2\n", "labels.csv", "utf-8"),
+        ("id,height\n00,1.5\n01,2\n", "Labels.CSV", "utf-8"),
     ],
 )
 def test_separators_and_encodings(labelled, text, file, encoding):
     data = labelled(text, file, encoding)
     assert data.targets["height"].kind == "scalar"
     assert [data[i]["target"]["height"].item() for i in (0, 1)] == [1.5, 2]
+
+
+def test_numbers_that_are_not_written_as_such_are_no_classes(labelled, caplog):
+    assert labelled("id;height\n00;1.234,5\n01;2,5\n")[0]["target"]["height"] == 1234.5
+    ambiguous = table(['"1,5"', '"2,5"', "3"])
+    with pytest.raises(DataError, match=r"'1,5' is a number .* write label:number or label:multi"):
+        labelled(ambiguous)
+    assert labelled(table(['"1,5"', "3"], "id,label:number"))[0]["target"]["label"] == 1.5
+    for cells in (['"1,234.5"', "1.5", "2"], ["10%", "20%"], ["1.5 m"]):
+        caplog.clear()
+        data = labelled(table(cells))
+        assert not data.targets and "left out: column label (no label)" in data.describe()
+        odd = cells[0].strip('"')
+        assert f"most cells are numbers and '{odd}' is none" in caplog.text
+    assert labelled(table(["1.0;2.0", "2.0"])).targets["label"].classes == ("1", "2")
+    assert labelled(table(["2 lanes", "3 lanes"])).targets["label"].classes == (
+        "2 lanes",
+        "3 lanes",
+    )
+
+
+def test_what_may_be_meant_otherwise_is_told(labelled, caplog):
+    caplog.set_level("INFO", "decur")
+    labelled(table(["NA", "DE", "de", "FR"]))
+    assert "'NA' means unknown; if it is a class, write it otherwise" in caplog.text
+    assert "'DE', 'de' are different classes; write them alike if they are one" in caplog.text
+    labelled(table(["0", "1", "255"]))
+    assert "'label' holds 255 in 1 rows" in caplog.text
+    caplog.clear()
+    labelled(table(["-1", "1"]))
+    assert "label_nodata" not in caplog.text
+
+
+def test_lists_of_0_and_1_say_of_each_class(labelled):
+    data = labelled(table(['"[1, 0, 1]"', '"[0.0, 0.0, 1.0]"', "[0 0 0]"]))
+    assert data.targets["label"].classes == ("0", "1", "2")
+    values = [data[i]["target"]["label"].tolist() for i in range(3)]
+    assert values == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
+    named = labelled(table(['"[1, 0]"', "[1]"]))  # of several lengths: names of classes
+    assert named[1]["target"]["label"].tolist() == [0, 1]
 
 
 def test_parquet_as_pandas_writes_it(tmp_path):

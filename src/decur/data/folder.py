@@ -24,13 +24,14 @@ from decur.data.files import (
 )
 from decur.data.georeference import Place, align, compare_pair, read_place, refuse_apart, summary
 from decur.data.grid import Grid
+from decur.data.labels import Labels, describe_target
 from decur.data.listing import MASK
 from decur.data.masks import MaskCodes, read_codes
 from decur.data.pairing import Pairing, check_masks, check_pairs, pair_files
 from decur.data.sample import VOID, Sample
 from decur.data.selection import evenly_spaced
 from decur.data.stats import guess_augmentation, stats_of_files
-from decur.data.tables import Labels, describe_target, find_table, read_splits, unread_tables
+from decur.data.tables import find_table, read_splits, unread_tables
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality, load_modalities
 
@@ -56,7 +57,7 @@ class PairedFolder(PairedDataset):
     Beside the modalities there may be
 
     * `modalities.yaml`, as `decur stats` writes it, with bands, statistics and scaling;
-    * `labels.csv`: `id` and a column for each label, see `decur.data.tables.Labels`;
+    * `labels.csv`: `id` and a column for each label, see `decur.data.labels.Labels`;
     * `mask/<id>.png`: class indices, 255 unknown, of any size; `mask/classes.txt` may name the
       classes, one a line, and say which value or colour each has (`decur.data.masks`);
     * `splits.csv`: `id`, `split`, and `group` or `cluster`, of samples that belong together.
@@ -158,7 +159,7 @@ class PairedFolder(PairedDataset):
             self._labels = Labels(table, pictured, unknown)
             self.labels = self._labels.rows
             self.targets |= self._labels.targets
-            remarks = [f"column {name} (a remark)" for name in self._labels.remarks]
+            remarks = [f"column {name} (no label)" for name in self._labels.remarks]
             self._left_out += remarks
 
     def _set_masks(self, nodata: int | list[int] | None) -> None:
