@@ -97,6 +97,35 @@ def test_what_hdf5_and_zarr_name_elsewhere_is_not_opened(tmp_path):
         read_image(tmp_path / "a.zarr")
 
 
+@pytest.mark.parametrize("name", ["a.h5", "a.zarr"])
+def test_scale_offset_and_fill_value_by_the_conventions_of_netcdf(tmp_path, name):
+    stored = RNG.integers(1, 100, (2, 4, 6)).astype(np.int16)
+    stored[0, 0, 0] = -1
+    if name == "a.h5":
+        array = h5py.File(tmp_path / name, "w").create_dataset("a", data=stored)
+    else:
+        array = zarr.create_array(tmp_path / name, data=stored)
+    array.attrs.update({"_FillValue": -1, "scale_factor": 0.5, "add_offset": 10.0})
+    if name == "a.h5":
+        array.file.close()
+    expected = stored * 0.5 + 10
+    expected[0, 0, 0] = np.nan
+    np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+    assert not read_header(tmp_path / name).is_integer
+
+
+def test_16_bit_grey_with_transparency_is_one_band_also_for_its_header(tmp_path):
+    import rasterio
+
+    pixels = RNG.integers(0, 65_535, (2, 4, 5)).astype(np.uint16)
+    shape = {"count": 2, "height": 4, "width": 5, "dtype": "uint16"}
+    with rasterio.open(tmp_path / "a.png", "w", driver="PNG", **shape) as file:
+        file.write(pixels)
+    header = read_header(tmp_path / "a.png")
+    assert (header.bands, header.alpha, header.is_byte) == (1, True, False)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels[:1])
+
+
 @pytest.mark.parametrize(
     ("mode", "key"), [("L", 3), ("RGB", (3, 3, 3)), ("P", 3), ("1", 0), ("I;16", 3)]
 )
@@ -119,6 +148,8 @@ def test_other_pictures(tmp_path, name):
     Image.fromarray(pixels).save(tmp_path / name, lossless=True)
     image = read_image(tmp_path / name)
     np.testing.assert_array_equal(image, np.stack([pixels] * len(image)))
+    if name == "a.gif":  # a palette of grey is the one band that its sensor has
+        np.testing.assert_array_equal(read_image(tmp_path / name, 1), pixels[None])
     if name != "a.webp":
         assert read_mask(tmp_path / name).shape == (4, 5)
 

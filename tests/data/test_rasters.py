@@ -9,10 +9,11 @@ from make_raster import write_placed
 from PIL import Image, ImageOps
 from rasterio.transform import Affine
 
+from decur.data import rasters
 from decur.data.files import parts_of, read_header, read_image, read_mask, read_sensor
 from decur.data.map_rasters import read_raster_header
 from decur.data.window_reader import WindowReader
-from decur.errors import BadSampleError
+from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -171,7 +172,7 @@ def test_types_of_numbers(tmp_path, name, dtype):
         read_image(tif(tmp_path / "b.tif", pixels.astype(np.complex64)))
 
 
-@pytest.mark.parametrize("data", [".img", ".dat", ""])
+@pytest.mark.parametrize("data", [".img", ".dat", ".BSQ", ""])
 def test_envi_is_read_by_its_header(tmp_path, data):
     pixels = RNG.normal(size=(5, 4, 6)).astype(np.float32)
     tif(tmp_path / f"a{data}", pixels, driver="ENVI")
@@ -181,6 +182,23 @@ def test_envi_is_read_by_its_header(tmp_path, data):
     (tmp_path / f"a{data}").unlink()
     with pytest.raises(BadSampleError, match="no data beside it"):
         read_image(tmp_path / "a.hdr")
+
+
+def test_grey_that_is_stored_white_first_is_one_band(tmp_path):
+    pixels = RNG.integers(0, 255, (6, 5), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    expected = np.asarray(Image.open(tmp_path / "a.tif"))[None]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+    assert read_header(tmp_path / "a.tif").bands == 1
+
+
+def test_a_driver_that_is_not_there_is_named_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(rasters.DRIVERS, ".exr", ("NONE",))
+    rasters.driver_of.cache_clear()
+    (tmp_path / "a.exr").write_bytes(b"v/1\x01")
+    with pytest.raises(DataError, match=r"a\.exr: this GDAL has no NONE.*convert such"):
+        read_image(tmp_path / "a.exr")
+    rasters.driver_of.cache_clear()
 
 
 def test_elevation_tiles_of_srtm(tmp_path):

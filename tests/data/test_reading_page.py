@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from make_folder import write
@@ -42,6 +43,12 @@ def moving(path):
 
 def arrays(path):
     np.savez(path, one=BYTES, other=BYTES)
+    return path
+
+
+def text(path):
+    with h5py.File(path, "w") as file:
+        file["names"] = np.array([[b"a", b"b"]])
     return path
 
 
@@ -90,6 +97,7 @@ CASES = {
         read_header,
     ),
     "holds several arrays, and none is named": (lambda at: arrays(at / "a.npz"), None),
+    "holds structures, text or complex numbers only": (lambda at: text(at / "a.h5"), None),
     "holds Python objects": (lambda at: objects(at / "a.npy"), None),
     "is an ENVI header without its data": (lambda at: filled(at / "a.hdr", b"ENVI\n"), None),
     "is a mask of several bands": (lambda at: write(at / "a.png", BYTES), read_mask),

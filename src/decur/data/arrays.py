@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import ZipFile, is_zipfile
@@ -28,11 +28,28 @@ class Stored:
         shape: of the array.
         dtype: of its numbers.
         read: reads it whole.
+        attributes: what the file says of it, by the conventions of NetCDF: `_FillValue`,
+            `missing_value`, `scale_factor`, `add_offset`.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def numbers(self, key: str) -> list[float]:
+        """Return the numbers of an attribute, none where it has none."""
+        values = np.ravel(self.attributes.get(key, ()))
+        return values.tolist() if values.dtype.kind in "iuf" else []
+
+    @property
+    def linear(self) -> tuple[float, float]:
+        """Scale and offset that make units of numbers."""
+        (scale,), (offset,) = (
+            (self.numbers(key) or [usual])[:1]
+            for key, usual in (("scale_factor", 1.0), ("add_offset", 0.0))
+        )
+        return scale, offset
 
 
 def read_array(path: Path, bands: int | None, max_pixels: int, *, variable: str | None) -> Decoded:
@@ -55,7 +72,13 @@ def read_array(path: Path, bands: int | None, max_pixels: int, *, variable: str 
         array = array[None]
     elif last:
         array = np.moveaxis(array, -1, 0)
-    return Decoded(array, array.dtype)
+    decoded = Decoded(array, array.dtype)
+    for value in stored.numbers("_FillValue") + stored.numbers("missing_value"):
+        decoded.add_holes(array == value)
+    if stored.linear != (1, 0):
+        scale, offset = (np.full(len(array), number) for number in stored.linear)
+        decoded.linear = (scale, offset)
+    return decoded
 
 
 def array_header(path: Path, bands: int | None, max_pixels: int, *, variable: str | None) -> Header:
@@ -68,7 +91,9 @@ def array_header(path: Path, bands: int | None, max_pixels: int, *, variable: st
         last = _checked(path, stored, bands, max_pixels)
         shape = (1, *stored.shape) if len(stored.shape) == 2 else stored.shape
         c, h, w = (shape[2], *shape[:2]) if last else shape
-        return Header(c, (h, w), stored.dtype == np.uint8, is_integer=stored.dtype.kind in "iub")
+        plain = stored.linear == (1, 0)
+        is_byte = stored.dtype == np.uint8 and plain
+        return Header(c, (h, w), is_byte, is_integer=stored.dtype.kind in "iub" and plain)
 
 
 def _checked(path: Path, stored: Stored, bands: int | None, max_pixels: int) -> bool:
@@ -138,6 +163,10 @@ def _choose(path: Path, names: list[str], variable: str | None) -> str:
     there = ", ".join(names[:8]) or "none"
     if variable is not None:
         raise BadSampleError(path, f"has no array {variable!r}; there is {there}")
+    if not names:
+        raise BadSampleError(
+            path, "has no array of real numbers of two or three dimensions; save the picture as one"
+        )
     if len(names) != 1:
         raise BadSampleError(
             path,
@@ -224,7 +253,8 @@ def _hdf5(path: Path, variable: str | None) -> Iterator[Stored]:
             raise BadSampleError(path, "keeps its pixels in other files; save them in this one")
         turn = "MATLAB_class" in dataset.attrs  # MATLAB stores the last dimension first
         shape = tuple(dataset.shape[::-1] if turn else dataset.shape)
-        yield Stored(shape, dataset.dtype, lambda: dataset[()].T if turn else dataset[()])
+        read = lambda: dataset[()].T if turn else dataset[()]  # noqa: E731
+        yield Stored(shape, dataset.dtype, read, dict(dataset.attrs))
 
 
 def _zarr(path: Path, variable: str | None) -> Stored:
@@ -240,4 +270,7 @@ def _zarr(path: Path, variable: str | None) -> Stored:
         members = {n: m for n, m in opened.members(max_depth=None) if isinstance(m, zarr.Array)}
         pictures = [n for n, m in members.items() if _is_picture(m.shape, m.dtype)]
         array = members[_choose(path, pictures, variable and variable.strip("/"))]
-    return Stored(tuple(array.shape), array.dtype, lambda: np.asarray(array[...]))
+    attributes = dict(array.attrs)
+    if "_ARRAY_DIMENSIONS" in attributes and array.fill_value is not None:
+        attributes.setdefault("_FillValue", array.fill_value)  # as xarray means it
+    return Stored(tuple(array.shape), array.dtype, lambda: np.asarray(array[...]), attributes)

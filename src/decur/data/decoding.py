@@ -55,6 +55,7 @@ class Decoded:
         alpha: (1, H, W), the transparency, of which 0 is no measurement; None where there is none.
         names: of the bands, None for each that has no name.
         linear: scale and offset of each band, (C,) both, that make units of pixels.
+        of_palette: whether the pixels are the colours of a palette.
     """
 
     pixels: np.ndarray
@@ -63,6 +64,7 @@ class Decoded:
     alpha: np.ndarray | None = None
     names: tuple[str | None, ...] = ()
     linear: tuple[np.ndarray, np.ndarray] | None = None
+    of_palette: bool = False
 
     def turned(self, orientation: int) -> Decoded:
         """Return the picture as it is looked at, for an orientation of EXIF and TIFF (1 to 8)."""

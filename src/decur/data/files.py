@@ -333,6 +333,8 @@ def _take(
     path: Path, decoded: Decoded, bands: int | None, pick: Sequence[str | int] | None
 ) -> Decoded:
     """Return the bands that are wanted; transparency counts as the last where it must."""
+    if bands == 1 and decoded.of_palette and (decoded.pixels == decoded.pixels[:1]).all():
+        decoded = decoded.picked([0])  # grey, as GIF and some TIFF store it
     count = len(decoded.pixels)
     wanted = bands if bands is not None else len(pick or ())
     with_alpha = decoded.alpha is not None and wanted == count + 1
@@ -362,7 +364,8 @@ def _to_tensor(path: Path, decoded: Decoded, nodata: float | tuple[float, ...] |
     if pixels.size == 0:
         raise BadSampleError(path, f"has no pixels (shape {pixels.shape}); {AS_COPIED}")
     if pixels.dtype.kind not in "iufb":
-        raise BadSampleError(path, f"has pixels of type {pixels.dtype}; save real numbers")
+        remedy = "save amplitudes or decibels" if pixels.dtype.kind == "c" else "save real numbers"
+        raise BadSampleError(path, f"has pixels of type {pixels.dtype}; {remedy}")
     if decoded.alpha is not None:
         decoded.add_holes(decoded.alpha == 0)
     values = () if nodata is None else nodata if isinstance(nodata, tuple) else (nodata,)

@@ -56,7 +56,7 @@ def read_picture(path: Path, max_pixels: int, *, indices: bool = False) -> Decod
     alpha = None
     if len(pixels) in (2, 4):
         pixels, alpha = pixels[:-1], pixels[-1:]
-    decoded = Decoded(pixels, pixels.dtype, alpha=alpha)
+    decoded = Decoded(pixels, pixels.dtype, alpha=alpha, of_palette=picture.mode == "P")
     if key is not None:
         decoded.add_holes((pixels == key[:, None, None]).all(0, keepdims=True))
     return decoded.turned(orientation)
@@ -72,6 +72,8 @@ def picture_header(path: Path, max_pixels: int) -> Header:
         mode = _mode(picture)
         names = Image.new(mode, (1, 1)).getbands()
         deep = mode.startswith(("I", "F")) or _is_deep_colour(picture)
+        if _is_deep_colour(picture):  # of 16-bit grey with transparency Pillow makes colours
+            names = tuple(_raw_mode(picture).split(";")[0])
         return Header(
             bands=len(names) - (len(names) in (2, 4)),
             size=turned_size((picture.height, picture.width), _orientation(picture)),
@@ -127,18 +129,19 @@ def _transparent_colour(picture: Image.Image, step: int) -> np.ndarray | None:
 
 def _grey_step(picture: Image.Image) -> int:
     """Return the factor by which Pillow stretches a grey PNG of 2 or 4 bits to 8."""
-    raw = {tile.args for tile in getattr(picture, "tile", ()) if isinstance(tile.args, str)}
-    return 85 if "L;2" in raw else 17 if "L;4" in raw else 1
+    return {"L;2": 85, "L;4": 17}.get(_raw_mode(picture), 1)
 
 
 def _is_deep_colour(picture: Image.Image) -> bool:
     """Return whether this is a PNG of 16 bits and more than one band."""
-    return picture.format == "PNG" and any(
-        isinstance(tile.args, str)
-        and tile.args.endswith(";16B")
-        and len(tile.args.split(";")[0]) > 1
-        for tile in getattr(picture, "tile", ())
-    )
+    bands, _, bits = _raw_mode(picture).partition(";")
+    return picture.format == "PNG" and bits == "16B" and len(bands) > 1
+
+
+def _raw_mode(picture: Image.Image) -> str:
+    """Return how the pixels lie in the file, as Pillow names it: `L;2`, `LA;16B`."""
+    stored = (tile.args for tile in getattr(picture, "tile", ()))
+    return next((args for args in stored if isinstance(args, str)), "")
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:

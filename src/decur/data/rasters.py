@@ -119,7 +119,8 @@ def driver_of(suffix: str) -> str:
     for driver in DRIVERS[suffix]:
         if driver in there:
             return driver
-    raise DataError(f"this GDAL reads no {suffix}; convert such files to .tif")
+    wanted = " nor ".join(DRIVERS[suffix])
+    raise DataError(f"this GDAL has no {wanted}, which reads {suffix}; convert such files to .tif")
 
 
 @contextmanager
@@ -127,7 +128,10 @@ def _opened(path: Path) -> Iterator[list[Any]]:
     """Open a raster, and each of its pages if it has several."""
     suffix = path.suffix.lower()
     rasterio = import_rasterio(suffix)
-    driver = driver_of(".hdr" if suffix in ENVI_DATA else suffix)
+    try:
+        driver = driver_of(".hdr" if suffix in ENVI_DATA else suffix)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     file = _envi_data(path) if suffix == ".hdr" else path
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**_gdal(path)))
@@ -178,11 +182,12 @@ def _gdal(path: Path) -> dict[str, str]:
 def _envi_data(header: Path) -> Path:
     """Return the file whose pixels an ENVI header describes."""
     stem = header.with_suffix("")
-    for file in (stem, *(stem.with_suffix(s) for s in sorted(ENVI_DATA))):
+    endings = [ending for one in sorted(ENVI_DATA) for ending in (one, one.upper())]
+    for file in (stem, *(stem.with_suffix(ending) for ending in endings)):
         if file.is_file():
             return file
-    endings = ", ".join(sorted(ENVI_DATA))
-    raise BadSampleError(header, f"has no data beside it ({stem.name} with {endings}); copy it too")
+    tried = ", ".join(sorted(ENVI_DATA))
+    raise BadSampleError(header, f"has no data beside it ({stem.name} with {tried}); copy it too")
 
 
 def measured_bands(source: Any) -> list[int]:
@@ -252,7 +257,7 @@ def _nodata(source: Any, kind: np.dtype) -> dict[Any, list[int]]:
 
 
 def _palette(source: Any) -> np.ndarray | None:
-    """Return the colours of a palette: (values, 3) uint8, or (2, 1) for black and white."""
+    """Return the colours of a palette: (values, 3) uint8, or (values, 1) for black and white."""
     if source.count != 1 or source.colorinterp[0].name != "palette":
         return None
     entries = source.colormap(1)
@@ -262,11 +267,13 @@ def _palette(source: Any) -> np.ndarray | None:
         if 0 <= value < values:
             colours[value] = colour[:3]
     grey = (colours == colours[:, :1]).all()
-    return colours[:, :1] if _bits(source) == 1 and grey else colours
+    is_plain = _bits(source) == 1 or "MINISWHITE" in source.tags(ns="IMAGE_STRUCTURE")
+    return colours[:, :1] if is_plain and grey else colours
 
 
 def _colour(decoded: Decoded, colours: np.ndarray) -> None:
     decoded.pixels = np.moveaxis(colours[decoded.pixels[0]], -1, 0)  # (1 or 3, H, W)
+    decoded.of_palette = True
     decoded.stored, decoded.names = decoded.pixels.dtype, ()
 
 
