@@ -1,5 +1,7 @@
 """Pictures without a map and arrays, as people save them."""
 
+from zipfile import ZipFile
+
 import h5py
 import numpy as np
 import pytest
@@ -80,6 +82,62 @@ def test_the_number_of_bands_tells_where_they_stand(tmp_path):
     np.save(tmp_path / "both.npy", np.zeros((5, 8, 5)))
     with pytest.raises(BadSampleError, match="come first or last"):
         read_image(tmp_path / "both.npy", 5)
+
+
+def claim_npy(path, shape):
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def claim_npz(path, shape):
+    claim_npy(path.with_suffix(".npy"), shape)
+    with ZipFile(path, "w") as archive:
+        archive.write(path.with_suffix(".npy"), "x.npy")
+
+
+def claim_mat(path, shape):
+    scipy.io.savemat(path, {"x": np.zeros((2, 3, 4), np.float32)})
+    sides = (np.array(sides, "<i4").tobytes() for sides in ((2, 3, 4), shape))
+    path.write_bytes(path.read_bytes().replace(*sides))
+
+
+def claim_h5(path, shape):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", shape, "f4", chunks=(1, 64, 64))
+
+
+def claim_zarr(path, shape):
+    zarr.create_array(path, shape=shape, dtype="f4", chunks=(1, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("a.npy", claim_npy),
+        ("a.npz", claim_npz),
+        ("a.mat", claim_mat),
+        ("a.h5", claim_h5),
+        ("a.zarr", claim_zarr),
+    ],
+)
+def test_a_header_that_claims_gigabytes_is_refused_before_memory_is_asked_for(
+    tmp_path, name, claim
+):
+    path = tmp_path / name
+    claim(path, (500, 1000, 1001))
+    for read in (read_header, read_image):
+        with pytest.raises(BadSampleError, match=r"claims 2\.0 GB.*--data\.max_pixels 100100001"):
+            read(path)
+
+
+def test_chunks_that_are_huge_or_countless_are_refused(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", shape=(3, 9, 9), dtype="f4", chunks=(50, 4000, 4000))
+    with pytest.raises(BadSampleError, match=r"claims 3\.2 GB"):
+        read_image(tmp_path / "a.zarr")
+    zarr.create_array(tmp_path / "b.zarr", shape=(3, 900, 900), dtype="f4", chunks=(1, 1, 1))
+    with pytest.raises(BadSampleError, match="2,430,000 chunks"):
+        read_image(tmp_path / "b.zarr")
 
 
 def test_what_hdf5_and_zarr_name_elsewhere_is_not_opened(tmp_path):

@@ -179,6 +179,10 @@ def test_envi_is_read_by_its_header(tmp_path, data):
     np.testing.assert_array_equal(read_image(tmp_path / "a.hdr"), pixels)
     assert read_header(tmp_path / "a.hdr").bands == 5
     assert len(parts_of(tmp_path / "a.hdr")) == 2 + (tmp_path / f"a{data}.aux.xml").is_file()
+    whole = (tmp_path / f"a{data}").read_bytes()
+    (tmp_path / f"a{data}").write_bytes(whole[:-1])
+    with pytest.raises(BadSampleError, match=r"promises 480 bytes, and a.* has 479"):
+        read_image(tmp_path / "a.hdr")
     (tmp_path / f"a{data}").unlink()
     with pytest.raises(BadSampleError, match="no data beside it"):
         read_image(tmp_path / "a.hdr")

@@ -6,17 +6,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 
-from decur.data.decoding import Decoded, Header, check_size
+from decur.data.decoding import Decoded, Header, check_bytes, check_size
 from decur.errors import BadSampleError, DataError, needing
 
 EXTENSIONS = frozenset({".npy", ".npz", ".mat", ".h5", ".hdf5", ".zarr"})
 
+_MOST_CHUNKS = 1_000_000  # whose reading takes minutes
+_LONGEST_HEADER = 65_536  # bytes; NumPy itself reads 10,000
 _NARROW = 16  # pixels; a picture of another shape that is this narrow is rather (H, W, C)
 
 
@@ -30,12 +34,14 @@ class Stored:
         read: reads it whole.
         attributes: what the file says of it, by the conventions of NetCDF: `_FillValue`,
             `missing_value`, `scale_factor`, `add_offset`.
+        chunks: shape of the parts that are read at once; None where there are none.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    chunks: tuple[int, ...] | None = None
 
     def numbers(self, key: str) -> list[float]:
         """Return the numbers of an attribute, none where it has none."""
@@ -98,15 +104,21 @@ def array_header(path: Path, bands: int | None, max_pixels: int, *, variable: st
 
 def _checked(path: Path, stored: Stored, bands: int | None, max_pixels: int) -> bool:
     """Return whether the bands come last, once nothing speaks against reading the array."""
-    shape = stored.shape
+    shape, itemsize = stored.shape, stored.dtype.itemsize
     if len(shape) not in (2, 3):
         raise BadSampleError(path, f"has shape {shape}; save it as (C, H, W) or (H, W)")
+    if stored.dtype.kind not in "iufb":
+        raise BadSampleError(path, f"has pixels of type {stored.dtype}; save real numbers")
     last = len(shape) == 3 and _bands_last(path, (shape[0], shape[1], shape[2]), bands)
-    if len(shape) == 2:
-        check_size(path, 1, shape, max_pixels)
-    else:
-        count, size = (shape[2], shape[:2]) if last else (shape[0], shape[1:])
-        check_size(path, count, size, max_pixels)
+    count, size = (1, shape) if len(shape) == 2 else (shape[0], shape[1:])
+    if last:
+        count, size = shape[2], shape[:2]
+    check_size(path, count, size, max_pixels, itemsize=itemsize)
+    if stored.chunks is not None:
+        check_bytes(path, prod(stored.chunks) * itemsize, max_pixels)
+        parts = prod(-(-n // chunk) for n, chunk in zip(shape, stored.chunks, strict=True))
+        if parts > _MOST_CHUNKS:
+            raise BadSampleError(path, f"lies in {parts:,} chunks; write it with larger ones")
     return last
 
 
@@ -178,9 +190,10 @@ def _choose(path: Path, names: list[str], variable: str | None) -> str:
 
 def _numpy_header(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     """Return shape and type of an array in NumPy's format, without its numbers."""
-    major = np.lib.format.read_magic(file)[0]
+    start = BytesIO(file.read(_LONGEST_HEADER))  # an archive's may claim to be gigabytes long
+    major = np.lib.format.read_magic(start)[0]
     read = {1: np.lib.format.read_array_header_1_0}.get(major, np.lib.format.read_array_header_2_0)
-    shape, _, dtype = read(file)
+    shape, _, dtype = read(start)
     if dtype.hasobject:
         raise BadSampleError(path, "holds Python objects, which are never opened; save numbers")
     return shape, dtype
@@ -252,9 +265,11 @@ def _hdf5(path: Path, variable: str | None) -> Iterator[Stored]:
         if dataset.external or dataset.is_virtual:
             raise BadSampleError(path, "keeps its pixels in other files; save them in this one")
         turn = "MATLAB_class" in dataset.attrs  # MATLAB stores the last dimension first
-        shape = tuple(dataset.shape[::-1] if turn else dataset.shape)
+        shape, chunks = tuple(dataset.shape), dataset.chunks
+        if turn:
+            shape, chunks = shape[::-1], chunks and chunks[::-1]
         read = lambda: dataset[()].T if turn else dataset[()]  # noqa: E731
-        yield Stored(shape, dataset.dtype, read, dict(dataset.attrs))
+        yield Stored(shape, dataset.dtype, read, dict(dataset.attrs), chunks)
 
 
 def _zarr(path: Path, variable: str | None) -> Stored:
@@ -273,4 +288,5 @@ def _zarr(path: Path, variable: str | None) -> Stored:
     attributes = dict(array.attrs)
     if "_ARRAY_DIMENSIONS" in attributes and array.fill_value is not None:
         attributes.setdefault("_FillValue", array.fill_value)  # as xarray means it
-    return Stored(tuple(array.shape), array.dtype, lambda: np.asarray(array[...]), attributes)
+    read = lambda: np.asarray(array[...])  # noqa: E731
+    return Stored(tuple(array.shape), array.dtype, read, attributes, array.chunks)

@@ -15,6 +15,7 @@ MAX_PIXELS = 100_000_000  # height times width that is read unless a data set is
 AS_COPIED = "copy or download the file anew, or delete it"
 _SCENES = (".tif", ".tiff", ".jp2")  # that may lie on a map
 _MAX_BANDS = 65_535  # what a TIFF can count
+_BYTES = 20  # for each of the pixels that are read at most: 2 GB unless a data set is told otherwise
 
 
 class TooLargeError(BadSampleError):
@@ -142,8 +143,17 @@ def _turn(x: np.ndarray, orientation: int) -> np.ndarray:
     return x[..., ::-1] if orientation in (2, 3, 6, 7) else x
 
 
-def check_size(path: Path, bands: int, size: tuple[int, ...], max_pixels: int) -> None:
+def check_size(
+    path: Path, bands: int, size: tuple[int, ...], max_pixels: int, *, itemsize: int = 1
+) -> None:
     """Refuse a picture that claims a size which is not worth any memory.
+
+    Args:
+        path: its file.
+        bands: their number.
+        size: height and width.
+        max_pixels: height times width that is read at most.
+        itemsize: bytes of a number.
 
     Raises:
         BadSampleError: saying how large it is, and what helps.
@@ -158,6 +168,21 @@ def check_size(path: Path, bands: int, size: tuple[int, ...], max_pixels: int) -
             f"is {height:,} x {width:,} pixels, more than max_pixels ({max_pixels:,}); "
             f"{windows if path.suffix.lower() in _SCENES else ''}cut it into tiles, or set "
             "--data.max_pixels",
+        )
+    check_bytes(path, bands * height * width * itemsize, max_pixels)
+
+
+def check_bytes(path: Path, needed: int, max_pixels: int) -> None:
+    """Refuse a picture, or a part of it that is read at once, that claims too many bytes.
+
+    Raises:
+        BadSampleError: saying how many, and what helps.
+    """
+    if needed >= _BYTES * max(max_pixels, MAX_PIXELS):
+        raise BadSampleError(
+            path,
+            f"claims {needed / 1e9:,.1f} GB in memory; cut it into tiles or leave bands out, or "
+            f"set --data.max_pixels {needed // _BYTES + 1}",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from decur.data.decoding import Decoded, Header, check_size, turned_size
+from decur.data.decoding import AS_COPIED, Decoded, Header, check_size, turned_size
 from decur.errors import BadSampleError, DataError, needing
 
 # The drivers that an extension stands for. GDAL would else open whatever a file's content says: a
@@ -48,7 +48,7 @@ def read_raster(path: Path, max_pixels: int, *, indices: bool = False) -> Decode
     with _opened(path) as pages:
         first = pages[0]
         for page in pages:
-            check_size(path, page.count * len(pages), page.shape, max_pixels)
+            _check_page(path, page, len(pages), max_pixels)
         decoded = _read_page(first, indices)
         if len(pages) > 1:
             decoded = _stack([decoded, *(_read_page(page, indices) for page in pages[1:])])
@@ -63,7 +63,7 @@ def raster_header(path: Path, max_pixels: int) -> Header:
     """
     with _opened(path) as pages:
         source = pages[0]
-        check_size(path, source.count * len(pages), source.shape, max_pixels)
+        _check_page(path, source, len(pages), max_pixels)
         measured = measured_bands(source)
         count, names = len(measured), [source.descriptions[band - 1] for band in measured]
         if (colours := _palette(source)) is not None:
@@ -81,6 +81,11 @@ def raster_header(path: Path, max_pixels: int) -> Header:
             is_integer=all(kind.kind in "iu" for kind in kinds) and plain,
             units=units if len(units) == source.count else None,
         )
+
+
+def _check_page(path: Path, page: Any, pages: int, max_pixels: int) -> None:
+    itemsize = max(np.dtype(kind).itemsize for kind in page.dtypes)
+    check_size(path, page.count * pages, page.shape, max_pixels, itemsize=itemsize)
 
 
 def companions(path: Path) -> list[Path]:
@@ -136,6 +141,8 @@ def _opened(path: Path) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(**_gdal(path)))
         source = stack.enter_context(rasterio.open(file, driver=driver))
+        if driver == "ENVI":
+            _refuse_short(path, source)
         names = source.subdatasets
         pages = [stack.enter_context(rasterio.open(n, driver=driver)) for n in names] or [source]
         kinds = {(page.shape, page.dtypes, page.colorinterp) for page in pages[1:]}
@@ -188,6 +195,21 @@ def _envi_data(header: Path) -> Path:
             return file
     tried = ", ".join(sorted(ENVI_DATA))
     raise BadSampleError(header, f"has no data beside it ({stem.name} with {tried}); copy it too")
+
+
+def _refuse_short(path: Path, source: Any) -> None:
+    """Refuse an ENVI header that promises more than its data holds, where GDAL reads zeros."""
+    tags = source.tags(ns="ENVI")
+    if tags.get("file_compression", "0") != "0":
+        return
+    file = Path(source.name)
+    size = np.dtype(source.dtypes[0]).itemsize * source.count * source.height * source.width
+    wanted, there = size + int(tags.get("header_offset", 0)), file.stat().st_size
+    if wanted > there:
+        raise BadSampleError(
+            path,
+            f"promises {wanted:,} bytes, and {file.name} has {there:,}; {AS_COPIED}",
+        )
 
 
 def measured_bands(source: Any) -> list[int]:
