@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from decur.bounded_yaml import parse_yaml, read_text
+from decur.compare.command_compare import main as compare
 from decur.config import Parser
 from decur.errors import ConfigError
 from decur.layers import loaded
@@ -60,3 +61,6 @@ def test_every_way_to_read_a_file_of_keys_is_bounded(tmp_path):
     parser.add_argument("--options", type=dict)
     with pytest.raises(ConfigError, match="options"):
         parser.parse(["--options", BOMB])
+    for value in ("{a: 1, a: 2}", "&a [*a]", "2024-13-45"):
+        with pytest.raises(ConfigError, match=r"^--pretrain\.encoder\.options: "):
+            compare(["--config=compare-demo", f"--pretrain.encoder.options={value}"])

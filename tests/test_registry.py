@@ -72,6 +72,10 @@ def test_modules_of_ones_own_come_from_the_environment(package, tmp_path, monkey
     )
     monkeypatch.setenv("DECUR_IMPORT", "shapes_of_mine")
     assert __import__(package).SHAPES.get("mine") == 7
+    (tmp_path / "broken_of_mine.py").write_text("1 / 0\n")
+    monkeypatch.setenv("DECUR_IMPORT", "broken_of_mine")
+    with pytest.raises(ConfigError, match=r"cannot be imported \(ZeroDivisionError: division"):
+        Registry("shape", package).names()
     monkeypatch.setenv("DECUR_IMPORT", "no_such_module")
     with pytest.raises(ConfigError, match="DECUR_IMPORT: module 'no_such_module'"):
         Registry("shape", package).names()

@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar, cast
 
 from decur.bounded_yaml import loaded
-from decur.errors import ConfigError
+from decur.errors import ConfigError, reason_of
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -142,10 +142,10 @@ def find_object(reference: str, where: str) -> Any:
     module, _, attribute = reference.replace(":", ".").rpartition(".")
     try:
         found = _import(module)
-    except ImportError as error:
+    except Exception as error:  # a module of one's own may fail in any way
         raise ConfigError(
-            f"{where}: module {module!r} cannot be imported ({error}); see that it lies in the "
-            "working folder, or that its folder is on PYTHONPATH"
+            f"{where}: module {module!r} cannot be imported ({_told(error)}); see that it lies in "
+            "the working folder, or that its folder is on PYTHONPATH"
         ) from error
     if not hasattr(found, attribute):
         raise ConfigError(f"{where}: module {module!r} has no {attribute!r}")
@@ -167,6 +167,12 @@ def _import(module: str) -> Any:
     sys.path.append(str(here))
     invalidate_caches()
     return import_module(module)
+
+
+def _told(error: Exception) -> str:
+    """Return what an import has raised, with its kind where the text alone says little."""
+    text = reason_of(error)
+    return text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}"
 
 
 def own_modules() -> list[str]:
@@ -236,10 +242,10 @@ def import_own_modules() -> None:
     for name in own_modules():
         try:
             _import(name)
-        except ImportError as error:
+        except Exception as error:
             raise ConfigError(
-                f"{ENVIRONMENT}: module {name!r} cannot be imported ({error}); see that its folder "
-                "is on PYTHONPATH"
+                f"{ENVIRONMENT}: module {name!r} cannot be imported ({_told(error)}); see that its "
+                "folder is on PYTHONPATH"
             ) from error
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from decur.bounded_yaml import parse_yaml
 from decur.compare.settings import (
     ClusterSettings,
     CompareSettings,
@@ -114,9 +113,5 @@ def _take_changes(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[s
         part, key, value = found.groups()
         if value is None and (value := next(left, None)) is None:
             raise ConfigError(f"--{part}.{key}: give a value")
-        try:
-            changes.setdefault(part, {})[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"--{part}.{key}: not a valid value ({reason})") from error
+        changes.setdefault(part, {})[key] = parse_yaml(value, f"--{part}.{key}")
     return rest, changes
