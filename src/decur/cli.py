@@ -20,7 +20,7 @@ from decur.signals import interruptible, running_command
 COMMANDS = {
     "demo": (
         "decur.command_demo:main",
-        "generate paired scenes, pretrain, probe, write a report: three minutes on two cores",
+        "generate paired scenes, pretrain, probe, write a report: two minutes on two cores",
     ),
     "plan": (
         "decur.bench.command_plan:main",
