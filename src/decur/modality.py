@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `decur --help` needs a M
     from torch import Tensor
 
 Scaling = Literal["standard", "range", "image", "zscore"]
+UNNAMED = re.compile(r"(BAND_?)?\d+")  # a band that only its number tells from others
 NO_MEASUREMENT = 0.5  # what an average value becomes under "standard": neither dark nor bright
 
 
@@ -135,7 +136,10 @@ class Modality:
                     f"{where}: {len(value)} values in {field} for {len(self.bands)} bands"
                 )
         if self.std is not None and min(self.std) <= 0 and measured:
-            raise ConfigError(f"{where}: a band with std 0 carries nothing; drop it or set its std")
+            flat = self.bands[self.std.index(min(self.std))]
+            raise ConfigError(
+                f"{where}: band {flat!r} with std 0 carries nothing; drop it or set its std"
+            )
         if len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]:
             raise ConfigError(
                 f"{where}: value_range is two numbers and must rise, is {list(self.value_range)}"
@@ -266,6 +270,37 @@ class Modality:
 def plain_band(band: str) -> str:
     """Return the name of a band in one spelling: B04 and b8a as B4 and B8A."""
     return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.strip().upper())
+
+
+# Words in a folder's name that tell the sensor, for the choice of augmentations.
+_SENSOR_WORDS = {
+    "sar": ("s1", "sentinel1", "sar", "vv", "vh", "radar"),
+    "dem": ("dem", "elevation", "dsm", "dtm", "height"),
+    "hha": ("hha", "depth"),
+}
+
+
+def guess_augmentation(name: str) -> str:
+    """Return the augmentation recipe that a folder's name suggests; "optical" by default."""
+    lower = name.lower()
+    for augmentation, words in _SENSOR_WORDS.items():
+        if any(word in lower for word in words):
+            return augmentation
+    return "optical"
+
+
+def preset_of(bands: Sequence[str]) -> str | None:
+    """Return the preset of Sentinel-2 that 12 or 13 bands without names may be."""
+    if not all(UNNAMED.fullmatch(plain_band(band)) for band in bands):
+        return None
+    return {13: "sentinel2-l1c", 12: "sentinel2-l2a"}.get(len(bands))
+
+
+def sentinel2_bands(bands: Sequence[str]) -> set[str]:
+    """Return which bands of Sentinel-2 some bands are, by their names or their number."""
+    preset = preset_of(bands)
+    names = PRESETS[preset].bands if preset else [plain_band(band) for band in bands]
+    return set(names) & set(_S2_BANDS)
 
 
 def _scale(images: Tensor, modality: Modality) -> Tensor:

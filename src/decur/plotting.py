@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.errors import install
-from decur.modality import Modality, plain_band
+from decur.modality import PRESETS, Modality, plain_band, preset_of
 from decur.runs import atomic
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def class_legend(
 def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     """Return a picture of any sensor for the eye: true colour where there is one, else grey.
 
+    Of 12 or 13 bands without names those are red, green and blue that they are of Sentinel-2.
+
     Values are stretched from the 2nd to the 98th percentile of the bands that are shown, all of
     them alike, so that colours stay.
 
@@ -133,7 +135,9 @@ def render(image: Tensor, modality: Modality) -> NDArray[np.float32]:
     Returns:
         (H, W, 3) in [0, 1].
     """
-    names = [plain_band(band) for band in modality.bands]
+    preset = preset_of(modality.bands)
+    bands = PRESETS[preset].bands if preset else modality.bands
+    names = [plain_band(band) for band in bands]
     shown = [0, 0, 0]
     for colours in (("B4", "B3", "B2"), ("R", "G", "B"), ("RED", "GREEN", "BLUE")):
         if set(colours) <= set(names):

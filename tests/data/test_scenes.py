@@ -219,7 +219,7 @@ def test_what_a_sensor_is_does_not_depend_on_the_windows(folder):
 def test_the_order_of_names_says_whose_grid_it_is(folder, caplog):
     write(folder / "s2" / "other_name.tif", smooth(480, 480, bands=3), WEST - 100, NORTH + 60, 5)
     assert PairedScenes(folder, window=64).place(0).resolution == (10, 10)
-    assert "s2 has pixels of 5 and is read onto the grid of s1, with pixels of 10" in caplog.text
+    assert "s2 has pixels of 5 m and is read onto the grid of s1, with pixels of 10" in caplog.text
     data = PairedScenes(folder, ["s2", "s1"], window=64)
     assert data.place(0).resolution == (5, 5)
     assert data.modalities["s1"].bands == ("VV", "VH")  # as modalities.yaml says

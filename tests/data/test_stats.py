@@ -4,7 +4,7 @@ import shlex
 import numpy as np
 import pytest
 import yaml
-from make_folder import make_folder, write
+from make_folder import make_folder, write, write_raster
 
 from decur.cli import main
 from decur.data import BandStatistics, PairedFolder, SyntheticScenes, compute_stats
@@ -184,6 +184,62 @@ def test_a_constant_band_needs_no_std_where_it_is_scaled_by_its_range(tmp_path):
     main(["stats", str(tmp_path), "--modalities", str(known)])
     made = load_modalities(tmp_path / "modalities.yaml")["s1"]
     assert (made.mean, made.std) == ((2.0,), (0.0,))
+
+
+def folder_of(root, pictures):
+    for i, pixels in enumerate(pictures):
+        write(root / "x" / f"{i}.npy", pixels.astype(np.float32))
+    return root
+
+
+def spectra(bands, offset=0):
+    """Reflectance as of vegetation: the last band of 13 but two is that of cirrus."""
+    mean = np.linspace(300, 3000, bands)[:, None, None]
+    if bands == 13:
+        mean[10] = 15
+    return mean * RNG.uniform(0.5, 1.5, (bands, 9, 9)) + offset
+
+
+DECIBELS = RNG.normal(-12, 3, (2, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "told"),
+    [
+        ([spectra(12, 1000 * (i < 3)) for i in range(6)], "3 have no band darker than 950"),
+        ([spectra(13, 1000 * (i == 9)) for i in range(20)], "1 have no band darker than 950"),
+        ([spectra(12) for _ in range(6)], None),
+        ([spectra(13, 1000) for _ in range(6)], None),  # told of by their statistics
+        ([spectra(4, 1000 * (i < 3)) for i in range(6)], None),
+        ([DECIBELS, DECIBELS, 10 ** (DECIBELS / 10)], "2 look like decibels"),
+        ([spectra(4), spectra(4) / 1e4], "1 hold numbers up to 0.4"),
+        ([RNG.uniform(0.5, 8, (1, 9, 9)), RNG.uniform(500, 8000, (1, 9, 9))], "metres"),
+        ([RNG.uniform(0, 10**i, (1, 9, 9)) for i in range(4)], None),
+    ],
+)
+def test_files_of_two_kinds_are_told_of(tmp_path, capsys, pictures, told):
+    main(["stats", str(folder_of(tmp_path, pictures))])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert [told in line and "0.npy" in line for line in lines] == ([True] if told else [])
+
+
+def test_names_that_do_not_pair_and_bands_of_quality_are_told_of(tmp_path, capsys):
+    for i in range(3):
+        for name, bands in (("a", ["B04", "QA_PIXEL"]), ("b", None)):
+            pixels = RNG.integers(0, 3000, (2, 4, 4)).astype(np.uint16)
+            write_raster(tmp_path / name / f"{i}_{name}.tif", pixels, names=bands)
+    main(["stats", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "0 of 6 samples have two modalities (3 of a, 3 of b), without a partner are a/0_a" in out
+    assert """--data.pattern '{"a": "{id}_a", "b": "{id}_b"}'""" in out
+    assert "a: band QA_PIXEL is no measurement by its name" in out
+
+
+def test_bands_in_another_order_are_counted_by_name(tmp_path):
+    pixels = np.stack([np.full((4, 4), value) for value in (1, 2)]).astype(np.float32)
+    first = write_raster(tmp_path / "a.tif", pixels, names=["B2", "B3"])
+    second = write_raster(tmp_path / "b.tif", pixels[::-1], names=["B03", "B02"])
+    assert stats_of_files([first, second]).mean.tolist() == [1, 2]
 
 
 def test_no_number_is_cut_in_a_pipe_and_a_preset_is_named_that_fits(tmp_path, capsys):

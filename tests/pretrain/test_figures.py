@@ -23,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("drawing")
         (("B2", "B3", "B4", "B8"), (2, 1, 0)),
         (("B02", "B03", "B04", "B8A"), (2, 1, 0)),
         (("R", "G", "B"), (0, 1, 2)),
+        (tuple(f"band{i + 1}" for i in range(12)), (3, 2, 1)),  # Sentinel-2, as `stats` says
+        (tuple(f"band{i + 1}" for i in range(11)), (0, 0, 0)),
         (("a", "b", "c"), (0, 1, 2)),
         (("VV", "VH"), (0, 0, 0)),
         (("height",), (0, 0, 0)),

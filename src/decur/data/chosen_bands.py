@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 
 from decur.data.base import Derived, PairedDataset
 from decur.data.sample import Sample
-from decur.modality import Modality, plain_band
+from decur.modality import UNNAMED, Modality, plain_band
 
 log = logging.getLogger(__name__)
-
-_UNNAMED = re.compile(r"(BAND_?)?\d+")  # a band that only its number tells from others
 
 
 def with_bands(modality: Modality, bands: Sequence[str]) -> Modality | None:
@@ -64,7 +61,7 @@ def _rows_of(modality: Modality, bands: Sequence[str]) -> list[int] | None:
     names = [plain_band(band) for band in bands]
     if len(set(there)) < len(there) or not set(names) <= set(there):
         return None
-    if len(names) != len(there) and all(map(_UNNAMED.fullmatch, names)):
+    if len(names) != len(there) and all(map(UNNAMED.fullmatch, names)):
         return None
     return [there.index(name) for name in names]
 

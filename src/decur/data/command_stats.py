@@ -12,10 +12,10 @@ from rich.progress import Progress
 from decur.config import Parser
 from decur.data.decoding import MAX_PIXELS
 from decur.data.listing import subfolders
-from decur.data.pairing import pair_files
+from decur.data.pairing import check_pairs, pair_files
 from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
 from decur.errors import WORKERS, ConfigError, check_ranges
-from decur.modality import PRESETS, Modality, load_modalities
+from decur.modality import Modality, load_modalities, preset_of
 from decur.terminal import is_quiet, make_table, tell_result
 
 
@@ -86,6 +86,8 @@ def main(arguments: Sequence[str]) -> None:
     pairing = pair_files(Path(settings.root), tuple(known) or None, settings.pattern)
     if pairing.left_out:
         print(f"left out: {', '.join(pairing.left_out)}")
+    if few := check_pairs(Path(settings.root), pairing, keep=True):
+        print(f"warning: {few}")
     files = pairing.folders
     with Progress(console=Console(stderr=True), transient=True, disable=is_quiet()) as progress:
         task = progress.add_task("reading", total=sum(map(len, files.values())))
@@ -125,19 +127,15 @@ def _print(name: str, statistics: BandStatistics, known: Modality | None) -> Non
     for line in statistics.report():
         if line.startswith("share of pixels"):
             console.print(line, highlight=False)
-    if known is None and statistics.names is None:
-        for preset in _fitting_presets(len(rows)):
-            console.print(
-                f"{len(rows)} bands without names: if they are Sentinel-2's in their order, "
-                f"preset {preset!r} fits: write `{name}: {{preset: {preset}}}` into a file for "
-                "--data.modalities",
-                highlight=False,
-                markup=False,
-            )
+    if known is None and (preset := preset_of(modality.bands)):
+        console.print(
+            f"{len(rows)} bands without names: if they are Sentinel-2's in their order, "
+            f"preset {preset!r} fits: write `{name}: {{preset: {preset}}}` into a file for "
+            "--data.modalities; pictures show them so",
+            highlight=False,
+            markup=False,
+        )
+    for line in statistics.warnings:
+        console.print(f"warning: {line}", highlight=False, markup=False)
     for path, reason in statistics.bad:
         console.print(f"left out: {path}: {reason}", highlight=False, markup=False)
-
-
-def _fitting_presets(bands: int) -> list[str]:
-    """Return the presets of many bands that have as many: those of Sentinel-2."""
-    return [name for name, preset in PRESETS.items() if bands == preset.channels > 3]

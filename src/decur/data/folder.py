@@ -30,10 +30,10 @@ from decur.data.masks import MaskCodes, read_codes
 from decur.data.pairing import Pairing, check_masks, check_pairs, pair_files
 from decur.data.sample import VOID, Sample
 from decur.data.selection import evenly_spaced
-from decur.data.stats import guess_augmentation, stats_of_files
+from decur.data.stats import stats_of_files
 from decur.data.tables import find_table, read_splits, unread_tables
 from decur.errors import BadSampleError, DataError
-from decur.modality import Modality, load_modalities
+from decur.modality import Modality, guess_augmentation, load_modalities, preset_of
 
 log = logging.getLogger(__name__)
 
@@ -412,7 +412,14 @@ def _guess(
         source = "8-bit files"
     else:
         sample = _spaced(files, _STATS_FILES)
-        statistics = stats_of_files(sample, is_byte=is_byte, max_pixels=max_pixels, workers=2)
+        statistics = stats_of_files(
+            sample, sensor=name, is_byte=is_byte, max_pixels=max_pixels, workers=2
+        )
+        for line in statistics.warnings:
+            log.warning("%s", line)
+        for line in statistics.report():
+            if line.startswith("share of pixels"):
+                log.info("modality %r: %s", name, line)
         modality = statistics.to_modality(name).with_(guessed=True)
         source = f"statistics of {len(sample)} of {len(files)} files"
     log.info(
@@ -423,4 +430,14 @@ def _guess(
         source,
         modality.augmentation,
     )
+    if preset := preset_of(modality.bands):
+        log.info(
+            "modality %r: %d bands without names are shown in pictures as those of %s in their "
+            "order; if they are, write `%s: {preset: %s}` into a file for --data.modalities",
+            name,
+            modality.channels,
+            preset,
+            name,
+            preset,
+        )
     return modality

@@ -64,6 +64,11 @@ class Grid:
     width: int
 
     @property
+    def pixel(self) -> str:
+        """Return the width of a pixel with its unit and the CRS, as `10 m (EPSG:32632)`."""
+        return f"{self.resolution[0]:g} {unit_of(self.crs)} ({self.crs[:20]})"
+
+    @property
     def transform(self) -> tuple[float, float, float, float, float, float]:
         """Return the affine transform (a, b, c, d, e, f): x = a column + b row + c."""
         return (self.resolution[0], 0.0, self.west, 0.0, -self.resolution[1], self.north)
@@ -192,6 +197,17 @@ def same_crs(first: str, second: str) -> bool:
     from rasterio.crs import CRS
 
     return bool(CRS.from_user_input(first) == CRS.from_user_input(second))
+
+
+@cache
+def unit_of(crs: str) -> str:
+    """Return the unit of a coordinate reference system, `m`, `degrees` or its own name."""
+    gdal_rasters.import_rasterio(".tif")
+    from rasterio.crs import CRS
+
+    known = CRS.from_user_input(crs)
+    unit = "degrees" if known.is_geographic else str(known.linear_units)
+    return "m" if unit in ("metre", "meter") else unit
 
 
 def crs_text(crs: Any) -> str:

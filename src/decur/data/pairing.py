@@ -247,7 +247,8 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
     for name, files in folders.items():
         if bands := one_file_a_band(files):
             remedy = stack_bands(name, bands)
-    examples = _examples(folders)
+    alone = {n: [id_ for id_ in files if counts[id_] < 2] for n, files in folders.items()}
+    examples = ", ".join(f"{name}/{ids[0]}" for name, ids in alone.items() if ids)
     if share < FEWEST_PAIRED and not keep:
         what = (
             f"no id has two modalities (for example {examples})"
@@ -255,7 +256,10 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
             else f"only {paired} of {len(counts)} ids have two modalities ({numbers})"
         )
         raise DataError(f"{root}: {what}; {remedy}, or say --data.missing keep")
-    return f"{root}: {paired} of {len(counts)} samples have two modalities ({numbers}); {remedy}"
+    return (
+        f"{root}: {paired} of {len(counts)} samples have two modalities ({numbers}), without a "
+        f"partner are {examples} and more; {remedy}"
+    )
 
 
 def check_masks(root: Path, pairing: Pairing) -> str | None:

@@ -25,9 +25,8 @@ from decur.data.folder import UNKNOWN_CLASS
 from decur.data.listing import as_id, scan
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
-from decur.data.stats import guess_augmentation
 from decur.errors import BadSampleError, ConfigError, DataError
-from decur.modality import PRESETS, Modality
+from decur.modality import PRESETS, Modality, guess_augmentation
 
 SPLITS = ("train", "test")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from decur.data import rasters as gdal_rasters
 from decur.data.georeference import METRES_PER_DEGREE
-from decur.data.grid import Grid, same_crs
+from decur.data.grid import Grid, same_crs, unit_of
 from decur.data.listing import subfolders
 from decur.data.map_rasters import (
     RASTERS,
@@ -22,10 +22,10 @@ from decur.data.map_rasters import (
 )
 from decur.data.pairing import FEW_VALUES, named_as_labels
 from decur.data.scene_layout import Scene
-from decur.data.stats import BandStatistics, guess_augmentation
+from decur.data.stats import BandStatistics
 from decur.data.window_reader import SQUARE, read_squares
 from decur.errors import ConfigError, DataError
-from decur.modality import Modality
+from decur.modality import Modality, guess_augmentation
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +158,11 @@ def report_scenes(
         if scene.grid.resolution[0] > _FINER * own:
             order = ", ".join([name, *(other for other in rasters if other != name)])
             log.warning(
-                "%s has pixels of %.3g and is read onto the grid of %s, with pixels of %.3g; "
+                "%s has pixels of %.3g %s and is read onto the grid of %s, with pixels of %.3g; "
                 '--data.modalities "[%s]" reads onto its grid, --data.resolution sets any',
                 name,
                 own,
+                unit_of(scene.grid.crs),
                 reference,
                 scene.grid.resolution[0],
                 order,

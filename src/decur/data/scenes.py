@@ -312,7 +312,7 @@ class PairedScenes(PairedDataset):
 
     def describe(self) -> str:
         """Return one line for the log: windows, sensors, scenes, grids, blocks."""
-        grids = sorted({f"{s.grid.resolution[0]:g} ({s.grid.crs[:20]})" for s in self._scenes})
+        grids = sorted({scene.grid.pixel for scene in self._scenes})
         line = f"{super().describe()}, {len(self._scenes)} scenes at {', '.join(grids[:3])}"
         if len(grids) > 3:
             line += f" and {len(grids) - 3} more"

@@ -31,7 +31,7 @@ _OWN_BASELINE = 9999  # of products that people process themselves: tells nothin
 
 # The darkest band of a scene has half of its pixels below this, unless it is shifted, or cloud or
 # snow from edge to edge. A little below 1000: negative reflectance is why there is a shift.
-_SHIFTED_FROM = 950.0
+SHIFTED_FROM = 950.0
 _CHECKED = 8  # scenes that are looked at for the offset
 
 
@@ -186,7 +186,7 @@ def without_offset(image: Tensor, offset: int) -> Tensor:
 
 def looks_shifted(image: Tensor) -> bool:
     """Return whether no band of a raw image of Sentinel-2, (C, ...), is dark."""
-    return bool(image.flatten(1).nanmedian(1).values.nan_to_num(0).min() >= _SHIFTED_FROM)
+    return bool(image.flatten(1).nanmedian(1).values.nan_to_num(0).min() >= SHIFTED_FROM)
 
 
 def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
@@ -206,7 +206,7 @@ def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
             where,
             kept,
             len(seen),
-            _SHIFTED_FROM,
+            SHIFTED_FROM,
             SHIFT,
             SHIFT,
         )
@@ -218,5 +218,5 @@ def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
             SHIFT,
             lost,
             len(seen),
-            _SHIFTED_FROM,
+            SHIFTED_FROM,
         )

@@ -17,10 +17,12 @@ from decur.data.base import PairedDataset
 from decur.data.decoding import TooLargeError
 from decur.data.files import MAX_PIXELS, Header, check_bands, read_header, read_image, read_sensor
 from decur.data.map_rasters import RASTERS, read_raster_header, wanted_bands
-from decur.data.pairing import sensor_files
+from decur.data.mixtures import levels, mixtures
+from decur.data.pairing import named_as_labels, sensor_files
 from decur.data.window_reader import SQUARE, read_squares
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality
+from decur.modality import guess_augmentation as guess_augmentation  # other people's imports
 from decur.runs import write_text
 
 log = logging.getLogger(__name__)
@@ -29,13 +31,6 @@ PERCENTS = (1, 2, 50, 98, 99)
 SUSPECTS = (0.0, -9999.0)  # raw values that often stand for "no measurement"
 
 _BYTE = 256
-
-# Words in a folder's name that tell the sensor, for the choice of augmentations.
-_SENSOR_WORDS = {
-    "sar": ("s1", "sentinel1", "sar", "vv", "vh", "radar"),
-    "dem": ("dem", "elevation", "dsm", "dtm", "height"),
-    "hha": ("hha", "depth"),
-}
 
 Advance = Callable[[int], object]
 
@@ -62,6 +57,8 @@ class BandStatistics:
         images: how many were read.
         bad: file and reason of each image that could not be.
         names: of the bands, where known.
+        levels: what tells the unit of each image, (images, 4), see `mixtures`.
+        warnings: lines on what the files together hold that no sensor does.
     """
 
     count: np.ndarray
@@ -75,6 +72,8 @@ class BandStatistics:
     images: int = 1
     bad: list[tuple[str, str]] = field(default_factory=list)
     names: tuple[str, ...] | None = None
+    levels: np.ndarray = field(default_factory=lambda: np.empty((0, 4), np.float32))
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of_image(
@@ -111,6 +110,7 @@ class BandStatistics:
             suspects=np.stack([(x == value).sum(1) for value in SUSPECTS], 1),
             histogram=histogram,
             pixels=flat[:, drawn].astype(np.float32),
+            levels=levels(flat)[None],
         )
 
     def merge(self, other: BandStatistics) -> BandStatistics:
@@ -142,6 +142,7 @@ class BandStatistics:
             images=self.images + other.images,
             bad=self.bad + other.bad,
             names=self.names or other.names,
+            levels=np.concatenate([self.levels, other.levels]),
         )
 
     @property
@@ -149,6 +150,11 @@ class BandStatistics:
         """Standard deviation of each band over all its pixels, (C,)."""
         std: np.ndarray = np.sqrt(self.m2 / np.maximum(self.count, 1))
         return std
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of the bands, or their numbers."""
+        return self.names or tuple(f"band{i + 1}" for i in range(len(self.count)))
 
     @property
     def is_byte(self) -> bool:
@@ -215,22 +221,13 @@ class BandStatistics:
         augmentation = guess_augmentation(name)
         return Modality(
             name=name,
-            bands=self.names or tuple(f"band{i + 1}" for i in range(len(self.count))),
+            bands=self.band_names,
             mean=mean,
             std=std,
             scaling="range" if self.is_byte else "standard",
             cut=2.0 if augmentation == "sar" and not self.is_byte else 0.0,
             augmentation=augmentation,
         )
-
-
-def guess_augmentation(name: str) -> str:
-    """Return the augmentation recipe that a folder's name suggests; "optical" by default."""
-    lower = name.lower()
-    for augmentation, words in _SENSOR_WORDS.items():
-        if any(word in lower for word in words):
-            return augmentation
-    return "optical"
 
 
 def _plain(values: np.ndarray) -> list[float]:
@@ -242,6 +239,7 @@ def stats_of_files(
     paths: Sequence[str | Path],
     nodata: float | tuple[float, ...] | None = None,
     *,
+    sensor: str = "data",
     modality: Modality | None = None,
     is_byte: bool | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -253,7 +251,9 @@ def stats_of_files(
     Args:
         paths: of the files.
         nodata: values of the files that mean "no measurement", besides NaN and the files' own.
-        modality: the bands, array, nodata and units to read them in; None reads them as they are.
+        sensor: its name, for warnings.
+        modality: the bands, array, nodata and units to read them in; None reads them as they are,
+            the bands in the order of the first file where they have names.
         is_byte: whether pictures of whole numbers must be 8-bit, or must not; None takes any.
         max_pixels: height times width that is read at most.
         workers: threads that read; the result does not depend on their number.
@@ -265,18 +265,35 @@ def stats_of_files(
     if not paths:
         raise DataError("no files to compute statistics of")
     draw = _pixels_to_draw(len(paths))
+    counts: dict[int, str | Path] = {}  # of bands, with a file of each
 
     def of_file(index: int) -> dict[str, BandStatistics]:
+        path = paths[index]
         try:
-            return {"": of_picture(paths[index], index)}
+            found = of_picture(path, index)
         except TooLargeError:
-            if Path(paths[index]).suffix.lower() not in RASTERS:
+            if Path(path).suffix.lower() not in RASTERS:
                 raise
-        return {"": _of_scene(paths[index], modality, nodata, max_pixels, draw)}
+            found = _of_scene(path, modality, nodata, max_pixels, draw)
+        counts.setdefault(len(found.count), path)
+        if len(counts) > 1:
+            (few, one), (many, other) = sorted(counts.items())
+            raise DataError(
+                f"{one} has {few} band{'s' * (few > 1)}, {other} {many}; put them into different "
+                "folders, or say in modalities.yaml which are right"
+            )
+        return {"": found}
 
     def of_picture(path: str | Path, index: int) -> BandStatistics:
         if modality is None:
-            image = read_image(path, nodata=nodata, is_byte=is_byte, max_pixels=max_pixels).numpy()
+            image = read_image(
+                path,
+                len(names) if names else None,
+                nodata=nodata,
+                pick=names,
+                is_byte=is_byte,
+                max_pixels=max_pixels,
+            ).numpy()
         else:
             picture = read_sensor(path, modality, is_byte=is_byte, max_pixels=max_pixels)
             image = modality.convert(picture).numpy()
@@ -290,6 +307,7 @@ def stats_of_files(
         bands, variable = (modality.channels, modality.variable) if modality else (None, None)
         return read_header(path, bands, variable=variable, max_pixels=sys.maxsize)
 
+    names = None if modality else _first_names(paths, header)
     found, bad = _accumulate(of_file, len(paths), workers, advance)
     if not found:
         if modality is not None:
@@ -299,9 +317,27 @@ def stats_of_files(
     total = found[""]
     total.bad = bad
     unusable = {path for path, _ in bad}
-    first_good = next(path for path in paths if str(path) not in unusable)
-    total.names = header(first_good).names
+    good = [str(path) for path in paths if str(path) not in unusable]
+    total.names = header(good[0]).names
+    bands = modality.bands if modality else total.band_names
+    if not total.is_byte:
+        total.warnings += mixtures(sensor, total.levels, good, bands=bands)
+    if quality := [band for band in bands if named_as_labels(band)]:
+        total.warnings.append(
+            f"{sensor}: band {', '.join(quality)} is no measurement by its name; leave it out with "
+            "`bands` in modalities.yaml"
+        )
     return total
+
+
+def _first_names(
+    paths: Sequence[str | Path], header: Callable[[str | Path], Header]
+) -> tuple[str, ...] | None:
+    """Return the names of the bands of the first file that can be read."""
+    for path in paths:
+        with suppress(BadSampleError):
+            return header(path).names
+    return None
 
 
 def _of_scene(
@@ -345,7 +381,7 @@ def _of_scene(
         total = one if total is None else total.merge(one)
     if total is None or not total.count.any():
         raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
-    total.images = 1
+    total.images, total.levels = 1, total.levels[:1]
     return total
 
 
@@ -381,6 +417,7 @@ def compute_stats(
         return {
             name: stats_of_files(
                 list(files.values()),
+                sensor=name,
                 modality=modalities[name] if modalities else None,
                 max_pixels=max_pixels,
                 workers=workers,

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from decur.data.base import PairedDataset
+from decur.data.mixtures import levels, mixtures
 from decur.data.selection import evenly_spaced
 from decur.data.sentinel import SHIFT, looks_shifted
 from decur.errors import BadSampleError
-from decur.modality import PRESETS, Modality
+from decur.modality import Modality, sentinel2_bands
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +55,27 @@ def check_units(data: PairedDataset, modalities: Mapping[str, Modality] | None =
     }
     if not scaled or not len(data):
         return []
-    pictures = _some_pictures(data.only(list(scaled), targets=()), list(scaled))
+    pictures, ids = _some_pictures(data.only(list(scaled), targets=()), list(scaled))
     warnings = [
         line
         for name, modality in scaled.items()
         if pictures[name] and (line := _warning(name, pictures[name], modality))
     ]
+    for name, modality in scaled.items():
+        if pictures[name] and not modality.guessed:  # else looked for where they were guessed
+            found = np.stack([levels(picture.numpy()) for picture in pictures[name]])
+            warnings += mixtures(name, found, ids[name], bands=modality.bands, least=2)
     for line in warnings:
         log.warning("%s", line)
     return warnings
 
 
-def _some_pictures(data: PairedDataset, names: list[str]) -> dict[str, list[Tensor]]:
-    """Return pixels of some samples: a list of (C, P) for each sensor."""
+def _some_pictures(
+    data: PairedDataset, names: list[str]
+) -> tuple[dict[str, list[Tensor]], dict[str, list[str]]]:
+    """Return pixels of some samples, a list of (C, P) for each sensor, and their ids."""
     pictures: dict[str, list[Tensor]] = {name: [] for name in names}
+    ids: dict[str, list[str]] = {name: [] for name in names}
     for row in evenly_spaced(len(data), _SAMPLES).tolist():
         try:
             images = data[row]["images"]
@@ -77,7 +85,8 @@ def _some_pictures(data: PairedDataset, names: list[str]) -> dict[str, list[Tens
             flat = images[name].flatten(1)  # (C, P)
             step = max(1, flat.shape[1] // _PIXELS)
             pictures[name].append(flat[:, ::step].float())
-    return pictures
+            ids[name].append(data.ids[row])
+    return pictures, ids
 
 
 def _warning(name: str, pictures: list[Tensor], modality: Modality) -> str | None:
@@ -158,8 +167,7 @@ def _cause(misfit: _Misfit) -> str:
 
 def _is_shifted(pictures: list[Tensor], modality: Modality) -> bool:
     """Return whether Sentinel-2 looks shifted where its statistics are not."""
-    bands = set(PRESETS["sentinel2-l1c"].bands)
-    if len(set(modality.bands) & bands) < 6 or modality.mean is None:
+    if len(sentinel2_bands(modality.bands)) < 6 or modality.mean is None:
         return False
     if min(modality.mean) >= SHIFT or modality.converts:
         return False

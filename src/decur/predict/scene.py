@@ -249,8 +249,7 @@ class _Job:
             for name, of in self.scene.rasters.items()
         )
         console.print(
-            f"scene     {sensors}, {grid.height:,} x {grid.width:,} pixels of "
-            f"{grid.resolution[0]:g} ({grid.crs[:20]})",
+            f"scene     {sensors}, {grid.height:,} x {grid.width:,} pixels of {grid.pixel}",
             highlight=False,
         )
         overlap = 1 - plan.windows.rows.step / plan.windows.rows.window
