@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `decur --help` needs a M
     from torch import Tensor
 
 Scaling = Literal["standard", "range", "image", "zscore"]
-UNNAMED = re.compile(r"(BAND_?)?\d+")  # a band that only its number tells from others
+UNNAMED = re.compile(r"(BAND[_ ]?)?\d+")  # a band that only its number tells from others
 NO_MEASUREMENT = 0.5  # what an average value becomes under "standard": neither dark nor bright
 
 

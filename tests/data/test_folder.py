@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from make_folder import make_folder, write, write_raster
+from PIL import Image
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
@@ -333,7 +334,7 @@ def test_masks_of_0_and_255_have_no_foreground(tmp_path):
 
 
 def test_a_rare_class_is_looked_for_in_all_masks(tmp_path, monkeypatch):
-    monkeypatch.setattr("decur.data.folder._STATS_FILES", 2)
+    monkeypatch.setattr("decur.data.masks._LOOKED_AT", 2)
     root = make_folder(tmp_path, {"s1": ["a", "b", "c"]}, size=8)
     for id_, value in {"a": 0, "b": 1, "c": 0}.items():
         write(root / "mask" / f"{id_}.png", np.array([[value, 255]], np.uint8))
@@ -438,3 +439,13 @@ def test_arrays_are_read_by_the_bands_and_the_name_of_their_modality(tmp_path):
     fields = {"bands": [f"c{band}" for band in range(9)], "scaling": "image", "variable": "cube"}
     images = PairedFolder(tmp_path, {"a": fields, "b": fields})[0]["images"]
     np.testing.assert_array_equal(images["a"], np.moveaxis(cube, -1, 0))
+
+
+def test_a_sensor_that_is_turned_against_another_is_told_of(tmp_path, caplog):
+    for name, turn in (("rgb", 6), ("ir", 1)):
+        (tmp_path / name).mkdir()
+        exif = Image.Exif()
+        exif[274] = turn
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(tmp_path / name / "a.png", exif=exif)
+    PairedFolder(tmp_path)
+    assert "'ir' are 24 x 32 and those of 'rgb' 32 x 24: one is turned" in caplog.text
