@@ -48,6 +48,21 @@ def test_proposals_pair_what_they_say(tmp_path, names, expected):
     assert len(data) == 3 and all(has.all() for has in data.present.values())
 
 
+def test_other_reasons_why_names_do_not_pair(tmp_path):
+    for one, other in (("Tile1", "tile1"), ("007", "7")):
+        root = make_folder(tmp_path / one, {"s1": [one], "s2": [other]})
+        with pytest.raises(DataError, match="differ only in capitals or leading zeros"):
+            PairedFolder(root)
+    days = {s: [f"p{i}_2020010{i + more}" for i in (1, 2)] for s, more in (("s1", 0), ("s2", 6))}
+    with pytest.raises(
+        DataError, match=re.escape("""pattern '{"s1": "{id}_*", "s2": "{id}_*"}'""")
+    ):
+        PairedFolder(make_folder(tmp_path / "days", days))
+    root = make_folder(tmp_path / "deep", {"data/train/s1": ["a"]})
+    with pytest.raises(DataError, match=r"pictures lie in .*train/s1: give the folder above"):
+        PairedFolder(root)
+
+
 def test_words_between_two_parts_of_an_id_are_left_out(tmp_path):
     ids = {s: [f"ROI{r}_{s}_p{p}" for r in (1, 2) for p in (3, 4)] for s in ("s1", "s2")}
     root = make_folder(tmp_path, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -17,6 +18,7 @@ SPLITS = frozenset(
 )
 SEPARATORS = "_-. "  # between the parts of a name
 _PLACES = re.compile(r"\{(id|split|sensor)\}|(\*)")
+_DATE = re.compile(r"(19|20)\d{6}(T\d+)?")
 _MOST_SENSORS = 12
 _LOOKED_AT = 4  # folders of one level whose files are looked at
 _BAND = re.compile(
@@ -141,7 +143,10 @@ def _two_deep(root: Path) -> str:
         if below := {deeper: files for deeper, files in below.items() if files}:
             inner[name] = below
     if not inner:
-        return ""
+        full = (Path(path) for path, _, files in os.walk(root) if files)
+        deep = next((folder for folder in full if scan(folder)), None)
+        where = f"pictures lie in {deep}: give the folder above it as the root, or a pattern"
+        return where if deep else ""
     outside, inside = sorted(inner), sorted({name for below in inner.values() for name in below})
     example = f"{outside[0]}/{min(inner[outside[0]])}"
     stems = inner[outside[0]][min(inner[outside[0]])]
@@ -215,6 +220,10 @@ def _ways(stems: list[str]) -> dict[str, set[str]]:
     tails = ["".join(words[0][len(words[0]) - i :]) for i in range(2, last + 1, 2)]
     for head, tail in product(["", *heads], ["", *tails]):
         found.setdefault(f"{head}{{id}}{tail}", set())
+    for place, pattern in ((0, "*{}{{id}}"), (-1, "{{id}}{}*")):  # dates of sensors differ
+        separators = {parts[1 if place == 0 else -2] for parts in words if len(parts) > 2}
+        if len(separators) == 1 and all(_DATE.fullmatch(parts[place]) for parts in words):
+            found[pattern.format(*separators)] = set()
     for word in sorted(common):
         if len(found) > 40:
             break

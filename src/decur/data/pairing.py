@@ -244,6 +244,8 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
         pattern, would = proposal
         if would > paired:
             remedy = f"{would} would with --data.pattern '{pattern}'"
+    elif len(set(map(_plain, counts))) < len(counts):
+        remedy = "some names differ only in capitals or leading zeros: rename these files"
     for name, files in folders.items():
         if bands := one_file_a_band(files):
             remedy = stack_bands(name, bands)
@@ -260,6 +262,11 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
         f"{root}: {paired} of {len(counts)} samples have two modalities ({numbers}), without a "
         f"partner are {examples} and more; {remedy}"
     )
+
+
+def _plain(id_: str) -> str:
+    """Return an id without capitals and leading zeros."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", id_.casefold())
 
 
 def check_masks(root: Path, pairing: Pairing) -> str | None:
