@@ -150,13 +150,16 @@ def test_label_kinds_are_told_by_cells_or_suffix(tmp_path):
     assert b["grade"].item() == 2
 
 
-def test_many_whole_numbers_are_a_quantity_and_free_text_no_label(tmp_path):
+def test_many_whole_numbers_are_a_quantity_and_free_text_no_label(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     ids = [f"{i:02d}" for i in range(30)]
     root = make_folder(tmp_path, {"s1": ids})
-    rows = "".join(f"{i},{int(i) * 3},remark {i}\n" for i in ids)
-    (root / "labels.csv").write_text("id,people,remark\n" + rows)
+    rows = "".join(f"{i},{int(i) * 3},remark {i},NA\n" for i in ids)
+    (root / "labels.csv").write_text("id,people,remark,later\n" + rows)
     data = PairedFolder(root)
     assert {name: target.kind for name, target in data.targets.items()} == {"people": "scalar"}
+    assert "column 'remark': 30 of 30 cells differ" in caplog.text
+    assert "column 'later': no cell says anything" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,13 @@ class Labels:
                     f"choose from class, number, multilabel"
                 )
             kind = _KINDS[suffix] if suffix else _guess_kind(path, name, list(cells.values()))
+            if kind is None and not cells and table:
+                log.warning(
+                    "%s: column %r: no cell says anything, so that it is left out; fill it, or take "
+                    "it out",
+                    path,
+                    column,
+                )
             if kind is None:
                 self.remarks.append(name)
                 continue
@@ -187,7 +194,18 @@ def _guess_kind(path: Path, column: str, cells: list[str]) -> Kind | None:
     if cells and None not in numbers:
         whole = all(number == int(number) for number in numbers if number is not None)
         return "class" if whole and len(set(numbers)) <= MAX_INTEGER_CLASSES else "scalar"
-    return None if not cells or (distinct > 20 and 2 * distinct > len(cells)) else "class"
+    if distinct > 20 and 2 * distinct > len(cells):
+        log.info(
+            "%s: column %r: %d of %d cells differ, so that it is a remark and no label; if they are "
+            "classes, write %s:class in the header",
+            path,
+            column,
+            distinct,
+            len(cells),
+            column,
+        )
+        return None
+    return "class" if cells else None
 
 
 def _odd_number(cells: list[str]) -> str | None:

@@ -152,7 +152,7 @@ def _refuse_parts(
     train: Rows,
     test: Rows,
 ) -> None:
-    """Refuse a part without samples, and a class that is only tested."""
+    """Refuse a part without samples, a class that is only tested, and one that is alone."""
     for part, chosen in (("training", train), ("test", test)):
         if not len(chosen):
             raise DataError(
@@ -169,6 +169,12 @@ def _refuse_parts(
                 f"{int((labels[test] == label).sum())} test samples and none to train on; "
                 "choose another --fold or split, or take the class out"
             )
+    if len(there := np.unique(labels[train])) == 1:
+        raise DataError(
+            f"target: {task.name!r} is {task.classes[there[0]]!r} in all {len(train)} samples to "
+            "train on, which leaves nothing to tell apart; label other classes or choose another "
+            "split"
+        )
 
 
 def _refuse_absent(data: PairedDataset, rows: Rows, modalities: Sequence[str]) -> None:

@@ -203,7 +203,10 @@ def choose_task(targets: Mapping[str, Target], name: str | None) -> Task:
     """
     there = ", ".join(f"{name} ({target.kind})" for name, target in targets.items())
     if not there:
-        raise DataError("target: the data has no labels; add labels.csv or mask/ to its folder")
+        raise DataError(
+            "target: the data has no labels; add labels.csv or mask/ to its folder, or fill a "
+            "column of the labels.csv that is there"
+        )
     if name is None:
         if len(targets) > 1:
             raise ConfigError(f"target: the data has several labels, choose from {there}")
