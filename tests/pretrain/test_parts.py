@@ -64,6 +64,8 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch():
 def test_batches_that_cannot_be_made_are_refused():
     with pytest.raises(ConfigError, match="more than the 5 samples"):
         EpochBatches(5, 8, seed=0)
+    with pytest.raises(ConfigError, match="there is 1; give more"):
+        EpochBatches(1, 8, seed=0)
     with pytest.raises(ConfigError, match="does not divide among 3"):
         EpochBatches(50, 8, seed=0, world=3)
     with pytest.raises(ConfigError, match="batch_size"):

@@ -25,6 +25,7 @@ from decur.errors import BadSampleError, ConfigError, DataError
 from decur.memory import memory_of_machine
 from decur.objectives.base import Objective
 from decur.pretrain.compiling import pays
+from decur.pretrain.data import refuse_too_few
 from decur.pretrain.distributed import traffic
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import PretrainSettings
@@ -243,11 +244,7 @@ def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[in
         ConfigError: if there are not enough samples, or the run never ends.
     """
     refuse_endless(options)
-    if samples < batch:
-        raise ConfigError(
-            f"loader.batch_size: {batch} is more than the {samples} samples there are; set it to "
-            f"{max(2, samples)} or less, or say with --samples how many there will be"
-        )
+    refuse_too_few(samples, batch, ", or say with --samples how many there will be")
     epoch = limited(samples // batch, options.get("limit_train_batches"))
     epochs, most = options.get("max_epochs"), options.get("max_steps")
     steps = epoch * (100 if epochs is None else epochs)

@@ -106,8 +106,7 @@ class Labels:
             kind = _KINDS[suffix] if suffix else _guess_kind(path, name, list(cells.values()))
             if kind is None and not cells and table:
                 log.warning(
-                    "%s: column %r: no cell says anything, so that it is left out; fill it, or take "
-                    "it out",
+                    "%s: column %r: no cell says anything, so that it is no label; fill it",
                     path,
                     column,
                 )
@@ -196,8 +195,8 @@ def _guess_kind(path: Path, column: str, cells: list[str]) -> Kind | None:
         return "class" if whole and len(set(numbers)) <= MAX_INTEGER_CLASSES else "scalar"
     if distinct > 20 and 2 * distinct > len(cells):
         log.info(
-            "%s: column %r: %d of %d cells differ, so that it is a remark and no label; if they are "
-            "classes, write %s:class in the header",
+            "%s: column %r: %d of %d cells differ, so that it is a remark and no label; if it is "
+            "one, write %s:class in the header",
             path,
             column,
             distinct,

@@ -18,6 +18,27 @@ from decur.errors import ConfigError
 from decur.signals import ignore_signals
 
 
+def refuse_too_few(samples: int, batch_size: int, remedy: str = "") -> None:
+    """Refuse samples that do not fill a batch.
+
+    Args:
+        samples: how many there are.
+        batch_size: over all processes.
+        remedy: what helps besides a smaller batch or more samples, as the end of a sentence.
+
+    Raises:
+        ConfigError: if there are fewer samples than one batch needs.
+    """
+    if samples >= batch_size:
+        return
+    if samples < 2:
+        raise ConfigError(f"data: a batch needs 2 samples, and there is 1; give more{remedy}")
+    raise ConfigError(
+        f"loader.batch_size: {batch_size} is more than the {samples} samples there are; set it to "
+        f"{samples} or less{remedy}"
+    )
+
+
 class EpochBatches(Sampler[list[Any]]):
     """Yield the indices of each batch of an epoch, for one process of several.
 
@@ -54,11 +75,7 @@ class EpochBatches(Sampler[list[Any]]):
             raise ConfigError(
                 f"loader.batch_size: {batch_size} does not divide among {world} processes"
             )
-        if samples < batch_size:
-            raise ConfigError(
-                f"loader.batch_size: {batch_size} is more than the {samples} samples there are; "
-                f"set it to {max(2, samples)} or less"
-            )
+        refuse_too_few(samples, batch_size)
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world, self.order = rank, world, order
         self.with_epoch = with_epoch
