@@ -297,6 +297,13 @@ def test_numbers_are_those_of_version_0_1():
         assert values == pytest.approx(V01[key], abs=1e-4), key
 
 
+def test_of_several_labels_one_may_be_all_that_varies():
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    labels = np.stack([x[:, 0] > 0, np.ones(200)], axis=1).astype(np.float32)
+    found = quick_probe({"a": x}, labels, Target("multilabel", ("some", "always")))
+    assert found["a/linear"] > 0.95 and found["a/knn"] > 0.8
+
+
 def test_a_constant_guess_scores_what_chance_says():
     rng = np.random.default_rng(0)
     kinds = rng.choice(3, 200, p=[0.5, 0.3, 0.2])
@@ -308,6 +315,19 @@ def test_a_constant_guess_scores_what_chance_says():
     assert chance(cover, target) == pytest.approx(score(0 * cover, cover, target))
     assert chance(kinds.astype(float), Target("scalar")) == 0
     assert score(np.full(200, kinds.mean()), kinds, Target("scalar")) == pytest.approx(0)
+    small = (1e-30 * rng.normal(size=50)).astype(np.float32)  # whose squares float32 does not have
+    assert score(np.full(50, small.mean()), small, Target("scalar")) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("share", "is_left"), [(0.01, True), (0.5, True), (0.97, False)])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_share_that_leaves_nothing_to_fit_gives_no_parts(share, is_left, grouped):
+    labels, groups = np.arange(32) % 3, np.arange(32) // 4
+    target = Target("class", ("a", "b", "c"))
+    found = validation_parts(labels, target, groups if grouped else None, seed=0, share=share)
+    assert bool(found) == is_left
+    for fit, held in found:
+        assert len(fit) and len(held) and len({*fit, *held}) == 32
 
 
 def test_neighbours_that_know_a_label_tell_it():

@@ -316,8 +316,9 @@ def _quick_scores(
         "knn": KNeighborsRegressor(k) if scalar else KNeighborsClassifier(k),
     }
     scores = {}
+    fit_to = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # scikit-learn wants it flat
     for kind, model in models.items():
-        fitted = make_pipeline(StandardScaler(), model).fit(x[train], y[train])
+        fitted = make_pipeline(StandardScaler(), model).fit(x[train], fit_to[train])
         scores[kind] = _quick_score(fitted, x[test], y[test], target)
     return scores
 
@@ -331,8 +332,9 @@ def _quick_score(model: Any, x: Vectors, y: NDArray[Any], target: Target) -> flo
         output = model.predict(x)
     elif hasattr(model, "decision_function"):
         output = model.decision_function(x).reshape(y.shape)  # (N, classes)
-    else:  # one (N, 2) array a class
-        output = np.stack([p[:, -1] for p in model.predict_proba(x)], axis=1)
+    else:  # one (N, 2) array a class, and no list of one
+        found = model.predict_proba(x)
+        output = np.stack([p[:, -1] for p in (found if y.shape[1] > 1 else [found])], axis=1)
     return score(output, y, target)
 
 

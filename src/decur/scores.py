@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,13 +74,14 @@ def validation_parts(
     """
     count = len(labels)
     repeats = REPEATS if count < FEW else 1
-    if groups is not None and len(np.unique(groups)) > 1:
-        return _shuffled(count, groups, repeats, share, seed)
-    if count < 5:
+    if groups is not None and (several := len(np.unique(groups))) > 1:
+        lacks = math.ceil(share * several) >= several  # none would be left to fit
+        return [] if lacks else _shuffled(count, groups, repeats, share, seed)
+    if count < 5 or math.ceil(share * count) >= count:
         return []
     if target.kind == "class":
         counts = np.unique(labels, return_counts=True)[1]
-        if counts.min() > 1 and share * count >= len(counts):
+        if counts.min() > 1 and math.floor(min(share, 1 - share) * count) >= len(counts):
             from sklearn.model_selection import StratifiedShuffleSplit
 
             by_class = StratifiedShuffleSplit(repeats, test_size=share, random_state=seed)
@@ -150,7 +152,10 @@ def score(output: NDArray[Any], labels: NDArray[Any], target: Target) -> float:
         if not shown.any():
             return float("nan")
         return float(average_precision_score(labels[:, shown], output[:, shown], average="macro"))
-    return float(r2_score(labels, output.reshape(-1))) if varies(labels) else float("nan")
+    if not varies(labels):
+        return float("nan")
+    exact = (each.reshape(-1).astype(np.float64) for each in (labels, output))
+    return float(r2_score(*exact))  # float32 has no squares of numbers below 1e-19
 
 
 def varies(numbers: NDArray[Any]) -> bool:

@@ -173,6 +173,7 @@ def test_many_whole_numbers_are_a_quantity_and_free_text_no_label(tmp_path, capl
         ("id,kind\na,1,2\n", "line 2 has another number of cells"),
         ("id,kind:colour\na,1\n", "no kind 'colour'"),
         ("id,kind:scalar\na,tall\n", "'tall' is no number"),
+        ("id,kind:scalar\na,2\nb,-1e30\n", "-1e30 is larger than any quantity"),
         ("id,cover:class,cover:scalar\na,1,2\n", "two columns are named 'cover'"),
         ("id,mask\na,1\n", "clash"),
     ],

@@ -294,7 +294,7 @@ def test_labels_are_refused_where_they_do_not_suffice(label_folder, refused, tra
     (root / "labels.csv").write_text("id,kind:class\nelsewhere,a\n0002,\n")
     assert "no sample has a known label 'kind'" in refused(f"--data.root={root}")
     (root / "labels.csv").write_text("id,kind\n" + "".join(f"{i:04d},a\n" for i in range(40)))
-    assert "'kind' is 'a' in all 32 samples to train on" in refused(f"--data.root={root}")
+    assert "'kind' is 'a' in all samples to train on (32)" in refused(f"--data.root={root}")
     (root / "labels.csv").unlink()
     assert "the data has no labels" in refused(f"--data.root={root}")
 

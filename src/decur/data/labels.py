@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["class", "multilabel", "scalar"]
 
+LARGEST = 1e15  # of numbers, whose squares float32 can add up
 MAX_INTEGER_CLASSES = 20  # more distinct whole numbers than this are a quantity
 
 _KINDS: dict[str, Kind] = {
@@ -235,6 +236,12 @@ def _target(path: Path, column: str, kind: Kind, cells: list[str], commas: bool)
         wrong = next((cell for cell in cells if _number(cell) is None), None)
         if wrong is not None:
             raise DataError(f"{path}: column {column!r}: {wrong!r} is no number; correct the cell")
+        largest = max(cells, key=lambda cell: abs(float(cell)), default="0")
+        if abs(float(largest)) > LARGEST:
+            raise DataError(
+                f"{path}: column {column!r}: {largest} is larger than any quantity ({LARGEST:g}); "
+                f"give another unit, or --data.label_nodata {float(largest):g} if it is no value"
+            )
         return Target("scalar")
     names = {_plain(cell) for cell in cells}
     if kind == "multilabel":

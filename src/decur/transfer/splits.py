@@ -118,6 +118,12 @@ def choose_parts(
         log.info("%d samples choose the best epoch, %d are trained on", len(val), len(train))
     if settings.head == "cmx":
         _refuse_absent(whole, val, modalities)
+    if task.kind == "class" and len(there := np.unique(labels[train])) == 1:
+        raise DataError(
+            f"target: {task.name!r} is {task.classes[there[0]]!r} in all samples to train on "
+            f"({len(train)}), which leaves nothing to tell apart; label other classes, or choose "
+            "another split"
+        )
     if task.kind != "class" and (missing := task.missing_classes(labels[train])):
         log.warning("no training sample shows %s", ", ".join(map(repr, missing)))
     return Parts(whole, task, train, test, val)
@@ -152,7 +158,7 @@ def _refuse_parts(
     train: Rows,
     test: Rows,
 ) -> None:
-    """Refuse a part without samples, a class that is only tested, and one that is alone."""
+    """Refuse a part without samples, and a class that is only tested."""
     for part, chosen in (("training", train), ("test", test)):
         if not len(chosen):
             raise DataError(
@@ -169,12 +175,6 @@ def _refuse_parts(
                 f"{int((labels[test] == label).sum())} test samples and none to train on; "
                 "choose another --fold or split, or take the class out"
             )
-    if len(there := np.unique(labels[train])) == 1:
-        raise DataError(
-            f"target: {task.name!r} is {task.classes[there[0]]!r} in all {len(train)} samples to "
-            "train on, which leaves nothing to tell apart; label other classes or choose another "
-            "split"
-        )
 
 
 def _refuse_absent(data: PairedDataset, rows: Rows, modalities: Sequence[str]) -> None:
