@@ -192,7 +192,8 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
     assert next(r["hit"] for r in rows if r["query"] == "0003") == best and len(rows) == 6
     assert picture.stat().st_size > 5000
     main(["neighbors", str(embedded.folder), "--k", "3"])
-    assert "own place among the first 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "own place among the first 3" in said and "by chance 0.1500" in said
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_only_places_that_both_sensors_have_count(make_pairs, embed_random, caps
     folder, _ = embed_random(root)
     main(["neighbors", str(folder), "--part", "features", "--k", "4"])  # all that there are
     said = capsys.readouterr().out
-    assert "own place among the first 4: 1.0000 of 4 queries (4 more have no s2)" in said
+    assert "the first 4: 1.0000 of 4 queries, by chance 1.0000 (4 more have no s2)" in said
 
 
 def test_no_place_that_both_sensors_have(make_pairs, embed_random, capsys):

@@ -54,7 +54,7 @@ def test_labels_of_pictures(target, metrics, how, transferred, run_folder, drawi
     score = (
         average_precision_score(kept["truth"], kept["output"], average="micro")
         if target == "cover"
-        else r2_score(kept["truth"], kept["output"])
+        else r2_score(kept["truth"].astype(float), kept["output"].astype(float))
     )
     assert score == pytest.approx(
         found["metrics"]["mAP_micro" if target == "cover" else "R2"]["value"]

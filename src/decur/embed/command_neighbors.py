@@ -135,8 +135,9 @@ def _print_recall(
     note = f" ({left} more have no {target})" if left else ""
     for k in sorted({1, most}):
         found = f"{recall(queries, hits, k=k, searched=searched):.4f} of " if count else ""
+        chance = f", by chance {min(1, k / len(searched)):.4f}" if count else ""
         console.print(
-            f"own place among the first {k}: {found}{count} queries{note}", highlight=False
+            f"own place among the first {k}: {found}{count} queries{chance}{note}", highlight=False
         )
 
 

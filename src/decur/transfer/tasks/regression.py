@@ -69,7 +69,8 @@ class Regression(Task):
 
     def trivial(self, kept: Kept) -> Kept:
         """The mean for every sample."""
-        return {**kept, "output": np.full(len(kept["truth"]), kept["truth"].mean())}
+        mean = kept["truth"].mean(dtype=np.float64)  # as exact as R2 is, or that would not be 0
+        return {**kept, "output": np.full(len(kept["truth"]), mean)}
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """A number has no classes."""
