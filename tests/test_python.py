@@ -107,6 +107,28 @@ def test_predict_takes_raw_pictures(kind):
     np.testing.assert_allclose(encoder.predict(given[0]), right[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_picture_of_one_band_may_come_without_it():
+    dem = SyntheticScenes(samples=1, size=32, modalities=["elevation"])
+    encoder = build_encoder("test_resnet", dem.modalities["elevation"])
+    raw = dem[-1]["images"]["elevation"]  # (1, 32, 32), counted from the end as in a list
+    np.testing.assert_array_equal(encoder.predict(raw[0].numpy()), encoder.predict(raw))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((32, 32)), r"\(1, 32, 32\); 'sar' needs \(2, height, width\)"),
+        ("a.tif", "raw numbers, .* str is none"),
+        (None, "NoneType is none"),
+        (np.zeros((2, 32, 32), complex), "complex; give their amplitude"),
+    ],
+)
+def test_predict_refuses_what_is_no_picture(given, said):
+    sar = SyntheticScenes(samples=1, size=32, modalities=["sar"]).modalities["sar"]
+    with pytest.raises(DataError, match=said):
+        build_encoder("test_resnet", sar).predict(given)
+
+
 def test_predict_refuses_other_bands_and_an_unknown_sensor():
     sar = SyntheticScenes(samples=1, size=32, modalities=["sar"]).modalities["sar"]
     encoder = build_encoder("test_resnet", sar)

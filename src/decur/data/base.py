@@ -91,15 +91,20 @@ class PairedDataset(Dataset[Sample], ABC):
 
         Libraries raise dozens of kinds of errors for damaged files.
 
+        Args:
+            index: of the sample; from the end where it is below 0, as in a list.
+
         Raises:
             BadSampleError: naming the file, if it cannot be used.
         """
+        if -len(self) <= index < 0:
+            index += len(self)
         try:
             sample = self.read(index)
         except (DecurError, *_FAULTS):
             raise
         except Exception as error:
-            if not -len(self) <= index < len(self):
+            if not 0 <= index < len(self):
                 raise  # an IndexError ends a loop over the data set
             file = getattr(error, "filename", None) or next(iter(self.files(index)), None)
             reason = f"cannot be read ({type(error).__name__}: {reason_of(error)})"

@@ -94,10 +94,7 @@ class Encoder(nn.Module, ABC):
                 f"encoder {self.name!r}: its modality is unknown, so raw pictures cannot be "
                 "scaled; load_encoder gives one that knows it, or set encoder.modality"
             )
-        many = [torch.as_tensor(picture) for picture in pictures]
-        one = many[0].ndim == 2 if many else False
-        if one:
-            many = [torch.stack(many)]
+        many, one = _as_pictures(pictures)
         for picture in many:
             if picture.ndim != 3 or picture.shape[0] != self.modality.channels:
                 raise DataError(
@@ -207,6 +204,27 @@ def _tried(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
 # -- any module that turns pictures into vectors or feature maps, as an encoder --------------------
 
 _SIDES = (64, 224, 32, 96, 128, 256, 512, 16, 8)  # of pictures that a module is tried on
+
+
+def _as_pictures(pictures: Tensor | NDArray[Any] | Sequence[Any]) -> tuple[list[Tensor], bool]:
+    """Return pictures as tensors, and whether only one was given, (C, H, W) or (H, W).
+
+    Raises:
+        DataError: if they are no real numbers.
+    """
+    try:
+        many = [torch.as_tensor(picture) for picture in pictures]
+        one = bool(many) and many[0].ndim in (1, 2)  # its bands, or the rows of its only band
+        if one:
+            many = [torch.stack(many)[None] if many[0].ndim == 1 else torch.stack(many)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            "pictures are arrays or tensors of their raw numbers, (C, H, W) each; "
+            f"{type(pictures).__name__} is none"
+        ) from error
+    if any(picture.is_complex() for picture in many):
+        raise DataError("pictures are complex; give their amplitude, or what the encoder has seen")
+    return many, one
 
 
 class WrappedEncoder(Encoder):

@@ -57,6 +57,8 @@ def build_encoder(
         [32, 16, 8, 4, 2]
     """
     channels = modality if isinstance(modality, int) else modality.channels
+    if channels < 1:
+        raise ConfigError(f"encoder {name!r}: needs a band at least, got {channels}")
     builder = _builder(name)
     if builder is None:
         encoder: Encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
