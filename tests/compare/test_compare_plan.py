@@ -413,6 +413,7 @@ COVER = {"target": "cover"}
             "methods.a.transfer.encoders: each cell has its own; give methods.NAME.encoders",
             "pretrain: null",
         ),
+        ({"methods": {"a": {"encoders": ["x"]}}}, "methods.a.encoders: x would not", "null, too"),
         (
             {"pretrain": {"base": "demo", "encoder": {"name": "resnet18"}}},
             "pretrain.encoder.name: is 'resnet18', and 'test_resnet' in backbones",

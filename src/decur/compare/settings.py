@@ -224,6 +224,11 @@ def check(settings: CompareSettings) -> None:
     _check_tasks(settings)
     for name, method in settings.methods.items():
         _refuse_unknown(f"methods.{name}.tasks", method.tasks, settings.tasks)
+        if method.pretrain is not None and method.encoders != ["random"]:
+            raise ConfigError(
+                f"methods.{name}.encoders: {', '.join(method.encoders)} would not be used, as the "
+                "method pretrains its own; give it pretrain: null, too"
+            )
         if method.apart and not settings.sensors():
             raise ConfigError(
                 f"methods.{name}.apart: name the sensors in modalities, as in [[s1], [s2]]"
