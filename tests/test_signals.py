@@ -1,18 +1,21 @@
 """Signals end a command as they should, and where none can be taken nothing fails."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from decur.data.loader import reporting_lost_workers
-from decur.errors import DataError
+from decur.errors import DataError, WorkerLostError
 from decur.pretrain.state import TrainingState
-from decur.runs import RunFolder
-from decur.signals import interruptible
+from decur.runs import RunFolder, writing
+from decur.signals import ignore_signals, interruptible, running_command
 
 # A process that a shell starts in the background ignores Ctrl-C, and so do its own.
 _COMMAND = """
@@ -71,6 +74,19 @@ def test_outside_the_main_thread_no_signal_is_taken(tmp_path):
     assert not failed
 
 
+def stubborn():
+    ignore_signals(0)
+    time.sleep(60)
+
+
+def test_a_command_waits_for_no_reader_that_ignores_signals():
+    with running_command():
+        child = multiprocessing.Process(target=stubborn, daemon=True)
+        child.start()
+    child.join(5)
+    assert child.exitcode == -signal.SIGKILL
+
+
 def test_a_killed_reader_is_told_in_one_line():
     said = "DataLoader worker (pid 12) is killed by signal: Killed. "
     with (
@@ -78,5 +94,12 @@ def test_a_killed_reader_is_told_in_one_line():
         reporting_lost_workers(),
     ):
         raise RuntimeError(said)
+    with (
+        pytest.raises(WorkerLostError, match="a process that reads samples ended"),
+        reporting_lost_workers(),
+        writing(Path("out")),
+    ):
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert WorkerLostError.exit_code == 1
     with pytest.raises(RuntimeError, match="shapes"), reporting_lost_workers():
         raise RuntimeError("shapes differ")

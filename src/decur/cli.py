@@ -160,15 +160,27 @@ def _quiet() -> AbstractContextManager[None]:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Let warnings of libraries be a line each, without the code that they come from."""
-    before = warnings.formatwarning
+    """Let warnings of libraries be a line each, without the code that they come from.
+
+    A lost reading process is told by the command, also where torch raises within a destructor.
+    """
+    before, before_unraisable = warnings.formatwarning, sys.unraisablehook
+    sys.unraisablehook = lambda told: (
+        None if _is_lost_worker(told.exc_value) else before_unraisable(told)
+    )
     warnings.formatwarning = lambda message, *_, **__: (
         f"WARNING: {printable(' '.join(str(message).split()))}\n"
     )
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning, sys.unraisablehook = before, before_unraisable
+
+
+def _is_lost_worker(error: BaseException | None) -> bool:
+    from decur.data.loader import lost_worker
+
+    return isinstance(error, RuntimeError) and lost_worker(error) is not None
 
 
 @contextmanager
@@ -220,6 +232,10 @@ def _end(error: Exception) -> NoReturn:
     if code is not None:
         print(f"stopped by {error}; the same command goes on from here", file=sys.stderr)
         sys.exit(code)
+    from decur.data.loader import lost_worker
+
+    if isinstance(error, RuntimeError) and (lost := lost_worker(error)) is not None:
+        _fail(str(lost), lost.exit_code)
     if lacks_memory(error):
         _fail(
             "more memory is needed than there is; lower --loader.batch_size, --loader.workers or "

@@ -50,6 +50,12 @@ class RunLostError(DecurError):
     exit_code = 1
 
 
+class WorkerLostError(DataError):
+    """A process that read samples for a command died, mostly for want of memory."""
+
+    exit_code = 1
+
+
 class ProcessLostError(DecurError):
     """One of several processes that died or cannot be reached: the others end, too."""
 

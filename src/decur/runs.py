@@ -286,6 +286,8 @@ def reason_not_written(error: BaseException, path: Path, needed: int = 0) -> str
         path: of the file.
         needed: bytes that the file takes, at least.
     """
+    if isinstance(error, ConnectionError):
+        return None  # of a process or a server, and of no file
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", text)):

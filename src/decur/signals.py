@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +19,19 @@ _command = threading.Event()  # set while this process is a command, and nobody'
 
 @contextmanager
 def running_command() -> Iterator[None]:
-    """Let this process count as a command, which may be ended as a whole, during the block."""
+    """Let this process count as a command, which may be ended as a whole, during the block.
+
+    Processes that it has started and that are still there are killed at the end.
+    """
     _command.set()
     try:
         yield
     finally:
         _command.clear()
+        # Reading processes are told to end by what an error still holds, and ignore SIGTERM:
+        # Python would wait for them forever.
+        for child in multiprocessing.active_children():
+            child.kill()
 
 
 def is_command() -> bool:
@@ -76,6 +85,10 @@ def may_be_taken(number: int) -> bool:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ignore signals in a worker process: a scheduler or Ctrl-C signals the whole group."""
+    """Ignore signals in a worker process: a scheduler or Ctrl-C signals the whole group.
+
+    Nor does it print what its threads raise when the process that it reads for is gone.
+    """
+    sys.excepthook = lambda *_: None
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

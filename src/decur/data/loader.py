@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from decur.errors import SHARE, WORKERS, DataError, check_ranges
+from decur.errors import SHARE, WORKERS, WorkerLostError, check_ranges
+
+LESS_MEMORY = "lower loader.workers or loader.batch_size"
 
 
 @dataclass
@@ -45,27 +47,40 @@ class LoaderSettings:
 
 
 @contextmanager
-def reporting_lost_workers(
-    remedy: str = "lower loader.workers or loader.batch_size",
-) -> Iterator[None]:
-    """Tell in one line that a reading process has died, which torch raises within any statement.
+def reporting_lost_workers(remedy: str = LESS_MEMORY) -> Iterator[None]:
+    """Tell in one line that a reading process has died.
 
     Args:
         remedy: what needs less memory.
 
     Raises:
-        DataError: saying so, and what to lower.
+        WorkerLostError: saying so, and what to lower.
     """
     try:
         yield
-    except RuntimeError as error:
-        text = " ".join(str(error).split())
-        if re.search(r"DataLoader worker \(pid", text) is None:
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if (lost := lost_worker(error, remedy)) is None:
             raise
-        signal = re.search(r"killed by signal: (.+?)\.", text)
-        how = f"was killed ({signal[1]})" if signal else "ended"
-        cause = "of shared memory (/dev/shm)" if "us error" in text else "of memory"
-        raise DataError(
-            f"a process that reads samples {how}, perhaps for want {cause}; {remedy}, and give the "
-            "same command again: it goes on from what is saved"
-        ) from error
+        raise lost from error
+
+
+def lost_worker(error: BaseException, remedy: str = LESS_MEMORY) -> WorkerLostError | None:
+    """Return what tells that a reading process has died; None for an error that does not mean it.
+
+    torch raises a `RuntimeError` within any statement then. What a dead process was about to send
+    ends in a broken connection.
+
+    Args:
+        error: that was raised while samples were read.
+        remedy: what needs less memory.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and re.search(r"DataLoader worker \(pid", text) is None:
+        return None
+    signal = re.search(r"killed by signal: (.+?)\.", text)
+    how = f"was killed ({signal[1]})" if signal else "ended"
+    cause = "of shared memory (/dev/shm)" if "us error" in text else "of memory"
+    return WorkerLostError(
+        f"a process that reads samples {how}, perhaps for want {cause}; {remedy}, and give the "
+        "same command again: it goes on from what is saved"
+    )

@@ -92,7 +92,7 @@ def embed(
     require_pyarrow()
     _check_ids(data)
     refuse_within_data(Path(settings.out), data)
-    with RunFolder(Path(settings.out)).owned("--out"), reporting_lost_workers():
+    with reporting_lost_workers(), RunFolder(Path(settings.out)).owned("--out"):
         return _embed(data, sources, settings, trainer)
 
 

@@ -108,7 +108,7 @@ def explain(
     chosen = analyses(settings.only, settings.options)
     check_packages(chosen, settings.redraw)
     folder = _open_folder(run, settings.out, data)
-    with folder.owned("--out" if settings.out else "RUN"), reporting_lost_workers():
+    with reporting_lost_workers(), folder.owned("--out" if settings.out else "RUN"):
         return _explain(run, data, folder, settings, chosen)
 
 

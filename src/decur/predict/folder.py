@@ -92,7 +92,7 @@ def predict_data(
     _refuse_columns(predictor)
     wanted = _fitted(data, predictor)
     console.print(f"data      {data.describe()}", highlight=False)
-    with folder.owned("--out"), reporting_lost_workers(), writing(folder.path):
+    with reporting_lost_workers(), folder.owned("--out"), writing(folder.path):
         return _predict(predictor, wanted, settings, folder, console)
 
 

@@ -103,7 +103,7 @@ def transfer(
         DivergedError: if the loss is not finite.
     """
     settings = override(settings or TransferSettings(), options, "transfer")
-    with RunFolder(Path(settings.run)).owned(), reporting_lost_workers():
+    with reporting_lost_workers(), RunFolder(Path(settings.run)).owned():
         return _transfer(data, settings, test_data, val_data, config)
 
 

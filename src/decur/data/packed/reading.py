@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from decur.data.base import DATASETS, PairedDataset, change_modalities
 from decur.data.grid import Grid
+from decur.data.loader import reporting_lost_workers
 from decur.data.packed.items import decode, litdata, matches
 from decur.data.packed.metadata import (
     HEADER,
@@ -32,6 +33,7 @@ from decur.data.sample import Sample
 from decur.digest import file_states
 from decur.errors import BadSampleError, DataError, reading
 from decur.modality import Modality
+from decur.signals import ignore_signals
 
 _LISTED = 5  # damaged samples that are named
 _SIZE = 4  # bytes that litdata puts before an item: its length
@@ -254,12 +256,14 @@ def verify(
         sampler=range(chunks),
         batch_size=None,
         num_workers=min(workers, chunks),
+        worker_init_fn=ignore_signals,
         generator=torch.Generator(),
     )
     damaged: list[str] = []
-    for done, lines in enumerate(loader, 1):
-        damaged += lines
-        progress(done, chunks)
+    with reporting_lost_workers("lower --workers"):
+        for done, lines in enumerate(loader, 1):
+            damaged += lines
+            progress(done, chunks)
     if damaged:
         more = f"; and {len(damaged) - _LISTED} more" if len(damaged) > _LISTED else ""
         raise DataError(
