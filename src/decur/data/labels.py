@@ -55,9 +55,10 @@ class Labels:
 
     A column's kind is told by its name (`relief:number`, `cover:multilabel`, `kind:class`), or
     else by its cells. Several in a cell make it a multilabel: `a;b`, `a|b`, lists as Python, NumPy
-    and JSON write them (`['a', 'b']`), and `a,b` where a part comes in other cells, too. Numbers
-    of which one has a fraction, or whole numbers of more than 20 values, make it a number, kind
-    "scalar"; anything else is a class. A column of names that hardly repeat (over half of more
+    and JSON write them (`['a', 'b']`), and `a,b` where a part comes in other cells, too; lists of
+    one length of 0 and 1 say of each class. Numbers of which one has a fraction, or whole numbers
+    of more than 20 values, make it a number, kind "scalar"; numbers with units are left out, and
+    anything else is a class. A column of names that hardly repeat (over half of more
     than 20 cells are distinct) is a remark and left out. A cell is unknown where it is empty, NaN,
     NA, N/A, null and the like (those of pandas), or one of `nodata`; a lone `;` or `[]` is a
     multilabel with none set. Classes are those of the whole file, so that each split numbers them
@@ -114,31 +115,37 @@ class Labels:
             if kind is None:
                 self.remarks.append(name)
                 continue
-            if kind == "scalar":
-                cells = {id_: decimal_point(cell) for id_, cell in cells.items()}
-            elif words := sorted({row[column] for row in table.values()} & _WORDS):
-                log.info(
-                    "%s: column %r: %s means unknown; if it is a class, write it otherwise",
-                    path,
-                    column,
-                    " and ".join(map(repr, words)),
-                )
-            places = _places(list(cells.values())) if kind == "multilabel" else 0
-            if places:
-                log.info("%s: column %r: a list has 0 or 1 for each class", path, column)
-                cells = {id_: _places_of(cell) for id_, cell in cells.items()}
-            texts = list(cells.values())
-            if kind == "multilabel" and not any(_is_list(cell) for cell in texts):
-                self._commas.add(name)
-            classes = tuple(map(str, range(places)))
-            self.targets[name] = (
-                Target("multilabel", classes)
-                if places
-                else _target(path, column, kind, texts, name in self._commas)
+            self._tell_words(path, column, kind, {row[column] for row in table.values()})
+            self._add(path, column, kind, cells)
+
+    def _tell_words(self, path: Path, column: str, kind: Kind, cells: set[str]) -> None:
+        """Say which words are taken for unknown that may name a class."""
+        if kind != "scalar" and (words := sorted(cells & _WORDS)):
+            log.info(
+                "%s: column %r: %s means unknown; if it is a class, write it otherwise",
+                path,
+                column,
+                " and ".join(map(repr, words)),
             )
-            for id_, cell in cells.items():
-                self.rows[id_][name] = cell
-            _report_fills(path, column, texts, kind)
+
+    def _add(self, path: Path, column: str, kind: Kind, cells: dict[str, str]) -> None:
+        """Add a column as a target, with its cells, `{id: cell}`."""
+        name = column.partition(":")[0]
+        places = 0
+        if kind == "scalar":
+            cells = {id_: decimal_point(cell) for id_, cell in cells.items()}
+        elif kind == "multilabel" and (places := _places(list(cells.values()))):
+            log.info("%s: column %r: a list has 0 or 1 for each class", path, column)
+            cells = {id_: _places_of(cell) for id_, cell in cells.items()}
+        texts = list(cells.values())
+        if kind == "multilabel" and not any(_is_list(cell) for cell in texts):
+            self._commas.add(name)
+        target = _target(path, column, kind, texts, name in self._commas)
+        classes = tuple(map(str, range(places)))  # of lists also those that none of them has
+        self.targets[name] = Target("multilabel", classes) if places else target
+        for id_, cell in cells.items():
+            self.rows[id_][name] = cell
+        _report_fills(path, column, texts, kind)
 
     def __getitem__(self, id_: str) -> dict[str, Tensor]:
         """Return the labels of one sample; those not known are `Target.unknown`."""
