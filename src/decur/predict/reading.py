@@ -125,10 +125,13 @@ def _model_bands(raster: Raster, modality: Modality) -> tuple[int, ...] | None:
         return wanted_bands(raster, modality)
     except DataError as error:
         names = f" ({', '.join(raster.names)})" if raster.names else ""
+        taken = "".join(f" -b {number + 1}" for number in range(modality.channels))
+        taken = f", such as by gdal_translate{taken} {raster.path} bands.tif"
+        taken = taken if raster.bands > modality.channels else ""
         raise DataError(
             f"{raster.path}: has {raster.bands} bands{names}, and the model was trained on "
             f"{modality.channels} of {modality.name} ({', '.join(modality.bands)}); give a raster "
-            "with those"
+            f"with those{taken}"
         ) from error
 
 
