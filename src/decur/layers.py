@@ -274,7 +274,10 @@ class Keys:
                 spec["init_args"].setdefault(name, str(value) if isinstance(value, Path) else value)
 
     def check_options(self, merged: Mapping[str, Any]) -> None:
-        """Refuse options that a class does not take, and a class without one that it needs."""
+        """Refuse options that a class does not take, a class without one, and keys for a list."""
+        for action in self.parser._actions:
+            if action.nargs == "+" and isinstance(merged.get(action.dest), Mapping):
+                raise ConfigError(f"{action.dest}: is a list, such as [A, B], and has no keys")
         for key in self.bases:
             spec = get(merged, key) or {"class_path": self._default_class(key)}
             if spec.get("class_path") is None:

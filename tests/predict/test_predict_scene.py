@@ -243,6 +243,9 @@ def test_bad_scenes_are_refused_in_a_line(make_model, scene, tmp_path, capsys):
     assert "gdalwarp" in refused(capsys, tmp_path, folder, "--scene", scene[0], f"s2={far}")
     line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=0.0005")
     assert "TB" in line and "resolution" in line
+    (tmp_path / "keys.yaml").write_text("scene: {s1: a.tif}")
+    line = refused(capsys, tmp_path, folder, "--config", tmp_path / "keys.yaml")
+    assert "scene: is a list, such as [A, B], and has no keys" in line
     line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=1e-300")
     assert "1.3e+303 pixels" in line
     line = refused(capsys, tmp_path, folder, "--scene", *scene, "--resolution=5000")

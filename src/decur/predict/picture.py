@@ -18,6 +18,7 @@ _SIDE = 1200  # pixels of the map along the longer side of a picture, at most
 _INCHES = 7.0  # of the longer side
 _PANELS = 6  # labels of a map that are drawn
 _LEGEND = 24  # classes that a legend names
+_BELOW = 14  # points from a map to its scale bar
 
 
 def draw_map(source: Path, path: Path, layout: Layout, title: str) -> Path:
@@ -139,8 +140,28 @@ def _draw_scale(axis: Any, width: int, height: int, metres: float) -> None:
     power = 10.0 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
-    y = height * 1.03
-    axis.plot([-0.5, length / metres - 0.5], [y, y], color="black", linewidth=3, clip_on=False)
-    axis.text(length / metres + width * 0.02, y, text, va="center", fontsize=9, clip_on=False)
+    from matplotlib.transforms import ScaledTranslation
+
+    below = ScaledTranslation(0, -_BELOW / 72, axis.figure.dpi_scale_trans)
+    place = axis.get_xaxis_transform() + below  # x in pixels of the map, y from its lower edge
+    axis.plot(
+        [-0.5, length / metres - 0.5],
+        [0, 0],
+        color="black",
+        linewidth=3,
+        solid_capstyle="butt",
+        transform=place,
+        clip_on=False,
+    )
+    axis.annotate(
+        text,
+        (length / metres - 0.5, 0),
+        (6, 0),
+        xycoords=place,
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+        annotation_clip=False,
+    )
     axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height * 1.06, -0.5)
+    axis.set_ylim(height - 0.5, -0.5)
