@@ -75,8 +75,13 @@ def write_model(path: Path, encoder: str) -> None:
     """Write a model of five classes with fresh weights."""
     encoders = {}
     for name, (bands, _) in SENSORS.items():
-        about = {"scaling": "range", "value_range": (0, 255), "size": (256, 256)}
-        modality = Modality(name=name, bands=tuple(f"band{b + 1}" for b in range(bands)), **about)
+        modality = Modality(
+            name=name,
+            bands=tuple(f"band{band + 1}" for band in range(bands)),
+            scaling="range",
+            value_range=(0, 255),
+            size=(256, 256),
+        )
         encoders[name] = build_encoder(encoder, modality).eval()
     header = {"target": "cover", "kind": "mask", "classes": list("abcde"), "size": None}
     path.parent.mkdir()
