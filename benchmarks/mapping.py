@@ -50,7 +50,7 @@ def main() -> None:
         with subprocess.Popen([sys.executable, "-m", "decur", *command]) as process:
             while process.poll() is None:
                 most = max(most, memory(process.pid))
-                time.sleep(0.5)
+                time.sleep(2)
         if process.returncode:
             sys.exit(process.returncode)
         print(f"time      {time.perf_counter() - start:6.0f} s")

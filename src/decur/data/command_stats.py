@@ -61,8 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         "--data.max_pixels",
         type=int,
         default=MAX_PIXELS,
-        help="Height times width of a picture at most; of a larger raster with a place on a map "
-        "about so many pixels are read, in windows; other pictures that are larger are left out.",
+        help="Height times width of a picture at most; a larger raster with a place on a map is "
+        "read in squares from all over it, and any other larger picture is left out.",
     )
     parser.show_first(
         {

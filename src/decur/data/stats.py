@@ -35,6 +35,7 @@ _BYTE = 256
 Advance = Callable[[int], object]
 
 _CHUNK = 32  # images a unit of work: fixed, so that the result does not depend on the workers
+_MOST_SQUARES = 400  # of a raster that is too large to be read whole
 _SAMPLED_PIXELS = 500_000  # a band, over all images together
 
 
@@ -353,7 +354,7 @@ def _of_scene(
         path: of the raster.
         modality: as of `stats_of_files`.
         nodata: as of `stats_of_files`.
-        max_pixels: how many are read, about.
+        max_pixels: how many are read at most, about.
         draw: pixels of each band for the percentiles.
 
     Raises:
@@ -361,7 +362,7 @@ def _of_scene(
         BadSampleError: if it cannot be read, or has no measured pixel.
     """
     raster = read_raster_header(path)
-    most = max(1, max_pixels // SQUARE**2)
+    most = min(_MOST_SQUARES, max(1, max_pixels // SQUARE**2))
     log.info(
         "%s: %s x %s pixels; up to %s squares of %d px all over it are read, for want of memory",
         path,
