@@ -115,6 +115,16 @@ def test_other_layouts_are_told_with_the_pattern_that_reads_them(tmp_path, place
     assert means == [{"ir": 10 + i, "rgb": 30 + i} for i in range(3)]
 
 
+def test_more_folders_than_names_may_be_places(tmp_path, caplog):
+    names = ("red", "infrared")
+    root = make_folder(tmp_path, {f"place{i}": names for i in range(5)})
+    assert len(PairedFolder(root)) == 2
+    assert "5 folders hold files of only 2 names (infrared, red); if folders are" in caplog.text
+    make_folder(root, {f"place{i}": names for i in range(13)})
+    with pytest.raises(DataError, match=r"give --data\.pattern '\{id\}/\{sensor\}'"):
+        PairedFolder(root)
+
+
 def test_masks_of_splits_are_found_by_the_pattern_of_sensors(tmp_path):
     for split in ("train", "val"):
         for name in ("rgb", "mask"):

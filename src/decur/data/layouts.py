@@ -64,7 +64,7 @@ def swapped(folders: Mapping[str, Mapping[str, str]]) -> str:
 
     Nothing where folders are sensors. They are places where they hold files of the same few names,
     and files of one name are of a kind, those of a folder are not; or where kinds tell nothing and
-    there are more folders than names.
+    there are more folders than anybody has sensors.
 
     Args:
         folders: `{folder: {name: file}}`.
@@ -96,7 +96,7 @@ def _are_sensors(
     by_name = {word: [files[folder] for folder in few] for word, files in by_word.items()}
     if _told_apart(by_name) != _told_apart(by_folder):
         return _told_apart(by_name)
-    return count > max(_LOOKED_AT, len(by_word))
+    return count > max(_MOST_SENSORS, len(by_word))
 
 
 def _told_apart(files: Mapping[str, Iterable[str]]) -> bool:

@@ -31,6 +31,7 @@ from decur.errors import BadSampleError, ConfigError, DataError
 
 FEWEST_PAIRED = 0.02  # share of the samples that has two sensors: below it names do not pair
 FEW_PAIRED = 0.5
+_USUAL_SENSORS = 4  # more folders than that, and than names in them, may be places
 
 _LABELS = re.compile(
     r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class)s?(_.*)?"
@@ -237,7 +238,13 @@ def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:
     paired = sum(count > 1 for count in counts.values())
     share = paired / len(counts)
     if share >= FEW_PAIRED:
-        return None
+        if len(folders) <= max(_USUAL_SENSORS, len(counts)) or any(map(str.isdecimal, counts)):
+            return None
+        return (
+            f"{root}: {len(folders)} folders hold files of only {len(counts)} names "
+            f"({', '.join(sorted(counts)[:4])}); if folders are places and names sensors, give "
+            "--data.pattern '{id}/{sensor}'"
+        )
     numbers = ", ".join(f"{len(files)} of {name}" for name, files in folders.items())
     remedy = "give the files of one place the same name in each folder"
     if proposal := propose_pattern(folders):
