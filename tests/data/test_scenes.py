@@ -403,6 +403,9 @@ def test_statistics_of_a_raster_that_is_too_large_are_those_of_squares(tmp_path)
     mean = np.nanmean(np.stack(squares), axis=(0, 2, 3))
     np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
     assert found.images == 1 and not found.bad
+    write(tmp_path / "s1" / "b.tif", pixels, crs=None)
+    (bad,) = compute_stats(tmp_path, max_pixels=400_000)["s1"].bad
+    assert bad[0].endswith("b.tif") and "more than max_pixels" in bad[1]
 
 
 def test_untiled_rasters_are_told_with_the_remedy(tmp_path, caplog):

@@ -16,7 +16,7 @@ import yaml
 from decur.data.base import PairedDataset
 from decur.data.decoding import TooLargeError
 from decur.data.files import MAX_PIXELS, Header, check_bands, read_header, read_image, read_sensor
-from decur.data.map_rasters import RASTERS, read_raster_header, wanted_bands
+from decur.data.map_rasters import Raster, read_raster_header, wanted_bands
 from decur.data.mixtures import levels, mixtures
 from decur.data.pairing import named_as_labels, sensor_files
 from decur.data.window_reader import SQUARE, read_squares
@@ -272,10 +272,12 @@ def stats_of_files(
         path = paths[index]
         try:
             found = of_picture(path, index)
-        except TooLargeError:
-            if Path(path).suffix.lower() not in RASTERS:
-                raise
-            found = _of_scene(path, modality, nodata, max_pixels, draw)
+        except TooLargeError as error:
+            try:
+                raster = read_raster_header(path)
+            except DataError:  # it has no place, so that it cannot be read in windows
+                raise error from None
+            found = _of_scene(raster, modality, nodata, max_pixels, draw)
         counts.setdefault(len(found.count), path)
         if len(counts) > 1:
             (few, one), (many, other) = sorted(counts.items())
@@ -342,7 +344,7 @@ def _first_names(
 
 
 def _of_scene(
-    path: str | Path,
+    raster: Raster,
     modality: Modality | None,
     nodata: float | tuple[float, ...] | None,
     max_pixels: int,
@@ -351,21 +353,20 @@ def _of_scene(
     """Compute the statistics of a raster on a map by squares from all over it.
 
     Args:
-        path: of the raster.
+        raster: any.
         modality: as of `stats_of_files`.
         nodata: as of `stats_of_files`.
         max_pixels: how many are read at most, about.
         draw: pixels of each band for the percentiles.
 
     Raises:
-        DataError: if it has no place, or other bands.
+        DataError: if it has other bands.
         BadSampleError: if it cannot be read, or has no measured pixel.
     """
-    raster = read_raster_header(path)
     most = min(_MOST_SQUARES, max(1, max_pixels // SQUARE**2))
     log.info(
         "%s: %s x %s pixels; up to %s squares of %d px all over it are read, for want of memory",
-        path,
+        raster.path,
         f"{raster.grid.height:,}",
         f"{raster.grid.width:,}",
         f"{most:,}",
@@ -381,7 +382,7 @@ def _of_scene(
         one = BandStatistics.of_image(image.numpy(), -(-draw // most), seed=seed, is_byte=is_byte)
         total = one if total is None else total.merge(one)
     if total is None or not total.count.any():
-        raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
+        raise BadSampleError(raster.path, "has no measured pixel (all NaN or nodata); delete it")
     total.images, total.levels = 1, total.levels[:1]
     return total
 
