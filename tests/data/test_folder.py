@@ -313,6 +313,8 @@ def test_hidden_and_foreign_files_are_left_alone(tmp_path):
     (root / "s1" / "._a.png").write_bytes(b"junk")
     (root / "s1" / "a.xml").write_text("<a/>")
     (root / ".cache").mkdir()
+    (root / "run").mkdir()  # of a run that begins
+    (root / "run" / ".lock").write_bytes(b"")
     shutil.copy(root / "s1" / "a.png", root / "stray.png")
     data = PairedFolder(root)
     assert data.ids == IDS

@@ -144,7 +144,7 @@ def _two_deep(root: Path) -> str:
             inner[name] = below
     if not inner:
         full = (Path(path) for path, _, files in os.walk(root) if files)
-        deep = next((folder for folder in full if scan(folder)), None)
+        deep = next((f for f in full if f.parent not in (root, root.parent) and scan(f)), None)
         where = f"pictures lie in {deep}: give the folder above it as the root, or a pattern"
         return where if deep else ""
     outside, inside = sorted(inner), sorted({name for below in inner.values() for name in below})

@@ -47,8 +47,7 @@ def modality_files(
     folders = {}
     for name in there:
         # An empty folder is a download that failed; one with other files is somebody's notes.
-        inside = kinds_in(root / name)
-        files = scan(root / name, needed=not inside and not folders_in(root / name))
+        files = scan(root / name, needed=not any((root / name).iterdir()))
         if files:
             folders[name] = files
     if not folders:
