@@ -70,6 +70,13 @@ def test_a_flood_is_mapped_alike_wherever_the_scene_begins(tmp_path):
     inner = slice(64, -64)  # a window from where the smaller scene ends
     assert (whole[inner, inner] != maps[280][inner, inner]).mean() < 0.001
     assert (whole != maps[280]).mean() < 0.02
+    for file in scene:
+        with rasterio.open(tmp_path / "320" / f"{file}.tif", "r+") as raster:
+            raster.transform @= rasterio.Affine.translation(5, 5)  # windows start elsewhere
+    scene = {n: tmp_path / "320" / f"{n}.tif" for n in CHIP}
+    out = str(tmp_path / "moved.tif")
+    with rasterio.open(predict(tmp_path / "run", scene, out=out, **options).path) as file:
+        assert 0 < (file.read(1) != maps[320]).mean() < 0.05
     with rasterio.open(REAL / "Labels" / "Spain_7370579_LabelHand.tif") as file:
         truth = file.read(1)[CUT : CUT + 320, CUT : CUT + 320]
     known = truth >= 0

@@ -15,7 +15,15 @@ import yaml
 
 from decur.data.base import PairedDataset
 from decur.data.decoding import TooLargeError
-from decur.data.files import MAX_PIXELS, Header, check_bands, read_header, read_image, read_sensor
+from decur.data.files import (
+    MAX_PIXELS,
+    Header,
+    bands_taken,
+    check_bands,
+    read_header,
+    read_image,
+    read_sensor,
+)
 from decur.data.map_rasters import Raster, read_raster_header, wanted_bands
 from decur.data.mixtures import levels, mixtures
 from decur.data.pairing import named_as_labels, sensor_files
@@ -277,7 +285,7 @@ def stats_of_files(
                 raster = read_raster_header(path)
             except DataError:  # it has no place, so that it cannot be read in windows
                 raise error from None
-            found = _of_scene(raster, modality, nodata, max_pixels, draw)
+            found = _of_scene(raster, modality, nodata, names, max_pixels, draw)
         counts.setdefault(len(found.count), path)
         if len(counts) > 1:
             (few, one), (many, other) = sorted(counts.items())
@@ -347,6 +355,7 @@ def _of_scene(
     raster: Raster,
     modality: Modality | None,
     nodata: float | tuple[float, ...] | None,
+    names: Sequence[str] | None,
     max_pixels: int,
     draw: int,
 ) -> BandStatistics:
@@ -356,6 +365,7 @@ def _of_scene(
         raster: any.
         modality: as of `stats_of_files`.
         nodata: as of `stats_of_files`.
+        names: of the bands in their order, where those of the raster are named.
         max_pixels: how many are read at most, about.
         draw: pixels of each band for the percentiles.
 
@@ -375,6 +385,8 @@ def _of_scene(
     meant, bands = nodata, None
     if modality is not None:
         meant, bands = modality.nodata, wanted_bands(raster, modality)
+    elif names and (rows := bands_taken(raster.names or (), raster.bands, names)):
+        bands = tuple(rows)
     total: BandStatistics | None = None
     for seed, square in enumerate(read_squares([raster], most, nodata=meant, bands=bands)):
         image = square if modality is None else modality.convert(square)
