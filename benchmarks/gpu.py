@@ -61,7 +61,7 @@ class Goal:
         find: the number among all that was measured; raises a KeyError where it is not there.
         form: how both are printed.
         at_least: whether the limit is a lower one.
-        step: of `STEPS`, whose profile points to what takes the time.
+        step: of `STEPS`, whose profile points to what takes the time; empty where none does.
     """
 
     name: str
@@ -95,7 +95,7 @@ def _quicker(found: Found, step: str, other: str) -> float:
 
 
 GOALS = [
-    Goal("GPU tests that fail", 0, lambda f: f["tests"]["failed"], "{:.0f}"),
+    Goal("GPU tests that fail", 0, lambda f: f["tests"]["failed"], "{:.0f}", step=""),
     Goal("pairs/s, the fastest step (on an H200)", 600, _fastest, "{:,.0f}", True, "plain"),
     Goal("loss, share of the step", 0.03, lambda f: _share(f, "loss"), "{:.1%}", step="plain"),
     Goal("views and loss", 0.10, lambda f: _share(f, "views", "loss"), "{:.1%}", step="plain"),
@@ -139,8 +139,14 @@ GOALS = [
     ),
     Goal("waits of the host in a step", 0, lambda f: f["steps"]["rda"]["profile"]["waits"], "{:g}"),
     Goal("GPU idle in a step", 0.05, lambda f: f["steps"]["rda"]["profile"]["idle"], "{:.1%}"),
-    Goal("embed, times the bare forward pass", 0.9, lambda f: f["embed"]["ratio"], at_least=True),
-    Goal("explain of 2,000 pairs, s", 180, lambda f: f["explain"]["seconds"], "{:.0f}"),
+    Goal(
+        "embed, times the bare forward pass",
+        0.9,
+        lambda f: f["embed"]["ratio"],
+        at_least=True,
+        step="",
+    ),
+    Goal("explain of 2,000 pairs, s", 180, lambda f: f["explain"]["seconds"], "{:.0f}", step=""),
 ]
 
 
@@ -226,7 +232,7 @@ def measure(commands: Commands, device: str, tiny: bool, work: Path) -> Found:
 def tests(device: str, tiny: bool) -> list[str]:
     """Return the command of the tests: on a CPU those that another device can stand in for."""
     where = [] if device == "cuda" else ["tests/test_devices.py"]
-    few = ["-k", "test_resnet and not True"] if tiny else []
+    few = ["-k", "test_resnet and not true-true"] if tiny else []
     return ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *where, *few]
 
 
@@ -238,12 +244,8 @@ def use(commands: Commands, config: list[str], device: str, tiny: bool, work: Pa
     train = ["-m", "decur", "pretrain", *config, *trainer, "--run", str(run)]
     trained = commands.run("pretrain", train, 180) is not None
     embed = ["benchmarks/embed.py", "--device", device]
-    embed += [
-        "--encoder",
-        "test_resnet" if tiny else "resnet50",
-        "--pixels",
-        "32" if tiny else "224",
-    ]
+    embed += ["--encoder", "test_resnet" if tiny else "resnet50"]
+    embed += ["--pixels", "32" if tiny else "224"]
     embed += ["--samples", "64" if tiny else "8192", "--batch", "16" if tiny else "256"]
     embed += ["--workers", "1" if tiny else "8", "--repeats", "1" if tiny else "3"]
     embed += ["--precision", "32-true" if tiny else "bf16-mixed"]
@@ -253,7 +255,7 @@ def use(commands: Commands, config: list[str], device: str, tiny: bool, work: Pa
         found["embed"] = {name: float(value) for name, value in rates}
     started = time.monotonic()
     explain = ["-m", "decur", "explain", str(run), "--device", device]
-    explain += ["--samples", "32", "--only", "alignment"] if tiny else ["--samples", "2000"]
+    explain += ["--samples", "64" if tiny else "2000"]
     if trained and commands.run("explain", explain, 240) is not None:
         found["explain"] = {"seconds": time.monotonic() - started}
     return found
@@ -339,7 +341,7 @@ def judge(found: Found) -> list[Found]:
             rows.append(row)
             continue
         row |= {"measured": goal.form.format(value), "met": goal.is_met(value)}
-        if not row["met"]:
+        if not row["met"] and goal.step:
             row["points"] = pointed(found["steps"].get(goal.step))
         rows.append(row)
     return rows
@@ -396,7 +398,8 @@ def main() -> None:
     print(f"\n{text}\n")
     for row in rows:
         if row["met"] is False:
-            print(f"falls short: {row['name']}: {row['measured']}, {row['goal']}; {row['points']}")
+            points = f"; {row['points']}" if "points" in row else ""
+            print(f"falls short: {row['name']}: {row['measured']}, {row['goal']}{points}")
     document = ROOT / "docs" / "performance.md"
     if not args.tiny:
         document.write_text(put_into(document.read_text(), text))

@@ -59,6 +59,10 @@ def test_each_goal_is_judged_and_what_misses_it_is_pointed_to(gpu):
     loss = rows["loss, share of the step"]
     assert loss["met"] is False and loss["measured"] == "4.0%"
     assert "backward 50%" in loss["points"] and "conv 60%" in loss["points"]
+    found["embed"] = {"ratio": 0.5}  # no step's profile says why
+    (embed,) = (row for row in gpu.judge(found) if row["name"].startswith("embed"))
+    assert embed["met"] is False and "points" not in embed
+    assert gpu.judge({"steps": {}})  # where every step has failed
     text = gpu.table(found, list(rows.values()))
     assert "| loss, share of the step | 4.0% | at most 3.0% | **missed** |" in text
     document = (ROOT / "docs" / "performance.md").read_text()
