@@ -104,7 +104,7 @@ def test_several_batches_are_drawn_side_by_side(tiny_checkpoint, tiny_loader):
 
 def test_a_name_of_a_run_is_no_formula(tiny_checkpoint, tiny_loader):
     runs = [tiny_checkpoint(name="$x_{$"), tiny_checkpoint()]
-    plot_all(alignment(runs[0], tiny_loader(8), beside=runs[1:])).canvas.draw()
+    plot_all(alignment(runs[0], tiny_loader(8), batch=4, beside=runs[1:])).canvas.draw()
 
 
 def test_a_run_with_itself_for_another_sensor(tiny_checkpoint, tiny_loader):
@@ -118,7 +118,7 @@ def test_a_run_with_itself_for_another_sensor(tiny_checkpoint, tiny_loader):
 def test_runs_side_by_side(tiny_checkpoint, tiny_loader):
     split = tiny_checkpoint(3, name="split")
     whole = tiny_checkpoint(2, parts={"common": slice(0, 16)}, name="<whole>", seed=1)
-    arrays = alignment(split, tiny_loader(24, 3), beside=[whole])
+    arrays = alignment(split, tiny_loader(24, 3), batch=16, beside=[whole])
     assert arrays["pairs"].tolist() == ["optical-sar", "optical-elevation", "sar-elevation"]
     assert "1/optical-sar/all" in arrays and "1/sar-elevation/all" not in arrays
     figure = plot_all(arrays)

@@ -161,6 +161,9 @@ def plot_batch(arrays: Arrays) -> Figure:
 
 def plot_all(arrays: Arrays) -> Figure:
     """The histogram over all samples."""
+    counts = [counts for key, counts in arrays.items() if key.endswith("/samples")]
+    if all(whole == once for whole, once in counts):
+        raise DoesNotApply("The batch holds all samples: their histogram is the one above.")
     return _histograms(arrays, "all")
 
 
@@ -180,8 +183,9 @@ def findings(arrays: Arrays) -> str:
                 loss, once = losses(c), losses(arrays[f"{key}/batch"][dims])
                 bad = float((loss > MISALIGNED).mean())
                 rows.append(
-                    [run, pair, part, len(c), float(c.mean()), float(loss.mean())]
-                    + [float(once.mean()), f"{bad:.0%}", f"{(loss > 1).mean():.0%}"]
+                    [*([run] if len(runs) > 1 else []), *([pair] if len(pairs) > 1 else [])]
+                    + [part, float(loss.mean()), f"{bad:.0%}", f"{(loss > 1).mean():.0%}"]
+                    + [float(once.mean()), float(c.mean()), len(c)]
                 )
                 told.append(_sentence(part, loss, bad, agrees=is_shared_by(part, pair)))
             n, once_n = arrays[f"{key}/samples"]
@@ -199,10 +203,11 @@ def findings(arrays: Arrays) -> str:
         "correlation that is as likely as not, so about half of well decoupled dimensions are "
         "there. It is counted in the last bin."
     )
-    head = ["run", "sensors", "part", "dimensions", "mean C_ii", "mean loss", "of one batch"]
+    head = [*(["run"] if len(runs) > 1 else []), *(["sensors"] if len(pairs) > 1 else [])]
+    head += ["part", "mean loss", "apart", "above 1", "of one batch", "mean C_ii", "dimensions"]
     return (
         "".join(paragraph(sentence) for sentence in sentences)
-        + table([*head, "apart", "above 1"], rows)
+        + table(head, rows)
         + paragraph(reading)
     )
 

@@ -194,15 +194,19 @@ def write_report(
         (
             name,
             value["value"],
-            *value.get("interval", ("", "")),
             value.get("floor", ""),
-            task.measures.get(name, ""),
+            *value.get("interval", ("", "")),
         )
         for name, value in results["metrics"].items()
     ]
     body = [
         report.paragraph(sentence(results)),
-        report.table(("metric", "value", "low", "high", "floor", "what it is"), rows),
+        report.table(("metric", "value", "floor", "low", "high"), rows),
+        *(
+            report.note(f"{name}: {task.measures[name]}")
+            for name, *_ in rows
+            if name in task.measures
+        ),
         report.paragraph(
             "floor: what the best guess gives that is the same for every sample. low and high: "
             f"{results['intervals']}"
@@ -227,7 +231,24 @@ def write_report(
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
+    report.add_section(folder, 0, "summary", "", _summary(folder, results, task))
     report.add_section(folder, 30, "transfer", f"Transfer: {task.name}", "\n".join(body))
+
+
+def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
+    """Write the first screen: what was tried, three scores beside their floors, what to do next."""
+    said, numbers = sentence(results), []
+    for name, value in list(results["metrics"].items())[:3]:
+        floor = f"{value['floor']:.3g} by a constant guess" if "floor" in value else ""
+        limits = "95 %: {:.3g} to {:.3g}".format(*value["interval"]) if "interval" in value else ""
+        numbers.append((name, f"{value['value']:.3g}", "; ".join(filter(None, (floor, limits)))))
+    then = []
+    if folder.config.is_file() and results["encoders"] != ["random"]:
+        then = [
+            f"decur transfer --config {folder.config} --encoders random "
+            f"--run {folder.path}-random   # what they are measured against"
+        ]
+    return report.summary(f"{task.name}: {said}.", numbers, then)
 
 
 def sentence(results: dict[str, Any]) -> str:
