@@ -156,14 +156,14 @@ def findings(arrays: Arrays) -> str:
         by_chance = [f"{chance(y, target):.2f}" for y in seen]
         by_chance = by_chance[:1] if len(set(by_chance)) == 1 else by_chance
         measure = METRICS[target.kind] if classes else "R2 over random neighbours"
-        rows.append([label, measure, *(f"{s:.2f}" for s in scores), ", ".join(by_chance)])
+        rows.append([label, *(f"{s:.2f}" for s in scores), ", ".join(by_chance), measure])
     reading = (
         f"How well the {NEIGHBOURS} nearest points of the same sensor on the map tell the label of "
         "a point: what two dimensions have kept of the vectors. Neighbours of one scene or "
         "place may share its labels for that reason alone. A label "
         "that only one sensor can see should stand out in that sensor's column alone."
     )
-    head = ["label", "measure", *names, "by chance"]
+    head = ["label", *names, "by chance", "measure"]
     return paragraph(about) + table(head, rows) + paragraph(reading)
 
 

@@ -200,7 +200,6 @@ def write_report(
         for name, value in results["metrics"].items()
     ]
     body = [
-        report.paragraph(sentence(results)),
         report.table(("metric", "value", "floor", "low", "high"), rows),
         *(
             report.note(f"{name}: {task.measures[name]}")
