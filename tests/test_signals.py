@@ -15,7 +15,7 @@ from decur.data.loader import reporting_lost_workers
 from decur.errors import DataError, WorkerLostError
 from decur.pretrain.state import TrainingState
 from decur.runs import RunFolder, writing
-from decur.signals import ignore_signals, interruptible, running_command
+from decur.signals import ignore_signals, interruptible, refuse_pipes, running_command
 
 # A process that a shell starts in the background ignores Ctrl-C, and so do its own.
 _COMMAND = """
@@ -72,6 +72,16 @@ def test_outside_the_main_thread_no_signal_is_taken(tmp_path):
     thread.start()
     thread.join()
     assert not failed
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_command_reads_no_pipe_in_place_of_a_file(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    refuse_pipes()
+    with running_command(), pytest.raises(OSError, match="it is a pipe, not a file"):
+        (tmp_path / "a.json").read_text()
+    with running_command():  # who writes to a pipe knows what it does
+        os.close(os.open(tmp_path / "a.json", os.O_RDWR))
 
 
 def stubborn():

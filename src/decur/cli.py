@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from decur import completion
 from decur.errors import DecurError, did_you_mean, lacks_memory, printable, reason_of
-from decur.signals import interruptible, running_command
+from decur.signals import interruptible, refuse_pipes, running_command
 
 # What each command runs, as "module:function", and what it does.
 COMMANDS = {
@@ -131,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"--quiet: what decur {name} prints is its result; leave --quiet out", 2)
     rest = [word for word in rest if word not in (*EVERYWHERE, "--quiet")]
     _set_environment(name)
+    refuse_pipes()
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[lines])

@@ -145,7 +145,9 @@ def _made(folder: Path, key: str) -> Iterator[None]:
     except FileExistsError as error:
         raise ConfigError(f"{key} {folder}: is a file, not a folder") from error
     except OSError as error:
-        raise ConfigError(f"{key} {folder}: cannot be made ({error.strerror})") from error
+        raise ConfigError(
+            f"{key} {folder}: cannot be made ({error.strerror}); choose another"
+        ) from error
     try:
         yield
     finally:

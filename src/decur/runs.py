@@ -197,7 +197,9 @@ def make_folder(path: Path, key: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{key} {path}: cannot be made ({error.strerror})") from error
+        raise ConfigError(
+            f"{key} {path}: cannot be made ({error.strerror}); choose another"
+        ) from error
 
 
 @contextmanager

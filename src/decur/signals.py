@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 HANGUP = tuple(n for n in signal.Signals if n.name == "SIGHUP")  # Windows has none
 STOPPING = (signal.SIGTERM, signal.SIGINT, *HANGUP)  # what tells a command to stop
@@ -32,6 +35,29 @@ def running_command() -> Iterator[None]:
         # Python would wait for them forever.
         for child in multiprocessing.active_children():
             child.kill()
+
+
+@cache
+def refuse_pipes() -> None:
+    """Let a command read no pipe in place of a file: it would wait forever for who writes there.
+
+    Python asks before each file that it opens; that cannot be taken back, and holds for commands.
+    """
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not is_command() or isinstance(arguments[0], int):
+            return
+        path, _, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            return
+        try:
+            is_pipe = stat.S_ISFIFO(os.stat(path).st_mode)
+        except (OSError, ValueError, TypeError):  # opening it says why
+            return
+        if is_pipe:
+            raise OSError(errno.EINVAL, "it is a pipe, not a file", os.fspath(path))
+
+    sys.addaudithook(look)
 
 
 def is_command() -> bool:

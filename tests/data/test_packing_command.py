@@ -64,3 +64,9 @@ def test_packed_already_is_said(root, tmp_path, capsys):
     assert "packed already" not in capsys.readouterr().out
     main(command)
     assert "packed already; nothing read; delete the folder to pack anew" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_told(root, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    assert "cannot be made" in refused(["pack", "--data.root", root, "--out", out], capsys)

@@ -42,7 +42,7 @@ from decur.errors import (
     check_ranges,
 )
 from decur.modality import Modality
-from decur.runs import remove_leftovers, write_text
+from decur.runs import make_folder, remove_leftovers, write_text
 from decur.signals import ignore_signals
 
 STATE = ".packing"  # folder of what is done, until all is
@@ -100,6 +100,7 @@ def pack(
     litdata()
     _refuse_doubles(data)
     plan = _plan(data, compression, quantize, chunk_mb)
+    make_folder(folder, "--out")
     try:
         if _open(folder, plan):
             _tidy(folder)
