@@ -111,7 +111,8 @@ def import_rasterio(suffix: str) -> Any:
         from rasterio.errors import NotGeoreferencedWarning
     logger = logging.getLogger("rasterio")
     if logger.level == logging.NOTSET:
-        logger.setLevel(logging.WARNING)  # below that GDAL tells, in lines, what it also raises
+        # Below that GDAL tells, in lines of its own, what it also raises or reads all the same.
+        logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no map
     return rasterio
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
-import logging
 import os
 import re
 import shutil
@@ -225,14 +224,10 @@ def _silent_gdal() -> Iterator[None]:
     silence = getattr(tiff, "TIFFSetErrorHandler", None)  # None where GDAL hides its own libtiff
     if silence is not None:
         silence.restype, silence.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    logger = logging.getLogger("rasterio")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     before = silence(None) if silence is not None else None
     try:
         yield
     finally:
-        logger.setLevel(level)
         if silence is not None:
             silence(before)
 
