@@ -14,8 +14,9 @@ from torch import nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from decur.data import Target
+from decur.errors import DataError
 from decur.transfer.evaluate import doubts, interval, intervals, measure_intervals
-from decur.transfer.tasks import make_task
+from decur.transfer.tasks import choose_task, make_task
 from decur.transfer.tasks.segmentation import SAVED_PIXELS
 
 CLASSES = ("a", "b", "c")
@@ -227,3 +228,9 @@ def test_doubts_are_said_where_they_are_due():
     number = make_task("y", Target("scalar"))
     assert "worse than the test part's mean" in doubts(number, {}, {"R2": {"value": -0.2}})[0]
     assert "R2 is undefined" in doubts(number, {}, {"R2": {"value": float("nan")}})[0]
+
+
+def test_masks_of_more_classes_than_can_be_learned_are_refused_before_they_are_read():
+    masks = {"mask": Target("mask", tuple(map(str, range(40_001))))}
+    with pytest.raises(DataError, match=r"40,001 classes, and up to 1,024 .*classes\.txt"):
+        choose_task(masks, "mask")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 
@@ -296,6 +297,11 @@ def test_labels_are_refused_where_they_do_not_suffice(label_folder, refused, tra
     (root / "labels.csv").write_text("id,kind\n" + "".join(f"{i:04d},a\n" for i in range(40)))
     assert "'kind' is 'a' in all samples to train on (32)" in refused(f"--data.root={root}")
     (root / "labels.csv").unlink()
+    (root / "mask").mkdir()
+    for i in range(40):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "mask" / f"{i:04d}.png")
+    assert "'mask' is '0' in all samples to train on" in refused(f"--data.root={root}")
+    shutil.rmtree(root / "mask")
     assert "the data has no labels" in refused(f"--data.root={root}")
 
 

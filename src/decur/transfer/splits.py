@@ -20,6 +20,8 @@ from decur.transfer.settings import TransferSettings
 from decur.transfer.tasks import Task
 
 log = logging.getLogger(__name__)
+
+MANY = 10  # names of classes in a line
 Rows = NDArray[np.int64]
 
 
@@ -118,14 +120,16 @@ def choose_parts(
         log.info("%d samples choose the best epoch, %d are trained on", len(val), len(train))
     if settings.head == "cmx":
         _refuse_absent(whole, val, modalities)
-    if task.kind == "class" and len(there := np.unique(labels[train])) == 1:
+    missing = task.missing_classes(labels[train])
+    seen = [name for name in task.classes if name not in missing]
+    if task.kind in ("class", "mask") and len(seen) == 1:
         raise DataError(
-            f"target: {task.name!r} is {task.classes[there[0]]!r} in all samples to train on "
-            f"({len(train)}), which leaves nothing to tell apart; label other classes, or choose "
-            "another split"
+            f"target: {task.name!r} is {seen[0]!r} in all samples to train on ({len(train)}), "
+            "which leaves nothing to tell apart; label other classes, or choose another split"
         )
-    if task.kind != "class" and (missing := task.missing_classes(labels[train])):
-        log.warning("no training sample shows %s", ", ".join(map(repr, missing)))
+    if task.kind != "class" and missing:
+        several = f" and {len(missing) - MANY} more" if len(missing) > MANY else ""
+        log.warning("no training sample shows %s%s", ", ".join(map(repr, missing[:MANY])), several)
     return Parts(whole, task, train, test, val)
 
 

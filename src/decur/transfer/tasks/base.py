@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Kept = dict[str, Array]  # what is kept of test samples, one row each
 TASKS: Registry[type[Task]] = Registry("kind of label", "decur.transfer.tasks")
+MOST_CLASSES = 1024  # of masks, which have a number of each class for each pixel
 _HEADS = {"ridge": probes.fit_ridge, "logistic": probes.fit_logistic}
 
 
@@ -198,7 +199,7 @@ def choose_task(targets: Mapping[str, Target], name: str | None) -> Task:
         name: of the label; None where there is only one.
 
     Raises:
-        DataError: if there is no label at all.
+        DataError: if there is no label at all, or masks have too many classes.
         ConfigError: if there is no such label, or several and none is named.
     """
     there = ", ".join(f"{name} ({target.kind})" for name, target in targets.items())
@@ -213,6 +214,13 @@ def choose_task(targets: Mapping[str, Target], name: str | None) -> Task:
         name = next(iter(targets))
     if name not in targets:
         raise ConfigError(f"target: the data has no label {name!r}; choose from {there}")
+    count = len(targets[name].classes)
+    if targets[name].kind == "mask" and count > MOST_CLASSES:
+        raise DataError(
+            f"target: {name!r} has {count:,} classes, and up to {MOST_CLASSES:,} are learned; list "
+            "those that its masks hold in classes.txt, a line `name, value` for each, or name what "
+            "is unknown in --data.mask_nodata"
+        )
     return make_task(name, targets[name])
 
 
