@@ -30,7 +30,7 @@ from decur.pretrain.data import PairedData
 from decur.pretrain.share import CountShare, choose_held_out, warm_up_epochs
 from decur.pretrain.trainer import quiet_lightning
 
-FACTORS, WIDTH = 100, 128
+FACTORS, WIDTH, BATCH = 100, 128, 256
 SHARED = (10, 25, 50, 75, 90)
 
 
@@ -62,7 +62,7 @@ def found(shared: int, arguments: argparse.Namespace, seed: int, console: Consol
         seed=seed,
     )
     model.log_to = None
-    paired = PairedData(data, LoaderSettings(batch_size=256, workers=0), seed)
+    paired = PairedData(data, LoaderSettings(batch_size=BATCH, workers=0), seed)
     paired.held_out = choose_held_out(model.objective, paired)
     with tempfile.TemporaryDirectory() as folder:
         L.Trainer(
@@ -101,7 +101,7 @@ def main() -> None:
         cells = (f"{share:.0f} %" for share in shares)
         table.add_row(f"{100 * shared / FACTORS:.0f} %", *cells, f"{np.mean(missed):.0f}")
     Console().print(table)
-    epochs = warm_up_epochs(arguments.epochs)
+    epochs = warm_up_epochs(arguments.epochs, int(0.9 * arguments.samples) // BATCH)
     print(
         f"mean error {np.mean(errors):.1f} points; {arguments.samples} pairs, counted after "
         f"{epochs} of {arguments.epochs} epochs; {time.monotonic() - started:.0f} s"

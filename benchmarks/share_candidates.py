@@ -7,9 +7,9 @@ Of 100 Gaussian factors of each of two sensors 10, 25, 50, 75 and 90 are shared.
 trained with the same number of steps in every row:
 
 * with a share of the grid from the first step to the last;
-* counted: all dimensions common for a tenth of the epochs, then the share is counted as
+* counted early: all dimensions common for a tenth of the epochs, then the share is counted as
   `objective.common: auto` does it (`decur.pretrain.share`);
-* counted late: the same after a third of the epochs;
+* counted: the same after a third of the epochs, or 150 steps, as `auto` waits in so short a run;
 * tested: all common for a tenth of the epochs; then, until a third of them, a dimension becomes
   unique where its correlation between the sensors is within what permutations give in two epochs
   on end, and common again where it is beyond twice that;
@@ -40,7 +40,7 @@ from decur.data import LinearGaussianFactors
 from decur.data.generated.gaussian import VARIANCE
 from decur.objectives import DeCUR
 from decur.objectives.redundancy import standardise
-from decur.pretrain.share import count_directions, warm_up_epochs
+from decur.pretrain.share import LONGEST, WARM_UP, count_directions
 
 FACTORS, WIDTH, BATCH = 100, 128, 256
 SHARED = (10, 25, 50, 75, 90)
@@ -199,7 +199,7 @@ class Test(Way):
         super().begin(training, epoch)
         if epoch == 0:
             self.doubted = torch.zeros(WIDTH, dtype=torch.bool)
-        if not warm_up_epochs(training.epochs) <= epoch <= training.epochs // 3:
+        if not max(1, round(WARM_UP * training.epochs)) <= epoch <= training.epochs // 3:
             return
         found = training.held_out()
         a, b = (torch.from_numpy(found[name][0]) for name in SENSORS)
@@ -231,7 +231,7 @@ class Gate(Way):
     def begin(self, training: Training, epoch: int) -> None:
         """Cool the gates, and round them at the end."""
         super().begin(training, epoch)
-        first, last = warm_up_epochs(training.epochs), training.epochs // 3
+        first, last = max(1, round(WARM_UP * training.epochs)), training.epochs // 3
         if epoch == last:
             training.common = (self.open().detach() > 0.5).float()
         part = (epoch - first) / max(1, last - 1 - first)
@@ -248,8 +248,8 @@ class Gate(Way):
 
 WAYS: dict[str, Callable[[], Way]] = {
     **{f"grid {share:.1%}": partial(Way, share) for share in GRID},
-    "counted": partial(Count, 0.1),
-    "counted late": partial(Count, 1 / 3),
+    "counted early": partial(Count, WARM_UP),
+    "counted": partial(Count, LONGEST),
     "tested": Test,
     "gated": Gate,
 }
@@ -321,7 +321,7 @@ def show(found: list[dict[str, float | str | int]], seeds: list[int]) -> None:
     """Print a table a true share, and how far each way is from the best of the grid."""
 
     def of(shared: int, way: str, key: str) -> np.ndarray:
-        rows = [r for r in found if r["shared"] == shared and r["way"] == way]
+        rows = [r for r in found if r["true"] == shared and r["way"] == way]
         return np.array([r[key] for r in sorted(rows, key=lambda r: int(r["seed"]))])
 
     def cell(values: np.ndarray) -> str:
@@ -367,7 +367,7 @@ def main() -> None:
     found = []
     if arguments.out and arguments.out.exists():
         found = json.loads(arguments.out.read_text())
-    done = {(r["seed"], r["shared"], r["way"]) for r in found}
+    done = {(r["seed"], r["true"], r["way"]) for r in found}
     for seed in arguments.seeds:
         for shared in SHARED:
             for name, make in WAYS.items():
@@ -377,7 +377,7 @@ def main() -> None:
                 result = train(make(), shared, seed, arguments)
                 seconds = time.process_time() - started
                 found.append(
-                    {"seed": seed, "shared": shared, "way": name, "seconds": seconds, **result}
+                    {"seed": seed, "true": shared, "way": name, "seconds": seconds, **result}
                 )
                 said = "  ".join(f"{key} {value:.1f}" for key, value in result.items())
                 print(

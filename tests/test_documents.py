@@ -137,7 +137,10 @@ def test_the_page_of_results_repeats_numbers_of_its_tables_only():
         assert f"(results/{name})" in front, "a page that is not linked"
         assert "**" not in "".join(line for line in text.splitlines() if line.startswith("|"))
         named = re.findall(r"decur compare --config (\S+)", text)
-        assert named and set(named) <= set(shipped) and "version 0." in text
+        scripts = re.findall(r"python (benchmarks/\S+\.py)", text)
+        assert named or scripts, "a page without the command that makes it"
+        assert set(named) <= set(shipped) and all((HOME / script).is_file() for script in scripts)
+        assert "version 0." in text
     for line in [*front.splitlines(), *"".join(pages.values()).splitlines()]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", line):
             assert any((HOME / home / target).is_file() for home in ("docs", "docs/results")), line

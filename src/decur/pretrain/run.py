@@ -278,8 +278,8 @@ def _introduce(
         say(
             "share",
             "all dimensions are common at first; how many shall be is counted after "
-            f"{warm_up_epochs(epochs)} of {epochs} epochs, on {len(paired.held_out)} samples that "
-            "are not trained on",
+            f"{warm_up_epochs(epochs, paired.steps_per_epoch)} of {epochs} epochs, on "
+            f"{len(paired.held_out)} samples that are not trained on",
         )
     if resume is not None:
         say("resuming", str(resume))

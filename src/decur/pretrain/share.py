@@ -1,14 +1,15 @@
 """The share of common dimensions, counted from the data early in training.
 
-With `objective.common: auto` all dimensions are common for the first tenth of the epochs. Then the
-directions in which two sensors' embeddings agree are counted on samples that training never sees,
-and so are those in which two views of one sensor do. Their ratio is the share with which training
-goes on, from the same weights.
+With `objective.common: auto` all dimensions are common for the first tenth of the epochs, or longer
+where that is few steps. Then the directions in which two sensors' embeddings agree are counted on
+samples that training never sees, and so are those in which two views of one sensor do. Their ratio
+is the share with which training goes on, from the same weights.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -31,7 +32,8 @@ from decur.scores import Rows, Vectors, split, standardised
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 0.1  # of the epochs, at the end of which the share is counted
+WARM_UP, LONGEST = 0.1, 1 / 3  # of the epochs, at the end of which the share is counted
+STEPS = 150  # after which it can be; fewer show too few directions (docs/results/share.md)
 HELD_OUT, FEWEST, MOST = 0.1, 200, 4000  # share of the samples that is held out, and its bounds
 LEAST = 8  # samples held out of which anything can be counted
 _SAMPLES_A_COMPONENT = 4
@@ -82,9 +84,17 @@ class Counted:
         )
 
 
-def warm_up_epochs(epochs: int) -> int:
-    """Return the number of epochs at the end of which the share is counted."""
-    return max(1, round(WARM_UP * epochs))
+def warm_up_epochs(epochs: int, steps: int) -> int:
+    """Return the number of epochs at the end of which the share is counted.
+
+    That is a tenth of them; or as many as have 150 steps, up to a third.
+
+    Args:
+        epochs: of the training.
+        steps: of an epoch.
+    """
+    tenth = max(1, round(WARM_UP * epochs))
+    return max(tenth, min(math.ceil(STEPS / steps), round(LONGEST * epochs)))
 
 
 def refuse_too_short(objective: Objective, epochs: int) -> None:
@@ -97,7 +107,7 @@ def refuse_too_short(objective: Objective, epochs: int) -> None:
     Raises:
         ConfigError: if the share would be counted at the end of the last epoch.
     """
-    if wants_share(objective) and warm_up_epochs(epochs) >= epochs:
+    if wants_share(objective) and epochs < 2:
         raise ConfigError(
             "objective.common: auto counts the share after the first tenth of the epochs, and "
             "there is one; raise trainer.max_epochs, or give the share"
@@ -158,7 +168,8 @@ class CountShare(Callback):
         objective = pl_module.objective
         assert isinstance(objective, DeCUR)
         values = {"share/common": objective.share}
-        due = trainer.current_epoch + 1 >= warm_up_epochs(trainer.max_epochs or 1)
+        steps = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        due = trainer.current_epoch + 1 >= warm_up_epochs(trainer.max_epochs or 1, steps)
         if due and not objective.is_counted:
             counted: Counted | None = None
             if trainer.is_global_zero or pl_module.is_sharded:  # a shard alone has no features
