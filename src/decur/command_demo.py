@@ -17,7 +17,7 @@ _ABOUT = (
     "every option of `decur pretrain` changes it."
 )
 # Two minutes on two cores, in place of five.
-_RECIPE = ("--config", "demo", "--views.size", "32", "--trainer.max_epochs", "10")
+_RECIPE = ("--config", "demo", "--views.size", "32", "--trainer.max_epochs", "7")
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {
     "what people change": (
