@@ -1,5 +1,6 @@
 """A process of several that dies ends the run with its reason, and the run goes on from there."""
 
+import json
 import math
 import os
 import signal
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import multiprocessing
 
@@ -124,7 +126,9 @@ def test_a_killed_process_ends_the_run_and_the_run_goes_on(strategy, then, tiny_
     assert "Traceback" not in error
     reasons = [line for line in error.splitlines() if "lost another" in line or "-9" in line]
     assert reasons, error
-    assert not (broken / "encoders").exists()
+    for path in (broken / "encoders").glob("*.safetensors"):  # those of the last whole epoch
+        with safe_open(path, "pt") as file:
+            assert "unfinished" in json.loads(file.metadata()["decur"])
 
     process, broken = tiny_process(*PAIR, f"--trainer.strategy={then}", name="broken")
     _, error = process.communicate(timeout=300)
