@@ -13,7 +13,14 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from decur import completion
-from decur.errors import DecurError, did_you_mean, lacks_memory, printable, reason_of
+from decur.errors import (
+    DecurError,
+    WorkerLostError,
+    did_you_mean,
+    lacks_memory,
+    printable,
+    reason_of,
+)
 from decur.signals import interruptible, refuse_pipes, running_command
 
 # What each command runs, as "module:function", and what it does.
@@ -167,7 +174,7 @@ def _short_warnings() -> Iterator[None]:
     """
     before, before_unraisable = warnings.formatwarning, sys.unraisablehook
     sys.unraisablehook = lambda told: (
-        None if _is_lost_worker(told.exc_value) else before_unraisable(told)
+        None if _lost_worker(told.exc_value) else before_unraisable(told)
     )
     warnings.formatwarning = lambda message, *_, **__: (
         f"WARNING: {printable(' '.join(str(message).split()))}\n"
@@ -178,10 +185,13 @@ def _short_warnings() -> Iterator[None]:
         warnings.formatwarning, sys.unraisablehook = before, before_unraisable
 
 
-def _is_lost_worker(error: BaseException | None) -> bool:
-    from decur.data.loader import lost_worker
+def _lost_worker(error: BaseException | None) -> WorkerLostError | None:
+    """Return what an error tells of a reading process that has died; None if it tells nothing."""
+    if not isinstance(error, RuntimeError):
+        return None
+    from decur.data.loader import lost_worker  # only now: it imports torch
 
-    return isinstance(error, RuntimeError) and lost_worker(error) is not None
+    return lost_worker(error)
 
 
 @contextmanager
@@ -233,9 +243,7 @@ def _end(error: Exception) -> NoReturn:
     if code is not None:
         print(f"stopped by {error}; the same command goes on from here", file=sys.stderr)
         sys.exit(code)
-    from decur.data.loader import lost_worker
-
-    if isinstance(error, RuntimeError) and (lost := lost_worker(error)) is not None:
+    if (lost := _lost_worker(error)) is not None:
         _fail(str(lost), lost.exit_code)
     if lacks_memory(error):
         _fail(

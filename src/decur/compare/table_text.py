@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from decur.compare.cells import Cell, is_done, read_scores, seconds
-from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Scores, Table
+from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Column, Line, Scores, Table
 from decur.verdicts import LEVEL
 
 FLOOR = "constant guess"  # the last row of a table's own: the floor of its scores
@@ -201,11 +201,7 @@ def cells_csv(cells: Iterable[Cell]) -> str:
     """Return a CSV with a row for each finished transfer, which holds all its metrics."""
     found = [
         {
-            "task": cell.task,
-            "method": cell.method,
-            "backbone": cell.backbone,
-            "modalities": "+".join(cell.modalities) or "all",
-            "label_fraction": cell.label_fraction,
+            **_place(cell, cell),
             "seed": cell.seed,
             **{
                 name: None if value is None else round(value, 6)
@@ -222,6 +218,17 @@ def cells_csv(cells: Iterable[Cell]) -> str:
     return pd.DataFrame(found).to_csv(index=False, lineterminator="\n")
 
 
+def _place(line: Line | Cell, column: Column | Cell) -> dict[str, Any]:
+    """Return the first columns of a CSV: whose score stands there, and on what."""
+    return {
+        "task": column.task,
+        "method": line.method,
+        "backbone": line.backbone,
+        "modalities": "+".join(column.modalities) or "all",
+        "label_fraction": column.label_fraction,
+    }
+
+
 def tables_csv(tables: Sequence[Table]) -> str:
     """Return all tables as one CSV: a row for each line in each column, with mean and spread.
 
@@ -229,11 +236,7 @@ def tables_csv(tables: Sequence[Table]) -> str:
     """
     found = [
         {
-            "task": column.task,
-            "method": line.method,
-            "backbone": line.backbone,
-            "modalities": "+".join(column.modalities) or "all",
-            "label_fraction": column.label_fraction,
+            **_place(line, column),
             "metric": table.metrics.get(column, ""),
             "mean": f"{scores.mean:.6f}",
             "std": f"{scores.spread:.6f}",

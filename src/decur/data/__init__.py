@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from decur.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from decur.data.band_statistics import BandStatistics
     from decur.data.base import DATASETS, PairedDataset, SkipBad
     from decur.data.bigearthnet import BigEarthNetMM
     from decur.data.bigearthnet_v2 import BigEarthNetV2
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from decur.data.scenes import PairedScenes
     from decur.data.ssl4eo import SSL4EOS12
     from decur.data.ssl4eo_v11 import SSL4EOS12v11
-    from decur.data.stats import BandStatistics, compute_stats, write_modalities
+    from decur.data.stats import compute_stats, write_modalities
     from decur.data.sunrgbd import SUNRGBD
 else:
     __getattr__, __dir__ = lazy_names(__name__)

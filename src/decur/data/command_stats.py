@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from decur.config import Parser
+from decur.data.band_statistics import PERCENTS, BandStatistics
 from decur.data.decoding import MAX_PIXELS
 from decur.data.listing import subfolders
 from decur.data.pairing import check_pairs, pair_files
-from decur.data.stats import PERCENTS, BandStatistics, compute_stats, write_modalities
+from decur.data.stats import compute_stats, write_modalities
 from decur.errors import WORKERS, ConfigError, check_ranges
 from decur.modality import Modality, load_modalities, preset_of
 from decur.terminal import is_quiet, make_table, tell_result

@@ -15,9 +15,7 @@ MAX_PIXELS = 100_000_000  # height times width that is read unless a data set is
 AS_COPIED = "copy or download the file anew, or delete it"
 _SCENES = (".tif", ".tiff", ".jp2")  # that may lie on a map
 _MAX_BANDS = 65_535  # what a TIFF can count
-_BYTES = (
-    20  # for each of the pixels that are read at most: 2 GB unless a data set is told otherwise
-)
+_BYTES = 20  # for each pixel that may be read: 2 GB unless a data set is told otherwise
 
 
 class TooLargeError(BadSampleError):

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decur.data.band_statistics import BandStatistics
 from decur.data.base import PairedDataset
 from decur.data.files import resize
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
-from decur.data.stats import BandStatistics
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.modality import Modality, load_modalities
 

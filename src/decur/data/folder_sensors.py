@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from decur.data.decoding import Header
 from decur.data.files import check_bands, read_header
-from decur.data.selection import evenly_spaced
+from decur.data.selection import spaced
 from decur.data.stats import stats_of_files
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality, guess_augmentation, preset_of
@@ -17,11 +17,6 @@ log = logging.getLogger(__name__)
 
 _HEADERS = 50  # files of a modality whose headers tell its size
 _STATS_FILES = 200  # files of a modality whose pixels tell its statistics, where none are given
-
-
-def _spaced(files: list[str], at_most: int) -> list[str]:
-    """Return evenly spaced files, first and last among them."""
-    return [files[i] for i in evenly_spaced(len(files), at_most)]
 
 
 def complete_modality(
@@ -34,7 +29,7 @@ def complete_modality(
     headers: list[Header] = []
     known = modality.channels if modality and not modality.picks else None
     variable = modality.variable if modality else None
-    for file in _spaced(files, _HEADERS):
+    for file in spaced(files, _HEADERS):
         try:
             headers.append(read_header(file, known, variable=variable, max_pixels=max_pixels))
         except BadSampleError as error:
@@ -95,15 +90,14 @@ def _guess(
         )
         source = "8-bit files"
     else:
-        sample = _spaced(files, _STATS_FILES)
+        sample = spaced(files, _STATS_FILES)
         statistics = stats_of_files(
             sample, sensor=name, is_byte=is_byte, max_pixels=max_pixels, workers=2
         )
         for line in statistics.warnings:
             log.warning("%s", line)
-        for line in statistics.report():
-            if line.startswith("share of pixels"):
-                log.info("modality %r: %s", name, line)
+        for line in statistics.suspicions():
+            log.info("modality %r: %s", name, line)
         modality = statistics.to_modality(name).with_(guessed=True)
         source = f"statistics of {len(sample)} of {len(files)} files"
     log.info(

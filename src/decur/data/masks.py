@@ -15,7 +15,7 @@ from decur.data import rasters
 from decur.data.decoding import decoding
 from decur.data.files import MAX_PIXELS, read_image, read_mask
 from decur.data.sample import VOID, Target
-from decur.data.selection import evenly_spaced
+from decur.data.selection import spaced
 from decur.errors import BadSampleError, DataError
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def read_codes(
     if listed.table is not None:
         return listed if nodata is None else replace(listed, nodata=unknown)
     enough = 1 if lines else None
-    values, example = _values(_spaced(masks), unknown, enough)
+    values, example = _values(spaced(masks, _LOOKED_AT), unknown, enough)
     if values == {0} and example:  # the other classes may be rare: look at all before refusing
         values, _ = _values(masks, unknown, enough)
     highest = max(values, default=-1)
@@ -295,10 +295,6 @@ def _coded(file: Path, lines: Sequence[str]) -> list[tuple[str, int]]:
     if all(name.lower() in _UNKNOWN for name, _, _ in parts):
         raise DataError(f"{file}: names no class; write a line for each")
     return [(name, code) for name, _, code in parts]
-
-
-def _spaced(files: Sequence[str]) -> list[str]:
-    return [files[i] for i in evenly_spaced(len(files), _LOOKED_AT)]
 
 
 def _values(

@@ -55,12 +55,11 @@ def mixtures(
         bands: of the sensor.
         least: number of files that makes a kind.
     """
-    dark, high, bottom, top = found.T
-    lines = []
-    decibels, power = high < _DECIBELS, (bottom >= 0) & (top <= _POWER) & (top > 0)
     if guess_augmentation(name) == "dem":
         return []  # heights are of any sign and size
-    lines += _line(
+    dark, high, bottom, top = found.T
+    decibels, power = high < _DECIBELS, (bottom >= 0) & (top <= _POWER) & (top > 0)
+    lines = _line(
         name,
         files,
         (decibels, "look like decibels"),

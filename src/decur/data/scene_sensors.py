@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from decur.data import rasters as gdal_rasters
+from decur.data.band_statistics import BandStatistics
 from decur.data.georeference import METRES_PER_DEGREE
 from decur.data.grid import Grid, same_crs, unit_of
 from decur.data.listing import subfolders
@@ -22,7 +23,6 @@ from decur.data.map_rasters import (
 )
 from decur.data.pairing import FEW_VALUES, named_as_labels
 from decur.data.scene_layout import Scene
-from decur.data.stats import BandStatistics
 from decur.data.window_reader import SQUARE, read_squares
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality, guess_augmentation

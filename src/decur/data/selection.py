@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from decur.data.base import Derived, PairedDataset, SkipBad
 from decur.data.sample import Sample, Target
 from decur.errors import ConfigError
 
+T = TypeVar("T")
+
 
 def evenly_spaced(total: int, most: int) -> np.ndarray:
     """Return evenly spaced indices below `total`, first and last among them: (n,) int64.
@@ -24,6 +26,11 @@ def evenly_spaced(total: int, most: int) -> np.ndarray:
         most: at most how many are wanted.
     """
     return np.linspace(0, total - 1, min(most, total)).round().astype(int)
+
+
+def spaced(items: Sequence[T], most: int) -> list[T]:
+    """Return evenly spaced items, first and last among them, at most so many."""
+    return [items[row] for row in evenly_spaced(len(items), most).tolist()]
 
 
 def interleaved(total: int, most: int, sets: int, least: int = 2) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from decur.data import rasters as gdal_rasters
 from decur.data.decoding import off_values, unreadable
 from decur.data.grid import Grid
 from decur.data.map_rasters import Raster, gdal, is_one_of, opened
-from decur.data.selection import evenly_spaced
+from decur.data.selection import spaced
 from decur.errors import BadSampleError
 
 SQUARE = 256  # pixels along the squares that tell what a raster holds
@@ -176,7 +176,7 @@ def read_squares(
         nodata: as of `WindowReader`.
         bands: as of `WindowReader`.
     """
-    chosen = [rasters[row] for row in evenly_spaced(len(rasters), most).tolist()]
+    chosen = spaced(rasters, most)
     along = max(1, int((most / len(chosen)) ** 0.5))  # squares along a side of a raster
     for raster in chosen:
         grid = raster.grid

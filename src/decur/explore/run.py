@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import PairedDataset
-from decur.data.selection import evenly_spaced
+from decur.data.selection import spaced
 from decur.embed.neighbors import Part, Vectors, default_part, ranks, read_vectors, unit_rows
 from decur.embed.parquet import read_header
 from decur.errors import ConfigError, install, require
@@ -121,7 +121,7 @@ def _choose(vectors: Iterable[Vectors], samples: int) -> list[str]:
         f"{samples:,}",
         f"{len(every):,}",
     )
-    return [every[place] for place in evenly_spaced(len(every), samples)]
+    return spaced(every, samples)
 
 
 def _units(vectors: Vectors, ids: list[str]) -> NDArray[np.float32]:
