@@ -88,6 +88,17 @@ def test_values_on_the_command_line_are_typed_by_their_key(tmp_path):
     assert settings.views.augment == {"sar": {"blur": 1}}
 
 
+@pytest.mark.parametrize("option", ["--overwrite", "--views.shared_geometry"])  # order and value
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(["{}"], True), (["{}", "true"], True), (["{}=false"], False), (["{}", "False"], False)],
+)
+def test_a_switch_may_stand_alone_or_be_told_true_or_false(option, given, meant):
+    words = [word.format(option) for word in given]
+    settings = build_parser().parse(["--config=demo", *words, "--seed=5"])
+    assert (settings[option.removeprefix("--")], settings.seed) == (meant, 5)
+
+
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
@@ -118,9 +129,11 @@ def test_a_file_of_keys_may_stand_for_a_group(parser, tmp_path):
     assert parser.merge([{"views": str(path)}]) == {"views": {"size": 7}}
 
 
-@pytest.mark.parametrize("arguments", [["--views.size"], ["--modalities"], ["extra"]])
+@pytest.mark.parametrize(
+    "arguments", [["--views.size"], ["--modalities"], ["extra"], ["--overwrite=maybe"]]
+)
 def test_words_that_make_no_sense_are_refused(arguments):
-    with pytest.raises(ConfigError, match=arguments[0].removeprefix("--")):
+    with pytest.raises(ConfigError, match=arguments[0].removeprefix("--").split("=")[0]):
         build_parser().parse(["--config=demo", *arguments])
 
 

@@ -48,6 +48,7 @@ def _load_bounded(text: str) -> Any:
 
 set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
+_TRUTHS = ("true", "false")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 # How jsonargparse says what is wrong.
@@ -227,6 +228,7 @@ class Parser(ArgumentParser):
         keys = self._keys()
         if completion.asked():
             self._complete(keys)
+        arguments = self._switches(arguments)
         layers, rest = self._layers(keys, arguments)
         merged = keys.merge(layers)
         for line in keys.dropped:
@@ -234,7 +236,7 @@ class Parser(ArgumentParser):
         if not any(re.match(r"-h$|--help|--print_|--.+\.help\b", word) for word in rest):
             keys.check_options(merged)
         if "--config" not in self._option_string_actions:
-            rest = list(arguments)
+            rest = arguments
         elif merged:
             text = yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
             rest = ["--config", text, *rest]
@@ -293,6 +295,34 @@ class Parser(ArgumentParser):
             found = words.get(action.dest, found)
             setattr(action, "completer", lambda prefix, words=found, **_: words)  # noqa: B010
         self.parse_args([])
+
+    def _switches(self, arguments: Sequence[str]) -> list[str]:
+        """Return the words with options that are on or off as argparse wants them.
+
+        Whoever gives one need not know whether it takes a value: it may stand alone, which means
+        on, or be told true or false.
+
+        Raises:
+            ConfigError: if an option is told anything else.
+        """
+        found, words = [], list(arguments)
+        while words:
+            word = words.pop(0)
+            name, equals, value = word.partition("=")
+            action = self._option_string_actions.get(name)
+            order = isinstance(action, argparse._StoreTrueAction)
+            if not order and (action is None or type_of(action) is not bool):
+                found.append(word)
+                continue
+            if not equals:
+                value = words.pop(0) if words and words[0].lower() in _TRUTHS else "true"
+            if not order:
+                found.append(f"{name}={value}")
+            elif value.lower() not in _TRUTHS:
+                raise ConfigError(f"{name[2:]}: expected true or false, got '{value}'")
+            elif value.lower() == "true":
+                found.append(name)
+        return found
 
     def _layers(
         self, keys: Keys, arguments: Sequence[str]

@@ -61,7 +61,7 @@ def _described(parser: Parser, key: str, width: int) -> list[str]:
         shown = " ".join(map(str, shown))
     required = default is None and (action.required or key in parser.needed)
     if isinstance(shown, bool) and action.nargs != 0:
-        shown = str(shown).lower()  # as it is given: --redraw true
+        shown = str(shown).lower()  # as it is given: --redraw, or --redraw true
     told = shown is not None and shown is not False and shown != ""
     choices = literals_of(type_of(action))
     notes = [", ".join(choices)] if 1 < len(choices) <= _CHOICES else []
