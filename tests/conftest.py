@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from apart import Apart
 
 # A server that has imported everything forks faster than each process would import.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrain", "timm"])
+
+
+def pytest_collection_finish(session):
+    """Let the collector of garbage pass over what has been imported: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -8,11 +8,19 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    get_loader,
+    set_dumper,
+    set_loader,
+)
 
 from decur import completion
 from decur.bounded_yaml import check_bounds, loaded, read_text
@@ -47,6 +55,12 @@ def _load_bounded(text: str) -> Any:
 
 
 set_loader("yaml", _load_bounded, (yaml.YAMLError,))
+set_dumper(
+    "yaml",
+    lambda values: yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
+    ),
+)
 
 _TRUTHS = ("true", "false")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -66,9 +80,13 @@ _BY_OBJECTIVE = {
 
 def recipes() -> dict[str, str]:
     """Return the recipes that ship with the package: `{name: YAML text}`."""
+    return {name: file.read_text() for name, file in sorted(_recipe_files().items())}
+
+
+def _recipe_files() -> dict[str, Traversable]:
+    """Return the files of the recipes that ship with the package, by name."""
     folder = resources.files("decur") / "recipes"
-    found = {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
-    return {name: found[name].read_text() for name in sorted(found)}
+    return {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
 
 
 def describe(text: str) -> str:
@@ -100,11 +118,11 @@ def find_config(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         raise ConfigError(f"base: must be a file or a recipe's name, is {name!r}")
     if name in above:
         raise ConfigError(f"base: {' > '.join((*above, name))}: is based on itself")
-    shipped = recipes()
+    shipped = _recipe_files()
     if Path(name).is_file():
         where, text = name, read_text(name)
     elif name in shipped:
-        where, text = f"recipe {name}", shipped[name]
+        where, text = f"recipe {name}", shipped[name].read_text()
     elif name in _BY_OBJECTIVE:
         base, objective = _BY_OBJECTIVE[name]
         raise ConfigError(f"{name}: is no more; use --config {base} --objective {objective}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from decur.bounded_yaml import LOADER
 from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.compare.settings import CompareSettings, MethodSettings, TaskSettings
@@ -44,7 +45,7 @@ def cells(command="transfer", **changes):
 
 def settings(cell):
     """A cell's configuration, `{"outer.inner": value}`."""
-    return flatten(yaml.safe_load(cell.config))
+    return flatten(yaml.load(cell.config, LOADER))
 
 
 # -- which cells -----------------------------------------------------------------------------------
@@ -183,9 +184,11 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
     assert found["data.init_args.samples"] == 40
 
     for cell, parser in ((trained, pretrain_parser()), (transferred, transfer_parser())):
-        again = parser.read([yaml.safe_load(cell.config)])
+        again = parser.read([yaml.load(cell.config, LOADER)])
         values = yaml.safe_load(parser.dump(again, skip_none=False, skip_validation=True))
-        assert {k: v for k, v in values.items() if k not in ORDERS} == yaml.safe_load(cell.config)
+        assert {k: v for k, v in values.items() if k not in ORDERS} == yaml.load(
+            cell.config, LOADER
+        )
 
 
 def test_seeds_test_on_folds_unless_the_task_says_what_tests():
@@ -535,6 +538,6 @@ def test_all_seeds_test_on_folds_of_one_partition(tmp_path, caplog):
 def test_a_comparison_may_test_on_other_data(tmp_path):
     transfer = {"test_data.samples": 8, "test_data.seed": 5}
     (cell,) = cells(run=tmp_path / "run", seeds=[1], transfer=transfer)
-    chosen = yaml.safe_load(cell.config)
+    chosen = yaml.load(cell.config, LOADER)
     assert chosen["test_data"] == {"samples": 8, "seed": 5}
     assert chosen["fold"] == 0 and chosen["fold_seed"] is None  # nothing is split

@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from decur.bounded_yaml import LOADER
 from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.config import command_of, find_config, recipes
@@ -37,10 +38,10 @@ def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkey
     )
     monkeypatch.undo()
     cells = plan_cells(plans[0])
-    pretraining = yaml.safe_load(next(c.config for c in cells if c.command == "pretrain"))
+    pretraining = yaml.load(next(c.config for c in cells if c.command == "pretrain"), LOADER)
     assert pretraining["trainer"]["max_epochs"] == 1
     assert pretraining["trainer"]["precision"] == "bf16-mixed"
     assert pretraining["views"]["size"] == 64 and pretraining["data"]["init_args"]["root"] == "X"
-    transfer = yaml.safe_load(next(c.config for c in cells if c.command == "transfer"))
+    transfer = yaml.load(next(c.config for c in cells if c.command == "transfer"), LOADER)
     assert transfer["precision"] == "bf16-mixed" and transfer["loader"]["batch_size"] == 16
     assert set(transfer["data"]["init_args"]["modalities"]) == {"s1", "s2"}

@@ -11,6 +11,7 @@ from make_nyu import make_nyu
 from make_ssl4eo_s12 import make_ssl4eo_s12
 from make_sunrgbd import make_sunrgbd
 
+from decur.bounded_yaml import LOADER
 from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.compare.published import find, published_scores, published_table
@@ -130,13 +131,13 @@ def test_a_score_in_a_header_is_one_of_decur_in_the_table_it_names(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_each_line_of_a_comparison_has_its_published_row(name, planned):
-    tasks = yaml.safe_load(recipes()[name])["tasks"]
+    tasks = yaml.load(recipes()[name], LOADER)["tasks"]
     printed = {"mAP_micro": "mAP", "mIoU": "mIoU", "overall_accuracy": "OA"}
     compared = set()
     for cell in planned(name)[1]:
         if cell.command == "pretrain" or cell.method in UNPRINTED:
             continue
-        frozen = yaml.safe_load(cell.config)["freeze"]
+        frozen = yaml.load(cell.config, LOADER)["freeze"]
         task = tasks[cell.task]
         tables = [published_table(table) for table in task["published"]]
         for metric in task["metric"] if isinstance(task["metric"], list) else [task["metric"]]:
@@ -163,7 +164,7 @@ def test_simclr_and_clip_have_the_heads_of_the_public_code(name, planned):
     for cell in planned(name)[1]:
         if cell.command != "pretrain":
             continue
-        config = yaml.safe_load(cell.config)
+        config = yaml.load(cell.config, LOADER)
         if cell.method not in ("SimCLR", "CLIP"):
             assert config["projector"]["width"] == 8192 and not config["projector"]["last_norm"]
             continue
@@ -241,7 +242,7 @@ def test_encoders_fit_the_tasks_that_they_are_pretrained_for(name, tmp_path, mon
             short += ["--projector.width=16", "--views.size=32", "--trainer.max_epochs=1"]
             short += ["--encoder.pretrained=false"]  # whose weights would have to be downloaded
         else:
-            steps = yaml.safe_load(cell.config)["fit"]["steps"]
+            steps = yaml.load(cell.config, LOADER)["fit"]["steps"]
             short += ["--fit.steps=1" if steps else "--fit.epochs=1", f"--size={size}"]
             short += ["--device=cpu", "--label_fraction=1"]
             short += (

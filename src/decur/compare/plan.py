@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell
 from decur.compare.settings import Changes, CompareSettings, check, encoder_name
 from decur.config import find_config
@@ -45,8 +46,8 @@ def plan_cells(settings: CompareSettings) -> list[Cell]:
     Raises:
         ConfigError: naming the method or task whose configuration is wrong.
     """
-    from decur.pretrain.command_pretrain import build_parser as pretrain_parser
-    from decur.transfer.command_transfer import build_parser as transfer_parser
+    from decur.pretrain.command_pretrain import shared_parser as pretrain_parser
+    from decur.transfer.command_transfer import shared_parser as transfer_parser
 
     check(settings)
     planner = _Planner(
@@ -308,10 +309,11 @@ class Configurations:
             for order in ORDERS:
                 settings.pop(order, None)
             complete, differing = (
-                yaml.safe_load(
+                yaml.load(
                     self._parser.dump(
                         settings, skip_none=False, skip_default=skip, skip_validation=True
-                    )
+                    ),
+                    LOADER,
                 )
                 for skip in (False, True)
             )
@@ -358,16 +360,16 @@ def describe_inputs(cells: Sequence[Cell]) -> list[str]:
         DataError: if a data set cannot be opened.
     """
     from decur.data.selection import join_columns
-    from decur.transfer.command_transfer import build_parser
+    from decur.transfer.command_transfer import shared_parser
     from decur.transfer.tasks import choose_task
 
-    parser = build_parser()
+    parser = shared_parser()
     opened: dict[str, PairedDataset] = {}
     looked_at: set[tuple[str, str, str | None, tuple[str, ...]]] = set()
     for cell in cells:
         if cell.command != "transfer":
             continue
-        config = yaml.safe_load(cell.config)
+        config = yaml.load(cell.config, LOADER)
         key, target = json.dumps(config["data"]), config["target"]
         if (one := (key, cell.task, target, cell.modalities)) in looked_at:
             continue

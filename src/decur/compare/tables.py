@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell, is_done, read_floors, read_scores
 from decur.compare.published import Training, find, published_table
 from decur.compare.settings import TaskSettings
@@ -339,7 +340,7 @@ def add_published(
     frozen: dict[str, set[bool]] = {}  # both, where methods differ in it
     for cell in cells:
         if cell.command == "transfer" and cell.task in published:
-            frozen.setdefault(cell.task, set()).add(yaml.safe_load(cell.config)["freeze"])
+            frozen.setdefault(cell.task, set()).add(yaml.load(cell.config, LOADER)["freeze"])
     rows: dict[str, list[float | None]] = {}
     for number, column in enumerate(table.columns):
         if column.task not in published:

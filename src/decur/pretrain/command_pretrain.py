@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 from jsonargparse import Namespace
 
+from decur.bounded_yaml import LOADER
 from decur.config import Parser, find_config
 from decur.data.base import PairedDataset
 from decur.encoders.attention.base import has_geometry
@@ -111,13 +113,23 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
     return parser
 
 
+@cache
+def shared_parser(starts: bool = True) -> Parser:
+    """Return the parser of `decur pretrain`, built once: a comparison parses many command lines.
+
+    Args:
+        starts: as of `build_parser`.
+    """
+    return build_parser(starts=starts)
+
+
 def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
     """Parse a command line; one that names a run and no data takes the run's configuration.
 
     Raises:
         ConfigError: in one line, naming the key.
     """
-    parser = build_parser()
+    parser = shared_parser()
     arguments = list(arguments)
     config = _folder_named(arguments, parser.get_default("run")).config
     names_run = any(word.split("=")[0] in ("--run", "--resume") for word in arguments)
@@ -235,7 +247,7 @@ def _kept_configuration(path: Path, now: str) -> str:
         ConfigError: in one line, for a key that is no more.
     """
     _refuse_foreign_classes(path, now)
-    parser = build_parser(starts=False)
+    parser = shared_parser(starts=False)
     settings = parser.parse(["--config", str(path), *_as_version_0_1(path)])
     text: str = parser.dump(settings, skip_none=False, skip_validation=True)
     return text
@@ -244,7 +256,7 @@ def _kept_configuration(path: Path, now: str) -> str:
 def _refuse_foreign_classes(path: Path, now: str = "{}") -> None:
     """Refuse a kept configuration, and what it is based on, that names modules of others."""
     for layer in find_config(str(path)):
-        refuse_foreign(layer, path, yaml.safe_load(now))
+        refuse_foreign(layer, path, yaml.load(now, LOADER))
 
 
 def _as_version_0_1(path: Path) -> list[str]:
@@ -256,7 +268,7 @@ def _as_version_0_1(path: Path) -> list[str]:
         path: of the `config.yaml` that `pretrain` has written.
     """
     try:
-        kept = yaml.safe_load(path.read_text())
+        kept = yaml.load(path.read_text(), LOADER)
         views, encoder = dict(kept["views"]), dict(kept["encoder"])
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
         return []  # the parser says what is wrong with it
@@ -268,7 +280,7 @@ def _as_version_0_1(path: Path) -> list[str]:
 
 def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
     """Yield the keys whose values differ between two configurations, and change the result."""
-    old, new = flatten(yaml.safe_load(before)), flatten(yaml.safe_load(now))
+    old, new = (flatten(yaml.load(text, LOADER)) for text in (before, now))
     for key in sorted(set(old) | set(new)):
         if old.get(key) != new.get(key) and not key.startswith(_FREE):
             yield key, old.get(key), new.get(key)

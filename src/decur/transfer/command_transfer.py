@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
@@ -76,13 +77,19 @@ def build_parser() -> Parser:
     return parser
 
 
+@cache
+def shared_parser() -> Parser:
+    """Return the parser of `decur transfer`, built once: a comparison parses many command lines."""
+    return build_parser()
+
+
 def main(arguments: Sequence[str]) -> Transferred:
     """Run `decur transfer ARGUMENTS`.
 
     Raises:
         DecurError: for whatever a person can mend.
     """
-    parser = build_parser()
+    parser = shared_parser()
     parsed = parser.parse(arguments)
     text = parser.dump(parsed, skip_none=False, skip_validation=True)
     data = _open_data(parser, parsed)
