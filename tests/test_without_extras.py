@@ -23,7 +23,7 @@ OLD = Path(__file__).parent / "fixtures" / "v0.1"
 ASKS = {
     "eo": "decur.PairedFolder(here / 'rasters')[0]",
     "rgbd": "decur.data.files.read_image(here / 'a.h5')",
-    "vector": "decur.data.scene_labels._read_package(here / 'a.gpkg')",
+    "vector": "decur.data.vectors._read_package(here / 'a.gpkg')",
     "pack": "main(['pack', '--data.root', 'pairs', '--out', 'packed'])",
     "mit": "decur.build_encoder('mit_b0', 3)",
     "export": "main(['export', encoder, '--format', 'onnx', '--out', 'a.onnx'])",

@@ -3,7 +3,7 @@
 import difflib
 import signal
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 LONGEST_NAME = 100  # characters: with an ending it still fits into the name of a file
@@ -122,6 +122,12 @@ def printable(text: str) -> str:
     return "".join(
         "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text
     )
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Return the first names in a line, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def plain_name(name: str, what: str) -> str:

@@ -384,6 +384,43 @@ def test_layers_of_a_package_are_told_apart(folder):
         PairedScenes(folder, window=64, block=1)
 
 
+def test_a_package_as_surveys_have_it(folder, caplog):
+    """A date, a row whose shape was deleted, and classes that are spelled in several ways."""
+    geopandas = pytest.importorskip("geopandas")
+    from shapely.geometry import Polygon, box
+
+    fields = [box(WEST + 160 * i, NORTH - 640, WEST + 160 * (i + 1), NORTH) for i in range(4)]
+    about = {"crop": ["Wheat ", "wheat", "", "maize", "rye"], "seen": np.datetime64("2024-05-01")}
+    table = geopandas.GeoDataFrame(about, geometry=[*fields, Polygon()], crs=UTM)
+    table["cut"] = [True, False, True, False, True]
+    for name in ("labels.gpkg", "labels.geojson"):
+        table.to_file(folder / name)
+        data = PairedScenes(folder, window=64, block=1, column="crop")
+        assert data.targets["mask"].classes == ("Wheat", "maize", "wheat")
+        mask = data[data.ids.index("place_r0_c0")]["target"]["mask"]
+        assert mask[0, ::16].tolist() == [0, 2, 255, 1]
+        assert "'Wheat', 'wheat' are different classes" in caplog.text
+        assert PairedScenes(folder, window=64, block=1, column="cut").targets["mask"].classes == (
+            "False",
+            "True",
+        )
+    assert "labels.geojson: labels are read from it, and not from labels.gpkg;" in caplog.text
+
+
+def test_values_that_are_most_likely_no_classes_are_told_of(folder, caplog):
+    values = np.zeros((192, 256), np.uint32)
+    values[:64, :64], values[64:, 64:] = 10, 95
+    write(folder / "mask" / "a.tif", values)
+    PairedScenes(folder, window=64, block=1)
+    assert "3 different values up to 95, taken for 96 classes; make 95 its nodata" in caplog.text
+    values[0, 0] = 2**32 - 1
+    write(folder / "mask" / "a.tif", values)
+    with pytest.raises(DataError, match=r"up to 4294967295, and classes are at most 65,536; make"):
+        PairedScenes(folder, window=64, block=1)
+    write(folder / "mask" / "a.tif", values, nodata=2**32 - 1)
+    assert len(PairedScenes(folder, window=64, block=1).targets["mask"].classes) == 96
+
+
 def test_a_raster_whose_pixels_cannot_be_read_is_named(tmp_path):
     write(tmp_path / "s1" / "a.tif", np.zeros((64, 64), np.float32))
     data = (tmp_path / "s1" / "a.tif").read_bytes()

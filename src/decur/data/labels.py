@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -257,16 +257,26 @@ def _target(path: Path, column: str, kind: Kind, cells: list[str], commas: bool)
     classes = sorted(names, key=lambda name: (_number(name) if numeric else 0, name))
     if not classes:
         raise DataError(f"{path}: column {column!r} names no class; fill it or take it out")
-    spellings = {name: str(_number(name)) if numeric else name.casefold() for name in classes}
+    warn_alike(path, column, {n: str(_number(n)) if numeric else n.casefold() for n in classes})
+    return Target(kind, tuple(classes))
+
+
+def warn_alike(path: Path, column: str, spellings: Mapping[str, str]) -> None:
+    """Warn of classes that are most likely one.
+
+    Args:
+        path: of the table.
+        column: of the classes.
+        spellings: `{class: what those that are alike have in common}`.
+    """
     counts = Counter(spellings.values())
-    if alike := [name for name in classes if counts[spellings[name]] > 1]:
+    if alike := [name for name, spelling in spellings.items() if counts[spelling] > 1]:
         log.warning(
             "%s: column %r: %s are different classes; write them alike if they are one",
             path,
             column,
             ", ".join(map(repr, alike[:4])),
         )
-    return Target(kind, tuple(classes))
 
 
 def _report_fills(path: Path, column: str, cells: list[str], kind: Kind) -> None:

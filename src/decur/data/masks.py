@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ _HEADER = re.compile(
     r"(class|name|label|id|value|index|code|r|g|b|red|green|blue|colou?r|hex|rgb|[,;\s])+", re.I
 )
 _SPARSE = 32  # classes from which on most of them must be seen
+_MOST = 2**16  # classes that numbers may stand for
 
 
 @dataclass(frozen=True)
@@ -170,24 +171,34 @@ def read_codes(
     if values == {0} and example:  # the other classes may be rare: look at all before refusing
         values, _ = _values(masks, unknown, enough)
     highest = max(values, default=-1)
-    if not lines and highest >= _SPARSE and 4 * len(values) <= highest:
-        log.warning(
-            "%s: the masks hold %d different values up to %d, taken for %d classes; give "
-            "--data.mask_nodata %d %s if that is unknown, or a line `name, value` for each in %s",
-            folder,
-            len(values),
-            highest,
-            highest + 1,
-            highest,
-            " ".join(map(str, unknown)),
-            folder / CLASSES_FILE,
-        )
     if highest == 0 and example and len(lines) != 1 and VOID in unknown:
         raise DataError(
             f"{example}: the masks hold only 0 and 255; 255 means unknown: write the foreground as "
             f"1, or the lines `background, 0` and `foreground, 255` to {folder / CLASSES_FILE}"
         )
-    return MaskCodes(folder, lines or tuple(map(str, range(max(highest, 0) + 1))), unknown)
+    remedy = f"give --data.mask_nodata {highest} {' '.join(map(str, unknown))} if that is unknown"
+    return MaskCodes(folder, lines or number_classes(folder, values, remedy), unknown)
+
+
+def number_classes(folder: Path, values: Collection[int], remedy: str) -> tuple[str, ...]:
+    """Return the numbers from 0 to the highest value of masks as names of classes.
+
+    Args:
+        folder: of the masks, for messages.
+        values: that the masks hold.
+        remedy: what to do if the highest means "unknown".
+
+    Raises:
+        DataError: if there would be more than 65,536 classes.
+    """
+    highest = max(values, default=0)
+    told = f"{folder}: the masks hold {len(values)} different values up to {highest}"
+    remedy = f"{remedy}, or a line `name, value` for each in {folder / CLASSES_FILE}"
+    if highest >= _MOST:
+        raise DataError(f"{told}, and classes are at most {_MOST:,}; {remedy}")
+    if highest >= _SPARSE and 4 * len(values) <= highest:
+        log.warning("%s, taken for %d classes; %s", told, highest + 1, remedy)
+    return tuple(map(str, range(highest + 1)))
 
 
 def read_raw_mask(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import shlex
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -19,23 +16,29 @@ from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
 from decur.data.grid import LONGITUDE_LATITUDE, Grid
+from decur.data.labels import warn_alike
 from decur.data.map_rasters import RASTERS, Raster, open_briefly, read_raster_header
-from decur.data.masks import CLASSES_FILE, EMPTY, MaskCodes, read_class_list
+from decur.data.masks import CLASSES_FILE, EMPTY, MaskCodes, number_classes, read_class_list
 from decur.data.sample import VOID, Target
 from decur.data.scene_layout import Nearby, degrees_box
+from decur.data.vectors import (
+    VECTORS,
+    Geometry,
+    class_column,
+    class_of,
+    is_empty,
+    read_features,
+    text_of,
+)
 from decur.data.window_reader import WindowReader
-from decur.errors import BadSampleError, ConfigError, DataError, needing
+from decur.errors import BadSampleError, DataError, listed
 
 log = logging.getLogger(__name__)
 
-VECTORS = (".geojson", ".json", ".gpkg")
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
-_MOST_CLASSES = 50  # distinct values of a column that are still classes
 _LOOKED_AT = 512  # rows and columns of a label raster that are looked at to check its classes
-_FARTHEST = 1e300  # a coordinate that no map reaches to
 _PIXELS = 2**24  # of a label raster that are read at once
 
-Geometry = Mapping[str, Any]  # as GeoJSON has it
 Boxes = NDArray[np.float64]  # (N, 4), as `Bounds`
 
 
@@ -44,7 +47,7 @@ class RasterLabels:
 
     Args:
         rasters: of one band.
-        listed: what `classes.txt` says of their values; without classes the numbers from 0 on are
+        codes: what `classes.txt` says of their values; without classes the numbers from 0 on are
             names.
 
     Attributes:
@@ -55,28 +58,30 @@ class RasterLabels:
         DataError: if a raster has more bands, or holds classes that the list does not name.
     """
 
-    def __init__(self, rasters: Sequence[Raster], listed: MaskCodes) -> None:
-        self.rasters, names = list(rasters), listed.classes
+    def __init__(self, rasters: Sequence[Raster], codes: MaskCodes) -> None:
+        self.rasters, names = list(rasters), codes.classes
         self.path = self.rasters[0].path
         self._index = Nearby(self.rasters)
         self._readers: dict[Grid, WindowReader] = {}
-        highest = -1
+        values: set[int] = set()
         for raster in self.rasters:
             if raster.bands != 1:
                 raise DataError(
                     f"{raster.path}: labels are one band of class indices, this has {raster.bands}"
                 )
-            highest = max(highest, _highest_class(raster, coarsely=bool(names)))
-        if highest < 0:
-            raise DataError(f"{self.rasters[0].path}: holds no class; are these the labels?")
-        if names and listed.table is None and highest >= len(names):
+            values |= _classes_of(raster, coarsely=bool(names))
+        if not values:
+            raise DataError(f"{self.path}: holds no class; are these the labels?")
+        highest = max(values)
+        if names and codes.table is None and highest >= len(names):
             raise DataError(
-                f"{self.rasters[0].path}: holds class {highest}, and classes.txt names "
+                f"{self.path}: holds class {highest}, and classes.txt names "
                 f"{len(names)}; name all classes, one a line"
             )
-        classes = names or tuple(map(str, range(highest + 1)))
-        self.codes = replace(listed, classes=classes)
-        if listed.table is None and len(classes) > VOID:  # 255 is one of them
+        remedy = f"make {highest} its nodata if that is unknown: rio edit-info --nodata {highest}"
+        classes = names or number_classes(codes.folder, values, f"{remedy} {quote(self.path)}")
+        self.codes = replace(codes, classes=classes)
+        if codes.table is None and len(classes) > VOID:  # 255 is one of them
             self.codes = replace(self.codes, nodata=())
         self.target = self.codes.target
 
@@ -128,14 +133,16 @@ class RasterLabels:
         return self._readers[grid]
 
 
-def _highest_class(raster: Raster, *, coarsely: bool) -> int:
-    """Return the highest class of a raster; -1 where it shows none.
+def _classes_of(raster: Raster, *, coarsely: bool) -> set[int]:
+    """Return the classes that a raster shows.
 
     Args:
         raster: of labels.
         coarsely: look at a few hundred rows and columns only, for a check of names.
     """
-    highest = -1
+    import pandas as pd  # whose `unique` needs no sorting
+
+    found: set[int] = set()
     with open_briefly(raster.path) as source:
         step = source.height if coarsely else max(1, _PIXELS // source.width)
         for first in range(0, source.height, step):
@@ -144,15 +151,15 @@ def _highest_class(raster: Raster, *, coarsely: bool) -> int:
             options = {"window": ((first, first + rows), (0, source.width)), "out_shape": shape}
             values = source.read(1, **options)
             values = values[source.read_masks(1, **options) > 0]
+            values = pd.unique(values)
             if values.dtype.kind == "f":
                 values = values[np.isfinite(values)]
                 if (values != np.round(values)).any():
                     raise DataError(
                         f"{raster.path}: labels are whole numbers, this has fractions; convert it"
                     )
-            values = values[values != 255]
-            highest = max(highest, int(values.max()) if len(values) else -1)
-    return highest
+            found.update(values.astype(np.int64).tolist())
+    return {value for value in found if value >= 0 and value != VOID}
 
 
 class VectorLabels:
@@ -176,30 +183,33 @@ class VectorLabels:
     def __init__(self, path: Path, column: str | None) -> None:
         self.path = path
         features, self.crs = read_features(path)
-        column = column or _class_column(path, features)
+        column = column or class_column(path, features)
         known = [
-            (feature["geometry"], _class_of(path, number, feature["properties"][column]))
+            (feature["geometry"], value)
             for number, feature in enumerate(features, start=1)
-            if feature["geometry"] and feature["properties"].get(column) is not None
+            if not is_empty(feature["geometry"])
+            and (value := class_of(path, number, feature["properties"].get(column))) is not None
         ]
         if not known:
             columns = ", ".join(sorted({key for f in features for key in f["properties"]}))
             raise DataError(f"{path}: has no column {column!r} with a value; it has {columns}")
         values = sorted({value for _, value in known}, key=lambda v: (isinstance(v, str), v))
-        names = list(dict.fromkeys(map(_text, values)))
+        names = list(dict.fromkeys(map(text_of, values)))
+        warn_alike(path, column, {name: name.casefold() for name in names})
         self.outside = len(names) == 1
         classes = (OTHER, *names) if self.outside else tuple(names)
         self.target = Target("mask", classes)
         self.geometries = [geometry for geometry, _ in known]
-        self.classes = [classes.index(_text(value)) for _, value in known]
+        self.classes = [classes.index(text_of(value)) for _, value in known]
         self._refuse_invalid()
         self._placed: dict[Grid, tuple[list[Geometry], list[int], Boxes]] = {}
         self._degrees = self._moved(range(len(known)), LONGITUDE_LATITUDE)[1]  # (N, 4)
         log.info(
-            "%s: %d shapes, classes %s from column %r; what is outside is %s",
+            "%s: %d of %d shapes, classes %s from column %r; what is outside is %s",
             path,
             len(known),
-            ", ".join(classes),
+            len(features),
+            listed(classes),
             column,
             repr(OTHER) + ", in scenes with a shape" if self.outside else "unknown",
         )
@@ -299,112 +309,6 @@ def _meet(first: Boxes, second: Boxes) -> NDArray[np.bool_]:
     return met
 
 
-def _class_of(path: Path, number: int, value: Any) -> str | int | float:
-    """Return the value of a feature in the column of classes, if it can be a class."""
-    if not isinstance(value, str | int | float) or value in (math.inf, -math.inf) or value != value:
-        raise DataError(
-            f"{path}: feature {number} has the class {str(value)[:40]}; a class is a text or a "
-            "finite number: correct it, or leave it out (null)"
-        )
-    return value
-
-
-def _text(value: object) -> str:
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
-
-
-def read_features(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Read the features of a GeoJSON file or a GeoPackage.
-
-    Returns:
-        Features as GeoJSON has them, and their CRS.
-
-    Raises:
-        DataError: if it cannot be read, or nothing is installed that reads it.
-    """
-    features, crs = (_read_package if path.suffix.lower() == ".gpkg" else _read_geojson)(path)
-    if not features:
-        raise DataError(f"{path}: holds no shape; export it anew")
-    for number, feature in enumerate(features, start=1):
-        reason = None
-        if not isinstance(feature["properties"], dict):
-            reason = "properties that are no mapping of columns to values"
-        elif not isinstance(feature["geometry"], dict | None):
-            reason = "a geometry that is no mapping"
-        elif feature["geometry"] and not _is_finite(feature["geometry"]):
-            reason = "a coordinate that is no finite number"
-        if reason:
-            raise DataError(f"{path}: feature {number} has {reason}; correct it or leave it out")
-    return features, crs
-
-
-def _is_finite(part: Any) -> bool:
-    """Return whether all coordinates of a geometry, or of a part of it, are finite numbers."""
-    if isinstance(part, dict):
-        return all(_is_finite(part[key]) for key in ("coordinates", "geometries") if key in part)
-    if isinstance(part, list):
-        return all(map(_is_finite, part))
-    return isinstance(part, int | float) and -_FARTHEST < part < _FARTHEST
-
-
-def _read_geojson(path: Path) -> tuple[list[dict[str, Any]], str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        features = [
-            {"geometry": f.get("geometry"), "properties": f.get("properties") or {}}
-            for f in found["features"]
-        ]
-        named = (found.get("crs") or {}).get("properties") or {}
-        crs = str(named.get("name") or LONGITUDE_LATITUDE)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is no GeoJSON of features ({error}); export it anew") from error
-    return features, crs
-
-
-def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
-    with needing(f"{path}: a GeoPackage, unlike GeoJSON,", "vector", DataError):
-        import geopandas
-    try:
-        layers = geopandas.list_layers(path)
-        names = layers["name"][layers["geometry_type"].notna()].tolist()  # QGIS keeps styles, too
-        if len(names) > 1:
-            raise DataError(
-                f"{path}: has several layers ({', '.join(names)}); write one to a file: "
-                f"ogr2ogr labels.gpkg {path} {shlex.quote(names[0])}"
-            )
-        table = geopandas.read_file(path, layer=names[0] if names else None)
-    except DataError:
-        raise
-    except Exception as error:  # of several libraries below it
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if table.crs is None:
-        raise DataError(f"{path}: its layer has no CRS; set it in the file")
-    features = json.loads(table.to_json(to_wgs84=False, drop_id=True))["features"]
-    return [dict(feature) for feature in features], str(table.crs.to_wkt())
-
-
-def _class_column(path: Path, features: Sequence[Mapping[str, Any]]) -> str:
-    """Return the only column that can be a class.
-
-    Raises:
-        ConfigError: naming the columns, if there is none or several.
-    """
-    values: dict[str, Counter[Any]] = {}
-    for feature in features:
-        for key, value in feature["properties"].items():
-            if isinstance(value, str | int | float) and not isinstance(value, bool):
-                values.setdefault(key, Counter())[value] += 1
-    may_be = [
-        key
-        for key, counts in values.items()
-        if len(counts) <= _MOST_CLASSES and (len(counts) < len(features) or len(features) < 3)
-    ]
-    if len(may_be) != 1:
-        known = ", ".join(values) or "none"
-        raise ConfigError(f"{path}: which column is the class? Set --data.column to one of {known}")
-    return may_be[0]
-
-
 def find_labels(root: Path, labels: str | Path | None, column: str | None) -> Any:
     """Return the labels of a folder of scenes; None where it has none.
 
@@ -422,18 +326,24 @@ def find_labels(root: Path, labels: str | Path | None, column: str | None) -> An
         if not there:
             return None
         labels = there[0]
+        if len(there) > 1:
+            log.warning(
+                "%s: labels are read from it, and not from %s; --data.labels names another",
+                labels,
+                " and ".join(file.name for file in there[1:]),
+            )
     path = Path(labels)
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in RASTERS)
         if not files:
             raise DataError(f"{path}: holds no label raster ({', '.join(RASTERS)}); fill it")
-        listed = read_class_list(path)
-        if listed.colours:
+        codes = read_class_list(path)
+        if codes.colours:
             raise DataError(
                 f"{path / CLASSES_FILE}: gives colours, and rasters of labels hold one value a "
                 "pixel; write each line as `name, value`"
             )
-        return RasterLabels([read_raster_header(file) for file in files], listed)
+        return RasterLabels([read_raster_header(file) for file in files], codes)
     if path.suffix.lower() not in VECTORS:
         raise DataError(f"{path}: labels are a folder of rasters, or {', '.join(VECTORS)}")
     if not path.is_file():

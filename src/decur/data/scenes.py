@@ -33,7 +33,7 @@ from decur.data.scene_windows import (
     usable_windows,
 )
 from decur.data.window_reader import WindowReader, nodata_values
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError, listed
 from decur.modality import Modality, load_modalities
 
 _TEST_SHARE = 0.2  # of the blocks
@@ -318,7 +318,7 @@ class PairedScenes(PairedDataset):
             line += f" and {len(grids) - 3} more"
         line += f", on the grid of {next(iter(self.modalities))}"
         if self.targets:
-            classes = ", ".join(self.targets[MASK].classes)
+            classes = listed(self.targets[MASK].classes)
             line += f", {int(self._labelled.sum())} labelled ({classes})"
         return line
 

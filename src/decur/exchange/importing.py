@@ -13,9 +13,9 @@ from torch import Tensor
 
 from decur.encoders import Encoder, build_encoder, save_encoder
 from decur.encoders.imagenet import fold
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, listed
 from decur.exchange.formats import Compat, Layout, Normalised
-from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, listed, split
+from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, split
 from decur.modality import Modality, load_modalities
 from decur.runs import RunFolder, writing
 

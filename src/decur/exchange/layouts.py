@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from decur.errors import DataError
-
-SHOWN = 5  # keys that an error lists
+from decur.errors import DataError, listed
 
 # Keys of the authors' code: what is left out, whose encoder a key belongs to, its name there.
 _LEFT_OUT = re.compile(r"(module\.)?(projector[12]|bn)\.")
@@ -152,9 +150,3 @@ def architecture(file: Path, part: Part, *, kind: str) -> str:
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return sum(re.fullmatch(pattern, key) is not None for key in state)
-
-
-def listed(keys: Sequence[str]) -> str:
-    """Return the first few keys as text, and how many more there are."""
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more

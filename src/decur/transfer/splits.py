@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold, KFold
 
 from decur.data import PairedDataset, Sample
-from decur.errors import ConfigError, DataError
+from decur.errors import ConfigError, DataError, listed
 from decur.modality import Modality
 from decur.scores import validation_parts
 from decur.transfer.settings import TransferSettings
@@ -21,7 +21,6 @@ from decur.transfer.tasks import Task
 
 log = logging.getLogger(__name__)
 
-MANY = 10  # names of classes in a line
 Rows = NDArray[np.int64]
 
 
@@ -128,8 +127,7 @@ def choose_parts(
             "which leaves nothing to tell apart; label other classes, or choose another split"
         )
     if task.kind != "class" and missing:
-        several = f" and {len(missing) - MANY} more" if len(missing) > MANY else ""
-        log.warning("no training sample shows %s%s", ", ".join(map(repr, missing[:MANY])), several)
+        log.warning("no training sample shows %s", listed(list(map(repr, missing))))
     return Parts(whole, task, train, test, val)
 
 
