@@ -63,6 +63,7 @@ def main() -> None:
     console = Console(width=140)
     pointing(console, checkpoint, loader, data)
     overlaps(console, checkpoint, loader)
+    convergence(console, checkpoint, loader.some(arguments.samples))
     bands_of(console, checkpoint, loader.some(arguments.samples))
 
 
@@ -146,6 +147,23 @@ def overlaps(console: Console, checkpoint: Checkpoint, loader: SampleLoader) -> 
             means = (f"{np.nanmean(values):.3f}" for values in (same, other))
             count = f"{np.isfinite(same).sum()} of {len(same)}"
             table.add_row(score, str(stage), part, count, *means, f"{seconds:.1f}")
+    console.print(table)
+
+
+def convergence(console: Console, checkpoint: Checkpoint, loader: SampleLoader) -> None:
+    """How far the shares of bands are from those of 48 steps, beside how pictures differ."""
+    table = Table(title="Shares of bands against those of 48 steps", title_justify="left")
+    for column in ("sensor", "part", "steps", "a picture, rms", "the mean, most", "spread"):
+        table.add_column(column)
+    fine = spectral(checkpoint, loader, steps=48)
+    for steps in (4, 8, 16):
+        arrays = spectral(checkpoint, loader, steps=steps)
+        for name in checkpoint.modalities:
+            for part in checkpoint.parts:
+                true = fine[f"{name}/{part}/importance"]  # (n, C)
+                missed = arrays[f"{name}/{part}/importance"] - true
+                values = (missed**2).mean() ** 0.5, abs(missed.mean(0)).max(), true.std(0).mean()
+                table.add_row(name, part, str(steps), *(f"{value:.3f}" for value in values))
     console.print(table)
 
 

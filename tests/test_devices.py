@@ -32,7 +32,7 @@ from decur.encoders.attention.base import ATTENTIONS
 from decur.modality import PRESETS
 from decur.objectives import list_objectives
 from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
-from decur.pretrain.callbacks import read_metrics
+from decur.pretrain.metrics import read_metrics
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings
 from decur.pretrain.trainer import make_trainer

@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,15 @@ def imported(questions, names):
 @pytest.mark.parametrize("kind", QUESTIONS)
 def test_nothing_heavy_is_imported_for(kind):
     assert imported(QUESTIONS[kind], HEAVY) == []
+
+
+def test_what_only_reads_a_run_needs_no_lightning(tmp_path):
+    old, page = Path(__file__).parent / "fixtures/v0.1", tmp_path / "runs.html"
+    explain = ["explain", f"{old}/run", f"--out={tmp_path}/explained", "--only", "alignment"]
+    explain += [f"--data.root={old}/pairs", "--loader.workers=0"]
+    questions = [explain, ["runs", f"{old}/run", f"--out={page}"]]
+    assert imported(questions, ("lightning", "torchmetrics", "sklearn", "captum")) == []
+    assert (tmp_path / "explained/report.html").is_file() and page.is_file()
 
 
 @pytest.mark.parametrize("question", [["--help"], ["recipes"], ["--version"], ["pretran"]])

@@ -88,7 +88,7 @@ def _open(path: str, name: str) -> _Run:
     Raises:
         DataError: if the folder holds no run, or a file of it cannot be read.
     """
-    from decur.pretrain.callbacks import read_metrics  # imports what takes seconds
+    from decur.pretrain.metrics import read_metrics  # imports torch
 
     folder, results = RunFolder(Path(path)), Path(path) / "results.json"
     if not folder.path.is_dir():

@@ -11,7 +11,7 @@ from decur import Modality, plotting
 from decur.data import PairedFolder, SyntheticScenes
 from decur.objectives.alignment import alignment
 from decur.pretrain import figures
-from decur.pretrain.callbacks import write_metrics
+from decur.pretrain.metrics import write_metrics
 from decur.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("drawing")

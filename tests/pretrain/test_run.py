@@ -15,7 +15,7 @@ from decur.config import command_of, find_config, recipes
 from decur.data import LoaderSettings, SyntheticScenes
 from decur.encoders import EncoderSettings, load_encoder
 from decur.objectives import DeCUR
-from decur.pretrain.callbacks import read_metrics
+from decur.pretrain.metrics import read_metrics
 from decur.pretrain.run import pretrain
 from decur.pretrain.settings import (
     MonitorSettings,

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from decur.cli import main
 from decur.data import LinearGaussianFactors
 from decur.errors import ConfigError
-from decur.pretrain.callbacks import epoch_line, read_metrics
+from decur.pretrain.callbacks import epoch_line
+from decur.pretrain.metrics import read_metrics
 from decur.runs import RunFolder
 from decur.transfer import TransferSettings
 from decur.transfer.sources import gather_encoders

@@ -15,8 +15,8 @@ from decur.cli import main
 from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
-from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.data import EpochBatches, PairedData
+from decur.pretrain.metrics import read_metrics
 from decur.pretrain.restore import restore
 from decur.pretrain.share import choose_held_out, count_directions, refuse_too_short
 from decur.runs import RunFolder

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from decur.cli import main
 from decur.encoders import load_encoder
 from decur.errors import ConfigError, Interrupted
-from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.command_pretrain import main as pretrain
+from decur.pretrain.metrics import read_metrics
 from decur.pretrain.optim import cosine_with_warmup
 from decur.pretrain.restore import restore
 from decur.pretrain.state import TrainingState

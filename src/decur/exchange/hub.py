@@ -15,7 +15,7 @@ from decur.encoders import Encoder, TimmEncoder, load_encoder, save_encoder
 from decur.encoders.files import HUB, WEIGHTS
 from decur.errors import ConfigError, DataError, reading, reason_of
 from decur.modality import Modality
-from decur.pretrain.callbacks import read_metrics
+from decur.pretrain.metrics import read_metrics
 from decur.runs import RunFolder, make_folder, write_json, write_text, writing
 
 log = logging.getLogger(__name__)

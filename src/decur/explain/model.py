@@ -15,6 +15,7 @@ from decur.errors import ConfigError, DataError
 from decur.explain.base import Watch, unwatched
 from decur.features import FeatureModel, Features, SampleLoader, compute_features
 from decur.modality import Modality
+from decur.pretrain.metrics import read_metrics
 from decur.runs import RunFolder
 
 Score = Literal["mean", "energy"]
@@ -72,7 +73,6 @@ class Checkpoint(FeatureModel):
             DataError: if the folder is no finished run, has no encoder for the data, or one that
                 was trained on other bands.
         """
-        from decur.pretrain.callbacks import read_metrics
         from decur.pretrain.restore import restore
 
         restored = restore(run)

@@ -17,33 +17,14 @@ from decur.errors import DataError
 from decur.objectives.blocks import COMMON, UNIQUE, is_shared_by
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import from_first
+from decur.pretrain.metrics import read_metrics, write_metrics
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
-from decur.runs import RunFolder, atomic, plain_writing
+from decur.runs import RunFolder, plain_writing
 from decur.terminal import progress_bar
 
 log = logging.getLogger(__name__)
-
-
-def read_metrics(run: RunFolder) -> list[dict[str, float]]:
-    """Return the rows of `metrics.csv`, one an epoch, without the values that an epoch lacks."""
-    if not run.metrics.is_file():
-        return []
-    with run.metrics.open(newline="") as file:
-        return [
-            {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
-            for row in csv.DictReader(file)
-        ]
-
-
-def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
-    """Write `metrics.csv` anew: it has few rows, and later epochs may add columns."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic(run.metrics) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class EpochLog(Callback):

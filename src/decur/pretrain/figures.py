@@ -15,8 +15,8 @@ from decur.data.base import DATASETS, Derived, PairedDataset
 from decur.data.sample import Batch
 from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
-from decur.pretrain.callbacks import read_metrics
 from decur.pretrain.data import PairedData
+from decur.pretrain.metrics import read_metrics
 from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder
 

@@ -1,7 +1,8 @@
-"""What is measured of training steps: means over an epoch, and values that stop a run."""
+"""What is measured of training: means over an epoch, `metrics.csv`, values that stop a run."""
 
 from __future__ import annotations
 
+import csv
 from collections import deque
 from collections.abc import Mapping
 from itertools import chain
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from decur.devices import send
 from decur.errors import DivergedError
 from decur.objectives.alignment import spread
+from decur.runs import RunFolder, atomic
 
 CONSTANT = 1e-5  # spread of embeddings, relative to their size, below which they are constant
 _cuda: Any = torch.cuda  # torch does not annotate its events
@@ -185,3 +187,23 @@ def _refuse(step: str, values: Mapping[str, float]) -> None:
                 f"non-finite loss at {step}: term {name!r} is {value}; lower optimizer.lr, "
                 "or use trainer.precision bf16-mixed or 32-true instead of 16-mixed"
             )
+
+
+def read_metrics(run: RunFolder) -> list[dict[str, float]]:
+    """Return the rows of `metrics.csv`, one an epoch, without the values that an epoch lacks."""
+    if not run.metrics.is_file():
+        return []
+    with run.metrics.open(newline="") as file:
+        return [
+            {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
+    """Write `metrics.csv` anew: it has few rows, and later epochs may add columns."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic(run.metrics) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

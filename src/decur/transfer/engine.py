@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from decur.digest import digest
 from decur.errors import DivergedError
-from decur.pretrain.callbacks import write_metrics
 from decur.pretrain.data import ResumableLoader
+from decur.pretrain.metrics import write_metrics
 from decur.pretrain.settings import CheckpointSettings
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState
 from decur.runs import RunFolder
