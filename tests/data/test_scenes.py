@@ -10,6 +10,7 @@ import torch
 from make_raster import NORTH, UTM, WEST, write_placed
 from rasterio.control import GroundControlPoint
 from rasterio.enums import Resampling
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 from rasterio.warp import reproject, transform, transform_bounds
 
@@ -204,6 +205,23 @@ def test_groups_are_blocks_that_do_not_touch(tmp_path):
     assert sorted([*train.ids, *test.ids]) == sorted(inside)
 
 
+def test_what_two_zones_show_is_not_tested_and_trained_on(tmp_path):
+    west, north = 730_000, 5_000_000
+    (x,), (y,) = transform("EPSG:32632", "EPSG:32633", [west], [north])
+    pixels = smooth(256, 256)
+    write(tmp_path / "s1" / "a.tif", pixels, west, north, crs="EPSG:32632")
+    write(tmp_path / "s1" / "b.tif", pixels, x + 1000, y, crs="EPSG:32633")
+    ids = []
+    for split in ("train", "test"):
+        data = PairedScenes(tmp_path, window=16, split=split)
+        ids += data.ids
+        for row in (row for row, id_ in enumerate(data.ids) if id_.startswith("b")):
+            box = data.place(row).bounds
+            edges = transform_bounds("EPSG:32633", "EPSG:32632", *box)
+            assert edges[0] > west + 2560 or edges[3] < north - 2560 or edges[1] > north
+    assert {id_[0] for id_ in ids} == {"a", "b"}
+
+
 def test_what_a_sensor_is_does_not_depend_on_the_windows(folder):
     (folder / "modalities.yaml").unlink()
     write(folder / "mask" / "a.tif", np.ones((192, 256), np.uint8))
@@ -351,6 +369,37 @@ def test_a_raster_without_a_place_is_refused_with_the_remedy(tmp_path):
         file.gcps = (points, rasterio.CRS.from_epsg(4326))
     with pytest.raises(DataError, match=r"ground control points and no grid.*gdalwarp"):
         PairedScenes(tmp_path, window=64)
+    path = tmp_path / "a camera.tif"
+    write(path, np.ones((64, 64), np.uint8), crs=None)
+    with rasterio.open(path, "r+") as file:
+        file.transform = rasterio.Affine.identity()
+        ones = [1.0] * 20
+        file.rpcs = RPC(0, 1, 45, 1, ones, ones, 32, 32, 9, 1, ones, ones, 32, 32)
+    with pytest.raises(DataError, match=r"RPC.* gdalwarp -rpc -t_srs EPSG:CODE '.*a camera.tif' w"):
+        read_raster_header(path)
+
+
+def test_a_raster_in_metres_across_180_degrees_is_seen_from_degrees(tmp_path):
+    pixels = smooth(60, 60)
+    write(tmp_path / "s1" / "west.tif", pixels, 179.85, 53.9, 0.0025, crs="EPSG:4326")
+    write(tmp_path / "s1" / "east.tif", pixels, -180.0, 53.9, 0.0025, crs="EPSG:4326")
+    (x,), (y,) = transform("OGC:CRS84", "EPSG:32660", [179.8], [54.0])
+    write(tmp_path / "s2" / "a.tif", smooth(400, 400), x, y, 100, crs="EPSG:32660")
+    data = PairedScenes(tmp_path, window=60)
+    assert data.ids == ["east_r0_c0", "west_r0_c0"]
+    with rasterio.open(tmp_path / "s2" / "a.tif") as source:
+        for row in range(2):
+            west = data.place(row).west + 30.5 * 0.0025  # of the pixel in row and column 30
+            points = transform("OGC:CRS84", "EPSG:32660", [west], [53.9 - 30.5 * 0.0025])
+            (value,) = next(source.sample(zip(*points, strict=True)))
+            assert abs(float(data[row]["images"]["s2"][0, 30, 30]) - value) < 10
+
+
+def test_what_shows_no_earth_is_refused(tmp_path):
+    disk = "+proj=geos +h=35785831 +lon_0=0"
+    write(tmp_path / "s1" / "a.tif", smooth(64, 64), -5.5e6, 5.5e6, 171_875, crs=disk)
+    with pytest.raises(DataError, match=r"a\.tif: .* cannot be placed in .* shows no Earth"):
+        PairedScenes(tmp_path, window=16)
 
 
 def test_metres_are_no_degrees(tmp_path):

@@ -156,6 +156,24 @@ class Grid:
         """
         return self.bounds if same_crs(self.crs, crs) else _moved(self.crs, crs, self.bounds)
 
+    def bounds_on(self, other: Grid) -> Bounds:
+        """Return the edges of the grid in the CRS of another.
+
+        In degrees they are those nearest to the other, which may be beyond 180: GDAL reads there
+        what lies on a projected map, across 180 degrees, too.
+
+        Raises:
+            DataError: if the rectangle cannot be expressed in it.
+        """
+        found = self.bounds_in(other.crs)
+        if unit_of(other.crs) != "degrees" or unit_of(self.crs) == "degrees":
+            return found
+        west, south, east, north = found
+        east += 360 * (west > east)
+        around = other.bounds
+        turn = 360 * round((around.west + around.east - west - east) / 720)
+        return Bounds(west + turn, south, east + turn, north)
+
     def footprint(self) -> list[tuple[float, float]]:
         """Return the corners as longitude and latitude, counter-clockwise and closed: 5 points."""
         gdal_rasters.import_rasterio(".tif")
@@ -179,14 +197,18 @@ def _moved(crs: str, onto: str, bounds: Bounds) -> Bounds:
     rasterio = gdal_rasters.import_rasterio(".tif")
     from rasterio.warp import transform_bounds
 
+    reason = "it has no place there"
     try:
-        return Bounds(*transform_bounds(crs, onto, *bounds))
+        moved = Bounds(*transform_bounds(crs, onto, *bounds))
+        if np.isfinite(moved).all():
+            return moved
     except rasterio.errors.RasterioError as error:
-        places = ", ".join(f"{edge:g}" for edge in bounds)
-        raise DataError(
-            f"a raster in {crs[:40]} with edges at {places} cannot be placed in {onto[:40]} "
-            f"({error}); correct its CRS"
-        ) from error
+        reason = str(error)
+    places = ", ".join(f"{edge:g}" for edge in bounds)
+    raise DataError(
+        f"a raster in {crs[:40]} with edges at {places} cannot be placed in {onto[:40]} "
+        f"({reason}); correct its CRS, or cut off what shows no Earth"
+    )
 
 
 @cache

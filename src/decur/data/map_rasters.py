@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from decur.data import rasters as gdal_rasters
 from decur.data.decoding import Header, unreadable
 from decur.data.files import bands_taken, check_bands
-from decur.data.grid import Grid, crs_text, same_crs
+from decur.data.grid import LONGITUDE_LATITUDE, Grid, crs_text, same_crs, unit_of
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -59,36 +60,46 @@ def read_raster_header(path: str | Path) -> Raster:
         DataError: if it is no raster, has no CRS, or its rows do not run from west to east.
         BadSampleError: if it cannot be read.
     """
+    name = quote(str(path))  # in commands that a person copies
     with open_briefly(path) as source:
         if source.gcps[0] and source.crs is None:
             raise DataError(
                 f"{path}: has ground control points and no grid; warp it onto one: "
-                f"gdalwarp -t_srs EPSG:CODE {path} warped.tif"
+                f"gdalwarp -t_srs EPSG:CODE {name} warped.tif"
+            )
+        if source.rpcs is not None and source.crs is None:
+            raise DataError(
+                f"{path}: has the coefficients of a camera (RPC) and no grid; warp it onto one: "
+                f"gdalwarp -rpc -t_srs EPSG:CODE {name} warped.tif"
             )
         if source.crs is None:
             raise DataError(
                 f"{path}: has no CRS, so that its place is unknown; give it one: "
-                f"rio edit-info --crs EPSG:CODE {path}"
+                f"rio edit-info --crs EPSG:CODE {name}"
             )
         t = source.transform
         if t.is_identity:
             raise DataError(
                 f"{path}: has a CRS and no transform, so that its place is unknown; give it one: "
-                f"rio edit-info --transform '[WIDTH, 0, LEFT, 0, -HEIGHT, TOP]' {path}"
+                f"rio edit-info --transform '[WIDTH, 0, LEFT, 0, -HEIGHT, TOP]' {name}"
             )
         if any(np.dtype(kind).kind == "c" for kind in source.dtypes):
             raise DataError(
                 f"{path}: holds complex numbers; write amplitudes or decibels: "
-                f"rio calc '(abs (read 1))' {path} amplitude.tif"
+                f"rio calc '(abs (read 1))' {name} amplitude.tif"
             )
         if t.b or t.d or t.a < 0:
             raise DataError(
                 f"{path}: its rows do not run from west to east (transform {tuple(t)[:6]}); turn "
-                f"it: gdalwarp {path} turned.tif"
+                f"it: gdalwarp {name} turned.tif"
             )
         north = max(source.bounds.top, source.bounds.bottom)
         resolution = (abs(t.a), abs(t.e))
         grid = Grid(crs_text(source.crs), t.c, north, resolution, source.height, source.width)
+        try:
+            grid.bounds_in(LONGITUDE_LATITUDE)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         rows = gdal_rasters.measured_bands(source)
         names = tuple(source.descriptions[row - 1] for row in rows)
         height, width = source.block_shapes[0]
@@ -116,7 +127,25 @@ def warn_untiled(rasters: Sequence[Raster], window: int) -> str | None:
     return (
         f"{len(slow)} of {len(rasters)} rasters are stored in strips, so that each window of "
         f"{window} px decodes whole rows: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE "
-        f"{first} tiled.tif makes one fast (so does rio convert --co tiled=yes)"
+        f"{quote(first)} tiled.tif makes one fast (so does rio convert --co tiled=yes)"
+    )
+
+
+def warn_beyond(rasters: Sequence[Raster]) -> str | None:
+    """Return a line that says which rasters have longitudes that others cannot be read onto."""
+    beyond = [
+        raster
+        for raster in rasters
+        if unit_of(raster.grid.crs) == "degrees"
+        and max(-raster.grid.bounds.west, raster.grid.bounds.east) > 180 + raster.grid.resolution[0]
+    ]
+    if len(beyond) in (0, len(rasters)):
+        return None
+    first = beyond[0]
+    return (
+        f"{first.path}: its longitudes run from {first.grid.bounds.west:g} to "
+        f"{first.grid.bounds.east:g}, and nothing of it beyond 180 degrees is found from other "
+        f"rasters: gdalwarp --config CENTER_LONG 0 -t_srs EPSG:4326 {quote(first.path)} turned.tif"
     )
 
 
@@ -132,20 +161,28 @@ def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -
         (height, width) bool. Of the raster itself at most one pixel for each cell is looked at, in
         its first band.
     """
+    rasterio = gdal_rasters.import_rasterio(".tif")
+    from rasterio._err import CPLE_BaseError
     from rasterio.warp import transform
 
     xs = grid.west + (np.arange(grid.width) + 0.5) * grid.resolution[0]
     ys = grid.north - (np.arange(grid.height) + 0.5) * grid.resolution[1]
     x, y = (axis.ravel() for axis in np.meshgrid(xs, ys))
     if not same_crs(grid.crs, raster.grid.crs):
-        x, y = (np.array(axis) for axis in transform(grid.crs, raster.grid.crs, x, y))
+        try:
+            x, y = (np.array(axis) for axis in transform(grid.crs, raster.grid.crs, x, y))
+        except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
+            raise DataError(
+                f"{raster.path}: cannot be read onto pixels of {grid.crs[:40]} that show no Earth; "
+                "cut them off the first sensor's raster, or warp it: gdalwarp -t_srs EPSG:CODE"
+            ) from error
     own = raster.grid
     columns = np.floor((x - own.west) / own.resolution[0]).reshape(grid.height, grid.width)
     rows = np.floor((own.north - y) / own.resolution[1]).reshape(grid.height, grid.width)
     inside = (rows >= 0) & (rows < own.height) & (columns >= 0) & (columns < own.width)
     if not (raster.has_holes or nodata) or not inside.any():
         return np.asarray(inside)
-    west, _, east, _ = own.bounds_in(grid.crs)
+    west, _, east, _ = own.bounds_on(grid)
     factor = max(1, int(grid.resolution[0] * own.width / (east - west)))  # pixels along a cell
     height, width = -(-own.height // factor), -(-own.width // factor)
     with open_briefly(raster.path) as source:

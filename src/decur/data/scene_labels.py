@@ -61,7 +61,7 @@ class RasterLabels:
     def __init__(self, rasters: Sequence[Raster], codes: MaskCodes) -> None:
         self.rasters, names = list(rasters), codes.classes
         self.path = self.rasters[0].path
-        self._index = Nearby(self.rasters)
+        self._index = Nearby([raster.grid for raster in self.rasters])
         self._readers: dict[Grid, WindowReader] = {}
         values: set[int] = set()
         for raster in self.rasters:
@@ -119,7 +119,7 @@ class RasterLabels:
 
     def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
         """Return which boxes on a grid's map a label raster reaches into: (N,)."""
-        near = [raster.grid.bounds_in(grid.crs) for raster in self._reader(grid).rasters]
+        near = [raster.grid.bounds_on(grid) for raster in self._reader(grid).rasters]
         return _meet(np.array(near).reshape(-1, 4), boxes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -261,7 +261,7 @@ class VectorLabels:
             if not valid:
                 raise DataError(
                     f"{self.path}: shape {number} with a class is no valid geometry; mend it: "
-                    f"ogr2ogr -makevalid mended{self.path.suffix} {self.path}"
+                    f"ogr2ogr -makevalid mended{self.path.suffix} {quote(str(self.path))}"
                 )
 
     def _shapes(self, grid: Grid) -> tuple[list[Geometry], list[int], Boxes]:

@@ -60,7 +60,7 @@ def find_scenes(
         if union:
             whole = grid.bounds
             for raster in [*rest, *(r for of_sensor in place.values() for r in of_sensor)]:
-                whole = whole.union(raster.grid.bounds_in(grid.crs))
+                whole = whole.union(raster.grid.bounds_on(grid))
             grid = grid.covering(whole)
         layers = {name: split_dates(of_sensor) for name, of_sensor in place.items()}
         used.update(raster.path for of_sensor in place.values() for raster in of_sensor)
@@ -73,12 +73,12 @@ def find_scenes(
 def _under_reference(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Raster]]]:
     """Return for each place of the reference the rasters of all sensors that overlap it."""
     reference, *others = rasters
-    nearby = {name: Nearby(rasters[name]) for name in others}
+    nearby = {name: Nearby([raster.grid for raster in rasters[name]]) for name in others}
     places = []
     for group in _places(rasters[reference]):
         place = {reference: group}
         for name, index in nearby.items():
-            if there := [index.rasters[i] for i in index.overlapping(group[0].grid)]:
+            if there := [rasters[name][i] for i in index.overlapping(group[0].grid)]:
                 place[name] = there
         places.append(place)
     return places
@@ -87,7 +87,8 @@ def _under_reference(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, 
 def _unions(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Raster]]]:
     """Return rasters of all sensors by the connected area that they cover."""
     sensors = [name for name, of_sensor in rasters.items() for _ in of_sensor]
-    index = Nearby([raster for of_sensor in rasters.values() for raster in of_sensor])
+    every = [raster for of_sensor in rasters.values() for raster in of_sensor]
+    index = Nearby([raster.grid for raster in every])
     area = list(range(len(sensors)))  # of each raster: an earlier one of its area, or itself
 
     def first_of(row: int) -> int:
@@ -95,37 +96,37 @@ def _unions(rasters: Mapping[str, Sequence[Raster]]) -> list[dict[str, list[Rast
             area[row] = row = area[area[row]]
         return row
 
-    for row, raster in enumerate(index.rasters):
+    for row, raster in enumerate(every):
         for other in index.overlapping(raster.grid):
             low, high = sorted((first_of(row), first_of(other)))
             area[high] = low
     places: dict[int, dict[str, list[Raster]]] = {}
     for row, name in enumerate(sensors):  # in the order of the sensors
         place = places.setdefault(first_of(row), {})
-        place.setdefault(name, []).append(index.rasters[row])
+        place.setdefault(name, []).append(every[row])
     return list(places.values())
 
 
 class Nearby:
-    """Rasters that are found by where they lie, without a comparison of each with each.
+    """Rectangles that are found by where they lie, without a comparison of each with each.
 
-    Boxes in longitude and latitude tell which rasters may overlap; only those are compared on the
+    Boxes in longitude and latitude tell which may overlap; only those are compared on the
     map, since moving a rectangle to another CRS takes a millisecond.
     """
 
-    def __init__(self, rasters: Sequence[Raster]) -> None:
-        self.rasters = list(rasters)
-        self.boxes = np.array([degrees_box(r.grid) for r in self.rasters]).reshape(-1, 4)  # (N, 4)
+    def __init__(self, grids: Sequence[Grid]) -> None:
+        self.grids = list(grids)
+        self.boxes = np.array(list(map(degrees_box, self.grids))).reshape(-1, 4)  # (N, 4)
 
     def overlapping(self, grid: Grid) -> list[int]:
-        """Return the rows of the rasters that overlap a grid, in their order."""
+        """Return the numbers of those that overlap a grid, in their order."""
         west, south, east, north = degrees_box(grid)
         across = (self.boxes[:, 0] <= east) & (self.boxes[:, 2] >= west)
         along = (self.boxes[:, 1] <= north) & (self.boxes[:, 3] >= south)
         return [
             row
             for row in np.flatnonzero(across & along).tolist()
-            if self.rasters[row].grid.bounds_in(grid.crs).overlap(grid.bounds) > 0
+            if self.grids[row].bounds_on(grid).overlap(grid.bounds) > 0
         ]
 
 
@@ -142,11 +143,11 @@ def degrees_box(grid: Grid) -> Bounds:
 
 def _places(rasters: Sequence[Raster]) -> list[list[Raster]]:
     """Return rasters of one sensor by the rectangle that they cover."""
-    index = Nearby(rasters)
+    index = Nearby([raster.grid for raster in rasters])
     groups: dict[int, list[Raster]] = {}
     for row, raster in enumerate(rasters):
         near = (other for other in index.overlapping(raster.grid) if other in groups)
-        first = next((o for o in near if _coincide(index.rasters[o], raster)), row)
+        first = next((o for o in near if _coincide(rasters[o], raster)), row)
         groups.setdefault(first, []).append(raster)
     return list(groups.values())
 

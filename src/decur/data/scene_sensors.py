@@ -19,6 +19,7 @@ from decur.data.map_rasters import (
     read_raster_header,
     refuse_far,
     wanted_bands,
+    warn_beyond,
     warn_untiled,
 )
 from decur.data.pairing import FEW_VALUES, named_as_labels
@@ -67,6 +68,8 @@ def find_rasters(root: Path, names: Sequence[str], window: int) -> dict[str, lis
     for rasters in found.values():
         if line := warn_untiled(rasters, window):
             log.warning(line)
+    if line := warn_beyond([raster for of_sensor in found.values() for raster in of_sensor]):
+        log.warning(line)
     return found
 
 
@@ -173,7 +176,7 @@ def _pixel_on(raster: Raster, grid: Grid) -> float:
     """Return about how wide a pixel of a raster is in units of a grid's CRS."""
     if same_crs(raster.grid.crs, grid.crs):
         return raster.grid.resolution[0]
-    west, _, east, _ = raster.grid.bounds_in(grid.crs)
+    west, _, east, _ = raster.grid.bounds_on(grid)
     return (east - west) / raster.grid.width
 
 

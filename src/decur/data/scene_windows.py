@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from decur.data.grid import Bounds, Grid
 from decur.data.map_rasters import measured_cells
-from decur.data.scene_layout import Layer, Scene
+from decur.data.scene_layout import Layer, Nearby, Scene
 from decur.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _measured(layer: Layer, coarse: Grid, nodata: tuple[float, ...]) -> Mask:
     """Return which cells any raster of a layer has measured: (height, width)."""
     there = np.zeros((coarse.height, coarse.width), dtype=bool)
     for raster in layer:
-        part = coarse.covering(raster.grid.bounds_in(coarse.crs))
+        part = coarse.covering(raster.grid.bounds_on(coarse))
         top, left = coarse.offset(part) or (0, 0)
         bottom, right = min(top + part.height, coarse.height), min(left + part.width, coarse.width)
         top, left = max(top, 0), max(left, 0)
@@ -160,7 +160,8 @@ def spatial_blocks(
     """Return the spatial block of each window; None for a window that reaches into two.
 
     Blocks are squares of the map, the same for all scenes of one CRS, so that windows of different
-    blocks neither overlap nor touch, even where two scenes do.
+    blocks neither overlap nor touch, even where two scenes do. What two CRSs show (neighbouring
+    zones of UTM) has blocks in the first alone.
 
     Args:
         scenes: the places.
@@ -176,8 +177,13 @@ def spatial_blocks(
     least, needed = _BLOCKS
     tries = [(side, least) for side in range(_BLOCK, 1, -1)]
     tries += [(side, needed) for side in range(_BLOCK, 0, -1)]
+    alone = _alone(scenes, windows, window)
     for side, enough in tries if block is None else [(block, 0)]:
         names = _block_names(scenes, windows, window, side + 1)
+        names = [
+            [name if free else None for name, free in zip(of_scene, of_windows, strict=True)]
+            for of_scene, of_windows in zip(names, alone, strict=True)
+        ]
         found = [
             [of_scene[at] for at in np.flatnonzero(wanted)]
             for wanted, of_scene in zip(counted, names, strict=True)
@@ -196,6 +202,25 @@ def spatial_blocks(
         sum(name is None for of_scene in found for name in of_scene),
     )
     return names
+
+
+def _alone(scenes: Sequence[Scene], windows: Sequence[Windows], window: int) -> list[Mask]:
+    """Return which windows of each scene meet no scene of an earlier CRS."""
+    order = {crs: number for number, crs in enumerate(dict.fromkeys(s.grid.crs for s in scenes))}
+    nearby = Nearby([scene.grid for scene in scenes]) if len(order) > 1 else None
+    alone = []
+    for scene, of_scene in zip(scenes, windows, strict=True):
+        grid, free = scene.grid, np.ones(len(of_scene.rows), dtype=bool)
+        west = grid.west + of_scene.columns * grid.resolution[0]
+        north = grid.north - of_scene.rows * grid.resolution[1]
+        east, south = west + window * grid.resolution[0], north - window * grid.resolution[1]
+        for other in nearby.overlapping(grid) if nearby else ():
+            if order[scenes[other].grid.crs] < order[grid.crs]:
+                box = scenes[other].grid.bounds_on(grid)
+                across = (west <= box.east) & (east >= box.west)
+                free &= ~(across & (south <= box.north) & (north >= box.south))
+        alone.append(free)
+    return alone
 
 
 def _block_names(

@@ -106,7 +106,7 @@ def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
         if len(names) > 1:
             raise DataError(
                 f"{path}: has several layers ({', '.join(names)}); write one to a file: "
-                f"ogr2ogr labels.gpkg {path} {shlex.quote(names[0])}"
+                f"ogr2ogr labels.gpkg {shlex.quote(str(path))} {shlex.quote(names[0])}"
             )
         table = geopandas.read_file(path, layer=names[0] if names else None)
     except DataError:

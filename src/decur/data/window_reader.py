@@ -49,7 +49,7 @@ class WindowReader:
     ) -> None:
         self.grid, self.rasters, self.nearest, self.bands = grid, list(rasters), nearest, bands
         self.nodata = nodata_values(nodata)
-        boxes = [raster.grid.bounds_in(grid.crs) for raster in self.rasters]
+        boxes = [raster.grid.bounds_on(grid) for raster in self.rasters]
         self._boxes = np.array(boxes).reshape(-1, 4)  # (R, 4), as `Bounds`
 
     @property

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from decur.data.map_rasters import (
     read_raster_header,
     refuse_far,
     wanted_bands,
+    warn_beyond,
     warn_untiled,
 )
 from decur.data.scene_sensors import check_resolution
@@ -96,10 +98,10 @@ def open_scene(
     first = rasters[reference][0]
     bounds = first.grid.bounds
     for raster in rasters[reference][1:]:
-        bounds = bounds.union(raster.grid.bounds_in(first.grid.crs))
+        bounds = bounds.union(raster.grid.bounds_on(first.grid))
     grid = first.grid.covering(bounds)
     for name in others:
-        if all(r.grid.bounds_in(grid.crs).overlap(grid.bounds) <= 0 for r in rasters[name]):
+        if all(r.grid.bounds_on(grid).overlap(grid.bounds) <= 0 for r in rasters[name]):
             raise refuse_far((reference, name), first, rasters[name][0])
     check_resolution(rasters, resolution)
     grid = grid if resolution is None else grid.resampled(resolution)
@@ -126,7 +128,7 @@ def _model_bands(raster: Raster, modality: Modality) -> tuple[int, ...] | None:
     except DataError as error:
         names = f" ({', '.join(raster.names)})" if raster.names else ""
         taken = "".join(f" -b {number + 1}" for number in range(modality.channels))
-        taken = f", such as by gdal_translate{taken} {raster.path} bands.tif"
+        taken = f", such as by gdal_translate{taken} {quote(raster.path)} bands.tif"
         taken = taken if raster.bands > modality.channels else ""
         raise DataError(
             f"{raster.path}: has {raster.bands} bands{names}, and the model was trained on "
@@ -160,7 +162,7 @@ def _tell_order(rasters: Sequence[Raster], modality: Modality) -> None:
 def warn_slow(scene: SceneFiles, window: int) -> None:
     """Say which rasters are slow to read in windows, and how to mend that."""
     rasters = [raster for of_sensor in scene.rasters.values() for raster in of_sensor]
-    if line := warn_untiled(rasters, window):
+    for line in filter(None, (warn_untiled(rasters, window), warn_beyond(rasters))):
         log.warning(line)
 
 
