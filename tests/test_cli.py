@@ -84,6 +84,29 @@ def test_an_unknown_command_is_refused(capsys):
     assert stopped.value.code == 2 and "choose from demo, plan" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("embed runs/a", "runs/a: every value has its option, such as --encoders runs/a"),
+        ("pretrain demo", "such as --config demo; `decur pretrain --help`"),
+        ("--debug runs", None),
+        ("export", "ENCODER, --format, --out: must be given; `decur export --help` says how"),
+        ("recipes a b", "b: is too much"),
+        ("neighbors a --query", "--query: give a value"),
+        (
+            "export a --format onnx --out b --size 64",
+            r"size: expected [int, int] or null, got '64'",
+        ),
+        ("pretrain --objective X", "choose from BarlowTwins, CLIP, DeCUR, SimCLR, VICReg"),
+    ],
+)
+def test_a_line_that_is_no_command_says_what_would_be(line, said, capsys):
+    with pytest.raises(SystemExit if said else ConfigError) as stopped:
+        main(line.split())
+    lines = capsys.readouterr().err.splitlines()
+    assert said is None or (stopped.value.code == 2 and len(lines) == 1 and said in lines[0])
+
+
 def test_the_package_runs_as_a_module():
     out = subprocess.run(
         [sys.executable, "-m", "decur", "--version"], text=True, capture_output=True, check=True

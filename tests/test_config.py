@@ -41,6 +41,11 @@ def test_values_are_replaced_even_where_they_are_mappings_or_lists(parser):
     assert old["encoder"]["options"] == {"a": 1}
 
 
+def test_a_wrong_key_beside_a_class_is_refused(parser):
+    with pytest.raises(ConfigError, match=r"data\.init_arg: unknown key .* did you mean init_args"):
+        parser.merge([{"data": {"class_path": "PairedFolder", "init_arg": {"root": "r"}}}])
+
+
 @pytest.mark.parametrize("given", ["BarlowTwins", {"class_path": "decur.BarlowTwins"}])
 def test_another_objective_has_its_own_defaults(parser, given, caplog):
     caplog.set_level(logging.INFO)

@@ -12,7 +12,7 @@ import torch
 import decur
 from decur.data import SyntheticScenes
 from decur.encoders import build_encoder
-from decur.errors import DataError
+from decur.errors import ConfigError, DataError
 from decur.signals import STOPPING
 
 
@@ -84,6 +84,7 @@ def test_objects_say_what_they_are_in_one_line():
     )
     assert repr(data.modalities["sar"]).startswith("<sar: 2 bands (")
     assert "test_resnet for <sar" in repr(encoder) and f"vectors of {encoder.dim}" in repr(encoder)
+    assert repr(decur.DeCUR(8, common=0.75)) == "DeCUR(8 dimensions: common 6, unique 2)"
     assert not any("\n" in repr(x) for x in (data, data.modalities["sar"], encoder))
 
 
@@ -107,6 +108,33 @@ def test_predict_takes_raw_pictures(kind):
     np.testing.assert_allclose(encoder.predict(given[0]), right[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.astype(">f4"),
+        lambda x: x[:, ::-1][:, ::-1],  # of negative strides
+        lambda x: np.broadcast_to(x, x.shape),  # cannot be written to
+        lambda x: np.asfortranarray(x),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_predict_takes_arrays_in_any_layout(change):
+    sar = SyntheticScenes(samples=1, size=32, modalities=["sar"])
+    encoder = build_encoder("test_resnet", sar.modalities["sar"])
+    raw = sar[0]["images"]["sar"].numpy()
+    np.testing.assert_array_equal(encoder.predict(change(raw)), encoder.predict(raw))
+
+
+def test_masked_pixels_were_not_measured():
+    sar = SyntheticScenes(samples=1, size=32, modalities=["sar"])
+    encoder = build_encoder("test_resnet", sar.modalities["sar"])
+    raw, masked = sar[0]["images"]["sar"].numpy(), np.arange(32) < 9
+    there = np.where(masked, np.nan, raw)
+    found = encoder.predict(np.ma.array(raw, mask=np.broadcast_to(masked, raw.shape)))
+    np.testing.assert_array_equal(found, encoder.predict(there))
+    assert not np.array_equal(found, encoder.predict(raw))
+
+
 def test_a_picture_of_one_band_may_come_without_it():
     dem = SyntheticScenes(samples=1, size=32, modalities=["elevation"])
     encoder = build_encoder("test_resnet", dem.modalities["elevation"])
@@ -120,6 +148,8 @@ def test_a_picture_of_one_band_may_come_without_it():
         (np.zeros((32, 32)), r"\(1, 32, 32\); 'sar' needs \(2, height, width\)"),
         ("a.tif", "raw numbers, .* str is none"),
         (None, "NoneType is none"),
+        (["a.tif"], "str is none"),
+        (np.zeros((2, 0, 32)), r"\(2, 0, 32\); 'sar' needs"),
         (np.zeros((2, 32, 32), complex), "complex; give their amplitude"),
     ],
 )
@@ -134,6 +164,9 @@ def test_predict_refuses_other_bands_and_an_unknown_sensor():
     encoder = build_encoder("test_resnet", sar)
     with pytest.raises(DataError, match=r"\(32, 32, 2\); 'sar' needs \(2, height, width\)"):
         encoder.predict(np.zeros((32, 32, 2)))
+    for wrong in (0, -1, 2.0):
+        with pytest.raises(ConfigError, match="batch_size: is a whole number from 1"):
+            encoder.predict([np.zeros((2, 32, 32))] * 3, batch_size=wrong)
     encoder.modality = None
     with pytest.raises(DataError, match="its modality is unknown"):
         encoder.predict(np.zeros((2, 32, 32)))

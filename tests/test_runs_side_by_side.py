@@ -26,6 +26,16 @@ def test_runs_stand_side_by_side(tmp_path, capsys, drawing):
     assert "objective.common" in page.read_text() and page.with_suffix(".png").is_file()
 
 
+def test_a_mapping_that_one_run_has_is_told_of_all(tmp_path, capsys):
+    other = shutil.copytree(OLD / "run", tmp_path / "other")
+    kept = (other / "config.yaml").read_text()
+    assert "augment: {}" in kept
+    (other / "config.yaml").write_text(kept.replace("augment: {}", "augment: {rgb: {jitter_p: 0}}"))
+    main(["runs", str(OLD / "run"), str(other), "--out", str(tmp_path / "page.html")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["views.augment.rgb.jitter_p", "{}", "0"] in lines
+
+
 @pytest.mark.parametrize(
     ("folder", "says"),
     [("nowhere", "no such folder"), ("empty", "neither metrics.csv nor results.json")],

@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after `decur`; by default those of this process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    while len(arguments) > 1 and arguments[0] in (*EVERYWHERE, "--quiet"):
+        arguments.append(arguments.pop(0))  # options of every command may stand before it
     if completion.asked():
         arguments = completion.words_to_complete(COMMANDS)
     if not arguments or arguments[0] in ("-h", "--help", "help"):

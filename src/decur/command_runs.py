@@ -13,6 +13,7 @@ from rich.console import Console
 from decur import plotting, report
 from decur.config import Parser
 from decur.errors import DataError, require
+from decur.layers import parts_of
 from decur.runs import RunFolder, write_text, writing
 from decur.terminal import make_table, tell_result
 
@@ -116,7 +117,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = above.rstrip(".") if key in ("class_path", "init_args") else f"{above}{key}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             found |= _flat(value, f"{name}.")
         elif name not in _PLACES:
             found[name] = value.rpartition(".")[2] if key == "class_path" else value
@@ -127,10 +128,18 @@ def _different_settings(runs: Sequence[_Run]) -> list[list[str]]:
     """Return a row for each setting that two runs have and do not agree on."""
     rows = []
     for key in dict.fromkeys(key for run in runs for key in run.settings):
-        told = {str(run.settings[key]) for run in runs if key in run.settings}
-        if len(told) > 1:
-            rows.append([key, *(str(run.settings.get(key, _NONE)) for run in runs)])
+        told = [_setting(run, key) for run in runs]
+        if len({*told} - {_NONE}) > 1:
+            rows.append([key, *told])
     return rows
+
+
+def _setting(run: _Run, key: str) -> str:
+    """Return a setting of a run as text; of a key in a mapping, that the mapping is not there."""
+    if key in run.settings:
+        return str(run.settings[key])
+    above = (run.settings.get(part, _NONE) for part in parts_of(key))
+    return next((str(value) for value in above if value in (None, {})), _NONE)
 
 
 def _scores(runs: Sequence[_Run]) -> list[list[str]]:

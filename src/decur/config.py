@@ -27,6 +27,7 @@ from decur.bounded_yaml import check_bounds, loaded, read_text
 from decur.errors import ConfigError
 from decur.layers import (
     Keys,
+    assign,
     flatten,
     get,
     literals_of,
@@ -68,6 +69,9 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 # How jsonargparse says what is wrong.
 _KEY = re.compile(r'Parser key "([\w./-]+)"(?: element \d+)?:\s*')
 _WRONG_VALUE = re.compile(r"^(?:Expected a |Does not validate).*(?:Got|Given) value: (.*)$", re.S)
+_LACKING = re.compile(r"^the following arguments are required: (.*)$")
+_NO_VALUE = re.compile(r"^argument (\S+): expected (?:at least )?one argument$")
+_TOO_MANY = re.compile(r"^unrecognized arguments: (.*)$", re.S)
 _NO_MAPPING = re.compile(r"^Not a valid subclass of \w+\. Got value: (\S+)")
 
 # Recipes of version 0.1 that differed from another one by their objective alone.
@@ -201,9 +205,10 @@ class Parser(ArgumentParser):
             return short_help(self, self.essentials)
         return str(super().format_help(*args, **kwargs))
 
-    def class_keys(self) -> list[str]:
-        """Return the keys that name a class, as "data"."""
-        return list(self._keys().bases)
+    def class_keys(self) -> dict[str, list[str]]:
+        """Return the keys that name a class, as "data", and the names that each takes."""
+        keys = self._keys()
+        return {key: keys.class_names(key) for key in keys.bases}
 
     def find_option(self, key: str) -> tuple[argparse.Action, Any]:
         """Return what parses an option, which may lie in a class, and its default value.
@@ -243,16 +248,17 @@ class Parser(ArgumentParser):
         Raises:
             ConfigError: in one line that names the key.
         """
-        keys = self._keys()
         if completion.asked():
-            self._complete(keys)
+            self._complete()
+        keys = self._keys()
         arguments = self._switches(arguments)
         layers, rest = self._layers(keys, arguments)
         merged = keys.merge(layers)
         for line in keys.dropped:
             log.info(line)
         if not any(re.match(r"-h$|--help|--print_|--.+\.help\b", word) for word in rest):
-            keys.check_options(merged)
+            self._refuse_loose_words(rest)
+            self._check(keys, merged)
         if "--config" not in self._option_string_actions:
             rest = arguments
         elif merged:
@@ -276,7 +282,7 @@ class Parser(ArgumentParser):
         """
         keys = self._keys()
         merged = keys.merge(layers)
-        keys.check_options(merged)
+        self._check(keys, merged)
         settings = self._typed(lambda: self.parse_object(merged), merged)
         alone = {key: layer[key] for layer in layers for key in layer if key in self._followed}
         self._refuse_other(alone, settings)
@@ -297,6 +303,23 @@ class Parser(ArgumentParser):
     def _keys(self) -> Keys:
         return Keys(self, self._followed)
 
+    def _check(self, keys: Keys, merged: dict[str, Any]) -> None:
+        """Refuse what jsonargparse would drop in silence, or name by another key than its own.
+
+        Mappings of dataclasses are put in place of their texts, without dotted keys.
+        """
+        keys.check_options(merged)
+        for key, kind in keys.mappings():
+            given, inner = loaded(get(merged, key)), Parser(self.prog)
+            inner.add_class_arguments(kind)
+            for name, values in given.items() if isinstance(given, dict) else ():
+                if isinstance(values, dict):
+                    try:
+                        inner.read([values])
+                    except ConfigError as error:
+                        raise ConfigError(f"{key}.{name}.{error}") from error
+                    assign(merged, [*key.split("."), name], inner.merge([values]))
+
     def _typed(self, parse: Callable[[], Namespace], given: Mapping[str, Any]) -> Namespace:
         """Return what parsing returns, or raise what is wrong in one line."""
         try:
@@ -304,9 +327,9 @@ class Parser(ArgumentParser):
         except ArgumentError as error:
             raise ConfigError(self._one_line(str(error), given)) from error
 
-    def _complete(self, keys: Keys) -> None:
+    def _complete(self) -> None:
         """Complete options and their values for the shell, and exit."""
-        words = {key: keys.class_names(key) for key in keys.bases} | {"config": list(recipes())}
+        words = self.class_keys() | {"config": list(recipes())}
         for action in self._actions:
             hint = type_of(action)
             found = ["true", "false"] if hint is bool else literals_of(hint)
@@ -383,6 +406,18 @@ class Parser(ArgumentParser):
                 layers.append({key: given if many else more})
         return layers, rest
 
+    def _refuse_loose_words(self, rest: Sequence[str]) -> None:
+        """Refuse words that stand by themselves, where a command takes options alone."""
+        loose = [word for word in rest if not word.startswith("-")]
+        if loose and all(action.option_strings for action in self._actions):
+            first = next((key for keys in self.essentials.values() for key in keys), "key")
+            if loose[0] in recipes() and "--config" in self._option_string_actions:
+                first = "config"
+            raise ConfigError(
+                f"{loose[0]}: every value has its option, such as --{first} {loose[0]}; "
+                f"`{self.prog} --help` lists them"
+            )
+
     def _unlike_source(self, layer: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a layer gives for keys that follow others, where it differs from those.
 
@@ -408,9 +443,21 @@ class Parser(ArgumentParser):
     def _one_line(self, message: str, given: Mapping[str, Any]) -> str:
         """Return jsonargparse's message about what was given in one line that begins with the key.
 
-        Three of its sentences are put more plainly: where a message is about, a value of a wrong
-        type, and no mapping where keys are needed. All others are printed as they are.
+        Its common sentences are put more plainly: where a message is about, a value of a wrong
+        type, no mapping where keys are needed, what is missing, and what is too much. All others
+        are printed as they are.
         """
+        see = f"`{self.prog} --help` says how"
+        if lacking := _LACKING.search(message):
+            named = [
+                f"--{key}" if f"--{key}" in self._option_string_actions else key.upper()
+                for key in lacking[1].split(", ")
+            ]
+            return f"{', '.join(named)}: must be given; {see}"
+        if bare := _NO_VALUE.search(message):
+            return f"{bare[1]}: give a value; {see}"
+        if rest := _TOO_MANY.search(message):
+            return f"{' '.join(rest[1].split())}: is too much; {see}"
         where = [key for key in _KEY.findall(message) if key != "config"]
         reason = _KEY.split(message)[-1].strip()
         if where and (wrong := _WRONG_VALUE.search(reason)):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ from jsonargparse._util import resolved_import_paths
 
 from decur.bounded_yaml import loaded, parse_yaml, read_text
 from decur.errors import ConfigError, did_you_mean
-from decur.registry import Registry, find_object, import_own_modules, is_reference
+from decur.registry import Registry, find_object, import_own_modules, is_ours, is_reference
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -125,6 +126,14 @@ class Keys:
                     resolved_import_paths.add(found, f"{package.__name__}.{name}")
         return bases
 
+    def mappings(self) -> Iterator[tuple[str, type]]:
+        """Yield the keys that take a mapping of names to a dataclass, and that dataclass."""
+        for key, action in self.values.items():
+            hint = type_of(action)
+            kind = get_args(hint)[1] if get_origin(hint) is dict else None
+            if isinstance(kind, type) and is_dataclass(kind):
+                yield key, kind
+
     def home(self, key: str) -> str | None:
         """Return the key of this parser that a key is, or lies in."""
         known = (part for part in parts_of(key) if part in self.values or part in self.groups)
@@ -132,7 +141,11 @@ class Keys:
 
     def class_names(self, key: str) -> list[str]:
         """Return the names of the classes that may be given for a key."""
-        return [found.__name__ for found in _subclasses(self.bases[key])]
+        base = self.bases[key]
+        found = {each.__name__: each for each in _subclasses(base) if not inspect.isabstract(each)}
+        ours = getattr(base, "registry", None)
+        named = ours.names() if isinstance(ours, Registry) else found
+        return sorted(n for n, each in found.items() if n in named or not is_ours(each))
 
     def class_of(self, key: str, name: str) -> Any:
         """Return the class that is named for a key, by its own name or by its path."""
@@ -142,7 +155,7 @@ class Keys:
             return find_object(name, f"{key}: no class {name!r}")
         known = {found.__name__: found for found in _subclasses(self.bases[key])}
         if name not in known:
-            hint = did_you_mean(name, known, "see --help for the known ones")
+            hint = did_you_mean(name, known, f"choose from {', '.join(self.class_names(key))}")
             raise ConfigError(f"{key}: no class {name!r}; {hint}")
         return known[name]
 
@@ -229,6 +242,10 @@ class Keys:
             raise ConfigError(f"{key}: names a class; {value!r} is none")
         if not value.keys() & {"class_path", "init_args"}:
             value = {"init_args": value}
+        for name in value:
+            if name not in ("class_path", "init_args"):
+                hint = did_you_mean(str(name), ["class_path", "init_args"], "put it into init_args")
+                raise ConfigError(f"{key}.{name}: unknown key beside class_path; {hint}")
         if "class_path" in value:
             path = str(value["class_path"])
             options = self._switch(key, spec.get("class_path"), path, options)
@@ -344,6 +361,8 @@ def name_of(hint: Any) -> str:
         return "null"
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(name_of, get_args(hint)))
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint):
+        return f"[{', '.join(map(name_of, get_args(hint)))}]"
     return getattr(get_origin(hint) or hint, "__name__", str(hint))
 
 

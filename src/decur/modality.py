@@ -413,6 +413,8 @@ def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, 
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: must hold a mapping of modality names to their fields")
         source = loaded
+    if not isinstance(source, Mapping):
+        raise ConfigError(f"modalities: a YAML file, or a mapping of names, not {source!r}")
     modalities: dict[str, Modality] = {}
     for name, value in source.items():
         if not isinstance(name, str):  # YAML reads 1, yes and 2024-01-01 as no text

@@ -124,6 +124,12 @@ class Registry(Generic[T]):
             raise
 
 
+def is_ours(thing: Any) -> bool:
+    """Return whether a class or function, or a partial of one, is of this package."""
+    thing = getattr(thing, "func", thing)
+    return str(getattr(thing, "__module__", "")).split(".")[0] == "decur"
+
+
 def is_reference(name: str) -> bool:
     """Return whether a name is "package.module:attribute" or "package.module.attribute"."""
     return _REFERENCE.fullmatch(name) is not None

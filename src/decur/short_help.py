@@ -64,6 +64,7 @@ def _described(parser: Parser, key: str, width: int) -> list[str]:
         shown = str(shown).lower()  # as it is given: --redraw, or --redraw true
     told = shown is not None and shown is not False and shown != ""
     choices = literals_of(type_of(action))
+    choices = choices or parser.class_keys().get(key, [])
     notes = [", ".join(choices)] if 1 < len(choices) <= _CHOICES else []
     notes += ["required"] if required else [f"default:{_TOGETHER}{shown}"] if told else []
     about += f" [{'; '.join(notes)}]" if notes else ""

@@ -34,6 +34,15 @@ def test_shared_bands_keep_their_filters_and_new_ones_get_the_mean(saved, caplog
     assert "2 of 3 bands keep their filters; B8 start from the mean of all" in caplog.text
 
 
+def test_bands_without_names_are_taken_in_their_order(saved, caplog):
+    old, path = saved
+    with caplog.at_level(logging.INFO, "decur"):
+        new = EncoderSettings("test_resnet", weights=str(path)).build("s2", sensor(*"123")).eval()
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(new(x), old(x))
+    assert "3 of 3 bands keep their filters; 1, 2, 3 are taken for B2, B3, B4" in caplog.text
+
+
 def test_a_runs_folder_gives_the_encoder_of_the_same_sensor(saved):
     old, path = saved
     for weights in (str(path.parent.parent), {"s2": str(path)}):
@@ -42,6 +51,14 @@ def test_a_runs_folder_gives_the_encoder_of_the_same_sensor(saved):
             assert torch.equal(new.state_dict()[key], value)
     scratch = EncoderSettings("test_resnet", weights={"s1": str(path)}).build("s2", old.modality)
     assert not torch.equal(next(scratch.parameters()), next(old.parameters()))
+
+
+def test_a_sensor_that_is_not_there_is_told(caplog):
+    names = {"s2": "test_resnet", "s9": "test_resnet"}
+    EncoderSettings(names, weights={"s1": "a", "s9": "b"}).tell_unused(["s1", "s2"])
+    assert caplog.messages == [
+        f"encoder.{key}: s9 is of no use, as the sensors are s1, s2" for key in ("name", "weights")
+    ]
 
 
 @pytest.mark.parametrize(

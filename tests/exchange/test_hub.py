@@ -198,6 +198,7 @@ def test_wrong_folders_are_refused(make, tmp_path):
         export_hub(tmp_path, tmp_path / "new")
     with pytest.raises(ConfigError, match=r"^--scores .*: holds no results.json"):
         export_hub(file, tmp_path / "new", scores=[tmp_path])
+    assert not (tmp_path / "new").exists()
     twice = tmp_path / "twice"
     for name in ("a", "b"):
         (twice / name).mkdir(parents=True)

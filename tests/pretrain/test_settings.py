@@ -66,6 +66,13 @@ def test_devices_that_no_machine_has_are_refused(devices):
     assert TrainerSettings(devices=-1).devices == -1
 
 
+@pytest.mark.parametrize("time", [{}, {"hour": 1}, {"hours": 0}, "1:00", "00:00:00:00"])
+def test_a_time_that_is_none_is_refused(time):
+    with pytest.raises(ConfigError, match=r"trainer\.max_time: .* is no time; give DD:HH:MM:SS"):
+        TrainerSettings(max_time=time)
+    assert TrainerSettings(max_time="00:00:00:01") and TrainerSettings(max_time={"hours": 12})
+
+
 def test_reading_processes_follow_the_cores_that_may_be_used(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(13)), raising=False)
     assert [LoaderSettings().processes(sharing) for sharing in (1, 2, 4, 13)] == [8, 5, 2, 1]

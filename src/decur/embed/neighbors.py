@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from decur import plotting
 from decur.embed.parquet import WHOLE, read_header, require_pyarrow
-from decur.errors import ConfigError, DataError, needing
+from decur.errors import ConfigError, DataError, did_you_mean, needing
 from decur.features.rows import refuse_rows_not_finite
 from decur.objectives.blocks import find_part, is_shared
 
@@ -161,7 +162,7 @@ def nearest(
             made.train(searched)
         made.add(searched)
     except RuntimeError as error:
-        reason = str(error).rsplit("Error", 1)[-1].strip(": \n")[:150]
+        reason = re.split(r"\.(?:cpp|h):\d+: (?:Error: )?", str(error))[-1].strip()[:150]
         raise ConfigError(f"--index {index}: faiss refuses it ({reason}); Flat is exact") from error
     cosines, rows = made.search(looked_for, wanted)
     ids, similarity = [], []
@@ -185,7 +186,8 @@ def choose(vectors: Vectors, ids: Sequence[str]) -> Vectors:
     rows = {name: row for row, name in enumerate(vectors.ids)}
     for name in ids:
         if name not in rows:
-            raise DataError(f"--query {name}: no such id; there are {vectors.ids[0]}, ...")
+            hint = did_you_mean(name, rows, f"there are {vectors.ids[0]}, ...")
+            raise DataError(f"--query {name}: no such id among those of its sensor; {hint}")
     return Vectors(list(ids), vectors.values[[rows[name] for name in ids]])
 
 

@@ -80,15 +80,19 @@ class Encoder(nn.Module, ABC):
 
         Args:
             pictures: one picture (C, H, W) or several, (N, C, H, W) or a list, in raw units: the
-                numbers of the files that the encoder was trained on.
+                numbers of the files that the encoder was trained on, after `modality.convert`
+                where the modality converts them. NaN and masked pixels were not measured.
             batch_size: how many go through the encoder at a time.
 
         Returns:
             (D,) of one picture; (N, D) of several.
 
         Raises:
+            ConfigError: if `batch_size` is no number from 1.
             DataError: if the encoder's modality is unknown, or the pictures are not of its bands.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size: is a whole number from 1, not {batch_size!r}")
         if self.modality is None:
             raise DataError(
                 f"encoder {self.name!r}: its modality is unknown, so raw pictures cannot be "
@@ -96,7 +100,11 @@ class Encoder(nn.Module, ABC):
             )
         many, one = _as_pictures(pictures)
         for picture in many:
-            if picture.ndim != 3 or picture.shape[0] != self.modality.channels:
+            if (
+                picture.ndim != 3
+                or picture.shape[0] != self.modality.channels
+                or not picture.numel()
+            ):
                 raise DataError(
                     f"a picture is {tuple(picture.shape)}; {self.modality.name!r} needs "
                     f"({self.modality.channels}, height, width)"
@@ -213,18 +221,29 @@ def _as_pictures(pictures: Tensor | NDArray[Any] | Sequence[Any]) -> tuple[list[
         DataError: if they are no real numbers.
     """
     try:
-        many = [torch.as_tensor(picture) for picture in pictures]
+        many = [_as_tensor(picture) for picture in pictures]
         one = bool(many) and many[0].ndim in (1, 2)  # its bands, or the rows of its only band
         if one:
             many = [torch.stack(many)[None] if many[0].ndim == 1 else torch.stack(many)]
     except (TypeError, ValueError, RuntimeError) as error:
+        inside = pictures[0] if isinstance(pictures, list | tuple) and pictures else pictures
         raise DataError(
             "pictures are arrays or tensors of their raw numbers, (C, H, W) each; "
-            f"{type(pictures).__name__} is none"
+            f"{type(inside).__name__} is none ({reason_of(error)})"
         ) from error
     if any(picture.is_complex() for picture in many):
         raise DataError("pictures are complex; give their amplitude, or what the encoder has seen")
     return many, one
+
+
+def _as_tensor(picture: Any) -> Tensor:
+    """Return a picture as a tensor, NaN where an array masks it."""
+    if isinstance(picture, np.ma.MaskedArray):
+        picture = np.ma.filled(picture.astype(np.float32), np.nan)
+    if isinstance(picture, np.ndarray):  # PyTorch takes native, contiguous, writable memory alone
+        native = picture.dtype.newbyteorder("=")
+        picture = np.require(picture, native, ["C_CONTIGUOUS", "WRITEABLE"])
+    return torch.as_tensor(picture)
 
 
 class WrappedEncoder(Encoder):

@@ -20,6 +20,7 @@ from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
 from decur.errors import ConfigError, DecurError
 from decur.modality import Modality, plain_band
+from decur.registry import is_ours
 
 # Encoders around another one. They are built again from a file, and not chosen by name.
 _AROUND_OTHERS = (PROJECTED, ADAPTED)
@@ -56,6 +57,10 @@ def build_encoder(
         >>> [m.shape[-1] for m in encoder.forward_features(torch.zeros(1, 13, 64, 64))]
         [32, 16, 8, 4, 2]
     """
+    if not isinstance(modality, Modality | int):
+        raise ConfigError(
+            f"encoder {name!r}: is for a Modality, or for a number of bands, not {modality!r}"
+        )
     channels = modality if isinstance(modality, int) else modality.channels
     if channels < 1:
         raise ConfigError(f"encoder {name!r}: needs a band at least, got {channels}")
@@ -145,12 +150,6 @@ def _built(
     if "options" not in vars(encoder):
         encoder.options = dict(options)
     return encoder
-
-
-def is_ours(builder: Any) -> bool:
-    """Return whether a builder is of this package."""
-    builder = builder.func if isinstance(builder, partial) else builder
-    return str(getattr(builder, "__module__", "")).split(".")[0] == "decur"
 
 
 def _call(name: str, builder: Builder, first: Modality | int, options: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from decur.encoders.files import HUB, encoder_files, load_encoder
 from decur.encoders.pretrained import TIMM, Step, parse_source, plain_torchgeo
 from decur.encoders.timm_models import TimmEncoder
 from decur.errors import ConfigError, DataError, reason_of
-from decur.modality import Modality, plain_band
+from decur.modality import UNNAMED, Modality, plain_band
 
 log = logging.getLogger(__name__)
 _COLOURS = {
@@ -50,8 +50,9 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
     """Give an encoder the weights of another one, its bands matched by name.
 
     Bands that both know keep their filters; a band that is new starts from the mean of all
-    filters. Weights of others get pictures that are normalised as in their training. A line in the
-    log says all this, and how pictures are scaled where those of an encoder file were not.
+    filters. As many bands that only their numbers tell apart are taken in their order. Weights of
+    others get pictures that are normalised as in their training. A line in the log says all this,
+    and how pictures are scaled where those of an encoder file were not.
 
     Args:
         encoder: with its modality; changed in place.
@@ -76,6 +77,9 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
     if start.bands == ["R", "G", "B"]:
         have = [_COLOURS.get(band, band) for band in have]
     rows = [start.bands.index(band) if band in start.bands else None for band in have]
+    unnamed = any(all(map(UNNAMED.fullmatch, bands)) for bands in (have, start.bands))
+    if in_order := unnamed and len(have) == len(start.bands) and have != start.bands:
+        rows = list(range(len(have)))
     state = given.state_dict()
     if rows != list(range(len(start.bands))):
         for key, value in first_weights(given).items():  # (out, bands, height, width)
@@ -91,7 +95,7 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
             f"encoder.weights: {start.source} holds another {given.name} than encoder.options and "
             f"encoder.attention make ({reason})"
         ) from error
-    _say(start, encoder, rows)
+    _say(start, encoder, rows, in_order)
 
 
 def _find(source: str, wanted: Modality) -> _Start:
@@ -231,13 +235,17 @@ def _normalise(
     encoder.normalise({"mean": [m for m, _ in found], "std": [s for _, s in found]})
 
 
-def _say(start: _Start, encoder: Encoder, rows: list[int | None]) -> None:
+def _say(start: _Start, encoder: Encoder, rows: Sequence[int | None], in_order: bool) -> None:
     """Say in one line which bands keep their filters, and how pictures are scaled."""
     now, before = encoder.modality, start.encoder.modality
     assert now is not None and before is not None
     new = [band for band, row in zip(now.bands, rows, strict=True) if row is None]
     kept = len(rows) - len(new)
     parts = [f"{kept} of {len(rows)} bands keep their filters"]
+    if in_order:
+        parts.append(
+            f"{', '.join(now.bands)} are taken for {', '.join(start.bands)}, as they have no names"
+        )
     if new:
         parts.append(f"{', '.join(new)} start from the mean of all")
     if start.normalisation is not None:

@@ -112,12 +112,14 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such encoder file; a run writes encoders/<modality>.safetensors"
-        )
+        what = "a folder, no encoder file" if path.is_dir() else "no such encoder file"
+        raise DataError(f"{path}: {what}; a run writes encoders/<modality>.safetensors")
     stored = read_stored(path, "decur")
     if stored.header is None:
-        raise DataError(f"{path}: holds weights but no modality, so it is no encoder of decur's")
+        raise DataError(
+            f"{path}: holds weights but no modality, so it is no encoder of decur's; `decur "
+            "import` makes one of it"
+        )
     values = parse_header(path, stored.header, {}, FORMAT)
     header = EncoderHeader.check(path, values)
     what = f"a {header.name!r} for {', '.join(header.modality.bands)}"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from decur.encoders.base import ENCODERS, Encoder, WrappedEncoder
-from decur.encoders.build import build_encoder, is_ours
+from decur.encoders.build import build_encoder
 from decur.encoders.settings import EncoderSettings
 from decur.errors import ConfigError, DecurError, plain_name
 from decur.modality import Modality
-from decur.registry import find_object
+from decur.registry import find_object, is_ours
 
 # A network of one's own for a sensor, or what builds one.
 Own = nn.Module | Callable[[Modality], nn.Module]

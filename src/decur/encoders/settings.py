@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from decur.modality import Modality
 if TYPE_CHECKING:
     from decur.encoders.base import Encoder
 
+log = logging.getLogger(__name__)
 MissingBands = Literal["refuse", "empty"]  # what becomes of data without some of an encoder's bands
 
 
@@ -76,6 +78,22 @@ class EncoderSettings:
         if self.checkpointing:
             checkpoint_activations(encoder)
         return encoder
+
+    def tell_unused(self, modalities: Collection[str]) -> None:
+        """Say which sensors the settings name that are not there, as a wrong name has no effect."""
+        for key, given in (("name", self.name), ("weights", self.weights)):
+            unused = (
+                [name for name in given if name not in modalities]
+                if isinstance(given, Mapping)
+                else []
+            )
+            if unused:
+                log.warning(
+                    "encoder.%s: %s of no use, as the sensors are %s",
+                    key,
+                    f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'}",
+                    ", ".join(modalities),
+                )
 
     def _weights_of(self, modality: str) -> str | None:
         """Return where the weights of one modality come from; None: it starts from scratch."""

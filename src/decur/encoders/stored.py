@@ -92,7 +92,10 @@ def read_stored(path: Path, key: str) -> Stored:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a whole safetensors file ({error})") from error
+        raise DataError(
+            f"{path}: not a whole safetensors file ({error}); copy it anew, or make it one of "
+            "decur's with `decur import` where it is of another program"
+        ) from error
     text = metadata.get(key)
     try:
         header = json.loads(text or "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder
 from decur.encoders.attention.deformable import DeformableAttention
-from decur.errors import ConfigError, DecurError, needing
+from decur.errors import PIXELS, ConfigError, DecurError, needing, require
 from decur.exchange.formats import Format, Sampling
 from decur.exchange.hub import export_hub
 from decur.modality import Modality
@@ -75,6 +75,8 @@ def export_encoder(
         DataError: if the encoder file cannot be read.
     """
     out = Path(out)
+    for side in size or ():
+        require(PIXELS[0] <= side <= PIXELS[1], f"--size: sides are from 1 to {PIXELS[1]:,} px")
     if format == "hub":
         if scaling or size or sampling != "grid":
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -59,6 +60,7 @@ def export_hub(
     encoders = {name: load_encoder(file) for name, file in files.items()}
     homes = {name: out / name if source.is_dir() else out for name in encoders}
     written = [home / name for home in homes.values() for name in (CONFIG, WEIGHTS)]
+    rows = [row for folder in scores for row in _results(Path(folder))]
     _check_folder(out, [*written, out / CARD])
     with writing(out):
         for name, encoder in encoders.items():
@@ -71,7 +73,7 @@ def export_hub(
             folders=shown,
             run=run,
             licence=licence,
-            scores=[Path(folder) for folder in scores],
+            scores=rows,
             repository=push,
         )
     if push is not None:
@@ -210,7 +212,7 @@ def write_card(
     folders: Mapping[str, str],
     run: RunFolder | None,
     licence: str | None,
-    scores: Sequence[Path],
+    scores: Sequence[list[str]],
     repository: str | None,
 ) -> Path:
     """Write the card of some encoders, and return its path.
@@ -221,11 +223,8 @@ def write_card(
         folders: where each lies, from the card's folder on; "." for that folder itself.
         run: that has trained them; None: not known.
         licence: of the weights.
-        scores: folders of `decur transfer`.
+        scores: rows of the table of scores: what, value, floor, what the floor is.
         repository: "USER/REPO" of the hub; None: the folder stays here.
-
-    Raises:
-        DataError: if a score cannot be read.
     """
     title = repository or path.parent.resolve().name
     training, objective = ([], None) if run is None else _training(run)
@@ -233,9 +232,6 @@ def write_card(
         _sensor(name, encoder, _timm_source(folders[name], title, repository))
         for name, encoder in encoders.items()
     ]
-    rows = [row for folder in scores for row in _results(folder)]
-    if run is not None:
-        rows += _alignment(run)
     template = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).from_string(files("decur.exchange").joinpath("card.md").read_text(encoding="utf-8"))
@@ -247,7 +243,7 @@ def write_card(
         timm=all(sensor["timm"] for sensor in sensors),
         objective=objective,
         training=training,
-        scores=rows,
+        scores=[*scores, *([] if run is None else _alignment(run))],
         licence=licence,
     )
     return write_text(path, text)
@@ -272,6 +268,7 @@ def _sensor(name: str, encoder: Encoder, source: str) -> dict[str, Any]:
     ]
     return {
         "name": name,
+        "variable": re.sub(r"\W|^(?=\d)", "_", name),  # of Python
         "encoder": encoder.name,
         "attention": attention,
         "timm": source if isinstance(encoder, TimmEncoder) and not attention else None,

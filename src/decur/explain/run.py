@@ -124,12 +124,13 @@ def _explain(
     if settings.redraw:
         writer.redraw(chosen)
     else:
+        trained = None
         if data is None:
             trained = own_data(run)
             data = (unseen_part(trained) if settings.unseen else None) or trained
         checkpoints = _open_checkpoints(run, data, settings)
         loader = _choose_samples(data, checkpoints[0], settings)
-        writer.seen = was_trained_on(run, data, loader.indices)
+        writer.seen = was_trained_on(run, data, loader.indices, trained)
         writer.introduce(checkpoints, loader)
         try:
             for analysis in chosen:

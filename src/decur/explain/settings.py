@@ -132,19 +132,25 @@ def unseen_part(trained: PairedDataset) -> PairedDataset | None:
     return None
 
 
-def was_trained_on(run: str, data: PairedDataset, indices: Sequence[int]) -> Verdict:
+def was_trained_on(
+    run: str,
+    data: PairedDataset,
+    indices: Sequence[int],
+    trained: PairedDataset | None = None,
+) -> Verdict:
     """Tell whether a run was trained on samples: on any of them, as names and pictures say.
 
     Args:
         run: its folder.
         data: any data set.
         indices: of the samples in it.
+        trained: the data set of the run, where it is open already.
 
     Returns:
         UNTOLD where the run's own data cannot be opened any more, or none of its pictures read.
     """
     try:
-        trained = own_data(run)
+        trained = own_data(run) if trained is None else trained
     except DecurError:
         return Verdict.UNTOLD
     place = {name: index for index, name in enumerate(trained.ids)}

@@ -50,8 +50,8 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim < 1:
-            raise ConfigError(f"dim is the width of the embeddings, at least 1; is {dim}")
+        if not isinstance(dim, int) or dim < 1:
+            raise ConfigError(f"dim is the width of the embeddings, at least 1; is {dim!r}")
         self.dim = dim
         self.parts: dict[str, slice] = {"common": slice(0, dim)}
 
@@ -78,6 +78,11 @@ class Objective(nn.Module, ABC):
             shares = self.terms(GlobalBatch(embeddings, present, self.dim))
             values = with_sum_over_processes(torch.stack(list(shares.values())))
             return {"loss": values.sum(), **dict(zip(shares, values.unbind(), strict=True))}
+
+    def extra_repr(self) -> str:
+        """Return what stands within the brackets of the objective's line."""
+        parts = ", ".join(f"{name} {dims.stop - dims.start}" for name, dims in self.parts.items())
+        return f"{self.dim} dimensions: {parts}"
 
     def about(self) -> dict[str, Any]:
         """Return what a file of an encoder says of its training: method, width, dimensions."""

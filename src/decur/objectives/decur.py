@@ -89,8 +89,8 @@ class DeCUR(Objective):
         super().__init__(dim)
         self.counts_share = common == "auto"
         share = 1.0 if common == "auto" else common
-        if not 0 <= share <= 1:
-            raise ConfigError(f"common is a share of the dimensions, in [0, 1]; is {common}")
+        if not isinstance(share, float | int) or not 0 <= share <= 1:
+            raise ConfigError(f"common is a share of the dimensions, in [0, 1]; is {common!r}")
         weights = {"common": lambda_common, "unique": lambda_unique, "intra": lambda_intra}
         for name, weight in weights.items():
             if not weight >= 0:

@@ -112,6 +112,7 @@ class Pretrainer(L.LightningModule):
             levels=views.levels,
             channels_last=channels_last,
         )
+        encoder.tell_unused(self.modalities)
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         for name, modality in self.modalities.items():

@@ -6,16 +6,18 @@ Nothing here imports Lightning or timm, so that `decur pretrain --help` answers 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import EPOCHS, PIXELS, RATES, STEPS, check_ranges
+from decur.errors import EPOCHS, PIXELS, RATES, STEPS, ConfigError, check_ranges
 
 if TYPE_CHECKING:
     from decur.encoders.projector import Projector
 
 Compile = bool | Literal["auto"]
+_TIME = ("days", "hours", "minutes", "seconds")  # of DD:HH:MM:SS
 
 
 @dataclass
@@ -234,6 +236,8 @@ class TrainerSettings:
             check_ranges(self, "trainer.", max_steps=STEPS)
         if isinstance(self.devices, int) and self.devices != -1:  # -1: all that there are
             check_ranges(self, "trainer.", devices=(1, 1024))
+        if self.max_time is not None:
+            _refuse_no_time(self.max_time)
         check_ranges(
             self,
             "trainer.",
@@ -247,6 +251,22 @@ class TrainerSettings:
     def as_dict(self) -> dict[str, Any]:
         """Return all options by name."""
         return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+def _refuse_no_time(given: str | dict[str, int]) -> None:
+    """Refuse a time that is none, or is over at once; `DD:HH:MM:SS` or keywords of a timedelta."""
+    try:
+        parts = given
+        if isinstance(parts, str):
+            parts = dict(zip(_TIME, map(int, parts.split(":")), strict=True))
+        length = timedelta(**parts)
+    except (TypeError, ValueError, OverflowError):
+        length = timedelta(0)
+    if length <= timedelta(0):
+        raise ConfigError(
+            f"trainer.max_time: {given!r} is no time; give DD:HH:MM:SS, as 00:12:00:00, or "
+            "{hours: 12}"
+        )
 
 
 @dataclass
