@@ -108,6 +108,31 @@ def test_pictures_are_inside_the_page(tmp_path):
     assert "i" not in {tag for tag, _ in page.text}
 
 
+def test_options_of_a_command_are_not_broken_behind_their_dashes():
+    text = report.paragraph("decur a --run <b> --data.root c, well--known")
+    assert "<p>decur a <span" in text and ">--run</span> &lt;b&gt; <span" in text
+    assert text.count("<span") == 2 and ">--data.root</span> c, well--known</p>" in text
+    assert '<span class="option">--run' in report.summary("", [], ["decur b --run c"])
+
+
+def test_pictures_have_no_paper_and_charts_have(tmp_path):
+    pytest.importorskip("matplotlib")
+    looks = {}
+    for kind in ("sheet", "chart"):
+        figure, axis = plotting.single(2, 2)
+        if kind == "sheet":
+            figure.colorbar(axis.imshow(np.zeros((4, 4))))
+        else:
+            axis.plot([0, 1], [0, 1])
+        axis.set_title("words")
+        path = plotting.save(figure, tmp_path / f"{kind}.png")
+        looks[kind] = report.figure(path).split('"')[1]
+        pixels = np.asarray(Image.open(path))  # (H, W, 4)
+        assert (pixels[0, 0, 3] == 0) == (kind == "sheet")
+        assert axis.title.get_color() == (plotting.INK if kind == "sheet" else "black")
+    assert looks == {"sheet": "sheet", "chart": "chart"}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_has_colours_by_day_and_night(tmp_path, scheme):
     run = RunFolder(tmp_path / "run")

@@ -227,6 +227,12 @@ def reason_of(error: BaseException) -> str:
     return text[:200] or type(error).__name__
 
 
+def enumerated(names: Iterable[str]) -> str:
+    """Return names as they stand in a sentence: "s1", "s1 and s2", "s1, s2 and dem"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return the hint behind a name that is not there.
 

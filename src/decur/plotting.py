@@ -34,6 +34,7 @@ BLOCKS = (COMMON, "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # of the same pal
 ABSENT = "#C8C8C8"  # what is not labelled
 # Teal, wine, black and grey: apart from each other, and from the parts, in hue and in lightness.
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
+INK = "#7C8593"  # of words around pictures, which stand on white paper and on a dark page
 POINTS = "decur-points"  # the name of a PNG's text that holds the points of its lines
 _DPI = 110
 _TOLD = 200  # points of a line at most
@@ -181,16 +182,42 @@ def small_pictures(images: Tensor, modality: Modality, side: int) -> NDArray[np.
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure whole or not at all, as PNG or what its ending says; its folder is made.
 
-    A PNG also holds the points of its lines, which a report tells where the pointer is.
+    A PNG also holds the points of its lines, which a report tells where the pointer is. That of
+    pictures side by side has no paper, so that it suits a light and a dark page.
 
     Raises:
         WriteError: if it cannot be written.
     """
     kind = path.suffix.lstrip(".") or "png"
     about = {POINTS: json.dumps(_points(figure))} if kind == "png" else None
+    if no_paper := kind == "png" and _shows_pictures_alone(figure):
+        _write_in_grey(figure)
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format=kind, metadata=about)
+        figure.savefig(temporary, dpi=_DPI, format=kind, metadata=about, transparent=no_paper)
     return path
+
+
+def _shows_pictures_alone(figure: Figure) -> bool:
+    """Return whether no panel of a figure is a chart; bars of colours are none."""
+    panels = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
+    charts = [axis for axis in panels if axis.has_data() and not axis.images]
+    return not charts and any(axis.images for axis in panels)
+
+
+def _write_in_grey(figure: Figure) -> None:
+    """Give the words, frames and lines of a figure that are black a grey for any paper."""
+    from matplotlib.colors import same_color
+    from matplotlib.lines import Line2D
+    from matplotlib.spines import Spine
+    from matplotlib.text import Text
+
+    for axis in figure.axes:
+        axis.tick_params(colors=INK)
+    artist: Any
+    for artist in figure.findobj(lambda each: isinstance(each, Line2D | Spine | Text)):
+        colour = artist.get_edgecolor() if isinstance(artist, Spine) else artist.get_color()
+        if same_color(colour, "black"):
+            artist.set_color(INK)
 
 
 def _points(figure: Figure) -> list[tuple[float, float, str]]:

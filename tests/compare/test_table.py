@@ -17,6 +17,7 @@ from decur.compare.published import published_table, read_published
 from decur.compare.settings import Axis, TaskSettings
 from decur.compare.table_text import (
     as_text,
+    best_scores,
     caption,
     cells_csv,
     failures,
@@ -617,4 +618,11 @@ def test_the_floor_stands_below_the_scores(make):
         (cell.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
     (table,) = tabulate(cells, {}, {"cover": TaskSettings(metric=["accuracy", "macro_F1"])})
     assert as_text(table, 2).to_numpy().tolist()[-1] == ["constant guess", "55.0", "–"]
+    first, second = best_scores([table], 2)
+    assert first == (
+        "cover, (accuracy) in percent",
+        "90.0 ± 0.0",
+        "ours, the best mean of 1; 55.0 by a constant guess",
+    )
+    assert second[2] == "ours, the best mean of 1"
     assert differences(table, "ours") is None and "constant guess & 55.0 & --" in latex([table], 2)

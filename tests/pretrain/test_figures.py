@@ -1,6 +1,7 @@
 """Pictures for the eye, and curves of what was measured."""
 
 import json
+import re
 import shlex
 
 import numpy as np
@@ -88,6 +89,7 @@ def test_the_first_screen_says_how_far_the_sensors_agree(tmp_path):
     figures.write_report(RunFolder(tmp_path), SyntheticScenes(8, 32), batch=64)
     page = (tmp_path / "report.html").read_text()
     assert "for 3 epochs on 8 samples" in page and "<b>0.60</b>" in page and "<b>0.00</b>" in page
+    page = re.sub("</?span.*?>", "", page)  # which hold options together
     assert f"decur transfer --encoders {tmp_path} --data.root FOLDER --target LABEL" in page
 
 

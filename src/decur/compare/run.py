@@ -237,17 +237,17 @@ def write(
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
-    report.add_section(folder, 0, "summary", "", _summary(folder, cells, seeds))
+    report.add_section(folder, 0, "summary", "", _summary(folder, made, cells, seeds))
     report.add_section(folder, 10, "compare", "Comparison", "\n".join(body))
 
 
-def _summary(folder: RunFolder, cells: Sequence[Cell], seeds: int) -> str:
-    """Write the first screen: what was compared, how far it is, and how to go on."""
+def _summary(folder: RunFolder, made: Sequence[Table], cells: Sequence[Cell], seeds: int) -> str:
+    """Write the first screen: what was compared, three scores, how far it is, how to go on."""
     methods, done = {cell.method for cell in cells}, sum(map(is_done, cells))
     rest = " The same command runs what is missing." if done < len(cells) else ""
     return report.summary(
         f"{len(methods)} methods were compared over {seeds} seed{'s' if seeds > 1 else ''}: "
         f"{done} of {len(cells)} cells are done.{rest}",
-        [],
+        table_text.best_scores(made, seeds)[:3],
         [f"decur compare --config {folder.config}"] if done < len(cells) else [],
     )

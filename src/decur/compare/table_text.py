@@ -103,21 +103,47 @@ def as_text(
             row.append(bold(text) if scores is not None and scores.sure else text)
         rows.append(row)
     if table.floors:
-        rows.append([FLOOR, *[""] * (len(labels) - 1), *_floors(table)])
+        rows.append([FLOOR, *[""] * (len(labels) - 1), *_floors(table, table.columns)])
     for name, values in table.published:
         cells = ["–" if value is None else f"{value:.1f}" for value in values]
         rows.append([name, *[""] * (len(labels) - 1), *cells])
     return pd.DataFrame(rows, columns=[*labels, *names], dtype=object)
 
 
-def _floors(table: Table) -> list[str]:
-    """Return what a constant guess gives in each column, as text."""
+def _floors(table: Table, columns: Iterable[Column]) -> list[str]:
+    """Return what a constant guess gives in some columns, as text."""
     return [
         show(Scores({0: table.floors[column]}), table.metrics.get(column, ""), 1)
         if column in table.floors
         else "–"
-        for column in table.columns
+        for column in columns
     ]
+
+
+def best_scores(tables: Iterable[Table], seeds: int) -> list[tuple[str, str, str]]:
+    """Return of each column whose mean is the best: what it is, the score, and its floor.
+
+    Args:
+        tables: of scores; those of differences are left out.
+        seeds: how many there are to be.
+    """
+    found = []
+    for table in tables:
+        for column, name in zip(table.columns, header(table)[1], strict=True):
+            scores = {line: table.cells.get((line, column)) for line in table.lines}
+            there = {line: each for line, each in scores.items() if each and each.by_seed}
+            if table.against or not there:
+                continue
+            metric, (floor,) = table.metrics[column], _floors(table, [column])
+            sign = -1 if metric in IN_UNITS else 1
+            line, best = max(there.items(), key=lambda item: sign * item[1].mean)
+            unit = "" if metric in IN_UNITS else " in percent"
+            of = name if column.task in name else f"{column.task}, {name}"
+            who = [line.method, line.backbone][: len(header(table)[0])]
+            told = f"{', '.join(who)}, the best mean of {len(there)}"
+            text = f"{told}; {floor} by a constant guess" if column in table.floors else told
+            found.append((f"{of}{unit}", show(best, metric, seeds), text))
+    return found
 
 
 def failures(table: Table) -> list[str]:

@@ -18,7 +18,7 @@ from decur.encoders.geo import TORCHGEO, build_geo
 from decur.encoders.mit import MiTEncoder
 from decur.encoders.projector import PROJECTED, ProjectedEncoder, Projector
 from decur.encoders.timm_models import TimmEncoder
-from decur.errors import ConfigError, DecurError
+from decur.errors import ConfigError, DecurError, enumerated
 from decur.modality import Modality, plain_band
 from decur.registry import is_ours
 
@@ -140,7 +140,7 @@ def _built(
                 f"encoder {name!r}: has no options, got {', '.join(options)}"
             ) from error
         raise ConfigError(
-            f"encoder {name!r}: {error}; its options are {' and '.join(known)}"
+            f"encoder {name!r}: {error}; its options are {enumerated(known)}"
         ) from error
     made: Any = _call(name, builder, first, given)
     if not isinstance(made, nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from decur.errors import enumerated
 from decur.explain.base import Arrays, seen_in_training
 from decur.objectives.blocks import is_shared, sensors_of
 from decur.verdicts import LEVEL, Interval, Verdict, all_of, any_of
@@ -372,12 +373,12 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     leaking = [part for part, value in others.items() if value.above(TELLS) is Verdict.YES]
     if empty:
         found.append(
-            f"{' and '.join(empty)}: hardly anything in it is shared by these two; lower its share "
+            f"{enumerated(empty)}: hardly anything in it is shared by these two; lower its share "
             "in objective.blocks, or train longer."
         )
     if leaking:
         found.append(
-            f"{' and '.join(leaking)}: these two share what should not be shared there; raise the "
+            f"{enumerated(leaking)}: these two share what should not be shared there; raise the "
             "share of a block that names both in objective.blocks."
         )
     if not empty and not leaking:

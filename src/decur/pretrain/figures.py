@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decur import plotting, report
 from decur.data.base import DATASETS, Derived, PairedDataset
 from decur.data.sample import Batch
+from decur.errors import enumerated
 from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.data import PairedData
@@ -143,7 +144,7 @@ def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
     words = [f"--data.root {data.root}", *filter(None, [data.options]), f"--target {data.label}"]
     labelled = " ".join(words)
     return report.summary(
-        f"Encoders of {' and '.join(data.sensors)} were pretrained for {epochs} on "
+        f"Encoders of {enumerated(data.sensors)} were pretrained for {epochs} on "
         f"{data.samples:,} samples, without labels.",
         numbers[:3],
         [

@@ -57,13 +57,13 @@ def figure(picture: Path, caption: str = "") -> str:
 
     with Image.open(picture) as image:
         told = getattr(image, "text", {}).get(POINTS, "[]")
-        size, is_chart = image.size, _is_chart(image)
+        size, look = image.size, _look_of(image)
     return _fill(
         "figure",
         source=_embedded("image/png", picture.read_bytes()),
         alt=caption or picture.stem,
         caption=caption,
-        look="chart" if is_chart else "",
+        look=look,
         size=size,
         points=[(x * size[0], y * size[1], text) for x, y, text in json.loads(told)],
     )
@@ -164,9 +164,15 @@ def _fill(part: str, **values: Any) -> str:
     return str(macro(**values)).strip()
 
 
-def _is_chart(image: Image) -> bool:
-    """Return whether a picture is drawn on white paper, and may be shown light on dark."""
-    return bool((np.asarray(image.convert("L")) == 255).mean() > _DRAWING)
+def _look_of(image: Image) -> str:
+    """Return how a picture is shown on a dark page.
+
+    A "sheet" has no paper and stays as it is; a "chart", on white paper, is turned light on dark.
+    """
+    if image.mode == "RGBA" and (np.asarray(image.getchannel("A")) == 0).any():
+        return "sheet"
+    white = (np.asarray(image.convert("L")) == 255).mean()
+    return "chart" if white > _DRAWING else ""
 
 
 def _meaning(text: str) -> str:

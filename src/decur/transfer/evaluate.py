@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from decur import plotting, report
+from decur.errors import enumerated
 from decur.objectives.blocks import PREFIX
 from decur.runs import RunFolder, atomic, write_json, write_text
 from decur.terminal import tell_result
@@ -253,7 +254,7 @@ def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
 def sentence(results: dict[str, Any]) -> str:
     """Describe what was done in one sentence."""
     how = "frozen" if results["freeze"] else "fine-tuned"
-    sensors = " and ".join(results["modalities"])
+    sensors = enumerated(results["modalities"])
     return (
         f"{how} encoders of {sensors} from {', '.join(results['encoders'])}, "
         f"{results['model']}; {results['train']} samples to train on "

@@ -253,7 +253,7 @@ def draw_confusion(matrix: Array, classes: tuple[str, ...]) -> Figure:
         for row in ticks:
             for column in ticks:
                 share = shares[row, column]
-                colour = "white" if share > 0.5 else "black"
+                colour = "white" if share > 0.5 else "#0B1F33"  # on the colour of its cell
                 axis.text(
                     column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=7
                 )
