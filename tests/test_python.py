@@ -11,8 +11,9 @@ import torch
 
 import decur
 from decur.data import SyntheticScenes
-from decur.encoders import build_encoder
+from decur.encoders import build_encoder, register_encoder
 from decur.errors import ConfigError, DataError
+from decur.pretrain import ViewSettings
 from decur.signals import STOPPING
 
 
@@ -91,6 +92,34 @@ def test_objects_say_what_they_are_in_one_line():
 def test_a_notebook_shows_a_data_sets_sensors_and_pictures():
     html = SyntheticScenes(samples=6, size=32, modalities=["optical", "sar"])._repr_html_()
     assert html.count("<img") == 4 * 2 and "optical" in html and "32 x 32" in html
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda: decur.pretrain("runs", decur.DeCUR(8)), r"str; give decur.PairedFolder\('runs'\)"),
+        (lambda: decur.transfer(None, target="x"), "transfer: data is no data set but NoneType"),
+        (lambda: decur.pretrain(SyntheticScenes(4, 32), "DeCUR"), "'DeCUR' is no objective"),
+        (lambda: decur.DeCUR("8"), "dim is the width of the embeddings, .* is '8'"),
+        (lambda: ViewSettings(size="a"), "views.size: must be from 1 .* is 'a'"),
+        (lambda: build_encoder("test_resnet", "rgb"), "for a number of bands, not 'rgb'"),
+        (lambda: register_encoder("resnet18", print), "timm has one of this name"),
+        (lambda: register_encoder("of_mine", 3), "3 builds nothing"),
+        (lambda: decur.PairedFolder("x", modalities=["s1"]), "a YAML file, or a mapping of names"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_its_name(work, said):
+    with pytest.raises(ConfigError, match=said):
+        work()
+
+
+def test_groups_of_settings_may_be_dictionaries(tmp_path):
+    with pytest.raises(ConfigError, match=r"batch_size: 6 is more than the 4 samples"):
+        decur.pretrain(
+            SyntheticScenes(4, 32), decur.DeCUR(8), run=tmp_path / "r", loader={"batch_size": 6}
+        )
+    with pytest.raises(ConfigError, match=r"epoch: unknown option of fit of transfer; .* epochs"):
+        decur.transfer(SyntheticScenes(4, 32), fit={"epoch": 3})
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, list])

@@ -109,12 +109,17 @@ def check_ranges(settings: object, where: str = "", **ranges: tuple[float, float
     """
     for key, (low, high) in ranges.items():
         value = getattr(settings, key)
-        if value is not None and not low <= value <= high:
-            least, most, given = (
-                f"{number:,}" if isinstance(number, int) else f"{number:g}"
-                for number in (low, high, value)
-            )
+        is_number = isinstance(value, int | float)
+        if value is not None and not (is_number and low <= value <= high):
+            least, most, given = map(_as_text, (low, high, value))
             raise ConfigError(f"{where}{key}: must be from {least} to {most}, is {given}")
+
+
+def _as_text(value: object) -> str:
+    """Return a number as a message shows it; what is none as Python does."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def printable(text: str) -> str:

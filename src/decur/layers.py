@@ -36,18 +36,21 @@ def override(settings: Settings, options: Mapping[str, Any], command: str) -> Se
 
     Args:
         settings: a dataclass; the defaults where a caller gives none.
-        options: values of fields by name.
+        options: values of fields by name; of a group of settings perhaps as a mapping.
         command: what takes the options, for the message.
 
     Raises:
         ConfigError: for a name that is no field; it says which is nearest.
     """
-    known = [field.name for field in fields(settings)]
-    for name in options:
+    known, changes = [field.name for field in fields(settings)], dict(options)
+    for name, value in options.items():
+        kind = type(getattr(settings, name, None))
+        if isinstance(value, Mapping) and is_dataclass(kind):
+            changes[name] = override(kind(), value, f"{name} of {command}")
         if name not in known:
             hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
             raise ConfigError(f"{name}: unknown option of {command}; {hint}")
-    return replace(settings, **options)
+    return replace(settings, **changes)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

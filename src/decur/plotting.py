@@ -189,12 +189,22 @@ def save(figure: Figure, path: Path) -> Path:
         WriteError: if it cannot be written.
     """
     kind = path.suffix.lstrip(".") or "png"
+    _count_epochs(figure)
     about = {POINTS: json.dumps(_points(figure))} if kind == "png" else None
     if no_paper := kind == "png" and _shows_pictures_alone(figure):
         _write_in_grey(figure)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=_DPI, format=kind, metadata=about, transparent=no_paper)
     return path
+
+
+def _count_epochs(figure: Figure) -> None:
+    """Mark whole epochs alone, also where there is a single one."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in figure.axes:
+        if axis.get_xlabel() == "epoch":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _shows_pictures_alone(figure: Figure) -> bool:

@@ -245,9 +245,12 @@ def _summary(folder: RunFolder, made: Sequence[Table], cells: Sequence[Cell], se
     """Write the first screen: what was compared, three scores, how far it is, how to go on."""
     methods, done = {cell.method for cell in cells}, sum(map(is_done, cells))
     rest = " The same command runs what is missing." if done < len(cells) else ""
+    then = [f"decur compare --config {folder.config}"] if rest else []
+    trained = [cell.folder for cell in cells if cell.command == "pretrain"]
+    then += [f"decur explain {trained[0]}"] if trained and not rest else []
     return report.summary(
         f"{len(methods)} methods were compared over {seeds} seed{'s' if seeds > 1 else ''}: "
         f"{done} of {len(cells)} cells are done.{rest}",
         table_text.best_scores(made, seeds)[:3],
-        [f"decur compare --config {folder.config}"] if done < len(cells) else [],
+        then,
     )

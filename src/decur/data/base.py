@@ -319,6 +319,24 @@ class SkipBad(Dataset[Sample]):
             }
 
 
+def require_data(data: object, function: str) -> None:
+    """Refuse what is no data set, such as the name of a folder.
+
+    Args:
+        data: what was given.
+        function: that it was given to, for the message.
+
+    Raises:
+        ConfigError: saying what makes a data set.
+    """
+    if not isinstance(data, PairedDataset):
+        folder = repr(str(data)) if isinstance(data, str | Path) else "FOLDER"
+        raise ConfigError(
+            f"{function}: data is no data set but {type(data).__name__}; give "
+            f"decur.PairedFolder({folder}), another of decur.data, or decur.data.from_dataset(...)"
+        )
+
+
 def refuse_within_data(out: Path, data: PairedDataset) -> None:
     """Refuse a folder for results within that of the data, which is told from others by its files.
 

@@ -53,11 +53,13 @@ def select(data: PairedDataset, modalities: Sequence[str] | None) -> PairedDatas
 
     Args:
         data: any data set.
-        modalities: names of those to keep; None or empty: all, the data set itself.
+        modalities: names of those to keep, or a single one; None or empty: all, the data set
+            itself.
 
     Raises:
         ConfigError: if the data has no such sensor.
     """
+    modalities = [modalities] if isinstance(modalities, str) else modalities
     for name in modalities or ():
         if name not in data.modalities:
             raise ConfigError(

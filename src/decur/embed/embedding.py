@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import LoaderSettings, PairedDataset
-from decur.data.base import refuse_within_data
+from decur.data.base import refuse_within_data, require_data
 from decur.data.loader import reporting_lost_workers
 from decur.data.units import check_units
 from decur.digest import digest, try_digest
@@ -87,6 +87,7 @@ def embed(
         ConfigError: if the configuration cannot be run, or `out` holds something else.
         DataError: if encoders and data do not fit together, or too much of it cannot be read.
     """
+    require_data(data, "embed")
     settings = override(settings or EmbedSettings(), options, "embed")
     sources = [encoders] if isinstance(encoders, str) else list(encoders)
     require_pyarrow()

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +35,8 @@ def register_encoder(name: str, build: Callable[..., nn.Module]) -> None:
             to a list of maps.
 
     Raises:
-        ConfigError: for a name that another one has.
+        ConfigError: for a name that another one, perhaps of timm's, has, and for what is no
+            function.
 
     Examples:
         >>> def small(modality, width=8):
@@ -43,6 +45,10 @@ def register_encoder(name: str, build: Callable[..., nn.Module]) -> None:
         >>> build_encoder("small", Modality.preset("rgb")).dim
         8
     """
+    if not callable(build):
+        raise ConfigError(f"encoder {name!r}: {build!r} builds nothing; give a function or class")
+    if timm.is_model(name):
+        raise ConfigError(f"encoder {name!r}: timm has one of this name; give another")
     ENCODERS.register(plain_name(name, f"encoder {name!r}"))(build)
 
 

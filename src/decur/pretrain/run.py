@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from decur import plotting
-from decur.data.base import PairedDataset
+from decur.data.base import PairedDataset, require_data
 from decur.data.loader import reporting_lost_workers
 from decur.data.selection import select
 from decur.data.units import check_units
@@ -88,8 +88,8 @@ def pretrain(
         config: the complete configuration as YAML, kept as `config.yaml`.
         anew: do not look for an unfinished run: the folder's is being deleted.
         options: fields of `PretrainSettings` by name, in place of those of `settings`;
-            `trainer` may also be a dictionary, and `encoder` a name, a function of the modality, or
-            a name, network or function for each modality.
+            groups such as `trainer` and `views` may also be dictionaries, and `encoder` a name, a
+            function of the modality, or a name, network or function for each modality.
 
     Returns:
         The run's folder, which holds everything, and the trained model.
@@ -99,6 +99,9 @@ def pretrain(
         DataError: if too much of the data cannot be read.
         DivergedError: if training went wrong numerically.
     """
+    require_data(data, "pretrain")
+    if not isinstance(objective, Objective):
+        raise ConfigError(f"pretrain: {objective!r} is no objective; give decur.DeCUR(dim=...)")
     settings = _merge(settings, options)
     with RunFolder(Path(settings.run)).owned():
         return _pretrain(data, objective, settings, config, anew)
@@ -200,13 +203,15 @@ def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> Pre
     Raises:
         ConfigError: if there is no such setting.
     """
-    changes = dict(options)
+    settings, changes = settings or PretrainSettings(), dict(options)
     try:
-        if isinstance(changes.get("trainer"), Mapping):
-            changes["trainer"] = TrainerSettings(**changes["trainer"])
         if "encoder" in changes:
             changes["encoder"] = encoder_settings(changes["encoder"])
-        return dataclasses.replace(settings or PretrainSettings(), **changes)
+        for key, value in changes.items():
+            kind = type(getattr(settings, key, None))
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
+                changes[key] = kind(**value)
+        return dataclasses.replace(settings, **changes)
     except TypeError as error:
         raise ConfigError(f"pretrain: {error}; see PretrainSettings") from error
 

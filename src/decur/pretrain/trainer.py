@@ -51,8 +51,8 @@ def seed_everything(seed: int) -> None:
     Raises:
         ConfigError: if NumPy takes no such seed.
     """
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed: a whole number from 0 to {2**32 - 1}, is {seed}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed: a whole number from 0 to {2**32 - 1}, is {seed!r}")
     L.seed_everything(seed, verbose=False)
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from decur import plotting
 from decur.data import PairedDataset
+from decur.data.base import require_data
 from decur.data.loader import reporting_lost_workers
 from decur.data.selection import join_columns
 from decur.data.units import check_units
@@ -102,6 +103,7 @@ def transfer(
         DataError: if encoders, labels and data do not fit together.
         DivergedError: if the loss is not finite.
     """
+    require_data(data, "transfer")
     settings = override(settings or TransferSettings(), options, "transfer")
     with reporting_lost_workers(), RunFolder(Path(settings.run)).owned():
         return _transfer(data, settings, test_data, val_data, config)
