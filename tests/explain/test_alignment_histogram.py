@@ -80,9 +80,13 @@ def test_a_checkpoint_against_its_own_embeddings(tiny_checkpoint, tiny_loader, t
         assert len(plot(again).axes) == 1
     text = findings(again)
     assert "40 samples" in text and "misaligned" not in text
-    assert "100% are apart, as unique ones should be" in findings(
-        {**again, "0/optical-sar/all": np.repeat([1.0, 0.0], [12, 4])}
-    )
+    assert "40 samples, where C_ii is 0 ± 0.16 by chance" in text  # 1 / sqrt(39)
+    for c, said in (
+        (np.repeat([1.0, 0.0], [12, 4]), "100% are apart, as unique ones should be"),
+        (np.ones(16), "0% are apart, though unique ones should be"),
+        (np.zeros(16), "one of the two has the same embedding for all samples"),
+    ):
+        assert said in findings({**again, "0/optical-sar/all": c})
 
 
 def test_several_batches_are_drawn_side_by_side(tiny_checkpoint, tiny_loader):

@@ -4,6 +4,7 @@ import csv
 import shutil
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import numpy as np
@@ -327,13 +328,17 @@ def test_a_run_without_its_checkpoint_or_data_is_refused(run):
         main([str(run), *SMALL])
 
 
-def test_writes_over_nothing_of_others(run, tmp_path):
+def test_writes_over_nothing_of_others(run, tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("mine")
     with pytest.raises(ConfigError, match="another"):
         main([str(run), *SMALL, "--out", str(tmp_path)])
     with pytest.raises(ConfigError, match="is a file"):
         main([str(run), *SMALL, "--out", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").read_text() == "mine"
+    own = SimpleNamespace(root=tmp_path)  # the data of the run, which nobody has named
+    monkeypatch.setattr("decur.explain.run.own_data", lambda run: own)
+    with pytest.raises(ConfigError, match="lies within the data"):
+        main([str(run), "--only", "alignment", "--out", str(tmp_path / "new")])
 
 
 def test_a_missing_package_is_named_before_any_work(run, monkeypatch):

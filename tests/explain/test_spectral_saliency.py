@@ -201,6 +201,16 @@ def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
     assert not one["common"].any()  # a single sample tells nothing
 
 
+def test_bands_that_change_nothing_have_no_largest_share(tiny_checkpoint, tiny_loader):
+    arrays = dict(spectral(tiny_checkpoint(), tiny_loader(4), steps=2))
+    for key, values in arrays.items():
+        if key.startswith("sar/") and values.dtype.kind == "f":
+            arrays[key] = np.full_like(values, np.nan if key.endswith("error") else 0.0)
+    text = findings(arrays)
+    assert "sar: no band changes any part" in text and "optical: the largest shares" in text
+    assert "nan" not in text
+
+
 def test_one_band_is_nothing_to_compare():
     data = SyntheticScenes(4, 32, modalities=["elevation"])
     encoder = build_encoder("test_resnet", data.modalities["elevation"])

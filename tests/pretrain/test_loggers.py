@@ -13,7 +13,7 @@ from decur.data import SyntheticScenes
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
 from decur.pretrain import LoaderSettings, PairedData, Pretrainer, ViewSettings
-from decur.pretrain.loggers import make_callbacks, make_loggers
+from decur.pretrain.loggers import make_callbacks, make_loggers, reporting_callbacks
 from decur.runs import RunFolder
 
 STOPPING = {
@@ -93,3 +93,15 @@ def test_a_logger_that_is_not_there_is_refused(names, said, monkeypatch, tmp_pat
 def test_what_is_no_callback_is_refused(spec):
     with pytest.raises(ConfigError, match=r"trainer\.callbacks: "):
         make_callbacks([spec])
+
+
+def test_what_fails_in_ones_own_callback_is_told_by_its_name():
+    (own,) = make_callbacks([STOPPING])
+    trainer = SimpleNamespace(callback_metrics={}, fast_dev_run=False, state=SimpleNamespace())
+    with (
+        pytest.raises(ConfigError, match=r"callbacks: EarlyStopping: .* `loss` .* not available"),
+        reporting_callbacks([own]),
+    ):
+        own._run_early_stopping_check(trainer)
+    with pytest.raises(ZeroDivisionError), reporting_callbacks([own]):
+        1 / 0  # noqa: B018

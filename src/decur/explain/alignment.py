@@ -177,6 +177,12 @@ def findings(arrays: Arrays) -> str:
             key = f"{number}/{pair}"
             if f"{key}/all" not in arrays:
                 continue
+            if not arrays[f"{key}/all"].any():
+                sentences.append(
+                    f"{pair} in {run}: one of the two has the same embedding for all samples, so "
+                    "nothing can be compared."
+                )
+                continue
             told = []
             for part, dims in _parts(arrays, number).items():
                 c = arrays[f"{key}/all"][dims]
@@ -190,7 +196,8 @@ def findings(arrays: Arrays) -> str:
                 told.append(_sentence(part, loss, bad, agrees=is_shared_by(part, pair)))
             n, once_n = arrays[f"{key}/samples"]
             sentences.append(
-                f"{pair} in {run}: over {n} samples the mean loss is "
+                f"{pair} in {run}: over {n} samples, where C_ii is 0 ± {(n - 1) ** -0.5:.2f} by "
+                "chance, the mean loss is "
                 + ", ".join(told)
                 + f". The one batch has {once_n} samples."
             )
@@ -214,11 +221,11 @@ def findings(arrays: Arrays) -> str:
 
 def _sentence(part: str, loss: Float, apart: float, *, agrees: bool) -> str:
     """Say how a part does, by what is wanted of it: that the pair agrees in it, or does not."""
-    told = f"{loss.mean():.2f} on its {len(loss)} {part} dimensions ({apart:.0%} are apart,"
     kind = part if part in (COMMON, UNIQUE) else "shared" if agrees else "other"
-    return told + (
-        f" which {kind} ones should not be)" if agrees else f" as {kind} ones should be)"
-    )
+    told = f"{loss.mean():.2f} on its {len(loss)} {part} dimensions ({apart:.0%} are apart,"
+    if agrees:
+        return f"{told} which {kind} ones should not be)"
+    return f"{told} {'as' if apart > 0.5 else 'though'} {kind} ones should be)"
 
 
 def _pairs(modalities: int) -> int:

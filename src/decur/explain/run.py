@@ -127,6 +127,8 @@ def _explain(
         trained = None
         if data is None:
             trained = own_data(run)
+            if settings.out:
+                refuse_within_data(folder.path, trained)
             data = (unseen_part(trained) if settings.unseen else None) or trained
         checkpoints = _open_checkpoints(run, data, settings)
         loader = _choose_samples(data, checkpoints[0], settings)

@@ -231,13 +231,18 @@ def findings(arrays: Arrays) -> str:
                     "a band raises the score in some samples and lowers it in others, it cancels."
                 )
             )
-        errors = ", ".join(f"{float(arrays[f'{name}/{p}/error']):.0%} ({p})" for p in parts)
+        missed = {p: float(arrays[f"{name}/{p}/error"]) for p in parts}
+        errors = ", ".join(f"{x:.0%} ({p})" for p, x in missed.items() if np.isfinite(x))
         said.append(
             paragraph(
                 f"{count} samples, evenly spaced; {int(arrays['steps'])} steps from {start}; "
-                f"score: {arrays['score'].item()} of a part's dimensions. Attributions miss the "
-                f"difference that they should sum to by {errors}; more steps bring that down and "
-                "hardly change what bands are worth."
+                f"score: {arrays['score'].item()} of a part's dimensions."
+                + (
+                    f" Attributions miss the difference that they should sum to by {errors}; more "
+                    "steps bring that down and hardly change what bands are worth."
+                    if errors
+                    else ""
+                )
             )
         )
     said.append(
@@ -295,6 +300,11 @@ def _told(
         for part, of in above.items()
         if of.any()
     ]
+    if not any(mean.any() for mean in means.values()):
+        return (
+            f"{name}: no band changes any part; the pictures or the embeddings are all alike.",
+            rows,
+        )
     even = f"Were all bands alike, each would have {1 / len(bands):.0%}; more than that, beyond "
     even += f"chance, {'have ' + ', '.join(sure) if sure else 'none has'}."
     return f"{name}: the largest shares are to {'; to '.join(told)}. {even}", rows

@@ -143,8 +143,10 @@ def parse(arguments: Sequence[str]) -> tuple[Parser, Namespace]:
 def _folder_named(arguments: Sequence[str], default: str) -> RunFolder:
     """Return the run folder that a command line names, before the rest of it is understood."""
     only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only.add_argument("--run", default=default)
-    return RunFolder(Path(only.parse_known_args(list(arguments))[0].run))
+    only.add_argument("--run", nargs="?", default=default)
+    if (named := only.parse_known_args(list(arguments))[0].run) is None:
+        raise ConfigError("--run: give a folder")
+    return RunFolder(Path(named))
 
 
 def main(arguments: Sequence[str]) -> Pretrained | None:
@@ -156,6 +158,9 @@ def main(arguments: Sequence[str]) -> Pretrained | None:
     Raises:
         DecurError: for whatever a person can mend.
     """
+    given = [f"--{order}" for order in ORDERS if f"--{order}" in arguments]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: contradict each other; give one of them")
     if "--finish" in arguments:
         _finish(_folder_named(arguments, "runs/pretrain"))
         return None

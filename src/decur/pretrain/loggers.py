@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from decur.errors import ConfigError, WriteError, did_you_mean
+from decur.errors import ConfigError, WriteError, did_you_mean, reason_of
 from decur.registry import find_object
 from decur.runs import RunFolder, plain_writing
 
@@ -133,6 +134,25 @@ def make_callbacks(specs: Sequence[Mapping[str, Any]] | None) -> list[Callback]:
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigError(f"trainer.callbacks: {path}: {error}") from error
     return made
+
+
+@contextmanager
+def reporting_callbacks(own: Sequence[Callback]) -> Iterator[None]:
+    """Say which of a person's callbacks an error came up in: it is that person's to mend.
+
+    Raises:
+        ConfigError: naming the callback; whatever came up elsewhere is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            found = frame.f_locals.get("self")
+            if any(found is each for each in own):
+                raise ConfigError(
+                    f"trainer.callbacks: {type(found).__name__}: {reason_of(error)}"
+                ) from error
+        raise
 
 
 class EventLog(Logger):

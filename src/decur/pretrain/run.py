@@ -30,7 +30,7 @@ from decur.pretrain.distributed import (
     reporting_lost_processes,
 )
 from decur.pretrain.figures import save_contact_sheet, write_report
-from decur.pretrain.loggers import make_callbacks, make_loggers
+from decur.pretrain.loggers import make_callbacks, make_loggers, reporting_callbacks
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
 from decur.pretrain.outcome import Outcome, describe_new_length
@@ -164,7 +164,11 @@ def _pretrain(
         if length:
             console.print(f"{'length':<12}{length}", highlight=False)
     try:
-        with reporting_lost_processes(trainer), reporting_lost_workers():
+        with (
+            reporting_lost_processes(trainer),
+            reporting_lost_workers(),
+            reporting_callbacks(own_callbacks),
+        ):
             trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
     finally:
         state.release_signals()
