@@ -261,6 +261,7 @@ def test_the_command(capsys, tmp_path):
         (["--loader.batch_size", "32"], "--samples"),
         (["--trainer.max_epochs", "-1"], "max_epochs"),
         (["--data", "PairedFolder", "--data.root", "/nowhere"], "/nowhere"),
+        (["--json", "."], "--json .: is a folder; give a file in it"),
     ],
 )
 def test_wrong_options_end_in_one_line(capsys, wrong, line):

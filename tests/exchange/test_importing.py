@@ -358,6 +358,7 @@ def changed(**changes):
             lambda: {"backbone.conv1.weight": torch.zeros(1)} | attention(1) | attention(2),
             r"match nothing: da2_l3\.proj_q\.weight, ",
         ),
+        (lambda: changed(**{"conv1.weight": torch.full((1,), torch.nan)}), "weight is not finite"),
         (lambda: {"a": 3}, "a are no tensors"),
         (lambda: [1, 2], "no state dict"),
         (lambda: argparse.Namespace(a=1), "no file of plain tensors .*UnpicklingError"),
@@ -389,6 +390,26 @@ def test_options_that_do_not_fit_are_refused(options, said, write, tmp_path):
         import_weights(write(changed()), tmp_path / "out", **options)
     with pytest.raises(DataError, match="no such file"):
         import_weights(tmp_path / "nothing.pth", tmp_path, **options)
+
+
+def test_names_that_a_wrapper_has_put_before_all_others_are_left_out(write, tmp_path):
+    state = resnet(2, 0).state_dict()
+    plain, wrapped = (
+        load_encoder(import_weights(write(given), tmp_path / str(number))[0])
+        for number, given in enumerate((state, {f"model.module.{k}": v for k, v in state.items()}))
+    )
+    x = torch.rand(1, 2, 32, 32)
+    assert torch.equal(plain(x), wrapped(x))
+
+
+def test_files_and_runs_of_decur_are_left_alone(write, tmp_path):
+    file = write(changed())
+    (own,) = import_weights(file, tmp_path / "own")
+    with pytest.raises(ConfigError, match="is an encoder file of decur's already"):
+        import_weights(own, tmp_path / "again")
+    (tmp_path / "own" / "config.yaml").touch()
+    with pytest.raises(ConfigError, match="own: holds a run; choose another folder"):
+        import_weights(file, tmp_path / "own")
 
 
 def test_a_place_that_cannot_be_written_is_refused(write, tmp_path):

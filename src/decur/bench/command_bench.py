@@ -12,11 +12,11 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from decur import __version__
-from decur.bench.commands import add_device, settings_of
+from decur.bench.commands import add_device, check_files, settings_of
 from decur.bench.measure import Row, formats_of, matmul_rate, open_device
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
-from decur.runs import make_folder, write_json, writing
+from decur.runs import write_json, writing
 from decur.terminal import duration, make_table, quantity
 
 _ABOUT = (
@@ -99,9 +99,7 @@ def _check(parsed: Namespace, name: str) -> None:
         raise ConfigError(f"--profile: traces steps; use it with `decur bench step`, not {name}")
     if parsed.dims and name not in ("loss", "all"):
         raise ConfigError(f"--dims: is for `decur bench loss`, not {name}; see projector.width")
-    for key in ("json", "profile"):  # minutes before anything is written there
-        if parsed[key]:
-            make_folder(Path(parsed[key]).parent, f"--{key}")
+    check_files(parsed, "json", "profile")
 
 
 def _bench(made: Namespace, parsed: Namespace, device: torch.device, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from decur.bench.commands import add_device, settings_of
+from decur.bench.commands import add_device, check_files, settings_of
 from decur.bench.measure import open_device
 from decur.errors import ConfigError
 from decur.pretrain.command_pretrain import build_parser
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> RunCost:
     for key in ("seconds", *_OPTIONS):
         if parsed[key] is not None and not parsed[key] > 0:
             raise ConfigError(f"--{key}: must be more than 0, is {parsed[key]}")
+    check_files(parsed, "json")
     device = open_device(parsed.device)
     made = parser.instantiate_classes(parsed)
 
@@ -110,8 +111,10 @@ def show(cost: RunCost, data: str, console: Console) -> None:
     length = f"{cost.samples:,} samples, {cost.epochs:g} epochs, {cost.steps:,} steps of {batch}"
     say("run", f"{length} samples, {cost.precision}")
     epoch = quantity(cost.samples * reading.get("files", reading["pictures"]), "B")
-    ahead = f"{cost.workers} workers, which keep {quantity(cost.ahead, 'B')} ready"
-    say("reading", f"{epoch} an epoch; {reading['rate']:,.0f} samples/s by {ahead}")
+    readers = "the process that trains"
+    if cost.workers:
+        readers = f"{cost.workers} workers, which keep {quantity(cost.ahead, 'B')} ready"
+    say("reading", f"{epoch} an epoch; {reading['rate']:,.0f} samples/s by {readers}")
     steps = " and ".join(f"{duration(took)} with {size} samples" for size, took in cost.measured)
     best = f"{cost.reached:.0%} of {quantity(cost.best, 'FLOP/s')}, the best of its matrix products"
     say("measured", f"on {cost.device}, a step takes {steps}: {best}")

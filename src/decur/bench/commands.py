@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
 
 from decur.config import Parser
+from decur.errors import require
 from decur.pretrain.settings import PretrainSettings
+from decur.runs import make_folder
 
 
 def add_device(parser: Parser, seconds: float, json: str) -> None:
@@ -19,6 +22,19 @@ def add_device(parser: Parser, seconds: float, json: str) -> None:
         "--seconds", type=float, default=seconds, help="Of each measurement, about."
     )
     parser.add_argument("--json", type=str, help=json)
+
+
+def check_files(parsed: Namespace, *keys: str) -> None:
+    """Refuse files that could not be written: it is minutes before anything is.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for key in keys:
+        if parsed[key]:
+            path = Path(parsed[key])
+            make_folder(path.parent, f"--{key}")
+            require(not path.is_dir(), f"--{key} {path}: is a folder; give a file in it")
 
 
 def settings_of(made: Namespace) -> PretrainSettings:

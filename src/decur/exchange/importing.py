@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from decur.encoders import Encoder, build_encoder, save_encoder
 from decur.encoders.imagenet import fold
-from decur.errors import ConfigError, DataError, listed
+from decur.encoders.stored import read_stored, refuse_non_finite
+from decur.errors import ConfigError, DataError, DecurError, listed
 from decur.exchange.formats import Compat, Layout, Normalised
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, split
 from decur.modality import Modality, load_modalities
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
+_WRAPPERS = {"module", "model"}  # of DataParallel, of Lightning modules
 _OPTIONAL = re.compile(r".*\.num_batches_tracked")  # old files have none
 
 # What the authors' weights saw, by the number of bands: their code cuts no outliers of SAR.
@@ -114,6 +117,8 @@ def import_weights(
         _fit_bands(file, part.state[FIRST[kind]].shape[1], part, kind, modality, compat)
         encoders.append(_build(file, part, kind, modality))
     folder = RunFolder(Path(out))
+    if folder.config.is_file():
+        raise ConfigError(f"--out {out}: holds a run; choose another folder")
     with writing(Path(out)):
         return [
             save_encoder(encoder, folder.encoder(modality.name))
@@ -127,13 +132,20 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise DataError(f"{file}: no such file of weights; download it first and give its path")
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: Any = load_file(file)
+            stored = read_stored(file, "decur")
+            loaded: Any = stored.state
+            if stored.header is not None:
+                raise ConfigError(
+                    f"{file}: is an encoder file of decur's already; give it to --encoders as it is"
+                )
         else:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors have an error class each
+    except DecurError:
+        raise
+    except Exception as error:  # pickle and zip have an error class each
         reason = " ".join(str(error).split())[:160]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors"
         raise DataError(
             f"{file}: no file of plain tensors ({type(error).__name__}: {reason}); save its "
             "state dict alone, or download it again"
@@ -144,8 +156,19 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not loaded:
         raise DataError(f"{file}: holds no state dict; a mapping of names to tensors is needed")
     if other := [key for key, value in loaded.items() if not isinstance(value, Tensor)]:
-        raise DataError(f"{file}: {listed(other)} are no tensors; save the state dict alone")
-    return dict(loaded)
+        raise DataError(f"{file}: {listed(other, 5)} are no tensors; save the state dict alone")
+    state = dict(loaded)
+    refuse_non_finite(state, file)
+    return _unwrapped(state)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without the name that a wrapper has put before all their names."""
+    if any(JOINT.match(key) or SINGLE.match(key) for key in state):
+        return state  # of the authors, whose names are told whole
+    while (names := {key.partition(".")[0] for key in state}) and names <= _WRAPPERS:
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state
 
 
 def _check_layout(
@@ -304,7 +327,7 @@ def _build(file: Path, part: Part, kind: str, modality: Modality) -> Encoder:
             if key in expected and value.shape != expected[key].shape
         ],
     }
-    if found := [f"{what}: {listed(keys)}" for what, keys in problems.items() if keys]:
+    if found := [f"{what}: {listed(keys, 5)}" for what, keys in problems.items() if keys]:
         raise DataError(f"{file}: the {part.label} is no {name}; {'; '.join(found)}")
     encoder.load_state_dict({**expected, **state})
     return encoder.eval()

@@ -95,7 +95,7 @@ def split(file: Path, state: Mapping[str, Tensor]) -> list[Part]:
         else:
             unmatched.append(key)
     if unmatched:
-        raise DataError(f"{file}: names that match nothing: {listed(unmatched)}")
+        raise DataError(f"{file}: names that match nothing: {listed(unmatched, 5)}")
     return list(parts.values())
 
 
@@ -117,7 +117,7 @@ def kind_of(file: Path, part: Part) -> str:
             return kind
     raise DataError(
         f"{file}: the {part.label} is neither ResNet, ViT nor MiT (its keys begin with "
-        f"{listed(list(part.state)) or 'nothing'}); these have {', '.join(FIRST.values())}"
+        f"{listed(list(part.state), 5) or 'nothing'}); these have {', '.join(FIRST.values())}"
     )
 
 
