@@ -69,9 +69,6 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 # How jsonargparse says what is wrong.
 _KEY = re.compile(r'Parser key "([\w./-]+)"(?: element \d+)?:\s*')
 _WRONG_VALUE = re.compile(r"^(?:Expected a |Does not validate).*(?:Got|Given) value: (.*)$", re.S)
-_LACKING = re.compile(r"^the following arguments are required: (.*)$")
-_NO_VALUE = re.compile(r"^argument (\S+): expected (?:at least )?one argument$")
-_TOO_MANY = re.compile(r"^unrecognized arguments: (.*)$", re.S)
 _NO_MAPPING = re.compile(r"^Not a valid subclass of \w+\. Got value: (\S+)")
 
 # Recipes of version 0.1 that differed from another one by their objective alone.
@@ -257,7 +254,7 @@ class Parser(ArgumentParser):
         for line in keys.dropped:
             log.info(line)
         if not any(re.match(r"-h$|--help|--print_|--.+\.help\b", word) for word in rest):
-            self._refuse_loose_words(rest)
+            self._check_words(rest, merged)
             self._check(keys, merged)
         if "--config" not in self._option_string_actions:
             rest = arguments
@@ -397,7 +394,9 @@ class Parser(ArgumentParser):
             several = action is None and all(map(_NUMBER.fullmatch, given))
             while several and given and words and _NUMBER.fullmatch(words[0]):
                 given.append(words.pop(0))
-            if flag or other or name.endswith("+") or not given:
+            if not (flag or other or name.endswith("+") or given):
+                raise ConfigError(f"--{name}: give a value; `{self.prog} --help` says how")
+            if flag or other or name.endswith("+"):
                 rest.append(word)
             elif key == "config":
                 layers += find_config(given[0])
@@ -406,17 +405,30 @@ class Parser(ArgumentParser):
                 layers.append({key: given if many else more})
         return layers, rest
 
-    def _refuse_loose_words(self, rest: Sequence[str]) -> None:
-        """Refuse words that stand by themselves, where a command takes options alone."""
+    def _check_words(self, rest: Sequence[str], merged: Mapping[str, Any]) -> None:
+        """Refuse words that no option takes, and a line without what must be given."""
         loose = [word for word in rest if not word.startswith("-")]
-        if loose and all(action.option_strings for action in self._actions):
+        places = [action for action in self._actions if not action.option_strings]
+        see = f"`{self.prog} --help`"
+        if loose and not places:
             first = next((key for keys in self.essentials.values() for key in keys), "key")
             if loose[0] in recipes() and "--config" in self._option_string_actions:
                 first = "config"
             raise ConfigError(
                 f"{loose[0]}: every value has its option, such as --{first} {loose[0]}; "
-                f"`{self.prog} --help` lists them"
+                f"{see} lists them"
             )
+        too_much = loose[len(places) :] if all(a.nargs in (None, "?") for a in places) else []
+        if too_much:
+            raise ConfigError(f"{' '.join(too_much)}: is too much; {see} says how")
+        lacking = [each.dest.upper() for each in places[len(loose) :] if each.nargs != "?"]
+        lacking += [
+            f"--{each.dest}"
+            for each in self._actions
+            if each.required and each.option_strings and get(merged, each.dest) is None
+        ]
+        if lacking:
+            raise ConfigError(f"{', '.join(lacking)}: must be given; {see} says how")
 
     def _unlike_source(self, layer: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a layer gives for keys that follow others, where it differs from those.
@@ -443,21 +455,9 @@ class Parser(ArgumentParser):
     def _one_line(self, message: str, given: Mapping[str, Any]) -> str:
         """Return jsonargparse's message about what was given in one line that begins with the key.
 
-        Its common sentences are put more plainly: where a message is about, a value of a wrong
-        type, no mapping where keys are needed, what is missing, and what is too much. All others
-        are printed as they are.
+        Three of its sentences are put more plainly: where a message is about, a value of a wrong
+        type, and no mapping where keys are needed. All others are printed as they are.
         """
-        see = f"`{self.prog} --help` says how"
-        if lacking := _LACKING.search(message):
-            named = [
-                f"--{key}" if f"--{key}" in self._option_string_actions else key.upper()
-                for key in lacking[1].split(", ")
-            ]
-            return f"{', '.join(named)}: must be given; {see}"
-        if bare := _NO_VALUE.search(message):
-            return f"{bare[1]}: give a value; {see}"
-        if rest := _TOO_MANY.search(message):
-            return f"{' '.join(rest[1].split())}: is too much; {see}"
         where = [key for key in _KEY.findall(message) if key != "config"]
         reason = _KEY.split(message)[-1].strip()
         if where and (wrong := _WRONG_VALUE.search(reason)):
