@@ -10,6 +10,7 @@ from PIL import Image
 from torch import multiprocessing
 
 from apart import Apart
+from decur.data import SyntheticScenes
 
 # A server that has imported everything forks faster than each process would import.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrain", "timm"])
@@ -31,6 +32,32 @@ def _no_pictures(request, monkeypatch):
     """Drawing takes as long as all else that a tiny run does; reports say that there are none."""
     if "drawing" not in request.fixturenames:
         monkeypatch.setattr("decur.plotting.available", lambda: False)
+
+
+_drawn: dict[tuple[object, ...], dict] = {}
+
+
+@pytest.fixture(autouse=True)
+def _scenes_are_drawn_once(request, monkeypatch):
+    """A scene depends on its number alone; only the tests of data draw each anew."""
+    if request.path.parent.name == "data":
+        return
+    draw = SyntheticScenes.read
+
+    def read(self, index):
+        number, kind = self.start + index, (self.noise, self.structure)
+        key = (self.seed, number, self.size, tuple(self.modalities), kind)
+        if key not in _drawn or not 0 <= index < len(self):
+            if len(_drawn) > 4000:
+                _drawn.clear()
+            _drawn[key] = draw(self, index)
+        copies = {
+            part: {name: value.clone() for name, value in _drawn[key][part].items()}
+            for part in ("images", "target")
+        }
+        return {"id": self.ids[index], **copies}
+
+    monkeypatch.setattr(SyntheticScenes, "read", read)
 
 
 @pytest.fixture

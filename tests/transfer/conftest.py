@@ -65,6 +65,11 @@ def label_folder(make_pairs):
 
     def make(labels: dict[int, str], samples: int = 40, column: str = "kind:class", split=None):
         root = make_pairs({"s1": 1, "s2": 3}, samples=samples, size=32)
+        # given, so that no command needs to compute them
+        (root / "modalities.yaml").write_text(
+            "s1: {bands: [VV], mean: [0], std: [1]}\n"
+            "s2: {bands: [r, g, b], mean: [0, 0, 0], std: [1, 1, 1]}\n"
+        )
         with (root / "labels.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["id", column])
@@ -97,7 +102,7 @@ def transferred(tmp_path):
     def run(*arguments: str, name: str = "run"):
         folder = tmp_path / name
         common = [
-            *("--encoder.name=test_resnet", "--loader.workers=0", "--bootstrap=5"),
+            *("--encoder.name=test_resnet", "--loader.workers=0", "--bootstrap=0"),
             *("--device=cpu", f"--run={folder}"),
         ]
         main(["transfer", *common, *arguments])

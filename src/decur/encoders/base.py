@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ Builder = Callable[..., "Encoder"]
 ENCODERS: Registry[Builder] = Registry("encoder", "decur.encoders")
 ADAPTED = "adapted"  # the name of an `AdaptedEncoder`
 
+_QUICK = 2e10  # weights times pixels of a picture that is run in less time than its shape is
 _SAME_SCALING = "; give the data the statistics of that training, as --data.modalities FILE"
 log = logging.getLogger(__name__)
 
@@ -169,8 +171,8 @@ def refuse_size(
 ) -> None:
     """Refuse pictures of a size that an encoder does not take.
 
-    The encoder is run on shapes alone (PyTorch's "meta" device), or, where it needs numbers, on
-    two black pictures.
+    The encoder is run on two black pictures where that takes milliseconds. Else it is run on shapes
+    alone (PyTorch's "meta" device), unless it needs numbers.
 
     Args:
         encoder: of any kind.
@@ -201,6 +203,9 @@ def refuse_size(
 
 
 def _tried(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    weights = list(encoder.parameters())
+    if weights and sum(w.numel() for w in weights) * math.prod(shape[2:]) < _QUICK:
+        return tuple(encoder(torch.zeros(shape, device=weights[0].device)).shape)
     state = {k: v.to("meta") for k, v in (*encoder.named_parameters(), *encoder.named_buffers())}
     try:
         given = functional_call(encoder, state, (torch.empty(shape, device="meta"),))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from decur.encoders.attention.base import has_geometry
 from decur.encoders.base import ADAPTED, ENCODERS, Encoder
@@ -145,10 +146,24 @@ def build_to_fit(
     return network
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights of the "meta" device as they are: to fill them takes long and does nothing."""
+
+    filling = frozenset(
+        getattr(Tensor, f"{name}_")
+        for name in ("uniform", "normal", "fill", "zero", "copy", "erfinv", "mul", "add", "clamp")
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.filling and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _planned(build: Callable[[], nn.Module]) -> Mapping[str, Tensor] | None:
     """Return the weights of a network as shapes, None where it cannot be built without numbers."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return build().state_dict()
     except (RuntimeError, NotImplementedError):  # a MiT, whose sizes are fixed
         return None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from sklearn import config_context
 
 from decur import plotting, report
 from decur.errors import enumerated
@@ -324,10 +325,12 @@ def measure_intervals(
         log.warning(about)
         return Intervals(about=about, units=count)
     whole = task.metrics(measured)
-    left_out = [
-        task.metrics({key: values[blocks != block] for key, values in measured.items()})
-        for block in np.unique(blocks)
-    ]
+    # what has been looked at once is not looked at again for each unit that is left out
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        left_out = [
+            task.metrics({key: values[blocks != block] for key, values in measured.items()})
+            for block in np.unique(blocks)
+        ]
     limits = {}
     for name, value in whole.items():
         without = np.array([metrics[name] for metrics in left_out])
