@@ -37,6 +37,7 @@ def _work(files, threads, environment, work, arguments):
     os.setsid()
     for stream, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
-    os.environ.update(environment)  # the server has that of its start
+    os.environ.clear()  # the server has that of its start
+    os.environ.update(environment)
     torch.set_num_threads(threads)  # sums of others round otherwise
     work(*arguments)

@@ -12,8 +12,11 @@ from torch import multiprocessing
 from apart import Apart
 from decur.data import SyntheticScenes
 
-# A server that has imported everything forks faster than each process would import.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["decur.pretrain", "timm"])
+# A server that has imported everything forks faster than each process would import. Packages import
+# nothing by themselves, so modules are named.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    [*(f"decur.{part}.run" for part in ("pretrain", "transfer", "explain")), "timm"]
+)
 
 
 def pytest_collection_finish(session):

@@ -1,6 +1,5 @@
 """The command itself: quick to answer, helpful, silent about nothing."""
 
-import os
 import subprocess
 import sys
 import time
@@ -120,11 +119,44 @@ def test_a_command_is_a_function_of_its_arguments(name):
     assert callable(getattr(import_module(module), function))
 
 
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """Ask as a shell does for what completes a line; where the answer will be."""
+
+    def ask(line):
+        found = tmp_path / "found"
+        found.touch()
+        for name, value in {
+            **{"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(found)},
+            **{"_ARGCOMPLETE_IFS": "|", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"},
+            **{"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"},
+        }.items():
+            monkeypatch.setenv(name, value)
+        return found
+
+    return ask
+
+
+def words_in(answer):
+    return set(filter(None, answer.read_text().split("|")))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("decur pre", ["predict", "pretrain"]), ("decur ", [*COMMANDS, "-h", "--help"])],
+)
+def test_the_shell_completes_commands_without_torch(line, words, asked):
+    code = "import sys; from decur.cli import main\ntry: main()\nfinally: " + (
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    answer = asked(line)
+    run = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert words_in(answer) == set(words) and "True" not in run.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("decur pre", ["predict", "pretrain"]),
-        ("decur ", [*COMMANDS, "-h", "--help"]),
         ("decur pretrain --views.s", ["--views.shared_geometry", "--views.size"]),
         ("decur pretrain --optimizer.name ", ["lars", "adamw"]),
         ("decur pretrain --objective V", ["VICReg"]),
@@ -133,27 +165,10 @@ def test_a_command_is_a_function_of_its_arguments(name):
         ("decur nothing --o", []),
     ],
 )
-def test_the_shell_completes_commands_and_options(line, words, tmp_path):
-    code = "import sys; from decur.cli import main\ntry: main()\nfinally: " + (
-        "print('torch' in sys.modules, file=sys.stderr)"
-    )
-    found = tmp_path / "found"
-    asked = {
-        **{
-            "_ARGCOMPLETE": "1",
-            "_ARGCOMPLETE_STDOUT_FILENAME": str(found),
-            "_ARGCOMPLETE_IFS": "|",
-        },
-        **{"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"},
-        **{"_ARGCOMPLETE_SUPPRESS_SPACE": "1"},
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **asked}, text=True, capture_output=True
-    )
-    said = found.read_text() if found.exists() else ""
-    assert set(filter(None, said.split("|"))) == set(words)
-    if " -" not in line:
-        assert "True" not in run.stderr  # no torch for names of commands
+def test_the_shell_completes_options(line, words, asked, apart):
+    answer = asked(line)
+    apart(main).end()
+    assert words_in(answer) == set(words)
 
 
 def test_recipes_are_listed_for_own_data_first_then_the_papers_by_table(capsys):

@@ -108,6 +108,7 @@ def gpu(monkeypatch):
             self.waits_for.append(other)
 
     computing = Stream(GPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # asked of each operation
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())

@@ -1,9 +1,6 @@
 """Networks of one's own become encoders, whose files are opened again; others are refused first."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from torch import nn
 
 from decur import Modality
+from decur.cli import main
 from decur.data import SyntheticScenes
 from decur.encoders import EncoderSettings, build_encoder, load_encoder, save_encoder
 from decur.encoders.base import ENCODERS
@@ -152,7 +150,13 @@ def test_settings_by_name_are_those_of_the_command_line():
     assert encoder_settings({"a": "mlp"}) == EncoderSettings({"a": "mlp"})
 
 
-def test_modules_of_the_working_folder_are_found_and_a_run_goes_on(tmp_path):
+def _run_twice(folder, words):
+    os.chdir(folder)  # which, as for a command that pip has installed, is on no path
+    main(words)
+    main(words)
+
+
+def test_modules_of_the_working_folder_are_found_and_a_run_goes_on(tmp_path, apart):
     own = Path(__file__).parent.parent / "own_modules.py"
     (tmp_path / "my_modules.py").write_text(
         own.read_text().replace("class Waves(Paired", "class MyWaves(Paired")
@@ -162,10 +166,6 @@ def test_modules_of_the_working_folder_are_found_and_a_run_goes_on(tmp_path):
     words += ["--objective=my_modules.Distance", "--encoder.name=my_modules:network"]
     words += ["--views.size=8", "--loader.batch_size=8", "--loader.workers=0"]
     words += ["--trainer.max_epochs=1", "--monitor.every_epochs=0", "--trainer.accelerator=cpu"]
-    code = "import json, sys; sys.path.pop(0); from decur.cli import main\n" + (
-        "for words in json.loads(sys.argv[1]): main(words)"
-    )
-    command = [sys.executable, "-c", code, json.dumps([words, words])]
-    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert "resuming" in done.stdout and "my_modules:network" in done.stdout
+    code, out, error = apart(_run_twice, tmp_path, words).end()
+    assert code == 0, error
+    assert "resuming" in out and "my_modules:network" in out

@@ -302,7 +302,7 @@ def test_values_are_checked_once_they_have_arrived():
 @pytest.mark.parametrize(
     ("encoder", "attention"),
     [
-        ("resnet10t", None),
+        ("test_resnet", None),
         pytest.param("resnet10t", "rda", marks=pytest.mark.slow),
         pytest.param("resnet10t", "cross_da", marks=pytest.mark.slow),
         ("test_vit", None),
