@@ -230,6 +230,17 @@ def _write_in_grey(figure: Figure) -> None:
             artist.set_color(INK)
 
 
+def is_drawn(path: Path) -> bool:
+    """Return whether a PNG is a figure that `save` wrote."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return POINTS in picture.info
+    except OSError:
+        return False
+
+
 def _points(figure: Figure) -> list[tuple[float, float, str]]:
     """Return place and meaning of each marked point of a figure's lines.
 

@@ -327,13 +327,20 @@ def test_no_raster_of_the_scene_is_overwritten(make_model, scene, tmp_path):
             )
 
 
-def test_what_is_no_map_is_not_replaced(make_model, scene, tmp_path, capsys):
+def test_what_is_no_map_is_not_replaced(make_model, scene, tmp_path, capsys, monkeypatch):
     folder, out = make_model(), tmp_path / "map.tif"
     own = write_placed(out, noise(1, 9, 9)).read_bytes()
     with pytest.raises(ConfigError, match=r"map\.tif: is there and is no map of decur"):
         predict(folder, scene, **quick(out))
     assert out.read_bytes() == own
-    out.unlink()
+    out.rename(tmp_path / "map-probabilities.tif")
+    with pytest.raises(ConfigError, match=r"map-probabilities\.tif: is there and is no map"):
+        predict(folder, scene, **quick(out, probabilities=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("decur.plotting.available", lambda: True)
+        Image.new("L", (9, 9)).save(tmp_path / "map.png")
+        with pytest.raises(ConfigError, match=r"map\.png: is there and is no map of decur"):
+            predict(folder, scene, **quick(out))
     for words, told in ((scene, False), (scene, False), (scene[:1], True)):
         predict(folder, words, **quick(out, window=128, overlap=0))
         assert (f"replacing {out}" in capsys.readouterr().out) == told
@@ -357,6 +364,21 @@ def test_parts_of_two_scenes_are_not_joined(make_model, tmp_path):
         options = {"out": str(out), "loader": LoaderSettings(batch_size=8, workers=0)}
         found = predict(folder, {"s1": raster}, part=part, **options)
         assert (found.joined is not None) == joins
+        assert out.with_suffix(".vrt").exists() == joins
+
+
+def test_a_scene_in_other_units_is_told(make_model, scene, tmp_path, caplog):
+    write_placed(tmp_path / "in" / "s1.tif", noise(1, 100, 130) / 1000)
+    predict(make_model(), scene, **quick(tmp_path / "map.tif"))
+    assert "s1.tif: the statistics do not fit the data, 1 of 1 bands (VV)" in caplog.text
+    assert "are expected? give a raster in the units of the training" in caplog.text
+    assert "s2.tif: the statistics" not in caplog.text
+
+
+def test_many_bands_lie_in_small_blocks():
+    layout = Layout(dtype="float32", nodata=np.nan, bands=tuple(map(str, range(4096))))
+    assert layout.block == 128
+    assert Layout(dtype="uint8", nodata=255, bands=("class",)).block == 512
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]", '"identity"', "\xff"])

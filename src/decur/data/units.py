@@ -23,6 +23,7 @@ _SAMPLES = 8  # whose pictures are looked at
 _PIXELS = 4096  # of each band and picture
 _CLIPPED = 0.5  # share of the pixels outside the range from which a band is lost
 _USED = 0.01  # share of the range below which a band is flat
+_CORRECT = "correct modalities.yaml, or let `decur stats` compute the statistics"
 _NAMED = 4  # bands that a message names
 
 
@@ -59,7 +60,7 @@ def check_units(data: PairedDataset, modalities: Mapping[str, Modality] | None =
     warnings = [
         line
         for name, modality in scaled.items()
-        if pictures[name] and (line := _warning(name, pictures[name], modality))
+        if pictures[name] and (line := unit_warning(f"modality {name!r}", pictures[name], modality))
     ]
     for name, modality in scaled.items():
         if pictures[name] and not modality.guessed:  # else looked for where they were guessed
@@ -89,8 +90,17 @@ def _some_pictures(
     return pictures, ids
 
 
-def _warning(name: str, pictures: list[Tensor], modality: Modality) -> str | None:
-    """Return what does not fit of one sensor, in one line."""
+def unit_warning(
+    where: str, pictures: list[Tensor], modality: Modality, remedy: str | None = None
+) -> str | None:
+    """Return what does not fit of one sensor, in one line; None where all fits.
+
+    Args:
+        where: sensor or file, for the line.
+        pictures: (C, P) pixels of each.
+        modality: how they are scaled.
+        remedy: what to do; None: to correct what `modalities.yaml` says of the sensor.
+    """
     pixels = torch.cat(pictures, dim=1).numpy()  # (C, P)
     if modality.nodata is not None and not modality.converts:
         pixels = np.where(np.isin(pixels, modality.nodata), np.nan, pixels)
@@ -99,22 +109,22 @@ def _warning(name: str, pictures: list[Tensor], modality: Modality) -> str | Non
         for band, values, expected in zip(modality.bands, pixels, _expected(modality), strict=True)
         if (misfit := _misfit(band, values[~np.isnan(values)], expected))
     ]
-    remedy = "correct modalities.yaml, or let `decur stats` compute the statistics"
     if misfits:
         worst = misfits[0]
         names = ", ".join(misfit.band for misfit in misfits[:_NAMED])
         more = ", ..." if len(misfits) > _NAMED else ""
+        cause = _cause(worst) if remedy is None else _cause(worst).partition("?")[0] + "? "
         return (
-            f"modality {name!r}: the statistics do not fit the data, {len(misfits)} of "
+            f"{where}: the statistics do not fit the data, {len(misfits)} of "
             f"{modality.channels} bands ({names}{more}) would be constant or clipped: "
             f"{worst.band} holds {worst.found[0]:.4g} to {worst.found[1]:.4g}, expected is "
-            f"{worst.expected[0]:.4g} to {worst.expected[1]:.4g}; {_cause(worst)}{remedy}"
+            f"{worst.expected[0]:.4g} to {worst.expected[1]:.4g}; {cause}{remedy or _CORRECT}"
         )
     if _is_shifted(pictures, modality):
         return (
-            f"modality {name!r}: no band of most pictures is darker than its statistics and "
+            f"{where}: no band of most pictures is darker than its statistics and "
             f"{SHIFT} say, as of Sentinel-2 since processing baseline 04.00; if that is so, set "
-            f"`offset: -{SHIFT}` for it; else {remedy}"
+            f"`offset: -{SHIFT}` for it; else {remedy or _CORRECT}"
         )
     return None
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from decur.data import Batch, PairedDataset
 from decur.data.chosen_bands import take_bands
 from decur.data.loader import reporting_lost_workers
+from decur.data.units import check_units
 from decur.devices import choose_device
 from decur.digest import digest
 from decur.errors import ConfigError, DataError, needing
@@ -92,6 +93,7 @@ def predict_data(
     _refuse_columns(predictor)
     wanted = _fitted(data, predictor)
     console.print(f"data      {data.describe()}", highlight=False)
+    check_units(wanted, {name: predictor.modalities[name] for name in wanted.modalities})
     with reporting_lost_workers(), folder.owned("--out"), writing(folder.path):
         return _predict(predictor, wanted, settings, folder, console)
 

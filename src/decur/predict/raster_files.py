@@ -24,6 +24,7 @@ from decur.errors import WriteError
 from decur.runs import atomic, put_in_place, reason_not_written, write_text
 
 BLOCK = 512  # pixels along a block of a map
+_SMALLEST = 128  # pixels along a block of many bands
 _CACHE = 2**27  # bytes of blocks that GDAL keeps while it writes a map
 _WITH_OVERVIEWS = 1.34  # times the bytes of the pixels
 Colour = tuple[int, int, int]
@@ -56,6 +57,14 @@ class Layout:
         """Return the bytes of a pixel, all bands."""
         return np.dtype(self.dtype).itemsize * len(self.bands)
 
+    @property
+    def block(self) -> int:
+        """Return the side of a block, smaller where hundreds of bands would fill the memory."""
+        side = BLOCK
+        while side > _SMALLEST and self.bytes * side**2 > _CACHE // 2:
+            side //= 2
+        return side
+
 
 def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> None:
     """Write pixels (bands, H, W) as a GeoTIFF, whole or not at all.
@@ -76,8 +85,8 @@ def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> 
         "transform": grid.affine,
         "nodata": layout.nodata,
         "tiled": True,
-        "blockxsize": BLOCK,
-        "blockysize": BLOCK,
+        "blockxsize": layout.block,
+        "blockysize": layout.block,
         "compress": "deflate",
         "zlevel": 1,
         "interleave": "band",
@@ -197,7 +206,7 @@ def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
     options = {
         "COMPRESS": "DEFLATE",
         "PREDICTOR": "NO" if categorical else "YES",
-        "BLOCKSIZE": BLOCK,
+        "BLOCKSIZE": layout.block,
         "OVERVIEW_RESAMPLING": "MODE" if categorical else "AVERAGE",
         "BIGTIFF": "IF_SAFER",
     }
@@ -252,13 +261,17 @@ def publish(whole: Path, out: Path, layout: Layout) -> None:
     put_in_place(whole, out)
 
 
+def is_virtual_map(path: Path) -> bool:
+    """Return whether a file is a virtual raster of parts of a map, see `write_virtual`."""
+    return b"DECUR_MAP" in path.read_bytes()
+
+
 def _refuse_cut_off(path: Path) -> None:
     """Read the last block of each band, as a disk that is full cuts a file off."""
     rasterio = import_rasterio(".tif")
     with rasterio.open(path, driver="GTiff") as file:
-        for band in file.indexes:
-            window = ((max(file.height - 1, 0), file.height), (max(file.width - 1, 0), file.width))
-            file.read(band, window=window)
+        # all bands at once: where their pixels lie side by side a block holds all of them
+        file.read(window=((file.height - 1, file.height), (file.width - 1, file.width)))
 
 
 def class_tags(classes: Sequence[str]) -> dict[str, str]:

@@ -25,13 +25,17 @@ from decur.data.map_rasters import (
     warn_untiled,
 )
 from decur.data.scene_sensors import check_resolution
-from decur.data.window_reader import WindowReader
+from decur.data.units import unit_warning
+from decur.data.window_reader import WindowReader, read_squares
 from decur.errors import BadSampleError, ConfigError, DataError, DecurError, did_you_mean
 from decur.modality import Modality
 from decur.predict.windows import Corner
 from decur.signals import ignore_signals
 
 log = logging.getLogger(__name__)
+
+_UNITS = "give a raster in the units of the training"
+_LOOKS = 9  # squares of a sensor whose units are looked at
 
 
 def parse_scene(words: Sequence[str], known: Sequence[str]) -> dict[str, list[Path]]:
@@ -164,6 +168,22 @@ def warn_slow(scene: SceneFiles, window: int) -> None:
     rasters = [raster for of_sensor in scene.rasters.values() for raster in of_sensor]
     for line in filter(None, (warn_untiled(rasters, window), warn_beyond(rasters))):
         log.warning(line)
+
+
+def warn_units(scene: SceneFiles, modalities: Mapping[str, Modality]) -> None:
+    """Say which rasters look as if they were in other units than the model's training."""
+    for name, rasters in scene.rasters.items():
+        modality = modalities[name]
+        if modality.scaling == "image":
+            continue
+        bands = scene.readers[name].bands
+        squares = read_squares(rasters, _LOOKS, nodata=modality.nodata, bands=bands)
+        try:
+            pictures = [modality.convert(square).flatten(1).float() for square in squares]
+        except BadSampleError:
+            continue  # comes up again when it is read as a window
+        if pictures and (line := unit_warning(rasters[0].path, pictures, modality, _UNITS)):
+            log.warning("%s", line)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from decur.predict.pixels import (
 from decur.predict.planning import MapPlan, plan_map
 from decur.predict.raster_files import (
     Layout,
+    is_virtual_map,
     publish,
     refuse_full,
     tag_of,
@@ -51,6 +52,7 @@ from decur.predict.reading import (
     parse_scene,
     read_windows,
     warn_slow,
+    warn_units,
 )
 from decur.predict.settings import PredictSettings
 from decur.predict.windows import Batches, Blend, Tile
@@ -105,10 +107,10 @@ def predict(
         DataError: if rasters and model do not fit together.
     """
     settings = override(settings or PredictSettings(), options, "predict")
-    if settings.features and settings.probabilities:
-        raise ConfigError("probabilities: features have none; leave one of the two out")
     words = [f"{n}={f}" for n, f in scene.items()] if isinstance(scene, Mapping) else list(scene)
     predictor = open_model(model, settings.features, [word.partition("=")[0] for word in words])
+    if settings.probabilities and not predictor.classes:
+        raise ConfigError("probabilities: a map of numbers or features has none; leave it out")
     files = parse_scene(words, list(predictor.modalities))
     out = _map_name(settings, [file for of_sensor in files.values() for file in of_sensor])
     _check_absent(predictor, files)
@@ -190,6 +192,7 @@ class _Job:
         work = self.out.with_name(f"{self.out.name}.unfinished")
         widest = max(*self.plan.window, self.plan.side * self.predictor.cell)
         warn_slow(self.scene, widest)
+        warn_units(self.scene, self.predictor.modalities)
         self._describe(console)
         with holding(work, "--out"):
             self._tell_replaced(console)
@@ -206,15 +209,23 @@ class _Job:
         """Say that another map is replaced.
 
         Raises:
-            ConfigError: if what has the name is no map of decur.
+            ConfigError: if what has one of the names that are written is not of decur.
         """
-        if not self.out.exists() or (tag := tag_of(self.out)) == self.content:
+        own: dict[Path, Callable[[Path], object]] = {self.out: tag_of}
+        if self.settings.probabilities:
+            own[beside(self.out, PROBABILITIES)] = tag_of
+        if self.settings.number[1] > 1:
+            own |= dict.fromkeys(self._joined(), is_virtual_map)
+        if plotting.available():
+            own[self.out.with_suffix(".png")] = plotting.is_drawn
+        for path, is_own in own.items():
+            if path.exists() and not is_own(path):
+                raise ConfigError(
+                    f"--out {path}: is there and is no map of decur; choose another name, or "
+                    "delete it"
+                )
+        if not self.out.exists() or tag_of(self.out) == self.content:
             return
-        if tag is None:
-            raise ConfigError(
-                f"--out {self.out}: is there and is no map of decur; choose another name, or "
-                "delete it"
-            )
         console.print(f"replacing {self.out}, a map of something else", highlight=False)
 
     @cached_property
@@ -359,17 +370,26 @@ class _Job:
         write_optimised(work / f"{kind}.vrt", whole, layout)
         return whole
 
+    def _joined(self) -> list[Path]:
+        """Return the names of the virtual rasters that join all parts of a map."""
+        joined = whole_name(self.settings).with_suffix(".vrt")
+        return [joined, beside(joined, PROBABILITIES)] if self.settings.probabilities else [joined]
+
     def _join_parts(self, layout: Layout) -> Path | None:
         """Write the virtual raster over all parts of a map, once the last of them is there."""
         _, of = self.settings.number
         names = [part_name(whole_name(self.settings), which, of) for which in range(1, of + 1)]
-        if of == 1 or not all(tag_of(name) == self.content for name in names):
+        if of == 1:
+            return None
+        joined = self._joined()[0]
+        if not all(tag_of(name) == self.content for name in names):
+            for old in self._joined():  # it would join parts of two maps
+                old.unlink(missing_ok=True)
             return None
         parts = [(name.name, read_raster_header(name).grid) for name in names]
         grid = parts[0][1]
         height = sum(part.height for _, part in parts)
         whole = grid.window(0, 0, height, grid.width)
-        joined = whole_name(self.settings).with_suffix(".vrt")
         write_virtual(joined, whole, layout, parts)
         if self.settings.probabilities:
             of_classes = probability_layout(self.predictor, dict(layout.tags))
