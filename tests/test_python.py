@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 
 import decur
 from decur.data import SyntheticScenes
+from decur.embed.embedding import Embedded
 from decur.encoders import build_encoder, register_encoder
 from decur.errors import ConfigError, DataError
+from decur.explain.run import Explained
 from decur.pretrain import ViewSettings
+from decur.runs import RunFolder
 from decur.signals import STOPPING
 
 
@@ -85,6 +89,9 @@ def test_objects_say_what_they_are_in_one_line():
     )
     assert repr(data.modalities["sar"]).startswith("<sar: 2 bands (")
     assert "test_resnet for <sar" in repr(encoder) and f"vectors of {encoder.dim}" in repr(encoder)
+    folder = RunFolder(Path("runs/a"))
+    assert repr(Explained(folder, {"shared": {}})) == f"<shared; {Path('runs/a/report.html')}>"
+    assert repr(Embedded(Path("e"), {"s1": 1200}, [])) == "<rows 1,200 of s1; e>"
     assert repr(decur.DeCUR(8, common=0.75)) == "DeCUR(8 dimensions: common 6, unique 2)"
     assert not any("\n" in repr(x) for x in (data, data.modalities["sar"], encoder))
 
@@ -100,6 +107,12 @@ def test_a_notebook_shows_a_data_sets_sensors_and_pictures():
         (lambda: decur.pretrain("runs", decur.DeCUR(8)), r"str; give decur.PairedFolder\('runs'\)"),
         (lambda: decur.transfer(None, target="x"), "transfer: data is no data set but NoneType"),
         (lambda: decur.pretrain(SyntheticScenes(4, 32), "DeCUR"), "'DeCUR' is no objective"),
+        (lambda: decur.embed(SyntheticScenes(2, 32), []), "encoders: is empty; give the folder"),
+        (lambda: decur.embed(SyntheticScenes(2, 32), [3]), "encoders: is list; give the folder"),
+        (
+            lambda: decur.explain("run", "folder"),
+            r"explain: data .* decur.PairedFolder\('folder'\)",
+        ),
         (lambda: decur.DeCUR("8"), "dim is the width of the embeddings, .* is '8'"),
         (lambda: ViewSettings(size="a"), "views.size: must be from 1 .* is 'a'"),
         (lambda: build_encoder("test_resnet", "rgb"), "for a number of bands, not 'rgb'"),

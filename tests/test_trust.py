@@ -10,6 +10,7 @@ from decur.data import PackedPairs, PairedDataset
 from decur.embed.parquet import read_header
 from decur.errors import BadSampleError, ConfigError, DataError, reading
 from decur.pretrain.command_pretrain import parse
+from decur.registry import find_object
 from decur.runs import RunFolder
 
 PLAIN = {
@@ -148,3 +149,16 @@ def test_damaged_headers_end_in_one_line(tmp_path, text):
         with pytest.raises(DataError) as caught:
             open_it(tmp_path)
         assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_fails_in_a_module_of_ones_own_is_told_by_its_place(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "failing_of_mine.py"
+    file.write_text("def go(arguments):\n    raise ValueError('oops')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = find_object("failing_of_mine:go", "encoder")
+    monkeypatch.setattr("decur.command_recipes.main", own)
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipes"])
+    line = capsys.readouterr().err
+    assert stopped.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: {file}, line 2: ValueError: oops; mend that module of yours")

@@ -256,12 +256,30 @@ def _end(error: Exception) -> NoReturn:
     if isinstance(error, OSError):
         file = f"{error.filename}: " if error.filename else ""
         _fail(f"{file}{reason_of(error)}; see that it is there and may be read and written", 2)
+    if (place := _own_place(error)) is not None:
+        _fail(
+            f"{place}: {type(error).__name__}: {reason_of(error)}; mend that module of yours "
+            "(--debug shows how it was called)",
+            2,
+        )
     traceback.print_exception(error)
     _fail(
         f"this is a fault of decur's, not yours ({type(error).__name__}); please report it with "
         "the command and the lines above, as CONTRIBUTING.md says",
         1,
     )
+
+
+def _own_place(error: Exception) -> str | None:
+    """Return the last file and line in a person's own module that an error came through, if any."""
+    from decur.registry import is_own  # only now: it imports YAML
+
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if is_own(str(frame.f_globals.get("__name__"))) and "site-packages" not in file:
+            place = f"{file}, line {line}"
+    return place
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -25,6 +25,8 @@ ENVIRONMENT = "DECUR_IMPORT"
 # Set to "1" by `--trust`: configurations that runs have kept may name any module.
 TRUST = "DECUR_TRUST"
 
+_NAMED: set[str] = set()  # modules that a person has named, and that are imported
+
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*")
 
 
@@ -130,6 +132,11 @@ def is_ours(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).split(".")[0] == "decur"
 
 
+def is_own(module: str) -> bool:
+    """Return whether a person has named a module, and not this package's."""
+    return module.split(".")[0] != "decur" and (module in _NAMED or module in own_modules())
+
+
 def is_reference(name: str) -> bool:
     """Return whether a name is "package.module:attribute" or "package.module.attribute"."""
     return _REFERENCE.fullmatch(name) is not None
@@ -155,6 +162,7 @@ def find_object(reference: str, where: str) -> Any:
         ) from error
     if not hasattr(found, attribute):
         raise ConfigError(f"{where}: module {module!r} has no {attribute!r}")
+    _NAMED.add(module)
     return getattr(found, attribute)
 
 

@@ -37,6 +37,10 @@ class Compared:
     tables: list[Table]
     failed: dict[Path, str]
 
+    def __repr__(self) -> str:
+        titles = "; ".join(table.title for table in self.tables)
+        return f"<tables {titles}; {len(self.failed)} cells failed; {self.folder.report}>"
+
 
 def compare(
     settings: CompareSettings,

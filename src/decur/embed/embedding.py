@@ -39,6 +39,7 @@ from decur.layers import override
 from decur.pretrain.trainer import quiet_lightning
 from decur.runs import RunFolder, write_json, writing
 from decur.terminal import progress_bar, tell_result
+from decur.transfer.settings import encoder_sources
 from decur.transfer.sources import take_known_bands
 
 _MOST = 4096  # samples of a part: what a killed run does again, at most
@@ -52,6 +53,10 @@ class Embedded:
     folder: Path
     rows: dict[str, int]
     bad: list[tuple[str, str]]
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{count:,} of {name}" for name, count in self.rows.items())
+        return f"<rows {rows}; {self.folder}>"
 
 
 def embed(
@@ -89,7 +94,7 @@ def embed(
     """
     require_data(data, "embed")
     settings = override(settings or EmbedSettings(), options, "embed")
-    sources = [encoders] if isinstance(encoders, str) else list(encoders)
+    sources = encoder_sources(encoders)
     require_pyarrow()
     _check_ids(data)
     refuse_within_data(Path(settings.out), data)

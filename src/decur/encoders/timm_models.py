@@ -171,9 +171,9 @@ def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any])
     arguments = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0, **options}
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = (
-            f"did you mean {' or '.join(close)}?" if close else "see decur.encoders.list_encoders()"
-        )
+        hint = "see decur.encoders.list_encoders(); one of your own is package.module:name"
+        if close:
+            hint = f"did you mean {' or '.join(close)}?"
         raise ConfigError(f"no encoder {name!r}; {hint}")
     try:
         try:

@@ -102,6 +102,7 @@ def analyses(
         for key in given:
             there = f"it has {', '.join(known)}" if known else "it has none"
             require(key in known, f"options.{name}.{key}: {name} takes no such option; {there}")
+    only = [only] if isinstance(only, str) else only
     names = ANALYSES.names() if only is None else dict.fromkeys(only)
     return sorted((ANALYSES.get(name, "only") for name in names), key=lambda found: found.order)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import PairedDataset
-from decur.data.base import refuse_within_data
+from decur.data.base import refuse_within_data, require_data
 from decur.data.loader import reporting_lost_workers
 from decur.errors import ConfigError, DataError
 from decur.explain.base import (
@@ -77,6 +77,9 @@ class Explained:
     computed: list[str] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<{', '.join(self.arrays)}; {self.folder.report}>"
+
 
 def explain(
     run: str,
@@ -104,6 +107,8 @@ def explain(
         ConfigError: if an analysis or option does not exist, or a package is missing.
         DataError: if the folder holds no finished run, or it and the data do not fit together.
     """
+    if data is not None:
+        require_data(data, "explain")
     settings = override(settings or ExplainSettings(), options, "explain")
     chosen = analyses(settings.only, settings.options)
     check_packages(chosen, settings.redraw)

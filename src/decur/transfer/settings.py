@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings, MissingBands
-from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges
+from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges, require
 
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd", "auto"]
@@ -271,7 +272,7 @@ class TransferSettings:
     @property
     def sources(self) -> list[str]:
         """Where the encoders come from, as a list."""
-        return [self.encoders] if isinstance(self.encoders, str) else list(self.encoders)
+        return encoder_sources(self.encoders)
 
     @property
     def augments_probe(self) -> bool:
@@ -349,3 +350,19 @@ class TransferSettings:
                 f"test_scales, test_flip: are for masks, and {task.name!r} is a {kind}; leave them "
                 "out, and test_window"
             )
+
+
+def encoder_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return the names of runs, files and weights that encoders come from.
+
+    Raises:
+        ConfigError: if there is none, or it is something else, such as an encoder itself.
+    """
+    several = [given] if isinstance(given, str | Path) else given
+    if not isinstance(several, Sequence) or not all(isinstance(x, str | Path) for x in several):
+        raise ConfigError(
+            f"encoders: is {type(given).__name__}; give the folder of a run, encoder files, or the "
+            "names of weights (save_encoder writes a file)"
+        )
+    require(bool(several), "encoders: is empty; give the folder of a run, or encoder files")
+    return [str(source) for source in several]

@@ -29,7 +29,7 @@ from decur.objectives import Objective
 from decur.objectives.blocks import PREFIX, find_part
 from decur.pretrain.restore import restore
 from decur.transfer.augment import scaled_size
-from decur.transfer.settings import Representation, TransferSettings
+from decur.transfer.settings import Representation, TransferSettings, encoder_sources
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def gather_encoders(
     chosen = [name for name in modalities if not wanted or name in wanted]
     for name in chosen:
         refuse_name(name)
-    sources = [source] if isinstance(source, str) else list(source)
+    sources = encoder_sources(source)
     if made := [given for given in sources if given == RANDOM or given.startswith(TIMM)]:
         if len(sources) > 1:
             raise ConfigError(f"encoders: {made[0]!r} is for all sensors; give nothing beside it")
