@@ -13,7 +13,7 @@ from rasterio.warp import transform
 from decur.data import PairedFolder, PairedScenes
 from decur.data.grid import Grid
 from decur.embed import embed
-from decur.embed.geography import footprint
+from decur.embed.geography import footprint, rectangle
 from decur.encoders import EncoderSettings
 from decur.pretrain import LoaderSettings
 
@@ -125,3 +125,14 @@ def test_a_folder_that_was_begun_without_footprints_goes_on_without(folder, tmp_
 def test_a_footprint_across_180_degrees_is_small():
     points = points_of(footprint(Grid("EPSG:32701", 160_000, 8_000_000, (100.0, 100.0), 99, 999)))
     assert 0 < np.ptp(points[:, 0]) < 2
+
+
+def test_an_item_across_180_degrees_is_small():
+    grids = [Grid("EPSG:4326", west, 10.0, (0.5, 0.5), 2, 2) for west in (178.0, 179.5, -180.0)]
+    box, shape = rectangle({footprint(grid) for grid in grids})
+    assert box == [178.0, 9.0, -179.0, 10.0]
+    shapely = pytest.importorskip("shapely")
+    assert shapely.geometry.shape(shape).bounds == (-180.0, 9.0, 180.0, 10.0)
+    assert shapely.geometry.shape(shape).area == pytest.approx(3.0)
+    box, shape = rectangle({footprint(grid) for grid in grids[:1]})
+    assert (box, shape["type"]) == ([178.0, 9.0, 179.0, 10.0], "Polygon")

@@ -1,5 +1,7 @@
 """`decur predict`: parts of a map, maps of features, and data sets."""
 
+import json
+
 import numpy as np
 import pytest
 import rasterio
@@ -130,6 +132,17 @@ def test_a_data_set_gets_masks_by_id_a_table_and_a_sheet(make_model, pairs, tmp_
     np.testing.assert_allclose(
         table.loc["07"], np.bincount(expected.ravel(), minlength=3) / 1024, atol=1e-9
     )
+
+
+def test_masks_of_a_known_place_have_it_with_colours_and_names(make_model, tmp_path):
+    for name, modality in SENSORS.items():
+        write_placed(tmp_path / "pairs" / name / "a.tif", noise(modality.channels, 32, 32))
+    data, out = PairedFolder(tmp_path / "pairs"), tmp_path / "out"
+    predict_data(make_model(), data, out=str(out), loader=QUICK)
+    with rasterio.open(out / "masks" / "a.tif") as mask:
+        assert (mask.bounds.left, mask.bounds.top, mask.res) == (WEST, NORTH, (10, 10))
+        assert mask.colormap(1)[1] == (119, 170, 221, 255)
+        assert json.loads(mask.tags()["CLASSES"])["2"] == "wood"
 
 
 def test_classes_come_with_their_probabilities(make_model, pairs, tmp_path):

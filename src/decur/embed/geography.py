@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,10 @@ def write_item(
         about: its header.
         footprints: of the rows; without any, nothing is written.
     """
-    points = np.array([_WKB.unpack(one)[4:] for one in set(footprints)]).reshape(-1, 2)  # (P, 2)
-    if not len(points):
+    there = set(footprints)
+    if not there:
         return
-    west, south = points.min(axis=0).tolist()
-    east, north = points.max(axis=0).tolist()
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    bbox, geometry = rectangle(there)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     files = sorted(path.name for path in folder.glob("part-*.parquet"))
     asset = {"type": "application/vnd.apache.parquet", "roles": ["data"]}
@@ -99,8 +97,8 @@ def write_item(
         "stac_extensions": _EXTENSIONS,
         "type": "Feature",
         "id": folder.resolve().name,
-        "bbox": [west, south, east, north],
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "bbox": bbox,
+        "geometry": geometry,
         "properties": {
             **_times(data, now),
             "data_type": "float32",
@@ -122,6 +120,35 @@ def write_item(
         },
     }
     write_json(folder / ITEM, item)
+
+
+def rectangle(footprints: Collection[bytes]) -> tuple[list[float], dict[str, Any]]:
+    """Return the rectangle around footprints, as GeoJSON wants it.
+
+    Args:
+        footprints: of samples, at least one, see `footprint`.
+
+    Returns:
+        Its west, south, east and north edge, the east below the west across 180 degrees (RFC 7946,
+        5.2); and its geometry, which is cut there (3.1.9).
+    """
+    points = np.array([_WKB.unpack(one)[4:] for one in footprints]).reshape(-1, 2)  # (P, 2)
+    longitudes, (south, north) = points[:, 0], (points[:, 1].min(), points[:, 1].max())
+    ways = [(x.min(), x.max()) for x in (longitudes, longitudes % 360)]
+    west, east = min(ways, key=lambda edges: edges[1] - edges[0])
+    if east - west >= 360:
+        west, east = -180.0, 180.0
+    elif east > 180:
+        west, east = ((edge + 180) % 360 - 180 for edge in (west, east))
+    sides = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    rings = [
+        [[[left, south], [right, south], [right, north], [left, north], [left, south]]]
+        for left, right in sides
+    ]
+    bbox = list(map(float, (west, south, east, north)))
+    if len(rings) == 1:
+        return bbox, {"type": "Polygon", "coordinates": rings[0]}
+    return bbox, {"type": "MultiPolygon", "coordinates": rings}
 
 
 def _times(data: PairedDataset, now: str) -> dict[str, str | None]:
