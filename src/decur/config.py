@@ -408,9 +408,10 @@ class Parser(ArgumentParser):
     def _check_words(self, rest: Sequence[str], merged: Mapping[str, Any]) -> None:
         """Refuse words that no option takes, and a line without what must be given."""
         loose = [word for word in rest if not word.startswith("-")]
-        places = [action for action in self._actions if not action.option_strings]
+        given = [action for action in self._actions if get(merged, action.dest) is not None]
+        places = [a for a in self._actions if not a.option_strings and a not in given]
         see = f"`{self.prog} --help`"
-        if loose and not places:
+        if loose and all(action.option_strings for action in self._actions):
             first = next((key for keys in self.essentials.values() for key in keys), "key")
             if loose[0] in recipes() and "--config" in self._option_string_actions:
                 first = "config"
@@ -422,10 +423,11 @@ class Parser(ArgumentParser):
         if too_much:
             raise ConfigError(f"{' '.join(too_much)}: is too much; {see} says how")
         lacking = [each.dest.upper() for each in places[len(loose) :] if each.nargs != "?"]
+        options = [action for action in self._actions if action.option_strings]
         lacking += [
-            f"--{each.dest}"
-            for each in self._actions
-            if each.required and each.option_strings and get(merged, each.dest) is None
+            f"--{action.dest}"
+            for action in options
+            if action.required and action not in given and self.get_default(action.dest) is None
         ]
         if lacking:
             raise ConfigError(f"{', '.join(lacking)}: must be given; {see} says how")
