@@ -41,6 +41,11 @@ def test_values_are_replaced_even_where_they_are_mappings_or_lists(parser):
     assert old["encoder"]["options"] == {"a": 1}
 
 
+def test_what_has_a_default_need_not_be_given():
+    settings = build_parser().parse(["--data.root", "folder"])
+    assert settings.objective.class_path == "decur.objectives.DeCUR"
+
+
 def test_a_wrong_key_beside_a_class_is_refused(parser):
     with pytest.raises(ConfigError, match=r"data\.init_arg: unknown key .* did you mean init_args"):
         parser.merge([{"data": {"class_path": "PairedFolder", "init_arg": {"root": "r"}}}])
