@@ -160,11 +160,11 @@ STEPS = [
     ("decur", {"name": "mlp"}, ("optical", "sar"), 0),
     ("decur", {}, ("optical", "sar"), SAMPLES),
     ("decur", {"name": "mlp"}, ("optical", "sar", "elevation"), 3),
-    *(("decur", {"attention": name}, ("optical", "sar"), 3) for name in ("rda", "cross_da")),
+    ("decur", {"attention": "rda"}, ("optical", "sar"), 3),
     ("decur", {"name": "test_vit"}, ("optical", "sar"), 3),
     *(
         pytest.param("decur", options, ("optical", "sar"), 3, marks=pytest.mark.slow)
-        for options in ({"attention": "cbam"}, {"name": "mit_b0"})
+        for options in ({"attention": "cbam"}, {"attention": "cross_da"}, {"name": "mit_b0"})
     ),
 ]
 

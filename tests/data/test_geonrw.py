@@ -165,6 +165,7 @@ def test_in_worker_processes(root):
     assert torch.equal(batches[0]["images"]["dem"][0], first["images"]["dem"])
 
 
+@pytest.mark.slow  # the same way as with BigEarthNet
 def test_pretrain_and_transfer(root, tmp_path):
     data = [f"--data={GeoNRW.__name__}", f"--data.root={root}", "--data.grid=2"]
     encoder = ["--encoder.name=test_resnet", "--loader.workers=0"]

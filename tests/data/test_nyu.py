@@ -180,6 +180,7 @@ def test_real_splits_and_mapping(tmp_path):
     assert (label[0, 0], label[1, 1]) == (classes.index("floor"), classes.index("wall"))
 
 
+@pytest.mark.slow  # the same way as with BigEarthNet
 def test_pretrain_and_transfer(root, tmp_path):
     data = [f"--data={NYUDepthV2.__name__}", f"--data.root={root}"]
     encoder = ["--encoder.name=test_resnet", "--loader.workers=0"]

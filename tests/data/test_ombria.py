@@ -179,6 +179,7 @@ def test_real_pictures_in_the_original_layout(tmp_path):
             assert ours["target"] == {}
 
 
+@pytest.mark.slow  # the same way as with BigEarthNet
 def test_pretrain_and_transfer(root, tmp_path):
     data = [f"--data={Ombria.__name__}", f"--data.root={root}", "--data.size=128"]
     encoder = ["--encoder.name=test_resnet", "--loader.workers=0"]

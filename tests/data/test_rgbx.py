@@ -167,6 +167,7 @@ def test_in_worker_processes(root):
     assert pickle.loads(pickle.dumps(data)).ids == data.ids
 
 
+@pytest.mark.slow  # the same way as with BigEarthNet
 def test_pretrain_and_transfer(root, tmp_path):
     data = [f"--data={RGBX.__name__}", f"--data.root={root}", "--data.classes=5"]
     encoder = ["--encoder.name=test_resnet", "--loader.workers=0"]

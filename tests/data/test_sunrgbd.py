@@ -249,6 +249,7 @@ def test_real_scenes(tmp_path):
     assert len(coded["hha"][2].unique()) > 50  # surfaces at many angles
 
 
+@pytest.mark.slow  # the same way as with BigEarthNet
 def test_pretrain_and_transfer(root, tmp_path):
     data = [f"--data={SUNRGBD.__name__}", f"--data.root={root}", "--data.size=[48,64]"]
     encoder = ["--encoder.name=test_resnet", "--loader.workers=0"]

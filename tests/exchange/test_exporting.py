@@ -43,7 +43,8 @@ def raw(*shape):
     return x
 
 
-@pytest.mark.parametrize("sampling", [pytest.param("grid", marks=pytest.mark.slow), "gather"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["grid", "gather"])
 def test_deformable_attention_is_sampled_as_asked_with_a_warning(sampling, make, tmp_path, caplog):
     encoder, file = make(attention={"layer4": "rda"})
     out = tmp_path / "out.onnx"

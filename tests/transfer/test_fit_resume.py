@@ -201,16 +201,21 @@ def test_a_training_with_a_validation_part_keeps_the_same_epoch(
     [
         ("--seed=1", "seed"),
         ("--fit.lr=0.02", "fit"),
-        ("--fit.augment=false", "fit"),
         ("--label_fraction=0.5", "training part"),
-        ("--fold=1", "training part"),
         ("--data.seed=5", "data"),
-        ("--size=40", "size"),
-        ("--loader.batch_size=20", "loader.batch_size"),
-        ("--modalities=sar", "modalities"),
         ("--encoder.options={drop_rate: 0.1}", "encoders"),
         ("--freeze=true", "freeze"),
         ("--encoders", "encoders"),
+        *(
+            pytest.param(f"--{change}", named, marks=pytest.mark.slow)  # of the same list
+            for change, named in (
+                ("fit.augment=false", "fit"),
+                ("fold=1", "training part"),
+                ("size=40", "size"),
+                ("loader.batch_size=20", "loader.batch_size"),
+                ("modalities=sar", "modalities"),
+            )
+        ),
     ],
 )
 def test_a_state_of_another_training_is_discarded(
