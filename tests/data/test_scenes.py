@@ -500,6 +500,15 @@ def test_untiled_rasters_are_told_with_the_remedy(tmp_path, caplog):
     assert "gdal_translate -co TILED=YES -co COMPRESS=DEFLATE" in caplog.text
 
 
+def test_a_palette_is_told_with_the_remedy(tmp_path, caplog):
+    write(tmp_path / "s1" / "a.tif", np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    with rasterio.open(tmp_path / "s1" / "a.tif", "r+") as file:
+        file.write_colormap(1, {0: (255, 0, 0), 1: (0, 255, 0)})
+    PairedScenes(tmp_path, window=64)
+    assert "1 of 1 rasters have a palette" in caplog.text
+    assert "gdal_translate -expand rgb" in caplog.text
+
+
 ALIGNED = Grid(UTM, WEST, NORTH, (10.0, 10.0), 32, 32)
 SHIFTED = Grid(UTM, WEST + 5, NORTH, (10.0, 10.0), 32, 31)  # by half a pixel
 

@@ -35,6 +35,7 @@ class Raster:
         is_byte: whether the pixels are 8-bit, and no scale is to be applied.
         has_holes: whether some pixels may hold no measurement.
         strip: rows of a block that is as wide as the raster; 0 where it is tiled.
+        palette: whether the pixels are numbers of colours, or of classes that have colours.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Raster:
     is_byte: bool
     has_holes: bool
     strip: int
+    palette: bool = False
 
     def untiled(self, window: int) -> bool:
         """Return whether reading a window of so many pixels decodes far more than the window."""
@@ -115,6 +117,7 @@ def read_raster_header(path: str | Path) -> Raster:
             and not gdal_rasters.is_scaled(source),
             has_holes=not valid or any(np.dtype(kind).kind == "f" for kind in source.dtypes),
             strip=height if strips else 0,
+            palette=source.colorinterp[0].name == "palette",
         )
 
 
@@ -128,6 +131,18 @@ def warn_untiled(rasters: Sequence[Raster], window: int) -> str | None:
         f"{len(slow)} of {len(rasters)} rasters are stored in strips, so that each window of "
         f"{window} px decodes whole rows: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE "
         f"{quote(first)} tiled.tif makes one fast (so does rio convert --co tiled=yes)"
+    )
+
+
+def warn_palette(rasters: Sequence[Raster]) -> str | None:
+    """Return a line that says which rasters of a sensor are numbers of colours."""
+    coloured = [raster.path for raster in rasters if raster.palette]
+    if not coloured:
+        return None
+    return (
+        f"{len(coloured)} of {len(rasters)} rasters have a palette, whose numbers are read and "
+        f"not its colours: gdal_translate -expand rgb {quote(coloured[0])} colours.tif makes three "
+        "bands of them"
     )
 
 

@@ -20,6 +20,7 @@ from decur.data.map_rasters import (
     refuse_far,
     wanted_bands,
     warn_beyond,
+    warn_palette,
     warn_untiled,
 )
 from decur.data.pairing import FEW_VALUES, named_as_labels
@@ -65,10 +66,10 @@ def find_rasters(root: Path, names: Sequence[str], window: int) -> dict[str, lis
         raise DataError(f"{root}: holds no folder with rasters; {_LAYOUT}")
     if not names:
         found = _without_labels(root, found)
+    lines = [warn_beyond([raster for of_sensor in found.values() for raster in of_sensor])]
     for rasters in found.values():
-        if line := warn_untiled(rasters, window):
-            log.warning(line)
-    if line := warn_beyond([raster for of_sensor in found.values() for raster in of_sensor]):
+        lines += [warn_untiled(rasters, window), warn_palette(rasters)]
+    for line in filter(None, lines):
         log.warning(line)
     return found
 

@@ -61,7 +61,7 @@ class Layout:
     def block(self) -> int:
         """Return the side of a block, smaller where hundreds of bands would fill the memory."""
         side = BLOCK
-        while side > _SMALLEST and self.bytes * side**2 > _CACHE // 2:
+        while side > _SMALLEST and self.bytes * side**2 > _CACHE // 8:
             side //= 2
         return side
 

@@ -22,6 +22,7 @@ from decur.data.map_rasters import (
     refuse_far,
     wanted_bands,
     warn_beyond,
+    warn_palette,
     warn_untiled,
 )
 from decur.data.scene_sensors import check_resolution
@@ -164,9 +165,11 @@ def _tell_order(rasters: Sequence[Raster], modality: Modality) -> None:
 
 
 def warn_slow(scene: SceneFiles, window: int) -> None:
-    """Say which rasters are slow to read in windows, and how to mend that."""
+    """Say which rasters are slow or hard to read in windows, and how to mend that."""
     rasters = [raster for of_sensor in scene.rasters.values() for raster in of_sensor]
-    for line in filter(None, (warn_untiled(rasters, window), warn_beyond(rasters))):
+    for line in filter(
+        None, (warn_untiled(rasters, window), warn_palette(rasters), warn_beyond(rasters))
+    ):
         log.warning(line)
 
 
