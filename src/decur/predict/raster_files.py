@@ -93,11 +93,11 @@ def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> 
     }
     with rasterio.io.MemoryFile() as memory:
         with memory.open(**profile) as file:
-            file.write(pixels.astype(layout.dtype, copy=False))
+            if layout.colours:  # before the pixels, after which GDAL changes no header
+                file.write_colormap(1, dict(enumerate(layout.colours)))
             file.descriptions = layout.bands
             file.update_tags(**layout.tags)
-            if layout.colours:
-                file.write_colormap(1, dict(enumerate(layout.colours)))
+            file.write(pixels.astype(layout.dtype, copy=False))
         data = memory.read()
     with atomic(path, len(data)) as temporary:
         temporary.write_bytes(data)
