@@ -109,9 +109,9 @@ def test_pictures_are_inside_the_page(tmp_path):
 
 
 def test_options_of_a_command_are_not_broken_behind_their_dashes():
-    text = report.paragraph("decur a --run <b> (--data.root c), well--known")
-    assert "<p>decur a <span" in text and ">--run</span> &lt;b&gt; (<span" in text
-    assert text.count("<span") == 2 and ">--data.root</span> c), well--known</p>" in text
+    text = report.paragraph("decur a --run <b> --data.root c, well--known")
+    assert "<p>decur a <span" in text and ">--run</span> &lt;b&gt; <span" in text
+    assert text.count("<span") == 2 and ">--data.root</span> c, well--known</p>" in text
     assert '<span class="option">--run' in report.summary("", [], ["decur b --run c"])
 
 

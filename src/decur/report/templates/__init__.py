@@ -25,5 +25,5 @@ def environment() -> Environment:
 
 def _with_options(text: str) -> Markup:
     """Return a text as HTML, whose options of a command line are not broken behind a dash."""
-    marked = re.sub(r"(?<![\w-])--[\w.]+", r'<span class="option">\g<0></span>', str(escape(text)))
+    marked = re.sub(r"(?<!\S)--[\w.]+", r'<span class="option">\g<0></span>', str(escape(text)))
     return Markup(marked)
