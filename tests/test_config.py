@@ -1,9 +1,11 @@
 """Layers of a configuration: what overrides what, and what is refused in one line."""
 
 import logging
+from copy import deepcopy
 
 import pytest
 
+from decur.compare.settings import MethodSettings
 from decur.config import Parser
 from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError
@@ -44,6 +46,16 @@ def test_values_are_replaced_even_where_they_are_mappings_or_lists(parser):
 def test_what_has_a_default_need_not_be_given():
     settings = build_parser().parse(["--data.root", "folder"])
     assert settings.objective.class_path == "decur.objectives.DeCUR"
+
+
+def test_reading_changes_no_layer():
+    parser = Parser("decur")
+    parser.add_class_arguments(MethodSettings)
+    clip = {"class_path": "decur.objectives.CLIP", "init_args": {"temperature": 1.0}}
+    layer = {"pretrain": {"objective": clip}}
+    before = deepcopy(layer)
+    parser.read([layer])
+    assert layer == before and type(layer["pretrain"]["objective"]) is dict
 
 
 def test_a_wrong_key_beside_a_class_is_refused(parser):

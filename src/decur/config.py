@@ -7,6 +7,7 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -280,7 +281,8 @@ class Parser(ArgumentParser):
         keys = self._keys()
         merged = keys.merge(layers)
         self._check(keys, merged)
-        settings = self._typed(lambda: self.parse_object(merged), merged)
+        copied = deepcopy(merged)  # jsonargparse changes what it is given
+        settings = self._typed(lambda: self.parse_object(copied), merged)
         alone = {key: layer[key] for layer in layers for key in layer if key in self._followed}
         self._refuse_other(alone, settings)
         return settings

@@ -90,7 +90,8 @@ def _more(parser: Parser) -> str:
     listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     count = sum(1 for action in listed if not re.search(r"help(_all)?$", action.dest))
     of_files = ""
-    if "--config" in parser._option_string_actions:
+    shown = {key for keys in parser.essentials.values() for key in keys}
+    if "--config" in parser._option_string_actions and "config" not in shown:
         of_files = " Options may also stand in a YAML file (--config)."
     of_all = f"--help-all lists all {count} options." if count > 1 else ""
     return f"{of_all}{of_classes}{of_files}".strip()
