@@ -246,22 +246,30 @@ def _points(figure: Figure) -> list[tuple[float, float, str]]:
 
     Places are shares of the figure's width and height, from its upper left corner.
     """
-    found = []
+    marked = [
+        (axis, line)
+        for axis in figure.axes
+        for line in axis.lines
+        if axis.get_xlabel()
+        and line.get_marker() not in ("None", "", None)
+        and not str(line.get_label()).startswith("_")
+    ]
+    if not marked:
+        return []
     figure.set_dpi(_DPI)  # which the layout depends on
     figure.draw_without_rendering()
-    for axis in figure.axes:
-        for line in axis.lines:
-            name, data = str(line.get_label()).replace(r"\$", "$"), np.asarray(line.get_xydata())
-            what, marker = axis.get_xlabel(), line.get_marker()
-            if name.startswith("_") or not what or marker in ("None", "", None):
-                continue
-            data = data[:: 1 + len(data) // _TOLD]
-            places = figure.transFigure.inverted().transform(axis.transData.transform(data))
-            drawn = np.isfinite(places).all(1)
-            found += [
-                (round(float(x), 4), round(1 - float(y), 4), f"{name}: {value:.4g} ({what} {at:g})")
-                for (x, y), (at, value) in zip(places[drawn], data[drawn], strict=True)
-            ]
+    figure.set_layout_engine("none")  # it is laid out, and need not be once more when it is written
+    found = []
+    for axis, line in marked:
+        name, what = str(line.get_label()).replace(r"\$", "$"), axis.get_xlabel()
+        data = np.asarray(line.get_xydata())
+        data = data[:: 1 + len(data) // _TOLD]
+        places = figure.transFigure.inverted().transform(axis.transData.transform(data))
+        drawn = np.isfinite(places).all(1)
+        found += [
+            (round(float(x), 4), round(1 - float(y), 4), f"{name}: {value:.4g} ({what} {at:g})")
+            for (x, y), (at, value) in zip(places[drawn], data[drawn], strict=True)
+        ]
     return found
 
 
