@@ -30,7 +30,10 @@ def release_keys(name):
     return {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
-@pytest.mark.parametrize("name", DEPTHS)
+DEEPEST = pytest.param("mit_b5", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [*(name for name in DEPTHS if name != "mit_b5"), DEEPEST])
 def test_keys_are_those_of_the_release(name):
     encoder = build_encoder(name, 3)
     assert set(encoder.state_dict()) == release_keys(name)
