@@ -305,6 +305,34 @@ def test_shapes_with_a_class_column_are_burnt_in(folder):
     assert int(data[0]["target"]["mask"].sum()) == 32 * 32
 
 
+@pytest.mark.parametrize("stride", [64, 48])
+def test_windows_beside_a_slanting_shape_have_no_labels(tmp_path, stride):
+    for name in ("s1", "s2"):
+        write(tmp_path / name / "place.tif", np.ones((384, 384), np.uint8))
+    ring = [(WEST, NORTH), (WEST, NORTH - 3840), (WEST + 3840, NORTH - 3840), (WEST, NORTH)]
+    pond = [(WEST + 3300, NORTH), (WEST + 3400, NORTH), (WEST + 3400, NORTH - 80)]
+    shapes = {"a": ring, "b": [*pond, pond[0]]}
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"class": name},
+            "geometry": {"type": "Polygon", "coordinates": [corners]},
+        }
+        for name, corners in shapes.items()
+    ]
+    named = {"type": "name", "properties": {"name": UTM}}
+    text = json.dumps({"type": "FeatureCollection", "features": features, "crs": named})
+    (tmp_path / "labels.geojson").write_text(text)
+    data = PairedScenes(tmp_path, window=64, stride=stride)
+    masks = [data._labels.read(data.place(i), 0, 0, 64) for i in range(len(data))]
+    shown = np.array([mask is not None and bool((mask != 255).any()) for mask in masks])
+    boxes = np.array([data.place(i).bounds for i in range(len(data))])
+    labelled = data._labels.covered(data._scenes[0].grid, boxes)
+    assert (labelled | ~shown).all()  # none is lost
+    corners = labelled & ~shown  # windows that the shape touches in a corner
+    assert 0 < shown.sum() < len(data) and corners.sum() <= (5 if stride == 64 else 7)
+
+
 def test_labels_of_scenes_around_the_world_lie_in_their_own_zones(tmp_path):
     features = []
     for zone, west in (("EPSG:32632", 9.0), ("EPSG:32722", -51.0), ("EPSG:32660", 177.0)):

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
 _LOOKED_AT = 512  # rows and columns of a label raster that are looked at to check its classes
+_CELLS = 16  # of a window's side, by which shapes are told from the boxes around them
 _PIXELS = 2**24  # of a label raster that are read at once
 
 Boxes = NDArray[np.float64]  # (N, 4), as `Bounds`
@@ -240,12 +241,16 @@ class VectorLabels:
         return torch.from_numpy(burnt).long()  # (H, W)
 
     def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
-        """Return which boxes on a grid's map have labels: (N,)."""
-        shapes = self._shapes(grid)[2]
+        """Return which windows of a grid, all of one size, a shape reaches into: (N,).
+
+        Shapes are told from the boxes around them to a sixteenth of a window.
+        """
+        shapes, _, around = self._shapes(grid)
         if self.outside:
-            there = bool(_meet(np.array([grid.bounds]), shapes).any())
+            there = bool(_meet(np.array([grid.bounds]), around).any())
             return np.full(len(boxes), there)
-        return _meet(shapes, boxes)
+        near = _meet(around, boxes)
+        return near & _burnt(shapes, grid, boxes) if near.any() else near
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
@@ -290,6 +295,35 @@ class VectorLabels:
                 f"{self.path}: its shapes cannot be placed in {crs[:40]} ({error}); correct its CRS"
             ) from error
         return moved, np.array([bounds(shape) for shape in moved]).reshape(-1, 4)
+
+
+def _burnt(shapes: Sequence[Geometry], grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
+    """Return which boxes, all of one size, hold a cell that a shape touches: (N,)."""
+    from rasterio.features import rasterize
+
+    side = round((boxes[0, 2] - boxes[0, 0]) / grid.resolution[0])  # pixels
+    cells = grid.coarser(max(1, side // _CELLS))
+    burnt = rasterize(
+        shapes,
+        out_shape=(cells.height, cells.width),
+        transform=cells.affine,
+        all_touched=True,
+        dtype="uint8",
+    )
+    # how many are burnt above and to the left of each corner of cells: (height + 1, width + 1)
+    before = np.pad(burnt.cumsum(0, np.int64).cumsum(1), ((1, 0), (1, 0)))
+    west, south, east, north = boxes.T
+    across, down = cells.resolution
+    left, right = _between((west - cells.west) / across, (east - cells.west) / across, cells.width)
+    top, bottom = _between((cells.north - north) / down, (cells.north - south) / down, cells.height)
+    count = before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
+    return np.asarray(count > 0)
+
+
+def _between(first: NDArray[Any], last: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Return the cells that intervals reach into, the first and the one behind the last: (2, N)."""
+    edges = np.stack([np.floor(first.round(6)), np.ceil(last.round(6))])
+    return edges.clip(0, count).astype(np.int64)
 
 
 def _meet(first: Boxes, second: Boxes) -> NDArray[np.bool_]:
