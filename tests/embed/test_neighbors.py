@@ -169,7 +169,7 @@ def test_a_label_in_words(target, value, words):
     assert target.in_words(torch.tensor(value)) == words
 
 
-def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
+def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys, caplog):
     table, picture = tmp_path / "hits.csv", tmp_path / "hits.png"
     (pairs.root / "modalities.yaml").write_text(
         "s1: {bands: [a], scaling: range, value_range: [-3, 3]}\n"
@@ -194,6 +194,9 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys):
     main(["neighbors", str(embedded.folder), "--k", "3"])
     said = capsys.readouterr().out
     assert "own place among the first 3" in said and "by chance 0.1500" in said
+    assert "nothing drives" not in caplog.text
+    main(["neighbors", str(embedded.folder), "--part", "unique"])
+    assert "unique: nothing drives these numbers of s1 and of s2 together" in caplog.text
 
 
 @pytest.fixture

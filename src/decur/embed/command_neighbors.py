@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,13 @@ from decur.embed.neighbors import (
     read_vectors,
     recall,
 )
-from decur.embed.parquet import read_header
+from decur.embed.parquet import WHOLE, read_header
 from decur.errors import ConfigError, needing
+from decur.objectives.blocks import PREFIX, is_shared
 from decur.runs import atomic, writing
 from decur.terminal import make_table
+
+log = logging.getLogger(__name__)
 
 _ROWS = 6  # queries of a picture, where all are asked for
 _ABOUT = (
@@ -98,6 +102,7 @@ def main(arguments: Sequence[str]) -> Hits:
     hits = nearest(queries, base, k=settings.k, index=settings.index, same=same)
     console = Console(soft_wrap=True, markup=False, emoji=False)  # ids and folders are as they are
     console.print(f"{source} to {target}, {part}, {len(base.ids)} searched", highlight=False)
+    _warn_unlike(part, source, target)
     if settings.query:
         _print_hits(console, queries, hits)
     elif source != target:
@@ -124,6 +129,19 @@ def main(arguments: Sequence[str]) -> Hits:
             raise ConfigError(f"--picture {settings.picture}: {error}") from error
         console.print(f"look at     {settings.picture}", highlight=False)
     return hits
+
+
+def _warn_unlike(part: Part, source: str, target: str) -> None:
+    """Warn where nothing drives the compared dimensions of two sensors together."""
+    if source == target or part == WHOLE or is_shared(part.removeprefix(PREFIX), source, target):
+        return
+    log.warning(
+        "%s: nothing drives these numbers of %s and of %s together, so that near ones need not "
+        "show the same; without --part it is what the sensors share, where the run has that",
+        part,
+        source,
+        target,
+    )
 
 
 def _print_recall(
