@@ -112,6 +112,7 @@ def test_the_page_on_scenes(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawing")  # explain needs it
 @pytest.mark.parametrize(
     ("page", "left"),
     [
