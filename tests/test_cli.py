@@ -13,8 +13,8 @@ from rich.progress import TimeRemainingColumn
 
 import decur
 from decur.cli import COMMANDS, main
-from decur.config import command_of, describe, find_config, recipes
 from decur.errors import ConfigError, printable
+from decur.recipes import command_of, describe, find_config, recipes
 from decur.terminal import progress_bar, quiet
 
 

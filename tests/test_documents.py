@@ -13,7 +13,7 @@ from make_ombria import make_ombria
 from rasterio.transform import from_origin
 
 from decur.cli import main
-from decur.config import recipes
+from decur.recipes import recipes
 
 HOME = Path(__file__).parent.parent
 # What makes each command short; it comes last, so it wins.

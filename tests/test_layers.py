@@ -29,6 +29,7 @@ LAYERS = (
     *(
         "completion",
         "layers",
+        "recipes",
         "short_help",
         "config",
         "locks",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from decur.config import Parser, command_of, describe, recipes
+from decur.config import Parser
 from decur.errors import ConfigError, did_you_mean
+from decur.recipes import command_of, describe, recipes
 
 _ORDER = ("pretrain", "transfer", "compare")
 _OWN = "Your own pairs need no recipe, but for comparisons:"

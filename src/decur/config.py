@@ -1,16 +1,12 @@
-"""Recipes, and configurations that end in one clear line when they are wrong."""
+"""A parser of options and configurations that ends in one clear line when they are wrong."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,7 +20,7 @@ from jsonargparse import (
 )
 
 from decur import completion
-from decur.bounded_yaml import check_bounds, loaded, read_text
+from decur.bounded_yaml import check_bounds, loaded
 from decur.errors import ConfigError
 from decur.layers import (
     Keys,
@@ -34,9 +30,9 @@ from decur.layers import (
     literals_of,
     name_of,
     options_of,
-    read_mapping,
     type_of,
 )
+from decur.recipes import find_config, recipe_files
 from decur.short_help import ShowAll, short_help
 
 log = logging.getLogger(__name__)
@@ -57,12 +53,14 @@ def _load_bounded(text: str) -> Any:
 
 
 set_loader("yaml", _load_bounded, (yaml.YAMLError,))
-set_dumper(
-    "yaml",
-    lambda values: yaml.dump(
-        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
-    ),
-)
+
+
+def _as_yaml(values: Any) -> str:
+    """Return YAML of values, their keys in the order given."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+set_dumper("yaml", _as_yaml)
 
 _TRUTHS = ("true", "false")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -71,73 +69,6 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _KEY = re.compile(r'Parser key "([\w./-]+)"(?: element \d+)?:\s*')
 _WRONG_VALUE = re.compile(r"^(?:Expected a |Does not validate).*(?:Got|Given) value: (.*)$", re.S)
 _NO_MAPPING = re.compile(r"^Not a valid subclass of \w+\. Got value: (\S+)")
-
-# Recipes of version 0.1 that differed from another one by their objective alone.
-_BY_OBJECTIVE = {
-    f"{base}-{name.lower()}": (base, name)
-    for base in ("demo", "ombria")
-    for name in ("BarlowTwins", "CLIP", "SimCLR", "VICReg")
-}
-
-
-def recipes() -> dict[str, str]:
-    """Return the recipes that ship with the package: `{name: YAML text}`."""
-    return {name: file.read_text() for name, file in sorted(_recipe_files().items())}
-
-
-def _recipe_files() -> dict[str, Traversable]:
-    """Return the files of the recipes that ship with the package, by name."""
-    folder = resources.files("decur") / "recipes"
-    return {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
-
-
-def describe(text: str) -> str:
-    """Return the first line of a recipe's header comment."""
-    return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
-
-
-def command_of(text: str) -> str:
-    """Return the command that a recipe is for: the word after `decur` in its header."""
-    found = re.search(r"^#\s*command\s+decur (\w+)", text, re.M)
-    return found[1] if found else ""
-
-
-def find_config(name: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Return a configuration, preceded by what it is based on (`base: NAME`).
-
-    Args:
-        name: a file, or a recipe's name.
-        above: the configurations that are based on it.
-
-    Returns:
-        Layers for `Parser.merge`; the later ones override the earlier.
-
-    Raises:
-        ConfigError: if there is neither such a file nor such a recipe, it is no YAML mapping, or
-            it is based on itself.
-    """
-    if not isinstance(name, str):
-        raise ConfigError(f"base: must be a file or a recipe's name, is {name!r}")
-    if name in above:
-        raise ConfigError(f"base: {' > '.join((*above, name))}: is based on itself")
-    shipped = _recipe_files()
-    if Path(name).is_file():
-        where, text = name, read_text(name)
-    elif name in shipped:
-        where, text = f"recipe {name}", shipped[name].read_text()
-    elif name in _BY_OBJECTIVE:
-        base, objective = _BY_OBJECTIVE[name]
-        raise ConfigError(f"{name}: is no more; use --config {base} --objective {objective}")
-    else:
-        close = difflib.get_close_matches(name, shipped, n=3)
-        hint = f"recipes: {', '.join(close)} (`decur recipes` lists all)"
-        raise ConfigError(
-            f"{name}: no such file and no such recipe; "
-            f"{hint if close else '`decur recipes` lists those that ship'}"
-        )
-    values = read_mapping(text, where)
-    base = values.pop("base", None)
-    return [*(find_config(base, (*above, name)) if base is not None else []), values]
 
 
 class Parser(ArgumentParser):
@@ -260,8 +191,7 @@ class Parser(ArgumentParser):
         if "--config" not in self._option_string_actions:
             rest = arguments
         elif merged:
-            text = yaml.dump(merged, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-            rest = ["--config", text, *rest]
+            rest = ["--config", _as_yaml(merged), *rest]
         settings = self._typed(lambda: self.parse_args(rest), merged)
         given: dict[str, Any] = {}
         for layer in layers:
@@ -328,7 +258,7 @@ class Parser(ArgumentParser):
 
     def _complete(self) -> None:
         """Complete options and their values for the shell, and exit."""
-        words = self.class_keys() | {"config": list(recipes())}
+        words = self.class_keys() | {"config": sorted(recipe_files())}
         for action in self._actions:
             hint = type_of(action)
             found = ["true", "false"] if hint is bool else literals_of(hint)
@@ -415,7 +345,7 @@ class Parser(ArgumentParser):
         see = f"`{self.prog} --help`"
         if loose and all(action.option_strings for action in self._actions):
             first = next((key for keys in self.essentials.values() for key in keys), "key")
-            if loose[0] in recipes() and "--config" in self._option_string_actions:
+            if loose[0] in recipe_files() and "--config" in self._option_string_actions:
                 first = "config"
             raise ConfigError(
                 f"{loose[0]}: every value has its option, such as --{first} {loose[0]}; "

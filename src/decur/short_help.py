@@ -39,18 +39,19 @@ def short_help(parser: Parser, essentials: Mapping[str, Sequence[str]]) -> str:
     """
     width = min(shutil.get_terminal_size((100, 24)).columns, 100) - 2
     usage = parser.format_usage().strip()
+    classes = parser.class_keys()
     blocks = [usage, textwrap.fill(parser.description or "", width)]
     for title, keys in essentials.items():
         lines = [f"{title}:"]
         for key in keys:
-            lines += _described(parser, key, width)
+            lines += _described(parser, key, classes.get(key, []), width)
         blocks.append("\n".join(lines))
-    blocks.append(textwrap.fill(_more(parser), width))
+    blocks.append(textwrap.fill(_more(parser, list(classes)), width))
     return "\n\n".join(blocks) + "\n"
 
 
-def _described(parser: Parser, key: str, width: int) -> list[str]:
-    """Return the lines about one option: its name, what it does, and its default."""
+def _described(parser: Parser, key: str, classes: list[str], width: int) -> list[str]:
+    """Return the lines about one option: its name, what it does, its choices and its default."""
     action, default = parser.find_option(key)
     name = f"  --{key}" if action.option_strings else f"  {key}"
     about = _first_sentence(" ".join(str(action.help or "").split()))
@@ -63,8 +64,7 @@ def _described(parser: Parser, key: str, width: int) -> list[str]:
     if isinstance(shown, bool) and action.nargs != 0:
         shown = str(shown).lower()  # as it is given: --redraw, or --redraw true
     told = shown is not None and shown is not False and shown != ""
-    choices = literals_of(type_of(action))
-    choices = choices or parser.class_keys().get(key, [])
+    choices = literals_of(type_of(action)) or classes
     notes = [", ".join(choices)] if 1 < len(choices) <= _CHOICES else []
     notes += ["required"] if required else [f"default:{_TOGETHER}{shown}"] if told else []
     about += f" [{'; '.join(notes)}]" if notes else ""
@@ -82,9 +82,9 @@ def _first_sentence(text: str) -> str:
     return first.rpartition(" (")[0] if first.count("(") > first.count(")") else first
 
 
-def _more(parser: Parser) -> str:
+def _more(parser: Parser, class_keys: list[str]) -> str:
     """Return where the other options are."""
-    classes = [f"--{key}.help CLASS" for key in parser.class_keys()]
+    classes = [f"--{key}.help CLASS" for key in class_keys]
     verb = "list" if len(classes) > 1 else "lists"
     of_classes = f" {' and '.join(classes)} {verb} the options of one class." if classes else ""
     listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]

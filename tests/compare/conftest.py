@@ -9,7 +9,7 @@ import pytest
 
 from decur.cli import main
 from decur.compare.plan import plan_cells
-from decur.config import recipes
+from decur.recipes import recipes
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import yaml
 from decur.bounded_yaml import LOADER
 from decur.cli import main
 from decur.compare.plan import plan_cells
-from decur.config import command_of, find_config, recipes
+from decur.recipes import command_of, find_config, recipes
 
 COMPARISONS = [name for name, text in recipes().items() if command_of(text) == "compare"]
 ALIKE = r"compare-(attention|common|loss|projector|settings|vit)-"  # one axis of another's

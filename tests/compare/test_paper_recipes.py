@@ -15,9 +15,9 @@ from decur.bounded_yaml import LOADER
 from decur.cli import main
 from decur.compare.plan import plan_cells
 from decur.compare.published import find, published_scores, published_table
-from decur.config import command_of, describe, find_config, recipes
 from decur.pretrain import OptimizerSettings, ProjectorSettings
 from decur.pretrain.command_pretrain import parse
+from decur.recipes import command_of, describe, find_config, recipes
 
 LARS, ADAMW = ("lars", 0.2, 0.0048, 1e-6), ("adamw", 1e-4, 1e-4, 0.01)
 # Section 4 and appendix B.1, typed from the paper: share of common dimensions, batch, passes over

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from decur import Modality
 from decur.cli import main
-from decur.config import command_of, find_config, recipes
 from decur.data import LoaderSettings, SyntheticScenes
 from decur.encoders import EncoderSettings, load_encoder
 from decur.objectives import DeCUR
@@ -23,6 +22,7 @@ from decur.pretrain.settings import (
     ProjectorSettings,
     ViewSettings,
 )
+from decur.recipes import command_of, find_config, recipes
 
 
 def weights(folder):

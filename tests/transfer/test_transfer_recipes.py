@@ -8,8 +8,8 @@ from make_geonrw import make_geonrw
 from make_nyu import make_nyu
 from make_sunrgbd import make_sunrgbd
 
-from decur.config import command_of, find_config, recipes
 from decur.layers import flatten
+from decur.recipes import command_of, find_config, recipes
 from decur.transfer import FitSettings
 from decur.transfer.command_transfer import build_parser
 

@@ -18,9 +18,9 @@ import yaml
 from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell
 from decur.compare.settings import Changes, CompareSettings, check, encoder_name
-from decur.config import find_config
 from decur.errors import ConfigError, reading
 from decur.layers import flatten
+from decur.recipes import find_config
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

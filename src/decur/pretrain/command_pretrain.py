@@ -14,13 +14,14 @@ import yaml
 from jsonargparse import Namespace
 
 from decur.bounded_yaml import LOADER
-from decur.config import Parser, find_config
+from decur.config import Parser
 from decur.data.base import PairedDataset
 from decur.encoders.attention.base import has_geometry
 from decur.errors import ConfigError
 from decur.layers import flatten
 from decur.objectives.base import Objective
 from decur.pretrain.settings import PretrainSettings
+from decur.recipes import find_config
 from decur.registry import refuse_foreign
 from decur.runs import RunFolder
 
