@@ -22,9 +22,10 @@ from decur.terminal import duration, make_table, quantity
 _ABOUT = (
     "How fast the parts of pretraining are on this device: data (from files to views, alone and as "
     "a pipeline: which part starves the GPU?), views, loss, step (where does the time of a step "
-    "go?), or all. Takes the options of `decur pretrain`; without --config and --data it measures "
-    "the demo's configuration (`data`: a PairedFolder). Floor: the time that the operations of "
-    "matrix products take at this device's best rate, which is measured at the start."
+    "go?), or all. Takes the options of `decur pretrain`, such as --data.root FOLDER; without "
+    "--config and --data it measures the demo's configuration, and `data` asks for a folder. "
+    "Floor: the time that the operations of matrix products take at this device's best rate, "
+    "which is measured at the start."
 )
 _COLUMNS = {
     "data": ("pairs/s", "MB/s", "a pair"),
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dims", type=int, nargs="+", help="Widths of the embeddings, for `loss`.")
     parser.show_first(
         {
-            "what is measured": ("config", "data.root", "data", "objective", "dims"),
+            "what is measured": ("config", "data", "objective", "dims"),
             "the configuration, for example": (
                 "encoder.name",
                 "projector.width",

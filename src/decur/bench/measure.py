@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from decur.errors import ConfigError
@@ -114,6 +113,8 @@ class Row:
 
 def measure(work: Callable[[], object], seconds: float) -> list[float]:
     """Call a function for some seconds, and return those of each call; a GPU is waited for."""
+    from torch.utils.benchmark import Timer  # looks for CUDA's compiler, and says what it finds
+
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=seconds).times
 

@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--only",
         type=str | None,
-        help="Run only cells whose label contains this, as `--dry_run true` prints it.",
+        help="Run only cells whose label contains this, as `--dry_run` prints it.",
     )
     parser.add_argument(
         "--dry_run",

@@ -63,7 +63,7 @@ def compare(
         cluster: where the cells run; None: on this machine.
         devices: GPUs of this machine to use, one job each at a time, by number, as 0 or [0, 1], or
             `cpu`; null: all there are.
-        only: run only cells whose label contains this, as `--dry_run true` prints it.
+        only: run only cells whose label contains this, as `--dry_run` prints it.
         dry_run: print the cells and what is done, and run nothing.
         config: the complete configuration as YAML, kept as `config.yaml`.
 
@@ -83,7 +83,7 @@ def compare(
     console = Console(soft_wrap=True, highlight=False)
     chosen = [cell for cell in cells if only is None or only in cell.label]
     if only is not None and not chosen:
-        raise ConfigError(f"--only {only}: no cell's label contains it; --dry_run true prints them")
+        raise ConfigError(f"--only {only}: no cell's label contains it; --dry_run prints them")
     todo = _with_needs([cell for cell in chosen if not is_done(cell)], cells)
     console.print(f"compare   {folder.path}")
     console.print(f"cells     {len(cells)}: {sum(map(is_done, cells))} done, {len(todo)} to do")

@@ -44,14 +44,18 @@ def neighbors_parser() -> Parser:
     parser = Parser("decur neighbors", _ABOUT)
     parser.usage = "decur neighbors EMBEDDINGS --from SENSOR --to SENSOR [--query ID ...]"
     parser.add_argument("embeddings", type=str, help="Folder that `decur embed` wrote.")
-    parser.add_argument("--from", type=str | None, help="Sensor of the queries; else the first.")
-    parser.add_argument("--to", type=str | None, help="Sensor that is searched; else the last.")
-    parser.add_argument("--query", type=str, nargs="+", help="Ids; by default all.")
+    parser.add_argument(
+        "--from", type=str | None, help="Sensor of the queries, by default the first."
+    )
+    parser.add_argument(
+        "--to", type=str | None, help="Sensor that is searched, by default the last."
+    )
+    parser.add_argument("--query", type=str, nargs="+", help="Ids, by default all.")
     parser.add_argument("--k", type=int, default=8, help="How many neighbours.")
     parser.add_argument(
         "--part",
         type=Part | None,
-        help="What is compared; by default the common dimensions, where the run has them.",
+        help="What is compared, by default the common dimensions, where the run has them.",
     )
     parser.add_argument(
         "--index",

@@ -17,7 +17,7 @@ class EmbedSettings:
     Args:
         out: folder to write.
         modalities: sensors to use; None for all of the data that there is an encoder for.
-        projector: False leaves the embedding out.
+        projector: false leaves the embedding out.
         missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
             scaled picture; the bands of the data are found by name.
         encoder: architecture of fresh weights.
