@@ -19,6 +19,7 @@ from decur.data.grid import Grid
 from decur.errors import ConfigError, WriteError
 from decur.predict import PredictSettings, model, predict
 from decur.predict import scene as scene_module
+from decur.predict.map_files import name_files
 from decur.predict.raster_files import Layout, write_optimised, write_tile
 from decur.transfer.heads import load_model
 
@@ -317,7 +318,7 @@ def test_no_raster_of_the_scene_is_overwritten(make_model, scene, tmp_path):
         (("m.tif", "m-probabilities.tif"), ("n.tif", "n.tif"), ("o.tif", "o-1of2.tif"))
     ):
         with pytest.raises(ConfigError, match=f"would write .*{own}, a raster of the scene"):
-            scene_module._map_name(
+            name_files(
                 PredictSettings(
                     out=str(tmp_path / out),
                     part="1/2" if number == 2 else None,

@@ -29,6 +29,8 @@ _CACHE = 2**27  # bytes of blocks that GDAL keeps while it writes a map
 _WITH_OVERVIEWS = 1.34  # times the bytes of the pixels
 Colour = tuple[int, int, int]
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TAG = re.compile(rb'<MDI key="DECUR_MAP">(\w+)</MDI>')  # as `write_virtual` writes it
+_HEADER = 2**20  # bytes of a virtual raster before its bands, at most
 _GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
 
 
@@ -265,9 +267,13 @@ def publish(whole: Path, out: Path, layout: Layout) -> None:
     put_in_place(whole, out)
 
 
-def is_virtual_map(path: Path) -> bool:
-    """Return whether a file is a virtual raster of parts of a map, see `write_virtual`."""
-    return b"DECUR_MAP" in path.read_bytes()
+def tag_of_virtual(path: Path) -> str | None:
+    """Return what tells the map of joined parts from others; None where a file joins none."""
+    try:
+        found = _TAG.search(path.read_bytes()[:_HEADER])
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 def _refuse_cut_off(path: Path) -> None:

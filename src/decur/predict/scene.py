@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +17,25 @@ from rich.progress import TimeRemainingColumn
 from decur import plotting
 from decur.data.grid import Grid
 from decur.data.loader import reporting_lost_workers
-from decur.data.map_rasters import Raster, read_raster_header
+from decur.data.map_rasters import Raster
 from decur.data.selection import evenly_spaced
 from decur.devices import choose_device
 from decur.digest import digest, file_states
 from decur.errors import ConfigError
 from decur.layers import override
-from decur.locks import holding
+from decur.locks import LOCK, holding
 from decur.predict.components import fit_components
 from decur.predict.features import FeaturePredictor, open_model
+from decur.predict.map_files import (
+    MAP,
+    PROBABILITIES,
+    MapFiles,
+    beside,
+    join_parts,
+    name_files,
+    remove_stale,
+    tell_replaced,
+)
 from decur.predict.model import Predictor
 from decur.predict.picture import draw_map
 from decur.predict.pixels import (
@@ -37,10 +47,8 @@ from decur.predict.pixels import (
 from decur.predict.planning import MapPlan, plan_map
 from decur.predict.raster_files import (
     Layout,
-    is_virtual_map,
     publish,
     refuse_full,
-    tag_of,
     write_optimised,
     write_tile,
     write_virtual,
@@ -62,8 +70,6 @@ from decur.terminal import progress_bar, tell_result
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of unfinished work; raised when a map would come out otherwise
-MAP, PROBABILITIES = "map", "probabilities"  # kinds of files that a tile has
-_SUFFIXES = (".tif", ".tiff")
 _SAMPLES, _SAMPLE = 64, 4096  # places of a raster that are looked at, and bytes of each
 
 
@@ -112,48 +118,13 @@ def predict(
     if settings.probabilities and not predictor.classes:
         raise ConfigError("probabilities: a map of numbers or features has none; leave it out")
     files = parse_scene(words, list(predictor.modalities))
-    out = _map_name(settings, [file for of_sensor in files.values() for file in of_sensor])
+    out = name_files(settings, [file for of_sensor in files.values() for file in of_sensor])
     _check_absent(predictor, files)
     opened = open_scene(files, predictor.modalities, settings.resolution)
     predictor.reference = opened.reference
     job = _Job(predictor, opened, settings, out, plan_map(predictor, opened.grid, settings))
-    with reporting_lost_workers(), writing(out):
+    with reporting_lost_workers(), writing(out.made):
         return job.run(Console(soft_wrap=True, markup=False, emoji=False))
-
-
-def _map_name(settings: PredictSettings, files: Iterable[Path]) -> Path:
-    """Return the file of the map, or of the part that is made.
-
-    Raises:
-        ConfigError: for a name that is no GeoTIFF's, a folder, or one of the scene's own files.
-    """
-    out = whole_name(settings)
-    if out.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"--out {out}: a map is a GeoTIFF; name it .tif")
-    if out.is_dir():
-        raise ConfigError(f"--out {out}: is a folder; name a file")
-    which, of = settings.number
-    made = out if of == 1 else part_name(out, which, of)
-    scene = {file.resolve() for file in files}
-    rasters = [made] if of == 1 else [made, out, out.with_suffix(".vrt")]
-    if settings.probabilities:
-        rasters += [beside(raster, PROBABILITIES) for raster in rasters]
-    for name in (*rasters, made.with_suffix(".png"), made.with_name(f"{made.name}.aux.xml")):
-        if name.resolve() in scene:
-            raise ConfigError(
-                f"--out {out}: would write {name}, a raster of the scene; choose another name"
-            )
-    return made
-
-
-def whole_name(settings: PredictSettings) -> Path:
-    """Return the name of the map, whichever part of it is made."""
-    return Path(settings.out or "map.tif")
-
-
-def part_name(out: Path, which: int, of: int) -> Path:
-    """Return the name of one of several parts of a map."""
-    return out.with_name(f"{out.stem}-{which}of{of}{out.suffix}")
 
 
 def _check_absent(predictor: Predictor, files: Mapping[str, object]) -> None:
@@ -184,49 +155,28 @@ class _Job:
     predictor: Predictor
     scene: SceneFiles
     settings: PredictSettings
-    out: Path
+    files: MapFiles
     plan: MapPlan
 
     def run(self, console: Console) -> Mapped:
         """Make the map, or what is still missing of it."""
-        work = self.out.with_name(f"{self.out.name}.unfinished")
+        work = self.files.work
         widest = max(*self.plan.window, self.plan.side * self.predictor.cell)
         warn_slow(self.scene, widest)
         warn_units(self.scene, self.predictor.modalities)
         self._describe(console)
         with holding(work, "--out"):
-            self._tell_replaced(console)
+            tell_replaced(self.files, self.content, console)
             _begin(work, self._identity(), console)
             self._make_tiles(work, console)
             found = self._finish(work, console)
-        shutil.rmtree(work, ignore_errors=True)
+            _empty(work)  # while nobody else may write there
+        with suppress(OSError):  # another call has begun with the next map
+            work.rmdir()
         for path in (found.path, found.probabilities, found.picture, found.joined):
             if path is not None:
                 tell_result("written   ", path)
         return found
-
-    def _tell_replaced(self, console: Console) -> None:
-        """Say that another map is replaced.
-
-        Raises:
-            ConfigError: if what has one of the names that are written is not of decur.
-        """
-        own: dict[Path, Callable[[Path], object]] = {self.out: tag_of}
-        if self.settings.probabilities:
-            own[beside(self.out, PROBABILITIES)] = tag_of
-        if self.settings.number[1] > 1:
-            own |= dict.fromkeys(self._joined(), is_virtual_map)
-        if plotting.available():
-            own[self.out.with_suffix(".png")] = plotting.is_drawn
-        for path, is_own in own.items():
-            if path.exists() and not is_own(path):
-                raise ConfigError(
-                    f"--out {path}: is there and is no map of decur; choose another name, or "
-                    "delete it"
-                )
-        if not self.out.exists() or tag_of(self.out) == self.content:
-            return
-        console.print(f"replacing {self.out}, a map of something else", highlight=False)
 
     @cached_property
     def content(self) -> str:
@@ -322,7 +272,7 @@ class _Job:
                     name,
                 )
         if not seen:
-            log.warning("%s: no pixel was seen, so all of the map is nodata", self.out)
+            log.warning("%s: no pixel was seen, so all of the map is nodata", self.files.made)
 
     def _write(self, work: Path, tile: Tile, blend: Blend) -> None:
         """Write the files of a tile; that of the map last, since it says that all are there."""
@@ -339,25 +289,28 @@ class _Job:
     def _finish(self, work: Path, console: Console) -> Mapped:
         """Join the tiles, draw the map, and give all of it the final names."""
         tags = {"DECUR_MAP": self.content}
-        layout = map_layout(self.predictor, tags)
+        layout, of_classes = map_layout(self.predictor, tags), None
+        out = self.files.made
         whole = self._join(work, MAP, layout)
-        complete = [(whole, self.out, layout)]
+        complete = [(whole, out, layout)]
         probabilities = picture = None
         if self.settings.probabilities:
-            probabilities = beside(self.out, PROBABILITIES)
+            probabilities = beside(out, PROBABILITIES)
             of_classes = probability_layout(self.predictor, tags)
             complete.insert(
                 0, (self._join(work, PROBABILITIES, of_classes), probabilities, of_classes)
             )
         if plotting.available():
-            drawn = draw_map(whole, work / "map.png", layout, self.out.stem)
-            picture = self.out.with_suffix(".png")
+            drawn = draw_map(whole, work / "map.png", layout, out.stem)
+            picture = self.files.picture
             put_in_place(drawn, picture)
         else:
             console.print(plotting.MISSING, highlight=False)
+        remove_stale(self.files, self.content, console)
         for made, name, pixels in complete:
             publish(made, name, pixels)
-        return Mapped(self.out, self.plan.mapped, probabilities, picture, self._join_parts(layout))
+        joined = join_parts(self.files, self.content, layout, of_classes)
+        return Mapped(out, self.plan.mapped, probabilities, picture, joined)
 
     def _join(self, work: Path, kind: str, layout: Layout) -> Path:
         """Write the Cloud Optimized GeoTIFF of all tiles, not yet under its final name."""
@@ -369,34 +322,6 @@ class _Job:
         refuse_full(whole, [work / name for name, _ in parts])
         write_optimised(work / f"{kind}.vrt", whole, layout)
         return whole
-
-    def _joined(self) -> list[Path]:
-        """Return the names of the virtual rasters that join all parts of a map."""
-        joined = whole_name(self.settings).with_suffix(".vrt")
-        return [joined, beside(joined, PROBABILITIES)] if self.settings.probabilities else [joined]
-
-    def _join_parts(self, layout: Layout) -> Path | None:
-        """Write the virtual raster over all parts of a map, once the last of them is there."""
-        _, of = self.settings.number
-        names = [part_name(whole_name(self.settings), which, of) for which in range(1, of + 1)]
-        if of == 1:
-            return None
-        joined = self._joined()[0]
-        if not all(tag_of(name) == self.content for name in names):
-            for old in self._joined():  # it would join parts of two maps
-                old.unlink(missing_ok=True)
-            return None
-        parts = [(name.name, read_raster_header(name).grid) for name in names]
-        grid = parts[0][1]
-        height = sum(part.height for _, part in parts)
-        whole = grid.window(0, 0, height, grid.width)
-        write_virtual(joined, whole, layout, parts)
-        if self.settings.probabilities:
-            of_classes = probability_layout(self.predictor, dict(layout.tags))
-            files = [beside(name, PROBABILITIES).name for name in names]
-            parts = [(file, part) for file, (_, part) in zip(files, parts, strict=True)]
-            write_virtual(beside(joined, PROBABILITIES), whole, of_classes, parts)
-        return joined
 
 
 def _sampled(raster: Raster) -> str:
@@ -411,11 +336,6 @@ def _sampled(raster: Raster) -> str:
             opened.seek(int(place))
             found.append(opened.read(_SAMPLE))
     return digest(replace(raster, path=""), size, found)
-
-
-def beside(out: Path, kind: str) -> Path:
-    """Return the name of what lies beside a map, such as its probabilities."""
-    return out.with_name(f"{out.stem}-{kind}{out.suffix}")
 
 
 def _tile_file(work: Path, tile: Tile, kind: str = MAP) -> Path:
@@ -436,6 +356,13 @@ def _begin(work: Path, identity: str, console: Console) -> None:
     for old in left:
         old.unlink()
     write_json(about, {"identity": identity})
+
+
+def _empty(work: Path) -> None:
+    """Delete what is in a folder of unfinished work, but for the file that says whose it is."""
+    for path in work.iterdir():
+        if path.name != LOCK:
+            path.unlink(missing_ok=True)
 
 
 def _identity_of(about: Path) -> str | None:
