@@ -102,6 +102,8 @@ def test_a_folder_comes_back_as_it_was(folder, tmp_path, compression):
     assert len(packed.chunks) > 3 and packed.ids == [folder.ids[i] for i in kept]
     assert packed.modalities == folder.modalities and packed.targets == folder.targets
     assert packed.groups == [folder.groups[i] for i in kept]
+    labels = folder.describe().partition(", labels ")[2]
+    assert labels and packed.describe().endswith(labels)
     for name, has in folder.present.items():
         assert (packed.present[name] == has[kept]).all()
     for row, i in enumerate(kept):

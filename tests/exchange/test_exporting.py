@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from decur import Modality
 from decur.cli import main
-from decur.encoders import build_encoder, save_encoder
+from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.errors import ConfigError
 from decur.exchange.exporting import export_encoder
+from decur.exchange.importing import import_weights
 
 S1, RGB = Modality.preset("sentinel1"), Modality.preset("rgb")
 
@@ -79,6 +80,21 @@ def test_a_resnet50_loads_into_plain_timm(format, make, tmp_path):
     if format == "timm":
         with safe_open(out, "pt") as opened:
             assert json.loads(opened.metadata()["decur.export"]) == about
+
+
+@pytest.mark.parametrize("name", ["plain.safetensors", "plain.pth"])
+def test_what_was_exported_comes_back_with_its_sensor(name, make, tmp_path):
+    sensor = Modality("camera", bands=("a", "b", "c", "d"), scaling="image")
+    means = {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7, 0.8]}
+    encoder, file = make("resnet18", sensor, normalisation=means)
+    out, note = export_encoder(file, tmp_path / "elsewhere" / name, format="timm")
+    if name.endswith(".safetensors"):
+        note.unlink()  # the file says it, too
+    (back,) = import_weights(out, tmp_path / "back")
+    again = load_encoder(back)
+    assert again.modality == sensor
+    x = torch.rand(2, 4, 32, 32)
+    assert torch.equal(again(x), encoder(x))
 
 
 @pytest.mark.parametrize(

@@ -386,4 +386,6 @@ def test_collapsed_embeddings_tell_nothing(tiny_checkpoint, tiny_loader):
         assert arrays[f"optical-sar/rank/{part}"][1] == 1
         assert arrays[f"optical-sar/recall/{part}"].max() == 0
     assert "share nothing" in findings(arrays)
+    said = " ".join(advice(arrays, "optical-sar"))
+    assert "line or a point: sar common, sar unique" in said and "narrower" not in said
     assert plot_shared(arrays) and plot_canonical(arrays)

@@ -225,7 +225,7 @@ class PairedDataset(Dataset[Sample], ABC):
         return about + report.table(head, rows) + "".join(strips)
 
     def describe(self) -> str:
-        """Return one line for the log: how many samples, and how many lack which sensor."""
+        """Return one line for the log: samples, how many lack which sensor, labels, groups."""
         n = len(self)
         parts = [f"{n} samples"]
         for name, has in self.present.items():
@@ -234,6 +234,11 @@ class PairedDataset(Dataset[Sample], ABC):
             shape = f"{bands} x {size[0]} x {size[1]}" if size else f"{bands} bands"
             lacking = n - int(has.sum())
             parts.append(f"{name} ({shape}" + (f", {lacking} absent)" if lacking else ")"))
+        if self.targets:
+            said = [f"{name}: {target.describe()}" for name, target in self.targets.items()]
+            parts.append(f"labels {', '.join(said)}")
+        if self.groups is not None:
+            parts.append(f"{len(set(self.groups))} groups")
         return ", ".join(parts)
 
 

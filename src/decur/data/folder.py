@@ -22,7 +22,7 @@ from decur.data.files import (
 from decur.data.folder_sensors import complete_modality, warn_of_turned
 from decur.data.georeference import Place, align, compare_pair, read_place, refuse_apart, summary
 from decur.data.grid import Grid
-from decur.data.labels import Labels, describe_target
+from decur.data.labels import Labels
 from decur.data.listing import MASK
 from decur.data.masks import MaskCodes, read_codes
 from decur.data.pairing import Pairing, check_masks, check_pairs, pair_files
@@ -266,13 +266,8 @@ class PairedFolder(PairedDataset):
         return self._masks.get(id_) if MASK in self.targets else None
 
     def describe(self) -> str:
-        """Return one line for the log: samples, sensors and how many samples lack them, labels."""
+        """Return the line of every data set, and the folders and files that are left out."""
         line = super().describe()
-        if self.targets:
-            said = [describe_target(name, target) for name, target in self.targets.items()]
-            line += f", labels {', '.join(said)}"
-        if self.groups is not None:
-            line += f", {len(set(self.groups))} groups"
         if self._left_out:
             line += f"; left out: {', '.join(self._left_out)}"
         return line

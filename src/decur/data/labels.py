@@ -158,18 +158,6 @@ class Labels:
         }
 
 
-def describe_target(name: str, target: Target) -> str:
-    """Return what a label is taken for, as `cover: 7 classes`, `biomass: number`."""
-    several = f"{len(target.classes)} {'class' if len(target.classes) == 1 else 'classes'}"
-    kinds = {
-        "class": several,
-        "multilabel": f"{several}, several at a time",
-        "scalar": "number",
-        "mask": f"{several} by pixel",
-    }
-    return f"{name}: {kinds.get(target.kind, target.kind)}"
-
-
 def _guess_kind(path: Path, column: str, cells: list[str]) -> Kind | None:
     """Return what cells are taken for; None for a remark, or numbers that are not written as such.
 

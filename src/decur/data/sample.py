@@ -70,6 +70,17 @@ class Target:
             return torch.full((len(self.classes),), torch.nan)
         return torch.tensor(torch.nan)
 
+    def describe(self) -> str:
+        """Return what the label is taken for, as "7 classes", "number"."""
+        several = f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}"
+        kinds = {
+            "class": several,
+            "multilabel": f"{several}, several at a time",
+            "scalar": "number",
+            "mask": f"{several} by pixel",
+        }
+        return kinds.get(self.kind, self.kind)
+
     def in_words(self, value: Tensor) -> str:
         """Return a label as a person reads it; a mask by its most frequent class.
 

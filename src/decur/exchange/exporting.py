@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from decur.encoders import Encoder, TimmEncoder, load_encoder
 from decur.encoders.attention.deformable import DeformableAttention
 from decur.errors import PIXELS, ConfigError, DecurError, needing, require
-from decur.exchange.formats import Format, Sampling
+from decur.exchange.formats import NOTE, Format, Sampling, note_beside
 from decur.exchange.hub import export_hub
 from decur.modality import Modality
 from decur.runs import atomic, write_json, writing
@@ -137,7 +137,7 @@ def export_encoder(
                 out,
                 shape,
             )
-    sidecar = out.with_name(f"{out.name}.json")
+    sidecar = note_beside(out)
     with writing(sidecar):
         write_json(sidecar, about)
     return [out, sidecar]
@@ -180,7 +180,7 @@ def _write_state(encoder: Encoder, out: Path, format: Format, about: dict[str, A
             with temporary.open("wb") as file:  # of a name, torch hides what the system says
                 torch.save(state, file)
         else:
-            save_file(state, temporary, metadata={"decur.export": json.dumps(about)})
+            save_file(state, temporary, metadata={NOTE: json.dumps(about)})
 
 
 @contextmanager
@@ -255,7 +255,7 @@ def _write_onnx(
         dynamic_shapes=(free,),  # their names only
     )
     assert made is not None
-    made.model.metadata_props["decur.export"] = json.dumps(about)
+    made.model.metadata_props[NOTE] = json.dumps(about)
     made.save(path, external_data=False)  # one file
     session = _onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])

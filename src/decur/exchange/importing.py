@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decur.bounded_yaml import read_text
 from decur.encoders import Encoder, build_encoder, save_encoder
+from decur.encoders.header import EncoderHeader
 from decur.encoders.imagenet import fold
 from decur.encoders.stored import read_stored, refuse_non_finite
-from decur.errors import ConfigError, DataError, DecurError, listed
-from decur.exchange.formats import Compat, Layout, Normalised
+from decur.errors import ConfigError, DataError, DecurError, listed, reading
+from decur.exchange.formats import NOTE, Compat, Layout, Normalised, note_beside
 from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, split
 from decur.modality import Modality, load_modalities
 from decur.runs import RunFolder, writing
@@ -66,8 +69,9 @@ def import_weights(
         layout: the layout that the file must have; "auto" goes by its keys. "torchgeo" is a plain
             ResNet or ViT of 2 or 13 bands.
         modalities: `{name: preset or fields}` in the order of the file's encoders; by default
-            Sentinel-1 as "s1" and Sentinel-2 L1C as "s2" where the numbers of bands are 2 and 13,
-            "rgb" for one plain encoder of 3. This "s1" is not cut at percentiles, as in the
+            the sensor that `export_encoder` has noted in the file or in `<file>.json` beside it;
+            else Sentinel-1 as "s1" and Sentinel-2 L1C as "s2" where the numbers of bands are 2 and
+            13, "rgb" for one plain encoder of 3. This "s1" is not cut at percentiles, as in the
             authors' code; `{"s1": "sentinel1", "s2": "sentinel2-l1c"}` fits data that is cut.
         normalised: the values that the weights expect: "imagenet", its mean and deviation;
             "half", 0.5 for both; "none", [0, 1]. "auto" is ImageNet's for a ResNet with a
@@ -90,13 +94,14 @@ def import_weights(
     """
     file = Path(file)
     state = _read(file)
+    exported = _exported(file)
     parts = split(file, state)
     joint = len(parts) == 2
     authors = any(key for key in state if JOINT.match(key) or SINGLE.match(key))
     kinds = [kind_of(file, part) for part in parts]
     _check_layout(file, layout, "decur" if authors else kinds[0], parts, kinds)
     bands = [part.state[FIRST[kind]].shape[1] for part, kind in zip(parts, kinds, strict=True)]
-    chosen = _modalities(file, bands, joint, modalities)
+    chosen = _modalities(file, bands, joint, modalities, exported)
     if any(part.attention for part in parts):
         _share(file, parts, compat)
     if not authors and compat is None and bands == [3] and "decur" in file.stem.lower():
@@ -115,7 +120,7 @@ def import_weights(
         if authors or compat == "official":
             _turn_round(file, part, kind, modality)
         _fit_bands(file, part.state[FIRST[kind]].shape[1], part, kind, modality, compat)
-        encoders.append(_build(file, part, kind, modality))
+        encoders.append(_build(file, part, kind, modality, exported))
     folder = RunFolder(Path(out))
     if folder.config.is_file():
         raise ConfigError(f"--out {out}: holds a run; choose another folder")
@@ -162,6 +167,21 @@ def _read(file: Path) -> dict[str, Tensor]:
     return _unwrapped(state)
 
 
+def _exported(file: Path) -> EncoderHeader | None:
+    """Return what `decur export` has noted of the encoder; None for a file of another program."""
+    header = read_stored(file, NOTE).header if file.suffix == ".safetensors" else None
+    noted = note_beside(file)
+    if header is None:
+        if not noted.is_file():
+            return None
+        header = read_text(noted)
+    with reading(file, "copy it anew", what="what decur export has noted in it is damaged"):
+        about = json.loads(header)
+    if not isinstance(about, Mapping) or not {"encoder", "options", "modality"} <= about.keys():
+        return None  # a file of another program that happens to lie there
+    return EncoderHeader.check(file, about)
+
+
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return weights without the name that a wrapper has put before all their names."""
     if any(JOINT.match(key) or SINGLE.match(key) for key in state):
@@ -191,6 +211,7 @@ def _modalities(
     bands: Sequence[int],
     joint: bool,
     given: Mapping[str, str | Mapping[str, Any]] | None,
+    exported: EncoderHeader | None,
 ) -> list[Modality]:
     counts = " and ".join(map(str, bands))
     if given:
@@ -201,6 +222,9 @@ def _modalities(
                 f"{len(found)} modalities are given; name one for each, in this order"
             )
         return found
+    if exported is not None and not joint:
+        log.info("%s: was exported by decur for %r", file, exported.modality)
+        return [exported.modality]
     if all(n in _SEEN for n in bands) and len(set(bands)) == len(bands):
         return [_SEEN[n] for n in bands]
     if not joint and bands[0] == 3:
@@ -309,9 +333,13 @@ def _fit_bands(
     )
 
 
-def _build(file: Path, part: Part, kind: str, modality: Modality) -> Encoder:
+def _build(
+    file: Path, part: Part, kind: str, modality: Modality, exported: EncoderHeader | None
+) -> Encoder:
     name = architecture(file, part, kind=kind)
     options: dict[str, Any] = {}
+    if exported is not None and "normalisation" in exported.options:
+        options["normalisation"] = exported.options["normalisation"]
     if part.attention:
         options["attention"] = {"layer3": "rda_official", "layer4": "rda_official"}
     encoder = build_encoder(name, modality, **options)

@@ -17,6 +17,7 @@ LEAKS = 0.25  # of all the variance that can be predicted
 TOO_MANY = 0.2  # of the common dimensions
 APART = 0.25  # of the correlation that a dimension can reach: with less, sensors do not share it
 LOW_RANK = 0.1  # of what width and samples allow
+COLLAPSED = 1.05  # effective rank below which all samples lie on a line or in a point
 FEWEST = 10  # independent test samples, to tell that directions are not shared
 _MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach
 
@@ -46,7 +47,8 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
        as the objective fills any number of common dimensions with copies; where fewer directions
        are shared than there are common dimensions, that is said.
     6. A part's effective rank is below a tenth of what its width and the training samples allow:
-       a narrower embedding may be enough.
+       a narrower embedding may be enough. Where it is hardly above 1, all samples lie on a line or
+       in a point: the part has collapsed, and its width says nothing.
 
     Args:
         arrays: of `shared`.
@@ -312,18 +314,26 @@ def on_width(arrays: Arrays, pair: str) -> list[str]:
     trained = arrays[f"{pair}/samples"][1]
     widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
     sensors = arrays[f"{pair}/sensors"].tolist()
-    found = []
+    low, collapsed = [], []
     for part, width in widths:
         for sensor, name in enumerate(sensors):
             rank, most = arrays[f"{pair}/rank/{part}"][sensor], min(width, trained - 1)
-            if rank < LOW_RANK * most:
-                found.append(f"{name} {part} ({rank:.0f} of {most})")
-    if not found:
-        return []
-    return [
-        f"The effective rank is low beside the width: {', '.join(found)}. A narrower embedding "
-        "(projector.width) may hold as much; only a run tells."
-    ]
+            if rank < COLLAPSED < most:
+                collapsed.append(f"{name} {part}")
+            elif rank < LOW_RANK * most:
+                low.append(f"{name} {part} ({rank:.0f} of {most})")
+    said = []
+    if collapsed:
+        said.append(
+            f"Collapsed to a line or a point: {', '.join(collapsed)}. Nothing can be told from "
+            "these; look at the loss, and train anew with a lower optimizer.lr or for longer."
+        )
+    if low:
+        said.append(
+            f"The effective rank is low beside the width: {', '.join(low)}. A narrower embedding "
+            "(projector.width) may hold as much; only a run tells."
+        )
+    return said
 
 
 def _student(freedom: int, level: float) -> float:
