@@ -36,17 +36,25 @@ def override(settings: Settings, options: Mapping[str, Any], command: str) -> Se
 
     Args:
         settings: a dataclass; the defaults where a caller gives none.
-        options: values of fields by name; of a group of settings perhaps as a mapping.
+        options: values of fields by name; of a group of settings perhaps as a mapping, which
+            leaves the group's other fields as they are.
         command: what takes the options, for the message.
 
     Raises:
-        ConfigError: for a name that is no field; it says which is nearest.
+        ConfigError: for a name that is no field; it says which is nearest. For a group of settings
+            that is something else.
     """
     known, changes = [field.name for field in fields(settings)], dict(options)
     for name, value in options.items():
-        kind = type(getattr(settings, name, None))
-        if isinstance(value, Mapping) and is_dataclass(kind):
-            changes[name] = override(kind(), value, f"{name} of {command}")
+        group = getattr(settings, name, None)
+        if is_dataclass(group) and not isinstance(group, type):
+            if isinstance(value, Mapping):
+                changes[name] = override(group, value, f"{name} of {command}")
+            elif not isinstance(value, type(group)):
+                raise ConfigError(
+                    f"{name}: of {command} is a {type(group).__name__} or a mapping of its fields, "
+                    f"not {value!r}"
+                )
         if name not in known:
             hint = did_you_mean(name, known, f"choose from {', '.join(known)}")
             raise ConfigError(f"{name}: unknown option of {command}; {hint}")

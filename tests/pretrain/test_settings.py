@@ -8,9 +8,10 @@ import pytest
 
 from decur.data import LoaderSettings, SyntheticScenes
 from decur.errors import ConfigError
+from decur.layers import override
 from decur.objectives import DeCUR
 from decur.pretrain.run import pretrain
-from decur.pretrain.settings import TrainerSettings
+from decur.pretrain.settings import PretrainSettings, TrainerSettings
 
 # Options of Lightning's Trainer that a run decides itself, or that need validation data.
 NOT_OFFERED = {
@@ -54,9 +55,17 @@ def test_the_trainer_takes_lightnings_options_with_its_defaults():
 )
 def test_settings_that_there_are_not_are_refused(wrong, tmp_path):
     scenes = SyntheticScenes(samples=8, modalities=["optical", "sar"])
-    with pytest.raises(ConfigError, match=r"unexpected keyword argument '(epochs|barebones)'"):
+    with pytest.raises(ConfigError, match=r"(epochs|barebones): unknown option of"):
         pretrain(scenes, DeCUR(dim=16), run=str(tmp_path / "run"), **wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mapping_of_a_group_leaves_its_other_fields_and_nothing_else_is_a_group():
+    settings = PretrainSettings(trainer=TrainerSettings(max_epochs=7))
+    found = override(settings, {"trainer": {"devices": 2}}, "pretrain").trainer
+    assert (found.max_epochs, found.devices) == (7, 2)
+    with pytest.raises(ConfigError, match="trainer: of pretrain is a TrainerSettings or a mapping"):
+        override(settings, {"trainer": 7}, "pretrain")
 
 
 @pytest.mark.parametrize("devices", [0, -2, 10**9])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from decur.data.units import check_units
 from decur.encoders.files import save_encoder
 from decur.encoders.own import encoder_settings
 from decur.errors import ConfigError, DecurError
+from decur.layers import override
 from decur.memory import require_memory_for_batch
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
@@ -102,7 +101,9 @@ def pretrain(
     require_data(data, "pretrain")
     if not isinstance(objective, Objective):
         raise ConfigError(f"pretrain: {objective!r} is no objective; give decur.DeCUR(dim=...)")
-    settings = _merge(settings, options)
+    if "encoder" in options:
+        options["encoder"] = encoder_settings(options["encoder"])
+    settings = override(settings or PretrainSettings(), options, "pretrain")
     with RunFolder(Path(settings.run)).owned():
         return _pretrain(data, objective, settings, config, anew)
 
@@ -199,25 +200,6 @@ def _new_length(folder: RunFolder, epochs: int) -> str:
         except Exception:  # of a damaged file, which is told of when it is opened
             continue
     return ""
-
-
-def _merge(settings: PretrainSettings | None, options: Mapping[str, Any]) -> PretrainSettings:
-    """Return settings with some fields replaced.
-
-    Raises:
-        ConfigError: if there is no such setting.
-    """
-    settings, changes = settings or PretrainSettings(), dict(options)
-    try:
-        if "encoder" in changes:
-            changes["encoder"] = encoder_settings(changes["encoder"])
-        for key, value in changes.items():
-            kind = type(getattr(settings, key, None))
-            if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
-                changes[key] = kind(**value)
-        return dataclasses.replace(settings, **changes)
-    except TypeError as error:
-        raise ConfigError(f"pretrain: {error}; see PretrainSettings") from error
 
 
 def _trainer_options(settings: TrainerSettings, objective: Objective) -> dict[str, Any]:
