@@ -127,6 +127,12 @@ def test_a_footprint_across_180_degrees_is_small():
     assert 0 < np.ptp(points[:, 0]) < 2
 
 
+def test_longitudes_of_footprints_are_those_of_everyone():
+    for west, expected in ((350.0, -10.0), (-190.0, 170.0), (179.5, 179.5), (-180.5, 179.5)):
+        points = points_of(footprint(Grid("EPSG:4326", west, 10.0, (0.5, 0.5), 2, 2)))
+        assert (points[:, 0].min(), points[:, 0].max()) == (expected, expected + 1)
+
+
 def test_an_item_across_180_degrees_is_small():
     grids = [Grid("EPSG:4326", west, 10.0, (0.5, 0.5), 2, 2) for west in (178.0, 179.5, -180.0)]
     box, shape = rectangle({footprint(grid) for grid in grids})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -159,20 +159,41 @@ class Grid:
     def bounds_on(self, other: Grid) -> Bounds:
         """Return the edges of the grid in the CRS of another.
 
-        In degrees they are those nearest to the other, which may be beyond 180: GDAL reads there
-        what lies on a projected map, across 180 degrees, too.
+        Degrees are counted as the other does, which may be beyond 180: of the places that lie whole
+        turns apart it is the one that covers most of the other, and then the nearest.
 
         Raises:
             DataError: if the rectangle cannot be expressed in it.
         """
         found = self.bounds_in(other.crs)
-        if unit_of(other.crs) != "degrees" or unit_of(self.crs) == "degrees":
+        if unit_of(other.crs) != "degrees":
             return found
         west, south, east, north = found
         east += 360 * (west > east)
         around = other.bounds
-        turn = 360 * round((around.west + around.east - west - east) / 720)
+        nearest = 360 * round((around.west + around.east - west - east) / 720)
+        turns = (0, nearest, nearest - 360, nearest + 360)
+
+        def covered(turn: int) -> tuple[float, bool]:
+            shared = min(east + turn, around.east) - max(west + turn, around.west)
+            return max(shared, 0.0), turn == nearest
+
+        turn = max(turns, key=covered)
         return Bounds(west + turn, south, east + turn, north)
+
+    def near(self, other: Grid) -> Grid:
+        """Return the grid as another counts its degrees, moved by whole turns around the Earth."""
+        if unit_of(self.crs) != "degrees" or not same_crs(self.crs, other.crs):
+            return self
+        turns = round((self.bounds_on(other).west - self.west) / 360)
+        return replace(self, west=self.west + 360 * turns) if turns else self
+
+    @property
+    def usual_west(self) -> float:
+        """Return the left edge, in degrees from -180 to 180."""
+        if unit_of(self.crs) != "degrees" or -180 <= self.west < 180:
+            return self.west
+        return (self.west + 180) % 360 - 180
 
     def footprint(self) -> list[tuple[float, float]]:
         """Return the corners as longitude and latitude, counter-clockwise and closed: 5 points."""
@@ -219,6 +240,22 @@ def same_crs(first: str, second: str) -> bool:
     from rasterio.crs import CRS
 
     return bool(CRS.from_user_input(first) == CRS.from_user_input(second))
+
+
+@cache
+def wraps(crs: str) -> bool:
+    """Return whether longitudes of a CRS can be counted beyond 180 degrees, see `counted_around`.
+
+    PROJ's text, which says from where they are counted, holds nothing finer of a datum than that.
+    """
+    from rasterio.crs import CRS
+
+    return "+proj=longlat +datum=WGS84" in CRS.from_user_input(crs).to_proj4()
+
+
+def counted_around(longitude: float) -> str:
+    """Return the CRS of WGS 84 in which longitudes lie within 180 degrees of the one given."""
+    return f"+proj=longlat +datum=WGS84 +lon_wrap={longitude:.10g} +no_defs +wktext"
 
 
 @cache

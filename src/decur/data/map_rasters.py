@@ -14,7 +14,7 @@ import numpy as np
 from decur.data import rasters as gdal_rasters
 from decur.data.decoding import Header, unreadable
 from decur.data.files import bands_taken, check_bands
-from decur.data.grid import LONGITUDE_LATITUDE, Grid, crs_text, same_crs, unit_of
+from decur.data.grid import LONGITUDE_LATITUDE, Grid, crs_text, same_crs, unit_of, wraps
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -152,6 +152,7 @@ def warn_beyond(rasters: Sequence[Raster]) -> str | None:
         raster
         for raster in rasters
         if unit_of(raster.grid.crs) == "degrees"
+        and not wraps(raster.grid.crs)
         and max(-raster.grid.bounds.west, raster.grid.bounds.east) > 180 + raster.grid.resolution[0]
     ]
     if len(beyond) in (0, len(rasters)):
@@ -160,7 +161,7 @@ def warn_beyond(rasters: Sequence[Raster]) -> str | None:
     return (
         f"{first.path}: its longitudes run from {first.grid.bounds.west:g} to "
         f"{first.grid.bounds.east:g}, and nothing of it beyond 180 degrees is found from other "
-        f"rasters: gdalwarp --config CENTER_LONG 0 -t_srs EPSG:4326 {quote(first.path)} turned.tif"
+        f"rasters: gdalwarp -t_srs EPSG:4326 {quote(first.path)} turned.tif"
     )
 
 
@@ -192,6 +193,9 @@ def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -
                 "cut them off the first sensor's raster, or warp it: gdalwarp -t_srs EPSG:CODE"
             ) from error
     own = raster.grid
+    if unit_of(own.crs) == "degrees":  # as the raster counts them
+        middle = (own.bounds.west + own.bounds.east) / 2
+        x = x - 360 * np.round((x - middle) / 360)
     columns = np.floor((x - own.west) / own.resolution[0]).reshape(grid.height, grid.width)
     rows = np.floor((own.north - y) / own.resolution[1]).reshape(grid.height, grid.width)
     inside = (rows >= 0) & (rows < own.height) & (columns >= 0) & (columns < own.width)

@@ -16,6 +16,13 @@ from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
 from decur.data.grid import LONGITUDE_LATITUDE, Grid
+from decur.data.label_overlaps import (
+    Boxes,
+    ShapesOver,
+    boxes_meeting,
+    boxes_touched,
+    warn_rasters_apart,
+)
 from decur.data.labels import warn_alike
 from decur.data.map_rasters import RASTERS, Raster, open_briefly, read_raster_header
 from decur.data.masks import CLASSES_FILE, EMPTY, MaskCodes, number_classes, read_class_list
@@ -37,10 +44,7 @@ log = logging.getLogger(__name__)
 
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
 _LOOKED_AT = 512  # rows and columns of a label raster that are looked at to check its classes
-_CELLS = 16  # of a window's side, by which shapes are told from the boxes around them
 _PIXELS = 2**24  # of a label raster that are read at once
-
-Boxes = NDArray[np.float64]  # (N, 4), as `Bounds`
 
 
 class RasterLabels:
@@ -100,12 +104,9 @@ class RasterLabels:
         if not reader.rasters:
             return None
         x = reader.read(row, column, size, size)[0]  # (H, W)
-        x = x.float()
-        empty = x.isnan() if self.codes.table is not None else ~(x >= 0)  # or below 0
         if bool(x.isnan().all()):
             return None
-        raw = x.nan_to_num(0).long().masked_fill(empty, EMPTY)
-        labels, stray = self.codes.decode(raw)
+        raw, labels, stray = self._decoded(x)
         if bool(stray.any()):
             known = (
                 f"known are 0 to {len(self.target.classes) - 1}"
@@ -118,10 +119,26 @@ class RasterLabels:
             )
         return labels
 
+    def _decoded(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return raw values (H, W) as whole numbers, their classes, and which have none."""
+        x = x.float()
+        empty = x.isnan() if self.codes.table is not None else ~(x >= 0)  # or below 0
+        raw = x.nan_to_num(0).long().masked_fill(empty, EMPTY)
+        return raw, *self.codes.decode(raw)
+
+    def _known(self, x: Tensor) -> Tensor:
+        """Return the classes of raw values (H, W), -1 where they are unknown or none."""
+        _, labels, stray = self._decoded(x)
+        return labels.masked_fill(stray | (labels == self.target.void), -1)
+
     def covered(self, grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
         """Return which boxes on a grid's map a label raster reaches into: (N,)."""
         near = [raster.grid.bounds_on(grid) for raster in self._reader(grid).rasters]
-        return _meet(np.array(near).reshape(-1, 4), boxes)
+        return boxes_meeting(np.array(near).reshape(-1, 4), boxes)
+
+    def warn_over(self) -> None:
+        """Say how many pixels of rasters that overlap have two classes."""
+        warn_rasters_apart(self.rasters, self._known)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
@@ -205,6 +222,7 @@ class VectorLabels:
         self._refuse_invalid()
         self._placed: dict[Grid, tuple[list[Geometry], list[int], Boxes]] = {}
         self._degrees = self._moved(range(len(known)), LONGITUDE_LATITUDE)[1]  # (N, 4)
+        self._over = ShapesOver(path)
         log.info(
             "%s: %d of %d shapes, classes %s from column %r; what is outside is %s",
             path,
@@ -225,7 +243,7 @@ class VectorLabels:
 
         part = grid.window(row, column, size, size)
         shapes, classes, boxes = self._shapes(grid)
-        near = np.flatnonzero(_meet(np.array([part.bounds]), boxes)).tolist()
+        near = np.flatnonzero(boxes_meeting(np.array([part.bounds]), boxes)).tolist()
         if not near and not self.outside:
             return None
         fill = 0 if self.outside else self.target.void
@@ -245,12 +263,18 @@ class VectorLabels:
 
         Shapes are told from the boxes around them to a sixteenth of a window.
         """
-        shapes, _, around = self._shapes(grid)
+        shapes, classes, around = self._shapes(grid)
         if self.outside:
-            there = bool(_meet(np.array([grid.bounds]), around).any())
+            there = bool(boxes_meeting(np.array([grid.bounds]), around).any())
             return np.full(len(boxes), there)
-        near = _meet(around, boxes)
-        return near & _burnt(shapes, grid, boxes) if near.any() else near
+        near = boxes_meeting(around, boxes)
+        if near.any():
+            self._over.count(shapes, classes, grid)
+        return near & boxes_touched(shapes, grid, boxes) if near.any() else near
+
+    def warn_over(self) -> None:
+        """Say how much of the scenes that were looked at has two classes."""
+        self._over.warn()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
@@ -275,7 +299,9 @@ class VectorLabels:
         Others are left where they are: the CRS of a scene need not reach to them.
         """
         if grid not in self._placed:
-            near = np.flatnonzero(_meet(np.array([degrees_box(grid)]), self._degrees)).tolist()
+            near = np.flatnonzero(
+                boxes_meeting(np.array([degrees_box(grid)]), self._degrees)
+            ).tolist()
             moved, boxes = self._moved(near, grid.crs)
             self._placed[grid] = moved, [self.classes[row] for row in near], boxes
         return self._placed[grid]
@@ -295,52 +321,6 @@ class VectorLabels:
                 f"{self.path}: its shapes cannot be placed in {crs[:40]} ({error}); correct its CRS"
             ) from error
         return moved, np.array([bounds(shape) for shape in moved]).reshape(-1, 4)
-
-
-def _burnt(shapes: Sequence[Geometry], grid: Grid, boxes: Boxes) -> NDArray[np.bool_]:
-    """Return which boxes, all of one size, hold a cell that a shape touches: (N,)."""
-    from rasterio.features import rasterize
-
-    side = round((boxes[0, 2] - boxes[0, 0]) / grid.resolution[0])  # pixels
-    cells = grid.coarser(max(1, side // _CELLS))
-    burnt = rasterize(
-        shapes,
-        out_shape=(cells.height, cells.width),
-        transform=cells.affine,
-        all_touched=True,
-        dtype="uint8",
-    )
-    # how many are burnt above and to the left of each corner of cells: (height + 1, width + 1)
-    before = np.pad(burnt.cumsum(0, np.int64).cumsum(1), ((1, 0), (1, 0)))
-    west, south, east, north = boxes.T
-    across, down = cells.resolution
-    left, right = _between((west - cells.west) / across, (east - cells.west) / across, cells.width)
-    top, bottom = _between((cells.north - north) / down, (cells.north - south) / down, cells.height)
-    count = before[bottom, right] - before[top, right] - before[bottom, left] + before[top, left]
-    return np.asarray(count > 0)
-
-
-def _between(first: NDArray[Any], last: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Return the cells that intervals reach into, the first and the one behind the last: (2, N)."""
-    edges = np.stack([np.floor(first.round(6)), np.ceil(last.round(6))])
-    return edges.clip(0, count).astype(np.int64)
-
-
-def _meet(first: Boxes, second: Boxes) -> NDArray[np.bool_]:
-    """Return which of the second boxes meet any of the first: (N,).
-
-    The box of a point or of a straight line has no area, and meets others all the same.
-    """
-    met = np.zeros(len(second), dtype=bool)
-    few, many = (first, second) if len(first) <= len(second) else (second, first)
-    for number, (west, south, east, north) in enumerate(few):
-        across = (many[:, 0] <= east) & (many[:, 2] >= west)
-        along = (many[:, 1] <= north) & (many[:, 3] >= south)
-        if many is second:
-            met |= across & along
-        else:
-            met[number] = (across & along).any()
-    return met
 
 
 def find_labels(root: Path, labels: str | Path | None, column: str | None) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decur.data.grid import LONGITUDE_LATITUDE, Bounds, Grid, same_crs
+from decur.data.grid import LONGITUDE_LATITUDE, Bounds, Grid, same_crs, unit_of
 from decur.data.map_rasters import Raster
 
 _SAME_PLACE = 0.9  # of what two rasters cover together, from which on they show one place
@@ -133,7 +133,9 @@ class Nearby:
 def degrees_box(grid: Grid) -> Bounds:
     """Return longitudes and latitudes that a grid lies within."""
     west, south, east, north = grid.bounds_in(LONGITUDE_LATITUDE)
-    if west > east:  # across 180 degrees
+    if unit_of(grid.crs) == "degrees":
+        west, east = grid.usual_west, grid.usual_west + east - west
+    if west > east or east > 180.0:  # across 180 degrees
         west, east = -180.0, 180.0
     if east - west > 180.0:
         south = -90.0 if south < -_POLAR else south
@@ -155,7 +157,7 @@ def _places(rasters: Sequence[Raster]) -> list[list[Raster]]:
 def _coincide(first: Raster, second: Raster) -> bool:
     if not same_crs(first.grid.crs, second.grid.crs):
         return False
-    a, b = first.grid.bounds, second.grid.bounds
+    a, b = first.grid.bounds, second.grid.bounds_on(first.grid)
     shared = a.overlap(b)
     return shared > _SAME_PLACE * (a.area + b.area - shared)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,8 +231,8 @@ def _block_names(
     sides: dict[str, float] = {}
     for scene in scenes:
         grid = scene.grid
-        known = corners.get(grid.crs)
-        corners[grid.crs] = grid.bounds if known is None else known.union(grid.bounds)
+        known, own = corners.get(grid.crs), replace(grid, west=grid.usual_west).bounds
+        corners[grid.crs] = own if known is None else known.union(own)
         side = window * block * max(grid.resolution)
         sides[grid.crs] = max(side, sides.get(grid.crs, 0.0))
     systems = {crs: number for number, crs in enumerate(corners)}
@@ -240,7 +240,7 @@ def _block_names(
     for scene, of_scene in zip(scenes, windows, strict=True):
         grid, corner, side = scene.grid, corners[scene.grid.crs], sides[scene.grid.crs]
         across, down = grid.resolution
-        left = (grid.west + of_scene.columns * across - corner.west) / side
+        left = (grid.usual_west + of_scene.columns * across - corner.west) / side
         top = (corner.north - grid.north + of_scene.rows * down) / side
         # what ends on a border of two blocks touches what begins there
         slack = 1e-6

@@ -161,6 +161,7 @@ class PairedScenes(PairedDataset):
                 f"such as those of {self._scenes[0].name} at {longitude:.4f}, {latitude:.4f} "
                 "(longitude, latitude); correct its CRS, or take it out"
             )
+        self._labels.warn_over()
         return labelled
 
     def _make_samples(

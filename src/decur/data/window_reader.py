@@ -15,7 +15,7 @@ from torch import Tensor
 
 from decur.data import rasters as gdal_rasters
 from decur.data.decoding import off_values, unreadable
-from decur.data.grid import Grid
+from decur.data.grid import Grid, counted_around, unit_of, wraps
 from decur.data.map_rasters import Raster, gdal, is_one_of, opened
 from decur.data.selection import spaced
 from decur.errors import BadSampleError
@@ -50,6 +50,7 @@ class WindowReader:
         self.grid, self.rasters, self.nearest, self.bands = grid, list(rasters), nearest, bands
         self.nodata = nodata_values(nodata)
         boxes = [raster.grid.bounds_on(grid) for raster in self.rasters]
+        self._near = [raster.grid.near(grid) for raster in self.rasters]
         self._boxes = np.array(boxes).reshape(-1, 4)  # (R, 4), as `Bounds`
 
     @property
@@ -79,7 +80,7 @@ class WindowReader:
         across = (self._boxes[:, 0] < east) & (self._boxes[:, 2] > west)
         along = (self._boxes[:, 1] < north) & (self._boxes[:, 3] > south)
         for number in np.flatnonzero(across & along).tolist():
-            pixels = self._read_one(self.rasters[number], part, (row, column))  # (C, h, w)
+            pixels = self._read_one(number, part, (row, column))  # (C, h, w)
             found = pixels if found is None else np.where(np.isnan(found), pixels, found)
             if found.dtype == np.uint8 or not np.isnan(found).any():
                 break
@@ -87,13 +88,14 @@ class WindowReader:
             found = np.full((self.channels, height, width), np.nan, dtype=np.float32)
         return torch.from_numpy(np.ascontiguousarray(found))
 
-    def _read_one(self, raster: Raster, part: Grid, corner: tuple[int, int]) -> np.ndarray:
+    def _read_one(self, number: int, part: Grid, corner: tuple[int, int]) -> np.ndarray:
+        raster = self.rasters[number]
         gdal_rasters.import_rasterio(".tif")
         from rasterio.errors import RasterioError
 
         try:
             with gdal():
-                offset = raster.grid.offset(part)
+                offset = self._near[number].offset(part)
                 if offset is not None:
                     pixels = self._read_aligned(raster, offset, (part.height, part.width))
                 else:
@@ -235,6 +237,7 @@ def _kept_warped(path: str, grid: Grid, *, nearest: bool, nodata: tuple[float, .
         source, hole = _of_one_hole(_kept_open(path), nodata)
         return WarpedVRT(
             source,
+            src_crs=_counted(source, grid),
             crs=grid.crs,
             transform=grid.affine,
             height=grid.height,
@@ -247,6 +250,22 @@ def _kept_warped(path: str, grid: Grid, *, nearest: bool, nodata: tuple[float, .
         )
 
     return _kept((path, *_state(path), grid, nearest, nodata), make)
+
+
+def _counted(source: Any, grid: Grid) -> Any:
+    """Return the CRS of a raster, with longitudes counted around it where some are beyond 180.
+
+    Without that GDAL finds nothing of it beyond 180 degrees, and nothing that is a turn away.
+    """
+    if not (source.crs.is_geographic and wraps(source.crs.to_wkt())):
+        return source.crs
+    west, east = source.bounds.left, source.bounds.right
+    edges = [west, east]
+    if unit_of(grid.crs) == "degrees":
+        edges += [grid.bounds.west, grid.bounds.east]
+    if max(map(abs, edges)) <= 180 + source.res[0]:
+        return source.crs
+    return type(source.crs).from_string(counted_around((west + east) / 2))
 
 
 def _of_one_hole(source: Any, nodata: tuple[float, ...]) -> tuple[Any, float]:

@@ -52,6 +52,7 @@ def footprint(place: Grid | None) -> bytes | None:
     points = np.array(place.footprint())  # (5, 2)
     if np.ptp(points[:, 0]) > 180:
         points[:, 0] %= 360
+    points[:, 0] -= 360 * np.floor((points[:, 0].min() + 180) / 360)  # rasters may count to 360
     return _WKB.pack(1, _POLYGON, 1, len(points), *points.ravel().tolist())
 
 
