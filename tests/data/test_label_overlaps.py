@@ -7,6 +7,7 @@ import pytest
 from make_raster import NORTH, UTM, WEST, write_placed
 
 from decur.data import PairedScenes
+from decur.errors import DataError
 
 
 def write(path, pixels, *place, **options):
@@ -65,3 +66,38 @@ def test_shapes_of_two_classes_on_one_ground_are_told(tmp_path, caplog, width, s
         assert f"on {share} % of the pixels that shapes cover; the later one" in caplog.text
     mask = data._labels.read(data._scenes[0].grid, 0, 0, 64)
     assert (mask[:, 32 - width : 64] == 1).all() and (mask[:, : 32 - width] == 0).all()
+
+
+def test_a_class_that_is_nowhere_is_told_and_thin_shapes_are_counted(tmp_path, caplog):
+    write(tmp_path / "s1" / "place.tif", np.ones((64, 128), np.uint8))
+    line = {"type": "LineString", "coordinates": [[WEST, NORTH - 5], [WEST + 640, NORTH - 5]]}
+    shapes = [(rectangle(0, 0, 64, 64), "a"), (rectangle(70.6, 9.6, 70.9, 9.9), "b"), (line, "c")]
+    write_shapes(tmp_path / "labels.geojson", shapes)
+    with caplog.at_level("INFO", logger="decur"):
+        data = PairedScenes(tmp_path, window=32, block=1, column="class")
+    assert "no pixel of the scenes is of the class b, whose shapes lie" in caplog.text
+    assert "3 of 3 shapes (lines and points among them, 1, label the pixels" in caplog.text
+    mask = data._labels.read(data._scenes[0].grid, 0, 0, 64)
+    assert (mask[0] == 2).all() and (mask[1:] == 0).all()
+
+
+def test_labels_in_metres_without_a_crs_are_told_with_where_they_would_lie(tmp_path):
+    write(tmp_path / "s1" / "place.tif", np.ones((64, 64), np.uint8))
+    file = tmp_path / "labels.geojson"
+    write_shapes(file, [(rectangle(0, 0, 32, 64), "a"), (rectangle(32, 0, 64, 64), "b")])
+    known = json.loads(file.read_text())
+    del known["crs"]
+    file.write_text(json.dumps(known))
+    with pytest.raises(DataError, match=r"the first is at 500000, 4999360, and place at 9, 45\.14"):
+        PairedScenes(tmp_path, window=32)
+    file.rename(tmp_path / "shapes.shp")
+    with pytest.raises(DataError, match=r"ogr2ogr labels\.gpkg .*shapes\.shp"):
+        PairedScenes(tmp_path, window=32, labels=tmp_path / "shapes.shp")
+
+
+def test_geojson_with_a_mark_of_its_byte_order_is_read(tmp_path):
+    write(tmp_path / "s1" / "place.tif", np.ones((64, 64), np.uint8))
+    file = tmp_path / "labels.geojson"
+    write_shapes(file, [(rectangle(0, 0, 32, 64), "a"), (rectangle(32, 0, 64, 64), "b")])
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert PairedScenes(tmp_path, window=32, block=1).targets["mask"].classes == ("a", "b")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from decur.data.scene_layout import Nearby
 from decur.data.selection import evenly_spaced
 from decur.data.vectors import Geometry
 from decur.data.window_reader import WindowReader
+from decur.errors import listed
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class ShapesOver:
 
     def __init__(self, path: Path) -> None:
         self.path, self.covered, self.doubtful = path, 0, 0
+        self.shown: set[int] = set()  # classes of cells
+        self.finely = True  # whether all cells were pixels
 
     def count(self, shapes: Sequence[Geometry], classes: Sequence[int], grid: Grid) -> None:
         """Count the cells of a scene that shapes cover, and those of two classes.
@@ -107,16 +110,34 @@ class ShapesOver:
             classes: of the shapes.
             grid: of the scene.
         """
+        if not shapes:
+            return
+        factor = max(1, -(-max(grid.height, grid.width) // _CELLS))
+        self.finely &= factor == 1
+        cells = grid.coarser(factor)
+        last = _burnt(shapes, classes, cells)
+        self.shown.update(np.unique(last).tolist())
         if len(set(classes)) < 2:
             return
-        cells = grid.coarser(max(1, -(-max(grid.height, grid.width) // _CELLS)))
-        last = _burnt(shapes, classes, cells)
         first = _burnt(shapes[::-1], classes[::-1], cells)
         self.covered += int((last >= 0).sum())
         self.doubtful += int((last != first).sum())
 
-    def warn(self) -> None:
-        """Say how much of what is covered has two classes."""
+    def warn(self, classes: Mapping[int, str]) -> None:
+        """Say how much of what is covered has two classes, and which classes are nowhere.
+
+        Args:
+            classes: names of the classes of shapes by their numbers.
+        """
+        nowhere = [name for number, name in sorted(classes.items()) if number not in self.shown]
+        if nowhere and self.finely:
+            log.warning(
+                "%s: no pixel of the scenes is of the class %s, whose shapes lie elsewhere, under "
+                "others, or between the centres of pixels; a finer --data.resolution shows small "
+                "ones",
+                self.path,
+                listed(nowhere),
+            )
         if self.doubtful > _TOLD * self.covered:
             log.warning(
                 "%s: shapes of different classes lie over each other on %.3g %% of the pixels that "

@@ -136,6 +136,11 @@ class RasterLabels:
         near = [raster.grid.bounds_on(grid) for raster in self._reader(grid).rasters]
         return boxes_meeting(np.array(near).reshape(-1, 4), boxes)
 
+    @property
+    def corner(self) -> tuple[float, float]:
+        """Return longitude and latitude of a corner of the first raster."""
+        return self.rasters[0].grid.footprint()[0]
+
     def warn_over(self) -> None:
         """Say how many pixels of rasters that overlap have two classes."""
         warn_rasters_apart(self.rasters, self._known)
@@ -223,11 +228,13 @@ class VectorLabels:
         self._placed: dict[Grid, tuple[list[Geometry], list[int], Boxes]] = {}
         self._degrees = self._moved(range(len(known)), LONGITUDE_LATITUDE)[1]  # (N, 4)
         self._over = ShapesOver(path)
+        thin = sum("Point" in shape["type"] or "Line" in shape["type"] for shape in self.geometries)
         log.info(
-            "%s: %d of %d shapes, classes %s from column %r; what is outside is %s",
+            "%s: %d of %d shapes%s, classes %s from column %r; what is outside is %s",
             path,
             len(known),
             len(features),
+            f" (lines and points among them, {thin}, label the pixels they touch)" if thin else "",
             listed(classes),
             column,
             repr(OTHER) + ", in scenes with a shape" if self.outside else "unknown",
@@ -264,17 +271,23 @@ class VectorLabels:
         Shapes are told from the boxes around them to a sixteenth of a window.
         """
         shapes, classes, around = self._shapes(grid)
+        self._over.count(shapes, classes, grid)
         if self.outside:
             there = bool(boxes_meeting(np.array([grid.bounds]), around).any())
             return np.full(len(boxes), there)
         near = boxes_meeting(around, boxes)
-        if near.any():
-            self._over.count(shapes, classes, grid)
         return near & boxes_touched(shapes, grid, boxes) if near.any() else near
 
+    @property
+    def corner(self) -> tuple[float, float]:
+        """Return longitude and latitude of a corner of the first shape."""
+        west, south, _, _ = self._degrees[0].tolist()
+        return west, south
+
     def warn_over(self) -> None:
-        """Say how much of the scenes that were looked at has two classes."""
-        self._over.warn()
+        """Say how much of the scenes that were looked at has two classes, and which are nowhere."""
+        names = dict(enumerate(self.target.classes))
+        self._over.warn({number: names[number] for number in set(self.classes)})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placed": {}}
@@ -359,7 +372,10 @@ def find_labels(root: Path, labels: str | Path | None, column: str | None) -> An
             )
         return RasterLabels([read_raster_header(file) for file in files], codes)
     if path.suffix.lower() not in VECTORS:
-        raise DataError(f"{path}: labels are a folder of rasters, or {', '.join(VECTORS)}")
+        raise DataError(
+            f"{path}: labels are a folder of rasters, or {', '.join(VECTORS)}; shapes of another "
+            f"format become that by ogr2ogr labels.gpkg {quote(str(path))}"
+        )
     if not path.is_file():
         raise DataError(f"{path}: no such file of labels")
     gdal_rasters.import_rasterio(".tif")

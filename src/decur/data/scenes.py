@@ -155,11 +155,12 @@ class PairedScenes(PairedDataset):
             boxes = np.stack([west, south, east, north], axis=1)  # (N, 4)
             labelled.append(wanted & self._labels.covered(scene.grid, boxes))
         if not any(one.any() for one in labelled):
-            longitude, latitude = self._scenes[0].grid.footprint()[0]
+            places = (self._labels.corner, self._scenes[0].grid.footprint()[0])
+            first, own = (", ".join(f"{degrees:.10g}" for degrees in place) for place in places)
             raise DataError(
-                f"{self._labels.path}: no label lies within a window, "
-                f"such as those of {self._scenes[0].name} at {longitude:.4f}, {latitude:.4f} "
-                "(longitude, latitude); correct its CRS, or take it out"
+                f"{self._labels.path}: no label lies within a window: the first is at {first}, and "
+                f"{self._scenes[0].name} at {own} (longitude, latitude); correct its CRS, or take "
+                "it out"
             )
         self._labels.warn_over()
         return labelled

@@ -85,7 +85,7 @@ def _is_finite(part: Any) -> bool:
 
 def _read_geojson(path: Path) -> tuple[list[dict[str, Any]], str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         features = [
             {"geometry": f.get("geometry"), "properties": f.get("properties") or {}}
             for f in found["features"]
@@ -114,7 +114,10 @@ def _read_package(path: Path) -> tuple[list[dict[str, Any]], str]:
     except Exception as error:  # of several libraries below it
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if table.crs is None:
-        raise DataError(f"{path}: its layer has no CRS; set it in the file")
+        raise DataError(
+            f"{path}: its layer has no CRS; give it one: "
+            f"ogr2ogr -a_srs EPSG:CODE placed.gpkg {shlex.quote(str(path))}"
+        )
     features = json.loads(table.to_json(to_wgs84=False, drop_id=True, default=str))["features"]
     return [dict(feature) for feature in features], str(table.crs.to_wkt())
 

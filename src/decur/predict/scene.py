@@ -266,8 +266,8 @@ class _Job:
         for name, rasters in self.scene.rasters.items():
             if name not in seen:
                 log.warning(
-                    "%s: nothing is measured where the map is, so that %s is absent from it; look "
-                    "at its nodata",
+                    "%s: nothing is measured where the map is, or less than min_valid of each "
+                    "window, so that %s is absent from it; look at its nodata",
                     rasters[0].path,
                     name,
                 )
