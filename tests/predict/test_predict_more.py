@@ -236,6 +236,19 @@ def test_other_names_of_a_scene_s_bands_are_told(make_model, tmp_path, caplog):
     assert caplog.text.count("its bands are named B8, B4 and the model's r, g") == 1
 
 
+def test_rasters_of_one_ground_and_bounds_beyond_it_are_told(make_model, tmp_path, caplog):
+    for seed, date in enumerate(("20230101", "20230601")):
+        write_placed(tmp_path / f"{date}.tif", noise(1, 64, 64, seed))
+    words = [f"s1={tmp_path}/20230101.tif", f"s1={tmp_path}/20230601.tif"]
+    bounds = (WEST - 100, NORTH - 320, WEST + 320, NORTH + 20)
+    found = predict(make_model(), words, out=str(tmp_path / "map.tif"), loader=QUICK, bounds=bounds)
+    assert "20230601.tif: lies over" in caplog.text
+    assert "mapped are 32 x 32 of 34 x 42 pixels" in caplog.text
+    assert found.grid.bounds == (WEST, NORTH - 320, WEST + 320, NORTH)
+    with pytest.raises(DataError, match=r"gdal_translate .* .*mosaic\.vrt scene\.tif"):
+        predict(make_model(), {"s1": tmp_path / "mosaic.vrt"}, out=str(tmp_path / "v.tif"))
+
+
 def test_help_lists_what_a_map_needs(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["predict", "--help"])

@@ -280,7 +280,10 @@ def opened(path: str | Path) -> Any:
     rasterio = gdal_rasters.import_rasterio(".tif")
     suffix = Path(path).suffix.lower()
     if suffix not in RASTERS:
-        raise DataError(f"{path}: is no raster with a place; use {', '.join(RASTERS)}")
+        raise DataError(
+            f"{path}: scenes are {', '.join(RASTERS)}; others, virtual ones too, become that by "
+            f"gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {quote(str(path))} scene.tif"
+        )
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
     try:

@@ -31,7 +31,7 @@ from decur.modality import Modality, guess_augmentation
 
 log = logging.getLogger(__name__)
 
-_LAYOUT = "expected ROOT/<sensor>/<any name>.tif|jp2"
+_LAYOUT = "expected ROOT/<sensor>/<any name>.tif|jp2, which gdal_translate makes of other rasters"
 _LOOKS = 64  # squares of a sensor's rasters whose pixels tell its statistics
 _LABEL_LOOKS = 8  # squares whose pixels tell whether rasters are labels
 _FINER = 1.5  # times finer than the grid, from where on a sensor loses what it sees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from decur.predict.pixels import map_layout, probability_layout
 from decur.predict.raster_files import BLOCK
 from decur.predict.settings import PredictSettings
 from decur.predict.windows import Area, Axis, Plan, Tile
+
+log = logging.getLogger(__name__)
 
 _WINDOW = 256  # pixels, where it is not known what a model was trained on
 _MOST = 2**39  # bytes of a map before compression
@@ -159,7 +162,18 @@ def _area(grid: Grid, settings: PredictSettings) -> Area:
     row, column = max(row, 0), max(column, 0)
     if row >= bottom or column >= right:
         edges = " ".join(f"{edge:.10g}" for edge in grid.bounds)
-        raise ConfigError(f"bounds: lie beyond the scene, which covers {edges} ({grid.crs[:20]})")
+        raise ConfigError(
+            f"bounds: lie beyond the scene, which covers {edges} ({grid.crs[:20]}); give them in "
+            "units of that CRS: left, lower, right and upper edge"
+        )
+    if bottom - row < wanted.height or right - column < wanted.width:
+        log.warning(
+            "bounds: reach beyond the scene; mapped are %d x %d of %d x %d pixels",
+            bottom - row,
+            right - column,
+            wanted.height,
+            wanted.width,
+        )
     return Area(row, column, bottom - row, right - column)
 
 

@@ -25,6 +25,7 @@ from decur.data.map_rasters import (
     warn_palette,
     warn_untiled,
 )
+from decur.data.scene_layout import Nearby
 from decur.data.scene_sensors import check_resolution
 from decur.data.units import unit_warning
 from decur.data.window_reader import WindowReader, read_squares
@@ -36,6 +37,7 @@ from decur.signals import ignore_signals
 log = logging.getLogger(__name__)
 
 _UNITS = "give a raster in the units of the training"
+_COVERED = 0.9  # of a raster, from which on another shows the same ground
 _LOOKS = 9  # squares of a sensor whose units are looked at
 
 
@@ -116,6 +118,7 @@ def open_scene(
         if len(set(bands)) > 1:
             raise DataError(f"sensor {name!r}: its rasters have different bands; give them alike")
         _tell_order(of_sensor, modalities[name])
+        _tell_covered(name, of_sensor)
         readers[name] = WindowReader(
             grid, of_sensor, nodata=modalities[name].nodata, bands=bands[0]
         )
@@ -162,6 +165,23 @@ def _tell_order(rasters: Sequence[Raster], modality: Modality) -> None:
                 ", ".join(modality.bands),
             )
             return
+
+
+def _tell_covered(name: str, rasters: Sequence[Raster]) -> None:
+    """Say where a raster shows the ground of one that is given before it, as dates do."""
+    nearby = Nearby([raster.grid for raster in rasters])
+    for row, raster in enumerate(rasters):
+        for before in nearby.overlapping(raster.grid):
+            shared = rasters[before].grid.bounds_on(raster.grid).overlap(raster.grid.bounds)
+            if before < row and shared > _COVERED * raster.grid.bounds.area:
+                log.warning(
+                    "%s: lies over %s, so that of %s it is only read where that has no "
+                    "measurement; map each date of a place by itself",
+                    raster.path,
+                    rasters[before].path,
+                    name,
+                )
+                return
 
 
 def warn_slow(scene: SceneFiles, window: int) -> None:
