@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from decur import Modality
 from decur.encoders import build_encoder, load_encoder, save_encoder
+from decur.encoders.header import build_to_fit
 from decur.errors import ConfigError, DataError
 
 S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")
@@ -28,6 +30,35 @@ def test_an_encoder_comes_back_with_its_modality(tmp_path):
     assert loaded.modality == S1 and not loaded.training
     x = torch.rand(2, 2, 64, 64)
     assert torch.equal(loaded(x), encoder(x))
+
+
+def test_loading_takes_no_random_numbers_and_copies_the_file(file):
+    before, written = torch.get_rng_state(), load_file(file)
+    loaded = load_encoder(file)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(weight.requires_grad for weight in loaded.parameters())
+    written = {key: value.clone() for key, value in written.items()}
+    with open(file, "r+b") as opened:  # in place, not as decur writes
+        opened.write(bytes(file.stat().st_size))
+    assert all(torch.equal(value, written[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("keep", ["buffer", "attribute", "list"])
+def test_what_a_network_does_not_save_is_there_after_loading(keep):
+    def build():
+        network = torch.nn.Linear(2, 2)
+        table = torch.arange(3.0)
+        if keep == "buffer":
+            network.register_buffer("table", table, persistent=False)
+        else:
+            network.table = table if keep == "attribute" else [table]
+        return network
+
+    state = {"weight": torch.ones(2, 2, dtype=torch.float16), "bias": torch.zeros(2)}
+    found = build_to_fit(Path("file"), build, state, what="a network")
+    table = found.table[0] if keep == "list" else found.table
+    assert table.tolist() == [0, 1, 2]
+    assert torch.equal(found.weight, torch.ones(2, 2))
 
 
 def test_the_file_loads_into_plain_timm(file):

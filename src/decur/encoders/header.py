@@ -120,7 +120,9 @@ def build_to_fit(
 ) -> Network:
     """Return a network that holds a file's weights, and ask for no more memory than they take.
 
-    The network is built on shapes alone first (PyTorch's "meta" device), which costs no memory.
+    The network is built on shapes alone first (PyTorch's "meta" device), which takes neither memory
+    nor random numbers, and then gets copies of the file's tensors. One that cannot be built without
+    numbers, or holds tensors that it does not save, is built anew.
 
     Args:
         path: the file, for messages.
@@ -133,8 +135,15 @@ def build_to_fit(
     """
     try:
         with reading(path, "copy it anew", what="its header does not make a network"):
-            if (planned := _planned(build)) is not None:
+            network = _planned(build)
+            if network is not None:
+                planned = network.state_dict()
                 _refuse_others(f"{path}: the weights do not fit {what}", planned, state)
+            if network is not None and not _lacks_tensors(network):
+                # copies, as safetensors may map the file, which someone may write over
+                state = {k: v.to(planned[k].dtype, copy=True) for k, v in state.items()}
+                network.load_state_dict(state, strict=True, assign=True)
+                return network
             network = build()
     except ConfigError as error:  # of the encoder, which knows of no file
         raise DataError(f"{path}: {error}") from error
@@ -160,13 +169,29 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _planned(build: Callable[[], nn.Module]) -> Mapping[str, Tensor] | None:
-    """Return the weights of a network as shapes, None where it cannot be built without numbers."""
+def _planned(build: Callable[[], Network]) -> Network | None:
+    """Return a network on shapes alone, None where it cannot be built without numbers."""
     try:
         with torch.device("meta"), _Unfilled():
-            return build().state_dict()
+            return build()
     except (RuntimeError, NotImplementedError):  # a MiT, whose sizes are fixed
         return None
+
+
+def _lacks_tensors(network: nn.Module) -> bool:
+    """Return whether a network holds tensors that it does not save: in attributes, buffers."""
+    saved = {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
+
+    def holds_another(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        if isinstance(value, list | tuple | set):
+            return any(holds_another(each) for each in value)
+        return isinstance(value, Tensor) and id(value) not in saved
+
+    return any(
+        holds_another(value) for module in network.modules() for value in vars(module).values()
+    )
 
 
 def _refuse_others(where: str, planned: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
