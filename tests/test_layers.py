@@ -15,6 +15,7 @@ LAYERS = (
     *(
         "errors",
         "signals",
+        "temporary",
         "renamed",
         "lazy",
         "devices",

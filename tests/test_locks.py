@@ -1,5 +1,6 @@
 """A folder has one owner, and an owner that loses its folder says so."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -85,6 +86,21 @@ def test_errors_in_a_lost_folder_are_told_as_its_loss(tmp_path):
         shutil.rmtree(tmp_path / "run")
         raise WriteError("no such file")
     assert told.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("number", "lost"), [(errno.EROFS, True), (errno.ENOSPC, False)])
+def test_a_file_system_that_takes_nothing_more_is_lost_and_a_full_one_is_not(
+    tmp_path, monkeypatch, number, lost
+):
+    """After an error Linux answers that a folder may be written to, and takes nothing."""
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    kind = RunLostError if lost else WriteError
+    with pytest.raises(kind, match="Read-only" if lost else "cannot"), holding(tmp_path):
+        raise WriteError("metrics.csv: cannot be written")
 
 
 def test_leftovers_of_dead_commands_are_deleted(tmp_path):

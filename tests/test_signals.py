@@ -97,6 +97,21 @@ def test_a_command_waits_for_no_reader_that_ignores_signals():
     assert child.exitcode == -signal.SIGKILL
 
 
+def test_what_torch_says_of_dying_processes_is_not_heard_when_they_are_killed():
+    def fails(number, frame):
+        raise RuntimeError("DataLoader worker is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGCHLD, fails)
+    try:
+        with running_command():
+            child = multiprocessing.Process(target=stubborn, daemon=True)
+            child.start()
+        assert child.exitcode == -signal.SIGKILL
+        assert signal.getsignal(signal.SIGCHLD) is fails
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_killed_reader_is_told_in_one_line():
     said = "DataLoader worker (pid 12) is killed by signal: Killed. "
     with (

@@ -22,6 +22,7 @@ from decur.errors import (
     reason_of,
 )
 from decur.signals import interruptible, refuse_pipes, running_command
+from decur.temporary import temporary_folder
 
 # What each command runs, as "module:function", and what it does.
 COMMANDS = {
@@ -144,7 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
-    with _said_to_processes(given), _short_warnings(), running_command(), interruptible() as asked:
+    with (
+        _said_to_processes(given),
+        _short_warnings(),
+        temporary_folder(),
+        running_command(),
+        interruptible() as asked,
+    ):
         try:
             with _quiet() if silent else nullcontext():
                 _run(name, rest)
@@ -174,17 +181,18 @@ def _short_warnings() -> Iterator[None]:
 
     A lost reading process is told by the command, also where torch raises within a destructor.
     """
-    before, before_unraisable = warnings.formatwarning, sys.unraisablehook
+    before, before_unraisable = warnings.showwarning, sys.unraisablehook
     sys.unraisablehook = lambda told: (
         None if _lost_worker(told.exc_value) else before_unraisable(told)
     )
-    warnings.formatwarning = lambda message, *_, **__: (
-        f"WARNING: {printable(' '.join(str(message).split()))}\n"
+    # Lightning replaces how warnings are formatted, but not how they are shown.
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"WARNING: {printable(' '.join(str(message).split()))}", file=sys.stderr
     )
     try:
         yield
     finally:
-        warnings.formatwarning, sys.unraisablehook = before, before_unraisable
+        warnings.showwarning, sys.unraisablehook = before, before_unraisable
 
 
 def _lost_worker(error: BaseException | None) -> WorkerLostError | None:

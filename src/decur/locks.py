@@ -18,13 +18,19 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from decur.errors import ConfigError, DecurError, RunLostError
-from decur.signals import is_command
+from decur.signals import end_process, is_command
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"  # file in a folder that a command owns; deleted when it ends
 # What file systems answer that have no locks, and those that have no room for an empty file.
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT)
+# What a file system answers that takes nothing more, or is gone.
+_GONE = tuple(
+    getattr(errno, name)
+    for name in ("EROFS", "EIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN")
+    if hasattr(errno, name)
+)
 _LOOK_EVERY = 1.0  # seconds between two looks whether a folder is still there
 _GRACE = 5.0  # seconds that a command has to end by itself once its folder is lost
 # The variables by which launchers number the processes of one run.
@@ -33,13 +39,13 @@ _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
 @dataclass
 class _Owned:
-    """A folder that this process owns.
+    """A folder that this process writes to.
 
     Args:
         path: of the folder.
-        thread: that owns it.
+        thread: that writes to it.
         identity: device and inode of the folder.
-        ended: set when the owner is done.
+        ended: set when the thread is done.
     """
 
     path: Path
@@ -55,7 +61,14 @@ class _Owned:
             return error.strerror or str(error)
         if (status.st_dev, status.st_ino) != self.identity:
             return "another folder is in its place"
-        return None if os.access(self.path, os.W_OK) else "it has become read-only"
+        if not os.access(self.path, os.W_OK):
+            return "it has become read-only"
+        lock = self.path / LOCK
+        try:  # only what is written tells of a file system that has stopped at an error
+            os.utime(lock if lock.exists() else self.path)
+        except OSError as error:
+            return error.strerror if error.errno in _GONE else None
+        return None
 
     def refuse_loss(self) -> None:
         """Raise `RunLostError` where the folder is lost."""
@@ -94,27 +107,44 @@ def holding(folder: Path, key: str = "--run") -> Iterator[bool]:
         return
     if mine is not None:
         raise ConfigError(f"{key} {folder}: another thread of this process is writing there")
-    with _made(folder, key), _locked(folder, key):
-        status = place.stat()
-        owned = _Owned(place, threading.get_ident(), (status.st_dev, status.st_ino))
-        _owned[place] = owned
-        threading.Thread(target=_watch, args=(owned,), daemon=True).start()
-        try:
-            yield True
-            owned.refuse_loss()
-        except RunLostError:
-            raise
-        except (OSError, ValueError, RuntimeError, DecurError) as error:
-            if (reason := owned.loss()) is not None:
-                raise RunLostError(_lost_line(place, reason)) from error
-            raise
-        finally:
-            owned.ended.set()
-            del _owned[place]
+    with _made(folder, key), _locked(folder, key), watched(folder):
+        yield True
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Tell in one line if a folder is lost while the block writes to it.
+
+    A command that does not end by itself then is ended.
+
+    Args:
+        folder: that is there.
+
+    Raises:
+        RunLostError: in place of whatever the block raises, if the folder was deleted, unmounted
+            or made read-only meanwhile.
+    """
+    place = Path(os.path.abspath(folder))
+    status = place.stat()
+    owned = _Owned(place, threading.get_ident(), (status.st_dev, status.st_ino))
+    _owned[place] = owned
+    threading.Thread(target=_watch, args=(owned,), daemon=True).start()
+    try:
+        yield
+        owned.refuse_loss()
+    except RunLostError:
+        raise
+    except (OSError, ValueError, RuntimeError, DecurError) as error:
+        if (reason := owned.loss()) is not None:
+            raise RunLostError(_lost_line(place, reason)) from error
+        raise
+    finally:
+        owned.ended.set()
+        _owned.pop(place, None)  # another thread may have packed into the same folder
 
 
 def refuse_lost(path: Path) -> None:
-    """Refuse to write into a folder that this process owns and has lost.
+    """Refuse to write into a folder that this process has lost while it was writing there.
 
     To make the folder of a file anew would leave half a run.
 
@@ -222,7 +252,7 @@ def _watch(owned: _Owned) -> None:
             return
         if (reason := owned.loss()) is not None:  # it may be there again
             print(f"error: {_lost_line(owned.path, reason)}", file=sys.stderr, flush=True)
-            os._exit(RunLostError.exit_code)
+            end_process(RunLostError.exit_code)
 
 
 def _lost_line(folder: Path, reason: str) -> str:

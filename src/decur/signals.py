@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 HANGUP = tuple(n for n in signal.Signals if n.name == "SIGHUP")  # Windows has none
 STOPPING = (signal.SIGTERM, signal.SIGINT, *HANGUP)  # what tells a command to stop
+_PATIENCE = 5.0  # seconds that a killed process may take to be gone
 _command = threading.Event()  # set while this process is a command, and nobody's notebook
 
 
@@ -31,10 +32,32 @@ def running_command() -> Iterator[None]:
         yield
     finally:
         _command.clear()
-        # Reading processes are told to end by what an error still holds, and ignore SIGTERM:
-        # Python would wait for them forever.
-        for child in multiprocessing.active_children():
-            child.kill()
+        _kill_children()
+
+
+def _kill_children() -> None:
+    """Kill the processes that this one has started, and wait until they are gone.
+
+    Reading processes are told to end by what an error still holds, and ignore SIGTERM: Python would
+    wait for them forever. torch would call their deaths errors, by a handler of signals.
+    """
+    children = multiprocessing.active_children()
+    number = next((n for n in signal.Signals if n.name == "SIGCHLD"), None)  # Windows has none
+    taken = bool(children) and number is not None and may_be_taken(number)
+    before = signal.signal(number, signal.SIG_DFL) if taken and number is not None else None
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join(_PATIENCE)
+    if before is not None and number is not None:
+        signal.signal(number, before)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process at once, from whichever thread, and those that it has started with it."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
 
 
 @cache
@@ -75,7 +98,7 @@ def stop_at_once() -> NoReturn:
         raise KeyboardInterrupt
     # An exception would have libraries tidy up for a while, and change the exit code.
     os.write(2, b"error: interrupted\n")  # the signal may have come within another print
-    os._exit(128 + signal.SIGINT)
+    end_process(128 + signal.SIGINT)
 
 
 @contextmanager

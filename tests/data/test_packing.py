@@ -244,6 +244,25 @@ def test_a_folder_that_is_deleted_meanwhile_is_told(folder, tmp_path):
         pack(folder, out, chunk_mb=SMALL, progress=lambda done, of: shutil.rmtree(out))
 
 
+def test_a_reader_makes_no_deleted_folder_anew(folder, tmp_path):
+    out = tmp_path / "out"
+    plan = _plan(folder, None, False, SMALL)
+    assert "No such file" in _Chunks(folder, out, plan)[0]
+    assert not out.exists()
+
+
+def test_a_disk_that_has_become_read_only_is_told_as_lost(folder, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(30, "Read-only file system")
+
+    def stop(done, of):
+        monkeypatch.setattr(os, "utime", refuse)
+        raise OSError(30, "Read-only file system")
+
+    with pytest.raises(RunLostError, match=r"was lost.*Read-only"):
+        pack(folder, tmp_path / "out", chunk_mb=SMALL, progress=stop)
+
+
 def test_a_full_disk_is_one_line_and_resumable(folder, tmp_path, monkeypatch):
     pack(folder, tmp_path / "whole", chunk_mb=SMALL)
     from litdata.streaming.writer import BinaryWriter

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,8 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from decur.compare.cells import Cell, run_cell
 from decur.compare.settings import ClusterSettings
 from decur.errors import ConfigError, Interrupted
-from decur.signals import STOPPING, may_be_taken, stop_at_once
+from decur.signals import STOPPING, may_be_taken, running_command, stop_at_once
+from decur.temporary import temporary_folder
 
 KILLED = "its process was killed, perhaps for want of memory"
 STOPPED = "its process was told to stop"
@@ -64,8 +65,13 @@ class Job:
         Raises:
             Interrupted: if the process is told to stop, once the running cell has ended.
         """
-        if self.cluster != "debug":
-            self._set_up()
+        if self.cluster == "debug":  # in the comparison's process
+            return self._work_off()
+        self._set_up()
+        with temporary_folder(), running_command():
+            self._work_off()
+
+    def _work_off(self) -> None:
         failed: set[Path] = set()
         for cell in self.cells:
             if failed.intersection(cell.needs):
@@ -103,8 +109,8 @@ class Job:
 
 
 def _end_with(lock: Path) -> None:
-    """End this process when the comparison that holds the lock dies."""
-    with FileLock(lock, poll_interval=0.2):
+    """End this process when the comparison that holds the lock dies, or its folder is lost."""
+    with suppress(OSError), FileLock(lock, poll_interval=0.2):
         pass
     while True:  # once for the cell, which saves its state, and once more for the idle process
         os.kill(os.getpid(), signal.SIGTERM)

@@ -113,6 +113,7 @@ def _embed(
     console = Console(soft_wrap=True, markup=False, emoji=False)
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")  # not used
+    warnings.filterwarnings("ignore", ".*length of `DataLoader` across ranks is zero.*")  # all done
     model = build_model(sources, data.modalities, settings)
     fitting = take_known_bands(data, model.taken)
     wanted = fitting.only(list(model.model.modalities), targets=())

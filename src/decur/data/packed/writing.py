@@ -41,6 +41,7 @@ from decur.errors import (
     WriteError,
     check_ranges,
 )
+from decur.locks import watched
 from decur.modality import Modality
 from decur.runs import make_folder, remove_leftovers, write_text
 from decur.signals import ignore_signals
@@ -101,41 +102,56 @@ def pack(
     _refuse_doubles(data)
     plan = _plan(data, compression, quantize, chunk_mb)
     make_folder(folder, "--out")
-    try:
-        if _open(folder, plan):
-            _tidy(folder)
-            return True
-        mine = range(number - 1, plan.chunks, parts)
-        todo = [k for k in mine if not _done(folder, k).is_file()]
-        progress(len(mine) - len(todo), len(mine))
-        loader: DataLoader[str | None] = DataLoader(
-            _Chunks(data, folder, plan),
-            sampler=todo,
-            batch_size=None,
-            num_workers=min(workers, len(todo)),
-            in_order=False,
-            worker_init_fn=ignore_signals,
-            # the loader's own draw of a worker seed would otherwise consume the global state
-            generator=torch.Generator(),
-        )
-        for count, failed in enumerate(_survived(loader), len(mine) - len(todo) + 1):
-            if failed is not None:
-                raise DataError(failed)
-            progress(count, len(mine))
-        missing = not all(_done(folder, k).is_file() for k in mine)
-        if missing and not (folder / HEADER).is_file():  # which is there before the state goes
-            raise _lost(folder)
-        if all(_done(folder, k).is_file() for k in range(plan.chunks)):
-            _merge(folder, plan, data, max_bad)
-    except (OSError, DataError, WriteError) as error:
-        if not folder.is_dir():
-            raise _lost(folder) from error
-        if (folder / HEADER).is_file():  # another part has just merged, and cleared the state away
-            return True
-        if not isinstance(error, OSError):
-            raise
-        raise DataError(_cannot_write(folder, error)) from error
+    with watched(folder):
+        try:
+            _pack_missing(data, folder, plan, workers, (number, parts), max_bad, progress)
+        except (OSError, DataError, WriteError) as error:
+            if not folder.is_dir():
+                raise _lost(folder) from error
+            if (folder / HEADER).is_file():  # another part has just merged, and cleared the state
+                return True
+            if not isinstance(error, OSError):
+                raise
+            raise DataError(_cannot_write(folder, error)) from error
     return (folder / HEADER).is_file()
+
+
+def _pack_missing(
+    data: PairedDataset,
+    folder: Path,
+    plan: PackingPlan,
+    workers: int,
+    part: tuple[int, int],
+    max_bad: float,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the chunks of a part that are not there, and merge once those of all parts are."""
+    if _open(folder, plan):
+        _tidy(folder)
+        return
+    number, parts = part
+    mine = range(number - 1, plan.chunks, parts)
+    todo = [k for k in mine if not _done(folder, k).is_file()]
+    progress(len(mine) - len(todo), len(mine))
+    loader: DataLoader[str | None] = DataLoader(
+        _Chunks(data, folder, plan),
+        sampler=todo,
+        batch_size=None,
+        num_workers=min(workers, len(todo)),
+        in_order=False,
+        worker_init_fn=ignore_signals,
+        # the loader's own draw of a worker seed would otherwise consume the global state
+        generator=torch.Generator(),
+    )
+    for count, failed in enumerate(_survived(loader), len(mine) - len(todo) + 1):
+        if failed is not None:
+            raise DataError(failed)
+        progress(count, len(mine))
+    missing = not all(_done(folder, k).is_file() for k in mine)
+    if missing and not (folder / HEADER).is_file():  # which is there before the state goes
+        raise _lost(folder)
+    if all(_done(folder, k).is_file() for k in range(plan.chunks)):
+        _merge(folder, plan, data, max_bad)
 
 
 def parse_part(part: str | None) -> tuple[int, int]:
@@ -197,7 +213,8 @@ class _Chunks(Dataset[str | None]):
         try:
             self._write(k, temporary)
         except OSError as error:
-            return _cannot_write(self.folder, error)
+            if not (self.folder / HEADER).is_file():  # else others have written it meanwhile
+                return _cannot_write(self.folder, error)
         except DataError as error:
             return str(error)
         finally:
@@ -211,6 +228,7 @@ class _Chunks(Dataset[str | None]):
         rows: list[int] = []
         bad: list[list[str]] = []
         stamp = hashlib.sha256()
+        temporary.mkdir()  # not its folder: that may have been deleted meanwhile
         chunk_writer = litdata().writer.BinaryWriter(
             str(temporary), chunk_size=self.plan.per_chunk, chunk_index=k
         )
