@@ -6,9 +6,12 @@ from make_raster import write_placed
 from rasterio.warp import transform
 
 from decur.data import PairedScenes
+from decur.data.georeference import compare_places, read_place
 from decur.data.grid import Grid
 from decur.data.map_rasters import measured_cells, read_raster_header
 from decur.data.window_reader import WindowReader
+from decur.embed.geography import footprint
+from decur.errors import DataError
 
 STEP, SIZE = 0.001, 64  # degrees of a pixel, and pixels along a raster
 
@@ -85,3 +88,14 @@ def test_a_grid_lies_near_another_in_whole_turns():
     world = Grid("EPSG:4326", -180.0, 90.0, (1.0, 1.0), 180, 360)
     assert world.near(grid) is world
     assert there.usual_west == -9.0 and world.usual_west == -180.0
+
+
+def test_a_plan_of_a_site_has_no_place_on_earth(tmp_path):
+    plan = 'LOCAL_CS["site",UNIT["metre",1]]'
+    write_placed(tmp_path / "s1" / "a.tif", np.ones((64, 64), np.uint8), 0, 640, crs=plan)
+    with pytest.raises(DataError, match=r"a\.tif: .* give it the CRS of its place"):
+        PairedScenes(tmp_path, window=32)
+    place = read_place(tmp_path / "s1" / "a.tif")
+    assert place is not None and footprint(place.grid) is None
+    utm = read_place(write_placed(tmp_path / "b.tif", np.ones((64, 64), np.uint8)))
+    assert not compare_places(utm, place).overlap

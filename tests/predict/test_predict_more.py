@@ -249,6 +249,14 @@ def test_rasters_of_one_ground_and_bounds_beyond_it_are_told(make_model, tmp_pat
         predict(make_model(), {"s1": tmp_path / "mosaic.vrt"}, out=str(tmp_path / "v.tif"))
 
 
+def test_a_crs_that_no_map_can_have_is_refused_before_hours_of_work(make_model, tmp_path):
+    pole = "+proj=ob_tran +o_proj=longlat +o_lon_p=-162 +o_lat_p=39.25 +lon_0=180"
+    crs = f"{pole} +to_meter=0.0174532925199433"
+    write_placed(tmp_path / "a.tif", noise(1, 64, 64), 0, 10, 0.1, crs=crs)
+    with pytest.raises(ConfigError, match=r"a\.tif: has a CRS that no GeoTIFF holds; warp it"):
+        predict(make_model(), {"s1": tmp_path / "a.tif"}, out=str(tmp_path / "map.tif"))
+
+
 def test_help_lists_what_a_map_needs(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["predict", "--help"])

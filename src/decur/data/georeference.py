@@ -133,12 +133,11 @@ def compare_places(reference: Place, other: Place) -> Apart:
     """Return how far a place is from another, of any reference system."""
     bounds, pixel = other.bounds, other.pixel
     if other.crs != reference.crs:
-        from rasterio.errors import RasterioError
         from rasterio.warp import transform_bounds
 
         try:
             bounds = transform_bounds(other.crs, reference.crs, *bounds)
-        except RasterioError:
+        except rasters.place_errors():
             return Apart(overlap=False, offset=math.inf)
         if not all(map(math.isfinite, bounds)):
             return Apart(overlap=False, offset=math.inf)

@@ -196,14 +196,21 @@ class Grid:
         return (self.west + 180) % 360 - 180
 
     def footprint(self) -> list[tuple[float, float]]:
-        """Return the corners as longitude and latitude, counter-clockwise and closed: 5 points."""
-        gdal_rasters.import_rasterio(".tif")
+        """Return the corners as longitude and latitude, counter-clockwise and closed: 5 points.
+
+        Raises:
+            DataError: if the CRS says nothing of a place on Earth.
+        """
+        errors = gdal_rasters.place_errors()
         from rasterio.warp import transform
 
         west, south, east, north = self.bounds
         xs = [west, east, east, west, west]
         ys = [south, south, north, north, south]
-        longitudes, latitudes = transform(self.crs, LONGITUDE_LATITUDE, xs, ys)
+        try:
+            longitudes, latitudes = transform(self.crs, LONGITUDE_LATITUDE, xs, ys)
+        except errors as error:
+            raise DataError(f"{self.crs[:60]}: is the CRS of no place on Earth") from error
         return list(zip(longitudes, latitudes, strict=True))
 
 
@@ -215,7 +222,7 @@ def _floor(value: float) -> int:
 
 @lru_cache(maxsize=2**16)  # it takes a millisecond
 def _moved(crs: str, onto: str, bounds: Bounds) -> Bounds:
-    rasterio = gdal_rasters.import_rasterio(".tif")
+    errors = gdal_rasters.place_errors()
     from rasterio.warp import transform_bounds
 
     reason = "it has no place there"
@@ -223,12 +230,12 @@ def _moved(crs: str, onto: str, bounds: Bounds) -> Bounds:
         moved = Bounds(*transform_bounds(crs, onto, *bounds))
         if np.isfinite(moved).all():
             return moved
-    except rasterio.errors.RasterioError as error:
-        reason = str(error)
+    except errors as error:
+        reason = " ".join(str(error).partition("{")[0].split())[:80].rstrip(" '")
     places = ", ".join(f"{edge:g}" for edge in bounds)
     raise DataError(
         f"a raster in {crs[:40]} with edges at {places} cannot be placed in {onto[:40]} "
-        f"({reason}); correct its CRS, or cut off what shows no Earth"
+        f"({reason}); give it the CRS of its place, or cut off what shows no Earth"
     )
 
 

@@ -177,8 +177,7 @@ def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -
         (height, width) bool. Of the raster itself at most one pixel for each cell is looked at, in
         its first band.
     """
-    rasterio = gdal_rasters.import_rasterio(".tif")
-    from rasterio._err import CPLE_BaseError
+    errors = gdal_rasters.place_errors()
     from rasterio.warp import transform
 
     xs = grid.west + (np.arange(grid.width) + 0.5) * grid.resolution[0]
@@ -187,7 +186,7 @@ def measured_cells(raster: Raster, grid: Grid, nodata: tuple[float, ...] = ()) -
     if not same_crs(grid.crs, raster.grid.crs):
         try:
             x, y = (np.array(axis) for axis in transform(grid.crs, raster.grid.crs, x, y))
-        except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
+        except errors as error:
             raise DataError(
                 f"{raster.path}: cannot be read onto pixels of {grid.crs[:40]} that show no Earth; "
                 "cut them off the first sensor's raster, or warp it: gdalwarp -t_srs EPSG:CODE"

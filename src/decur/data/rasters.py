@@ -88,6 +88,14 @@ def _check_page(path: Path, page: Any, pages: int, max_pixels: int) -> None:
     check_size(path, page.count * pages, page.shape, max_pixels, itemsize=itemsize)
 
 
+def place_errors() -> tuple[type[Exception], ...]:
+    """Return what rasterio raises where a place cannot be told in another reference system."""
+    rasterio = import_rasterio(".tif")
+    from rasterio._err import CPLE_BaseError
+
+    return (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
+
+
 def companions(path: Path) -> list[Path]:
     """Return the files beside a raster that are read with it: its mask, metadata, ENVI's data."""
     beside = [path.with_name(path.name + ending) for ending in (".msk", ".aux.xml")]

@@ -321,12 +321,10 @@ class VectorLabels:
 
     def _moved(self, rows: Iterable[int], crs: str) -> tuple[list[Geometry], Boxes]:
         """Return some shapes in another CRS, and their boxes."""
-        rasterio = gdal_rasters.import_rasterio(".tif")
-        from rasterio._err import CPLE_BaseError
+        errors = gdal_rasters.place_errors()
         from rasterio.features import bounds
         from rasterio.warp import transform_geom
 
-        errors = (rasterio.errors.RasterioError, rasterio.errors.CRSError, CPLE_BaseError)
         try:
             moved = transform_geom(self.crs, crs, [self.geometries[row] for row in rows])
         except errors as error:

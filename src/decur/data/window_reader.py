@@ -90,9 +90,7 @@ class WindowReader:
 
     def _read_one(self, number: int, part: Grid, corner: tuple[int, int]) -> np.ndarray:
         raster = self.rasters[number]
-        gdal_rasters.import_rasterio(".tif")
-        from rasterio.errors import RasterioError
-
+        errors: tuple[type[Exception], ...] = (*gdal_rasters.place_errors(), ValueError)
         try:
             with gdal():
                 offset = self._near[number].offset(part)
@@ -100,7 +98,7 @@ class WindowReader:
                     pixels = self._read_aligned(raster, offset, (part.height, part.width))
                 else:
                     pixels = self._read_warped(raster, corner, (part.height, part.width))
-        except (RasterioError, ValueError) as error:
+        except errors as error:
             raise BadSampleError(raster.path, unreadable(error)) from error
         if pixels.dtype != np.uint8 and np.isinf(pixels).any():
             raise BadSampleError(raster.path, "has infinite values; write them as NaN")

@@ -15,7 +15,7 @@ from decur.data import PairedDataset
 from decur.data.grid import LONGITUDE_LATITUDE, Grid
 from decur.data.scene_layout import date_of
 from decur.data.selection import evenly_spaced
-from decur.errors import BadSampleError
+from decur.errors import BadSampleError, DataError
 from decur.runs import write_json
 
 GEOMETRY = "geometry"  # column of the footprints
@@ -35,7 +35,7 @@ def is_placed(data: PairedDataset) -> bool:
     """Return whether samples of a data set know where they lie, told by 8 of them."""
     for row in evenly_spaced(len(data), _LOOKED_AT).tolist():
         try:
-            if data.place(row) is not None:
+            if footprint(data.place(row)) is not None:
                 return True
         except BadSampleError:
             continue  # comes up again when it is read as a sample
@@ -49,7 +49,10 @@ def footprint(place: Grid | None) -> bytes | None:
     """
     if place is None:
         return None
-    points = np.array(place.footprint())  # (5, 2)
+    try:
+        points = np.array(place.footprint())  # (5, 2)
+    except DataError:  # a plan of a site has coordinates and no place
+        return None
     if np.ptp(points[:, 0]) > 180:
         points[:, 0] %= 360
     points[:, 0] -= 360 * np.floor((points[:, 0].min() + 180) / 360)  # rasters may count to 360

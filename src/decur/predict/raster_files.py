@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 from xml.sax import saxutils
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from decur.data.grid import Grid
 from decur.data.rasters import import_rasterio
-from decur.errors import WriteError
+from decur.errors import ConfigError, WriteError
 from decur.runs import atomic, put_in_place, reason_not_written, write_text
 
 BLOCK = 512  # pixels along a block of a map
@@ -66,6 +67,30 @@ class Layout:
         while side > _SMALLEST and self.bytes * side**2 > _CACHE // 8:
             side //= 2
         return side
+
+
+def refuse_crs(grid: Grid, reference: str) -> None:
+    """Refuse a reference system that a GeoTIFF cannot hold, such as that of a rotated pole.
+
+    Args:
+        grid: of a map.
+        reference: the raster whose reference system it has, for the message.
+
+    Raises:
+        ConfigError: with the line that warps it.
+    """
+    rasterio = import_rasterio(".tif")
+    shape = {"count": 1, "height": 1, "width": 1, "dtype": "uint8", "transform": grid.affine}
+    with rasterio.io.MemoryFile() as memory:
+        with memory.open(driver="GTiff", crs=grid.crs, **shape):
+            pass
+        data = memory.read()
+    with rasterio.io.MemoryFile(data) as memory, memory.open() as file:  # without what lies beside
+        if file.crs is None:
+            raise ConfigError(
+                f"{reference}: has a CRS that no GeoTIFF holds; warp it: gdalwarp -t_srs EPSG:4326 "
+                f"{quote(reference)} turned.tif"
+            )
 
 
 def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> None:

@@ -48,6 +48,7 @@ from decur.predict.planning import MapPlan, plan_map
 from decur.predict.raster_files import (
     Layout,
     publish,
+    refuse_crs,
     refuse_full,
     write_optimised,
     write_tile,
@@ -122,6 +123,7 @@ def predict(
     _check_absent(predictor, files)
     opened = open_scene(files, predictor.modalities, settings.resolution)
     predictor.reference = opened.reference
+    refuse_crs(opened.grid, opened.rasters[opened.reference][0].path)
     job = _Job(predictor, opened, settings, out, plan_map(predictor, opened.grid, settings))
     with reporting_lost_workers(), writing(out.made):
         return job.run(Console(soft_wrap=True, markup=False, emoji=False))
