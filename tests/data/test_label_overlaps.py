@@ -50,8 +50,11 @@ def test_label_rasters_that_disagree_are_told_with_their_share(tmp_path, caplog,
     if changed:  # of the 64 columns that both cover, where both know a class
         assert "overlap in 1 places" in told[0]
         assert f"looked at there {100 * changed / 64:.3g} % have two classes" in told[0]
-    mask = data._labels.read(data._scenes[0].grid, 32, 32, 32)
-    assert np.array_equal(mask.numpy(), left[32:64, 32:64])  # the first by name
+    mask = data._labels.read(data._scenes[0].grid, 0, 32, 64)
+    # the first by name, but where it calls unknown what the second knows
+    assert np.array_equal(mask[16:], left[16:, 32:]) and np.array_equal(mask[:16], right[:16, :64])
+    alone = data._labels.read(data._scenes[0].grid, 0, 0, 32)
+    assert (alone[:16] == 255).all()
 
 
 @pytest.mark.parametrize(("width", "share"), [(0, None), (16, "20")])

@@ -67,7 +67,7 @@ class RasterLabels:
         self.rasters, names = list(rasters), codes.classes
         self.path = self.rasters[0].path
         self._index = Nearby([raster.grid for raster in self.rasters])
-        self._readers: dict[Grid, WindowReader] = {}
+        self._readers: dict[tuple[Grid, tuple[float, ...]], WindowReader] = {}
         values: set[int] = set()
         for raster in self.rasters:
             if raster.bands != 1:
@@ -106,6 +106,9 @@ class RasterLabels:
         x = reader.read(row, column, size, size)[0]  # (H, W)
         if bool(x.isnan().all()):
             return None
+        if len(reader.rasters) > 1:  # what one calls unknown another may know
+            filled = self._reader(grid, self._unknown).read(row, column, size, size)[0]
+            x = torch.where(filled.isnan(), x.float(), filled.float())
         raw, labels, stray = self._decoded(x)
         if bool(stray.any()):
             known = (
@@ -148,12 +151,20 @@ class RasterLabels:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
 
-    def _reader(self, grid: Grid) -> WindowReader:
+    @property
+    def _unknown(self) -> tuple[float, ...]:
+        """Return the values that stand for no class."""
+        table = {-1: None} if self.codes.table is None else self.codes.table
+        named = [value for value, index in table.items() if index is None]
+        return tuple(map(float, (*self.codes.nodata, *named)))
+
+    def _reader(self, grid: Grid, unknown: tuple[float, ...] = ()) -> WindowReader:
         """Return the reader of the labels of a scene, which is kept for the next window."""
-        if grid not in self._readers:
+        key = (grid, unknown)
+        if key not in self._readers:
             near = [self.rasters[row] for row in self._index.overlapping(grid)]
-            self._readers[grid] = WindowReader(grid, near, nearest=True)
-        return self._readers[grid]
+            self._readers[key] = WindowReader(grid, near, nodata=unknown, nearest=True)
+        return self._readers[key]
 
 
 def _classes_of(raster: Raster, *, coarsely: bool) -> set[int]:

@@ -42,8 +42,9 @@ class Sheet:
             self.answers[index] = answer
 
     def save(self, path: Path) -> Path | None:
-        """Draw the sheet; return its path, or None where nothing can be drawn."""
+        """Draw the sheet and return its path; None where nothing can be drawn, and none is left."""
         if not plotting.available() or not self.answers:
+            path.unlink(missing_ok=True)
             return None
         masks = self.predictor.kind == "mask"
         columns = min(_COLUMNS, len(self.answers))
