@@ -1,6 +1,7 @@
 """Encoder files: weights and modality go together, and nothing else is let in."""
 
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from decur import Modality
 from decur.encoders import build_encoder, load_encoder, save_encoder
 from decur.encoders.header import build_to_fit
+from decur.encoders.stored import is_finite
 from decur.errors import ConfigError, DataError
 
 S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")
@@ -231,6 +233,13 @@ def test_weights_that_are_not_finite_are_named(file, tmp_path):
     with pytest.raises(DataError, match=TENSOR):
         save_encoder(encoder, tmp_path / "new.safetensors")
     assert not (tmp_path / "new.safetensors").exists()
+
+
+@pytest.mark.parametrize("values", [[6e4, 6e4], [6e4, torch.nan], [torch.inf, -torch.inf], []])
+def test_values_are_finite_whatever_their_sum_is(values):
+    half = torch.tensor(values, dtype=torch.float16)
+    assert is_finite(half) == all(map(math.isfinite, values))
+    assert is_finite(torch.tensor([2**62, 2**62]))
 
 
 def test_the_same_encoder_gives_the_same_bytes(file, tmp_path):

@@ -26,13 +26,20 @@ S1, S2 = Modality.preset("sentinel1"), Modality.preset("sentinel2-l1c")
 def resnet(bands, seed, name="resnet18"):
     """A torchvision ResNet without a classifier whose every number matters."""
     torch.manual_seed(seed)
-    model = getattr(torchvision.models, name)()
-    model.conv1 = torch.nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
-    model.fc = torch.nn.Identity()
+    with torch.device("meta"):  # which is not filled with numbers that nobody needs
+        model = getattr(torchvision.models, name)()
+        model.conv1 = torch.nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
+        model.fc = torch.nn.Identity()
+    model.to_empty(device="cpu")
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
+            module.num_batches_tracked.zero_()
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(std=0.1)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.weight.data.normal_(std=module.weight[0].numel() ** -0.5)
     return model.eval()
 
 

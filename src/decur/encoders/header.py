@@ -155,6 +155,11 @@ def build_to_fit(
     return network
 
 
+def shapes_of(build: Callable[[], nn.Module]) -> Mapping[str, Tensor]:
+    """Return the state dict of a network: on the "meta" device where it can be built there."""
+    return (_planned(build) or build()).state_dict()
+
+
 class _Unfilled(TorchFunctionMode):
     """Leaves weights of the "meta" device as they are: to fill them takes long and does nothing."""
 

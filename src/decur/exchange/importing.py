@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from decur.bounded_yaml import read_text
 from decur.encoders import Encoder, build_encoder, save_encoder
-from decur.encoders.header import EncoderHeader
+from decur.encoders.header import EncoderHeader, build_to_fit, shapes_of
 from decur.encoders.imagenet import fold
 from decur.encoders.stored import read_stored, refuse_non_finite
 from decur.errors import ConfigError, DataError, DecurError, listed, reading
@@ -342,8 +343,8 @@ def _build(
         options["normalisation"] = exported.options["normalisation"]
     if part.attention:
         options["attention"] = {"layer3": "rda_official", "layer4": "rda_official"}
-    encoder = build_encoder(name, modality, **options)
-    state, expected = {**part.state, **part.attention}, encoder.state_dict()
+    build = partial(build_encoder, name, modality, **options)
+    state, expected = {**part.state, **part.attention}, shapes_of(build)
     problems = {
         "names that match nothing": [key for key in state if key not in expected],
         "names that are missing": [
@@ -357,5 +358,5 @@ def _build(
     }
     if found := [f"{what}: {listed(keys, 5)}" for what, keys in problems.items() if keys]:
         raise DataError(f"{file}: the {part.label} is no {name}; {'; '.join(found)}")
-    encoder.load_state_dict({**expected, **state})
-    return encoder.eval()
+    counts = {key: torch.tensor(0) for key in expected.keys() - state.keys()}  # the optional ones
+    return build_to_fit(file, build, {**state, **counts}, what=f"a {name}").eval()

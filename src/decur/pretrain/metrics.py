@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from decur.devices import send
+from decur.encoders.stored import is_finite
 from decur.errors import DivergedError
 from decur.objectives.alignment import spread
 from decur.runs import RunFolder, atomic
@@ -167,7 +168,7 @@ def refuse_non_finite_weights(module: nn.Module, step: str) -> None:
     """
     for name, x in chain(module.named_parameters(), module.named_buffers()):
         mine: Tensor = x.to_local() if hasattr(x, "to_local") else x  # this process's shard
-        if mine.is_floating_point() and not bool(mine.isfinite().all()):
+        if not is_finite(mine):
             raise DivergedError(
                 f"{name} is not finite after {step}; lower optimizer.lr, or set "
                 "trainer.gradient_clip_val"
