@@ -109,16 +109,28 @@ def test_what_stays_of_another_map_is_told(tmp_path):
     write_virtual(
         tmp_path / "map.vrt", read_raster_header(tmp_path / "map.tif").grid, layout("old"), []
     )
+    for part, held in (("1of4", False), ("2of4", True), ("2of3", False)):
+        work = tmp_path / f"map-{part}.tif.unfinished"
+        work.mkdir()
+        if held:
+            (work / ".lock").touch()
+    undone = ", map-1of4.tif.unfinished"
     for files, others in (
-        (MapFiles(tmp_path / "map.tif"), "map.vrt, map-1of2.tif, map-2of2.tif"),
-        (MapFiles(tmp_path / "map.tif", (1, 3)), "map.tif, map-1of2.tif, map-2of2.tif"),
+        (
+            MapFiles(tmp_path / "map.tif"),
+            f"map.vrt, map-1of2.tif, map-2of2.tif{undone}, map-2of3.tif.unfinished",
+        ),
+        (
+            MapFiles(tmp_path / "map.tif", (1, 3)),
+            f"map.tif, map-1of2.tif, map-2of2.tif{undone}",
+        ),
     ):
         said = Said()
         tell_replaced(files, "new", said)
         assert f": {others} stay, of another map" in said.lines[-1]
     said = Said()
     tell_replaced(MapFiles(tmp_path / "map.tif"), "old", said)
-    assert len(said.lines) == 1 and "map-1of3.tif stay" in said.lines[0]
+    assert len(said.lines) == 1 and ": map-1of3.tif, map-1of4" in said.lines[0]
 
 
 def test_a_part_that_ends_meanwhile_keeps_what_joins_it(tmp_path):

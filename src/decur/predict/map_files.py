@@ -11,10 +11,12 @@ from rich.console import Console
 from decur import plotting
 from decur.data.map_rasters import read_raster_header
 from decur.errors import ConfigError
+from decur.locks import LOCK
 from decur.predict.raster_files import Layout, tag_of, tag_of_virtual, write_virtual
 from decur.predict.settings import PredictSettings
 
 MAP, PROBABILITIES = "map", "probabilities"  # kinds of rasters that a map has
+UNFINISHED = ".unfinished"  # behind the name of a map: the folder of what is done of it
 _SUFFIXES = (".tif", ".tiff")
 _READ_WITH = (".aux.xml", ".ovr", ".msk")  # what GDAL reads with a raster of the same name
 
@@ -51,7 +53,7 @@ class MapFiles:
     @property
     def work(self) -> Path:
         """Return the folder of what is done before the map is complete."""
-        return self.made.with_name(f"{self.made.name}.unfinished")
+        return self.made.with_name(self.made.name + UNFINISHED)
 
     @property
     def picture(self) -> Path:
@@ -152,7 +154,15 @@ def _of_others(files: MapFiles, content: str) -> list[Path]:
         tag = _tag(path) if path.is_file() and path not in written else None
         if tag not in (None, content):
             found.append(path)
-    return found
+    return found + _left_undone(files)
+
+
+def _left_undone(files: MapFiles) -> list[Path]:
+    """Return the folders of unfinished work on other parts of the map, on which nobody works."""
+    names = [_literal(files.whole.name), f"{_literal(files.whole.stem)}-*of*{files.whole.suffix}"]
+    left = [path for name in names for path in files.whole.parent.glob(f"{name}{UNFINISHED}")]
+    own = {part.name + UNFINISHED for part in (files.made, *files.parts)}
+    return sorted(p for p in left if p.name not in own and not (p / LOCK).exists())
 
 
 def _literal(name: str) -> str:
