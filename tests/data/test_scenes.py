@@ -623,3 +623,17 @@ def test_a_feature_that_cannot_be_is_named(folder, change, reason):
     (folder / "labels.geojson").write_text(text)
     with pytest.raises(DataError, match=rf"labels\.geojson: feature 2 has .*{reason}"):
         PairedScenes(folder, window=64, column="c")
+
+
+def test_what_a_folder_of_scenes_does_not_say_is_told(tmp_path, caplog):
+    pixels = np.arange(64 * 64).reshape(64, 64)
+    write(tmp_path / "s1" / "a.tif", (pixels % 250).astype(np.uint8))
+    write(tmp_path / "s1" / "copy of a.tif", pixels.astype(np.uint16))
+    (tmp_path / "s2").mkdir()
+    (tmp_path / "s2" / "mosaic.vrt").write_text("<VRTDataset/>")
+    with caplog.at_level("INFO", logger="decur"):
+        data = PairedScenes(tmp_path, window=32)
+    assert list(data.modalities) == ["s1"] and len(data) == 8
+    assert "s2 is left out, since it holds no .tif or .jp2: gdal_translate" in caplog.text
+    assert "a.tif and 1 more show one rectangle, and are taken for dates" in caplog.text
+    assert "a.tif is 8-bit, and" in caplog.text

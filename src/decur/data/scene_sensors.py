@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from decur.data.map_rasters import (
     warn_untiled,
 )
 from decur.data.pairing import FEW_VALUES, named_as_labels
-from decur.data.scene_layout import Scene
+from decur.data.scene_layout import Scene, date_of
 from decur.data.window_reader import SQUARE, read_squares
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality, guess_augmentation
@@ -32,6 +33,7 @@ from decur.modality import Modality, guess_augmentation
 log = logging.getLogger(__name__)
 
 _LAYOUT = "expected ROOT/<sensor>/<any name>.tif|jp2, which gdal_translate makes of other rasters"
+_OTHERS = (".vrt", ".img", ".nc", ".hdf", ".h5", ".bil", ".bsq", ".dat", ".asc", ".grib", ".zarr")
 _LOOKS = 64  # squares of a sensor's rasters whose pixels tell its statistics
 _LABEL_LOOKS = 8  # squares whose pixels tell whether rasters are labels
 _FINER = 1.5  # times finer than the grid, from where on a sensor loses what it sees
@@ -59,6 +61,7 @@ def find_rasters(root: Path, names: Sequence[str], window: int) -> dict[str, lis
         if not files:
             if names:
                 raise DataError(f"{folder}: holds no rasters; {_LAYOUT}")
+            _tell_others(folder)
             continue
         gdal_rasters.import_rasterio(".tif")
         found[name] = [read_raster_header(file) for file in files]
@@ -72,6 +75,18 @@ def find_rasters(root: Path, names: Sequence[str], window: int) -> dict[str, lis
     for line in filter(None, lines):
         log.warning(line)
     return found
+
+
+def _tell_others(folder: Path) -> None:
+    """Say that a folder is left out whose rasters are of formats that are not read as scenes."""
+    others = sorted(file for file in folder.iterdir() if file.suffix.lower() in _OTHERS)
+    if others:
+        log.warning(
+            "%s is left out, since it holds no .tif or .jp2: gdal_translate -co TILED=YES "
+            "-co COMPRESS=DEFLATE %s scene.tif makes one of others",
+            folder,
+            quote(str(others[0])),
+        )
 
 
 def _without_labels(root: Path, rasters: dict[str, list[Raster]]) -> dict[str, list[Raster]]:
@@ -156,6 +171,7 @@ def report_scenes(
             reference,
             rest[0].path,
         )
+    _tell_dates(scenes)
     for name in others:
         scene = next(scene for scene in scenes if name in scene.layers)
         own = _pixel_on(scene.layers[name][0][0], scene.grid)
@@ -171,6 +187,21 @@ def report_scenes(
                 scene.grid.resolution[0],
                 order,
             )
+
+
+def _tell_dates(scenes: Sequence[Scene]) -> None:
+    """Say which rasters are taken for dates of one place though no date is in their names."""
+    for scene in scenes:
+        for layers in scene.layers.values():
+            undated = [layer[0].path for layer in layers if date_of(layer[0].path) is None]
+            if len(layers) > 1 and undated:
+                log.info(
+                    "%s and %d more show one rectangle, and are taken for dates of a place, which "
+                    "not all of their names tell; take out what is a copy",
+                    undated[0],
+                    len(layers) - 1,
+                )
+                return
 
 
 def _pixel_on(raster: Raster, grid: Grid) -> float:
@@ -207,6 +238,15 @@ def describe_sensor(
                 f"sensor {name!r}: {first.path} has {first.bands} bands, {raster.path} "
                 f"{raster.bands}; give all the same, or name `bands` in modalities.yaml"
             )
+    kinds = {raster.is_byte: raster.path for raster in rasters}
+    if len(kinds) > 1:
+        log.warning(
+            "sensor %r: %s is 8-bit, and %s is not; are both in the same units? Put one kind in "
+            "another folder if not",
+            name,
+            kinds[True],
+            kinds[False],
+        )
     bands = first.names or tuple(f"band{i + 1}" for i in range(first.bands))
     if all(raster.is_byte for raster in rasters):
         source = "8-bit rasters"
