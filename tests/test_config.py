@@ -10,7 +10,7 @@ from decur.config import Parser
 from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError
 from decur.layers import override
-from decur.pretrain.command_pretrain import build_parser
+from decur.pretrain.configuration import build_parser
 
 SCENES = {"data": {"class_path": "SyntheticScenes", "init_args": {"samples": 64}}}
 

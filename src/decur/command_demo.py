@@ -8,7 +8,8 @@ from pkgutil import resolve_name
 
 from decur.data import SyntheticScenes
 from decur.errors import ConfigError
-from decur.pretrain.command_pretrain import build_parser, parse
+from decur.pretrain.command_pretrain import parse
+from decur.pretrain.configuration import build_parser
 from decur.runs import RunFolder
 
 _ABOUT = (

@@ -55,12 +55,12 @@ def _load_bounded(text: str) -> Any:
 set_loader("yaml", _load_bounded, (yaml.YAMLError,))
 
 
-def _as_yaml(values: Any) -> str:
+def as_yaml(values: Any) -> str:
     """Return YAML of values, their keys in the order given."""
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
-set_dumper("yaml", _as_yaml)
+set_dumper("yaml", as_yaml)
 
 _TRUTHS = ("true", "false")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -191,7 +191,7 @@ class Parser(ArgumentParser):
         if "--config" not in self._option_string_actions:
             rest = arguments
         elif merged:
-            rest = ["--config", _as_yaml(merged), *rest]
+            rest = ["--config", as_yaml(merged), *rest]
         settings = self._typed(lambda: self.parse_args(rest), merged)
         given: dict[str, Any] = {}
         for layer in layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 from decur.bounded_yaml import loaded
 from decur.errors import ConfigError, reason_of
@@ -193,6 +194,26 @@ def own_modules() -> list[str]:
     """Return the names of the modules that the environment variable `DECUR_IMPORT` lists."""
     names = (name.strip() for name in os.environ.get(ENVIRONMENT, "").split(","))
     return [name for name in names if name]
+
+
+class Made:
+    """Base of classes whose objects keep the arguments that they were made with."""
+
+    _made_of: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Keep the arguments, since two objects may differ in one that no attribute shows."""
+        made = super().__new__(cls)
+        made._made_of = (args, options)
+        return made
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """The arguments that the object was made with, defaults included."""
+        args, options = self._made_of
+        bound = inspect.signature(type(self)).bind(*args, **options)
+        bound.apply_defaults()
+        return bound.arguments
 
 
 def refuse_foreign(

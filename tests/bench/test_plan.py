@@ -279,7 +279,7 @@ def test_a_model_that_no_device_holds(scenes, monkeypatch):
 
 def test_a_file_of_print_config_is_taken(capsys, tmp_path):
     from decur.bench import command_bench, command_plan
-    from decur.pretrain.command_pretrain import build_parser
+    from decur.pretrain.configuration import build_parser
 
     with pytest.raises(SystemExit):
         build_parser("decur pretrain", "").parse(["--data", "SyntheticScenes", "--print_config"])

@@ -14,8 +14,8 @@ from decur.compare.plan import plan_cells
 from decur.compare.settings import CompareSettings, MethodSettings, TaskSettings
 from decur.errors import ConfigError
 from decur.layers import flatten
-from decur.pretrain.command_pretrain import ORDERS
-from decur.pretrain.command_pretrain import build_parser as pretrain_parser
+from decur.pretrain.configuration import ORDERS
+from decur.pretrain.configuration import build_parser as pretrain_parser
 from decur.transfer.command_transfer import build_parser as transfer_parser
 
 SCENES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from decur.pretrain.command_pretrain import build_parser
+from decur.pretrain.configuration import build_parser
 
 ROOT = Path(__file__).parents[2]
 

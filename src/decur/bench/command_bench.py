@@ -15,7 +15,7 @@ from decur import __version__
 from decur.bench.commands import add_device, check_files, settings_of
 from decur.bench.measure import Row, formats_of, matmul_rate, open_device
 from decur.errors import ConfigError
-from decur.pretrain.command_pretrain import build_parser
+from decur.pretrain.configuration import build_parser
 from decur.runs import write_json, writing
 from decur.terminal import duration, make_table, quantity
 

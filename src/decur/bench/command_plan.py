@@ -12,7 +12,7 @@ from rich.console import Console
 from decur.bench.commands import add_device, check_files, settings_of
 from decur.bench.measure import open_device
 from decur.errors import ConfigError
-from decur.pretrain.command_pretrain import build_parser
+from decur.pretrain.configuration import build_parser
 from decur.runs import write_json, writing
 from decur.terminal import duration, make_table, quantity
 

@@ -46,7 +46,7 @@ def plan_cells(settings: CompareSettings) -> list[Cell]:
     Raises:
         ConfigError: naming the method or task whose configuration is wrong.
     """
-    from decur.pretrain.command_pretrain import shared_parser as pretrain_parser
+    from decur.pretrain.configuration import shared_parser as pretrain_parser
     from decur.transfer.command_transfer import shared_parser as transfer_parser
 
     check(settings)
@@ -301,7 +301,7 @@ class Configurations:
 
     def _parse(self, layers: Sequence[Changes]) -> _Parsed:
         """Parse each list of layers once: it takes a while, and a comparison has many cells."""
-        from decur.pretrain.command_pretrain import ORDERS
+        from decur.pretrain.configuration import ORDERS
 
         key = repr(layers)
         if key not in self._parsed:

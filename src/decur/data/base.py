@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 from abc import ABC, abstractmethod
@@ -19,7 +18,7 @@ from decur.data.sample import Sample, Target
 from decur.digest import file_states, files_in, files_named
 from decur.errors import BadSampleError, ConfigError, DecurError, reason_of
 from decur.modality import Modality
-from decur.registry import Registry
+from decur.registry import Made, Registry
 
 if TYPE_CHECKING:
     from decur.data.grid import Grid
@@ -32,7 +31,7 @@ DATASETS: Registry[type[PairedDataset]] = Registry("data set", "decur.data")
 _FAULTS = (AssertionError, AttributeError, NameError, NotImplementedError, ImportError)
 
 
-class PairedDataset(Dataset[Sample], ABC):
+class PairedDataset(Made, Dataset[Sample], ABC):
     """Base of every data set: it knows files and samples, and nothing of methods or views.
 
     To add one, write a file with a subclass that `DATASETS.register` names, with `read`, and with
@@ -52,7 +51,6 @@ class PairedDataset(Dataset[Sample], ABC):
     """
 
     registry: ClassVar[Registry[type[PairedDataset]]] = DATASETS
-    _made_of: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     modalities: dict[str, Modality]
     ids: list[str]
     present: dict[str, np.ndarray]
@@ -60,20 +58,6 @@ class PairedDataset(Dataset[Sample], ABC):
     groups: list[str] | None = None
     labels: Mapping[str, Mapping[str, str]] | None = None
     wanted: Collection[str] | None = None
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Keep the arguments, since two data sets may differ in one that no attribute shows."""
-        made = super().__new__(cls)
-        made._made_of = (args, options)
-        return made
-
-    @property
-    def made_of(self) -> dict[str, Any]:
-        """The arguments that the data set was made with, defaults included."""
-        args, options = self._made_of
-        bound = inspect.signature(type(self)).bind(*args, **options)
-        bound.apply_defaults()
-        return bound.arguments
 
     def __len__(self) -> int:
         return len(self.ids)

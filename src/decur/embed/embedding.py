@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,11 +49,17 @@ _PARTS = 64  # parts of a small data set, so that several processes share it
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `embed` leaves: the folder, its rows by sensor, and what could not be read."""
+    """What `embed` leaves: the folder, its rows by sensor, and what could not be read.
+
+    Whatever takes the folder takes this in its place: `read_embeddings(embedded)`.
+    """
 
     folder: Path
     rows: dict[str, int]
     bad: list[tuple[str, str]]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{count:,} of {name}" for name, count in self.rows.items())
@@ -61,7 +68,7 @@ class Embedded:
 
 def embed(
     data: PairedDataset,
-    encoders: str | Sequence[str],
+    encoders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     settings: EmbedSettings | None = None,
     trainer: Mapping[str, Any] | None = None,

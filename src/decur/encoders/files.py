@@ -113,7 +113,13 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
     path = Path(path)
     if not path.is_file():
         what = "a folder, no encoder file" if path.is_dir() else "no such encoder file"
-        raise DataError(f"{path}: {what}; a run writes encoders/<modality>.safetensors")
+        there = [str(file) for file in RunFolder(path).saved_encoders()]
+        remedy = (
+            f"give {' or '.join(there)}"
+            if there
+            else "a run writes encoders/<modality>.safetensors"
+        )
+        raise DataError(f"{path}: {what}; {remedy}")
     stored = read_stored(path, "decur")
     if stored.header is None:
         raise DataError(

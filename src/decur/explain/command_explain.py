@@ -67,9 +67,10 @@ def main(arguments: Sequence[str]) -> Explained:
     """
     parser, arguments = build_parser(), list(arguments)
     drawn = any(argument.startswith("--redraw") for argument in arguments)  # data need not be there
-    if arguments and not arguments[0].startswith("-") and not drawn:
-        # what is said of the data changes what the run was trained on
-        parser.set_defaults({"data": configuration(arguments[0])["data"]})
+    named = bool(arguments) and not arguments[0].startswith("-") and not drawn
+    told = configuration(arguments[0], ("data",)) if named else {}
+    if "data" in told:  # what is said of the data changes what the run was trained on
+        parser.set_defaults({"data": told["data"]})
     given = parser.parse(arguments)
     given.pop("config", None)
     spec = given.pop("data", None)

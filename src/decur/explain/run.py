@@ -82,7 +82,7 @@ class Explained:
 
 
 def explain(
-    run: str,
+    run: str | os.PathLike[str],
     data: PairedDataset | None = None,
     *,
     settings: ExplainSettings | None = None,
@@ -94,7 +94,7 @@ def explain(
     until weights, data, samples or options change.
 
     Args:
-        run: folder of a run of `decur pretrain`.
+        run: folder of a run of `decur pretrain`, or what `decur.pretrain` has returned.
         data: any data set; None: that of the run, as far as there is any, a part that it was not
             trained on (see `ExplainSettings.unseen`).
         settings: the rest; None for the defaults.
@@ -112,6 +112,7 @@ def explain(
     settings = override(settings or ExplainSettings(), options, "explain")
     chosen = analyses(settings.only, settings.options)
     check_packages(chosen, settings.redraw)
+    run = os.fspath(run)
     folder = _open_folder(run, settings.out, data)
     with reporting_lost_workers(), folder.owned("--out" if settings.out else "RUN"):
         return _explain(run, data, folder, settings, chosen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,8 +53,14 @@ class ExplainSettings:
         check_ranges(self, samples=(1, 10_000_000), size=PIXELS)
 
 
-def configuration(run: str) -> dict[str, Any]:
+def configuration(
+    run: str | os.PathLike[str], used: Collection[str] | None = None
+) -> dict[str, Any]:
     """Return the configuration of a run of `decur pretrain`.
+
+    Args:
+        run: its folder.
+        used: as of `RunFolder.configuration`.
 
     Raises:
         DataError: if there is none.
@@ -61,16 +68,16 @@ def configuration(run: str) -> dict[str, Any]:
     folder = RunFolder(Path(run))
     if not folder.path.is_dir():
         raise DataError(f"{run}: no such folder; give that of a run of `decur pretrain`")
-    values = folder.configuration()
-    if not {"data", "objective", "views"} <= set(values):
+    values = folder.configuration(used)
+    if "views" not in values:
         raise DataError(
             f"{folder.config}: not the configuration of a run of `decur pretrain` (it names no "
-            "data, objective and views)"
+            "views)"
         )
     return values
 
 
-def own_data(run: str) -> PairedDataset:
+def own_data(run: str | os.PathLike[str]) -> PairedDataset:
     """Open the data that a run was trained on.
 
     Raises:
@@ -78,20 +85,25 @@ def own_data(run: str) -> PairedDataset:
     """
     from decur.data.base import open_data
 
+    where = RunFolder(Path(run)).config
+    if (spec := configuration(run, ("data",)).get("data")) is None:
+        raise DataError(
+            f"{where}: does not tell the data, as the run was started from Python; give --data"
+        )
     try:
-        return open_data("decur explain", configuration(run)["data"])
+        return open_data("decur explain", spec)
     except ConfigError as error:
-        raise DataError(f"{RunFolder(Path(run)).config}: {error}") from error
+        raise DataError(f"{where}: {error}") from error
 
 
-def size_of_views(run: str) -> int:
+def size_of_views(run: str | os.PathLike[str]) -> int:
     """Return height and width of the views that a run was trained on.
 
     Raises:
         DataError: if the run's configuration does not tell.
     """
     try:
-        return int(configuration(run)["views"]["size"])
+        return int(configuration(run, ("views",))["views"]["size"])
     except (KeyError, TypeError, ValueError) as error:
         where = RunFolder(Path(run)).config
         raise DataError(f"{where}: does not tell views.size; give --size PIXELS") from error
@@ -133,7 +145,7 @@ def unseen_part(trained: PairedDataset) -> PairedDataset | None:
 
 
 def was_trained_on(
-    run: str,
+    run: str | os.PathLike[str],
     data: PairedDataset,
     indices: Sequence[int],
     trained: PairedDataset | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +37,7 @@ _QUICK = 5_000  # samples that t-SNE lays out in about a minute
 
 
 def explore(
-    embeddings: str | Path,
+    embeddings: str | os.PathLike[str],
     data: PairedDataset | None = None,
     *,
     out: str | Path | None = None,

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from decur.errors import ConfigError
 from decur.objectives.batch import Embeddings, GlobalBatch, Operand, Present
 from decur.objectives.distributed import with_sum_over_processes
-from decur.registry import Registry
+from decur.registry import Made, Registry
 
 # Methods by the name of their class, as `--objective NAME` takes it.
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", "decur.objectives")
 
 
-class Objective(nn.Module, ABC):
+class Objective(Made, nn.Module, ABC):
     """Base of every method: pure mathematics on embeddings.
 
     To add one, write a file with a subclass that `OBJECTIVES.register` names, and its `terms`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,7 +118,9 @@ class FeaturePredictor(Predictor):
         self.axes = torch.from_numpy(np.ascontiguousarray(axes, dtype=np.float32))
 
 
-def open_model(path: str | Path, mode: FeatureBands | None, sensors: Sequence[str]) -> Predictor:
+def open_model(
+    path: str | os.PathLike[str], mode: FeatureBands | None, sensors: Sequence[str]
+) -> Predictor:
     """Return what a model predicts, or where `mode` asks for it what its encoders see.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -55,7 +56,7 @@ class Predicted:
 
 
 def predict_data(
-    model: str | Path,
+    model: str | os.PathLike[str],
     data: PairedDataset,
     *,
     settings: PredictSettings | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,7 +200,7 @@ def _size(value: object) -> Size | None:
     return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else None
 
 
-def open_predictor(path: str | Path) -> Predictor:
+def open_predictor(path: str | os.PathLike[str]) -> Predictor:
     """Return what a folder or file holds, ready to predict on the CPU.
 
     Args:

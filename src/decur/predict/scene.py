@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur import plotting
+from decur.data.base import PairedDataset
 from decur.data.grid import Grid
 from decur.data.loader import reporting_lost_workers
 from decur.data.map_rasters import Raster
@@ -86,7 +88,7 @@ class Mapped:
 
 
 def predict(
-    model: str | Path,
+    model: str | os.PathLike[str],
     scene: Sequence[str] | Mapping[str, str | Path],
     *,
     settings: PredictSettings | None = None,
@@ -100,7 +102,7 @@ def predict(
     ends with the same bytes.
 
     Args:
-        model: a folder of `decur transfer`.
+        model: a folder of `decur transfer`, or what `decur.transfer` has returned.
         scene: rasters by sensor, `{"s1": FILE}` or `["s1=FILE"]`.
         settings: what to do; None for the defaults.
         **options: fields of `PredictSettings` by name, which override those of `settings`:
@@ -113,6 +115,8 @@ def predict(
         ConfigError: if the configuration cannot be run.
         DataError: if rasters and model do not fit together.
     """
+    if isinstance(scene, PairedDataset):
+        raise ConfigError("predict: scene is a data set; decur.predict.predict_data takes those")
     settings = override(settings or PredictSettings(), options, "predict")
     words = [f"{n}={f}" for n, f in scene.items()] if isinstance(scene, Mapping) else list(scene)
     predictor = open_model(model, settings.features, [word.partition("=")[0] for word in words])

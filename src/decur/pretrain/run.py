@@ -22,6 +22,7 @@ from decur.memory import require_memory_for_batch
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
+from decur.pretrain.configuration import describe, refuse_another_run
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.distributed import (
     Sharded,
@@ -56,10 +57,16 @@ from decur.terminal import tell_result
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a run leaves: its folder, and the model in memory."""
+    """What a run leaves: its folder, and the model in memory.
+
+    Whatever takes the folder of a run takes this in its place: `transfer(data, encoders=run)`.
+    """
 
     folder: RunFolder
     model: Pretrainer
+
+    def __fspath__(self) -> str:
+        return str(self.folder.path)
 
     def __repr__(self) -> str:
         sensors, path = ", ".join(self.model.modalities), self.folder.path
@@ -78,13 +85,14 @@ def pretrain(
     """Pretrain an encoder for each sensor, and leave a run folder.
 
     A folder that holds an unfinished run is gone on with, to exactly the result of an uninterrupted
-    run, if the configuration is the same, which `decur pretrain` makes sure of.
+    run, if the configuration is the same.
 
     Args:
         data: the unlabelled pairs.
         objective: the method.
         settings: all other settings; None for the defaults.
-        config: the complete configuration as YAML, kept as `config.yaml`.
+        config: the complete configuration as YAML, kept as `config.yaml`; None: that of the
+            arguments, as far as a file can tell them.
         anew: do not look for an unfinished run: the folder's is being deleted.
         options: fields of `PretrainSettings` by name, in place of those of `settings`;
             groups such as `trainer` and `views` may also be dictionaries, and `encoder` a name, a
@@ -104,7 +112,11 @@ def pretrain(
     if "encoder" in options:
         options["encoder"] = encoder_settings(options["encoder"])
     settings = override(settings or PretrainSettings(), options, "pretrain")
-    with RunFolder(Path(settings.run)).owned():
+    folder = RunFolder(Path(settings.run))
+    with folder.owned():
+        if config is None:
+            config = describe(data, objective, settings)
+            config = ("" if anew else refuse_another_run(folder, config)) + config
         return _pretrain(data, objective, settings, config, anew)
 
 
@@ -112,7 +124,7 @@ def _pretrain(
     data: PairedDataset,
     objective: Objective,
     settings: PretrainSettings,
-    config: str | None,
+    config: str,
     anew: bool,
 ) -> Pretrained:
     """Pretrain in a folder that this process owns; arguments as those of `pretrain`."""

@@ -276,7 +276,8 @@ def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path 
 
     Args:
         folder: the run's folder.
-        config: the complete configuration as YAML, which is written to the folder; None: unknown.
+        config: the complete configuration as YAML, which is written to the folder; None: leave
+            what is there.
         anew: start anew. One of several processes deletes what the folder holds, and the others
             must not look at it meanwhile.
 

@@ -58,11 +58,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Transferred:
-    """What a transfer leaves: its folder, its results, and the model in memory."""
+    """What a transfer leaves: its folder, its results, and the model in memory.
+
+    Whatever takes the folder takes this in its place: `predict(transferred, scene)`.
+    """
 
     folder: RunFolder
     results: dict[str, Any]
     model: Fusion
+
+    def __fspath__(self) -> str:
+        return str(self.folder.path)
 
     def __repr__(self) -> str:
         metrics = ", ".join(

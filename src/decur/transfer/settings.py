@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from decur.data.loader import LoaderSettings
@@ -352,17 +352,22 @@ class TransferSettings:
             )
 
 
-def encoder_sources(given: str | Path | Sequence[str | Path]) -> list[str]:
+def encoder_sources(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     """Return the names of runs, files and weights that encoders come from.
+
+    Args:
+        given: one or several; what `decur.pretrain` has returned stands for the run's folder.
 
     Raises:
         ConfigError: if there is none, or it is something else, such as an encoder itself.
     """
-    several = [given] if isinstance(given, str | Path) else given
-    if not isinstance(several, Sequence) or not all(isinstance(x, str | Path) for x in several):
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(several, Sequence) or not all(
+        isinstance(source, str | os.PathLike) for source in several
+    ):
         raise ConfigError(
             f"encoders: is {type(given).__name__}; give the folder of a run, encoder files, or the "
             "names of weights (save_encoder writes a file)"
         )
     require(bool(several), "encoders: is empty; give the folder of a run, or encoder files")
-    return [str(source) for source in several]
+    return [os.fspath(source) for source in several]
