@@ -1,17 +1,23 @@
 """What a run has kept runs no code of others, unless a person says so; whose fault an error is."""
 
+import json
 import sys
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from decur.cli import COMMANDS, EVERYWHERE, main
 from decur.data import PackedPairs, PairedDataset
+from decur.data.sample import Target
 from decur.embed.parquet import read_header
+from decur.encoders import build_encoder, load_encoder
 from decur.errors import BadSampleError, ConfigError, DataError, reading
+from decur.modality import Modality
 from decur.pretrain.command_pretrain import parse
 from decur.registry import find_object
 from decur.runs import RunFolder
+from decur.transfer.tasks.base import make_task
 
 PLAIN = {
     "data": {"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 8}},
@@ -49,6 +55,12 @@ def kept(tmp_path, monkeypatch):
         {"data": {"init_args": {"x": [{"class_path": "planted.Thing"}]}}},
         {"data.class_path": "planted.Thing"},
         {"data": '{"class_path": "planted.Thing"}'},
+        {"data": "class_path: planted.Thing"},
+        {"data": "'class_path: \"planted.Thing\"'"},
+        {"data": "\n  'planted.Thing'"},
+        {"objective": "\nclass_path: planted.Thing"},
+        {"encoder": {"name": "resnet18", "attention": "planted.Thing"}},
+        {"encoder": {"name": "resnet18", "attention": {"layer4": "planted:Thing"}}},
         {"objective": {"class_path": "planted.Thing"}},
         {"objective": "planted:Thing"},
         {"encoder": {"name": "planted:Thing"}},
@@ -61,6 +73,21 @@ def test_a_kept_configuration_imports_nothing_of_others(kept, changes):
     for use in (folder.configuration, lambda: parse(["--resume", "--run", str(folder.path)])):
         with pytest.raises(ConfigError, match=r"config\.yaml: names .* --trust"):
             use()
+    assert not mark.exists()
+
+
+def test_names_in_the_headers_of_data_and_weights_import_nothing(kept, tmp_path):
+    _, mark = kept()
+    with pytest.raises(DataError, match=r"'y'.*kind 'planted\.Thing'.*known are"):
+        make_task("y", Target("planted.Thing"))
+    encoder, file = build_encoder("test_resnet", 2), tmp_path / "a.safetensors"
+    sensor = Modality.preset("sentinel1").to_dict()
+    header = {"format": 1, "encoder": "test_resnet", "modality": sensor}
+    for attention in ("planted.Thing", {"layer4": "planted:Thing"}, ["cbam"]):
+        header["options"] = {"attention": attention}
+        save_file(encoder.state_dict(), file, {"decur": json.dumps(header)})
+        with pytest.raises(DataError, match=r"a\.safetensors: .*(attention)"):
+            load_encoder(file)
     assert not mark.exists()
 
 

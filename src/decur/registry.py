@@ -258,12 +258,14 @@ def _references(values: Any, key: str = "") -> Iterator[tuple[str, bool]]:
         for value in values:
             yield from _references(value, key)
     elif isinstance(values, str):
-        inner = loaded(values) if "{" in values else values
-        encoder = "encoder" in key.split(".") and "weights" not in key.split(".")
-        if not isinstance(inner, str):
+        inner, path = loaded(values), key.split(".")
+        encoder = "encoder" in path and "weights" not in path
+        if inner != values:  # YAML within YAML, perhaps several times
             yield from _references(inner, key)
         elif key == "encoder" or (encoder and ":" in values and not values.startswith("torchgeo:")):
             yield values, True  # a file of keys, or a builder
+        elif encoder and "attention" in path and is_reference(values):
+            yield values, True
         elif (key in ("data", "objective") or last == "class_path") and is_reference(values):
             yield values, False
 

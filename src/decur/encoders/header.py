@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from decur.encoders.attention.base import has_geometry
+from decur.encoders.attention.base import ATTENTIONS, has_geometry
 from decur.encoders.base import ADAPTED, ENCODERS, Encoder
 from decur.encoders.build import architecture_inside, build_encoder, options_of_builder
 from decur.encoders.geo import TORCHGEO
@@ -235,6 +235,15 @@ def _refuse_foreign(path: Path, name: object) -> None:
         )
 
 
+def _refuse_unknown_attention(path: Path, name: object) -> None:
+    """Refuse an attention that would have to be imported only because a file names it."""
+    if name is not None and not (isinstance(name, str) and ATTENTIONS.is_known(name)):
+        raise DataError(
+            f"{path}: its header names the attention {str(name)[:60]!r}, which is none of decur's; "
+            f"if you trust the module that registers it, set {ENVIRONMENT}=MODULE"
+        )
+
+
 def _without_starts(options: Any) -> Any:
     """Return options without those that name weights to start from: the file has its own.
 
@@ -269,6 +278,9 @@ def _check_options(path: Path, name: str, options: Mapping[str, Any], depth: int
                 f"{path}: its header gives encoder {name!r} the option {key!r}, which no file may; "
                 "get it from where it comes from anew"
             )
+        if key == "attention":
+            for kind in value.values() if isinstance(value, Mapping) else (value,):
+                _refuse_unknown_attention(path, kind)
         if name in _AROUND and key == "options":
             if not isinstance(value, Mapping) or depth == DEEPEST:
                 raise DataError(f"{path}: its header is damaged (options of encoder {name!r})")

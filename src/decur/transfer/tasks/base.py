@@ -176,7 +176,16 @@ def make_task(name: str, target: Target) -> Task:
     Args:
         name: of the label in the data.
         target: what it is.
+
+    Raises:
+        DataError: for a kind that nothing has registered: a data file may name any.
     """
+    if not TASKS.is_known(target.kind):
+        known = ", ".join(TASKS.names())
+        raise DataError(
+            f"label {name!r}: is of the kind {target.kind!r}, and known are {known}; copy the data "
+            "anew, or name the module that registers it in DECUR_IMPORT"
+        )
     return TASKS.get(target.kind)(name, target)
 
 
