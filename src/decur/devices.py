@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -59,3 +60,21 @@ def choose_device(name: str, key: str = "device") -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
+
+
+def check_processes(device: str, count: int) -> None:
+    """Refuse more processes on this machine's CPU than it could run.
+
+    Args:
+        device: kind of the devices; of GPUs only those that are there can be asked for.
+        count: of the devices on this machine, each of which has a process.
+
+    Raises:
+        ConfigError: with the number that may be had.
+    """
+    most = max(8, os.cpu_count() or 1)
+    if device == "cpu" and count > most:
+        raise ConfigError(
+            f"trainer.devices: {count:,} processes on the CPU of this machine, and up to {most} "
+            "are taken; lower it"
+        )

@@ -58,6 +58,14 @@ SMALL = [
         (["--config=demo", "--projector.width=131072", "--projector.layers=64"], "GB of memory"),
         (["--config=demo", "--views.size=16384", "--loader.batch_size=2048"], "GB of memory"),
         (["--config=demo", "--encoder.name=mlp", "--encoder.options={width: 900000}"], "GB of"),
+        (
+            ["--config=demo", "--encoder.name=mlp", "--encoder.options={layers: 100000}"],
+            "layers: from 1 to 512",
+        ),
+        (
+            ["--config=demo", "--trainer.accelerator=cpu", "--trainer.devices=1000"],
+            "1,000 processes on the CPU of this machine, and up to",
+        ),
         (["--config=demo", "--trainer.max_epochs=-1"], "goes on for ever"),
         (["--config=demo", "--trainer.limit_train_batches=0"], "limit_train_batches: 0 of 16"),
         (["--config=demo", "--trainer.limit_train_batches=0.01"], "of 16 batches an epoch is none"),

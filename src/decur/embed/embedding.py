@@ -20,6 +20,7 @@ from decur.data import LoaderSettings, PairedDataset
 from decur.data.base import refuse_within_data, require_data
 from decur.data.loader import reporting_lost_workers
 from decur.data.units import check_units
+from decur.devices import check_processes
 from decur.digest import digest, try_digest
 from decur.embed.geography import GEOMETRY, is_placed, write_item
 from decur.embed.model import EmbeddingModel, build_model
@@ -147,6 +148,7 @@ def _embed(
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
+    check_processes(engine.strategy.root_device.type, engine.num_devices)
     _keep(folder, about)  # not before the trainer: the folder holds on to these options
     if engine.is_global_zero:
         console.print(f"data        {data.describe()}", highlight=False)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from decur.encoders.base import ENCODERS, Encoder
 from decur.errors import ConfigError
 
+_MOST_LAYERS = 512  # far more than anybody trains, and built in seconds
+
 
 @ENCODERS.register("mlp")
 class MLPEncoder(Encoder):
@@ -18,10 +20,10 @@ class MLPEncoder(Encoder):
     Args:
         bands: number of input bands.
         width: of every layer, and of the pooled vector.
-        layers: at least 1.
+        layers: from 1 to 512.
 
     Raises:
-        ConfigError: if either is below 1.
+        ConfigError: if either is below 1, or there are too many layers.
     """
 
     def __init__(self, bands: int, *, width: int = 512, layers: int = 2) -> None:
@@ -35,6 +37,8 @@ class MLPEncoder(Encoder):
             raise ConfigError(
                 f"encoder 'mlp': width and layers must be 1 or more, are {width} and {layers}"
             )
+        if layers > _MOST_LAYERS:
+            raise ConfigError(f"encoder 'mlp': layers: from 1 to {_MOST_LAYERS}, are {layers:,}")
         self.name = "mlp"
         self.options = {"width": width, "layers": layers}
         self.channels, self.strides, self.dim = [width] * layers, [1] * layers, width

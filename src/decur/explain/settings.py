@@ -74,8 +74,9 @@ def configuration(
             f"{folder.config}: not the configuration of a run of `decur pretrain` (it names no "
             "views)"
         )
-    for key in ("data", "objective"):
-        if not isinstance(values[key], dict) or not isinstance(values[key].get("class_path"), str):
+    for key in ("data", "objective"):  # a run of Python may not tell them
+        told = values.get(key)
+        if told and not (isinstance(told, dict) and isinstance(told.get("class_path"), str)):
             raise DataError(f"{folder.config}: {key} names no class; copy the run anew")
     return values
 

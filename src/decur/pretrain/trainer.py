@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
+from decur.devices import check_processes
 from decur.errors import ConfigError
 from decur.objectives.base import Objective
 
@@ -29,12 +30,14 @@ def make_trainer(
         fixed: options that decur decides itself.
 
     Raises:
-        ConfigError: with what Lightning says where it refuses an option.
+        ConfigError: with what Lightning says where it refuses an option; for more processes than
+            the machine could run.
     """
     try:
         trainer = L.Trainer(**options, **fixed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
+    check_processes(trainer.strategy.root_device.type, trainer.num_devices)
     if trainer.strategy.root_device.type == "cuda":
         torch.set_float32_matmul_precision(float32_matmul)
     if isinstance(trainer.strategy, DDPStrategy):
