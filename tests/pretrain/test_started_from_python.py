@@ -116,5 +116,7 @@ def test_what_no_file_can_tell_is_named_and_the_rest_is_told(tmp_path):
     assert set(found.arrays) == {"alignment"}
     with pytest.raises(ConfigError, match=r"views\.size 16, not 24"):
         decur.pretrain(data, decur.DeCUR(16), **{**options, "views": {"size": 24}})
+    with pytest.raises(ConfigError, match=r"optimizer\.lr None, not 0\.1"):
+        decur.pretrain(data, decur.DeCUR(16), **options, optimizer={"lr": 0.1})
     assert decur.pretrain(data, decur.DeCUR(16), **options).folder.path == run.folder.path
     assert run.folder.config.read_text().splitlines()[0] == first

@@ -14,7 +14,7 @@ from torch import Tensor
 from decur.data.grid import Grid
 from decur.data.map_rasters import Raster
 from decur.data.scene_layout import Nearby
-from decur.data.selection import evenly_spaced
+from decur.data.selection import evenly_spaced, spaced
 from decur.data.vectors import Geometry
 from decur.data.window_reader import WindowReader
 from decur.errors import listed
@@ -79,8 +79,8 @@ def _compare(first: Raster, second: Raster, decode: Callable[[Tensor], Tensor]) 
         return 0, 0
     readers = [WindowReader(grid, [raster], nearest=True) for raster in (first, second)]
     both = differ = 0
-    for row in np.unique(np.linspace(top, bottom - height, _ALONG).astype(int)).tolist():
-        for column in np.unique(np.linspace(left, right - width, _ALONG).astype(int)).tolist():
+    for row in spaced(range(top, bottom - height + 1), _ALONG):
+        for column in spaced(range(left, right - width + 1), _ALONG):
             a, b = (decode(reader.read(row, column, height, width)[0]) for reader in readers)
             known = (a >= 0) & (b >= 0)
             both += int(known.sum())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from decur.bounded_yaml import read_text
@@ -170,7 +171,10 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _exported(file: Path) -> EncoderHeader | None:
     """Return what `decur export` has noted of the encoder; None for a file of another program."""
-    header = read_stored(file, NOTE).header if file.suffix == ".safetensors" else None
+    header = None
+    if file.suffix == ".safetensors":  # one that `_read` has found whole
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(NOTE)
     noted = note_beside(file)
     if header is None:
         if not noted.is_file():

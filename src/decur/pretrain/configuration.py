@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -130,23 +130,22 @@ def refuse_another_run(folder: RunFolder, config: str) -> str:
     """
     if not folder.saved_checkpoints() or not folder.config.is_file():
         return ""
-    notes = "".join(_notes(folder.config))
-    partly = any(UNTOLD in text for text in (notes, config))
-    kept = read_text(folder.config) if partly else _kept_configuration(folder.config, config)
-    for key, before, now in _changes(kept, config):
+    notes = "".join(line for line in _notes(folder.config) if not line.startswith(UNTOLD))
+    kept = read_text(folder.config)
+    whole = not any(UNTOLD in text for text in (kept, config))
+    kept = _kept_configuration(folder.config, config) if whole else kept
+    for key, before, now in _changes(kept, config, whole=whole):
         if key == "trainer.max_epochs" and before != -1 != now:
             notes += (
                 f"# Begun with {key} {before}, and went on with {now}: this file alone does not "
                 "repeat the run.\n"
             )
             continue
-        if partly and None in (before, now):  # one of the two does not tell
-            continue
         raise ConfigError(
             f"{folder.path} holds a run with {key} {before!r}, not {now!r}; choose another "
             "folder with --run, or start this one anew with --overwrite"
         )
-    return "" if UNTOLD in notes else notes
+    return notes
 
 
 def _notes(path: Path) -> Iterator[str]:
@@ -196,10 +195,13 @@ def as_version_0_1(path: Path) -> list[str]:
     return options
 
 
-def _changes(before: str, now: str) -> Iterator[tuple[str, object, object]]:
-    """Yield the keys whose values differ between two configurations, and change the result."""
+def _changes(before: str, now: str, *, whole: bool) -> Iterator[tuple[str, object, object]]:
+    """Yield the keys whose values differ between two configurations, and change the result.
+
+    Of configurations that are not both whole, only keys that both of them tell are compared.
+    """
     old, new = (flatten(yaml.load(text, LOADER)) for text in (before, now))
-    for key in sorted(set(old) | set(new)):
+    for key in sorted(set(old) | set(new) if whole else set(old) & set(new)):
         if old.get(key) != new.get(key) and not key.startswith(_FREE):
             yield key, old.get(key), new.get(key)
 
@@ -213,7 +215,7 @@ class _Untold(Exception):
     """What no file can tell."""
 
 
-def describe(data: PairedDataset, objective: Objective, settings: PretrainSettings) -> str:
+def configuration_of(data: PairedDataset, objective: Objective, settings: PretrainSettings) -> str:
     """Return the configuration of a run that was started from Python, as YAML.
 
     It is the one of `decur pretrain` where data set, objective and settings are made of plain
@@ -226,18 +228,11 @@ def describe(data: PairedDataset, objective: Objective, settings: PretrainSettin
     """
     values: dict[str, Any] = {}
     untold: list[str] = []
-    for key, thing in (("data", data), ("objective", objective)):
-        _tell(values, key, partial(_class_of, thing), untold)
-    for field in fields(settings):
-        group, default = getattr(settings, field.name), getattr(PretrainSettings(), field.name)
-        if not is_dataclass(default):
-            _tell(values, field.name, partial(_plain, group), untold)
-        elif type(group) is not type(default):  # encoders that are networks
-            untold.append(field.name)
-        else:
-            for option in fields(group):
-                value = getattr(group, option.name)
-                _tell(values, f"{field.name}.{option.name}", partial(_plain, value), untold)
+    for key, value in _parts(data, objective, settings):
+        try:
+            assign(values, key.split("."), _plain(value))
+        except _Untold:
+            untold.append(key)
     if not untold:
         parser = shared_parser(starts=False)
         try:
@@ -250,12 +245,21 @@ def describe(data: PairedDataset, objective: Objective, settings: PretrainSettin
     return f"{UNTOLD}{', '.join(untold)}.\n{as_yaml(values)}"
 
 
-def _tell(values: dict[str, Any], key: str, make: Callable[[], Any], untold: list[str]) -> None:
-    """Add a value to a configuration, or its key to what is not told."""
-    try:
-        assign(values, key.split("."), make())
-    except _Untold:
-        untold.append(key)
+def _parts(
+    data: PairedDataset, objective: Objective, settings: PretrainSettings
+) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a configuration, of a group of settings those of each option."""
+    yield "data", data
+    yield "objective", objective
+    usual = PretrainSettings()
+    for field in fields(settings):
+        group = getattr(settings, field.name)
+        # encoders that are networks are of another class, and remain one value
+        if is_dataclass(group) and type(group) is type(getattr(usual, field.name)):
+            for option in fields(group):
+                yield f"{field.name}.{option.name}", getattr(group, option.name)
+        else:
+            yield field.name, group
 
 
 def _class_of(thing: Made) -> dict[str, Any]:
@@ -282,7 +286,7 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, Modality):
         return value.to_dict()
-    if isinstance(value, PairedDataset):
+    if isinstance(value, Made):
         return _class_of(value)
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}

@@ -22,7 +22,7 @@ from decur.memory import require_memory_for_batch
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
-from decur.pretrain.configuration import describe, refuse_another_run
+from decur.pretrain.configuration import configuration_of, refuse_another_run
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.distributed import (
     Sharded,
@@ -115,7 +115,7 @@ def pretrain(
     folder = RunFolder(Path(settings.run))
     with folder.owned():
         if config is None:
-            config = describe(data, objective, settings)
+            config = configuration_of(data, objective, settings)
             config = ("" if anew else refuse_another_run(folder, config)) + config
         return _pretrain(data, objective, settings, config, anew)
 
