@@ -67,7 +67,7 @@ class TrainedOn:
         """Describe a data set; generated pictures have no folder, and no labels of a person's."""
         root = getattr(data, "root", None)
         return cls(
-            text=data.describe(),
+            text=data.only(targets=()).describe(),  # labels were not trained on
             sensors=list(data.modalities),
             samples=len(data),
             root=str(root or "FOLDER"),
