@@ -5,8 +5,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from decur.bounded_yaml import LOADER
 from decur.cli import main
@@ -16,7 +18,12 @@ from decur.errors import ConfigError
 from decur.layers import flatten
 from decur.pretrain.configuration import ORDERS
 from decur.pretrain.configuration import build_parser as pretrain_parser
+from decur.pretrain.data import seen_data
+from decur.pretrain.settings import PretrainSettings
 from decur.transfer.command_transfer import build_parser as transfer_parser
+from decur.transfer.settings import TransferSettings
+from decur.transfer.splits import choose_parts
+from decur.transfer.tasks import choose_task
 
 SCENES = {
     "class_path": "decur.data.SyntheticScenes",
@@ -545,3 +552,74 @@ def test_a_comparison_may_test_on_other_data(tmp_path):
     chosen = yaml.load(cell.config, LOADER)
     assert chosen["test_data"] == {"samples": 8, "seed": 5}
     assert chosen["fold"] == 0 and chosen["fold_seed"] is None  # nothing is split
+
+
+# -- pretraining that has not seen what tests ------------------------------------------------------
+
+
+def write_places(root, places=12, each=4):
+    """Pairs of PNG, `each` of every place, of which every other has a label."""
+    rows = [(f"{place:02d}_{n}", place, n) for place in range(places) for n in range(each)]
+    for sensor in ("a", "b"):
+        (root / sensor).mkdir(parents=True)
+        for number, (name, *_) in enumerate(rows):
+            Image.new("L", (8, 8), number).save(root / sensor / f"{name}.png")
+    labels = [f"{name},{'xy'[place % 2] if n % 2 else ''}" for name, place, n in rows]
+    (root / "labels.csv").write_text("\n".join(["id,cover:class", *labels, ""]))
+    splits = [f"{name},train,place{place}" for name, place, _ in rows]
+    (root / "splits.csv").write_text("\n".join(["id,split,group", *splits, ""]))
+    return {"root": str(root)}
+
+
+def opened(cell, parser, tmp_path):
+    """The data and the settings of a cell, as its command makes them."""
+    (tmp_path / "config.yaml").write_text(cell.config)
+    return parser.instantiate_classes(parser.parse(["--config", str(tmp_path / "config.yaml")]))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_fold_that_tests_is_left_out_of_its_pretraining(grouped, tmp_path):
+    data = write_places(tmp_path / "pairs") if grouped else SCENES
+    found = plan(
+        data=data,
+        pretrain={} if grouped else {"base": "demo"},
+        unseen_test=True,
+        seeds=[0, 1, 6],
+    )
+    pretrainings = {cell.folder: cell for cell in found if cell.command == "pretrain"}
+    tested = {}
+    for cell in (cell for cell in found if cell.command == "transfer"):
+        made = opened(pretrainings[cell.needs[0]], pretrain_parser(), tmp_path)
+        seen = seen_data(made.data, PretrainSettings(without_fold=made.without_fold))
+        made = opened(cell, transfer_parser(), tmp_path)
+        whole, task = made.data, choose_task(made.data.targets, "cover")
+        labels = np.stack([whole.read(row)["target"]["cover"].numpy() for row in range(len(whole))])
+        kept = {name: made[name] for name in ("fold", "folds", "fold_seed", "folds_of")}
+        sensors = list(whole.modalities)
+        parts = choose_parts(whole, whole, task, labels, sensors, TransferSettings(**kept))
+        test, train = parts.ids(parts.test), parts.ids(parts.train)
+        assert set(train) <= set(seen.ids) and not set(test) & set(seen.ids)
+        if grouped:  # of the places that test nothing is seen, labelled or not
+            assert not set(seen.groups) & set(parts.groups(parts.test))
+            assert len(seen) == 48 - 2 * len(test) and len(train) + len(test) == 24
+        else:
+            assert len(seen) == 32 and len(test) == 8
+        tested[cell.seed] = set(test)
+    assert tested[1] == tested[6] and not tested[0] & tested[1]
+
+
+def test_tasks_of_other_folds_are_refused_and_other_data_is_told_of(caplog):
+    cover = TaskSettings({"target": "cover"})
+    tasks = {"cover": cover, "cloud": TaskSettings({"target": "cloud", "folds": 3})}
+    with pytest.raises(ConfigError, match=r"unseen_test: the tasks of DeCUR .* different folds"):
+        plan(tasks=tasks, unseen_test=True)
+    found = plan(pretrain={"base": "demo", "data.samples": 60}, unseen_test=True)
+    assert "DeCUR is pretrained on other data than cover tests on" in caplog.text
+    assert settings(found[0])["without_fold"] is None
+
+
+def test_what_tests_on_a_split_leaves_nothing_out():
+    split = {"target": "cover", "train_split": "train", "test_split": "test"}
+    first, second = plan(tasks={"cover": TaskSettings(split)}, unseen_test=True)
+    assert settings(first)["without_fold"] is None
+    assert settings(second)["folds_of"] == "labelled"

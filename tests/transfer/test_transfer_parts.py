@@ -13,6 +13,7 @@ from make_sunrgbd import make_sunrgbd
 from PIL import Image
 
 from decur.data import SUNRGBD, BigEarthNetMM, NYUDepthV2, PairedFolder, SyntheticScenes, Target
+from decur.data.folds import fold_split
 from decur.data.selection import select
 from decur.digest import digest
 from decur.encoders import TimmEncoder, build_encoder
@@ -20,7 +21,7 @@ from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
 from decur.transfer.evaluate import measure_intervals
 from decur.transfer.settings import FitSettings
-from decur.transfer.splits import draw_fraction, fold_split, join, refuse_shared, shared_groups
+from decur.transfer.splits import draw_fraction, join, refuse_shared, shared_groups
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.base import draw_confusion
 from decur.transfer.trainee import rate_factor
@@ -53,7 +54,7 @@ def test_folds_without_groups_are_shuffled_by_seed():
     [
         (None, 5, 5, "fold: must lie in 0 to 4"),
         (["a"] * 5 + ["b"] * 5, 3, 0, "needs 2 to 2 for 2 groups"),
-        (None, 11, 0, "needs 2 to 10 for 10 labelled samples"),
+        (None, 11, 0, "needs 2 to 10 for 10 samples"),
     ],
 )
 def test_folds_that_cannot_be_made_are_refused(groups, folds, fold, said):

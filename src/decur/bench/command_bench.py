@@ -105,9 +105,9 @@ def _check(parsed: Namespace, name: str) -> None:
 
 def _bench(made: Namespace, parsed: Namespace, device: torch.device, name: str) -> dict[str, Any]:
     """Measure, print each measurement as soon as it is there, and return all figures for JSON."""
-    from decur.data.selection import select
+    from decur.pretrain.data import seen_data
 
-    made.data = select(made.data, made.modalities)
+    made.data = seen_data(made.data, settings_of(made))
     formats, threads = formats_of(made.trainer.as_dict()), torch.get_num_threads()
     named = f"{device}, {threads} threads"
     if device.type == "cuda":

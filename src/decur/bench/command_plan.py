@@ -70,13 +70,14 @@ def main(arguments: Sequence[str]) -> RunCost:
     made = parser.instantiate_classes(parsed)
 
     from decur.bench.plan import plan
-    from decur.data.selection import select
+    from decur.pretrain.data import seen_data
 
-    data = select(made.data, made.modalities)
+    settings = settings_of(made)
+    data = seen_data(made.data, settings)
     cost = plan(
         data,
         made.objective,
-        settings=settings_of(made),
+        settings=settings,
         device=device,
         gpus=parsed.gpus,
         seconds=parsed.seconds,

@@ -134,11 +134,12 @@ class _Planner:
             settings.pretrain, line.changes, method.pretrain, data=settings.data
         )
         cells = []
+        own = {"seed": line.seed, **self._left_out(line, layers)}
         for sensor in settings.sensors() if method.apart else [""]:
             alone: list[Changes] = [{"modalities": [sensor]}] if sensor else []
             folder, text = self.pretraining.place(
                 [*layers, *alone],
-                own={"seed": line.seed},
+                own=own,
                 home=settings.pretrained_folder,
                 name=_folder_name(line.method, line.backbone, sensor, f"seed{line.seed}"),
                 shared=True,
@@ -156,8 +157,40 @@ class _Planner:
             cells.append(cell)
         return cells
 
-    def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:
-        """Yield a line's transfers to a task: all shares of the labels with all sets of sensors."""
+    def _left_out(self, line: _Line, layers: Sequence[Changes]) -> Changes:
+        """Return the fold that a line's pretraining must not see, as keys of `decur pretrain`.
+
+        Raises:
+            ConfigError: if its tasks test on several folds.
+        """
+        if not self.settings.unseen_test:
+            return {}
+        data, found = _data_of(self.pretraining.read(layers)), []
+        for task in self.settings.tasks_of(line.method):
+            _, common, own = self._read_task(line, task)
+            if _is_split(common):
+                continue
+            if _data_of(common) != data:
+                log.warning(
+                    "unseen_test: %s is pretrained on other data than %s tests on, and nothing is "
+                    "left out of it",
+                    line.method,
+                    task,
+                )
+                continue
+            fold = own.get("fold", common.fold)
+            found.append(
+                {"without_fold": fold, "folds": common.folds, "fold_seed": own["fold_seed"]}
+            )
+        if any(other != found[0] for other in found):
+            raise ConfigError(
+                f"unseen_test: the tasks of {line.method} split the data by different folds; give "
+                "all the same, in the comparison's transfer"
+            )
+        return found[0] if found else {}
+
+    def _read_task(self, line: _Line, task: str) -> tuple[list[Changes], Namespace, Changes]:
+        """Return a task's layers, the configuration that they give, and a line's keys of folds."""
         settings, method = self.settings, self.settings.methods[line.method]
         encoder = {key: v for key, v in line.changes.items() if key.startswith("encoder")}
         with _naming(f"tasks.{task} of {line.method}"):
@@ -169,18 +202,28 @@ class _Planner:
                 data=settings.data,
             )
             common = self.transfer.read(layers)
+        own: Changes = {}
+        if not _is_split(common) and not any("fold" in layer for layer in layers):
+            own["fold"] = line.seed % max(1, common.folds)
+            self.folds = min(self.folds or common.folds, common.folds)
+        if settings.unseen_test and not _is_split(common):
+            # one partition for all seeds, which does not depend on what is labelled
+            own |= {"folds_of": "all", "fold_seed": common.fold_seed or 0}
+        return layers, common, own
+
+    def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:
+        """Yield a line's transfers to a task: all shares of the labels with all sets of sensors."""
+        settings, method = self.settings, self.settings.methods[line.method]
+        layers, common, folds = self._read_task(line, task)
         own: Changes = {
             "encoders": [str(folder) for folder in sources] or method.encoders,
             "seed": line.seed,
             "cache": common.cache or str(Path(settings.run) / "cache"),
+            **folds,
         }
         apart: Changes = {}
-        split = common.train_split is not None or common.test_data is not None
-        if not split and not any("fold" in layer for layer in layers):
-            own["fold"] = line.seed % max(1, common.folds)
-            self.folds = min(self.folds or common.folds, common.folds)
-            if common.fold_seed is None and line.seed:
-                apart["fold_seed"] = 0  # the folds of all seeds are one partition
+        if "fold" in own and common.fold_seed is None and line.seed and not settings.unseen_test:
+            apart["fold_seed"] = 0  # the folds of all seeds are one partition
         for subset in settings.subsets(task):
             for fraction in settings.fractions(task):
                 share, seed = f"{100 * fraction:g}pc", f"seed{line.seed}"
@@ -207,6 +250,21 @@ class _Planner:
                     modalities=tuple(subset),
                     label_fraction=fraction,
                 )
+
+
+def _is_split(transfer: Namespace) -> bool:
+    """Return whether a transfer tests on a split or on data of its own, not on a fold."""
+    return transfer.train_split is not None or transfer.test_data is not None
+
+
+def _data_of(config: Namespace) -> Changes:
+    """Return what says which samples a data set has: all but how sensors and labels are read."""
+    found: Changes = flatten(config.data.as_dict())
+    return {
+        key: value
+        for key, value in found.items()
+        if not re.match(r"(init_args\.)?(modalities|label|mask)", key)
+    }
 
 
 def _is_split_by_groups(folder: Path) -> bool:

@@ -134,6 +134,9 @@ class CompareSettings:
         label_fractions: shares of the labels to try.
         seeds: of everything random; where data is split by folds, seed s tests on fold s of one
             partition that all seeds share.
+        unseen_test: each pretraining leaves out the fold that its encoders are tested on, with all
+            pictures of its groups; folds then divide all of the data, labelled or not. False, as
+            version 0.1 did: it sees the pictures that test, though never their labels.
         along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
             the scores along it.
         against: a method; below each table stands how far the others are above it, seed by seed,
@@ -152,6 +155,7 @@ class CompareSettings:
     modalities: list[list[str]] = field(default_factory=list)
     label_fractions: list[float] = field(default_factory=lambda: [1.0])
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    unseen_test: bool = False
     along: str = ""
     against: str | None = None
     pretrained: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -12,10 +12,29 @@ from torch.utils.data import DataLoader, Sampler
 
 from decur.data import LoaderSettings
 from decur.data.base import PairedDataset, SkipBad
+from decur.data.folds import without_fold
 from decur.data.sample import Batch, Collate
-from decur.data.selection import Regrouped, evenly_spaced
+from decur.data.selection import Regrouped, evenly_spaced, select
 from decur.errors import ConfigError
 from decur.signals import ignore_signals
+
+if TYPE_CHECKING:
+    from decur.pretrain.settings import PretrainSettings
+
+
+def seen_data(data: PairedDataset, settings: PretrainSettings) -> PairedDataset:
+    """Return what a pretraining sees of a data set: all folds but one, and some sensors.
+
+    Args:
+        data: the whole data set.
+        settings: of the pretraining.
+
+    Raises:
+        ConfigError: if the data has no such sensor or no such fold.
+    """
+    # first the fold: sensors that some samples lack would divide the data otherwise
+    data = without_fold(data, settings.without_fold, settings.folds, settings.fold_seed)
+    return select(data, settings.modalities)
 
 
 def refuse_too_few(samples: int, batch_size: int, remedy: str = "") -> None:

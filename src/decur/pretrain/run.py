@@ -12,7 +12,6 @@ from rich.console import Console
 from decur import plotting
 from decur.data.base import PairedDataset, require_data
 from decur.data.loader import reporting_lost_workers
-from decur.data.selection import select
 from decur.data.units import check_units
 from decur.encoders.files import save_encoder
 from decur.encoders.own import encoder_settings
@@ -23,7 +22,7 @@ from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
 from decur.pretrain.configuration import configuration_of, refuse_another_run
-from decur.pretrain.data import EpochBatches, PairedData
+from decur.pretrain.data import EpochBatches, PairedData, seen_data
 from decur.pretrain.distributed import (
     Sharded,
     gather,
@@ -131,7 +130,7 @@ def _pretrain(
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     quiet_lightning()
     trainer_options = _trainer_options(settings.trainer, objective)
-    data = select(data, settings.modalities)
+    data = seen_data(data, settings)
     paired = PairedData(data, settings.loader, settings.seed, pairing=settings.pairing)
     objective.check_modalities(list(data.modalities))
     paired.held_out = choose_held_out(objective, paired)
@@ -174,6 +173,10 @@ def _pretrain(
     )
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint, trainer_options["max_epochs"])
+        if settings.without_fold is not None:
+            fold = f"fold {settings.without_fold} of {settings.folds}"
+            tested = f"`decur transfer --folds_of all --fold {settings.without_fold}`"
+            console.print(f"{'left out':<12}{fold}, on which {tested} tests", highlight=False)
         if length:
             console.print(f"{'length':<12}{length}", highlight=False)
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings
-from decur.errors import EPOCHS, PIXELS, RATES, STEPS, ConfigError, check_ranges
+from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges
 
 if TYPE_CHECKING:
     from decur.encoders.projector import Projector
@@ -284,6 +284,11 @@ class PretrainSettings:
         pairing: "fixed" keeps the pictures of a sample together; "group": in each epoch each
             sensor's picture is that of a sample of the same group drawn anew, as another season
             of the place in SSL4EO-S12.
+        without_fold: a fold of the data that is never seen, from 0, all groups of it: that on which
+            `decur transfer --folds_of all --fold` tests with the same `folds` and `fold_seed`.
+            None: all of the data is seen.
+        folds: into how many parts `without_fold` splits the data.
+        fold_seed: of the folds of data without groups.
         monitor: what is watched.
         checkpoint: how often the state is saved.
         seed: of weights, order, views and dropout.
@@ -303,6 +308,9 @@ class PretrainSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     pairing: Literal["fixed", "group"] = "fixed"
+    without_fold: int | None = None
+    folds: int = 5
+    fold_seed: int = 0
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     seed: int = 0
@@ -310,3 +318,11 @@ class PretrainSettings:
     compile: Compile = "auto"
     float32_matmul: Literal["highest", "high"] = "high"
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, folds=(2, 10_000), fold_seed=SEEDS)
+        if self.without_fold is not None and not 0 <= self.without_fold < self.folds:
+            raise ConfigError(
+                f"without_fold: must lie in 0 to {self.folds - 1} (folds is {self.folds}), is "
+                f"{self.without_fold}"
+            )

@@ -203,6 +203,9 @@ class TransferSettings:
         fold: which of them tests, from 0.
         fold_seed: of the folds of data without groups; None: `seed`. Runs that test on different
             folds of one partition need the same one, as the cells of a comparison have it.
+        folds_of: what the folds divide: the "labelled" samples, or "all" of the data, of which then
+            the labelled ones train and test. The latter are the folds of `decur pretrain
+            --without_fold`, whose encoders have never seen the pictures that test.
         bootstrap: 0 for no 95 % intervals; any other number asks for them (version 0.1 drew the
             test part anew so often; see `decur.transfer.evaluate` for what is done now).
         seed: of fresh weights, folds without groups, draws, order and augmentation.
@@ -238,6 +241,7 @@ class TransferSettings:
     folds: int = 5
     fold: int = 0
     fold_seed: int | None = None
+    folds_of: Literal["labelled", "all"] = "labelled"
     bootstrap: int = 1000
     seed: int = 0
     cache: str | None = None

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold, KFold
 
 from decur.data import PairedDataset, Sample
+from decur.data.folds import fold_split
 from decur.errors import ConfigError, DataError, listed
 from decur.modality import Modality
 from decur.scores import validation_parts
@@ -88,7 +88,16 @@ def choose_parts(
     val, rows = rows[rows >= first_of_val], rows[rows < first_of_val]
     if first_of_val == len(data):
         seed = settings.seed if settings.fold_seed is None else settings.fold_seed
-        train, test = fold_split(rows, data.groups, settings.folds, settings.fold, seed)
+        whole_folds = settings.folds_of == "all"
+        train, test = fold_split(
+            np.arange(len(data)) if whole_folds else rows,
+            data.groups,
+            settings.folds,
+            settings.fold,
+            seed,
+            what="samples" if whole_folds else "labelled samples",
+        )
+        train, test = np.intersect1d(train, rows), np.intersect1d(test, rows)
     else:
         train, test = rows[rows < len(data)], rows[rows >= len(data)]
     _refuse_parts(whole, task, labels, modalities, train, test)
@@ -296,40 +305,6 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         """Read one sample of whichever part it is in."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.joined[part].read(index - int(self._starts[part]))
-
-
-def fold_split(
-    rows: Rows, groups: Sequence[str] | None, folds: int, fold: int, seed: int
-) -> tuple[Rows, Rows]:
-    """Split samples into folds, of which one tests and the others train; groups stay whole.
-
-    Args:
-        rows: the samples to split.
-        groups: of all samples, None where the data names none; then the order is shuffled.
-        folds: into how many parts.
-        fold: which of them tests, from 0.
-        seed: of the shuffling.
-
-    Returns:
-        Rows to train on and rows to test on.
-
-    Raises:
-        ConfigError: if there are too few samples or groups, or `fold` is none of the folds.
-    """
-    if not 0 <= fold < folds:
-        raise ConfigError(f"fold: must lie in 0 to {folds - 1} (folds is {folds}), is {fold}")
-    chosen = np.array(groups)[rows] if groups is not None else None
-    units = len(rows) if chosen is None else len(np.unique(chosen))
-    if folds < 2 or units < folds:
-        raise ConfigError(
-            f"folds: needs 2 to {max(2, units)} for {units} "
-            f"{'labelled samples' if chosen is None else 'groups with labels'}, is {folds}"
-        )
-    splitter = (
-        GroupKFold(folds) if chosen is not None else KFold(folds, shuffle=True, random_state=seed)
-    )
-    train, test = list(splitter.split(rows, groups=chosen))[fold]
-    return rows[train], rows[test]
 
 
 def shared_groups(groups: Sequence[str] | None, train: Rows, test: Rows) -> int:
