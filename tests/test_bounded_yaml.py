@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from decur.bounded_yaml import parse_yaml, read_text
+from decur.bounded_yaml import parse_json, parse_yaml, read_text
 from decur.compare.command_compare import main as compare
 from decur.config import Parser
 from decur.errors import ConfigError
@@ -64,3 +64,10 @@ def test_every_way_to_read_a_file_of_keys_is_bounded(tmp_path):
     for value in ("{a: 1, a: 2}", "&a [*a]", "2024-13-45"):
         with pytest.raises(ConfigError, match=r"^--pretrain\.encoder\.options: "):
             compare(["--config=compare-demo", f"--pretrain.encoder.options={value}"])
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"c": 1, "d": 2, "c": 1}}]'])
+def test_a_key_that_json_names_twice_is_refused(text):
+    with pytest.raises(ValueError, match=r"'[ac]' stands there twice"):
+        parse_json(text)
+    assert parse_json('{"a": {"b": 1}, "b": [1.5, null]}') == {"a": {"b": 1}, "b": [1.5, None]}

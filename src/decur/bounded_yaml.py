@@ -1,7 +1,8 @@
-"""YAML that others may have written: read within bounds, so that a small file stays small."""
+"""YAML and JSON that others may have written: within bounds, and each key once."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,24 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text stands for; a key that stands twice says nothing.
+
+    Raises:
+        ValueError: if it is no JSON, or names a key twice, of which Python would take the last.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def loaded(value: Any) -> Any:

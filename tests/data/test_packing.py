@@ -573,3 +573,11 @@ def test_compressed_photographs_are_stored_as_differences():
         assert_same_sample(decode(item), sample)
         plain = len(zstd().compress(picture.contiguous().numpy().tobytes()))
         assert (len(item) < plain) is smaller
+
+
+def test_a_header_that_names_a_key_twice_is_refused(folder, tmp_path):
+    pack(folder, tmp_path / "packed")
+    header = tmp_path / "packed" / "decur.json"
+    header.write_text(header.read_text().replace("{", '{"format": 0, ', 1))
+    with pytest.raises(DataError, match=r"decur\.json: .*'format' stands there twice"):
+        PackedPairs(tmp_path / "packed")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decur.bounded_yaml import parse_json
 from decur.embed.geography import GEOMETRY, geo_metadata
 from decur.errors import DataError, needing, reading
 
@@ -41,7 +42,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{folder}: holds no embeddings; `decur embed` writes them")
     with reading(path, "embed anew"):
-        header = dict(json.loads(path.read_text()))
+        header = dict(parse_json(path.read_text()))
         if header["format"] > FORMAT:
             raise DataError(
                 f"{path}: written by a newer decur (format {header['format']}); upgrade"
@@ -69,7 +70,7 @@ def is_current(path: Path, content: str | None) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        about = json.loads((pq.read_schema(path).metadata or {}).get(b"decur", b"{}"))
+        about = parse_json((pq.read_schema(path).metadata or {}).get(b"decur", b"{}"))
     except FileNotFoundError:
         return False
     except (OSError, pa.ArrowInvalid):
@@ -98,7 +99,7 @@ def open_part(path: Path) -> Iterator[ParquetFile]:
 def bad_of(part: ParquetFile) -> list[tuple[str, str]]:
     """Return files that could not be read for a part, each with the reason."""
     with reading("a part of the embeddings", "delete the folder and embed again"):
-        found = json.loads(part.metadata.metadata[BAD.encode()])
+        found = parse_json(part.metadata.metadata[BAD.encode()])
         return [(name, reason) for name, reason in found]
 
 

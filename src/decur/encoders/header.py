@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from decur.bounded_yaml import parse_json
 from decur.encoders.attention.base import ATTENTIONS, has_geometry
 from decur.encoders.base import ADAPTED, ENCODERS, Encoder
 from decur.encoders.build import architecture_inside, build_encoder, options_of_builder
@@ -106,7 +106,7 @@ def parse_header(path: Path, text: str, fields: Mapping[str, type], newest: int)
         DataError: if it is damaged, lacks something, or was written by a newer version.
     """
     with reading(path, "copy it anew", what="its header is damaged"):
-        header = json.loads(text)
+        header = parse_json(text)
     if not isinstance(header, dict):
         raise DataError(f"{path}: its header is damaged (it is no mapping); copy it anew")
     _check_fields(path, header, {"format": int, **fields})

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from decur.bounded_yaml import parse_json
 from decur.errors import DataError
 from decur.runs import atomic
 
@@ -98,7 +99,7 @@ def read_stored(path: Path, key: str) -> Stored:
         ) from error
     text = metadata.get(key)
     try:
-        header = json.loads(text or "")
+        header = parse_json(text or "")
         digest = header.pop(_DIGEST, None)
     except (ValueError, AttributeError, TypeError, RecursionError):
         return Stored(path, text, state, True)  # of a damaged header the caller says so

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from decur.bounded_yaml import parse_json
 from decur.encoders import Encoder, TimmEncoder, load_encoder, save_encoder
 from decur.encoders.files import HUB, WEIGHTS
 from decur.errors import ConfigError, DataError, reading, reason_of
@@ -367,7 +367,7 @@ def _results(folder: Path) -> list[list[str]]:
     if not path.is_file():
         raise ConfigError(f"--scores {folder}: holds no results.json; give a folder of a transfer")
     with reading(path, "transfer again"):
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         how = "fine-tuned" if found["freeze"] is False else "frozen"
         what = f"{found['target']}, {'+'.join(found['modalities'])}, {how}"
         rows = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -15,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from decur.bounded_yaml import read_text
+from decur.bounded_yaml import parse_json, read_text
 from decur.encoders import Encoder, build_encoder, save_encoder
 from decur.encoders.header import EncoderHeader, build_to_fit, shapes_of
 from decur.encoders.imagenet import fold
@@ -181,7 +180,7 @@ def _exported(file: Path) -> EncoderHeader | None:
             return None
         header = read_text(noted)
     with reading(file, "copy it anew", what="what decur export has noted in it is damaged"):
-        about = json.loads(header)
+        about = parse_json(header)
     if not isinstance(about, Mapping) or not {"encoder", "options", "modality"} <= about.keys():
         return None  # a file of another program that happens to lie there
     return EncoderHeader.check(file, about)

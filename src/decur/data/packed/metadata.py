@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from decur.bounded_yaml import parse_json
 from decur.data.base import PairedDataset
 from decur.data.sample import Target
 from decur.errors import DataError, reading
@@ -198,7 +199,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: if it cannot be read, or holds anything else.
     """
     with reading(path, REMEDY):
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
     if not isinstance(values, dict):
         raise DataError(f"{path}: is no header; {REMEDY}")
     return values
