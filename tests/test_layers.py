@@ -35,6 +35,7 @@ LAYERS = (
         "config",
         "locks",
         "runs",
+        "charts",
         "plotting",
         "report",
         "data",

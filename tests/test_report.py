@@ -139,7 +139,7 @@ def test_it_has_colours_by_day_and_night(tmp_path, scheme):
     report.add_section(run, 1, "x", "x", "")
     page = run.report.read_text()
     assert scheme in page and 'name="viewport"' in page
-    assert "http" not in page and "url(" not in page and "@import" not in page
+    assert "://" not in page and "url(" not in page and "@import" not in page
 
 
 def test_a_report_escapes_and_keeps_its_sections_in_order(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = (
     *("lightning", "timm", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "captum"),
-    *("litdata", "pyarrow", "rasterio", "faiss", "torchmetrics", "submitit", "onnx"),
+    *("litdata", "pyarrow", "rasterio", "faiss", "torchmetrics", "submitit", "onnx", "plotly"),
 )
 QUESTIONS = {
     "help of every command": [

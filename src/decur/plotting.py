@@ -7,7 +7,7 @@ same in every figure, and the colour-blind can tell them apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.charts import chart_of
 from decur.errors import install
 from decur.modality import PRESETS, Modality, plain_band, preset_of
 from decur.runs import atomic
@@ -23,6 +24,8 @@ from decur.runs import atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure
     from torch import Tensor
+
+    from decur.data.sample import Batch
 else:
     Figure = Any  # so that other modules can name the type where matplotlib is not installed
 
@@ -36,6 +39,7 @@ ABSENT = "#C8C8C8"  # what is not labelled
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
 INK = "#7C8593"  # of words around pictures, which stand on white paper and on a dark page
 POINTS = "decur-points"  # the name of a PNG's text that holds the points of its lines
+CHART = "decur-chart"  # the name of that which holds its lines and bars (see `decur.charts`)
 _DPI = 110
 _TOLD = 200  # points of a line at most
 MARKERS = ("o", "^", "s", "D")
@@ -179,18 +183,43 @@ def small_pictures(images: Tensor, modality: Modality, side: int) -> NDArray[np.
     return shown
 
 
+def batch_pictures(
+    batch: Batch, modalities: Mapping[str, Modality], side: int
+) -> dict[str, NDArray[np.uint8]]:
+    """Return square pictures of a batch as `small_pictures` makes them.
+
+    Args:
+        batch: raw samples.
+        modalities: the sensors whose pictures are wanted.
+        side: of the pictures, in pixels.
+
+    Returns:
+        `{sensor: (B, side, side, 3)}`, black where a sample lacks the sensor.
+    """
+    found = {}
+    for name, modality in modalities.items():
+        has = batch["present"][name]
+        found[name] = np.zeros((len(has), side, side, 3), np.uint8)
+        found[name][has.numpy()] = small_pictures(batch["images"][name][has], modality, side)
+    return found
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure whole or not at all, as PNG or what its ending says; its folder is made.
 
-    A PNG also holds the points of its lines, which a report tells where the pointer is. That of
-    pictures side by side has no paper, so that it suits a light and a dark page.
+    A PNG also holds the points of its lines, which a report tells where the pointer is, and lines
+    and bars as a chart, which a report draws anew. That of pictures side by side has no paper, so
+    that it suits a light and a dark page.
 
     Raises:
         WriteError: if it cannot be written.
     """
     kind = path.suffix.lstrip(".") or "png"
     _count_epochs(figure)
-    about = {POINTS: json.dumps(_points(figure))} if kind == "png" else None
+    about = None
+    if kind == "png":
+        chart = chart_of(figure)
+        about = {POINTS: json.dumps(_points(figure)), CHART: json.dumps(chart)}
     if no_paper := kind == "png" and _shows_pictures_alone(figure):
         _write_in_grey(figure)
     with atomic(path) as temporary:

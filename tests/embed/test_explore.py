@@ -1,6 +1,7 @@
 """The page of `decur explore`: its numbers against brute force, its pictures, and its refusals."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -96,7 +97,9 @@ def test_the_page_holds_what_was_embedded(embedded, pairs, tmp_path):
     page = explore(embedded.folder, data, out=tmp_path / "page.html", layout="pca", neighbors=3)
     html = page.read_text()
     found = Scripts(html)
-    assert not found.links and "http" not in re.sub(r"www.w3.org", "", html)
+    assert not found.links and "://" not in re.sub(r"http://www.w3.org", "", html)
+    code = base64.b64encode(hashlib.sha256(found.texts["code"].encode()).digest()).decode()
+    assert f"script-src &#39;sha256-{code}&#39;;" in html and "img-src data: blob:;" in html
     about = json.loads(found.texts["about"])
     assert about["ids"] == sorted(pairs.ids) and about["part"] == "common" and about["together"]
     s1, s2 = (read_vectors(embedded.folder, name, "common") for name in ("s1", "s2"))

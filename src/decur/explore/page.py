@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,12 @@ from decur.data.sample import Target
 from decur.errors import DataError
 from decur.explain.base import Watch
 from decur.features import SampleLoader
-from decur.plotting import small_pictures
-from decur.report import whole_page
+from decur.plotting import batch_pictures
+from decur.report import sheet, whole_page
 from decur.runs import write_text
 
 _COLUMNS = 32  # pictures in a row of a sheet
 _ROWS = 32  # rows of a sheet: one of 64 px is 2048 pixels wide, which every browser opens
-_QUALITY = 82  # of JPEG
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,11 @@ def write_page(path: Path, contents: Contents) -> Path:
     }
     parts = [_resource("page.html"), _script("about", json.dumps(about))]
     for sensor, pictures in seen.pictures.items():
-        for number, sheet in enumerate(_sheets(pictures)):
-            parts.append(_script(f"sheet-{sensor}-{number}", sheet))
+        for number, packed in enumerate(_sheets(pictures)):
+            parts.append(_script(f"sheet-{sensor}-{number}", packed))
     style = f"<style>{_resource('page.css')}</style>"
-    parts.append(f"<script>{_resource('page.js')}</script>")
-    return write_text(path, whole_page(contents.title, style + "\n".join(parts)))
+    page = whole_page(contents.title, style + "\n".join(parts), _resource("page.js"))
+    return write_text(path, page)
 
 
 def _label(name: str, values: NDArray[Any], target: Target) -> dict[str, Any]:
@@ -117,21 +115,9 @@ def _label(name: str, values: NDArray[Any], target: Target) -> dict[str, Any]:
 
 def _sheets(pictures: NDArray[np.uint8]) -> list[str]:
     """Return pictures (n, s, s, 3) as JPEG sheets of many each, in base64."""
-    from PIL import Image
-
-    side, found = pictures.shape[1], []
-    for start in range(0, len(pictures), _COLUMNS * _ROWS):
-        some = pictures[start : start + _COLUMNS * _ROWS]
-        rows = -(-len(some) // _COLUMNS)
-        sheet = np.zeros((rows * _COLUMNS, side, side, 3), np.uint8)
-        sheet[: len(some)] = some
-        tiled = sheet.reshape(rows, _COLUMNS, side, side, 3).swapaxes(1, 2)
-        stream = io.BytesIO()
-        Image.fromarray(tiled.reshape(rows * side, _COLUMNS * side, 3)).save(
-            stream, "JPEG", quality=_QUALITY
-        )
-        found.append(base64.b64encode(stream.getvalue()).decode())
-    return found
+    most = _COLUMNS * _ROWS
+    parts = (pictures[start : start + most] for start in range(0, len(pictures), most))
+    return [sheet(part, _COLUMNS).partition(",")[2] for part in parts]
 
 
 def _packed(values: NDArray[Any], dtype: str) -> str:
@@ -194,16 +180,15 @@ def look_at(data: PairedDataset, ids: Sequence[str], sensors: Sequence[str], wat
         wanted, settings=LoaderSettings(batch_size=64), among=[places[id_] for id_ in ids]
     )
     side = next(side for most, side in _SIDES.items() if len(ids) <= most)
+    shown = {name: data.modalities[name] for name in sensors}
     pictures = {name: np.zeros((len(ids), side, side, 3), np.uint8) for name in sensors}
     labels: dict[str, list[NDArray[Any]]] = {name: [] for name in targets}
     row = 0
     for batch in watch(loader, len(loader)):
-        for name in sensors:
-            has = batch["present"][name]
-            rows = row + np.flatnonzero(has.numpy())
-            images = batch["images"][name][has]
-            pictures[name][rows] = small_pictures(images, data.modalities[name], side)
+        last = row + len(batch["ids"])
+        for name, some in batch_pictures(batch, shown, side).items():
+            pictures[name][row:last] = some
         for name in targets:
             labels[name].append(batch["target"][name].numpy())
-        row += len(batch["ids"])
+        row = last
     return Seen(pictures, {name: np.concatenate(each) for name, each in labels.items()}, targets)

@@ -305,6 +305,8 @@ def probe_curves(rows: Rows) -> Figure | None:
         axis.set_title(plain(label), fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=max(-0.25, axis.get_ylim()[0]))
+        for name, line in lines.items():
+            line.set_label(plain(name))
         _finish(axis, lines if axis is axes[0, -1] else {})
     axes[0, 0].set_ylabel("linear probe")
     return figure

@@ -7,10 +7,12 @@ fragments whenever one changes, so that it can be mailed or opened from disk.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
+from decur.report import scripts
 from decur.report.templates import environment
 from decur.runs import RunFolder, write_text
 
@@ -35,15 +37,15 @@ def add_section(run: RunFolder, order: int, name: str, title: str, body: str) ->
     write_text(run.report, _page(run.path.resolve().name, _fragments(folder)))
 
 
-def whole_page(heading: str, body: str) -> str:
+def whole_page(heading: str, body: str, script: str = "") -> str:
     """Return a page of its own in the style of a report.
 
     Args:
         heading: plain text.
         body: HTML.
+        script: that runs when the page is there; it may make pictures as blobs.
     """
-    template = environment().get_template("page.html")
-    return template.render(heading=heading, contents=[], sections=[body], zooms=False)
+    return _render(heading, [body], script=script)
 
 
 def _page(heading: str, fragments: list[Path]) -> str:
@@ -55,14 +57,51 @@ def _page(heading: str, fragments: list[Path]) -> str:
             contents.append((anchor, title[1]))
         heading_with_anchor = Markup('<h2 id="{}">').format(anchor)
         sections.append(text.replace("<h2>", heading_with_anchor, 1))
+    zooms = any('class="zoom"' in section for section in sections)
+    return _render(heading, sections, contents, zooms=zooms)
+
+
+def _render(
+    heading: str,
+    sections: Sequence[str],
+    contents: Sequence[tuple[str, str]] = (),
+    *,
+    zooms: bool = False,
+    script: str = "",
+) -> str:
+    """Fill the template of a page.
+
+    Args:
+        heading: plain text.
+        sections: HTML.
+        contents: the list of contents: anchors, and headings as HTML.
+        zooms: whether to say that pictures open at a tap.
+        script: of the page's own.
+    """
+    texts = [script] if script else []
+    library, hint = "", ""
+    digests = []
+    if any(map(scripts.has_charts, sections)):
+        if scripts.are_drawn():
+            library = scripts.plotly().packed
+            texts.append(scripts.drawing())
+            digests.append(scripts.plotly().digest)
+        else:
+            hint = scripts.MISSING
+            sections = [scripts.without_charts(section) for section in sections]
+    digests += map(scripts.digest, texts)
     return (
         environment()
         .get_template("page.html")
         .render(
             heading=heading,
+            policy=scripts.policy(digests, pictures="data: blob:" if script else "data:"),
             contents=contents,
             sections=sections,
-            zooms=any('class="zoom"' in section for section in sections),
+            zooms=zooms,
+            hint=hint,
+            library=library,
+            scripts=texts,
         )
     )
 

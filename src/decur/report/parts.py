@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.plotting import POINTS
+from decur.charts import Chart
+from decur.plotting import CHART, POINTS
+from decur.report.scripts import harmless
 from decur.report.templates import environment
 
 if TYPE_CHECKING:
@@ -46,18 +48,24 @@ _SHORT = 28  # letters of a cell that stays in one line
 _NUMBER = re.compile(r"([<>≤≥]? ?[-+−]?[\d.,]*\d(e[-+]?\d+)?( ?\S{1,3}| ±.*)?|[–-]?)$")
 
 
-def figure(picture: Path, caption: str = "") -> str:
+def figure(picture: Path, caption: str = "", chart: Chart | None = None) -> str:
     """A picture with its caption, embedded in the page; a click shows it in its own size.
+
+    Where scripts run, a chart takes the place of the picture.
 
     Args:
         picture: a PNG file.
         caption: what it shows and how to read it, plain text.
+        chart: the same as `decur.charts` makes it; None: that which `plotting.save` has put into
+            the file, where the figure is one of lines and bars.
     """
     from PIL import Image
 
     with Image.open(picture) as image:
-        told = getattr(image, "text", {}).get(POINTS, "[]")
+        words = getattr(image, "text", {})
+        told, kept = words.get(POINTS, "[]"), words.get(CHART, "null")
         size, look = image.size, _look_of(image)
+    chart = chart or json.loads(kept)
     return _fill(
         "figure",
         source=_embedded("image/png", picture.read_bytes()),
@@ -66,6 +74,7 @@ def figure(picture: Path, caption: str = "") -> str:
         look=look,
         size=size,
         points=[(x * size[0], y * size[1], text) for x, y, text in json.loads(told)],
+        chart=harmless(chart) if chart else None,
     )
 
 
@@ -125,12 +134,29 @@ def thumbnail(pixels: NDArray[np.uint8], caption: str = "", side: float = 6) -> 
         caption: plain text below it.
         side: its width, in letters.
     """
+    return _fill("thumbnail", source=_jpeg(pixels), caption=caption, side=f"{side:g}")
+
+
+def sheet(pictures: NDArray[np.uint8], columns: int) -> str:
+    """Many small pictures as one JPEG, row by row, as the address of an embedded picture.
+
+    Args:
+        pictures: (n, s, s, 3).
+        columns: pictures in a row; the last row is filled with black ones.
+    """
+    side, rows = pictures.shape[1], -(-len(pictures) // columns)
+    filled = np.zeros((rows * columns, side, side, 3), np.uint8)
+    filled[: len(pictures)] = pictures
+    tiled = filled.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
+    return _jpeg(tiled.reshape(rows * side, columns * side, 3))
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> str:
     from PIL import Image
 
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=82)
-    source = _embedded("image/jpeg", stream.getvalue())
-    return _fill("thumbnail", source=source, caption=caption, side=f"{side:g}")
+    return _embedded("image/jpeg", stream.getvalue())
 
 
 def strip(title: str, pictures: Sequence[str]) -> str:
