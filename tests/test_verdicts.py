@@ -88,3 +88,7 @@ def test_holm_by_hand():
     assert holm([0.02, 0.03]).tolist() == [True, True]
     assert holm([0.03, 0.04]).tolist() == [False, False]
     assert holm([]).tolist() == []
+
+
+def test_an_interval_of_numpy_numbers_is_a_plain_number_where_one_is_asked_for():
+    assert type(float(Interval(np.float64(0.5)))) is float

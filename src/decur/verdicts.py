@@ -47,7 +47,7 @@ class Interval:
         return Interval(self.value - other, self.low - other, self.high - other)
 
     def __float__(self) -> float:
-        return self.value
+        return float(self.value)  # whoever measured may have left a NumPy number
 
     def __str__(self) -> str:
         """Return "0.81 (0.75 to 0.86)", or the value alone where the interval is unbounded."""
