@@ -80,6 +80,42 @@ def test_tiles_on_both_sides_of_180_degrees_make_one_scene(tmp_path):
             np.testing.assert_allclose(sample["images"]["s1"], sample["images"]["s2"], atol=0.1)
 
 
+@pytest.mark.parametrize("turned", [0.0, 360.0, -360.0])
+def test_a_place_is_in_one_block_whichever_way_it_is_counted(tmp_path, turned):
+    across = 180 - 48 * STEP  # some windows lie before 180 degrees, one on it, others behind it
+    in_degrees(tmp_path / "s1" / "a.tif", across, size=4 * SIZE)
+    in_degrees(tmp_path / "s1" / "b.tif", across + turned + 64 * STEP, size=5 * SIZE)
+    in_degrees(tmp_path / "s1" / "c.tif", 12.0, size=4 * SIZE)  # far from there
+    data = PairedScenes(tmp_path, window=16, block=2)
+    blocks, whole = {}, {}
+    for index, block in enumerate(data.groups):
+        west, _, east, north = (round(edge / STEP) for edge in data.place(index).bounds)
+        blocks.setdefault((west % 360_000, north), set()).add(block)
+        if block != "between":
+            whole.setdefault(block, []).append((west, east, north))
+    assert all(len(names) == 1 for names in blocks.values())
+    assert len(blocks) < len(data) and len(whole) > 40
+    for one, of_one in whole.items():
+        for other, of_other in whole.items():
+            if one < other:
+                for west, east, north in of_one:
+                    for left, right, top in of_other:
+                        turn = 360_000 * round((west - left) / 360_000)
+                        beside = west <= right + turn and left + turn <= east
+                        assert not (beside and abs(north - top) <= 16)
+
+
+def test_windows_all_around_the_earth_do_not_touch_across_180_degrees(tmp_path):
+    pixels = np.arange(60 * 360, dtype=np.float32).reshape(60, 360)
+    write_placed(tmp_path / "s1" / "a.tif", pixels, -180.0, 30.0, 1.0, crs="EPSG:4326")
+    data = PairedScenes(tmp_path, window=8, block=1)
+    first, last = (
+        {block for i, block in enumerate(data.groups) if edge(data.place(i).bounds)}
+        for edge in (lambda b: b.west == -180, lambda b: b.east == 180)
+    )
+    assert first != {"between"} and last == {"between"}
+
+
 def test_a_grid_lies_near_another_in_whole_turns():
     grid = Grid("EPSG:4326", -10.0, 5.0, (0.5, 0.5), 10, 10)
     there = Grid("EPSG:4326", 351.0, 5.0, (0.5, 0.5), 10, 10)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.data.grid import Bounds, Grid
+from decur.data.grid import Bounds, Grid, unit_of
 from decur.data.map_rasters import measured_cells
 from decur.data.scene_layout import Layer, Nearby, Scene
 from decur.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ _CELLS = 8  # along a window, at which is looked whether it is measured
 _MOST = 5_000_000  # windows of a data set
 _BLOCK = 8  # windows along the side of a block, where that leaves enough of them
 _BLOCKS = (10, 5)  # that labelled data should have, for its folds; that it needs for five folds
+_ROUNDING = 1e-9  # degrees
 
 Cells = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -160,8 +161,8 @@ def spatial_blocks(
     """Return the spatial block of each window; None for a window that reaches into two.
 
     Blocks are squares of the map, the same for all scenes of one CRS, so that windows of different
-    blocks neither overlap nor touch, even where two scenes do. What two CRSs show (neighbouring
-    zones of UTM) has blocks in the first alone.
+    blocks neither overlap nor touch, even where two scenes do, whichever way longitudes are
+    counted. What two CRSs show (neighbouring zones of UTM) has blocks in the first alone.
 
     Args:
         scenes: the places.
@@ -227,20 +228,20 @@ def _block_names(
     scenes: Sequence[Scene], windows: Sequence[Windows], window: int, block: int
 ) -> list[list[str | None]]:
     """Return the block of each window, of squares that are `block` windows wide."""
+    grids = _counted_alike([scene.grid for scene in scenes])
     corners: dict[str, Bounds] = {}
     sides: dict[str, float] = {}
-    for scene in scenes:
-        grid = scene.grid
-        known, own = corners.get(grid.crs), replace(grid, west=grid.usual_west).bounds
+    for grid in grids:
+        known, own = corners.get(grid.crs), grid.bounds
         corners[grid.crs] = own if known is None else known.union(own)
         side = window * block * max(grid.resolution)
         sides[grid.crs] = max(side, sides.get(grid.crs, 0.0))
     systems = {crs: number for number, crs in enumerate(corners)}
     names: list[list[str | None]] = []
-    for scene, of_scene in zip(scenes, windows, strict=True):
-        grid, corner, side = scene.grid, corners[scene.grid.crs], sides[scene.grid.crs]
+    for grid, of_scene in zip(grids, windows, strict=True):
+        corner, side = corners[grid.crs], sides[grid.crs]
         across, down = grid.resolution
-        left = (grid.usual_west + of_scene.columns * across - corner.west) / side
+        left = (grid.west + of_scene.columns * across - corner.west) / side
         top = (corner.north - grid.north + of_scene.rows * down) / side
         # what ends on a border of two blocks touches what begins there
         slack = 1e-6
@@ -248,6 +249,8 @@ def _block_names(
         ends = np.stack([top + window * down / side, left + window * across / side])
         last = np.floor(ends + slack).astype(int)
         whole = (first == last).all(axis=0)
+        if unit_of(grid.crs) == "degrees":  # what ends a turn on touches what begins at the corner
+            whole &= ends[1] + slack < 360 / side
         system = systems[grid.crs]
         names.append(
             [
@@ -256,3 +259,35 @@ def _block_names(
             ]
         )
     return names
+
+
+def _counted_alike(grids: Sequence[Grid]) -> list[Grid]:
+    """Return grids in degrees with longitudes counted from one meridian, others as they are.
+
+    The meridian lies before the first scene behind the widest gap between scenes, so that none
+    reaches over it unless scenes lie all around the Earth.
+    """
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for grid in grids:
+        if unit_of(grid.crs) == "degrees":
+            west = grid.usual_west
+            spans.setdefault(grid.crs, []).append((west, west + grid.bounds.east - grid.west))
+    begins = {crs: _behind_gap(sorted(of_crs)) - _ROUNDING for crs, of_crs in spans.items()}
+    return [
+        replace(grid, west=begins[grid.crs] + (grid.west - begins[grid.crs]) % 360)
+        if grid.crs in begins
+        else grid
+        for grid in grids
+    ]
+
+
+def _behind_gap(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the west of what follows the widest gap between spans of longitudes, by their west."""
+    reach = max(east for _, east in spans) - 360
+    widest, found = -np.inf, spans[0][0]
+    for west, east in spans:
+        gap = round(west - reach, 6)  # gaps that only differ by rounding are alike
+        if gap > widest:
+            widest, found = gap, west
+        reach = max(reach, east)
+    return found
