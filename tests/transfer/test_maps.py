@@ -1,5 +1,7 @@
 """Feature maps of frozen encoders, kept on disk, against training on the pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from rich.console import Console
 
 from decur.data import PairedFolder
 from decur.encoders import build_encoder
-from decur.features import map_names
+from decur.errors import ConfigError
+from decur.features import map_names, scaled
 from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.runs import RunFolder
 from decur.transfer import FCN, FitSettings, TransferSettings
@@ -17,6 +20,7 @@ from decur.transfer.fit import train_on_maps, train_on_pictures
 from decur.transfer.run import transfer
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import make_task
+from decur.transfer.tasks.segmentation import confusion_of_masks
 
 
 @pytest.fixture
@@ -65,6 +69,66 @@ def test_training_on_stored_maps_is_training_on_pictures(flooded, frozen, tmp_pa
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert not torch.equal(models["maps"].bias, frozen().bias)  # something was learned
     np.testing.assert_array_equal(kept["maps"]["confusion"], kept["pictures"]["confusion"])
+
+
+def test_standardised_maps_make_the_size_of_maps_irrelevant(flooded, frozen, tmp_path, features_of):
+    task, loader = make_task("mask", flooded.targets["mask"]), LoaderSettings(6, workers=0)
+    parts = Parts(flooded, task, train=np.arange(12), test=np.arange(12, 19))
+    model = frozen()
+    seen = features_of(flooded, "mask", model.encoders, tmp_path / "cache", loader, 48, maps=True)
+    larger = replace(seen, features={key: 50 * maps for key, maps in seen.features.items()})
+
+    def learn(maps, name, standardise=True):
+        fit = FitSettings(augment=False, epochs=3, lr=0.01, standardise=standardise)
+        settings = TransferSettings(fit=fit, loader=loader, seed=5).complete(task)
+        engine, model = Engine(RunFolder(tmp_path / name), Console(quiet=True), "cpu"), frozen()
+        return train_on_maps(model, maps, parts, settings, engine)["confusion"], model
+
+    (told, first), (again, second) = learn(seen, "seen"), learn(larger, "larger")
+    np.testing.assert_array_equal(told, again)
+    assert (told != learn(larger, "plain", standardise=False)[0]).any()
+    keys = {name: map_names(name, model.encoder(name)) for name in model.encoders}
+    maps = {n: [torch.tensor(seen.features[k][12:15]) for k in keys[n]] for n in keys}
+    with torch.no_grad():
+        a = first.classify(maps, (8, 8), 3)
+        b = second.classify({n: [50 * x for x in maps[n]] for n in maps}, (8, 8), 3)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    # what is saved takes pictures as they are
+    raw, sensors = flooded[14]["images"], flooded.modalities
+    images = {name: scaled(raw[name][None], sensors[name], 48) for name in sensors}
+    with torch.no_grad():
+        guess = first.eval()(images, size=(32, 32)).argmax(1)
+    truth = flooded[14]["target"]["mask"][None]
+    assert truth.shape == guess.shape and (confusion_of_masks(guess, truth, 2)[0] == told[2]).all()
+
+
+def test_convolutions_of_standardised_maps_take_maps_as_they_are(frozen):
+    model = frozen()
+    shapes = {n: model.encoder(n).channels[-3:] for n in model.encoders}
+    maps = {n: [3 + 2 * torch.randn(4, c, 6, 6) for c in shapes[n]] for n in shapes}
+    moments = {n: [(x.mean((0, 2, 3)), x.std((0, 2, 3))) for x in maps[n]] for n in maps}
+    plain = {
+        n: [
+            (x - m[:, None, None]) / s[:, None, None]
+            for x, (m, s) in zip(maps[n], moments[n], strict=True)
+        ]
+        for n in maps
+    }
+    with torch.no_grad():
+        expected = model.classify(plain, (12, 12), 4)
+        model.unstandardise(moments)
+        torch.testing.assert_close(
+            model.classify(maps, (12, 12), 4), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("more", [{"freeze": False}, {}, {"augment": False, "test_flip": True}])
+def test_standardising_what_is_not_kept_is_refused(flooded, more):
+    more = dict(more)
+    fit = FitSettings(standardise=True, augment=more.pop("augment", None))
+    task = make_task("mask", flooded.targets["mask"])
+    with pytest.raises(ConfigError, match=r"fit\.standardise: is for the maps of frozen encoders"):
+        TransferSettings(fit=fit, **more).complete(task)
 
 
 def test_maps_and_masks_are_kept_and_found_again(flooded, frozen, tmp_path, features_of):

@@ -95,14 +95,20 @@ def train_on_maps(
         settings: with a complete `fit`.
         engine: where it runs.
     """
-    task = parts.task
-    stored = _StoredMaps(parts.data, task.name, seen)
+    task, moments = parts.task, {}
+    if settings.fit.standardise:
+        moments = {key: _moments(maps, parts.train) for key, maps in seen.features.items()}
+    stored = _StoredMaps(parts.data, task.name, seen, moments)
     names = list(stored.modalities)
     here = replace(settings.loader, workers=0)  # reading is a copy; workers would cost more
     batches = _picture_loader(stored, parts.train, task, names, here, settings.seed)
     trainee = _plain_trainee(_OnStoredMaps(model), task, settings.fit, batches)
     here_settings = replace(settings, loader=here)
     engine.fit(trainee, batches, _validation(stored, parts, here_settings, names))
+    if moments:  # what is tested and saved takes the maps as they are
+        keys = {name: map_names(name, model.encoder(name)) for name in model.encoders}
+        model.unstandardise({name: [moments[key] for key in keys[name]] for name in keys})
+        stored = _StoredMaps(parts.data, task.name, seen)
     tested = _picture_loader(stored, parts.test, task, names, here)
     return engine.test(trainee, tested, len(parts.test))
 
@@ -238,11 +244,19 @@ class _StoredMaps(PairedDataset):  # private, so that --help does not offer it
         data: the data set that the maps are of.
         target: the label, a mask.
         seen: the maps, and the masks of all samples.
+        moments: `{name of a map: mean and standard deviation (C,)}`, by which maps are
+            standardised; without any they stay as they are.
     """
 
-    def __init__(self, data: PairedDataset, target: str, seen: Features) -> None:
+    def __init__(
+        self,
+        data: PairedDataset,
+        target: str,
+        seen: Features,
+        moments: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         self.maps, self.masks, self.target = seen.features, seen.masks[target], target
-        self.source = seen
+        self.source, self.moments = seen, dict(moments or {})
         self.modalities = {
             name: Modality(
                 name=name.replace("/", "-"),
@@ -257,15 +271,43 @@ class _StoredMaps(PairedDataset):  # private, so that --help does not offer it
 
     def digest_parts(self) -> object:
         """Return what the maps were made from, in place of their many bytes."""
-        return self.source, self.target
+        return self.source, self.target, sorted(self.moments)
+
+    def _map(self, name: str, index: int) -> Tensor:
+        x = torch.from_numpy(zeroed(self.maps[name][index]))  # (C, H, W)
+        if name not in self.moments:
+            return x
+        mean, std = (moment[:, None, None] for moment in self.moments[name])
+        return (x - mean) / std  # of the zeros of an absent sensor, too, as the model takes those
 
     def read(self, index: int) -> Sample:
         """Read one sample's maps and mask."""
         return {
             "id": self.ids[index],
-            "images": {name: torch.from_numpy(zeroed(m[index])) for name, m in self.maps.items()},
+            "images": {name: self._map(name, index) for name in self.maps},
             "target": {self.target: torch.from_numpy(self.masks[index].astype(np.int64))},
         }
+
+
+def _moments(maps: NDArray[np.float32], rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel of maps, (C,) each, float32.
+
+    Args:
+        maps: (N, C, H, W), NaN where the sensor is absent.
+        rows: the samples that count; without one that has the sensor, 0 and 1.
+    """
+    total = np.zeros(maps.shape[1])
+    squares, count = total.copy(), 0
+    for part in np.array_split(rows, -(-len(rows) // 64)):  # maps may be larger than memory
+        x = maps[part]
+        x = x[~np.isnan(x).all(axis=(1, 2, 3))].astype(np.float64)  # (n, C, H, W)
+        total += x.sum(axis=(0, 2, 3))
+        squares += (x**2).sum(axis=(0, 2, 3))
+        count += x.size // len(total)
+    mean = total / max(1, count)
+    std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0))
+    std[std <= 1e-6 * np.abs(mean)] = 1  # a channel that is always the same says nothing
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
 class _OnStoredMaps(nn.Module):

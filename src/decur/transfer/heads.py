@@ -6,7 +6,7 @@ Late fusion of vectors and an FCN on feature maps (DeCUR, appendix B.2), and CMX
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,23 @@ class FCN(Fusion):
         first = images[next(iter(self.encoders))]
         maps = self._encode(images, present, maps=True)
         return self.classify(maps, size or (first.shape[-2], first.shape[-1]), len(first))
+
+    @torch.no_grad()
+    def unstandardise(self, moments: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> None:
+        """Let convolutions that were trained on standardised maps take the maps as they are.
+
+        The output stays the same: w (x - m) / s + b is (w / s) x + (b - w m / s).
+
+        Args:
+            moments: `{modality: mean and standard deviation (C,) of each map}`.
+        """
+        for name, heads in self.heads.items():
+            assert isinstance(heads, nn.ModuleList)
+            for head, (mean, std) in zip(heads, moments[name], strict=True):
+                assert isinstance(head, nn.Conv2d)
+                weight = head.weight[:, :, 0, 0].double() / std.to(head.weight.device)  # (K, C)
+                self.bias.sub_((weight @ mean.to(weight)).to(self.bias))
+                head.weight.copy_(weight[:, :, None, None])
 
     def classify(
         self, maps: Mapping[str, list[Tensor]], size: tuple[int, int], batch: int

@@ -206,7 +206,7 @@ def _collect(
 ) -> Features:
     """Collect all labels, and what frozen encoders give where that is always the same."""
     dense = not isinstance(model, LateFusion)
-    maps = isinstance(model, FCN) and not settings.fit.augment and not settings.averages
+    maps = isinstance(model, FCN) and settings.stores_maps
     once = {name: model.encoder(name) for name in model.encoders} if settings.freeze else {}
     if settings.augments_probe or (dense and not maps):
         once = {}
@@ -255,6 +255,10 @@ def _learn(
         return _probe(model, seen, parts, settings, engine)
     if isinstance(model, FCN) and seen.features:
         return None, train_on_maps(model, seen, parts, settings, engine)
+    if settings.fit.standardise:
+        raise ConfigError(
+            "fit.standardise: keeps maps, for which masks need one size; leave it out"
+        )
     return None, train_on_pictures(model, parts, settings, engine)
 
 

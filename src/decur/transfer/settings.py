@@ -87,6 +87,10 @@ class FitSettings:
             None: where pictures are trained on anyway. With frozen encoders and the probe "sgd",
             true encodes the augmented pictures in each epoch (B.2), and false or None the pictures
             as they are, once.
+        standardise: train the FCN of frozen encoders on maps whose channels have mean 0 and
+            standard deviation 1 over the training part, so that one learning rate serves encoders
+            whose maps differ in size, as those of fresh and of trained ones do; the model that is
+            tested and saved takes the maps as they are. Needs `augment` false.
         crop: smallest and largest area of a crop, as shares of the picture.
         scales: in place of `crop`, for masks: factors, one of which each picture is enlarged by
             before a piece is cut out of it; what a shrunken one lacks is 0, its mask unknown (CMX).
@@ -113,6 +117,7 @@ class FitSettings:
     schedule: Schedule | None = None
     milestones: tuple[float, ...] = (0.6, 0.8)
     augment: bool | None = None
+    standardise: bool = False
     crop: tuple[float, float] | None = None
     scales: tuple[float, ...] = ()
     piece: tuple[int, int] | None = None
@@ -284,6 +289,12 @@ class TransferSettings:
         return self.freeze and self.probe == "sgd" and self.head == "fcn" and bool(self.fit.augment)
 
     @property
+    def stores_maps(self) -> bool:
+        """Whether a mask is learned from feature maps that are computed once."""
+        fcn = self.freeze and self.head == "fcn"
+        return fcn and self.fit.augment is False and not self.averages
+
+    @property
     def averages(self) -> bool:
         """Whether the mask of a test picture is told from several versions of it, or windows."""
         return self.test_scales != (1.0,) or self.test_flip or self.test_window is not None
@@ -320,6 +331,12 @@ class TransferSettings:
             )
         if fit.class_weights is not None and task.kind == "scalar":
             raise ConfigError(f"fit.class_weights: {task.name!r} is a scalar; leave it out")
+        if fit.standardise and not (self.stores_maps and task.dense):
+            raise ConfigError(
+                "fit.standardise: is for the maps of frozen encoders that an FCN is trained on; "
+                "give it a mask, --freeze true, --fit.augment false and no test_scales, test_flip "
+                "or test_window, or leave it out"
+            )
         if fit.patience is not None and not validated:
             raise ConfigError("fit.patience: needs a validation part; give val_fraction")
         if self.freeze:
