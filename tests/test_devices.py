@@ -46,7 +46,30 @@ from decur.transfer.trainee import Trainee
 GPU = torch.device("cuda:0")
 SAMPLES, SIZE = 8, 64
 OBJECTIVES = list_objectives()
-WAITS = (DataDependentOutputException, DynamicOutputShapeException)
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class CopyWaits(Exception):
+    """A copy between the CPU and a GPU that makes the program wait until all before it is done."""
+
+
+WAITS = (DataDependentOutputException, DynamicOutputShapeException, CopyWaits)
+
+
+class Values(FakeTensorMode):
+    """Tensors without values; copies between devices must not be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in COPIES and not _goes_on(func, args, kwargs or {}):
+            source = args[1] if func is COPIES[1] else args[0]
+            if "cpu" in (source.device.type, made.device.type) and source.device != made.device:
+                raise CopyWaits(f"{source.device} to {made.device}: {tuple(source.shape)}")
+        return made
+
+
+def _goes_on(func, args, kwargs):
+    return kwargs.get("non_blocking") or (func is COPIES[1] and len(args) > 2 and args[2])
 
 
 class StandIn(TorchFunctionMode):
@@ -55,7 +78,7 @@ class StandIn(TorchFunctionMode):
     def __init__(self, computing) -> None:
         super().__init__()
         self.computing = computing  # the stream of the model
-        self.values = FakeTensorMode(allow_non_fake_inputs=True)
+        self.values = Values(allow_non_fake_inputs=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -136,7 +159,15 @@ def test_the_stand_in_finds_what_a_gpu_would_refuse_or_wait_for(gpu):
         assert (there + 1).device == GPU and (here + 1).tolist() == [2, 2, 2]
         with pytest.raises(RuntimeError, match="two different devices"):
             there + here
-        for wait in (lambda: there.sum().item(), lambda: there.tolist(), lambda: there[there > 0]):
+        for wait in (
+            lambda: there.sum().item(),
+            lambda: there.tolist(),
+            lambda: there[there > 0],
+            lambda: there.cpu(),
+            lambda: here.to(GPU),
+            lambda: there.copy_(here),
+            lambda: torch.tensor(1.0, device=GPU),
+        ):
             with pytest.raises(WAITS):
                 wait()
 
@@ -263,7 +294,7 @@ def test_embedding_stays_on_the_gpu_and_waits_for_nothing(absent, size, gpu):
 def test_scaling_stays_on_the_gpu_and_waits_for_nothing(preset, gpu):
     modality = PRESETS[preset]
     with gpu:
-        raw = torch.zeros(2, modality.channels, 8, 8, dtype=torch.int16).to(GPU)
+        raw = torch.zeros(2, modality.channels, 8, 8, dtype=torch.int16).to(GPU, non_blocking=True)
         assert modality.scale(raw).device == GPU
 
 

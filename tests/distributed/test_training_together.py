@@ -1,5 +1,8 @@
 """Several processes train as one with the same global batch, whatever is missing where."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +12,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from decur.objectives import list_objectives
 from decur.pretrain.distributed import Sharded, traffic
+from decur.pretrain.state import TrainingState
+from decur.runs import RunFolder
 
 
 def with_holes(objective, encoder, world):
@@ -92,7 +97,10 @@ def count(case, world):
     real = {name: getattr(dist, name) for name in SENDING}
     for name, function in real.items():
         setattr(dist, name, watched(name, function))
-    train(case, world, max_epochs=1, limit_train_batches=1, more=[Buckets(sent)])
+    with TemporaryDirectory() as folder:
+        more = [Buckets(sent), TrainingState(RunFolder(Path(folder)))]
+        once = {"max_epochs": 1, "limit_train_batches": 1, "enable_checkpointing": True}
+        train(case, world, **once, more=more)
     for name, function in real.items():
         setattr(dist, name, function)
     return sent
@@ -106,6 +114,8 @@ def test_nothing_of_size_k_by_k_is_sent(tmp_path):
     expected = traffic(DIM, modalities=2, batch=BATCH, parameters=parameters, world=world)
     embedding = BATCH // world * DIM  # values, of a view of a sensor on one process
 
+    # in each step Lightning would ask whether a process was told to stop, and wait for the GPU
+    assert "broadcast" not in {name for name, _ in sent}
     averaged = sum(size for name, size in sent if name == "gradients")
     assert 4 * averaged * 2 * (world - 1) // world == expected["gradients"]
     together = 2 * 2 * embedding  # both views of both sensors, in one exchange

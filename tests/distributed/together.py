@@ -130,6 +130,7 @@ def train(case, world=1, double=False, more=(), **options):
         "strategy": "ddp" if world > 1 else "auto",
         "precision": "64-true",
         "max_epochs": STEPS // PER_EPOCH,
+        "enable_checkpointing": False,
         **options,
     }
     trainer = L.Trainer(
@@ -138,7 +139,6 @@ def train(case, world=1, double=False, more=(), **options):
         callbacks=[losses, *more],
         plugins=[SyncBatchNorms()],
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

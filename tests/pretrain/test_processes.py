@@ -107,7 +107,10 @@ def _normalise(rank: int, world: int, folder: str, kernels: str) -> None:
         found[counts] = (out.detach().cpu(), own.grad.cpu(), state)
         mixed = norm.float()(own.detach().bfloat16())  # under autocast: maps of half the digits
         mixed.sum().backward()
-        found[counts] += (mixed.detach().cpu(), _two_views(own.detach(), weight, counts, rank))
+        halved = norm.bfloat16()(own.detach().bfloat16().requires_grad_())  # in "bf16-true"
+        halved.sum().backward()
+        found[counts] += (mixed.detach().cpu(), halved.detach().cpu())
+        found[counts] += (_two_views(own.detach(), weight, counts, rank),)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -150,14 +153,15 @@ def test_normalisation_is_over_all_processes(kernels, tmp_path):
         norm = _normalisation()
         out = norm(whole.requires_grad_())
         (out * weight).sum().backward()
-        outputs, gradients, states, mixed, both = zip(*(f[counts] for f in ranks), strict=True)
+        outputs, gradients, states, *halves, both = zip(*(f[counts] for f in ranks), strict=True)
         assert torch.allclose(torch.cat(outputs), out, rtol=1e-10)
         assert torch.allclose(torch.cat(gradients), whole.grad, rtol=1e-9, atol=1e-12)
         for state in states:
             for key, value in norm.state_dict().items():
                 assert torch.allclose(state[key], value), key
-        assert {x.dtype for x in mixed} == {torch.bfloat16}
-        assert torch.allclose(torch.cat(mixed).double(), out, atol=0.05)
+        for half in halves:
+            assert {x.dtype for x in half} == {torch.bfloat16}
+            assert torch.allclose(torch.cat(half).double(), out, atol=0.05)
         _check_two_views(both, whole, weight)
 
 

@@ -12,7 +12,7 @@ from decur.cli import main
 from decur.encoders import Projector, TimmEncoder
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
-from decur.pretrain import run
+from decur.pretrain import Pretrainer, run
 from decur.pretrain.state import open_run
 
 SMALL = [
@@ -249,3 +249,20 @@ def test_overwriting_no_process_looks_at_what_is_being_deleted(tiny, ready, monk
     with pytest.raises(SystemExit):
         tiny("--projector.width=16", "--overwrite")
     assert list(folder.glob("checkpoints/*"))
+
+
+def test_what_has_no_deterministic_algorithm_is_told_in_one_line(
+    refused, tiny_arguments, tmp_path, monkeypatch
+):
+    def make_views(self, batch, epoch):
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))  # has none on a CPU, either
+
+    monkeypatch.setattr(Pretrainer, "make_views", make_views)
+    monkeypatch.setattr("decur.pretrain.run.save_contact_sheet", lambda *given: tmp_path)
+    given = [*tiny_arguments, f"--run={tmp_path / 'run'}", "--trainer.deterministic=true"]
+    try:
+        said = refused("pretrain", *given)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "trainer.deterministic: true cannot be kept (put_ does not have" in said
+    assert "give warn" in said

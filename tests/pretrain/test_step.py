@@ -179,7 +179,9 @@ def train(**options):
     return losses.values, model.state_dict()
 
 
-def test_where_the_backward_pass_cannot_be_compiled_the_step_is_done_again(backend, caplog):
+def test_where_the_backward_pass_cannot_be_compiled_the_step_is_done_again(
+    backend, caplog, monkeypatch
+):
     def broken(graph, inputs):
         def fail(*values):
             raise RuntimeError("out of shared memory")
@@ -187,8 +189,13 @@ def test_where_the_backward_pass_cannot_be_compiled_the_step_is_done_again(backe
         return make_boxed_func(fail)
 
     backend(aot_autograd(fw_compiler=nop, bw_compiler=broken))
+    seeds, manual_seed_all = [], torch.cuda.manual_seed_all
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda s: seeds.append(s))
     with caplog.at_level(logging.WARNING, "decur"):
         losses, weights = train(compile=True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", manual_seed_all)
+    drawn = seeds[-5:]  # dropout draws the same again, on GPUs, too
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 4
     lines = [r.getMessage() for r in caplog.records if "compile: failed" in r.getMessage()]
     assert len(lines) == 1 and "out of shared memory" in lines[0]
     expected, right = train(compile=False)

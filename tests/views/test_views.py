@@ -522,6 +522,18 @@ def test_wrong_seeds_are_named(images):
         Views(SENSORS)(images, torch.rand(6))
 
 
+def test_views_do_not_depend_on_the_type_that_torch_gives_new_tensors(images, seeds):
+    views = Views(SENSORS, size=24)
+    expected = views(images, seeds)
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does in a training in "bf16-true"
+    try:
+        found = views(images, seeds)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, pair in expected.items():
+        assert all(torch.equal(*both) for both in zip(found[name], pair, strict=True)), name
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_same_views_come_without_waiting(images, seeds):
     views = Views(SENSORS, size=24)

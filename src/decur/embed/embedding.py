@@ -38,7 +38,7 @@ from decur.embed.parts import PartData, PartWriter
 from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError, DataError
 from decur.layers import override
-from decur.pretrain.trainer import quiet_lightning
+from decur.pretrain.trainer import keep_raw_values, quiet_lightning
 from decur.runs import RunFolder, write_json, writing
 from decur.terminal import progress_bar, tell_result
 from decur.transfer.settings import encoder_sources
@@ -149,6 +149,7 @@ def _embed(
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
     check_processes(engine.strategy.root_device.type, engine.num_devices)
+    keep_raw_values(engine)
     _keep(folder, about)  # not before the trainer: the folder holds on to these options
     if engine.is_global_zero:
         console.print(f"data        {data.describe()}", highlight=False)

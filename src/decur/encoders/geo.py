@@ -10,6 +10,7 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from decur.devices import send
 from decur.encoders.base import Encoder
 from decur.errors import ConfigError, DataError, needing
 
@@ -121,7 +122,7 @@ class DOFAEncoder(Encoder):
         places = self.backbone.pos_embed
         if (grid := self._grid(x)) != (14, 14):
             places = resample_abs_pos_embed(places, list(grid))
-        waves = torch.tensor(self.options["wavelengths"], device=x.device, dtype=x.dtype)
+        waves = send(torch.tensor(self.options["wavelengths"], dtype=x.dtype), x.device)
         y = self.backbone.patch_embed(x, waves)[0] + places[:, 1:]
         first = self.backbone.cls_token + places[:, :1]
         y = torch.cat([first.expand(len(y), -1, -1), y], dim=1)  # (B, 1 + patches, D)

@@ -201,6 +201,8 @@ class _NormaliseByKernels(torch.autograd.Function):
         """Return what `_Normalise.forward` does; statistics are float32 (float64 for float64)."""
         x = _dense(x)
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        # They mix two types at most: of the maps, and of all that is kept for each channel.
+        weight, bias = (None if p is None else p.to(exact) for p in (weight, bias))
         each = _split(x, parts)
         if len(x):
             found = [torch.batch_norm_stats(part, eps) for part in each]  # (C,) each

@@ -126,12 +126,10 @@ class StepStart:
         self._gradients = [
             (p, None if p.grad is None else p.grad.clone()) for p in model.parameters()
         ]
-        self._random = torch.random.get_rng_state()
 
     def restore(self) -> None:
-        """Put batch statistics, gradients and random numbers back."""
+        """Put batch statistics and gradients back; random numbers are a function of the step."""
         for buffer, kept in self._buffers:
             buffer.copy_(kept)
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
-        torch.random.set_rng_state(self._random)

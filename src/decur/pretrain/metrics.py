@@ -44,7 +44,8 @@ class Meter:
         new = torch.stack((new.nan_to_num(0.0), (~new.isnan()).float()))
         if names not in self._totals:
             before = [self._loaded.pop(name, (0.0, 0.0)) for name in names]
-            self._totals[names] = send(torch.tensor(before).T.contiguous(), new.device)
+            sums = torch.tensor(before, dtype=torch.float32).T.contiguous()  # (2, n)
+            self._totals[names] = send(sums, new.device)
         self._totals[names] = self._totals[names] + new
 
     def means(self) -> dict[str, float]:

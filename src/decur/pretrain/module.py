@@ -343,6 +343,10 @@ class Pretrainer(L.LightningModule):
             # Lightning's max_steps does not go on rightly from the end of an epoch
             steps_now = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
             self.trainer.should_stop = steps_now and self.global_step + 1 >= self.max_steps
+        self._seed_dropout(batch_idx)
+
+    def _seed_dropout(self, batch_idx: int) -> None:
+        """Seed the random numbers of the CPU and of every GPU for one step."""
         rank = 0 if self._trainer is None else self.global_rank
         key = f"{self.seed}/{self.current_epoch}/{batch_idx}/{rank}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
@@ -396,6 +400,7 @@ class Pretrainer(L.LightningModule):
     def _repeat_step(self, start: StepStart, meter: Meter) -> Tensor:
         """Return the loss of a step that is done again from its start."""
         start.restore()
+        self._seed_dropout(start.batch_idx)
         self.meter.__dict__.update(meter.__dict__)
         precision: Any = self.trainer.precision_plugin
         with precision.train_step_context():

@@ -47,6 +47,7 @@ from decur.pretrain.trainer import (
     quiet_lightning,
     refuse_accumulation,
     refuse_endless,
+    reporting_determinism,
     seed_everything,
     take_max_steps,
 )
@@ -183,6 +184,7 @@ def _pretrain(
         with (
             reporting_lost_processes(trainer),
             reporting_lost_workers(),
+            reporting_determinism(),
             reporting_callbacks(own_callbacks),
         ):
             trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from decur.errors import ConfigError, DataError, Interrupted, WriteError
 from decur.locks import refuse_lost
+from decur.objectives.distributed import gather_integers
 from decur.pretrain.data import ResumableLoader
 from decur.pretrain.settings import CheckpointSettings
 from decur.runs import RunFolder, atomic, make_folder, write_text
@@ -188,7 +189,7 @@ class TrainingState(Checkpoint):
         if trainer.world_size > 1:
             if batch_idx % AGREE_EVERY:
                 return
-            wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
+            wanted = any(theirs for (theirs,) in gather_integers([int(wanted)]))
         if wanted:
             self.save(trainer)
             self._stop_on_signal(trainer)
@@ -244,6 +245,10 @@ class TrainingState(Checkpoint):
         """Take the signals over from Lightning, too, which would end the run unsaved."""
         for number in self._handlers:
             signal.signal(number, self._on_signal)
+        # Of several processes, Lightning asks in each step whether one was told to stop, and the
+        # host waits for the GPU's answer; `on_train_batch_end` asks the hosts.
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = _nothing
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -269,6 +274,10 @@ class TrainingState(Checkpoint):
             )
         if number:
             raise Interrupted(number)
+
+
+def _nothing() -> None:
+    pass
 
 
 def open_run(folder: RunFolder, config: str | None, anew: bool = False) -> Path | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -38,6 +39,7 @@ def make_trainer(
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"trainer: {error}; see --trainer.* in --help") from error
     check_processes(trainer.strategy.root_device.type, trainer.num_devices)
+    keep_raw_values(trainer)
     if trainer.strategy.root_device.type == "cuda":
         torch.set_float32_matmul_precision(float32_matmul)
     if isinstance(trainer.strategy, DDPStrategy):
@@ -46,6 +48,41 @@ def make_trainer(
         # batch statistics are those of all processes, and so the same on each
         trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
     return trainer
+
+
+def keep_raw_values(trainer: L.Trainer) -> None:
+    """Let pictures reach a model of half precision as they were read: it scales them first.
+
+    Lightning would round them before, in "bf16-true" an elevation above 2,048 m to 16 m.
+
+    Args:
+        trainer: changed in place.
+    """
+    plugin: Any = trainer.precision_plugin
+    plugin.convert_input = _unchanged
+
+
+def _unchanged(data: Any) -> Any:
+    return data
+
+
+@contextmanager
+def reporting_determinism() -> Iterator[None]:
+    """Say in one line that a part of a training has no deterministic algorithm.
+
+    Raises:
+        ConfigError: with torch's name of the part.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "does not have a deterministic implementation" not in text:
+            raise
+        raise ConfigError(
+            f"trainer.deterministic: true cannot be kept ({text.partition(',')[0]}); give warn, "
+            "which says so and goes on, or choose an encoder without that part"
+        ) from error
 
 
 def seed_everything(seed: int) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 from torchvision.transforms import RandomResizedCrop  # type: ignore[import-untyped]
 
 from decur.data.sample import VOID
+from decur.devices import send
 from decur.encoders.build import colour_order
 from decur.encoders.imagenet import IMAGENET
 from decur.errors import ConfigError
@@ -43,7 +44,7 @@ def crop_and_flip(
     box = torch.tensor(drawn, dtype=torch.float32)  # (B, 4): top, left, height, width
     box /= torch.tensor([height, width, height, width])
     mirror = 1 - 2 * (torch.rand(count) < 0.5).float()
-    theta = _affine(box, mirror).to(first.device)
+    theta = send(_affine(box, mirror), first.device)
     cropped = {
         name: _take(x, theta, (x.shape[-2], x.shape[-1]), "bilinear") for name, x in images.items()
     }
@@ -89,7 +90,7 @@ def scale_and_flip(
     place = torch.where(share < 1, torch.rand(count, 2), 0.5)
     box = torch.cat([(1 - share) * place, share], dim=1)  # (B, 4): top, left, height, width
     mirror = 1 - 2 * (torch.rand(count) < 0.5).float()
-    theta = _affine(box, mirror).to(mask.device)
+    theta = send(_affine(box, mirror), mask.device)
     taken = {}
     for name, x in images.items():
         own = (round(piece[0] * x.shape[-2] / height), round(piece[1] * x.shape[-1] / width))
@@ -140,7 +141,7 @@ def mean_colour(modality: Modality) -> tuple[float, ...]:
 def _colour(fill: Mapping[str, Sequence[float]] | None, name: str, like: Tensor) -> Tensor:
     """Return the colour of a sensor for pictures (B, C, H, W): (C, 1, 1)."""
     values = (fill or {}).get(name, (0.0,))
-    return like.new_tensor(values)[:, None, None]
+    return send(torch.tensor(values, dtype=like.dtype), like.device)[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def _positions(pixels: Tensor, flip: Tensor, size: tuple[int, int]) -> list[Tens
     result = []
     for axis, length in enumerate(size):
         start, extent = pixels[:, axis].unbind(1)  # (B,)
-        centres = (torch.arange(length) + 0.5) / length  # (length,), in (0, 1)
+        # of a type of its own: Lightning sets another default in a training of half precision
+        centres = (torch.arange(length, dtype=torch.float32) + 0.5) / length  # (length,), in (0, 1)
         at = start[:, None] + extent[:, None] * centres - 0.5  # (B, length)
         last = torch.maximum(start, start + extent - 1)[:, None]
         at = at.clamp(start[:, None], last)  # a crop's edge is an edge: nothing from outside
