@@ -121,6 +121,9 @@ def test_a_chart_has_the_numbers_of_its_figure(tmp_path):
     assert diamond["error_y"]["array"] == [0.125] and diamond["xaxis"] == "x2"
     assert layout["xaxis3"]["tickvals"] == [1, 100] and layout["xaxis3"]["type"] == "log"
     assert layout["xaxis3"]["ticktext"] == ["one", "hundred"]
+    squares = next(t for t in traces if t.get("marker", {}).get("symbol") == "square")
+    assert squares["hovertemplate"] == named["_s1"]["hovertemplate"] == "%{y:.4g}"
+    assert diamond["hovertemplate"] == "%{x:.4g}"  # what names stand for is no number
     low, high = third.get_xlim()
     np.testing.assert_allclose(layout["xaxis3"]["range"], np.log10([low, high]))
     assert [title["text"] for title in layout["annotations"]] == ["cost in $"]
@@ -142,6 +145,43 @@ def test_what_is_not_lines_and_bars_alone_stays_a_picture(what):
     elif what == "too much":
         axis.plot(np.zeros(charts.MOST))
     assert charts.chart_of(figure) is None
+
+
+def test_levels_among_bars_are_lines_with_gaps():
+    pytest.importorskip("matplotlib")
+    figure, axis = plotting.single(3, 3)
+    axis.bar([0, 1], [2, 3], label="a")
+    axis.hlines([1, 2], [-0.4, 0.6], [0.4, 1.4], color="black", label="chance")
+    (levels,) = [t for t in charts.chart_of(figure)["data"] if t["name"] == "chance"]
+    assert levels["x"] == [-0.4, 0.4, None, 0.6, 1.4, None]
+    assert levels["y"] == [1, 1, None, 2, 2, None]
+    axis.vlines([0], [0], [1])
+    assert charts.chart_of(figure) is None
+
+
+@pytest.mark.parametrize("count", [10, charts.MOST, charts.MOST + 1])
+def test_a_map_tells_of_each_point_what_it_is(count):
+    step = 1 if count <= charts.MOST else 2
+    rows = np.arange(count)
+    xy = np.stack([rows, -rows], 1) / 7
+    odd = charts.Group("odd", rows[1::2], "#112233", "x")
+    even = charts.Group("even", rows[::2], "#445566")
+    value = charts.Group("", rows, np.where(rows < 4, np.nan, rows))
+    names = [str(row) for row in rows]
+    points = charts.Points(names, [f"<b>{name}" for name in names], "things")
+    chart = scripts.harmless(charts.map_of(xy, [("kind", [odd, even]), ("<i>", [value])], points))
+    assert chart["looks"] == [("kind", [0, 1]), ("<i>", [2])]
+    told = chart["points"]
+    assert told["names"] == names[::step] and told["about"][1] == f"<b>{names[step]}"
+    assert bool(told["left_out"]) == (step > 1)
+    crosses, circles, coloured = chart["data"]
+    assert (crosses["marker"]["symbol"], circles["marker"]["symbol"]) == ("x", "circle")
+    assert crosses["visible"] and not coloured["visible"] and coloured["marker"]["showscale"]
+    assert coloured["marker"]["color"][0] is None
+    for trace in chart["data"]:
+        shown = [int(told["names"][number]) for number in trace["customdata"]]
+        np.testing.assert_allclose(trace["x"], xy[shown, 0], rtol=1e-5)
+    assert len(coloured["x"]) == -(-count // step) == len(crosses["x"]) + len(circles["x"])
 
 
 def test_a_page_runs_its_own_scripts_and_holds_the_library_once(library, run, tmp_path):

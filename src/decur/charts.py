@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# "data" and "layout" as plotly takes them; of a map also "looks" and "points", which the script of
-# the page reads: see `map_of`.
+# "data" and "layout" as plotly takes them, "width" in pixels at most; of a map also "looks" and
+# "points", which the script of the page reads: see `map_of`.
 Chart = dict[str, Any]
 
 MOST = 6000  # points that a browser draws at once without delay
 _MARKED = 200  # points of a line, above which it has no markers
-_INCH, _LEGEND = 96, 40  # pixels
+_INCH, _LEGEND, _DPI = 96, 40, 110  # pixels: of height, for names, of the width of a picture
 _DASHES = {"--": "dash", ":": "dot", "-.": "dashdot"}
 _SYMBOLS = {"^": "triangle-up", "s": "square", "D": "diamond", "x": "x", "|": "line-ns"}
+_HEADING = {"showarrow": False, "yanchor": "bottom"}
+_SCALES = {"linear", "log"}
 _NOTHING = ("None", "none", " ", "", None)
 
 
@@ -40,8 +42,7 @@ def chart_of(figure: Figure) -> Chart | None:
     if not panels or any(_shows_more(panel) for panel in panels):
         return None
     named = any(panel.get_legend() for panel in panels) or bool(figure.legends)
-    spec = panels[0].get_subplotspec()
-    if spec is None:  # panels at places of their own
+    if (spec := panels[0].get_subplotspec()) is None:  # at a place of its own
         return None
     grid = spec.get_gridspec()
     rows = -(-len(panels) // grid.ncols)
@@ -57,29 +58,47 @@ def chart_of(figure: Figure) -> Chart | None:
         for which in "xy":
             layout[f"{which}axis{place}"], ticks[which] = _axis(panel, which)
         if title := _words(panel.get_title()):
-            layout["annotations"].append(_title(title, **axes))
-        for trace in (*_bars(panel, ticks), *_lines(panel)):
+            at = {"xref": f"x{place} domain", "yref": f"y{place} domain", "x": 0.5, "y": 1}
+            layout["annotations"].append({"text": title, **at} | _HEADING)
+        for trace in (*_bars(panel, ticks), *_lines(panel, ticks)):
             shown = named and bool(trace["name"]) and trace["name"] not in told
             data.append({**trace, **axes, "legendgroup": trace["name"], "showlegend": shown})
             told |= {trace["name"]}
     over_epochs = all(panel.get_xlabel() == "epoch" for panel in panels)
     layout["hovermode"] = "x unified" if over_epochs else "closest"
+    layout["hoverdistance"] = -1 if over_epochs else 20  # of what is told: any, or 20 pixels
     few = sum(len(trace["x"]) for trace in data) <= MOST
-    return {"data": data, "layout": layout} if data and few else None
+    width = round(_DPI * figure.get_figwidth())
+    return {"data": data, "layout": layout, "width": width} if data and few else None
 
 
 def _shows_more(panel: Any) -> bool:
-    """Return whether a panel of matplotlib shows anything but lines and bars."""
-    from matplotlib.container import BarContainer, ErrorbarContainer
+    """Return whether a panel of matplotlib shows anything but lines and bars on plain axes."""
+    from matplotlib.container import BarContainer
 
-    ours: set[int] = set()
-    for container in panel.containers:
-        if isinstance(container, BarContainer):
-            ours |= {id(bar) for bar in container.patches}
-        elif isinstance(container, ErrorbarContainer):
-            ours |= {id(ends) for ends in container.lines[2]}
+    groups = [group for group in panel.containers if isinstance(group, BarContainer)]
+    bars = [bar for group in groups for bar in group.patches]
+    ours = {id(artist) for artist in (*bars, *_errors(panel), *_levels(panel))}
     others = [*panel.images, *panel.texts, *panel.tables, *panel.patches, *panel.collections]
-    return any(id(artist) not in ours for artist in others)
+    plain = panel.name == "rectilinear" and {panel.get_xscale(), panel.get_yscale()} <= _SCALES
+    return not plain or any(id(artist) not in ours for artist in others)
+
+
+def _errors(panel: Any) -> list[Any]:
+    """Return the bars of errors of a panel."""
+    from matplotlib.container import ErrorbarContainer
+
+    groups = [group for group in panel.containers if isinstance(group, ErrorbarContainer)]
+    return [lines for group in groups for lines in group.lines[2]]
+
+
+def _levels(panel: Any) -> list[Any]:
+    """Return the levels that a panel of bars marks, as `hlines` draws them."""
+    from matplotlib.collections import LineCollection
+
+    errors = set(map(id, _errors(panel)))
+    found = [c for c in panel.collections if isinstance(c, LineCollection) and id(c) not in errors]
+    return [lines for lines in found if all(np.ptp(s[:, 1]) == 0 for s in lines.get_segments())]
 
 
 def _axis(panel: Any, which: str) -> tuple[dict[str, Any], dict[float, str]]:
@@ -96,7 +115,7 @@ def _axis(panel: Any, which: str) -> tuple[dict[str, Any], dict[float, str]]:
         places = axis.get_majorticklocs()
         names = axis.get_major_formatter().format_ticks(places)
         ticks = {float(at): _words(name) for at, name in zip(places, names, strict=True)}
-        made |= {"tickvals": list(ticks), "ticktext": list(ticks.values())}
+        made |= {"tickvals": list(ticks), "ticktext": list(ticks.values()), "zeroline": False}
     elif kind == "log":  # 1, 2, 5, 10; of several decades these alone
         made["dtick"] = "D2" if made["range"][1] - made["range"][0] < 3 else 1
     elif axis.get_label_text() == "epoch" and abs(limits[1] - limits[0]) < 12:
@@ -106,19 +125,15 @@ def _axis(panel: Any, which: str) -> tuple[dict[str, Any], dict[float, str]]:
     return made, ticks
 
 
-def _title(text: str, xaxis: str, yaxis: str) -> dict[str, Any]:
-    """Return a heading over the panel of two axes."""
-    where = {"xref": f"{xaxis} domain", "yref": f"{yaxis} domain", "x": 0.5, "y": 1}
-    return {"text": text, "showarrow": False, "yanchor": "bottom", **where}
-
-
-def _lines(panel: Any) -> Iterator[dict[str, Any]]:
+def _lines(panel: Any, ticks: Mapping[str, Mapping[float, str]]) -> Iterator[dict[str, Any]]:
     """Yield a trace for each line of a panel, with its bars of errors where it has such."""
     from matplotlib.colors import to_hex
     from matplotlib.container import ErrorbarContainer
 
     errors = {}
     ends: set[int] = set()
+    told = [f"%{{{which}:.4g}}" for which in "xy" if not ticks[which]]  # names stand on the axis
+    template = ", ".join(told[panel.get_xlabel() == "epoch" :])
     for container in panel.containers:
         if isinstance(container, ErrorbarContainer) and container.lines[0] is not None:
             errors[id(container.lines[0])] = container
@@ -126,15 +141,14 @@ def _lines(panel: Any) -> Iterator[dict[str, Any]]:
     for line in panel.lines:
         if id(line) in ends:
             continue
-        x, y = (np.asarray(v, dtype=float) for v in line.get_data())
+        x, y = (np.asarray(v, dtype=float) for v in line.get_data(orig=False))
         in_data = line.get_transform().contains_branch_seperately(panel.transData)
         # a line across the whole panel
         x = x if in_data[0] else np.asarray(panel.get_xlim())
         y = y if in_data[1] else np.asarray(panel.get_ylim())
         drawn = line.get_linestyle() not in _NOTHING and line.get_linewidth() > 0
         marked = line.get_marker() not in _NOTHING and (len(x) <= _MARKED or not drawn)
-        colour = to_hex(line.get_color())
-        symbol = _SYMBOLS.get(line.get_marker(), "circle")
+        colour, symbol = to_hex(line.get_color()), _SYMBOLS.get(line.get_marker(), "circle")
         size = {".": 5, "|": 14}.get(line.get_marker(), 7)
         about = errors.get(id(line), line)
         trace: dict[str, Any] = {
@@ -146,7 +160,7 @@ def _lines(panel: Any) -> Iterator[dict[str, Any]]:
             "line": {"color": colour, "dash": _DASHES.get(line.get_linestyle(), "solid")},
             "marker": {"color": colour, "symbol": symbol, "size": size, "line": {"width": 0}},
             "opacity": line.get_alpha() or 1,
-            "hovertemplate": "%{y:.4g}" if panel.get_xlabel() == "epoch" else "%{x:.4g}, %{y:.4g}",
+            "hovertemplate": template or "%{y:.4g}",
         }
         if symbol == "line-ns":
             trace["marker"]["line"] = {"width": 2, "color": colour}
@@ -158,6 +172,18 @@ def _lines(panel: Any) -> Iterator[dict[str, Any]]:
                 half = [(span[-1] - span[0]) / 2 if len(span) else 0.0 for span in spans]
                 trace["error_y"] = {"array": _numbers(half), "thickness": 1, "width": 2}
         yield trace
+    for levels in _levels(panel):
+        gap = [[math.nan, math.nan]]  # after each level
+        places = np.concatenate([part for s in levels.get_segments() for part in (s, gap)])
+        yield {
+            "type": "scatter",
+            "mode": "lines",
+            "x": _numbers(places[:, 0]),
+            "y": _numbers(places[:, 1]),
+            "name": _name(levels),
+            "line": {"color": to_hex(levels.get_color()[0]), "width": 2},
+            "hovertemplate": "%{y:.4g}",
+        }
 
 
 def _bars(panel: Any, ticks: Mapping[str, Mapping[float, str]]) -> Iterator[dict[str, Any]]:
@@ -176,7 +202,8 @@ def _bars(panel: Any, ticks: Mapping[str, Mapping[float, str]]) -> Iterator[dict
         middle = start + thick / 2
         names = ticks[along]
         nearest = [min(names, key=lambda at: abs(at - m), default=None) for m in middle]
-        bar = container.patches[0]
+        colours = [to_hex(bar.get_facecolor()) for bar in container.patches]
+        hatch = (container.patches[0].get_hatch() or "")[:1]
         yield {
             "type": "bar",
             "orientation": "h" if flat else "v",
@@ -186,8 +213,8 @@ def _bars(panel: Any, ticks: Mapping[str, Mapping[float, str]]) -> Iterator[dict
             "width": _numbers(thick),
             "name": _name(container),
             "marker": {
-                "color": [to_hex(b.get_facecolor()) for b in container.patches],
-                "pattern": {"shape": (bar.get_hatch() or "")[:1]},
+                "color": colours if len(set(colours)) > 1 else colours[0],
+                "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "#fff"},
             },
             "customdata": [
                 f"{m:.4g}" if at is None else names[at].replace("\n", " ")
@@ -208,13 +235,32 @@ class Group:
         name: in the legend.
         rows: (n,) which points.
         colour: as "#0072B2"; or (n,) numbers, which a scale of colours shows.
-        symbol: of plotly: "circle", "x", "square".
+        marker: as matplotlib calls it: "o", "^", "s", "D" or "x".
     """
 
     name: str
     rows: NDArray[Any]
     colour: str | NDArray[Any]
-    symbol: str = "circle"
+    marker: str = "o"
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Small pictures of some points of a map.
+
+    Args:
+        sheets: `{sensor: sheet}`, as `report.sheet` makes them, all in one order.
+        columns: pictures in a row of a sheet.
+        count: pictures of a sheet.
+        places: of each point of the map that in the sheets, -1 for none.
+        absent: `{sensor: places}` of the pictures that there are not.
+    """
+
+    sheets: Mapping[str, str]
+    columns: int
+    count: int
+    places: Sequence[int]
+    absent: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -223,43 +269,38 @@ class Points:
 
     Args:
         names: of each point, as a selection lists it.
-        about: of each point, what is told under the pointer; perhaps in several lines.
-        what: what a point is, in the plural, as "dimensions".
-        pictures: of each point its place in the sheets, -1 for none; () where there are no sheets.
-        sheets: `{sensor: sheet}` of small pictures, as `report.sheet` makes them, all of one order.
-        columns: pictures in a row of a sheet.
-        pictured: pictures of a sheet.
+        about: of each point, what is told under the pointer, perhaps in several lines.
+        what: what a name names, in the plural, as "dimensions".
+        thumbnails: what is shown under the pointer.
     """
 
     names: Sequence[str]
     about: Sequence[str]
     what: str
-    pictures: Sequence[int] = ()
-    sheets: Mapping[str, str] | None = None
-    columns: int = 1
-    pictured: int = 0
+    thumbnails: Thumbnails | None = None
 
 
-def map_of(xy: NDArray[Any], looks: Mapping[str, Sequence[Group]], points: Points) -> Chart:
+def map_of(xy: NDArray[Any], looks: Sequence[tuple[str, Sequence[Group]]], points: Points) -> Chart:
     """Return a map that may be coloured in several ways, one at a time.
 
     Of more than 6,000 points every n-th is on it.
 
     Args:
         xy: (P, 2) places.
-        looks: `{what points are coloured by: groups}`; the first is shown.
+        looks: what points are coloured by, and their groups; the first is shown.
         points: what they are.
     """
     step = -(-len(xy) // MOST)
     data: list[dict[str, Any]] = []
-    traces: dict[str, list[int]] = {}
+    traces: list[tuple[str, list[int]]] = []
     size = float(np.clip(150 / max(len(xy), 1) ** 0.5, 3.5, 9))
-    for number, (look, groups) in enumerate(looks.items()):
-        traces[look] = list(range(len(data), len(data) + len(groups)))
+    for look, groups in looks:
+        traces.append((look, list(range(len(data), len(data) + len(groups)))))
         for group in groups:
             kept = group.rows % step == 0
             rows = group.rows[kept]
-            marker: dict[str, Any] = {"size": size, "symbol": group.symbol, "opacity": 0.75}
+            symbol = _SYMBOLS.get(group.marker, "circle")
+            marker: dict[str, Any] = {"size": size, "symbol": symbol, "opacity": 0.75}
             if isinstance(group.colour, str):
                 marker["color"] = group.colour
             else:
@@ -275,23 +316,21 @@ def map_of(xy: NDArray[Any], looks: Mapping[str, Sequence[Group]], points: Point
                     "name": group.name,
                     "marker": marker,
                     "hoverinfo": "none",  # the script of the page tells
-                    "visible": number == 0,
+                    "visible": len(traces) == 1,
                     "showlegend": isinstance(group.colour, str),
                 }
             )
-    hidden = {"visible": False}
-    layout = {"xaxis": hidden, "yaxis": hidden | {"scaleanchor": "x"}, "height": 560}
-    told = {
+    told: dict[str, Any] = {
         "names": list(points.names[::step]),
         "about": list(points.about[::step]),
-        "what": points.what,
-        "left_out": f"1 in {step} of {len(xy):,} {points.what} is here" if step > 1 else "",
-        "pictures": list(points.pictures[::step]),
-        "sheets": dict(points.sheets or {}),
-        "columns": points.columns,
-        "pictured": points.pictured,
     }
-    return {"data": data, "layout": layout, "looks": traces, "points": told}
+    told |= {"what": points.what, "left_out": ""}
+    if step > 1:
+        told["left_out"] = f"1 in {step} of the {len(xy):,} points is here"
+    if pictures := points.thumbnails:
+        told["thumbnails"] = {**vars(pictures), "places": list(pictures.places[::step])}
+    layout = {"xaxis": {"visible": False}, "yaxis": {"visible": False, "scaleanchor": "x"}}
+    return {"data": data, "layout": layout | {"height": 560}, "looks": traces, "points": told}
 
 
 def _name(artist: Any) -> str:

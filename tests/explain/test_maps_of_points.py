@@ -1,14 +1,27 @@
 """Maps of dimensions and of samples: who lies where, with what is known of them."""
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import r2_score
 
+from decur import plotting
 from decur.data import Target
+from decur.data.selection import evenly_spaced
 from decur.explain import DoesNotApply, encoded
 from decur.explain import samples as sample_map
 from decur.explain.base import text
-from decur.explain.dimensions import _across, dimensions, findings, neighbours, plot_map
+from decur.explain.dimensions import (
+    _across,
+    chart_map,
+    dimensions,
+    findings,
+    neighbours,
+    plot_map,
+)
 from decur.explain.tsne import lay_out
 
 pytest.importorskip("openTSNE")
@@ -105,6 +118,16 @@ def split_run(tiny_checkpoint, tiny_loader):
     return run, loader
 
 
+def _assert_places(chart, arrays):
+    """Each look of a chart has each point of a map once, in its place."""
+    for _, traces in chart["looks"]:
+        found = [chart["data"][number] for number in traces]
+        which = np.concatenate([trace["customdata"] for trace in found])
+        places = np.concatenate([np.stack([trace["x"], trace["y"]], 1) for trace in found])
+        assert sorted(which) == list(range(len(arrays["xy"])))
+        np.testing.assert_allclose(places, arrays["xy"][which], rtol=1e-5)
+
+
 def test_common_dimensions_find_their_partners(split_run, tmp_path):
     run, loader = split_run
     arrays = dimensions(run, loader, samples=50)
@@ -118,6 +141,20 @@ def test_common_dimensions_find_their_partners(split_run, tmp_path):
     partner, other, own = neighbours(arrays, unique)
     assert partner < 0.5 and other == 0 and own == 1
     assert len(plot_map(arrays).axes) == 2
+    chart = chart_map(arrays)
+    names, about = chart["points"]["names"], chart["points"]["about"]
+    assert [look for look, _ in chart["looks"]] == ["by sensor", "by part"]
+    _assert_places(chart, arrays)
+    z = encoded(run, loader).embeddings
+    rows = evenly_spaced(60, 50)
+    point = names.index("sar 3")
+    together = np.corrcoef(z["optical"][rows][:, 3], z["sar"][rows][:, 3])[0, 1]
+    assert about[point].startswith("sar 3, common\nwith its partner of optical: ")
+    assert f"{together:.2f}" in about[point] and "sar 15" not in names
+    assert "partner" not in about[names.index("optical 15")]  # which is constant in the other
+    nearest = names[arrays["nearest"][point]]
+    assert about[point].splitlines()[-1].startswith(f"nearest: {nearest}, ")
+    assert chart_map({k: v for k, v in arrays.items() if k != "correlation"}) is None  # an old file
     text = findings(arrays)
     assert "1 do not vary" in text and "100%" in text
     row = text.partition("by chance")[2].partition("</tr>")[0]  # 16 and 15 of 31 points, 24 and 7
@@ -186,6 +223,19 @@ def test_samples_by_what_each_sensor_sees(tiny_checkpoint, tiny_loader, tmp_path
     assert sample_map.told(arrays, "cloud", 0) > 0.4 > sample_map.told(arrays, "cloud", 1)
     assert len(sample_map.plot_map(arrays).axes) == 5 + 1 + 2  # panels, an empty one, colour bars
     assert "Not shown for want of room" in sample_map.findings(arrays)
+    chart = sample_map.chart_map(arrays)
+    points, looks = chart["points"], [look for look, _ in chart["looks"]]
+    assert looks == ["sensor", *arrays["labels"].tolist()]
+    _assert_places(chart, arrays)
+    assert points["names"] == [loader.ids[row] for row in arrays["sample"]]
+    assert f"cloud: {cloud[0]:.4g}" in points["about"][0]
+    shown = points["thumbnails"]
+    assert shown["count"] == 48 and shown["places"] == arrays["sample"].tolist()
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["sheets"]["sar"][23:]))))
+    raw, side = loader.data[5]["images"]["sar"][None], sample_map.SIDE
+    mine = plotting.small_pictures(raw, run.modalities["sar"], side)[0].astype(float)
+    tile = sheet[:side, 5 * side : 6 * side]
+    assert np.abs(tile - mine).mean() < 0.5 * np.abs(sheet[:side, :side] - mine).mean()
 
 
 def test_features_have_a_map_a_sensor(tiny_checkpoint, tiny_loader):

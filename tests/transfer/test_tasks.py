@@ -42,6 +42,22 @@ def test_single_label_metrics_are_those_of_sklearn():
     assert task.known(np.array([0, -1, 2])).tolist() == [True, False, True]
 
 
+def test_the_score_of_each_class_is_drawn_once():
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(0)
+    output, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    task = make_task("kind", Target("class", ("a", "$b", "c")))
+    kept = task.keep(output, labels)
+    (axis,) = task.draw_classes(kept).axes
+    widths = [bar.get_width() for bar in axis.patches][::-1]  # the first class on top
+    assert widths == [row["F1"] for row in task.by_class(kept).values()]
+    assert axis.get_xlabel() == "F1"
+    several = make_task("cover", Target("multilabel", CLASSES))
+    assert several.draw_classes(several.keep(output, (output > 0).float())) is None
+    number = make_task("height", Target("scalar"))
+    assert number.draw_classes(number.keep(output[:, :1], output[:, 0])) is None
+
+
 def test_multilabel_metrics_leave_out_classes_that_nothing_shows():
     task = make_task("cover", Target("multilabel", CLASSES))
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur import plotting
+from decur.charts import Chart
 from decur.errors import ConfigError, install, require
 from decur.plotting import Figure
 from decur.registry import Registry
@@ -51,6 +52,9 @@ class Analysis:
         plots: `{name: function}`, each from these arrays to a figure; it may raise `DoesNotApply`.
             The first paragraph of its docstring is the caption.
         findings: from these arrays to what came out, as HTML made by `decur.report`.
+        charts: `{name of a plot: function}`, each from these arrays to what takes the figure's
+            place where scripts run, as `decur.charts` makes it, or None. Figures of lines and bars
+            have theirs without it.
         several: whether `arrays` takes `beside`, more checkpoints that saw the same data.
         order: sections are sorted by it.
         needs: packages beyond those that any run has.
@@ -62,6 +66,7 @@ class Analysis:
     arrays: Callable[..., Arrays]
     plots: Mapping[str, Callable[[Arrays], Figure]]
     findings: Callable[[Arrays], str]
+    charts: Mapping[str, Callable[[Arrays], Chart | None]] = field(default_factory=dict)
     several: bool = False
     order: int = 50
     needs: tuple[str, ...] = ()

@@ -20,11 +20,11 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.model import Checkpoint, encoded
+from decur.explain.model import Checkpoint, encoded, pictures_of
 from decur.explain.saliency import saliency_maps
 from decur.features import Features, SampleLoader
 from decur.objectives.blocks import is_shared
-from decur.plotting import part_colour, rgb, small_pictures
+from decur.plotting import batch_pictures, part_colour, rgb
 from decur.report import cards, columns, label, paragraph, strip, thumbnail
 
 Float = NDArray[np.float64]
@@ -106,7 +106,9 @@ def browser(
             if a != b:
                 arrays[f"{a}-{b}/rank"] = np.where(has[b][rows], rank, 0)
     for name, used in wanted.items():
-        arrays[f"{name}/neighbor"] = _small(checkpoint, loader, name, used, watch)
+        arrays[f"{name}/neighbor"] = pictures_of(checkpoint, loader, used, SMALL, watch, [name])[
+            name
+        ]
         arrays[f"{name}/neighbor_ids"] = text(*(loader.ids[row] for row in used))
     return arrays
 
@@ -127,12 +129,10 @@ def _pictures(
         except DoesNotApply:
             salient = {}
         found: Arrays = {}
-        for name in checkpoint.modalities:
+        for name, pictures in batch_pictures(batch, checkpoint.modalities, SIDE).items():
             has = batch["present"][name].numpy()
             found[f"{name}/present"] = has
-            found[f"{name}/picture"] = np.zeros((len(has), SIDE, SIDE, 3), np.uint8)
-            if has.any():
-                found[f"{name}/picture"][has] = _rendered(checkpoint, batch, name, SIDE)
+            found[f"{name}/picture"] = pictures
             for part in checkpoint.parts if salient else ():
                 maps = np.zeros((len(has), SIDE, SIDE), np.uint8)
                 if has.any():
@@ -145,27 +145,6 @@ def _pictures(
     # A batch that lacks the sensor whose encoder has no places gives saliency, others give none.
     keys = [key for key in parts[0] if all(key in part for part in parts)]
     return {key: np.concatenate([part[key] for part in parts]) for key in keys}
-
-
-def _small(
-    checkpoint: Checkpoint, loader: SampleLoader, name: str, rows: NDArray[Any], watch: Watch
-) -> NDArray[np.uint8]:
-    """Return small pictures of some rows, all of which have the sensor."""
-    if not len(rows):
-        return np.zeros((0, SMALL, SMALL, 3), np.uint8)
-    few = SampleLoader(
-        loader.data, settings=loader.settings, among=[loader.indices[row] for row in rows]
-    )
-    return np.concatenate(
-        [_rendered(checkpoint, batch, name, SMALL) for batch in watch(few, len(few))]
-    )
-
-
-def _rendered(checkpoint: Checkpoint, batch: Any, name: str, side: int) -> NDArray[np.uint8]:
-    """Return pictures (n, side, side, 3) of the samples that have the sensor."""
-    return small_pictures(
-        batch["images"][name][batch["present"][name]], checkpoint.modalities[name], side
-    )
 
 
 def _statistics(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.charts import Chart, Group, Points, map_of
 from decur.data.selection import interleaved
 from decur.explain.base import (
     SEEDS,
@@ -28,6 +29,7 @@ from decur.plotting import Figure, legend, modality_colours, part_colour, subplo
 from decur.report import paragraph, table
 
 FEWEST = 8  # samples that make a dimension a point
+_OF_POINTS = ("xy", "modality", "part", "dimension", "nearest", "correlation", "partner")
 
 
 def dimensions(
@@ -56,10 +58,11 @@ def dimensions(
 
     Returns:
         "modalities", "parts", names; for each point "xy" (P, 2), its "modality" and "part" (P,) by
-        number, its "dimension" (P,), "nearest" (P,), the point that correlates with it best, and
-        "across" (P,), that among the other sensors, -1 where there is none; "samples" and
-        "constant", how many samples there are and dimensions left out. The same of further maps
-        with the prefix "1/" and so on.
+        number, its "dimension" (P,), "nearest" (P,), the point that correlates with it best,
+        "across" (P,), that among the other sensors, -1 where there is none, "correlation" (P,) with
+        the nearest, and "partner" (P, M), that with the same dimension of each other sensor, NaN
+        where there is none; "samples" and "constant", how many samples there are and dimensions
+        left out. The same of further maps with the prefix "1/" and so on.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -81,6 +84,8 @@ def dimensions(
         features, found = _points(checkpoint, whole, rows[some])
         xy, nearest = lay_out(features, perplexity, seed, watch)
         found |= {"xy": xy, "nearest": nearest, "across": _across(features, found["modality"])}
+        found["correlation"] = (features * features[nearest]).mean(1)
+        found["partner"] = _partners(features, found, len(names))
         arrays |= {f"{number}/{key}" if number else key: x for key, x in found.items()}
     return arrays
 
@@ -125,8 +130,8 @@ def _points(
 
 
 def plot_map(arrays: Arrays) -> Figure:
-    """Each map twice: coloured by sensor, and by part; a row for each batch of samples."""
-    maps = [""] + sorted((k[:-2] for k in arrays if k.endswith("/xy")), key=lambda k: int(k[:-1]))
+    """Coloured by sensor, and by part; a map for each batch of samples."""
+    maps = _maps(arrays)
     low, high = arrays["xy"].min(0), arrays["xy"].max(0)
     shape = float(np.clip((high - low)[1] / (high - low)[0], 0.5, 1))
     figure, axes = subplots(len(maps), 2, width=4.4, height=4.2 * shape + 0.6)
@@ -170,6 +175,63 @@ def _draw(axes: NDArray[Any], arrays: Arrays) -> None:
         axis.set_aspect("equal", adjustable="datalim")
     axes[0].set_title("by sensor (x: unique)" if "unique" in parts else "by sensor", fontsize=9)
     axes[1].set_title("by part", fontsize=9)
+
+
+def chart_map(arrays: Arrays) -> Chart | None:
+    """Return the maps, of which each point tells what it correlates with."""
+    if "correlation" not in arrays:  # of a version before 0.2
+        return None
+    looks: list[tuple[str, list[Group]]] = []
+    about: list[str] = []
+    places: list[NDArray[Any]] = []
+    names: list[str] = []
+    for number, prefix in enumerate(_maps(arrays)):
+        of = {**arrays, **{k: arrays[prefix + k] for k in _OF_POINTS}}
+        own = _names(of)
+        batch = f", batch {number + 1}" if len(_maps(arrays)) > 1 else ""
+        looks += [(kind + batch, groups) for kind, groups in _looks(of, start=len(names))]
+        about += [_about(of, own, point) for point in range(len(own))]
+        places.append(of["xy"])
+        names += own
+    return map_of(np.concatenate(places), looks, Points(names, about, "dimensions"))
+
+
+def _maps(arrays: Arrays) -> list[str]:
+    """Return the prefixes of the maps' arrays in order."""
+    return ["", *sorted((k[:-2] for k in arrays if k.endswith("/xy")), key=lambda k: int(k[:-1]))]
+
+
+def _names(arrays: Arrays) -> list[str]:
+    """Return the names of the points of a map."""
+    sensors = arrays["modalities"].tolist()
+    which = zip(arrays["modality"].tolist(), arrays["dimension"].tolist(), strict=True)
+    return [f"{sensors[sensor]} {dimension}" for sensor, dimension in which]
+
+
+def _looks(arrays: Arrays, start: int) -> Iterator[tuple[str, list[Group]]]:
+    """Yield what a map is coloured by, and its groups, whose rows are counted from a start."""
+    sensors, parts = arrays["modalities"].tolist(), arrays["parts"].tolist()
+    colours = modality_colours(sensors)
+    found: dict[str, list[Group]] = {"by sensor": [], "by part": []}
+    for number, part in enumerate(parts):
+        chosen, marker = arrays["part"] == number, "x" if part == "unique" else "o"
+        rows = start + np.flatnonzero(chosen)
+        found["by part"].append(Group(part, rows, part_colour(part, parts), marker))
+        for at, sensor in enumerate(sensors):
+            rows = start + np.flatnonzero(chosen & (arrays["modality"] == at))
+            found["by sensor"].append(Group(f"{sensor}, {part}", rows, colours[sensor], marker))
+    yield from found.items()
+
+
+def _about(arrays: Arrays, names: Sequence[str], point: int) -> str:
+    """Return what is told of a point of a map."""
+    part = arrays["parts"][arrays["part"][point]]
+    lines = [f"{names[point]}, {part}"]
+    for sensor, value in zip(arrays["modalities"], arrays["partner"][point], strict=True):
+        if not np.isnan(value):
+            lines.append(f"with its partner of {sensor}: {value:.2f}")
+    lines.append(f"nearest: {names[arrays['nearest'][point]]}, {arrays['correlation'][point]:.2f}")
+    return "\n".join(lines)
 
 
 def findings(arrays: Arrays) -> str:
@@ -253,6 +315,19 @@ def _across(features: NDArray[np.float32], sensor: NDArray[Any]) -> NDArray[np.i
     return found
 
 
+def _partners(features: NDArray[np.float32], points: Arrays, sensors: int) -> NDArray[np.float64]:
+    """Return how each point correlates with the same dimension of each other sensor: (P, M)."""
+    sensor, dimension = points["modality"], points["dimension"]
+    place = np.full((sensors, int(dimension.max()) + 1), -1)
+    place[sensor, dimension] = np.arange(len(dimension))
+    found = np.full((len(dimension), sensors), np.nan)
+    for other in range(sensors):
+        partner = place[other, dimension]
+        there = (partner >= 0) & (sensor != other)
+        found[there, other] = (features[there] * features[partner[there]]).mean(1)
+    return found
+
+
 register(
     Analysis(
         name="dimensions",
@@ -264,6 +339,7 @@ register(
         ),
         arrays=dimensions,
         plots={"map": plot_map},
+        charts={"map": chart_map},
         findings=findings,
         order=20,
         needs=("openTSNE",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from decur.encoders import Encoder, Projector
@@ -15,6 +17,7 @@ from decur.errors import ConfigError, DataError
 from decur.explain.base import Watch, unwatched
 from decur.features import FeatureModel, Features, SampleLoader, compute_features
 from decur.modality import Modality
+from decur.plotting import batch_pictures
 from decur.pretrain.metrics import read_metrics
 from decur.runs import RunFolder
 
@@ -151,6 +154,36 @@ def encoded(checkpoint: Checkpoint, loader: SampleLoader, watch: Watch = unwatch
         labels = {name: x for name, x in found.labels.items() if kinds[name] != "mask"}
         loader.kept[checkpoint] = replace(found, labels=labels)
     return loader.kept[checkpoint]
+
+
+def pictures_of(
+    checkpoint: Checkpoint,
+    loader: SampleLoader,
+    rows: NDArray[np.int64],
+    side: int,
+    watch: Watch = unwatched,
+    sensors: Sequence[str] | None = None,
+) -> dict[str, NDArray[np.uint8]]:
+    """Read square pictures of some samples.
+
+    Args:
+        checkpoint: whose sensors.
+        loader: the samples.
+        rows: (n,) which of them.
+        side: of the pictures, in pixels.
+        watch: shows how far it is.
+        sensors: whose pictures; None for all.
+
+    Returns:
+        `{sensor: (n, side, side, 3)}`, black where a sample lacks the sensor.
+    """
+    shown = {name: checkpoint.modalities[name] for name in sensors or checkpoint.modalities}
+    if not len(rows):
+        return {name: np.zeros((0, side, side, 3), np.uint8) for name in shown}
+    among = [loader.indices[row] for row in rows]
+    few = SampleLoader(loader.data, settings=loader.settings, among=among)
+    found = [batch_pictures(batch, shown, side) for batch in watch(few, len(few))]
+    return {name: np.concatenate([pictures[name] for pictures in found]) for name in shown}
 
 
 def check_alike(checkpoints: list[Checkpoint]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.charts import Chart, Group, Points, Thumbnails, map_of
 from decur.data import Target
 from decur.data.selection import evenly_spaced
 from decur.explain.base import (
@@ -20,16 +22,26 @@ from decur.explain.base import (
     text,
     unwatched,
 )
-from decur.explain.model import Checkpoint, encoded
-from decur.explain.tsne import lay_out
+from decur.explain.model import Checkpoint, encoded, pictures_of
+from decur.explain.tsne import lay_out, reduced
 from decur.features import SampleLoader
-from decur.plotting import ABSENT, MARKERS, Figure, legend, modality_colours, plain, subplots
+from decur.plotting import (
+    ABSENT,
+    MARKERS,
+    Figure,
+    legend,
+    modality_colours,
+    plain,
+    subplots,
+)
 from decur.probes import score_of_neighbours
-from decur.report import paragraph, table
+from decur.report import paragraph, sheet, table
 from decur.scores import METRICS, chance, standardised
 
 PANELS = 4  # labels shown
 NEIGHBOURS = 10  # on the map, that tell a label
+PICTURES, SIDE = 400, 48  # that are kept of all sensors, and the pixels of each
+_COLUMNS = 20  # of them in a row of a sheet
 COMPONENTS = 50  # principal ones that t-SNE sees, as is usual
 # Paul Tol's "muted": colours that the colour-blind can tell apart.
 CLASSES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933")
@@ -61,8 +73,10 @@ def samples(
 
     Returns:
         "modalities" and "maps", names; for each point "xy" (P, 2), its "map" and "modality" by
-        number and its "sample" (P,); "labels", names of panels, "label/NAME" (samples,) with NaN
-        unknown, "classes/NAME" (none for numbers); "hidden", labels for which there is no room.
+        number and its "sample" (P,); "ids" (samples,); "labels", names of panels, "label/NAME"
+        (samples,) with NaN unknown, "classes/NAME" (none for numbers); "hidden", labels for which
+        there is no room; "pictured" (t,), samples by number, and "thumbnail/M" (t, s, s, 3) uint8
+        of each sensor M, black where the sample lacks it.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -91,7 +105,7 @@ def samples(
             np.concatenate([of[i] for i in which]) for of in (points, modality, sample)
         )
         try:
-            xy, _ = lay_out(_reduced(vector, seed), perplexity, seed, watch)
+            xy, _ = lay_out(reduced(vector, COMPONENTS, seed), perplexity, seed, watch)
         except DoesNotApply as reason:  # the other sensors have theirs
             reasons.append(str(reason))
         else:
@@ -109,30 +123,70 @@ def samples(
     arrays["labels"], arrays["hidden"] = text(*list(labels)[:PANELS]), text(*list(labels)[PANELS:])
     for label in arrays["labels"].tolist():
         arrays[f"label/{label}"], arrays[f"classes/{label}"] = labels[label]
-    return arrays
+    arrays["ids"] = text(*(loader.ids[row] for row in rows))
+    arrays["pictured"] = evenly_spaced(len(rows), max(1, PICTURES // len(names)))
+    pictures = pictures_of(checkpoint, loader, rows[arrays["pictured"]], SIDE, watch)
+    return arrays | {f"thumbnail/{name}": of for name, of in pictures.items()}
 
 
 def plot_map(arrays: Arrays) -> Figure:
-    """A row for each map: coloured by sensor, and by each label."""
-    maps, labels = arrays["maps"].tolist(), arrays["labels"].tolist()
-    together = maps == ["all sensors"]
-    shown = [None, *labels] if together or not labels else labels
-    panels = [(number, label) for number in range(len(maps)) for label in shown]
-    columns = len(shown) if len(maps) > 1 else min(3, len(panels))
+    """Coloured by sensor, and by each label; a row for each map."""
+    maps, looks = arrays["maps"].tolist(), _looks(arrays)
+    columns = len(looks) // len(maps) if len(maps) > 1 else min(3, len(looks))
     width = min(4.4, 8.8 / columns)
-    figure, axes = subplots(-(-len(panels) // columns), columns, width=width, height=width * 1.1)
+    figure, axes = subplots(-(-len(looks) // columns), columns, width=width, height=width * 1.1)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(looks) :]:
         axis.axis("off")
-    for axis, (number, label) in zip(axes.flat, panels, strict=False):
-        chosen = arrays["map"] == number
-        (_by_sensor if label is None else _by_label)(axis, arrays, chosen, label)
-        title = label or "sensor"
-        title = title if together else f"{maps[number]}: {title}"
+    for axis, (title, groups) in zip(axes.flat, looks, strict=False):
+        _draw(axis, arrays["xy"], groups)
         axis.set_title(plain(title), fontsize=9)
     return figure
+
+
+def chart_map(arrays: Arrays) -> Chart | None:
+    """Return the map, of which each point tells its sample, the labels and the pictures."""
+    if "ids" not in arrays:  # of a version before 0.2
+        return None
+    ids, sensors = arrays["ids"].tolist(), arrays["modalities"].tolist()
+    about = []
+    for sensor, sample in zip(arrays["modality"], arrays["sample"], strict=True):
+        lines = [f"{ids[sample]}: {sensors[sensor]}"]
+        for label in arrays["labels"].tolist():
+            value, classes = arrays[f"label/{label}"][sample], arrays[f"classes/{label}"]
+            if not np.isnan(value):
+                lines.append(f"{label}: {classes[int(value)] if len(classes) else f'{value:.4g}'}")
+        about.append("\n".join(lines))
+    place = {int(sample): at for at, sample in enumerate(arrays["pictured"])}
+    shown = {name: arrays[f"thumbnail/{name}"] for name in sensors}
+    thumbnails = Thumbnails(
+        sheets={name: sheet(pictures, _COLUMNS) for name, pictures in shown.items()},
+        columns=_COLUMNS,
+        count=len(arrays["pictured"]),
+        places=[place.get(int(sample), -1) for sample in arrays["sample"]],
+        absent={k: np.flatnonzero(~x.any(axis=(1, 2, 3))).tolist() for k, x in shown.items()},
+    )
+    points = Points([ids[sample] for sample in arrays["sample"]], about, "samples", thumbnails)
+    return map_of(arrays["xy"], _looks(arrays), points)
+
+
+def _looks(arrays: Arrays) -> list[tuple[str, list[Group]]]:
+    """Return what each map is coloured by, in turn, and the groups of its points."""
+    maps, labels = arrays["maps"].tolist(), arrays["labels"].tolist()
+    together = maps == ["all sensors"]
+    found = []
+    for number, title in enumerate(maps):
+        chosen = arrays["map"] == number
+        for label in [None, *labels] if together or not labels else labels:
+            groups = (
+                _by_sensor(arrays, chosen) if label is None else _by_label(arrays, chosen, label)
+            )
+            found.append(
+                ((label or "sensor") if together else f"{title}: {label or 'sensor'}", groups)
+            )
+    return found
 
 
 def findings(arrays: Arrays) -> str:
@@ -189,16 +243,6 @@ def _known(arrays: Arrays, label: str, modality: int) -> tuple[NDArray[Any], NDA
     return arrays["xy"][chosen][~np.isnan(y)], y[~np.isnan(y)]
 
 
-def _reduced(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    from sklearn.decomposition import PCA
-
-    if not x.any():  # none, or all alike: there are no axes
-        return x
-    count = min(COMPONENTS, *x.shape)
-    reduced: NDArray[np.float32] = PCA(count, random_state=seed).fit_transform(x)
-    return reduced
-
-
 def _labels(
     values: dict[str, NDArray[Any]], targets: dict[str, Target]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.str_]]]:
@@ -224,63 +268,64 @@ def _labels(
     return found | {name: several[name] for name in evenly}
 
 
-def _by_sensor(axis: Any, arrays: Arrays, chosen: NDArray[np.bool_], label: None) -> None:
+def _by_sensor(arrays: Arrays, chosen: NDArray[np.bool_]) -> list[Group]:
+    """Return a group a sensor, of some points."""
     names = arrays["modalities"].tolist()
-    colours = modality_colours(names)
-    shown: list[tuple[str, Any]] = []
+    colours, groups = modality_colours(names), []
     for number, name in enumerate(names):
-        some = chosen & (arrays["modality"] == number)
-        if some.any():
-            marker = MARKERS[number % len(MARKERS)]
-            shown.append((name, _points(axis, arrays["xy"][some], marker, color=colours[name])))
-    _legend(axis, shown)
+        rows = np.flatnonzero(chosen & (arrays["modality"] == number))
+        if len(rows):
+            groups.append(Group(name, rows, colours[name], MARKERS[number % len(MARKERS)]))
+    return groups
 
 
-def _by_label(axis: Any, arrays: Arrays, chosen: NDArray[np.bool_], label: str) -> None:
+def _by_label(arrays: Arrays, chosen: NDArray[np.bool_], label: str) -> list[Group]:
+    """Return a group a class of some points, or all of them with their numbers."""
     values = arrays[f"label/{label}"][arrays["sample"]]
     classes = arrays[f"classes/{label}"].tolist()
-    xy, unknown = arrays["xy"], np.isnan(values)
-    named: list[tuple[str, Any]] = []
-    if (chosen & unknown).any():
-        named.append(("unknown", _points(axis, xy[chosen & unknown], "o", color=ABSENT)))
+    unknown = np.isnan(values)
     counts = [int((chosen & (values == number)).sum()) for number in range(len(classes))]
     order = sorted(range(len(classes)), key=lambda number: -counts[number])
     shown = sorted(number for number in order[: len(CLASSES)] if counts[number])
     palette = CLASSES if len(classes) > 2 else ("#999999", CLASSES[1])
-    rest = chosen & ~unknown & ~np.isin(values, shown)
-    if classes and rest.any():
-        named.append(("others", _points(axis, xy[rest], "o", color="#777777")))
-    for place, number in enumerate(shown):
-        some = chosen & (values == number)
-        named.append((classes[number], _points(axis, xy[some], "o", color=palette[place])))
+    kinds = [("unknown", chosen & unknown, ABSENT)]
     if classes:
+        kinds.append(("others", chosen & ~unknown & ~np.isin(values, shown), "#777777"))
+    kinds += [
+        (classes[number], chosen & (values == number), palette[place])
+        for place, number in enumerate(shown)
+    ]
+    groups = [Group(name, np.flatnonzero(of), colour) for name, of, colour in kinds if of.any()]
+    known = np.flatnonzero(chosen & ~unknown)
+    return groups if classes else [*groups, Group("", known, values[known])]
+
+
+def _draw(axis: Any, xy: NDArray[np.float32], groups: Sequence[Group]) -> None:
+    """Draw groups of points, with a legend of their names or a bar of their numbers."""
+    named = []
+    for group in groups:
+        coloured = isinstance(group.colour, str)
+        points = axis.scatter(
+            *xy[group.rows].T,
+            s=float(np.clip(12000 / max(len(group.rows), 1), 4, 30)),
+            marker=group.marker,
+            linewidths=0,
+            alpha=0.75,
+            **({"color": group.colour} if coloured else {"c": group.colour, "cmap": "viridis"}),
+        )
+        named.append((group.name, points))
+        if not coloured:
+            how = {"location": "bottom", "fraction": 0.05, "pad": 0.02}
+            axis.figure.colorbar(points, ax=axis, **how).ax.tick_params(labelsize=8)
+    if all(isinstance(group.colour, str) for group in groups):
         _legend(axis, named)
-        return
-    known = chosen & ~unknown
-    points = _points(axis, xy[known], "o", c=values[known], cmap="viridis")
-    bar = axis.figure.colorbar(points, ax=axis, location="bottom", fraction=0.05, pad=0.02)
-    bar.ax.tick_params(labelsize=8)
-
-
-def _points(axis: Any, xy: NDArray[np.float32], marker: str, **how: Any) -> Any:
-    size = float(np.clip(12000 / max(len(xy), 1), 4, 30))
-    return axis.scatter(*xy.T, s=size, marker=marker, linewidths=0, alpha=0.75, **how)
 
 
 def _legend(axis: Any, shown: list[tuple[str, Any]]) -> None:
-    legend(
-        axis,
-        [handle for _, handle in shown],
-        [name for name, _ in shown],
-        fontsize=8,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.01),
-        ncols=3,
-        frameon=False,
-        markerscale=1.5,
-        handletextpad=0.1,
-        columnspacing=0.8,
-    )
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 3, "frameon": False}
+    close = {"markerscale": 1.5, "handletextpad": 0.1, "columnspacing": 0.8}
+    names, handles = [name for name, _ in shown], [handle for _, handle in shown]
+    legend(axis, handles, names, fontsize=8, **below, **close)
 
 
 register(
@@ -294,6 +339,7 @@ register(
         ),
         arrays=samples,
         plots={"map": plot_map},
+        charts={"map": chart_map},
         findings=findings,
         order=25,
         needs=("openTSNE",),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FIRST = 100  # place of the first analysis in the report: after what other commands write
 LAST = 900  # place of the first analysis that has nothing to say: after all others
-FORMAT = 3  # raised when an analysis would come out otherwise
+FORMAT = 4  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
 
 
@@ -99,7 +99,9 @@ def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "
             path.unlink(missing_ok=True)
             body.append(report.paragraph(str(reason)))
             continue
-        body.append(report.figure(path, (inspect.getdoc(plot) or "").partition("\n\n")[0]))
+        caption = (inspect.getdoc(plot) or "").partition("\n\n")[0]
+        chart = analysis.charts[name](arrays) if name in analysis.charts else None
+        body.append(report.figure(path, caption, chart))
     body.append(analysis.findings(arrays))
     where = arrays_path(folder, analysis).relative_to(folder.path)
     body.append(report.note(". ".join(filter(None, [samples, f"Arrays: {where}"]))))

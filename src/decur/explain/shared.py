@@ -333,6 +333,7 @@ def plot_canonical(arrays: Arrays) -> Figure:
 def _bars(axis: Any, arrays: Arrays, pair: str, bars: dict[str, Any], chance: Any) -> None:
     a, b = map(plain, arrays[f"{pair}/sensors"].tolist())
     width = 0.8 / len(bars)
+    places = []
     for place, (name, values) in enumerate(bars.items()):
         x = np.arange(2) + (place - (len(bars) - 1) / 2) * width
         axis.bar(
@@ -345,7 +346,10 @@ def _bars(axis: Any, arrays: Arrays, pair: str, bars: dict[str, Any], chance: An
             linewidth=0,
             label=name,
         )
-        axis.hlines(chance[name], x - 0.45 * width, x + 0.45 * width, color="black", linewidth=1.5)
+        places.append(x)
+    at, levels = np.concatenate(places), np.concatenate([chance[name] for name in bars])
+    reach = 0.45 * width
+    axis.hlines(levels, at - reach, at + reach, color="black", linewidth=1.5, label="chance")
     axis.axhline(0, color="grey", linewidth=0.5)
     axis.set_xticks([0, 1], [f"{a}\nto {b}", f"{b}\nto {a}"], fontsize=8)
     axis.tick_params(axis="y", labelsize=8)

@@ -82,3 +82,19 @@ def lay_out(
     found = tsne.fit(affinities=affinities, initialization=start)
     next(ticks, None)  # so that a bar ends
     return np.asarray(found, dtype=np.float32), neighbours[:, 0].astype(np.int64)
+
+
+def reduced(x: NDArray[np.float32], components: int, seed: int) -> NDArray[np.float32]:
+    """Return the first principal components of vectors, as t-SNE is usually given.
+
+    Args:
+        x: (n, d); those that are all zero are returned as they are.
+        components: at most how many.
+        seed: of the solver.
+    """
+    from sklearn.decomposition import PCA
+
+    if not x.any():  # none, or all alike: there are no axes
+        return x
+    found: NDArray[np.float32] = PCA(min(components, *x.shape), random_state=seed).fit_transform(x)
+    return found

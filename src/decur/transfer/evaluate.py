@@ -225,6 +225,9 @@ def write_report(
     if plotting.available():
         path = plotting.save(task.draw(kept), folder.figures / "transfer.png")
         body.append(report.figure(path, f"{task.name} on the test part."))
+        if (bars := task.draw_classes(kept)) is not None:
+            path = plotting.save(bars, folder.figures / "transfer-classes.png")
+            body.append(report.figure(path, "Score of each class, as in the table above."))
         if examples is not None:
             about = "The best, the median and the worst sample of the test part by IoU, with ids."
             body.append(report.figure(examples, about))

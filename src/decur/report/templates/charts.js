@@ -7,7 +7,7 @@ const INK = "#1b2330", LINE = "#dbe0e7", ZERO = "#a3aebd";
 
 /* The library, packed by gzip. The policy of the page admits its text by the digest. */
 async function load() {
-  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+  const packed = Uint8Array.from(atob(document.querySelector('script[type="text/plain"]').textContent), (c) => c.charCodeAt(0));
   const text = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
   script.textContent = await new Response(text).text();
@@ -31,7 +31,7 @@ function layout(chart) {
     legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
   });
   for (const [key, axis] of Object.entries(made)) {
-    if (/^[xy]axis/.test(key)) Object.assign(axis, { automargin: true, gridcolor: LINE, zerolinecolor: ZERO });
+    if (/^[xy]axis/.test(key)) Object.assign(axis, { automargin: true, gridcolor: LINE, zerolinecolor: ZERO, title: { ...axis.title, standoff: 8 } });
   }
   if (grid) Object.assign(grid, { xgap: 0.2, ygap: 0.35 });
   if (grid && narrow.matches) {
@@ -54,6 +54,7 @@ async function draw(chart, picture) {
     modeBarButtons: [chart.points ? ["lasso2d", ...zoom] : zoom],
     displayModeBar: chart.points ? true : touch ? false : "hover",
   };
+  if (chart.width) area.style.maxWidth = `${chart.width}px`;
   picture.before(area);
   try {
     await Plotly.newPlot(area, chart.data, layout(chart), config);
@@ -68,24 +69,24 @@ async function draw(chart, picture) {
 
 /* A map of points: what it is coloured by, what is under the pointer, and which are chosen. */
 function describe({ looks, points }, figure, area) {
-  const names = Object.keys(looks), number = (n) => n.toLocaleString("en");
-  if (names.length > 1) {
+  const number = (n) => n.toLocaleString("en"), { thumbnails } = points;
+  if (looks.length > 1) {
     const choice = element("select", { className: "look", ariaLabel: "colours" });
-    names.forEach((name, k) => choice.append(element("option", { value: k }, `colours: ${name}`)));
+    looks.forEach(([name], k) => choice.append(element("option", { value: k }, `colours: ${name}`)));
     choice.addEventListener("change", () => {
-      const shown = new Set(looks[names[+choice.value]]);
+      const shown = new Set(looks[+choice.value][1]);
       Plotly.restyle(area, { visible: area.data.map((_, k) => shown.has(k)) });
     });
     area.before(choice);
   }
   const tip = element("div", { className: "tip", hidden: true });
   const list = element("textarea", { readOnly: true, rows: 4, hidden: true }), told = element("span");
-  const start = touch ? "Tap a point to see what it is; the lasso above the map chooses some." : "Draw around points to list them.";
+  const start = `Draw around points${touch ? ", with the lasso above them," : ""} to list their ${points.what}.`;
   told.textContent = [points.left_out && `${points.left_out}.`, start].filter(Boolean).join(" ");
   area.after(tip, element("label", { className: "chosen" }, told, list));
 
   function thumbnail(sensor, sheet, place) {
-    const { columns: c, pictured } = points, rows = Math.ceil(pictured / c);
+    const { columns: c, count } = thumbnails, rows = Math.ceil(count / c);
     const part = (k, n) => (n > 1 ? (100 * k) / (n - 1) : 0), made = element("i");
     made.style.backgroundImage = `url(${sheet})`;
     made.style.backgroundSize = `${100 * c}% ${100 * rows}%`;
@@ -93,8 +94,10 @@ function describe({ looks, points }, figure, area) {
     return element("div", {}, made, sensor);
   }
   area.on("plotly_hover", ({ points: [{ customdata }], event }) => {
-    const box = figure.getBoundingClientRect(), place = points.pictures[customdata] ?? -1;
-    const pictures = place < 0 ? [] : Object.entries(points.sheets).map(([s, sheet]) => thumbnail(s, sheet, place));
+    const box = figure.getBoundingClientRect(), place = thumbnails?.places[customdata] ?? -1, pictures = [];
+    for (const [sensor, sheet] of place < 0 ? [] : Object.entries(thumbnails.sheets)) {
+      if (!thumbnails.absent[sensor].includes(place)) pictures.push(thumbnail(sensor, sheet, place));
+    }
     tip.replaceChildren(points.about[customdata], ...(pictures.length ? [element("br"), ...pictures] : []));
     tip.hidden = false;
     const x = event.clientX - box.left;

@@ -169,6 +169,14 @@ class Task(ABC):
     def draw(self, kept: Kept) -> Figure:
         """Draw the result; needs matplotlib."""
 
+    def draw_classes(self, kept: Kept) -> Figure | None:
+        """Draw the first score of each class; None without classes, or where `draw` does it."""
+        scores = {name: next(iter(row.items())) for name, row in self.by_class(kept).items()}
+        if not scores:
+            return None
+        (metric, _), *_ = scores.values()
+        return draw_bars({name: value for name, (_, value) in scores.items()}, metric)
+
 
 def make_task(name: str, target: Target) -> Task:
     """Return the task of a label.

@@ -161,3 +161,6 @@ class MultiLabel(Task):
         """Average precision by class."""
         values = {name: row["AP"] for name, row in self.by_class(kept).items()}
         return draw_bars(values, "average precision")
+
+    def draw_classes(self, kept: Kept) -> None:
+        """Nothing: `draw` shows the classes."""
