@@ -20,6 +20,12 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/* A name on an axis, cut where it would leave no room for the bars, but not within "&lt;". */
+function short(text) {
+  const letters = text.match(/&\w+;|<br>|./gsu) ?? [], most = narrow.matches ? 18 : 44;
+  return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : text;
+}
+
 /* What all charts have in common; on a phone the panels stand below one another. */
 function layout(chart) {
   const made = structuredClone(chart.layout), { grid } = made;
@@ -31,7 +37,9 @@ function layout(chart) {
     legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
   });
   for (const [key, axis] of Object.entries(made)) {
-    if (/^[xy]axis/.test(key)) Object.assign(axis, { automargin: true, gridcolor: LINE, zerolinecolor: ZERO, title: { ...axis.title, standoff: 8 } });
+    if (!/^[xy]axis/.test(key)) continue;
+    axis.ticktext = axis.ticktext?.map(short);
+    Object.assign(axis, { automargin: true, gridcolor: LINE, zerolinecolor: ZERO, title: { ...axis.title, standoff: 8 } });
   }
   if (grid) Object.assign(grid, { xgap: 0.2, ygap: 0.35 });
   if (grid && narrow.matches) {
