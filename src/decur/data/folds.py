@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold, KFold
 
 from decur.data.base import Derived, PairedDataset
 from decur.errors import ConfigError
@@ -38,6 +37,8 @@ def fold_split(
     Raises:
         ConfigError: if there are too few samples or groups, or `fold` is none of the folds.
     """
+    from sklearn.model_selection import GroupKFold, KFold  # slow to import
+
     if not 0 <= fold < folds:
         raise ConfigError(f"fold: must lie in 0 to {folds - 1} (folds is {folds}), is {fold}")
     chosen = np.array(groups)[rows] if groups is not None else None
