@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from PIL import Image
 from decur.data import LoaderSettings, PairedFolder, SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.encoders.backbone import TimmEncoder
-from decur.errors import DataError
+from decur.errors import DataError, RunLostError
 from decur.features import (
     FeatureModel,
     SampleLoader,
@@ -21,6 +22,7 @@ from decur.features import (
     compute_features,
     iterate,
 )
+from decur.locks import holding
 
 HERE = LoaderSettings(batch_size=5, workers=0)
 
@@ -245,6 +247,14 @@ def test_an_interruption_leaves_nothing_half_done(root, model, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), tmp_path / "cache")
     assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".lock"}
+
+
+def test_a_lost_folder_is_not_made_anew_for_the_cache(root, model, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(RunLostError), holding(run):
+        shutil.rmtree(run)
+        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), run / "cache")
+    assert not run.exists()
 
 
 def test_a_full_disk_is_told_in_a_line(root, model, tmp_path, monkeypatch):

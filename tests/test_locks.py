@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from decur.errors import ConfigError, RunLostError, WriteError
-from decur.locks import LOCK, holding
+from decur.locks import LOCK, holding, taking_turns
 from decur.runs import RunFolder, write_text
 
 _HOLD = """
@@ -112,3 +112,23 @@ def test_leftovers_of_dead_commands_are_deleted(tmp_path):
     with RunFolder(tmp_path).owned():
         assert not any(path.exists() for path in left)
     assert kept.exists()
+
+
+def test_on_a_file_system_without_locks_nobody_waits(tmp_path, monkeypatch):
+    path = tmp_path / "a.lock"
+    with taking_turns(path) as held:
+        assert held
+
+    def without(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with taking_turns(path) as held:
+        assert not held
+    monkeypatch.setattr("filelock.FileLock._acquire", lambda self: without_right(path))
+    with pytest.raises(PermissionError), taking_turns(path):
+        pass
+
+
+def without_right(path):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

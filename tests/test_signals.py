@@ -41,7 +41,54 @@ def test_ctrl_c_once_is_an_interrupt():
     outside = signal.signal(signal.SIGINT, before)
     with pytest.raises(KeyboardInterrupt), interruptible() as asked:
         os.kill(os.getpid(), signal.SIGINT)
-    assert asked.is_set() and signal.signal(signal.SIGINT, outside) is before
+    assert asked == [signal.SIGINT] and signal.signal(signal.SIGINT, outside) is before
+
+
+# Python ignores what a destructor raises, and what is raised while it forks a reader.
+_TOLD_IN_A_DESTRUCTOR = """
+import os, signal, sys, tempfile, time
+import decur.command_recipes
+from decur.cli import main
+
+class Busy:
+    def __del__(self):
+        os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+
+def command(arguments):
+    print(tempfile.mkdtemp(), flush=True)
+    Busy()
+    time.sleep(20)
+
+decur.command_recipes.main = command
+main(["recipes"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of Unix")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("SIGTERM", "stopped by SIGTERM"), ("SIGHUP", "stopped by SIGHUP"), ("SIGINT", "interrupted")],
+)
+def test_a_command_that_is_told_to_stop_tidies_up_and_says_so_once(name, told):
+    done = subprocess.run(
+        [sys.executable, "-c", _TOLD_IN_A_DESTRUCTOR, name],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        timeout=15,
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.Signals[name], f"error: {told}\n")
+    assert done.stdout and not Path(done.stdout.strip()).exists()
+
+
+def test_the_same_order_from_two_sides_is_one():
+    before = signal.getsignal(signal.SIGTERM)
+    with interruptible() as asked:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does
+    assert asked == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("ignored", [False, True])

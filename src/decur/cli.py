@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -21,7 +22,7 @@ from decur.errors import (
     printable,
     reason_of,
 )
-from decur.signals import interruptible, refuse_pipes, running_command
+from decur.signals import interruptible, refuse_pipes, running_command, told_of
 from decur.temporary import temporary_folder
 
 # What each command runs, as "module:function", and what it does.
@@ -109,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run `decur COMMAND ...`.
 
     The process exits with 0; with 1 for a fault of decur's; with 2 for what a person can mend; with
-    3 for a training that diverged; with 4 for a process that was lost; with 130 if it is
-    interrupted.
+    3 for a training that diverged; with 4 for a process that was lost; with 128 and the number of a
+    signal if it is interrupted: 130 after Ctrl-C, 143 after SIGTERM.
 
     Args:
         arguments: the words after `decur`; by default those of this process.
@@ -147,18 +148,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     with (
         _said_to_processes(given),
-        _short_warnings(),
         temporary_folder(),
         running_command(),
         interruptible() as asked,
+        _short_warnings(),
     ):
+        number: int = signal.SIGINT
         try:
             with _quiet() if silent else nullcontext():
                 _run(name, rest)
-        except SystemExit:
-            if asked.is_set():  # Lightning takes Ctrl-C for itself, and ends with another code
-                _fail("interrupted", 130)
-            raise
+            return
+        except KeyboardInterrupt:
+            number = asked[0] if asked else number
+        except (Exception, SystemExit) as error:  # libraries may make one of Ctrl-C
+            if not asked:
+                _end(error)
+            number = asked[0]
+        # Only now, since what the exception held has been destroyed.
+        _fail(told_of(number), 128 + number)
 
 
 class _Printable(logging.Formatter):
@@ -230,21 +237,19 @@ def _set_environment(command: str) -> None:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    """Run a command, and turn its errors into one line and an exit code."""
+    """Run a command."""
     module, _, function = COMMANDS[name][0].partition(":")
     try:
         command: Command = getattr(import_module(module), function)
         command(arguments)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:  # `decur recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        _end(error)
 
 
-def _end(error: Exception) -> NoReturn:
+def _end(error: Exception | SystemExit) -> NoReturn:
     """End the process as an error demands, with a traceback only for what is decur's fault."""
+    if isinstance(error, SystemExit):
+        raise error
     if os.environ.get(EVERYWHERE["--debug"]) == "1":
         raise error
     if isinstance(error, DecurError):

@@ -112,6 +112,32 @@ def holding(folder: Path, key: str = "--run") -> Iterator[bool]:
 
 
 @contextmanager
+def taking_turns(path: Path, waiting: str = "") -> Iterator[bool]:
+    """Hold a lock while the block runs; wait as long as another process holds it.
+
+    Args:
+        path: of the lock's file.
+        waiting: the line for the log where another one holds it.
+
+    Yields:
+        Whether the lock is held; False where the file system has no locks.
+    """
+    lock = FileLock(path)
+    with ExitStack() as held:
+        try:
+            try:
+                held.enter_context(lock.acquire(timeout=0))
+            except Timeout:
+                if waiting:
+                    log.info(waiting)
+                held.enter_context(lock)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+        yield lock.is_locked
+
+
+@contextmanager
 def watched(folder: Path) -> Iterator[None]:
     """Tell in one line if a folder is lost while the block writes to it.
 

@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,8 @@ from typing import Any, NoReturn
 HANGUP = tuple(n for n in signal.Signals if n.name == "SIGHUP")  # Windows has none
 STOPPING = (signal.SIGTERM, signal.SIGINT, *HANGUP)  # what tells a command to stop
 _PATIENCE = 5.0  # seconds that a killed process may take to be gone
+_AGAIN = 0.02  # seconds after which a signal comes again that was ignored
+_ONCE = 1.0  # seconds within which the same order to stop may come from two sides
 _command = threading.Event()  # set while this process is a command, and nobody's notebook
 
 
@@ -88,42 +91,75 @@ def is_command() -> bool:
     return _command.is_set()
 
 
-def stop_at_once() -> NoReturn:
+def stop_at_once(number: int = signal.SIGINT) -> NoReturn:
     """Stop unsaved, as Ctrl-C asks for when it comes again.
 
+    Args:
+        number: the signal's.
+
     Raises:
-        KeyboardInterrupt: where the process is no command; a command ends with exit code 130.
+        KeyboardInterrupt: where the process is no command; a command ends with exit code 130, or
+            with that of another signal.
     """
     if not is_command():
         raise KeyboardInterrupt
     # An exception would have libraries tidy up for a while, and change the exit code.
-    os.write(2, b"error: interrupted\n")  # the signal may have come within another print
-    end_process(128 + signal.SIGINT)
+    os.write(2, f"error: {told_of(number)}\n".encode())  # a signal may come within another print
+    end_process(128 + number)
+
+
+def told_of(number: int) -> str:
+    """Return in words that a signal has stopped a command."""
+    if number == signal.SIGINT:
+        return "interrupted"
+    return f"stopped by {signal.Signals(number).name}"
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Let Ctrl-C interrupt the block, and end the process at once when it comes again.
+def interruptible() -> Iterator[list[int]]:
+    """Let Ctrl-C, SIGTERM and SIGHUP interrupt the block; again, they end the process at once.
+
+    Each is a `KeyboardInterrupt`, so that the block tidies up: SIGTERM would end the process where
+    it is, with reading processes and temporary files left behind. Where Python ignores exceptions,
+    in destructors and while it forks, it is raised again afterwards.
 
     Yields:
-        An event that is set once it has come.
+        A list that gets the number of the signal.
     """
-    asked = threading.Event()
-    if not may_be_taken(signal.SIGINT) or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        yield asked
-        return
+    asked: list[int] = []
+    since, ignored = 0.0, False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            stop_at_once()
-        asked.set()
+        nonlocal since, ignored
+        if not asked:
+            asked.append(number)
+            since = time.monotonic()
+        elif ignored:
+            ignored = False
+        # `timeout` sends SIGTERM twice at once, to the process and to its group
+        elif number == signal.SIGINT or time.monotonic() - since > _ONCE:
+            stop_at_once(number)
+        else:
+            return
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    def on_unraisable(told: Any) -> None:
+        nonlocal ignored
+        if not asked:  # else destructors complain of what was interrupted
+            before_unraisable(told)
+        elif isinstance(told.exc_value, KeyboardInterrupt):
+            ignored = True
+            threading.Timer(_AGAIN, os.kill, (os.getpid(), asked[0])).start()
+
+    taken = [n for n in STOPPING if may_be_taken(n) and signal.getsignal(n) != signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in taken}
+    before_unraisable, sys.unraisablehook = sys.unraisablehook, on_unraisable
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = before_unraisable
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def may_be_taken(number: int) -> bool:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from decur.errors import DecurError, Interrupted, reading
+from decur.locks import taking_turns
 from decur.runs import RunFolder, write_json, write_text
 from decur.signals import STOPPING, may_be_taken
 
@@ -112,7 +111,7 @@ def run_cell(cell: Cell) -> str | None:
         Interrupted: if the process was told to stop.
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(cell.folder / LOCK):
+    with taking_turns(cell.folder / LOCK):
         return None if is_done(cell) else _run_command(cell)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from submitit import AutoExecutor
 from submitit import Job as Submitted
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
@@ -29,6 +29,7 @@ from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmiss
 from decur.compare.cells import Cell, run_cell
 from decur.compare.settings import ClusterSettings
 from decur.errors import ConfigError, Interrupted
+from decur.locks import refuse_lost, taking_turns
 from decur.signals import STOPPING, may_be_taken, running_command, stop_at_once
 from decur.temporary import temporary_folder
 
@@ -169,6 +170,8 @@ class Execution:
         self._executor = _executor(folder, cluster)
         self._waiting: list[list[Cell]] = []
         self._running: list[_Running] = []
+        self._alive = folder / "alive.lock"
+        self._locks = False  # whether its file system has locks
         self._lost = False  # whether a job ended before its cells did; its files are kept
         self._count = 0
 
@@ -188,12 +191,13 @@ class Execution:
         if not cells:
             return {}
         _delete_left_behind(self.folder.parent)
+        refuse_lost(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         lines: dict[tuple[str, str, int], list[Cell]] = {}
         for cell in cells:
             lines.setdefault((cell.method, cell.backbone, cell.seed), []).append(cell)
         self._waiting = list(lines.values())
-        with FileLock(self.folder / "alive.lock"), self._told_to_stop() as told:
+        with taking_turns(self._alive) as self._locks, self._told_to_stop() as told:
             try:
                 while self._waiting or self._running:
                     self._submit_ready()
@@ -230,6 +234,7 @@ class Execution:
         return any(unfinished.intersection(cell.needs) for cell in line)
 
     def _submit(self, line: list[Cell]) -> None:
+        refuse_lost(self.folder)
         self._count += 1
         local = self.cluster.name == "local"
         job = Job(
@@ -237,7 +242,7 @@ class Execution:
             events=self.folder / f"events-{self._count}.jsonl",
             cluster=self.cluster.name,
             device=self.free.pop(0) if self.cluster.name != "slurm" else "",
-            alive=self.folder / "alive.lock" if local else None,
+            alive=self._alive if local and self._locks else None,
         )
         # A terminal's Ctrl-C is for this process, which passes it on: children inherit the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -367,7 +372,7 @@ def _delete_left_behind(jobs: Path) -> None:
         try:
             with FileLock(lock, timeout=0):
                 shutil.rmtree(lock.parent, ignore_errors=True)
-        except Timeout:  # another comparison is at work in this folder
+        except OSError:  # another comparison is at work in this folder, or there are no locks
             continue
 
 

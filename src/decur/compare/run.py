@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,8 @@ def _run(
         )
 
     execution = Execution(
-        folder.path / "jobs" / f"{cluster.name}-{os.getpid()}",
+        # a name that no file can lie under already: submitit reads its files as pickles
+        folder.path / "jobs" / f"{cluster.name}-{os.getpid()}-{secrets.token_hex(4)}",
         cluster,
         [] if cluster.name == "slurm" else visible_devices(devices),
         started=on_start,

@@ -82,5 +82,5 @@ def lost_worker(error: BaseException, remedy: str = LESS_MEMORY) -> WorkerLostEr
     cause = "of shared memory (/dev/shm)" if "us error" in text else "of memory"
     return WorkerLostError(
         f"a process that reads samples {how}, perhaps for want {cause}; {remedy}, and give the "
-        "same command again: it goes on from what is saved"
+        "same command again: what is saved is not done anew"
     )

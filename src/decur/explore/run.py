@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.data import PairedDataset
+from decur.data.loader import reporting_lost_workers
 from decur.data.selection import spaced
 from decur.embed.neighbors import Part, Vectors, default_part, ranks, read_vectors, unit_rows
 from decur.embed.parquet import read_header
@@ -87,7 +88,8 @@ def explore(
     console = Console(soft_wrap=True, markup=False, emoji=False)
     if data is None:
         log.info("without --data.root FOLDER the page shows neither pictures nor labels")
-    seen = Seen({}, {}, {}) if data is None else look_at(data, ids, sensors, _watch(console))
+    with reporting_lost_workers("lower --samples"):
+        seen = Seen({}, {}, {}) if data is None else look_at(data, ids, sensors, _watch(console))
     units = {name: _units(each, ids) for name, each in vectors.items()}
     together = part in _COMPARABLE
     pairs = [(a, b) for a in sensors for b in sensors if a == b or together]

@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from decur.digest import CannotBeTold, digest
@@ -20,6 +19,7 @@ from decur.errors import DataError
 from decur.features.model import FeatureModel
 from decur.features.passes import SampleLoader, compute_features, iterate
 from decur.features.rows import Columns, Features, Key, Labels, writing_rows
+from decur.locks import refuse_lost, taking_turns
 from decur.runs import atomic, put_in_place, remove_leftovers, temporary_name
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def cached_features(
     Raises:
         DataError: if more of the data is bad than `loader.settings.max_bad` allows, or the folder
             cannot be written.
+        RunLostError: if the folder is of a run whose folder was lost.
     """
     try:
         plan = _Plan(model, loader, cache, maps)
@@ -255,13 +256,10 @@ def _checksum(path: Path, size: int) -> int:
 @contextmanager
 def _turn(cache: Path, digests: Iterable[str]) -> Iterator[None]:
     """Wait for other runs that compute the same, as the cells of a comparison do at one time."""
+    refuse_lost(cache)
     cache.mkdir(parents=True, exist_ok=True)
+    told = f"another run computes the same features in {cache}; waiting for it"
     with ExitStack() as held:
         for known_by in sorted(digests):  # in one order, so that no two wait for each other
-            lock = FileLock(cache / f".{known_by}.lock")
-            try:
-                held.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                log.info("another run computes the same features in %s; waiting for it", cache)
-                held.enter_context(lock)
+            held.enter_context(taking_turns(cache / f".{known_by}.lock", told))
         yield
