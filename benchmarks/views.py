@@ -17,6 +17,9 @@ What kornia lacks for 13 bands, and what stands in for it:
 Both resample bilinearly without antialiasing (`cropping_mode="resample"`; "slice" crops sample by
 sample and can be had with --slice).
 
+Last, grayscale and solarize as decur has them, on the samples that they concern alone, against the
+same on the whole batch: they concern few.
+
 Measure on idle cores: with several threads every parallel step waits for the slowest, so that any
 other busy process on the same cores swamps both figures. `--threads 1` is robust against that.
 """
@@ -37,6 +40,7 @@ from torch import Tensor
 from decur import Modality
 from decur.views import Views
 from decur.views.augmentation import Augmentation
+from decur.views.pixels import gray_, solarize_
 
 
 class MeanOverBands(K.IntensityAugmentationBase2D):
@@ -72,6 +76,34 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def gray_all(x: Tensor, chosen: Tensor) -> Tensor:
+    """Grayscale of the chosen samples, computed for all."""
+    return torch.where(chosen[:, None, None, None], x.mean(1, keepdim=True), x)
+
+
+def solarize_all(x: Tensor, chosen: Tensor) -> Tensor:
+    """Solarize of the chosen samples, computed for all."""
+    threshold = torch.where(chosen, 0.5, torch.inf)[:, None, None, None]
+    return torch.where(x > threshold, 1 - x, x)
+
+
+def compare_whole(images: Tensor, repeats: int) -> None:
+    """Print how long operations take on some samples, and on all."""
+    chosen = torch.arange(len(images)) % 5 == 0  # a probability of 0.2, as in the recipe
+    there = chosen.to(images.device)
+    cases: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
+        ("gray", lambda: gray_(images, chosen), lambda: gray_all(images, there)),
+        ("solarize", lambda: solarize_(images, chosen, 0.5), lambda: solarize_all(images, there)),
+    ]
+    for name, some, everything in cases:
+        times = []
+        for work in (some, everything):
+            work()
+            measured = [seconds(work, images.device) for _ in range(repeats)]
+            times.append(statistics.median(measured) * 1e3)
+        print(f"{name:8s} {times[0]:.1f} ms on the samples that it concerns, {times[1]:.1f} on all")
 
 
 def main() -> None:
@@ -121,6 +153,7 @@ def main() -> None:
         )
     ratio = statistics.median(times["kornia"]) / statistics.median(times["decur"])
     print(f"decur is {ratio:.1f} times as fast ({args.device}, {torch.get_num_threads()} threads)")
+    compare_whole(torch.rand(*images.shape[:2], args.size, args.size, device=device), args.repeats)
 
 
 if __name__ == "__main__":

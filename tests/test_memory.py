@@ -1,5 +1,7 @@
 """What would need more memory than the machine has is refused in a line that says what to lower."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from decur import memory
@@ -26,3 +28,16 @@ def test_what_is_not_known_counts_nothing(monkeypatch):
     memory.require_memory_for_batch([PICTURE.with_(size=None)], 10, None)
     monkeypatch.setattr(memory, "memory_of_machine", lambda: None)
     memory.require_memory(1e30, what="this", remedy="that")
+
+
+def test_batches_that_shared_memory_cannot_hold_are_told_of(monkeypatch, tmp_path, caplog):
+    there = SimpleNamespace(free=2 * 3 * 10 * 20_000)  # two batches of each process, of bytes
+    monkeypatch.setattr(memory, "_SHARED", tmp_path)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: there)
+    memory.tell_little_shared_memory([PICTURE, PICTURE.with_(size=None)], 10, workers=3)
+    memory.tell_little_shared_memory([PICTURE], 1000, workers=0)
+    assert not caplog.records
+    there.free -= 1
+    memory.tell_little_shared_memory([PICTURE], 10, workers=3)
+    (said,) = caplog.messages
+    assert "lower loader.workers" in said and "--shm-size" in said and "\n" not in said

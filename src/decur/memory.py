@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
 # Where Linux says how much a container may take, in its version 2 and in version 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_SHARED = Path("/dev/shm")  # where reading processes leave batches for the one that trains
+_AHEAD = 2  # batches that each of them has there
 _GB = 1e9
+
+log = logging.getLogger(__name__)
 
 
 def memory_of_machine() -> int | None:
@@ -70,6 +76,32 @@ def require_memory_for_batch(
         what=f"a batch of {batch:,} samples of {pixels:,} pixels",
         remedy=f"lower loader.batch_size or {key}",
     )
+
+
+def tell_little_shared_memory(sensors: Iterable[Modality], batch: int, workers: int) -> None:
+    """Warn where the batches of reading processes do not fit into the machine's shared memory.
+
+    Containers have 64 MB of it unless they are told otherwise, and a process that finds none left
+    is killed.
+
+    Args:
+        sensors: whose pictures a sample has, of known size; a byte a number at least.
+        batch: samples of a batch.
+        workers: processes that read, all on this machine.
+    """
+    if not workers or not _SHARED.is_dir():
+        return
+    sample = sum(m.channels * m.size[0] * m.size[1] for m in sensors if m.size)
+    needed, there = _AHEAD * workers * batch * sample, shutil.disk_usage(_SHARED).free
+    if needed > there:
+        log.warning(
+            "%s: batches of %d reading processes take %.2f GB at least, and %.2f GB are free; give "
+            "the container more (docker run --shm-size=16g), or lower loader.workers",
+            _SHARED,
+            workers,
+            needed / _GB,
+            there / _GB,
+        )
 
 
 def require_memory_for_options(

@@ -22,6 +22,7 @@ from decur.embed.model import Columns, EmbeddingModel
 from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
 from decur.features.rows import refuse_rows_not_finite
+from decur.memory import tell_little_shared_memory
 from decur.runs import put_in_place, reason_not_written, temporary_name
 from decur.signals import ignore_signals
 
@@ -127,6 +128,9 @@ class PartData(L.LightningDataModule):
             for first in range(part * self.size, stop, step):
                 rows.append((part, first + step >= stop, range(first, min(first + step, stop))))
         workers = min(self.settings.processes(), len(rows))
+        if rank == 0:
+            sensors = [self.data.modalities[name] for name in self.names]
+            tell_little_shared_memory(sensors, step, workers)
         return DataLoader(
             _Batches(self.data, self.names, rows, self.placed),
             batch_size=None,

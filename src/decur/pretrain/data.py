@@ -16,6 +16,7 @@ from decur.data.folds import without_fold
 from decur.data.sample import Batch, Collate
 from decur.data.selection import Regrouped, evenly_spaced, select
 from decur.errors import ConfigError
+from decur.memory import tell_little_shared_memory
 from decur.signals import ignore_signals
 
 if TYPE_CHECKING:
@@ -207,6 +208,10 @@ class PairedData(L.LightningDataModule):
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             batches.epoch = progress.processed
         workers = self.settings.processes(sharing)
+        if self.trainer is None or self.trainer.is_global_zero:
+            modalities = self.dataset.modalities.values()
+            share = self.settings.batch_size // world
+            tell_little_shared_memory(modalities, share, workers * sharing)
         return ResumableLoader(
             self.anew or SkipBad(self.dataset.only(targets=())),  # training reads no labels
             batch_sampler=batches,
