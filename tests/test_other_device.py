@@ -180,8 +180,8 @@ def explains(folder):
     from decur.transfer import transfer
 
     os.environ["DECUR_DEBUG"] = "1"
-    checkpoint = Checkpoint.to
-    Checkpoint.to = lambda self, where: checkpoint(self, device)
+    to = Checkpoint.to
+    Checkpoint.to = lambda self, *given, **layout: to(self, *([device] if given else []), **layout)
     transferring.choose_device = predicting.choose_device = lambda name: str(device)
     data = SyntheticScenes(samples=40, size=64, modalities=["optical", "sar"])
     small = ["--data.samples=32", "--data.size=64", "--views.size=64", "--loader.batch_size=16"]

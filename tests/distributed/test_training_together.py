@@ -9,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from together import BATCH, DIM, Case, build, finish, silence, start, train
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor.debug import CommDebugMode
 
 from decur.objectives import list_objectives
 from decur.pretrain.distributed import Sharded, traffic
@@ -142,6 +143,35 @@ def check_sharded(cases, folder):
         ddp, fsdp = torch.load(folder / f"{case.name}.pt", weights_only=True)
         torch.testing.assert_close(fsdp[0], ddp[0], rtol=1e-4, atol=0, msg=case.name)
         compare(fsdp[1], ddp[1], case)
+
+
+class Norms(Callback):
+    """Counts what the optimiser's step exchanges."""
+
+    def __init__(self):
+        self.seen, self.counts = CommDebugMode(), []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.__enter__()
+
+    def on_train_batch_end(self, trainer, pl_module, *given):
+        self.seen.__exit__(None, None, None)
+        self.counts.append(self.seen.get_total_counts())
+
+
+def count_norms(case, world):
+    norms = Norms()
+    train(case, world, precision="32-true", max_epochs=1, more=[norms], strategy=Sharded())
+    return norms.counts
+
+
+@pytest.mark.slow
+def test_lars_over_divided_weights_exchanges_their_norms_at_once(tmp_path):
+    case = Case("decur", "vit")
+    finish(start(2, tmp_path / "found", [case], count_norms))
+    counts = torch.load(tmp_path / "found" / f"{case.name}.pt", weights_only=True)
+    weights = sum(p.ndim > 1 for p in build(case)[0].parameters())
+    assert 0 < max(counts) <= 10 < weights
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.distributed import DistError, default_pg_timeout, distributed_c10d
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -105,11 +106,21 @@ class Sharded(ModelParallelStrategy):
         super().setup_environment()
 
     def setup_optimizers(self, trainer: L.Trainer) -> None:
-        """Make the optimiser of the divided parameters, without kernels for several tensors."""
+        """Make the optimiser of the divided parameters.
+
+        LARS takes them at once: the norms of all go through one exchange, in place of several for
+        each. Other kernels for several tensors, which refuse divided ones beside whole ones, are
+        not used.
+        """
+        from torch.distributed.tensor import DTensor
+
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:  # they refuse divided tensors beside whole ones
-                group.update({key: False for key in ("foreach", "fused") if key in group})
+            for group in optimizer.param_groups:
+                divided = all(isinstance(p, DTensor) for p in group["params"])
+                together = isinstance(optimizer, Lars) and divided
+                kernels = {"foreach": together, "fused": False}
+                group.update({key: use for key, use in kernels.items() if key in group})
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return all weights, on the CPU, on the first process, which writes them; else nothing.
