@@ -2,11 +2,12 @@
 
     python benchmarks/mapping.py                      # 20,000 x 20,000 pixels, a fiftieth measured
     python benchmarks/mapping.py --size 4000 --measured 1
+    python benchmarks/mapping.py --measured 1 --encoder mobilenetv3_small_100 --workers 0
 
 Two tiled GeoTIFFs (3 bands of 8 bits, 2 bands of float32) are written to a temporary folder and
 mapped by a network of fresh weights. Only their first rows hold measurements, since the rest is
 quick to map and takes the same memory, which is the peak of the command and its reading processes
-together, pages that they share counted once; Linux only.
+together, pages that they share counted once; Linux only. Other options go to `decur predict`.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def main() -> None:
     parser.add_argument("--measured", type=float, default=0.02, help="share of the scene")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--workers", type=int, default=1, help="reading processes")
-    args = parser.parse_args()
+    args, others = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name in SENSORS:
             write_scene(root / f"{name}.tif", name, args.size, args.measured)
         write_model(root / "model" / "model.safetensors", args.encoder)
         scene = [f"{name}={root / f'{name}.tif'}" for name in SENSORS]
-        options = ["--out", str(root / "map.tif"), "--loader.workers", str(args.workers)]
+        options = ["--out", str(root / "map.tif"), "--loader.workers", str(args.workers), *others]
         command = ["predict", str(root / "model"), "--scene", *scene, *options]
         start, most = time.perf_counter(), 0.0
         with subprocess.Popen([sys.executable, "-m", "decur", *command]) as process:

@@ -108,10 +108,17 @@ class Toy(model.Predictor):
         return conv2d(images["s1"] / 1000, self.kernel, padding=4)
 
 
-@pytest.mark.parametrize(("window", "overlap"), [(None, 0.5), (48, 0.4), (40, 0.75)])
-def test_windows_blend_into_what_one_piece_gives(window, overlap, scene, tmp_path, monkeypatch):
-    monkeypatch.setattr(scene_module, "open_model", lambda *_: Toy())
-    options = quick(tmp_path / "map.tif", window=window, overlap=overlap)
+@pytest.mark.parametrize(
+    ("window", "overlap", "shifts"),
+    [(None, 0.5, 1), (48, 0.4, 1), (40, 0.75, 1), (48, 0.4, 3), (64, None, 5)],
+)
+def test_windows_blend_into_what_one_piece_gives(
+    window, overlap, shifts, scene, tmp_path, monkeypatch
+):
+    toy = Toy()
+    toy.encoders["s1"].strides = [4, 8, 16]
+    monkeypatch.setattr(scene_module, "open_model", lambda *_: toy)
+    options = quick(tmp_path / "map.tif", window=window, overlap=overlap, shifts=shifts)
     found = pixels_of(predict("toy", scene[:1], **options).path)
     whole = torch.from_numpy(pixels_of(file_of(scene[0])))[None]
     expected = Toy().predict({"s1": whole}, {})[0]
@@ -195,12 +202,12 @@ def test_where_nothing_was_seen_there_is_nodata(make_model, scene, tmp_path):
     pixels = pixels_of(file_of(scene[0]))
     pixels[:, :, 90:] = np.nan
     write_placed(tmp_path / "in" / "s1.tif", pixels)
-    folder = make_model()
-    alone = pixels_of(predict(folder, scene[:1], **quick(tmp_path / "one.tif")).path)
+    folder, own = make_model(), {"window": 32, "overlap": 0.5, "shifts": 1}
+    alone = pixels_of(predict(folder, scene[:1], **quick(tmp_path / "one.tif", **own)).path)
     assert (alone[:, :, 90:] == 255).all() and (alone[:, :, :90] != 255).all()
-    both = pixels_of(predict(folder, scene, **quick(tmp_path / "map.tif")).path)
+    both = pixels_of(predict(folder, scene, **quick(tmp_path / "map.tif", **own)).path)
     assert (both != 255).all()
-    only = pixels_of(predict(folder, scene[1:], **quick(tmp_path / "two.tif")).path)
+    only = pixels_of(predict(folder, scene[1:], **quick(tmp_path / "two.tif", **own)).path)
     # far from where s1 is there, it is as if the scene had none
     assert np.array_equal(both[:, :, 100:], only[:, :, 100:])
 

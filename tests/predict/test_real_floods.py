@@ -35,6 +35,17 @@ def cut(source, path, side):
     return path
 
 
+def mirror(source, path):
+    """Write a raster with its mirror image beside it, so that inner windows can move."""
+    with rasterio.open(source) as file:
+        pixels, profile = file.read(), file.profile
+    pixels = np.concatenate([pixels, pixels[:, :, ::-1]], axis=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", **profile | {"width": pixels.shape[2]}) as written:
+        written.write(pixels)
+    return path
+
+
 def test_a_flood_is_mapped_alike_wherever_the_scene_begins(tmp_path):
     root = tmp_path / "chip"
     for name, file in {**CHIP, "mask": "Labels/Spain_7370579_LabelHand.tif"}.items():
@@ -54,6 +65,7 @@ def test_a_flood_is_mapped_alike_wherever_the_scene_begins(tmp_path):
     data = PairedScenes(root, window=64, stride=32)
     transfer(data, settings)
     options = {"loader": LoaderSettings(batch_size=16, workers=0), "device": "cpu"}
+    small = {**options, "window": 64}
     maps = {}
     for side in (320, 280):
         scene = {n: cut(REAL / f, tmp_path / f"{side}" / f"{n}.tif", side) for n, f in CHIP.items()}
@@ -63,20 +75,27 @@ def test_a_flood_is_mapped_alike_wherever_the_scene_begins(tmp_path):
                 for n in CHIP
             }
         out = str(tmp_path / f"{side}.tif")
-        with rasterio.open(predict(tmp_path / "run", scene, out=out, **options).path) as file:
+        with rasterio.open(predict(tmp_path / "run", scene, out=out, **small).path) as file:
             maps[side] = file.read(1)
     whole = maps[320][CUT : CUT + 280, CUT : CUT + 280]
     assert 0.02 < (whole == 1).mean() < 0.98
     inner = slice(64, -64)  # a window from where the smaller scene ends
     assert (whole[inner, inner] != maps[280][inner, inner]).mean() < 0.001
     assert (whole != maps[280]).mean() < 0.02
-    for file in scene:
-        with rasterio.open(tmp_path / "320" / f"{file}.tif", "r+") as raster:
-            raster.transform @= rasterio.Affine.translation(5, 5)  # windows start elsewhere
-    scene = {n: tmp_path / "320" / f"{n}.tif" for n in CHIP}
-    out = str(tmp_path / "moved.tif")
-    with rasterio.open(predict(tmp_path / "run", scene, out=out, **options).path) as file:
-        assert 0 < (file.read(1) != maps[320]).mean() < 0.05
+    changes = {}
+    mirrored = {n: mirror(REAL / f, tmp_path / "large" / f"{n}.tif") for n, f in CHIP.items()}
+    for name, how in {"default": {}, "one grid": {"overlap": 0.5, "shifts": 1}}.items():
+        found = []
+        for move in (0, 5):
+            for file in mirrored.values():
+                with rasterio.open(file, "r+") as raster:
+                    raster.transform @= rasterio.Affine.translation(move, move)
+            out = str(tmp_path / "moved.tif")
+            path = predict(tmp_path / "run", mirrored, out=out, **options, **how).path
+            with rasterio.open(path) as file:
+                found.append(file.read(1))
+        changes[name] = (found[0] != found[1]).mean()
+    assert 0 < changes["default"] < 0.01 < changes["one grid"] < 0.05
     with rasterio.open(REAL / "Labels" / "Spain_7370579_LabelHand.tif") as file:
         truth = file.read(1)[CUT : CUT + 320, CUT : CUT + 320]
     known = truth >= 0

@@ -24,11 +24,11 @@ _ESSENTIALS = {
     "what predicts, and what it sees": ("model", "scene", "data"),
     "what is written, and where": ("out", "probabilities", "features"),
     "which part of a scene": ("bounds", "resolution", "part"),
-    "windows": ("window", "overlap", "min_valid"),
+    "windows": ("window", "overlap", "shifts", "min_valid"),
     "where it runs": ("device", "loader.batch_size", "loader.workers", "config"),
 }
 # What a data set, whose samples are neither windows nor parts of anything, has no use for.
-_OF_SCENES = ("features", "probabilities", "bounds", "resolution", "part", "window")
+_OF_SCENES = ("features", "probabilities", "bounds", "resolution", "part", "window", "shifts")
 
 
 def build_parser() -> Parser:

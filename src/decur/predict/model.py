@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decur.digest import digest
 from decur.encoders.base import Encoder, refuse_size
@@ -36,6 +36,8 @@ class Predictor(ABC):
         cell: pixels of a window along each step of the output: 1, or an encoder's stride.
         needs_all: whether nothing can be told where a sensor is absent.
         seen_absent: whether some sample of the training lacked a sensor; None: not known.
+        convolutional: whether a place is seen alike in windows of any size that hold what lies
+            around it, since no encoder has attention.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Predictor(ABC):
     cell: int = 1
     needs_all: bool = False
     seen_absent: bool | None = None
+    convolutional: bool = False
     resized: int | None = None  # height and width that the pictures of a training are resized to
     reference: str  # the sensor whose pixels windows have; the first unless a scene says otherwise
 
@@ -126,6 +129,7 @@ class HeadPredictor(Predictor):
         }
         self.resized = header.get("size")
         self.needs_all = isinstance(self.model, CMX)
+        self.convolutional = not any(map(_attends, self.model.modules()))
         self.seen_absent = header.get("absent")
         self.ridge = header.get("probe") == "ridge"
 
@@ -162,6 +166,12 @@ class HeadPredictor(Predictor):
                 return shares
             return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
         return output.sigmoid() if self.kind == "multilabel" else output.softmax(dim=1)
+
+
+def _attends(module: nn.Module) -> bool:
+    """Return whether a layer is an attention, by its class: timm, torch and decur name them so."""
+    name = type(module).__name__.lower()
+    return "attention" in name or "attn" in name
 
 
 def _check_header(file: Path, header: Mapping[str, Any], outputs: int) -> None:

@@ -17,7 +17,9 @@ from decur.predict.windows import Area, Axis, Plan, Tile
 
 log = logging.getLogger(__name__)
 
-_WINDOW = 256  # pixels, where it is not known what a model was trained on
+_WINDOW = 256  # pixels, at least, of convolutional networks, and where no size is known
+_SHIFTS = 5  # grids of windows for masks of convolutional networks
+_OVERLAP = (0.125, 0.5)  # of windows on several grids, and on one
 _MOST = 2**39  # bytes of a map before compression
 _HELD = 2**28  # bytes of the sums of a tile
 _WITHIN = 1e-3  # pixels: a rounding error
@@ -80,13 +82,18 @@ def plan_map(predictor: Predictor, pixels: Grid, settings: PredictSettings) -> M
             f"give at most {-(-area.height // BLOCK)}"
         )
     window = _window(predictor, pixels, settings)
+    shifts = _shifts(predictor, window, settings)
     rows, columns = (
-        Axis(length, side // predictor.cell, _step(side, predictor, settings), origin)
-        for length, side, origin in zip(
-            (grid.height, grid.width), window, _origins(grid), strict=True
+        Axis(length, side // predictor.cell, step, origin)
+        for length, side, step, origin in zip(
+            (grid.height, grid.width),
+            window,
+            (_step(side, predictor, settings, len(shifts)) for side in window),
+            _origins(grid),
+            strict=True,
         )
     )
-    windows = Plan(rows, columns, settings.loader.batch_size)
+    windows = Plan(rows, columns, settings.loader.batch_size, shifts)
     return MapPlan(grid, part, windows, window, _tile_side(predictor, settings))
 
 
@@ -107,12 +114,12 @@ def _window(predictor: Predictor, grid: Grid, settings: PredictSettings) -> Size
     trained = predictor.pictures.get(predictor.reference) or (_WINDOW, _WINDOW)
     wanted = trained if settings.window is None else (settings.window, settings.window)
     unit = max(max(encoder.strides) for encoder in predictor.encoders.values())
-    lengths = (grid.height, grid.width)
-    cut = tuple(
-        min(-(-side // predictor.cell) * predictor.cell, -(-length // unit) * unit)
-        for side, length in zip(wanted, lengths, strict=True)
-    )
-    for window in ((cut[0], cut[1]), wanted):
+    sizes = [wanted]
+    if settings.window is None and _is_dense(predictor):
+        # the padding at a window's border reaches far into a small one
+        sizes.insert(0, (max(_WINDOW, trained[0]), max(_WINDOW, trained[1])))
+    tried = [size for one in sizes for size in (_cut(one, predictor.cell, unit, grid), one)]
+    for window in tried:
         try:
             predictor.refuse_window(window)
         except ConfigError:
@@ -123,18 +130,72 @@ def _window(predictor: Predictor, grid: Grid, settings: PredictSettings) -> Size
     return window
 
 
-def _step(side: int, predictor: Predictor, settings: PredictSettings) -> int:
-    """Return the cells from one window to the next.
+def _cut(size: Size, cell: int, unit: int, grid: Grid) -> Size:
+    """Return windows in whole cells that are shortened to a scene's whole units."""
+    height, width = (
+        min(-(-side // cell) * cell, -(-length // unit) * unit)
+        for side, length in zip(size, (grid.height, grid.width), strict=True)
+    )
+    return height, width
+
+
+def _is_dense(predictor: Predictor) -> bool:
+    """Return whether a model tells a class for each pixel, from what lies around it alone."""
+    return predictor.kind == "mask" and predictor.convolutional
+
+
+def _stride(predictor: Predictor, window: Size) -> int:
+    """Return the pixels of the map for each step of the coarsest feature map."""
+    found = 1.0
+    for name, encoder in predictor.encoders.items():
+        seen = predictor.input_size(name, window) or window
+        found = max(
+            found, *(max(encoder.strides) * w / s for w, s in zip(window, seen, strict=True))
+        )
+    return round(found)
+
+
+def _shifts(
+    predictor: Predictor, window: Size, settings: PredictSettings
+) -> tuple[tuple[int, int], ...]:
+    """Return the rows and columns by which each grid of windows is shifted.
 
     A network with strides tells slightly other edges of things where a window starts elsewhere
-    within a step of its feature maps. So neighbours start half a step of the finest map apart that
-    a head reads, and the average is over several such positions.
+    within a step of its feature maps. N shifts are a lattice within the coarsest step: i / N of it
+    down and 2 i / N right. As N is odd they lie evenly within the steps of the finer maps, too,
+    each of which is half of the next.
+
+    Raises:
+        ConfigError: if several are wanted of a map of features.
     """
-    step = side * (1 - settings.overlap)
+    count = settings.shifts or (_SHIFTS if _is_dense(predictor) else 1)
+    if count > 1 and predictor.cell > 1:
+        raise ConfigError(
+            "shifts: a map of features has one value for each step of the network; leave it out"
+        )
+    stride = _stride(predictor, window)
+    shifts = [
+        (round(i * stride / count), round(2 * i % count * stride / count)) for i in range(count)
+    ]
+    return tuple(dict.fromkeys(shifts))
+
+
+def _step(side: int, predictor: Predictor, settings: PredictSettings, shifts: int) -> int:
+    """Return the cells from one window to the next.
+
+    The windows of each of several grids start at the same place within a step of the network. Of a
+    single grid neighbours start half a step of the finest map apart that a head reads, so that the
+    average is over several such places.
+    """
+    overlap = _OVERLAP[shifts == 1] if settings.overlap is None else settings.overlap
+    step = side * (1 - overlap)
     if predictor.cell > 1:  # maps of features are averaged step by step
         return max(1, int(step) // predictor.cell)
+    if shifts > 1:
+        stride = _stride(predictor, (side, side))
+        return max(1, round(step)) if step < stride else int(step // stride * stride)
     finest = max(encoder.strides[-LAST_MAPS:][0] for encoder in predictor.encoders.values())
-    if step < finest or settings.overlap == 0:
+    if step < finest or overlap == 0:
         return max(1, round(step))
     return int(step // finest * finest - finest // 2)
 

@@ -97,9 +97,11 @@ def predict(
     """Map a scene of any size, window by window.
 
     The map lies on the pixels of the first sensor; the others are warped onto them. Windows
-    overlap, and are blended by weights that rise from a window's edge as a cosine does. What is
-    done is kept beside the map until it is complete: the same call again goes on from there, and
-    ends with the same bytes.
+    overlap, and are blended by weights that rise from a window's edge as a cosine does. Masks of
+    networks without attention are averaged over grids of windows that are shifted by parts of the
+    network's stride, so that a map hardly depends on where windows begin. What is done is kept
+    beside the map until it is complete: the same call again goes on from there, and ends with the
+    same bytes.
 
     Args:
         model: a folder of `decur transfer`, or what `decur.transfer` has returned.
@@ -194,6 +196,7 @@ class _Job:
             {name: list(map(_sampled, of)) for name, of in self.scene.rasters.items()},
             self.plan.grid.to_dict(),
             (self.settings.bounds, self.plan.window, windows.rows.step, windows.columns.step),
+            windows.shifts,
             (self.settings.min_valid, self.settings.probabilities),
         )
 
@@ -220,9 +223,11 @@ class _Job:
             highlight=False,
         )
         overlap = 1 - plan.windows.rows.step / plan.windows.rows.window
+        grids = len(plan.windows.shifts)
+        shifted = f"{grids} shifted grids, " if grids > 1 else ""
         console.print(
             f"windows   {plan.window[0]} x {plan.window[1]}, overlap {100 * overlap:.0f} %, "
-            f"{len(plan.tiles)} tiles",
+            f"{shifted}{len(plan.tiles)} tiles",
             highlight=False,
         )
 

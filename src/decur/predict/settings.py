@@ -11,6 +11,7 @@ from decur.data.loader import LoaderSettings
 from decur.errors import PIXELS, ConfigError, check_ranges
 
 _PART = re.compile(r"(\d{1,6})/(\d{1,6})")
+_SHIFTS = 15  # at most
 _BATCH = 16  # windows; a window is far larger than a picture of a training
 
 FeatureBands = Literal["pca", "all"]
@@ -31,8 +32,13 @@ class PredictSettings:
         part: "i/n" maps the i-th of n parts, for several machines; when all are there, a virtual
             raster joins them.
         window: height and width of the windows that the model sees, in pixels of the map; None:
-            those that it was trained on.
-        overlap: share of a window that the next one covers, too.
+            those that it was trained on, and at least 256 where masks come from networks without
+            attention.
+        overlap: share of a window that the next one covers, too; None: an eighth where there are
+            several shifts, else a half.
+        shifts: an odd number of grids of windows, each shifted by another part of a step of the
+            network, whose predictions are averaged: 1 is a single grid. None: 5 where masks come
+            from networks without attention, else 1.
         min_valid: share of a window that a sensor must have measured to count as present; where
             none has, each with a measured pixel counts.
         tile: height and width of what is held in memory and kept as a file until the map is
@@ -51,7 +57,8 @@ class PredictSettings:
     resolution: float | None = None
     part: str | None = None
     window: int | None = None
-    overlap: float = 0.5
+    overlap: float | None = None
+    shifts: int | None = None
     min_valid: float = 0.5
     tile: int = 2048
     loader: LoaderSettings = field(default_factory=lambda: LoaderSettings(batch_size=_BATCH))
@@ -59,6 +66,10 @@ class PredictSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, window=PIXELS, overlap=(0, 0.9), min_valid=(0, 1), tile=(64, 16_384))
+        check_ranges(self, shifts=(1, _SHIFTS))
+        if self.shifts is not None and self.shifts % 2 == 0:
+            # of an even number some would lie whole steps of a finer feature map apart
+            raise ConfigError(f"shifts: must be an odd number, is {self.shifts}")
         if self.resolution is not None and not 0 < self.resolution < math.inf:
             raise ConfigError(f"resolution: must be a number above 0, is {self.resolution:g}")
         if self.bounds is not None:

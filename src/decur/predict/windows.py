@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -43,6 +43,10 @@ class Axis:
             return [0]
         first = -self.origin % self.step or self.step
         return [0, *range(first, room, self.step), room]
+
+    def shifted(self, cells: int) -> Axis:
+        """Return the windows that start some cells further on."""
+        return replace(self, origin=self.origin - cells) if cells else self
 
     def weights(self, start: int) -> NDArray[np.float32]:
         """Return the weight of each cell of a window: (window,)."""
@@ -152,17 +156,23 @@ class Plan:
         rows: the windows along the scene's height.
         columns: the windows along its width.
         batch: windows in a batch, which never hold those of two tiles.
+        shifts: rows and columns by which each grid of windows is shifted; what the grids say is
+            averaged.
     """
 
     rows: Axis
     columns: Axis
     batch: int
+    shifts: tuple[tuple[int, int], ...] = ((0, 0),)
 
     def corners(self, tile: Tile) -> list[Corner]:
-        """Return the windows that a tile is made of."""
-        down = self.rows.touching(tile.row, tile.row + tile.height)
-        right = self.columns.touching(tile.column, tile.column + tile.width)
-        return [(row, column) for row in down for column in right]
+        """Return the windows that a tile is made of, in the order of their rows."""
+        found: set[Corner] = set()  # at the edges of a scene grids share windows
+        for down, right in self.shifts:
+            rows = self.rows.shifted(down).touching(tile.row, tile.row + tile.height)
+            columns = self.columns.shifted(right).touching(tile.column, tile.column + tile.width)
+            found.update((row, column) for row in rows for column in columns)
+        return sorted(found)
 
     def batches(self, tile: Tile) -> Iterator[list[Corner]]:
         """Yield the windows of a tile in batches."""
