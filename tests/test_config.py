@@ -129,6 +129,7 @@ def test_a_switch_may_stand_alone_or_be_told_true_or_false(option, given, meant)
         ({"views": 3}, "views: has keys of its own, such as views.size; 3 is no mapping"),
         ({"data": "/some"}, "data: names a class, not a folder; give --data.root /some"),
         ({"data": [1]}, "data: names a class; [1] is none"),
+        ({"data": {"init_args": "x"}}, "data.init_args: must be options by name, is 'x'"),
         ({"data": "SyntheticScene"}, "no class 'SyntheticScene'; did you mean SyntheticScenes?"),
         ({"data": "no.such.Class"}, "data: no class 'no.such.Class': module 'no.such' cannot be"),
         ({"data.sample": 3}, "data.sample: SyntheticScenes takes no such key; did you mean data.s"),

@@ -46,3 +46,15 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path, capsys, folder, says):
         main(["runs", str(tmp_path / folder), "--out", str(tmp_path / "page.html")])
     told = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(told) == 1 and says in told[0]
+
+
+@pytest.mark.parametrize(
+    "results",
+    ['{"metrics": {"accuracy": {"value": "high"}}}', "[" * 100_000, '{"metrics": 1, "metrics": 2}'],
+)
+def test_results_that_hold_no_numbers_are_refused_in_a_line(tmp_path, capsys, results):
+    (tmp_path / "results.json").write_text(results)
+    with pytest.raises(SystemExit) as stopped:
+        main(["runs", str(tmp_path), "--out", str(tmp_path / "page.html")])
+    told = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(told) == 1 and "cannot be read" in told[0]

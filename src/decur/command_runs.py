@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from decur import plotting, report
+from decur.bounded_yaml import parse_json
 from decur.config import Parser
-from decur.errors import DataError, require
+from decur.errors import DataError, reason_of, require
 from decur.layers import parts_of
 from decur.runs import RunFolder, write_text, writing
 from decur.terminal import make_table, tell_result
@@ -104,12 +104,24 @@ def _open(path: str, name: str) -> _Run:
             if key.startswith(_SCORES)
         }
         if results.is_file():
-            metrics = json.loads(results.read_text())["metrics"]
-            scores |= {key: (each["value"], each.get("floor")) for key, each in metrics.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give another run") from error
+            metrics = parse_json(results.read_text())["metrics"]
+            scores |= {
+                key: (_number_in(each["value"]), _number_in(each.get("floor")))
+                for key, each in metrics.items()
+            }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({reason_of(error)}); give another run") from error
     kept = folder.configuration(used=()) if folder.config.is_file() else {}
     return _Run(name, _flat(kept), rows, scores)
+
+
+def _number_in(value: Any) -> float | None:
+    """Return a score of a file; None where it is undefined.
+
+    Raises:
+        TypeError: if it is no number.
+    """
+    return None if value is None else value + 0.0
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

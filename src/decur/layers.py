@@ -239,7 +239,7 @@ class Keys:
             value: the value.
         """
         spec = dict(before) if isinstance(before, dict) else {}
-        options = dict(spec.get("init_args") or {})
+        options = dict(_options_in(spec, key))
         inner = inner[1:] if inner[:1] == ["init_args"] and len(inner) > 1 else inner
         if inner and inner not in (["class_path"], ["init_args"]):
             assign(options, inner, loaded(value) if inner[1:] else value)
@@ -262,7 +262,7 @@ class Keys:
             options = self._switch(key, spec.get("class_path"), path, options)
             kept = resolved_import_paths.get(self.class_of(key, path)) or path.replace(":", ".")
             value = {**value, "class_path": kept}
-        return {**spec, **value, "init_args": {**options, **(value.get("init_args") or {})}}
+        return {**spec, **value, "init_args": {**options, **_options_in(value, key)}}
 
     def _switch(
         self, key: str, before: str | None, now: str, options: dict[str, Any]
@@ -315,7 +315,7 @@ class Keys:
             spec = get(merged, key) or {"class_path": self._default_class(key)}
             if spec.get("class_path") is None:
                 continue
-            found, given = self.class_of(key, spec["class_path"]), spec.get("init_args", {})
+            found, given = self.class_of(key, spec["class_path"]), _options_in(spec, key)
             known = options_of(found)
             for name in given if known else ():
                 if not any(option.split(".")[0] == name for option in known):
@@ -325,12 +325,22 @@ class Keys:
                     raise ConfigError(f"{key}.{name}: {found.__name__} takes no such key; {hint}")
             default = self.parser.get_default(key)  # perhaps with options, as that of a run
             own = default and self.class_of(key, str(default["class_path"])) is found
-            there = {*given, *(default.get("init_args", {}).keys() if own else ())}
+            there = {*given, *(_options_in(default, key) if own else ())}
             for name, action in known.items():
                 if action.required and name not in there and f"{key}.{name}" not in self.followed:
                     raise ConfigError(
                         f"{key}.{name}: is required by {found.__name__}; give --{key}.{name} VALUE"
                     )
+
+
+def _options_in(spec: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the options of a class that a configuration names."""
+    found = spec.get("init_args")
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{key}.init_args: must be options by name, is {str(found)[:60]!r}")
+    return found
 
 
 @cache

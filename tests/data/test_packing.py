@@ -581,3 +581,19 @@ def test_a_header_that_names_a_key_twice_is_refused(folder, tmp_path):
     header.write_text(header.read_text().replace("{", '{"format": 0, ', 1))
     with pytest.raises(DataError, match=r"decur\.json: .*'format' stands there twice"):
         PackedPairs(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("key", ["size", "bands"])
+def test_samples_that_are_not_as_the_header_says_are_bad(folder, tmp_path, key):
+    pack(folder, tmp_path / "packed")
+    file = tmp_path / "packed" / "decur.json"
+    header = json.loads(file.read_text())
+    modality = next(iter(header["modalities"].values()))
+    modality[key] = [9, 9] if key == "size" else [*modality["bands"], "another"]
+    file.write_text(json.dumps(header))
+    with pytest.raises(BadSampleError, match=f"image '{modality['name']}' is .*, not "):
+        PackedPairs(tmp_path / "packed")[0]
+    del modality["size"]
+    file.write_text(json.dumps(header))
+    with pytest.raises(DataError, match="has no size"):
+        PackedPairs(tmp_path / "packed")

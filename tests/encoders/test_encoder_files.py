@@ -251,3 +251,24 @@ def test_others_may_read_the_file_as_the_umask_says(file):
     mask = os.umask(0o022)
     os.umask(mask)
     assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.complex64])
+def test_weights_of_an_unknown_type_are_refused(file, kind):
+    with safe_open(file, framework="pt") as opened:
+        header = opened.metadata()
+    state = load_file(file)
+    name = next(key for key, value in state.items() if value.is_floating_point())
+    save_file({**state, name: state[name].to(kind)}, file, metadata=header)
+    with pytest.raises(DataError, match=f"{name} is {kind}"):
+        load_encoder(file)
+
+
+def test_weights_that_are_too_large_for_the_network_are_refused(file):
+    with safe_open(file, framework="pt") as opened:
+        header = opened.metadata()
+    state = load_file(file)
+    name = next(key for key, value in state.items() if value.is_floating_point())
+    save_file({**state, name: state[name].double() + 1e300}, file, metadata=header)
+    with pytest.raises(DataError, match=f"{name} is not finite"):
+        load_encoder(file)

@@ -130,7 +130,7 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
     header = EncoderHeader.check(path, values)
     what = f"a {header.name!r} for {', '.join(header.modality.bands)}"
     encoder = build_to_fit(path, header.build, stored.state, what=what)
-    refuse_non_finite(stored.state, path)
+    refuse_non_finite(encoder.state_dict(), path)
     stored.refuse_damage()
     if modality is not None:
         try:

@@ -20,6 +20,11 @@ from decur.runs import atomic
 
 _MAY_CHANGE = ("encoder", "options")
 _DIGEST = "sha256"  # key of the header: of the rest of the header and of all tensors
+# Of tensors: not the complex ones and those of 8 bits, with which PyTorch computes little.
+_TYPES = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8}
+    | {torch.int8, torch.int16, torch.int32, torch.int64}
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def read_stored(path: Path, key: str) -> Stored:
         key: of the metadata, under which the header is kept.
 
     Raises:
-        DataError: if it is cut short, or no safetensors file.
+        DataError: if it is cut short, no safetensors file, or has numbers of an unknown type.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -97,6 +102,9 @@ def read_stored(path: Path, key: str) -> Stored:
             f"{path}: not a whole safetensors file ({error}); copy it anew, or make it one of "
             "decur's with `decur import` where it is of another program"
         ) from error
+    for name, value in state.items():
+        if value.dtype not in _TYPES:
+            raise DataError(f"{path}: {name} is {value.dtype}, which no weight of decur is")
     text = metadata.get(key)
     try:
         header = parse_json(text or "")

@@ -385,6 +385,6 @@ def load_model(path: str | Path) -> tuple[Fusion, dict[str, Any]]:
         return build_model(header["model"], encoders, header["outputs"])
 
     model = build_to_fit(path, build, stored.state, what=f"a {header['model']!r}")
-    refuse_non_finite(stored.state, path)
+    refuse_non_finite(model.state_dict(), path)
     stored.refuse_damage()
     return model.eval(), header

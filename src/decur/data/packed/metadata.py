@@ -13,7 +13,7 @@ import numpy as np
 
 from decur.bounded_yaml import parse_json
 from decur.data.base import PairedDataset
-from decur.data.sample import Target
+from decur.data.sample import Sample, Target
 from decur.errors import DataError, reading
 from decur.modality import Modality
 from decur.runs import atomic, write_text
@@ -169,6 +169,31 @@ def read_targets(header: Mapping[str, Any]) -> dict[str, Target]:
     }
 
 
+def misfit(
+    sample: Sample, shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, Target]
+) -> str | None:
+    """Return what of a packed sample is not as the header says; None where all of it is.
+
+    Args:
+        sample: as it is stored.
+        shapes: `{sensor: (C, H, W)}`.
+        targets: of the labels.
+    """
+    for name, image in sample["images"].items():
+        if name in shapes and tuple(image.shape) != shapes[name]:
+            return f"image {name!r} is {tuple(image.shape)}, not {shapes[name]}"
+    for name, value in sample.get("target", {}).items():
+        target = targets.get(name)
+        if target is None or target.kind not in ("class", "multilabel", "scalar", "mask"):
+            continue
+        size = (value.shape[0], value.shape[-1]) if value.ndim == 2 else (1, 1)
+        if value.shape != target.unknown(size).shape:
+            return f"label {name!r} is {tuple(value.shape)}, not as a {target.kind} is"
+        if target.kind == "class" and not -1 <= int(value) < len(target.classes):
+            return f"label {name!r} is class {int(value)} of {len(target.classes)}"
+    return None
+
+
 def read_index(folder: Path) -> list[Chunk]:
     """Read the chunks of litdata's index.
 
@@ -185,9 +210,12 @@ def read_index(folder: Path) -> list[Chunk]:
             "other formats may run code; pack the data with decur"
         )
     with reading(folder / INDEX, REMEDY):
-        chunks = [Chunk(c["filename"], c["chunk_bytes"], c["chunk_size"]) for c in index["chunks"]]
+        chunks = [
+            Chunk(str(c["filename"]), int(c["chunk_bytes"]), int(c["chunk_size"]))
+            for c in index["chunks"]
+        ]
     for chunk in chunks:
-        if Path(chunk.name).name != chunk.name:
+        if Path(chunk.name).name != chunk.name or chunk.name == ".." or chunk.samples < 0:
             raise DataError(f"{folder / INDEX}: chunk {chunk.name!r} is no file's name; {REMEDY}")
     return chunks
 

@@ -24,6 +24,7 @@ from decur.data.packed.metadata import (
     REMEDY,
     SAMPLES,
     Chunk,
+    misfit,
     read_index,
     read_metadata,
     read_stamp,
@@ -84,7 +85,10 @@ class PackedPairs(PairedDataset):
         self.chunks = read_index(self._store.folder)
         with reading(self._store.folder / HEADER, REMEDY, what="is damaged"):
             known = {n: Modality.from_dict(m) for n, m in self._header["modalities"].items()}
+            if lacking := [name for name, modality in known.items() if modality.size is None]:
+                raise ValueError(f"modality {lacking[0]!r} has no size")
             self.targets = read_targets(self._header)
+        self._shapes = {name: (m.channels, *(m.size or ())) for name, m in known.items()}
         self.modalities = change_modalities(known, modalities)
         self.ids = [id_.decode() for id_ in arrays["ids"].tolist()]
         self.present = {name: arrays[f"present/{name}"] for name in known}
@@ -147,6 +151,8 @@ class PackedPairs(PairedDataset):
             raise self._damaged(index, str(error)) from error
         if sample["id"] != self.ids[index]:
             raise self._damaged(index, f"holds {sample['id']!r}")
+        if reason := misfit(sample, self._shapes, self.targets):
+            raise self._damaged(index, reason)
         return sample
 
     def place(self, index: int) -> Grid | None:
