@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from decur import Modality
 from decur.data import Collate, PairedDataset, SkipBad, Target
@@ -67,6 +68,30 @@ def test_a_modality_that_no_sample_has():
     batch = Collate(MODALITIES, {})([{"id": "1", "images": {}}])
     assert batch["images"]["a"].shape == (1, 2, 4, 6)
     assert batch["present"]["a"].tolist() == [False]
+
+
+class Told(Collate):
+    """Tells of each batch whether its pictures lie where the process that trains sees them."""
+
+    def __call__(self, samples):
+        batch = super().__call__(samples)
+        return {**batch, "shared": [x.is_shared() for x in batch["images"].values()]}
+
+
+def test_a_reading_process_stacks_where_the_training_one_sees_it():
+    samples = [
+        {"id": "1", "images": {"a": torch.rand(2, 4, 6)}},
+        {"id": "2", "images": {"b": torch.full((1, 2, 2), 7, dtype=torch.uint8)}},
+    ]
+    here, there = (
+        next(iter(DataLoader(samples, 2, collate_fn=Told(MODALITIES, {}), num_workers=workers)))
+        for workers in (0, 1)
+    )
+    assert (here["shared"], there["shared"]) == ([False, False], [True, True])
+    for name, pictures in here["images"].items():
+        assert torch.equal(there["images"][name], pictures), name
+        assert there["images"][name].dtype == pictures.dtype
+    assert there["images"]["a"][1].abs().sum() == 0 == there["images"]["b"][0].sum()
 
 
 class Spoilt(PairedDataset):

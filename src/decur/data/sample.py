@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from decur.modality import Modality
 
@@ -151,10 +153,9 @@ class Collate:
         assert modality.size is not None, f"{modality.name}: the data set must set the size"
         same = there[0].dtype if len({p.dtype for p in there}) == 1 else torch.float32
         shape = (len(pictures), modality.channels, *modality.size)
-        stacked = torch.zeros(shape, dtype=same)  # (B, C, H, W)
+        stacked = _to_be_filled(shape, same)  # (B, C, H, W)
         for row, picture in enumerate(pictures):
-            if picture is not None:
-                stacked[row] = picture
+            stacked[row] = 0 if picture is None else picture
         return stacked
 
     def _mask_size(self, masks: Sequence[Tensor | None]) -> tuple[int, int]:
@@ -163,6 +164,21 @@ class Collate:
         if not there:
             return next(iter(self.modalities.values())).size or (1, 1)
         return max(shape[0] for shape in there), max(shape[1] for shape in there)
+
+
+def _to_be_filled(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor without values.
+
+    A reading process takes the memory that it shares with the one that trains: otherwise the whole
+    batch would be copied there once it is stacked.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage: Any = torch.UntypedStorage  # whose methods torch does not annotate
+    shared = storage._new_shared(math.prod(shape) * dtype.itemsize)
+    nothing: Any = torch.empty(0, dtype=dtype)
+    batch: Tensor = nothing.set_(shared, 0, shape)
+    return batch
 
 
 def padded(mask: Tensor, size: Sequence[int], value: int) -> Tensor:
