@@ -338,6 +338,8 @@ def _options_in(spec: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = spec.get("init_args")
     if found is None:
         return {}
+    if isinstance(found, jsonargparse.Namespace):  # in the defaults of a parser
+        found = vars(found)
     if not isinstance(found, Mapping):
         raise ConfigError(f"{key}.init_args: must be options by name, is {str(found)[:60]!r}")
     return found
