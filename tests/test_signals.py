@@ -65,6 +65,12 @@ main(["recipes"])
 """
 
 
+def _listening():
+    """Take back what a shell, or nohup, lets the tests ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of Unix")
 @pytest.mark.parametrize(
     ("name", "told"),
@@ -75,7 +81,7 @@ def test_a_command_that_is_told_to_stop_tidies_up_and_says_so_once(name, told):
         [sys.executable, "-c", _TOLD_IN_A_DESTRUCTOR, name],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_listening,
         timeout=15,
     )
     assert (done.returncode, done.stderr) == (128 + signal.Signals[name], f"error: {told}\n")
