@@ -1,6 +1,7 @@
 """What is cached, resumed or refused is known by what it was made from."""
 
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -255,3 +256,25 @@ def test_many_small_files_take_seconds(tmp_path):
     started = time.process_time()
     digest(data)
     assert time.process_time() - started < 1  # 10 s for 100,000 pictures
+
+
+@pytest.mark.parametrize(
+    ("folder", "own"),
+    [
+        ("home/me/.local/lib/python3.12/site-packages/torchthings", False),
+        ("usr/lib/python3/dist-packages/torchthings", False),
+        ("home/me/project", True),
+    ],
+)
+def test_installed_packages_are_told_by_name_wherever_they_lie(folder, own, tmp_path, monkeypatch):
+    home, name = tmp_path / folder, f"things_{len(folder)}"
+    home.mkdir(parents=True)
+    monkeypatch.syspath_prepend(home)
+
+    def told(number):
+        (home / f"{name}.py").write_text(f"class Thing:\n    def it(self): return {number}\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return digest(importlib.import_module(name).Thing)
+
+    assert (told(1) != told(12345)) is own

@@ -46,6 +46,7 @@ _LENGTH = 32  # hexadecimal digits of a digest
 _INSTALLED = tuple(
     {os.path.realpath(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")}
 )
+_PACKAGES = {"site-packages", "dist-packages"}
 
 
 class CannotBeTold(Exception):
@@ -389,4 +390,7 @@ def _is_own(module: str) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return module == "__main__"
-    return not os.path.realpath(file).startswith(_INSTALLED)
+    where = Path(os.path.realpath(file))
+    # a user's packages, those of a system below an environment: not in this interpreter's folder
+    installed = _PACKAGES.intersection(where.parts) or str(where).startswith(_INSTALLED)
+    return not installed
