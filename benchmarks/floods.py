@@ -218,7 +218,7 @@ def pretrained(arguments: argparse.Namespace, more: list[str], method: str, fold
         "--loader.workers": 0,
     }
     words = [str(word) for pair in options.items() for word in pair]
-    if (run / "encoders").is_dir() and (run / "done").is_file():
+    if (run / "done").is_file():
         return run
     command = [sys.executable, "-m", "decur", "pretrain", *words, *OBJECTIVES[method], *more]
     subprocess.run(command, check=True)

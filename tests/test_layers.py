@@ -22,6 +22,7 @@ LAYERS = (
         "terminal",
         "memory",
         "bounded_yaml",
+        "scaling",
         "modality",
         "digest",
         "registry",

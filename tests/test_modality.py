@@ -7,7 +7,8 @@ import yaml
 
 from decur import Modality
 from decur.errors import ConfigError, DataError
-from decur.modality import PRESETS, load_modalities, percentiles
+from decur.modality import PRESETS, load_modalities
+from decur.scaling import percentiles
 
 RNG = np.random.default_rng(0)
 

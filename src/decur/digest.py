@@ -26,7 +26,6 @@ import hashlib
 import logging
 import os
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
@@ -43,10 +42,7 @@ from torch.utils.data import Dataset
 log = logging.getLogger(__name__)
 _READ_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _LENGTH = 32  # hexadecimal digits of a digest
-_INSTALLED = tuple(
-    {os.path.realpath(sysconfig.get_path(key)) for key in ("stdlib", "purelib", "platlib")}
-)
-_PACKAGES = {"site-packages", "dist-packages"}
+_INSTALLED = {"site-packages", "dist-packages"}  # of an environment, a user or the system
 
 
 class CannotBeTold(Exception):
@@ -390,7 +386,4 @@ def _is_own(module: str) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return module == "__main__"
-    where = Path(os.path.realpath(file))
-    # a user's packages, those of a system below an environment: not in this interpreter's folder
-    installed = _PACKAGES.intersection(where.parts) or str(where).startswith(_INSTALLED)
-    return not installed
+    return _INSTALLED.isdisjoint(Path(os.path.realpath(file)).parts)

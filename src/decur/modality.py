@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from decur.bounded_yaml import read_yaml
-from decur.errors import ConfigError, DataError, plain_name
+from decur.errors import ConfigError, plain_name
+from decur.scaling import (  # people's scripts take two of them from here
+    NO_MEASUREMENT,  # noqa: F401
+    convert,
+    percentiles,  # noqa: F401
+    scale,
+)
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `decur --help` needs a Modality's name only
     from torch import Tensor
 
 Scaling = Literal["standard", "range", "image", "zscore"]
 UNNAMED = re.compile(r"(BAND[_ ]?)?\d+")  # a band that only its number tells from others
-NO_MEASUREMENT = 0.5  # what an average value becomes under "standard": neither dark nor bright
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,7 +178,7 @@ class Modality:
             (..., C, H, W): the images themselves where nothing is to be done, else float32, NaN
             where there is no measurement (under `to_db` also where there is no power).
         """
-        return _convert(images, self) if self.converts else images
+        return convert(images, self) if self.converts else images
 
     def scale(self, images: Tensor) -> Tensor:
         """Bring raw values into [0, 1] (DeCUR paper, appendix B.1).
@@ -188,7 +193,7 @@ class Modality:
         Raises:
             DataError: if the number of channels is not that of `bands`.
         """
-        return _scale(images, self)
+        return scale(images, self)
 
     def scaled_as(self, other: Modality) -> Modality:
         """Return a copy that takes the scaling of another modality, if its own is a guess."""
@@ -301,94 +306,6 @@ def sentinel2_bands(bands: Sequence[str]) -> set[str]:
     preset = preset_of(bands)
     names = PRESETS[preset].bands if preset else [plain_band(band) for band in bands]
     return set(names) & set(_S2_BANDS)
-
-
-def _scale(images: Tensor, modality: Modality) -> Tensor:
-    """See `Modality.scale`."""
-    import torch
-
-    if images.ndim < 3 or images.shape[-3] != modality.channels:
-        raise DataError(
-            f"modality {modality.name!r} has {modality.channels} bands "
-            f"({', '.join(modality.bands)}), the images have shape {tuple(images.shape)}"
-        )
-    x = images.to(torch.float32)  # (..., C, H, W)
-    if modality.nodata is not None and not modality.converts:  # else it was in other numbers
-        x = torch.where(torch.isin(x, _constants(modality.nodata, x)), torch.nan, x)
-    if modality.cut or modality.scaling == "image":
-        low, high = percentiles(x, modality.cut / 2, 100 - modality.cut / 2)  # (..., C, 1, 1)
-        x = x.clamp(low, high)
-    if modality.scaling in ("standard", "zscore"):
-        assert modality.mean is not None and modality.std is not None
-        mean = _constants(modality.mean, x)[:, None, None]
-        std = _constants(modality.std, x)[:, None, None]
-        if modality.scaling == "zscore":
-            return (x - mean).div_(std).nan_to_num_(0)
-        x = (x - mean).add_(2 * std).div_(4 * std)
-    elif modality.scaling == "range":
-        bottom, top = modality.value_range
-        x = (x - bottom).div_(top - bottom)
-    else:
-        x = (x - low).div_((high - low).clamp_min(torch.finfo(torch.float32).tiny))
-    return x.clamp_(0, 1).nan_to_num_(NO_MEASUREMENT)  # in place: nothing else holds it by now
-
-
-def _convert(images: Tensor, modality: Modality) -> Tensor:
-    """See `Modality.convert`."""
-    import torch
-
-    x = images.to(torch.float32)  # (..., C, H, W)
-    if modality.nodata is not None:
-        x = torch.where(torch.isin(x, _constants(modality.nodata, x)), torch.nan, x)
-    x = x * (1.0 if modality.factor is None else modality.factor) + (modality.offset or 0.0)
-    if modality.to_db:
-        x = torch.where(x > 0, 10 * x.log10(), torch.nan)
-    return x
-
-
-def _constants(values: float | Sequence[float], like: Tensor) -> Tensor:
-    import torch
-
-    from decur.devices import send
-
-    return send(torch.tensor(values, dtype=like.dtype), like.device)
-
-
-def percentiles(images: Tensor, *percents: float) -> list[Tensor]:
-    """Percentiles of each image and band, without its NaN pixels.
-
-    Nearest rank, no interpolation; `torch.quantile` refuses more than 16 million values. Near the
-    ends only the few pixels beyond a percentile are sorted.
-
-    Args:
-        images: (..., H, W) float.
-        percents: in [0, 100].
-
-    Returns:
-        One tensor (..., 1, 1) for each percentage; NaN where an image has no valid pixel.
-    """
-    import torch
-
-    pixels = images.flatten(-2)  # (..., n)
-    missing, number = pixels.isnan(), pixels.shape[-1]
-    last = (~missing).sum(-1, keepdim=True) - 1  # (..., 1), -1 where nothing is valid
-    found = []
-    for percent in percents:
-        rank = (last * (percent / 100)).round().long()  # (..., 1)
-        beyond = min(percent, 100 - percent)
-        # Whole numbers only, and no image has its percentile further from the end than one without
-        # NaN: a graph of any size of pictures can hold it.
-        most = torch.sym_min(number, number * math.ceil(10 * beyond) // 1000 + 2)
-        if beyond > 10:
-            ordered = pixels.sort(dim=-1).values  # NaN come last
-        elif percent < 50:
-            ordered = pixels.topk(most, dim=-1, largest=False).values  # NaN come last
-        else:
-            lowest = pixels.masked_fill(missing, -torch.inf)
-            ordered, rank = lowest.topk(most, dim=-1).values, last - rank
-        value = ordered.gather(-1, rank.clamp_min(0))
-        found.append(torch.where(last < 0, torch.nan, value)[..., None])
-    return found
 
 
 def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, Modality]:

@@ -14,7 +14,7 @@ from decur.errors import ConfigError
 from decur.features import map_names, scaled
 from decur.pretrain import EncoderSettings, LoaderSettings
 from decur.runs import RunFolder
-from decur.transfer import FCN, FitSettings, TransferSettings
+from decur.transfer import FCN, FitSettings, TransferSettings, fit
 from decur.transfer.engine import Engine
 from decur.transfer.fit import train_on_maps, train_on_pictures
 from decur.transfer.run import transfer
@@ -182,3 +182,16 @@ def test_masks_of_several_sizes_are_scored_at_their_own(flooded, tmp_path):
         guess = guess[: mask.shape[0], : mask.shape[1]]
         expected = [[((mask == a) & (guess == b)).sum() for b in (0, 1)] for a in (0, 1)]
         np.testing.assert_array_equal(matrix, expected)
+
+
+def test_maps_are_standardised_by_the_samples_that_have_the_sensor():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(3, 2, (200, 4, 2, 3)).astype(np.float32)
+    maps[:, 1] = 7  # always the same
+    maps[:80] = np.nan  # more than is looked at together
+    mean, std = fit._moments(maps, np.arange(150))
+    np.testing.assert_allclose(mean, maps[80:150].mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(
+        std, np.where(np.arange(4) == 1, 1, maps[80:150].std((0, 2, 3))), rtol=1e-5
+    )
+    assert fit._moments(maps, np.arange(80))[1].tolist() == [1, 1, 1, 1]

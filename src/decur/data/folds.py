@@ -72,4 +72,4 @@ def without_fold(data: PairedDataset, fold: int | None, folds: int, seed: int) -
     if fold is None:
         return data
     rows, _ = fold_split(np.arange(len(data)), data.groups, folds, fold, seed)
-    return Derived(data, np.sort(rows))
+    return Derived(data, rows)

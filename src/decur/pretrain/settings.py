@@ -321,8 +321,4 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, folds=(2, 10_000), fold_seed=SEEDS)
-        if self.without_fold is not None and not 0 <= self.without_fold < self.folds:
-            raise ConfigError(
-                f"without_fold: must lie in 0 to {self.folds - 1} (folds is {self.folds}), is "
-                f"{self.without_fold}"
-            )
+        check_ranges(self, without_fold=(0, self.folds - 1))

@@ -19,7 +19,8 @@ from decur.devices import send
 from decur.encoders.build import colour_order
 from decur.encoders.imagenet import IMAGENET
 from decur.errors import ConfigError
-from decur.modality import NO_MEASUREMENT, Modality
+from decur.modality import Modality
+from decur.scaling import NO_MEASUREMENT
 
 WINDOW_STEP = 2 / 3  # of a window: how far the next one is
 RATIO = [3 / 4, 4 / 3]  # of a crop's width to its height

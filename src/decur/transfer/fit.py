@@ -296,18 +296,17 @@ def _moments(maps: NDArray[np.float32], rows: Rows) -> tuple[Tensor, Tensor]:
         maps: (N, C, H, W), NaN where the sensor is absent.
         rows: the samples that count; without one that has the sensor, 0 and 1.
     """
-    total = np.zeros(maps.shape[1])
-    squares, count = total.copy(), 0
+    from sklearn.preprocessing import StandardScaler  # slow to import
+
+    found, channels = StandardScaler(), maps.shape[1]
     for part in np.array_split(rows, -(-len(rows) // 64)):  # maps may be larger than memory
         x = maps[part]
-        x = x[~np.isnan(x).all(axis=(1, 2, 3))].astype(np.float64)  # (n, C, H, W)
-        total += x.sum(axis=(0, 2, 3))
-        squares += (x**2).sum(axis=(0, 2, 3))
-        count += x.size // len(total)
-    mean = total / max(1, count)
-    std = np.sqrt(np.maximum(squares / max(1, count) - mean**2, 0))
-    std[std <= 1e-6 * np.abs(mean)] = 1  # a channel that is always the same says nothing
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+        x = x[~np.isnan(x).all(axis=(1, 2, 3))]  # (n, C, H, W)
+        if len(x):
+            found.partial_fit(np.moveaxis(x, 1, -1).reshape(-1, channels).astype(np.float64))
+    if not hasattr(found, "mean_"):
+        return torch.zeros(channels), torch.ones(channels)
+    return torch.from_numpy(found.mean_).float(), torch.from_numpy(found.scale_).float()
 
 
 class _OnStoredMaps(nn.Module):
