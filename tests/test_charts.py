@@ -251,3 +251,18 @@ def test_a_browser_draws_it_with_names_as_they_are(run, tmp_path):
     assert unescape(words).count("</script><!--<script>document.title='owned'</script><img") == 3
     assert unescape(words).count("&lt;b&gt; & <b>bold</b></a>") == 3  # title, axis and legend
     assert all(link is None or link.startswith("data:image/") for link in found.links)
+
+
+@pytest.mark.parametrize(
+    ("limits", "names"),
+    [
+        ((0.09, 3), ["0.1", "0.2", "0.5", "1", "2"]),
+        ((0.5, 2e4), ["1", "10", "100", "1000", "10000"]),
+    ],
+)
+def test_marks_on_a_logarithmic_axis_are_whole_numbers(limits, names):
+    figure, axis = plotting.single(4, 3)
+    axis.plot([1, 2], limits)
+    axis.set(yscale="log", ylim=limits)
+    told = charts.chart_of(figure)["layout"]["yaxis"]
+    assert told["ticktext"] == names and told["tickvals"] == [float(name) for name in names]

@@ -116,8 +116,13 @@ def _axis(panel: Any, which: str) -> tuple[dict[str, Any], dict[float, str]]:
         names = axis.get_major_formatter().format_ticks(places)
         ticks = {float(at): _words(name) for at, name in zip(places, names, strict=True)}
         made |= {"tickvals": list(ticks), "ticktext": list(ticks.values()), "zeroline": False}
-    elif kind == "log":  # 1, 2, 5, 10; of several decades these alone
-        made["dtick"] = "D2" if made["range"][1] - made["range"][0] < 3 else 1
+    elif kind == "log":  # 0.1, 0.2, 0.5, 1; of several decades these alone
+        low, high = min(made["range"]), max(made["range"])
+        steps = (1, 2, 5) if high - low < 3 else (1,)
+        decades = range(math.floor(low), math.ceil(high) + 1)
+        marks = [float(f"{step}e{decade}") for decade in decades for step in steps]
+        made["tickvals"] = [mark for mark in marks if low <= math.log10(mark) <= high]
+        made["ticktext"] = [f"{mark:g}" for mark in made["tickvals"]]
     elif axis.get_label_text() == "epoch" and abs(limits[1] - limits[0]) < 12:
         made["dtick"] = 1
     if which == "y" and not axis.get_tick_params().get("labelleft", True):
