@@ -13,15 +13,15 @@ from make_sunrgbd import make_sunrgbd
 from PIL import Image
 
 from decur.data import SUNRGBD, BigEarthNetMM, NYUDepthV2, PairedFolder, SyntheticScenes, Target
-from decur.data.folds import fold_split
+from decur.data.folds import fold_split, without_fold
 from decur.data.selection import select
 from decur.digest import digest
 from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
 from decur.transfer.evaluate import measure_intervals
-from decur.transfer.settings import FitSettings
-from decur.transfer.splits import draw_fraction, join, refuse_shared, shared_groups
+from decur.transfer.settings import FitSettings, TransferSettings
+from decur.transfer.splits import choose_parts, draw_fraction, join, refuse_shared, shared_groups
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.base import draw_confusion
 from decur.transfer.trainee import rate_factor
@@ -47,6 +47,18 @@ def test_folds_without_groups_are_shuffled_by_seed():
     first, again, other = (fold_split(rows, None, 5, 1, seed)[1] for seed in (0, 0, 1))
     assert (first == again).all() and set(first) != set(other) and len(first) == 20
     assert first.tolist() != list(range(20, 40))
+
+
+def test_a_fold_of_all_is_what_a_pretraining_leaves_out_whatever_the_seed():
+    data = SyntheticScenes(30, 16, modalities=["optical", "sar"])
+    task = make_task("cloud", data.targets["cloud"])
+    labels = np.where(np.arange(30) % 3, 0.5, np.nan)
+    seen = set(without_fold(data, 2, 4, 0).ids)
+    for seed in (0, 1):
+        settings = TransferSettings(folds=4, fold=2, folds_of="all", seed=seed)
+        parts = choose_parts(data, data, task, labels, list(data.modalities), settings)
+        test, train = set(parts.ids(parts.test)), set(parts.ids(parts.train))
+        assert test and not test & seen and train <= seen and len(test | train) == 20
 
 
 @pytest.mark.parametrize(

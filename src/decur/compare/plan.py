@@ -175,9 +175,8 @@ class _Planner:
                 self.elsewhere[line.method, task] = None
                 continue
             fold = own.get("fold", common.fold)
-            found.append(
-                {"without_fold": fold, "folds": common.folds, "fold_seed": own["fold_seed"]}
-            )
+            seed = common.fold_seed or 0
+            found.append({"without_fold": fold, "folds": common.folds, "fold_seed": seed})
         if any(other != found[0] for other in found):
             raise ConfigError(
                 f"unseen_test: the tasks of {line.method} split the data by different folds; give "
@@ -203,8 +202,7 @@ class _Planner:
             own["fold"] = line.seed % max(1, common.folds)
             self.folds = min(self.folds or common.folds, common.folds)
         if settings.unseen_test and not _is_split(common):
-            # one partition for all seeds, which does not depend on what is labelled
-            own |= {"folds_of": "all", "fold_seed": common.fold_seed or 0}
+            own["folds_of"] = "all"  # one partition for all seeds, whatever is labelled
         return layers, common, own
 
     def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:

@@ -176,7 +176,9 @@ def _pretrain(
         _introduce(console, folder, paired, model, checkpoint, trainer_options["max_epochs"])
         if settings.without_fold is not None:
             fold = f"fold {settings.without_fold} of {settings.folds}"
-            tested = f"`decur transfer --folds_of all --fold {settings.without_fold}`"
+            words = f"--folds_of all --folds {settings.folds} --fold {settings.without_fold}"
+            words += f" --fold_seed {settings.fold_seed}" if settings.fold_seed else ""
+            tested = f"`decur transfer {words}`"
             console.print(f"{'left out':<12}{fold}, on which {tested} tests", highlight=False)
         if length:
             console.print(f"{'length':<12}{length}", highlight=False)

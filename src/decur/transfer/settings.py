@@ -206,8 +206,9 @@ class TransferSettings:
             tested in, and that a smaller one is padded to with the mean colour; None: whole.
         folds: into how many parts the data is split, whole groups where it names groups.
         fold: which of them tests, from 0.
-        fold_seed: of the folds of data without groups; None: `seed`. Runs that test on different
-            folds of one partition need the same one, as the cells of a comparison have it.
+        fold_seed: of the folds of data without groups; None: `seed`, and 0 with `folds_of` "all".
+            Runs that test on different folds of one partition need the same one, as the cells of a
+            comparison have it.
         folds_of: what the folds divide: the "labelled" samples, or "all" of the data, of which then
             the labelled ones train and test. The latter are the folds of `decur pretrain
             --without_fold`, whose encoders have never seen the pictures that test.

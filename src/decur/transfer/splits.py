@@ -87,8 +87,12 @@ def choose_parts(
     first_of_val = len(whole) - val_samples
     val, rows = rows[rows >= first_of_val], rows[rows < first_of_val]
     if first_of_val == len(data):
-        seed = settings.seed if settings.fold_seed is None else settings.fold_seed
         whole_folds = settings.folds_of == "all"
+        seed = settings.fold_seed
+        if (
+            seed is None
+        ):  # a pretraining that leaves a fold out does not know the seeds of transfers
+            seed = 0 if whole_folds else settings.seed
         train, test = fold_split(
             np.arange(len(data)) if whole_folds else rows,
             data.groups,
