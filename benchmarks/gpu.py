@@ -6,8 +6,9 @@ r"""What a GPU does with decur: tests, the paper's step, and what falls short of
 In turn, each as a command of its own: `pytest -m gpu`; packed pairs of 2 + 13 bands, 264 px; `decur
 bench step` of the paper's ResNet-50 (224 px, batches of 256, 8192 dimensions, bf16-mixed) without
 and with attention, with both views of a sensor apart and together, and with cuDNN's fastest
-algorithms; a short run, which is then embedded and explained; the steps once more with compilation,
-which takes minutes. What there is no time left for is said.
+algorithms; a short run, which is then embedded and explained; where there are two GPUs, the same
+steps on one and on both; the steps once more with compilation, which takes minutes. What there is no
+time left for is said.
 
 Everything goes to `gpu.json`. The table goes into docs/performance.md, but not with --tiny. A line
 for each goal that is missed says which parts of a step and which kernels take the time.
@@ -16,6 +17,7 @@ for each goal that is missed says which parts of a step and which kernels take t
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -28,6 +30,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- make gpu -->", "<!-- end of make gpu -->"
@@ -150,6 +154,14 @@ GOALS = [
         at_least=True,
         step="",
     ),
+    Goal("first layer with 13 bands, times that with 16", 1.1, lambda f: f["padding"], step=""),
+    Goal(
+        "two GPUs, pairs/s of twice those of one",
+        0.9,
+        lambda f: f["two"][1] / (2 * f["two"][0]),
+        "{:.0%}",
+        at_least=True,
+    ),
     Goal("explain of 2,000 pairs, s", 180, lambda f: f["explain"]["seconds"], "{:.0f}", step=""),
 ]
 
@@ -233,7 +245,15 @@ def measure(commands: Commands, device: str, tiny: bool, work: Path) -> Found:
 
     for name in (name for name in STEPS if "compiled" not in name):
         bench(name)
+    padding = ["benchmarks/padding.py", "--device", device]
+    if not tiny:
+        padding += ["--pixels", "224", "--batch", "256", "--precision", "bf16-mixed"]
+    text = commands.run("padding", padding, 60)
+    if text is not None:
+        found["padding"] = float(re.findall(r"^ratio +([\d.]+)", text, re.M)[0])
     found |= use(commands, config, device, tiny, work)
+    if tiny or torch.cuda.device_count() > 1:
+        found |= two(commands, config, device, tiny, work)
     for name in (name for name in STEPS if "compiled" in name):  # minutes each: last
         bench(name)
     return found
@@ -269,6 +289,28 @@ def use(commands: Commands, config: list[str], device: str, tiny: bool, work: Pa
     if trained and commands.run("explain", explain, 240) is not None:
         found["explain"] = {"seconds": time.monotonic() - started}
     return found
+
+
+def two(commands: Commands, config: list[str], device: str, tiny: bool, work: Path) -> Found:
+    """Train on one device and on two, each with whole batches, and return the pairs a second.
+
+    An epoch has as many steps on both, so that what its start takes weighs the same; the fastest
+    epoch counts, as in the first ones algorithms are chosen and memory is asked for.
+    """
+    batch, pairs = (16, 64) if tiny else (256, 2048)
+    rates = []
+    for devices in (1, 2):
+        run = work / f"devices-{devices}"
+        train = ["-m", "decur", "pretrain", *config, "--run", str(run), "--compile", "false"]
+        train += ["--loader.batch_size", str(devices * batch), "--monitor.every_epochs", "0"]
+        train += ["--trainer.accelerator", "gpu" if device == "cuda" else "cpu"]
+        train += ["--trainer.devices", str(devices), "--trainer.max_epochs", "2" if tiny else "8"]
+        train += ["--trainer.limit_train_batches", str(pairs // (2 * batch))]
+        if commands.run(f"training on {'one' if devices == 1 else 'two'}", train, 180) is None:
+            return {}
+        with (run / "metrics.csv").open() as lines:
+            rates.append(max(float(row["pairs_per_second"]) for row in csv.DictReader(lines)))
+    return {"two": rates}
 
 
 # -- what was found ------------------------------------------------------------------------------

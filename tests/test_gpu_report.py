@@ -62,6 +62,9 @@ def test_each_goal_is_judged_and_what_misses_it_is_pointed_to(gpu):
     found["embed"] = {"ratio": 0.5}  # no step's profile says why
     (embed,) = (row for row in gpu.judge(found) if row["name"].startswith("embed"))
     assert embed["met"] is False and "points" not in embed
+    found["two"] = [640.0, 1100.0]
+    (both,) = (row for row in gpu.judge(found) if row["name"].startswith("two GPUs"))
+    assert both["met"] is False and both["measured"] == "86%" and "conv" in both["points"]
     assert gpu.judge({"steps": {}})  # where every step has failed
     text = gpu.table(found, list(rows.values()))
     assert "| loss, share of the step | 4.0% | at most 3.0% | **missed** |" in text
