@@ -7,8 +7,8 @@ In turn, each as a command of its own: `pytest -m gpu`; packed pairs of 2 + 13 b
 bench step` of the paper's ResNet-50 (224 px, batches of 256, 8192 dimensions, bf16-mixed) without
 and with attention, with both views of a sensor apart and together, and with cuDNN's fastest
 algorithms; a short run, which is then embedded and explained; where there are two GPUs, the same
-steps on one and on both; the steps once more with compilation, which takes minutes. What there is no
-time left for is said.
+steps on one and on both; the steps once more with compilation, which takes minutes. What there is
+no time left for is said.
 
 Everything goes to `gpu.json`. The table goes into docs/performance.md, but not with --tiny. A line
 for each goal that is missed says which parts of a step and which kernels take the time.
