@@ -21,9 +21,9 @@ def milliseconds(bands: int, args: argparse.Namespace) -> float:
     """Return what ResNet-50's first convolution takes in both directions, in its median."""
     there, last = torch.device(args.device), torch.channels_last
     layer = nn.Conv2d(bands, 64, 7, stride=2, padding=3, bias=False, device=there)
-    layer = layer.to(memory_format=last)
     shape = (args.batch, bands, args.pixels, args.pixels)
     pictures = torch.rand(shape, device=there).to(memory_format=last)  # (B, C, H, W)
+    layer.weight.data = layer.weight.data.to(memory_format=last)
     mixed = args.precision == "bf16-mixed"
 
     def both_ways() -> None:
