@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,17 +125,9 @@ def _transfer(
     """Transfer in a folder that this process owns; arguments as those of `transfer`."""
     started = time.monotonic()
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
-    if val_data is not None and settings.val_fraction:
-        raise ConfigError("val_fraction: there is a validation part of its own; leave one out")
-    data = join_columns(data, settings.target)
-    test_data, val_data = (
-        None if other is None else join_columns(other, settings.target)
-        for other in (test_data, val_data)
-    )
-    whole = join_apart(data, test_data, val_data)
+    data, whole = _join(data, test_data, val_data, settings)
     task = choose_task(whole.targets, settings.target)
-    chosen = settings.probe == "auto" and settings.freeze and not task.dense
-    settings = settings.complete(task, validated=val_data is not None)
+    given, settings = settings, settings.complete(task, validated=val_data is not None)
     encoders = open_encoders(whole.modalities, settings)
     whole = take_known_bands(whole, encoders)
     device = choose_device(settings.device)
@@ -143,44 +135,59 @@ def _transfer(
     quiet_lightning()
     seed_everything(settings.seed)
     console.print(f"data      {whole.describe()}", highlight=False)
-    if chosen:
+    if given.probe == "auto" and settings.freeze and not task.dense:
         console.print(f"probe     {settings.probe}, as {task.name} is a {task.kind}")
-    scaled = {name: encoder.modality for name, encoder in encoders.items()}
-    check_units(whole, {name: sensor for name, sensor in scaled.items() if sensor is not None})
+    _check_units(whole, encoders)
 
     model = build_model(settings.head if task.dense else "late_fusion", encoders, task.outputs)
     seen = _collect(whole, model, task.name, settings, cache, device)
     folder.list_bad(seen.bad)
-    parts = choose_parts(
-        whole,
-        data,
-        task,
-        labels=seen.labels[task.name],
-        modalities=list(encoders),
-        settings=settings,
-        val_samples=0 if val_data is None else len(val_data),
-    )
+    apart, labels = 0 if val_data is None else len(val_data), seen.labels[task.name]
+    parts = choose_parts(whole, data, task, labels, list(encoders), settings, val_samples=apart)
     _begin(folder, config, parts)
     ready = time.monotonic()
 
     engine = Engine(folder, console, device, settings.precision)
     strength, kept = _learn(model, seen, parts, settings, engine)
-    seconds = {
-        "reading": round(ready - started, 3),
-        "training": round(time.monotonic() - ready, 3),
-        "cached": not seen.computed,
-    }
+    spent = round(ready - started, 3), round(time.monotonic() - ready, 3)
     results = {
         **measure(parts, kept, settings),
         **describe(parts, settings, list(encoders), strength),
         "validation": None if engine.best is None else engine.best.plain(),
         "bad": len(seen.bad),
         "seed": settings.seed,
-        "seconds": seconds,
+        "seconds": {"reading": spent[0], "training": spent[1], "cached": not seen.computed},
     }
     _leave(folder, model, parts, kept, results, settings)
     print_results(console, folder, results)
     return Transferred(folder, results, model)
+
+
+def _join(
+    data: PairedDataset,
+    test_data: PairedDataset | None,
+    val_data: PairedDataset | None,
+    settings: TransferSettings,
+) -> tuple[PairedDataset, PairedDataset]:
+    """Return the data with its columns as one label, and the same with the other parts behind it.
+
+    Raises:
+        ConfigError: if two things are to choose the best epoch.
+    """
+    if val_data is not None and settings.val_fraction:
+        raise ConfigError("val_fraction: there is a validation part of its own; leave one out")
+    data = join_columns(data, settings.target)
+    test_data, val_data = (
+        None if other is None else join_columns(other, settings.target)
+        for other in (test_data, val_data)
+    )
+    return data, join_apart(data, test_data, val_data)
+
+
+def _check_units(data: PairedDataset, encoders: Mapping[str, Encoder]) -> None:
+    """Warn of pictures in other units than those that the encoders were trained on."""
+    trained = {name: encoder.modality for name, encoder in encoders.items()}
+    check_units(data, {name: sensor for name, sensor in trained.items() if sensor is not None})
 
 
 def _make_folders(folder: RunFolder, cache: str | None) -> Path:
