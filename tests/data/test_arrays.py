@@ -185,7 +185,7 @@ def test_16_bit_grey_with_transparency_is_one_band_also_for_its_header(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("mode", "key"), [("L", 3), ("RGB", (3, 3, 3)), ("P", 3), ("1", 0), ("I;16", 3)]
+    ("mode", "key"), [("L", 3), ("RGB", (3, 3, 3)), ("P", 3), ("1", 0), ("1", 1), ("I;16", 3)]
 )
 def test_the_transparent_colour_of_a_png_is_no_measurement(tmp_path, mode, key):
     values = RNG.integers(0, 6, (6, 6)).astype(np.uint8)
@@ -194,10 +194,13 @@ def test_the_transparent_colour_of_a_png_is_no_measurement(tmp_path, mode, key):
     if mode in ("RGB", "P"):
         picture = picture.convert(mode)
     picture.save(tmp_path / "a.png", transparency=key)
-    hole = values <= 2 if mode == "1" else values == 3
+    hole = (values > 2) == key if mode == "1" else values == 3
     image = read_image(tmp_path / "a.png")
     assert image.shape[0] == (3 if mode in ("RGB", "P") else 1)
     np.testing.assert_array_equal(image.isnan().all(0), hole)
+    if mode != "RGB":
+        classes = values > 2 if mode == "1" else values
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), np.where(hole, 255, classes))
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a.gif", "a.webp"])
@@ -206,8 +209,9 @@ def test_other_pictures(tmp_path, name):
     Image.fromarray(pixels).save(tmp_path / name, lossless=True)
     image = read_image(tmp_path / name)
     np.testing.assert_array_equal(image, np.stack([pixels] * len(image)))
-    if name == "a.gif":  # a palette of grey is the one band that its sensor has
-        np.testing.assert_array_equal(read_image(tmp_path / name, 1), pixels[None])
+    if name == "a.gif":  # which stores grey as a palette
+        assert len(image) == read_header(tmp_path / name).bands == 1
+        np.testing.assert_array_equal(read_image(tmp_path / name, 3), np.stack([pixels] * 3))
     if name != "a.webp":
         assert read_mask(tmp_path / name).shape == (4, 5)
 

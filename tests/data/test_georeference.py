@@ -42,6 +42,25 @@ def test_pictures_of_other_places_are_bad_samples(tmp_path, picture, caplog):
         data[1]
 
 
+def test_a_pair_apart_is_refused_also_where_nobody_looked_for_it(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr("decur.data.folder._PLACES", 2)
+    for number in range(5):
+        put(tmp_path / "s1" / f"{number}.tif", picture, 0, 0)
+        put(tmp_path / "s2" / f"{number}.tif", picture, 5000 * (number == 1), 0)
+        classes = (picture > 0).astype(np.uint8)
+        put(tmp_path / "mask" / f"{number}.tif", classes, 5000 * (number == 3), 0)
+    data = PairedFolder(tmp_path, GIVEN)
+    bad = set()
+    for index in range(5):
+        try:
+            data[index]
+        except BadSampleError as error:
+            assert "does not overlap" in str(error)
+            bad.add(index)
+    assert bad == {1, 3}
+    assert set(data.only(targets=())[3]["images"]) == {"s1", "s2"}  # a mask that nobody reads
+
+
 def test_other_pixels_of_one_place_are_no_other_grid(tmp_path, picture, caplog):
     put(tmp_path / "s1" / "a.tif", picture, 0, 0)
     put(tmp_path / "s2" / "a.tif", picture[:16, :16], 4, -4, step=20.0, south_up=True)

@@ -7,6 +7,7 @@ from make_folder import make_folder, write, write_raster
 from PIL import Image
 
 from decur.data import PairedFolder
+from decur.data.masks import MaskCodes, read_raw_mask
 from decur.errors import BadSampleError, DataError
 from decur.transfer.tasks import make_task
 
@@ -170,3 +171,40 @@ def test_masks_with_lossy_compression_are_refused(tmp_path, file):
             target.write(pixels[None])
     with pytest.raises(DataError, match=rf"{file}: is compressed as JPEG.*save masks as PNG"):
         PairedFolder(root)[0]
+
+
+@pytest.mark.parametrize(("name", "how"), [("a.png", "JPEG"), ("a.webp", "WebP"), ("a.bmp", "")])
+def test_lossy_masks_are_told_by_what_they_hold(tmp_path, name, how):
+    (tmp_path / "mask").mkdir()
+    path = tmp_path / "mask" / name
+    picture = Image.fromarray(np.eye(16, dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0110] = "camera"  # before the pixels of a WebP
+    picture.save(path, **({"exif": exif} if how else {}), **({"format": how} if how else {}))
+    if not how:
+        assert read_raw_mask(path).unique().tolist() == [0, 1]
+        return
+    with pytest.raises(BadSampleError, match=f"compressed as {how}"):
+        read_raw_mask(path)
+    colours = np.moveaxis(np.stack([np.eye(16)] * 3), 0, -1).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "mask" / "b.webp", lossless=True, exif=exif)
+    codes = MaskCodes(tmp_path, ("a", "b"), table={0: 0, 65793: 1}, colours=True)
+    assert codes.read(tmp_path / "mask" / "b.webp").tolist() == np.eye(16).tolist()
+
+
+def test_255_beside_higher_classes_is_told_of(tmp_path, caplog):
+    root = folder(tmp_path, np.array([[0, 255], [299, 1]], np.uint16), ".tif")
+    assert PairedFolder(root)[0]["target"]["mask"].tolist() == [[0, -1], [299, 1]]
+    assert "hold 255 beside classes up to 299, and it means unknown" in caplog.text
+    caplog.clear()
+    data = PairedFolder(root, mask_nodata=-1)
+    assert data[0]["target"]["mask"].tolist() == [[0, 255], [299, 1]]
+    assert "255 beside" not in caplog.text
+
+
+def test_masks_may_be_as_large_as_max_pixels_says(tmp_path, monkeypatch):
+    root = folder(tmp_path, np.array([[0, 1], [1, 1]], np.uint8))
+    with pytest.raises(DataError, match="more than max_pixels"):
+        PairedFolder(root, max_pixels=3)
+    monkeypatch.setattr("decur.data.masks.MAX_PIXELS", 3)
+    assert PairedFolder(root, max_pixels=10_000).targets["mask"].classes == ("0", "1")

@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 from make_folder import make_folder, write
+from PIL import Image
 
 from decur.data import PairedFolder
+from decur.data.pairing import named_as_labels
 from decur.errors import ConfigError, DataError
 
 IDS = ["Ghana_1", "Ghana_2", "Spain_1"]
@@ -194,3 +196,27 @@ def test_labels_are_no_sensor_unless_named(tmp_path, caplog):
     assert list(PairedFolder(root, named).modalities) == ["rgb", "Labels"]
     as_mask = PairedFolder(root, pattern={"mask": "cover/{id}"})
     assert len(as_mask.targets["mask"].classes) == 9 and "mask" in as_mask[0]["target"]
+
+
+@pytest.mark.parametrize("kind", ["palette", "colours", "photograph"])
+def test_few_colours_are_labels_too(tmp_path, kind, caplog):
+    root = make_folder(tmp_path, {"s1": ["a", "b"], "s2": ["a", "b"]})
+    (root / "cover").mkdir()
+    rng = np.random.default_rng(0)
+    for id_ in "ab":
+        indices = rng.integers(0, 5, (32, 32)).astype(np.uint8)
+        picture = Image.fromarray(indices, "P")
+        picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+        if kind == "photograph":
+            picture = Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8))
+        (picture if kind == "palette" else picture.convert("RGB")).save(root / f"cover/{id_}.png")
+    data = PairedFolder(root)
+    told = {"palette": "5 different values", "colours": "5 different colours", "photograph": ""}
+    assert ("cover" in data.modalities) == (kind == "photograph")
+    assert told[kind] in caplog.text
+
+
+@pytest.mark.parametrize("name", ["LabelHand", "SegmentationClass", "classes", "Reference_Maps"])
+def test_names_of_labels(name):
+    assert named_as_labels(name)
+    assert not named_as_labels(f"x{name.lower()}")

@@ -11,6 +11,7 @@ from rasterio.transform import Affine
 
 from decur.data import rasters
 from decur.data.files import parts_of, read_header, read_image, read_mask, read_sensor
+from decur.data.georeference import read_place
 from decur.data.map_rasters import read_raster_header
 from decur.data.window_reader import WindowReader
 from decur.errors import BadSampleError, DataError
@@ -233,3 +234,100 @@ def test_size_is_checked_before_the_pixels_are_read(tmp_path, name):
     for read in (read_image, read_header):
         with pytest.raises(BadSampleError, match=r"20 x 30 pixels.*--data\.max_pixels"):
             read(path, max_pixels=599)
+
+
+def test_transparency_is_apart_also_where_a_file_states_nodata(tmp_path):
+    pixels = RNG.integers(1, 255, (4, 4, 4)).astype(np.uint8)
+    pixels[0, 1], pixels[3] = 0, 255
+    pixels[3, 3] = 0
+    path = tif(tmp_path / "a.tif", pixels, photometric="RGB", alpha="YES", nodata=0)
+    expected = np.where((pixels[:3] == 0) | (pixels[3:] == 0), np.nan, pixels[:3])
+    for bands in (None, 3):
+        np.testing.assert_array_equal(read_image(path, bands), expected)
+    assert read_header(path).bands == 3
+
+
+def test_a_mask_of_one_band_beside_a_raster(tmp_path):
+    path = tif(tmp_path / "a.tif", np.ones((2, 2, 3), np.float32))
+    masks = np.full((2, 2, 3), 255, np.uint8)
+    masks[1, 0] = 0
+    tif(tmp_path / "a.tif.msk", masks)
+    with rasterio.open(tmp_path / "a.tif.msk", "r+") as target:
+        target.update_tags(INTERNAL_MASK_FLAGS_1=0, INTERNAL_MASK_FLAGS_2=0)
+    np.testing.assert_array_equal(read_image(path).isnan(), masks == 0)
+
+
+def test_signed_8_bit_pixels_are_a_depth_of_their_own(tmp_path):
+    path = tif(tmp_path / "a.tif", np.array([[[-7, 7]]], np.int8))
+    assert not read_header(path).is_byte
+    assert read_image(path, is_byte=False).tolist() == [[[-7, 7]]]
+    with pytest.raises(BadSampleError, match="has signed 8-bit pixels, others of its sensor 8-bit"):
+        read_image(path, is_byte=True)
+
+
+def test_complex_numbers_are_no_classes(tmp_path):
+    path = tif(tmp_path / "a.tif", np.ones((1, 2, 2), np.complex64))
+    with pytest.raises(BadSampleError, match="pixels of type complex64"):
+        read_mask(path)
+
+
+def beside(path, bands, place=""):
+    """Write what GDAL says of a picture beside it, the text of each band given."""
+    rows = "".join(
+        f'<PAMRasterBand band="{band}">{said}</PAMRasterBand>'
+        for band, said in enumerate(bands, start=1)
+    )
+    path.with_name(path.name + ".aux.xml").write_text(f"<PAMDataset>{place}{rows}</PAMDataset>")
+
+
+@pytest.mark.parametrize(
+    ("extension", "bands"), [("png", 1), ("png", 3), ("jpg", 1), ("bmp", 3), ("pgm", 1)]
+)
+def test_nodata_beside_a_picture_that_pillow_reads(tmp_path, extension, bands):
+    pixels = np.full((16, 16, bands), 200, np.uint8)
+    pixels[:8, :, 0] = 0
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(pixels.squeeze()).save(path, format=None if extension != "pgm" else "PPM")
+    before = read_image(path)
+    assert not before.is_floating_point()
+    beside(path, ["<NoDataValue>0</NoDataValue>"] * bands)
+    np.testing.assert_array_equal(read_image(path).isnan(), before == 0)
+    assert [part.name for part in parts_of(path)] == [path.name, f"{path.name}.aux.xml"]
+    if (extension, bands) == ("png", 1):
+        assert read_mask(path).unique().tolist() == [200, 255]
+
+
+def test_units_and_place_beside_a_picture_that_pillow_reads(tmp_path):
+    pixels = RNG.integers(1, 255, (6, 5)).astype(np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    beside(path, ["<Metadata><MDI key='STATISTICS_MEAN'>1</MDI></Metadata>"])
+    assert read_header(path).is_byte  # GDAL also writes what says nothing of the pixels
+    said = "<Scale>0.5</Scale><Offset>-3</Offset><UnitType>dB</UnitType>"
+    place = "<SRS>EPSG:32632</SRS><GeoTransform>5e5, 10, 0, 5e6, 0, 10</GeoTransform>"  # south up
+    beside(path, [f"<Description>VV</Description>{said}"], place)
+    header = read_header(path)
+    assert (header.names, header.units, header.is_byte) == (("VV",), ("dB",), False)
+    np.testing.assert_array_equal(read_image(path)[0], pixels[::-1] * 0.5 - 3)
+    assert read_place(path).bounds == (5e5, 5e6, 5e5 + 50, 5e6 + 60)
+
+
+def test_indices_of_a_palette_that_are_nodata_beside_it(tmp_path):
+    indices = np.arange(4, dtype=np.uint8).reshape(2, 2)
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    picture.save(tmp_path / "a.png")
+    beside(tmp_path / "a.png", ["<NoDataValue>2</NoDataValue>"])
+    assert read_mask(tmp_path / "a.png").tolist() == [[0, 1], [255, 3]]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").isnan().all(0), indices == 2)
+
+
+def test_a_mask_beside_a_picture_that_pillow_reads(tmp_path):
+    Image.fromarray(np.full((4, 5, 3), 9, np.uint8)).save(tmp_path / "a.jpg")
+    mask = np.full((1, 4, 5), 255, np.uint8)
+    mask[0, 2] = 0
+    tif(tmp_path / "a.jpg.msk", mask)
+    with rasterio.open(tmp_path / "a.jpg.msk", "r+") as target:
+        target.update_tags(**{f"INTERNAL_MASK_FLAGS_{band}": 2 for band in (1, 2, 3)})  # of all
+    holes = np.broadcast_to(mask == 0, (3, 4, 5))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg").isnan(), holes)

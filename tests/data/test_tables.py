@@ -88,6 +88,7 @@ def test_the_header_decides(labelled):
         ("id\theight\n00\t1,5\n01\t2\n", "labels.csv", "utf-16"),  # Excel's Unicode text
         ("sep=;\nid;height\n00;1,5\n01;2\n", "labels.csv", "utf-8"),
         ("id,height\n00,1.5\n01,2\n", "Labels.CSV", "utf-8"),
+        ("id,height,note\n00,1.5,a\x0cb\u2028c\n01,2,d\n", "labels.csv", "utf-8"),
     ],
 )
 def test_separators_and_encodings(labelled, text, file, encoding):

@@ -32,7 +32,7 @@ def spectra(scale, offset=0.0):
         (spectra(1e-4), {"preset": "sentinel2-l2a"}, ["12 of 12", "B1", "`scale: 10000`"]),
         (spectra(1e-4), {"preset": "sentinel2-l2a", "scale": 10000}, None),
         (spectra(1), {"preset": "sentinel2-l2a"}, None),
-        (spectra(1, 1000), {"preset": "sentinel2-l2a"}, ["`offset: -1000`"]),
+        (spectra(1, 1000), {"preset": "sentinel2-l2a"}, ["bright deserts", "`offset: -1000`"]),
         (spectra(1, 1000), {"preset": "sentinel2-l2a", "offset": -1000}, None),
     ],
 )
@@ -60,6 +60,7 @@ def one_band(low, high):
         (one_band(0, 255), {"bands": ["x"], "scaling": "range"}, None),
         (one_band(0, 2), {"bands": ["x"], "scaling": "range"}, ["x holds 0"]),
         (one_band(9, 9), {"bands": ["x"], "scaling": "image"}, None),
+        (one_band(-23, -2), {"bands": ["VV"], "mean": [0.1], "std": [0.1]}, ["decibels where"]),
     ],
 )
 def test_other_sensors(tmp_path, pixels, fields, told):

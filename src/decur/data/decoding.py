@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,14 @@ class Header:
     units: tuple[str, ...] | None = None
 
 
+class Position(NamedTuple):
+    """Where a file says that it lies: CRS and transform as rasterio has them, height and width."""
+
+    crs: Any
+    transform: Any
+    size: tuple[int, int]
+
+
 @dataclass
 class Decoded:
     """The pixels of a file, and what the file says about them.
@@ -57,6 +66,7 @@ class Decoded:
         names: of the bands, None for each that has no name.
         linear: scale and offset of each band, (C,) both, that make units of pixels.
         of_palette: whether the pixels are the colours of a palette.
+        position: where the file says that it lies on the Earth.
     """
 
     pixels: np.ndarray
@@ -66,6 +76,7 @@ class Decoded:
     names: tuple[str | None, ...] = ()
     linear: tuple[np.ndarray, np.ndarray] | None = None
     of_palette: bool = False
+    position: Position | None = None
 
     def turned(self, orientation: int) -> Decoded:
         """Return the picture as it is looked at, for an orientation of EXIF and TIFF (1 to 8)."""

@@ -17,6 +17,7 @@ from decur.data.decoding import (
     MAX_PIXELS,
     Decoded,
     Header,
+    Position,
     decoding,
     off_values,
     unreadable,
@@ -69,14 +70,7 @@ def read_image(
             without one measured pixel, or with infinite values.
         DataError: for an unknown extension, or if the reader is not installed.
     """
-    path = _existing(path)
-    with decoding(path):
-        decoded = _decode(path, bands, max_pixels, variable=variable)
-        _check_depth(path, decoded.stored, is_byte)
-        image = _to_tensor(path, _take(path, decoded, bands, pick), nodata)
-    if image.is_floating_point() and image.flatten()[0].isnan() and image.isnan().all():
-        raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
-    return image
+    return _read(path, bands, nodata, pick, variable, is_byte, max_pixels)[0]
 
 
 def read_sensor(
@@ -86,6 +80,17 @@ def read_sensor(
     is_byte: bool | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
+    """Read the pixels of one file of a sensor, see `read_with_position`."""
+    return read_with_position(path, modality, is_byte=is_byte, max_pixels=max_pixels)[0]
+
+
+def read_with_position(
+    path: str | Path,
+    modality: Modality,
+    *,
+    is_byte: bool | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Tensor, Position | None]:
     """Read the pixels of one file of a sensor: its bands, its array, its nodata.
 
     The bands are taken by name or number where all names of the modality's bands are described in
@@ -98,19 +103,20 @@ def read_sensor(
         max_pixels: height times width that is read at most.
 
     Returns:
-        As `read_image`, before the modality's own scale and offset.
+        As `read_image`, before the modality's own scale and offset; and where the file says that
+        it lies on the Earth, if it does.
 
     Raises:
         BadSampleError, DataError: as `read_image`; also for 16-bit pixels of an 8-bit sensor.
     """
-    image = read_image(
+    image, position = _read(
         path,
         None if modality.picks else modality.channels,
-        nodata=modality.nodata,
-        pick=modality.picks or modality.bands,
-        variable=modality.variable,
-        is_byte=is_byte,
-        max_pixels=max_pixels,
+        modality.nodata,
+        modality.picks or modality.bands,
+        modality.variable,
+        is_byte,
+        max_pixels,
     )
     eight_bits = modality.scaling == "range" and modality.value_range == (0, 255)
     if eight_bits and image.is_floating_point() and not modality.converts:
@@ -121,7 +127,7 @@ def read_sensor(
                 f"has values up to {highest:g}, its modality {modality.name!r} ends at 255; "
                 "convert the file, or set `value_range`",
             )
-    return image
+    return image, position
 
 
 def read_mask(path: str | Path, *, empty: int = 255, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -150,7 +156,7 @@ def read_mask(path: str | Path, *, empty: int = 255, max_pixels: int = MAX_PIXEL
                 f"a mask has one band of class indices, this has {len(pixels)}; convert it, or "
                 "give the colour of each class in classes.txt beside it",
             )
-        if pixels.dtype.kind == "f":
+        if pixels.dtype.kind not in "iub":
             pixels = _to_tensor(path, decoded, None).nan_to_num(empty).numpy()
             if (pixels != pixels.round()).any():
                 raise BadSampleError(
@@ -246,9 +252,9 @@ def parts_of(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.suffix.lower() == ".zarr":
         return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() in rasters.DRIVERS:
-        return [path, *rasters.companions(path)]
-    return [path]
+    if path.suffix.lower() in arrays.EXTENSIONS:
+        return [path]
+    return [path, *rasters.companions(path)]
 
 
 def resize(image: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -287,6 +293,26 @@ def read_files(paths: Sequence[str | Path]) -> np.ndarray:
     return np.concatenate(found)
 
 
+def _read(
+    path: str | Path,
+    bands: int | None,
+    nodata: float | tuple[float, ...] | None,
+    pick: Sequence[str | int] | None,
+    variable: str | None,
+    is_byte: bool | None,
+    max_pixels: int,
+) -> tuple[Tensor, Position | None]:
+    """Return what `read_image` does, and where the file says that it lies."""
+    path = _existing(path)
+    with decoding(path):
+        decoded = _decode(path, bands, max_pixels, variable=variable)
+        _check_depth(path, decoded.stored, is_byte)
+        image = _to_tensor(path, _take(path, decoded, bands, pick), nodata)
+    if image.is_floating_point() and image.flatten()[0].isnan() and image.isnan().all():
+        raise BadSampleError(path, "has no measured pixel (all NaN or nodata); delete it")
+    return image, decoded.position
+
+
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in EXTENSIONS | rasters.ENVI_DATA:
@@ -320,11 +346,12 @@ def _decode(
 
 def _check_depth(path: Path, stored: np.dtype, is_byte: bool | None) -> None:
     """Refuse whole numbers of another depth than others of the sensor."""
-    if is_byte is None or stored.kind not in "iu" or (stored.itemsize == 1) == is_byte:
+    if is_byte is None or stored.kind not in "iu" or (stored == np.uint8) == is_byte:
         return
+    signed = "signed " if stored == np.int8 else ""
     raise BadSampleError(
         path,
-        f"has {8 * stored.itemsize}-bit pixels, others of its sensor "
+        f"has {signed}{8 * stored.itemsize}-bit pixels, others of its sensor "
         f"{'8-bit' if is_byte else 'more bits'}; convert it, or put it into a folder of its own",
     )
 
@@ -334,7 +361,9 @@ def _take(
 ) -> Decoded:
     """Return the bands that are wanted; transparency counts as the last where it must."""
     if bands == 1 and decoded.of_palette and (decoded.pixels == decoded.pixels[:1]).all():
-        decoded = decoded.picked([0])  # grey, as GIF and some TIFF store it
+        decoded = decoded.picked([0])  # grey by a palette of colours
+    if bands == 3 and decoded.of_palette and len(decoded.pixels) == 1:
+        decoded = decoded.picked([0, 0, 0])  # a palette of grey beside others of colours
     count = len(decoded.pixels)
     wanted = bands if bands is not None else len(pick or ())
     with_alpha = decoded.alpha is not None and wanted == count + 1

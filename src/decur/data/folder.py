@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +15,19 @@ from decur.data.base import DATASETS, PairedDataset
 from decur.data.files import (
     MAX_PIXELS,
     parts_of,
-    read_sensor,
+    read_with_position,
     resize,
 )
 from decur.data.folder_sensors import complete_modality, warn_of_turned
-from decur.data.georeference import Place, align, compare_pair, read_place, refuse_apart, summary
+from decur.data.georeference import (
+    Place,
+    align,
+    compare_pair,
+    place_at,
+    read_place,
+    refuse_apart,
+    summary,
+)
 from decur.data.grid import Grid
 from decur.data.labels import Labels
 from decur.data.listing import MASK
@@ -141,7 +148,7 @@ class PairedFolder(PairedDataset):
             if few := check_masks(self.root, pairing):
                 log.warning(few)
             self._set_masks(mask_nodata)
-        self._placed = False  # whether each sample's place is looked at when it is read
+        self._apart = False  # whether samples are known of which pictures do not overlap
         if len(folders) + bool(self._masks) > 1:
             self._check_places()
 
@@ -166,14 +173,15 @@ class PairedFolder(PairedDataset):
                 "rename the column"
             )
         first = next(iter(self._masks.values()))
-        codes = read_codes(Path(first).parent, list(self._masks.values()), nodata)
-        self._codes = replace(codes, max_pixels=self.max_pixels)
+        self._codes = read_codes(
+            Path(first).parent, list(self._masks.values()), nodata, max_pixels=self.max_pixels
+        )
         self.targets[MASK] = self._codes.target
 
     def _pair(self, index: int) -> dict[str, str | None]:
-        """Return the files of a sample by sensor, and its mask."""
+        """Return the files of a sample by sensor, and its mask if that is wanted."""
         files = {name: self._files[name][index] for name in self.modalities}
-        return {**files, MASK: self._masks.get(self.ids[index])}
+        return {**files, MASK: self._mask(self.ids[index])}
 
     def _check_places(self) -> None:
         """Look at where pictures lie, and say what does not fit; of all samples, or of some."""
@@ -183,7 +191,7 @@ class PairedFolder(PairedDataset):
             return  # nothing says where it lies
         found += [compare_pair(self._pair(row)) for row in rows[_FIRST_PLACES:]]
         disjoint, moved, offset = summary([one for _, one in found])
-        self._placed = disjoint > 0
+        self._apart = disjoint > 0
         looked = f"{len(rows)} samples" if len(rows) == len(self) else f"{len(rows)} samples seen"
         if disjoint:
             log.warning(
@@ -226,20 +234,27 @@ class PairedFolder(PairedDataset):
             BadSampleError: naming the file, if it cannot be used.
         """
         id_ = self.ids[index]
-        if self._placed:
-            refuse_apart(self._pair(index))
-        grid, images = self._grid(index), {}
+        pair = self._pair(index)
+        if self._apart:
+            refuse_apart(pair)  # before any pixel is read
+        grid, images, places = self._grid(index), {}, {}
         for name in self.sensors_of(index):
             modality, file = self.modalities[name], self._files[name][index]
             assert file is not None
-            picture = read_sensor(
+            picture, position = read_with_position(
                 file, modality, is_byte=self._is_byte[name], max_pixels=self.max_pixels
             )
+            if position is not None:
+                places[name] = place_at(position)
             images[name] = resize(_aligned(picture, file, grid), modality.size)
+        mask = self._mask(id_)
+        if mask and places and (place := read_place(mask)):
+            places[MASK] = place
+        refuse_apart(pair, places)
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
             sample["target"] = self._labels[id_] if self._labels else {}
-        if (mask := self._mask(id_)) and self._codes is not None:
+        if mask and self._codes is not None:
             classes = self._codes.read(mask)  # (H, W)
             if grid is not None:
                 void = self._codes.target.void

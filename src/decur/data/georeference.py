@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decur.data import rasters
-from decur.data.decoding import decoding
+from decur.data.decoding import Position, decoding
 from decur.data.grid import Grid, crs_text
 from decur.errors import BadSampleError, DataError
 
@@ -83,10 +83,11 @@ def read_place(file: str | Path) -> Place | None:
     takes milliseconds, as reading a small picture does.
     """
     path = Path(file)
-    if path.suffix.lower() not in rasters.DRIVERS:
-        return None
     try:
-        seen = [part.stat() for part in (path, *rasters.companions(path))]
+        beside = rasters.companions(path)
+        if path.suffix.lower() not in rasters.DRIVERS and not beside:
+            return None
+        seen = [part.stat() for part in (path, *beside)]
     except (OSError, DataError):
         return None  # comes up again when it is read as a sample
     return _place_of(path, tuple((one.st_mtime_ns, one.st_size) for one in seen))
@@ -97,17 +98,23 @@ def _place_of(path: Path, _seen: tuple[tuple[int, int], ...]) -> Place | None:
     """Return where a raster lies, which was changed last at times and has sizes as given."""
     try:
         with decoding(path), rasters.open_raster(path) as source:
-            crs, transform, size = source.crs, source.transform, source.shape
+            position = rasters.position_of(source)
     except DataError:
         return None  # comes up again when it is read as a sample
-    if not crs or transform.is_identity:
+    if position is None:
         return None
+    return place_at(position._replace(crs=_shared(position.crs)))
+
+
+def place_at(position: Position) -> Place:
+    """Return the place of a raster as its pixels are read: turned up, where its rows go north."""
+    crs, transform, size = position
     if not (transform.b or transform.d):  # the reader turns such rasters up, see rasters
         height, width = size
         xs = sorted((transform.c, transform.c + width * transform.a))
         ys = sorted((transform.f, transform.f + height * transform.e))
         transform = type(transform)(abs(transform.a), 0.0, xs[0], 0.0, -abs(transform.e), ys[1])
-    return Place(_shared(crs), transform, (size[0], size[1]))
+    return Place(crs, transform, (size[0], size[1]))
 
 
 @cache
@@ -162,20 +169,31 @@ def compare_pair(files: Mapping[str, str | None]) -> tuple[str, dict[str, Apart]
     Returns:
         The sensor that is the reference, empty where none says; `{other sensor: how it differs}`.
     """
-    places = {name: place for name, file in files.items() if file and (place := read_place(file))}
+    return _compared(
+        {name: place for name, file in files.items() if file and (place := read_place(file))}
+    )
+
+
+def _compared(places: Mapping[str, Place]) -> tuple[str, dict[str, Apart]]:
     if not places:
         return "", {}
     reference, *others = places
     return reference, {name: compare_places(places[reference], places[name]) for name in others}
 
 
-def refuse_apart(files: Mapping[str, str | None]) -> None:
+def refuse_apart(
+    files: Mapping[str, str | None], places: Mapping[str, Place] | None = None
+) -> None:
     """Refuse a sample whose pictures do not show the same place.
+
+    Args:
+        files: `{sensor: file}` in the order of the sensors.
+        places: where they lie, of those that say so; None: read from the files.
 
     Raises:
         BadSampleError: naming the files.
     """
-    reference, found = compare_pair(files)
+    reference, found = compare_pair(files) if places is None else _compared(places)
     for name, apart in found.items():
         if not apart.overlap:
             raise BadSampleError(

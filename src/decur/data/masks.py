@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decur.data import rasters
+from decur.data import pictures, rasters
 from decur.data.decoding import decoding
 from decur.data.files import MAX_PIXELS, read_image, read_mask
 from decur.data.sample import VOID, Target
@@ -142,7 +142,11 @@ def read_class_list(folder: Path) -> MaskCodes:
 
 
 def read_codes(
-    folder: Path, masks: Sequence[str], nodata: int | Sequence[int] | None = None
+    folder: Path,
+    masks: Sequence[str],
+    nodata: int | Sequence[int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
 ) -> MaskCodes:
     """Return what the values of some masks mean: by `classes.txt`, or else by what they hold.
 
@@ -154,6 +158,7 @@ def read_codes(
         folder: of the masks.
         masks: the files, at least one.
         nodata: values that mean "unknown"; None: 255, unless `classes.txt` has it.
+        max_pixels: height times width that is read at most.
 
     Raises:
         DataError: naming the file that is wrong.
@@ -162,14 +167,14 @@ def read_codes(
     unknown = tuple(dict.fromkeys(int(value) for value in given))
     if lossy := next((mask for mask in masks if Path(mask).suffix.lower() in (".jpg", ".jpeg")), 0):
         raise DataError(str(BadSampleError(lossy, _LOSSY.format("JPEG"))))
-    listed = read_class_list(folder)
+    listed = replace(read_class_list(folder), max_pixels=max_pixels)
     lines = listed.classes
     if listed.table is not None:
         return listed if nodata is None else replace(listed, nodata=unknown)
     enough = 1 if lines else None
-    values, example = _values(spaced(masks, _LOOKED_AT), unknown, enough)
+    values, voids, example = _values(spaced(masks, _LOOKED_AT), unknown, enough, max_pixels)
     if values == {0} and example:  # the other classes may be rare: look at all before refusing
-        values, _ = _values(masks, unknown, enough)
+        values, voids, _ = _values(masks, unknown, enough, max_pixels)
     highest = max(values, default=-1)
     if highest == 0 and example and len(lines) != 1 and VOID in unknown:
         raise DataError(
@@ -177,7 +182,16 @@ def read_codes(
             f"1, or the lines `background, 0` and `foreground, 255` to {folder / CLASSES_FILE}"
         )
     remedy = f"give --data.mask_nodata {highest} {' '.join(map(str, unknown))} if that is unknown"
-    return MaskCodes(folder, lines or number_classes(folder, values, remedy), unknown)
+    classes = lines or number_classes(folder, values, remedy)
+    if nodata is None and VOID in voids and len(classes) > VOID:
+        log.warning(
+            "%s: masks hold %d beside classes up to %d, and it means unknown; if it is a class, "
+            "give --data.mask_nodata -1",
+            folder,
+            VOID,
+            len(classes) - 1,
+        )
+    return MaskCodes(folder, classes, unknown, max_pixels=max_pixels)
 
 
 def number_classes(folder: Path, values: Collection[int], remedy: str) -> tuple[str, ...]:
@@ -220,8 +234,8 @@ _LOSSY = (
 
 def _lossy(file: Path) -> str:
     """Return the compression of a file that changes values; nothing for any other."""
-    if file.suffix.lower() in (".jpg", ".jpeg"):
-        return "JPEG"
+    if file.suffix.lower() in pictures.EXTENSIONS:
+        return pictures.lossy_format(file)
     if file.suffix.lower() not in rasters.DRIVERS:
         return ""
     try:
@@ -309,9 +323,9 @@ def _coded(file: Path, lines: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _values(
-    files: Sequence[str], unknown: Sequence[int], enough: int | None
-) -> tuple[set[int], str | None]:
-    """Return the classes that masks hold, and the first file with unknown pixels.
+    files: Sequence[str], unknown: Sequence[int], enough: int | None, max_pixels: int
+) -> tuple[set[int], set[int], str | None]:
+    """Return the classes that masks hold, what else, and the first file with unknown pixels.
 
     From the class `enough` on no more masks are read.
 
@@ -319,19 +333,21 @@ def _values(
         DataError: if none of the masks can be read.
     """
     values: set[int] = set()
+    voids: set[int] = set()
     example, first_bad, bad = None, None, 0
     for file in files:
         try:
-            mask = read_raw_mask(file)
+            mask = read_raw_mask(file, max_pixels=max_pixels)
         except BadSampleError as error:
             first_bad, bad = first_bad or error, bad + 1
             continue  # comes up again when it is read as a sample
         found = set(mask.unique().tolist())
         known = {value for value in found - set(unknown) if value >= 0}
         values |= known
+        voids |= found - known
         example = example or (file if known != found else None)
         if enough is not None and max(values, default=-1) >= enough:
             break
     if first_bad and bad == len(files):
         raise DataError(f"none of {bad} masks that were looked at can be read; first: {first_bad}")
-    return values, example
+    return values, voids, example

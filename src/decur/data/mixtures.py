@@ -87,8 +87,9 @@ def mixtures(
             files,
             (dark >= SHIFTED_FROM, f"have no band darker than {SHIFTED_FROM:g}"),
             (dark < _DARK, "have"),
-            f"if the former are Sentinel-2 since processing baseline 04.00, take {SHIFT} off them, "
-            f"or put them into a folder of their own with `offset: -{SHIFT}`",
+            f"if the former are no deserts, snow or cloud but Sentinel-2 since processing baseline "
+            f"04.00 (25 January 2022), take {SHIFT} off them, or put them into a folder of their "
+            f"own with `offset: -{SHIFT}`",
             max(least, share * len(files)),
         )
     return lines

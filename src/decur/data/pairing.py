@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decur.data.files import EXTENSIONS
+from torch import Tensor
+
+from decur.data.files import EXTENSIONS, read_header, read_image, read_mask
 from decur.data.layouts import (
     compiled_part,
     elsewhere,
@@ -34,8 +36,8 @@ FEW_PAIRED = 0.5
 _USUAL_SENSORS = 4  # more folders than that, and than names in them, may be places
 
 _LABELS = re.compile(
-    r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class)s?(_.*)?"
-    r"|.*_(label|mask|gt)s?|(qa|scl|fmask|cloud|cloud_?mask|udm2?)s?(_.*)?"
+    r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class|reference_map)(e?s)?"
+    r"(_.*)?|.*_(label|mask|gt)s?|(qa|scl|fmask|cloud|cloud_?mask|udm2?)s?(_.*)?"
 )
 FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
 _LOOKED_AT = 8  # pictures of a folder for that
@@ -181,7 +183,8 @@ def sensor_files(
 
 def named_as_labels(name: str) -> bool:
     """Return whether a folder's name says that it holds labels."""
-    return _LABELS.fullmatch(re.sub(r"[-. ]", "_", name.lower())) is not None
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)  # LabelHand is label_hand
+    return _LABELS.fullmatch(re.sub(r"[-. ]", "_", words.lower())) is not None
 
 
 def label_folders(folders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -194,30 +197,46 @@ def label_folders(folders: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         if named_as_labels(name):
             found[name] = "labels by its name"
         elif few := _few_values(list(files.values())):
-            found[name] = f"labels by its {few} different values"
+            found[name] = f"labels by its {few}"
     return found if len(found) < len(folders) else {}
 
 
-def _few_values(files: list[str]) -> int:
-    """Return how many whole numbers some pictures of one band hold, if they are few; else 0."""
-    from decur.data.files import read_header, read_mask
+def _few_values(files: list[str]) -> str:
+    """Return which values some pictures hold, if they are few whole numbers or colours; else ""."""
     from decur.data.selection import evenly_spaced
 
     values: set[int] = set()
-    pixels = 0
+    pixels, in_colour = 0, False
     for i in evenly_spaced(len(files), _LOOKED_AT):
         try:
-            header = read_header(files[i])
-            if header.bands != 1:
-                return 0
-            mask = read_mask(files[i])
+            codes, in_colour = _codes_of(files[i])
         except (BadSampleError, DataError):
-            return 0  # fractions, colours, or damaged: told of elsewhere
-        values |= set(mask.unique().tolist())
-        pixels += mask.numel()
+            return ""  # fractions, other bands, or damaged: told of elsewhere
+        values |= set(codes.unique().tolist())
+        pixels += codes.numel()
         if len(values) > FEW_VALUES:
-            return 0
-    return len(values) if len(values) > 1 and pixels >= 1000 else 0
+            return ""
+    few = f"{len(values)} different {'colours' if in_colour else 'values'}"
+    return few if len(values) > 1 and pixels >= 1000 else ""
+
+
+def _codes_of(file: str) -> tuple[Tensor, bool]:
+    """Return a number for each pixel, (H, W): its value, its index in a palette, or its colour.
+
+    Returns:
+        The numbers, and whether they stand for red, green and blue.
+
+    Raises:
+        BadSampleError: for a picture of other bands, with fractions, or that cannot be read.
+    """
+    header = read_header(file)
+    if header.bands not in (1, 3) or not header.is_integer:
+        raise BadSampleError(file, "holds no codes")
+    try:
+        return read_mask(file), False
+    except BadSampleError:
+        red, green, blue = read_image(file, 3).nan_to_num(0).long()
+        return (red * 65_536 + green) * 65_536 + blue, True
 
 
 def check_pairs(root: Path, pairing: Pairing, *, keep: bool) -> str | None:

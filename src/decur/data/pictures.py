@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, WebPImagePlugin
 
+from decur.data import rasters
 from decur.data.decoding import Decoded, Header, check_size, turned_size
 from decur.errors import BadSampleError
 
@@ -40,11 +41,12 @@ def read_picture(path: Path, max_pixels: int, *, indices: bool = False) -> Decod
         deep, step = _is_deep_colour(picture), _grey_step(picture)
         if deep:  # Pillow would drop the lower 8 bits without a word
             pixels = _read_deep_colour(path)
-            key = _transparent_colour(picture, 1)
+            key, clear = _transparent_colour(picture, 1), []
             orientation = _orientation(picture)
         else:
             picture.load()
             key = None if indices else _transparent_colour(picture, step)
+            clear = _clear_values(picture) if indices else []
             orientation = _orientation(picture)
             keep = indices and picture.mode in ("1", "P")
             pixels = np.asarray(picture if keep else picture.convert(_mode(picture)))
@@ -56,9 +58,14 @@ def read_picture(path: Path, max_pixels: int, *, indices: bool = False) -> Decod
     alpha = None
     if len(pixels) in (2, 4):
         pixels, alpha = pixels[:-1], pixels[-1:]
-    decoded = Decoded(pixels, pixels.dtype, alpha=alpha, of_palette=picture.mode == "P")
+    of_palette = picture.mode == "P" or picture.format == "GIF"  # of a ramp of grey it makes L
+    decoded = Decoded(pixels, pixels.dtype, alpha=alpha, of_palette=of_palette)
     if key is not None:
         decoded.add_holes((pixels == key[:, None, None]).all(0, keepdims=True))
+    if clear:
+        decoded.add_holes(np.isin(pixels, clear))
+    if rasters.is_told_of(path):
+        decoded = rasters.add_told(decoded, path)
     return decoded.turned(orientation)
 
 
@@ -74,13 +81,33 @@ def picture_header(path: Path, max_pixels: int) -> Header:
         deep = mode.startswith(("I", "F")) or _is_deep_colour(picture)
         if _is_deep_colour(picture):  # of 16-bit grey with transparency Pillow makes colours
             names = tuple(_raw_mode(picture).split(";")[0])
-        return Header(
+        header = Header(
             bands=len(names) - (len(names) in (2, 4)),
             size=turned_size((picture.height, picture.width), _orientation(picture)),
             is_byte=not deep,
             alpha=len(names) in (2, 4),
             is_integer=mode != "F",
         )
+    return rasters.header_told(header, path) if rasters.is_told_of(path) else header
+
+
+def lossy_format(path: Path) -> str:
+    """Return the format of a picture that does not keep its values, whatever its name; else ""."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+            if start.startswith(b"\xff\xd8"):
+                return "JPEG"
+            if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+                return ""
+            kind = start[12:]
+            while kind not in (b"VP8 ", b"VP8L", b""):  # what else stands before the pixels
+                length = int.from_bytes(file.read(4), "little")
+                file.seek(length + length % 2, 1)
+                kind = file.read(4)
+            return "WebP" if kind == b"VP8 " else ""
+    except OSError:
+        return ""  # told of by who reads it
 
 
 def _opened(path: Path, max_pixels: int) -> Image.Image:
@@ -109,7 +136,9 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
 def _mode(picture: Image.Image) -> str:
     """Return the mode of Pillow that a picture is read in."""
     if picture.mode == "P":
-        return "RGBA" if "transparency" in picture.info else "RGB"
+        colours = np.reshape(picture.getpalette() or [], (-1, 3))
+        grey = picture.format == "GIF" and (colours == colours[:, :1]).all()  # it has no other grey
+        return ("L" if grey else "RGB") + "A" * ("transparency" in picture.info)
     return _MODES.get(picture.mode, picture.mode)
 
 
@@ -124,7 +153,17 @@ def _transparent_colour(picture: Image.Image, step: int) -> np.ndarray | None:
     if key is None or picture.mode in ("P", "PA") or isinstance(key, bytes):
         return None
     colour = np.atleast_1d(np.array(key))
-    return colour * 255 if picture.mode == "1" else colour * step
+    return 255 * (colour > 0) if picture.mode == "1" else colour * step
+
+
+def _clear_values(picture: Image.Image) -> list[int]:
+    """Return the values of one band, or indices of a palette, that are transparent."""
+    key = picture.info.get("transparency")
+    if isinstance(key, bytes):  # the alpha of each entry of a palette
+        return [index for index, alpha in enumerate(key) if alpha == 0]
+    if not isinstance(key, int):
+        return []
+    return [int(key > 0)] if picture.mode == "1" else [key]
 
 
 def _grey_step(picture: Image.Image) -> int:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from decur.data.decoding import AS_COPIED, Decoded, Header, check_size, turned_size
+from decur.data.decoding import AS_COPIED, Decoded, Header, Position, check_size, turned_size
 from decur.errors import BadSampleError, DataError, needing
 
 # The drivers that an extension stands for. GDAL would else open whatever a file's content says: a
@@ -26,6 +27,11 @@ DRIVERS = {
     ".hgt": ("SRTMHGT",),
     ".exr": ("EXR",),
 }
+# How the files begin that Pillow reads, and the driver of each, for what only GDAL reads beside it.
+_PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"BM": "BMP", b"GIF": "GIF"}
+_PICTURES |= {b"RIFF": "WEBP", b"P": "PNM"}
+# What GDAL may say of a picture in a file beside it; it also writes statistics there.
+_SAID = (b"<NoDataValue", b"<Scale", b"<Offset", b"<Description", b"<UnitType", b"<GeoTransform")
 # Data that lies beside an ENVI header; such a file also stands for both.
 ENVI_DATA = frozenset({".img", ".dat", ".raw", ".bsq", ".bil", ".bip"})
 
@@ -52,6 +58,7 @@ def read_raster(path: Path, max_pixels: int, *, indices: bool = False) -> Decode
         decoded = _read_page(first, indices)
         if len(pages) > 1:
             decoded = _stack([decoded, *(_read_page(page, indices) for page in pages[1:])])
+        decoded.position = position_of(first)
         return decoded.turned(_orientation(first, path))
 
 
@@ -64,23 +71,36 @@ def raster_header(path: Path, max_pixels: int) -> Header:
     with _opened(path) as pages:
         source = pages[0]
         _check_page(path, source, len(pages), max_pixels)
-        measured = measured_bands(source)
-        count, names = len(measured), [source.descriptions[band - 1] for band in measured]
-        if (colours := _palette(source)) is not None:
-            count, names = colours.shape[1], []
-        units = tuple(unit for unit in source.units if unit)
-        kinds = {np.dtype(kind) for kind in source.dtypes}
-        plain = not is_scaled(source)
-        bands = count * len(pages)
-        return Header(
-            bands=bands,
-            size=turned_size(source.shape, _orientation(source, path)),
-            is_byte=kinds == {np.dtype(np.uint8)} and plain,
-            names=tuple(names) if len(set(filter(None, names))) == bands else None,
-            alpha=len(measured) < source.count,
-            is_integer=all(kind.kind in "iu" for kind in kinds) and plain,
-            units=units if len(units) == source.count else None,
-        )
+        header = _header_of(source, pages=len(pages))
+        return replace(header, size=turned_size(header.size, _orientation(source, path)))
+
+
+def _header_of(source: Any, pages: int = 1) -> Header:
+    measured = measured_bands(source)
+    count, names = len(measured), [source.descriptions[band - 1] for band in measured]
+    if (colours := _palette(source)) is not None:
+        count, names = colours.shape[1], []
+    units = tuple(unit for unit in source.units if unit)
+    kinds = {np.dtype(kind) for kind in source.dtypes}
+    plain = not is_scaled(source)
+    bands = count * pages
+    return Header(
+        bands=bands,
+        size=source.shape,
+        is_byte=kinds == {np.dtype(np.uint8)} and plain,
+        names=tuple(names) if len(set(filter(None, names))) == bands else None,
+        alpha=len(measured) < source.count,
+        is_integer=all(kind.kind in "iu" for kind in kinds) and plain,
+        units=units if len(units) == source.count else None,
+    )
+
+
+def position_of(source: Any) -> Position | None:
+    """Return where a raster lies on the Earth; None where it does not say."""
+    transform = source.transform
+    if not source.crs or transform.is_identity:
+        return None
+    return Position(source.crs, transform, source.shape)
 
 
 def _check_page(path: Path, page: Any, pages: int, max_pixels: int) -> None:
@@ -171,8 +191,62 @@ def open_raster(path: Path) -> Iterator[Any]:
     Raises:
         DataError: if rasterio is not installed.
     """
-    with _opened(path) as pages:
-        yield pages[0]
+    if path.suffix.lower() in DRIVERS:
+        with _opened(path) as pages:
+            yield pages[0]
+    else:
+        rasterio = import_rasterio(f"what lies beside {path.suffix.lower()}")
+        with open(path, "rb") as file:
+            start = file.read(4)
+        driver = next((name for begins, name in _PICTURES.items() if start.startswith(begins)), "")
+        with rasterio.Env(**_gdal(path)), rasterio.open(path, driver=driver or "PNG") as source:
+            yield source
+
+
+def is_told_of(path: Path) -> bool:
+    """Return whether a file beside a picture says what the picture itself does not."""
+    beside = companions(path)
+    return any(
+        file.suffix == ".msk" or any(map(file.read_bytes().__contains__, _SAID)) for file in beside
+    )
+
+
+def add_told(decoded: Decoded, path: Path) -> Decoded:
+    """Return a picture that Pillow has read with what the files beside it say.
+
+    Args:
+        decoded: as it lies in the file, not turned.
+        path: of the picture.
+    """
+    with open_raster(path) as source:
+        flags = import_rasterio("").enums.MaskFlags
+        rows = measured_bands(source)
+        if not any(flags.alpha in of for of in source.mask_flag_enums):  # which is read already
+            holes = source.read_masks(rows) == 0  # (C, H, W)
+            same = len(rows) == len(decoded.pixels)
+            decoded.add_holes(holes if same else holes.any(0, keepdims=True))
+        if len(rows) == len(decoded.pixels):
+            decoded.names = tuple(source.descriptions[band - 1] for band in rows)
+            if is_scaled(source) and not decoded.of_palette:
+                scale, offset = _linear(source)
+                decoded.linear = scale[: len(rows)], offset[: len(rows)]
+        decoded.position = position_of(source)
+        return decoded if source.transform.is_identity else _north_up(decoded, source.transform)
+
+
+def header_told(header: Header, path: Path) -> Header:
+    """Return the header of a picture with what the files beside it say."""
+    with open_raster(path) as source:
+        told = _header_of(source)
+        if told.bands != header.bands:
+            return header
+        return replace(
+            header,
+            names=told.names,
+            units=told.units,
+            is_byte=header.is_byte and not is_scaled(source),
+            is_integer=header.is_integer and not is_scaled(source),
+        )
 
 
 def _gdal(path: Path) -> dict[str, str]:
@@ -240,9 +314,13 @@ def measured_bands(source: Any) -> list[int]:
     ] or list(source.indexes)
 
 
+def transparent_band(source: Any) -> int | None:
+    """Return the first band that is transparency, counted from 1; None where none is."""
+    measured = measured_bands(source)
+    return next((band for band in source.indexes if band not in measured), None)
+
+
 def _read_page(source: Any, indices: bool) -> Decoded:
-    flags = import_rasterio("").enums.MaskFlags
-    mask_flags = source.mask_flag_enums
     pixels = source.read()  # (C, H, W)
     decoded = Decoded(pixels, pixels.dtype, names=source.descriptions)
     for value, rows in _nodata(source, pixels.dtype).items():
@@ -252,17 +330,14 @@ def _read_page(source: Any, indices: bool) -> Decoded:
             holes = np.zeros(pixels.shape, bool)
             holes[rows] = pixels[rows] == value
             decoded.add_holes(holes)
-    if any(flags.per_dataset in of and flags.alpha not in of for of in mask_flags):
+    if has_masks(source):
         decoded.add_holes(source.read_masks() == 0)
     if is_scaled(source):
-        scale, offset = np.array(source.scales), np.array(source.offsets)
-        decoded.linear = (np.where(scale == 0, 1, scale), offset)
-    if any(flags.alpha in of for of in mask_flags):
-        rows = [band - 1 for band in measured_bands(source)]
-        if others := [row for row in range(len(pixels)) if row not in rows]:
-            alpha = decoded.pixels[others[:1]]
-            decoded = decoded.picked(rows)
-            decoded.alpha = alpha
+        decoded.linear = _linear(source)
+    if transparent := transparent_band(source):  # GDAL's masks lack it where nodata is stated, too
+        alpha = decoded.pixels[transparent - 1 : transparent]
+        decoded = decoded.picked([band - 1 for band in measured_bands(source)])
+        decoded.alpha = alpha
     if not indices and (colours := _palette(source)) is not None:
         _colour(decoded, colours)
     elif not indices and (step := _grey_step(source)) > 1:
@@ -270,6 +345,26 @@ def _read_page(source: Any, indices: bool) -> Decoded:
     if source.transform.is_identity:  # what is no map
         return decoded
     return _north_up(decoded, source.transform)
+
+
+def has_masks(source: Any) -> bool:
+    """Return whether a band has a mask that is neither nodata nor transparency.
+
+    One of all bands is flagged as such; that of a single band, in `.msk`, has no flag at all.
+    """
+    flags = import_rasterio("").enums.MaskFlags
+    told = {flags.all_valid, flags.nodata, flags.alpha}
+    of_all = flags.per_dataset
+    return any(
+        not told & set(of) or (of_all in of and flags.alpha not in of)
+        for of in source.mask_flag_enums
+    )
+
+
+def _linear(source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and offset of each band, (C,) both."""
+    scale = np.array(source.scales)
+    return np.where(scale == 0, 1, scale), np.array(source.offsets)
 
 
 def _nodata(source: Any, kind: np.dtype) -> dict[Any, list[int]]:
@@ -289,7 +384,7 @@ def _nodata(source: Any, kind: np.dtype) -> dict[Any, list[int]]:
 
 def _palette(source: Any) -> np.ndarray | None:
     """Return the colours of a palette: (values, 3) uint8, or (values, 1) for black and white."""
-    if source.count != 1 or source.colorinterp[0].name != "palette":
+    if len(measured_bands(source)) != 1 or source.colorinterp[0].name != "palette":
         return None
     entries = source.colormap(1)
     values = np.iinfo(source.dtypes[0]).max + 1

@@ -201,8 +201,9 @@ def check_offset(scenes: Iterable[tuple[Tensor, int]], where: object) -> None:
     lost = sum(offset > 0 and not shifted for shifted, offset in seen)
     if 2 * kept > len(seen):
         log.warning(
-            "%s: %d of %d Sentinel-2 scenes have no band darker than %g, as if shifted by %d since "
-            "processing baseline 04.00; if they are, set offset to %d",
+            "%s: %d of %d Sentinel-2 scenes have no band darker than %g, as bright deserts, snow "
+            "and cloud, or as if shifted by %d since processing baseline 04.00; if shifted, set "
+            "offset to %d",
             where,
             kept,
             len(seen),

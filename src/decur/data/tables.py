@@ -8,6 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _csv_rows(path: Path) -> list[list[str]]:
     try:
         raw = path.read_bytes()
         utf16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
-        lines = raw.decode("utf-16" if utf16 else "utf-8-sig").splitlines(keepends=True)
+        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
+        lines = list(StringIO(text, newline=""))  # not split at what else Unicode calls a line
         stated = re.fullmatch(r"sep=(.)", lines[0].strip()) if lines else None
         lines = lines[1:] if stated else lines  # Excel's own line
         head = lines[0] if lines else ""

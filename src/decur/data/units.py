@@ -13,7 +13,7 @@ from torch import Tensor
 from decur.data.base import PairedDataset
 from decur.data.mixtures import levels, mixtures
 from decur.data.selection import evenly_spaced
-from decur.data.sentinel import SHIFT, looks_shifted
+from decur.data.sentinel import SHIFT, SHIFTED_FROM, looks_shifted
 from decur.errors import BadSampleError
 from decur.modality import Modality, sentinel2_bands
 
@@ -122,9 +122,10 @@ def unit_warning(
         )
     if _is_shifted(pictures, modality):
         return (
-            f"{where}: no band of most pictures is darker than its statistics and "
-            f"{SHIFT} say, as of Sentinel-2 since processing baseline 04.00; if that is so, set "
-            f"`offset: -{SHIFT}` for it; else {remedy or _CORRECT}"
+            f"{where}: most pictures have no band darker than {SHIFTED_FROM:g}, and the statistics "
+            f"expect one: so are bright deserts, snow and cloud, and Sentinel-2 since processing "
+            f"baseline 04.00 (25 January 2022), which adds {SHIFT}; if they are of that, set "
+            f"`offset: -{SHIFT}`{f' or {remedy}' if remedy else ''}"
         )
     return None
 
@@ -158,8 +159,8 @@ def _cause(misfit: _Misfit) -> str:
     (low, high), (bottom, top) = misfit.found, misfit.expected
     if low >= 0 and bottom < 0 and top <= 30 and high <= 30:
         return "linear power where decibels are expected? set `to_db: true`; else "
-    if low < -1 and bottom >= 0:
-        return "decibels where others are expected? take other statistics; else "
+    if -100 < low < -1 and high <= 30 and bottom > -1:
+        return "decibels where linear power is expected? take other statistics; else "
     if low >= -0.5 and high <= 2 and top > 100:
         return (
             "reflectance from 0 to 1 where digital numbers are expected? set `scale: 10000`; else "

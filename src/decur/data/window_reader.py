@@ -123,8 +123,11 @@ class WindowReader:
             window = Window(columns[0], top, columns[1] - columns[0], rows[1] - rows[0])
         pixels = source.read(bands, window=window)
         holes = is_one_of(pixels, self.nodata)  # (C, h, w), in the numbers of the file
-        if any(flag.name != "all_valid" for of in source.mask_flag_enums for flag in of):
+        flags = gdal_rasters.import_rasterio(".tif").enums.MaskFlags
+        if any(of != [flags.all_valid] for of in source.mask_flag_enums):
             holes |= source.read_masks(bands, window=window) == 0
+        if alpha := gdal_rasters.transparent_band(source):  # not in the masks beside a nodata
+            holes |= source.read(alpha, window=window) == 0
         pixels = _in_units(pixels, source, bands, self.nodata)
         if holes.any():
             pixels = np.where(holes, np.float32(np.nan), pixels).astype(np.float32)
@@ -274,8 +277,9 @@ def _of_one_hole(source: Any, nodata: tuple[float, ...]) -> tuple[Any, float]:
         value.
     """
     values = {value for value in (source.nodata, *nodata) if value is not None and value == value}
-    masked = any(
-        flag.name in ("per_dataset", "alpha") for of in source.mask_flag_enums for flag in of
+    flags = gdal_rasters.import_rasterio(".tif").enums.MaskFlags
+    masked = gdal_rasters.has_masks(source) or any(
+        flags.alpha in of for of in source.mask_flag_enums
     )
     if len(values) + masked < 2:
         return source, values.pop() if values else np.nan
