@@ -1,5 +1,6 @@
 """The page of a run: contents, order, tables; whole and by itself whatever it holds."""
 
+import logging
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -199,3 +200,10 @@ def test_a_curve_says_the_value_under_the_pointer(tmp_path):
     for x, y, _ in told:
         rows, columns = np.nonzero(red[int(y) - 6 : int(y) + 7, int(x) - 6 : int(x) + 7])
         assert abs(rows.mean() - 6) < 1.5 and abs(columns.mean() - 6) < 1.5
+
+
+def test_names_of_classes_that_are_numbers_are_no_line_of_matplotlib(caplog):
+    with caplog.at_level(logging.INFO):
+        _, axes = plotting.subplots(1, 1, width=2)
+        axes[0, 0].barh(["0", "1"], [1, 2])
+    assert not caplog.text

@@ -7,6 +7,7 @@ same in every figure, and the colour-blind can tell them apart.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from decur.data.sample import Batch
 else:
     Figure = Any  # so that other modules can name the type where matplotlib is not installed
+
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # below it tells of names like numbers
 
 MISSING = f"No pictures: {install('explain')} for matplotlib."  # in place of a figure in a report
 

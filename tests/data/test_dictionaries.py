@@ -4,13 +4,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from decur.data import LoaderSettings, Target, from_dataset
 from decur.embed import embed
 from decur.encoders import build_encoder, save_encoder
 from decur.encoders.settings import EncoderSettings
-from decur.errors import ConfigError
+from decur.errors import BadSampleError, ConfigError, DataError
 from decur.pretrain import PairedData
 from decur.transfer import transfer
 
@@ -135,6 +136,70 @@ def test_wrong_keys_are_named():
         ({"images": {"a": "image"}, "modalities": {"b": "rgb"}}, "no 'b' in images"),
         ({"images": {"a": "image"}, "ids": ["x"]}, "ids: 1 for 12 samples"),
         ({"images": {}}, "needs a sensor"),
+        ({"images": {"a": ("image", [0, 5])}}, "has 5 bands, counted from 0, and no band 5"),
     ):
         with pytest.raises(ConfigError, match=match):
             from_dataset(source, **options)
+
+
+class Made(Dataset):
+    """Samples made by a function of their number."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+def test_bands_come_last_where_their_number_says_so():
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8)
+    expected = np.moveaxis(pixels, -1, 0)
+    data = from_dataset(Made(lambda i: {"a": pixels}), {"a": "a"}, modalities={"a": "rgb"})
+    np.testing.assert_array_equal(data[0]["images"]["a"], expected)
+    pictures = from_dataset(Made(lambda i: {"a": Image.fromarray(pixels)}), {"a": "a"})
+    np.testing.assert_array_equal(pictures[0]["images"]["a"], expected)
+    with pytest.raises(BadSampleError, match="looks like"):
+        from_dataset(Made(lambda i: {"a": pixels[:, :8]}), {"a": "a"})
+    both = Made(lambda i: {"a": pixels[:3]})
+    with pytest.raises(BadSampleError, match="3 bands come first or last"):
+        from_dataset(both, {"a": "a"}, modalities={"a": "rgb"})
+
+
+def test_a_sample_that_cannot_be_read_is_a_bad_one():
+    def make(index):
+        if index in (0, 3):
+            raise OSError("broken")
+        return {"a": np.full((1, 4, 4), index / 2)}
+
+    data = from_dataset(Made(make), {"a": "a"})
+    assert data.modalities["a"].mean == (1.5,)  # of 0.5, 1, 2 and 2.5
+    with pytest.raises(BadSampleError, match="broken"):
+        data[3]
+
+    def broken(index):
+        raise OSError("disk")
+
+    with pytest.raises(DataError, match=r"no sample can be read; the first: .* 0: OSError: disk"):
+        from_dataset(Made(broken), {"a": "a"})
+
+
+def test_labels_may_be_names_and_are_held_against_the_classes():
+    data = from_dataset(
+        Made(lambda i: {"a": np.ones((1, 4, 4)), "y": "xyx?"[min(i, 3)]}),
+        {"a": "a"},
+        modalities={"a": "dem"},
+        target="y",
+        classes=["x", "y"],
+    )
+    assert [int(data[i]["target"]["y"]) for i in range(3)] == [0, 1, 0]
+    with pytest.raises(DataError, match=r"'\?' is none of x, y"):
+        data[3]
+    numbers = Made(lambda i: {"a": np.ones((1, 4, 4)), "y": i - 1})
+    data = from_dataset(numbers, {"a": "a"}, modalities={"a": "dem"}, target="y", classes=2)
+    assert [int(data[i]["target"]["y"]) for i in range(3)] == [-1, 0, 1]
+    with pytest.raises(DataError, match="a class is 2, classes are 0 to 1 and -1 is unknown"):
+        data[3]

@@ -152,6 +152,13 @@ def test_bad_files_are_named(root):
     assert RGBX(root, "train").modalities == data.modalities  # the next header tells the size
 
 
+def test_labels_of_lossy_compression_are_refused(root):
+    label = Image.open(root / "Label" / "0.png")
+    label.save(root / "Label" / "0.png", format="JPEG")
+    with pytest.raises(BadSampleError, match="compressed as JPEG"):
+        RGBX(root)[0]
+
+
 def test_in_worker_processes(root):
     data = RGBX(root, "test")
     loader = DataLoader(

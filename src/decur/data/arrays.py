@@ -109,7 +109,7 @@ def _checked(path: Path, stored: Stored, bands: int | None, max_pixels: int) -> 
         raise BadSampleError(path, f"has shape {shape}; save it as (C, H, W) or (H, W)")
     if stored.dtype.kind not in "iufb":
         raise BadSampleError(path, f"has pixels of type {stored.dtype}; save real numbers")
-    last = len(shape) == 3 and _bands_last(path, (shape[0], shape[1], shape[2]), bands)
+    last = len(shape) == 3 and bands_last(path, (shape[0], shape[1], shape[2]), bands)
     count, size = (1, shape) if len(shape) == 2 else (shape[0], shape[1:])
     if last:
         count, size = shape[2], shape[:2]
@@ -122,11 +122,19 @@ def _checked(path: Path, stored: Stored, bands: int | None, max_pixels: int) -> 
     return last
 
 
-def _bands_last(path: Path, shape: tuple[int, int, int], bands: int | None) -> bool:
+def bands_last(path: str | Path, shape: tuple[int, int, int], bands: int | None) -> bool:
     """Return whether an array is (H, W, C), which its number of bands tells, not its sizes.
 
     Where that number is not known or is none of the sides, an array is (C, H, W) unless it can
     hardly be.
+
+    Args:
+        path: of the array, or what else names it in a message.
+        shape: of three sides.
+        bands: their number, if it is known.
+
+    Raises:
+        BadSampleError: if both fit, or if it is not known and the array is rather (H, W, C).
     """
     c, h, w = shape
     if bands in (c, w):
@@ -139,7 +147,7 @@ def _bands_last(path: Path, shape: tuple[int, int, int], bands: int | None) -> b
     if h != w and (square_last or (w <= _NARROW and w < min(c, h))):
         raise BadSampleError(
             path,
-            f"has shape {shape}, which looks like (H, W, C); name its bands in modalities.yaml, "
+            f"has shape {shape}, which looks like (H, W, C); name its bands in `modalities`, "
             "or save (C, H, W)",
         )
     return False

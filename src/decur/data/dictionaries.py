@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from decur.data.arrays import bands_last
 from decur.data.band_statistics import BandStatistics
 from decur.data.base import PairedDataset
 from decur.data.files import resize
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError, reason_of
 from decur.modality import Modality, load_modalities
 
 _READ = 200  # samples that are read for the statistics of sensors that are given none
@@ -37,14 +39,15 @@ def from_dataset(
     Args:
         dataset: has `len` and gives `{key: array or tensor}` by index, numbers raw: without a
             transform that normalises.
-        images: `{sensor: key of its pictures}`, each (C, H, W) or (H, W); where a key holds the
-            bands of several sensors `(key, rows of the bands)`. A sample without the key, or with
-            None, lacks the sensor.
+        images: `{sensor: key of its pictures}`, each (C, H, W) or (H, W), a picture of Pillow, or
+            (H, W, C) where the modality's number of bands says so; where a key holds the bands of
+            several sensors `(key, rows of the bands)`, of (C, H, W). A sample without the key, or
+            with None, lacks the sensor.
         modalities: as `load_modalities` takes them, of all or some of the sensors. Others are
             scaled from 0 to 255 where their pictures are uint8, else by the statistics of up to
             200 samples.
-        target: key of a label: a whole number (its class), a vector of 0 and 1 (several classes),
-            a number with a fraction, or (H, W) whole numbers (a mask, 255 unknown).
+        target: key of a label: a whole number or a name (its class), a vector of 0 and 1 (several
+            classes), a number with a fraction, or (H, W) whole numbers (a mask, 255 unknown).
         classes: names of the classes, or their number; None: those that the data set has as
             `classes`.
         ids: names of the samples; None numbers them.
@@ -103,7 +106,7 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
         known = load_modalities(dict(modalities) if modalities else None)
         if strange := set(known) - set(images):
             raise ConfigError(f"modalities: no {min(strange)!r} in images ({', '.join(images)})")
-        first = self._first()
+        first = self._first(known)
         self.modalities = {name: self._modality(name, first, known.get(name)) for name in images}
         self.targets = {}
         if target is not None:
@@ -121,10 +124,10 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
         given = self.dataset[index]
         images = {}
         for name in self.sensors_of(index):
-            picture = self._picture(given, name)
+            modality = self.modalities[name]
+            picture = self._picture(given, name, modality)
             if picture is None:
                 continue
-            modality = self.modalities[name]
             if len(picture) != modality.channels:
                 reason = f"{name} has {len(picture)} bands, others {modality.channels}"
                 raise BadSampleError(self.ids[index], f"{reason}; correct `images`")
@@ -141,8 +144,9 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
         """Return the arguments, with the data set as `decur.digest` takes it."""
         return self.dataset, self.keys, self.target, self.modalities, self.targets, self.ids
 
-    def _first(self) -> Mapping[str, Any]:
+    def _first(self, known: Mapping[str, Modality]) -> Mapping[str, Any]:
         """Return the first sample that has all sensors."""
+        broken, sample = "", None
         for index in range(min(len(self), _READ)):
             try:
                 sample = self.dataset[index]
@@ -151,33 +155,54 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
                     f"from_dataset: sample {index} cannot be had by its number ({error}); data "
                     "that is read by boxes on a map, as torchgeo's GeoDataset, needs a list of them"
                 ) from error
+            except Exception as error:  # a bad sample, as it is once it is read
+                broken = broken or f"sample {index}: {type(error).__name__}: {reason_of(error)}"
+                continue
             if not isinstance(sample, Mapping):
                 raise ConfigError(
                     f"from_dataset: samples are dictionaries, not {type(sample).__name__}"
                 )
             if all(sample.get(key) is not None for key, _ in self.keys.values()):
                 return sample
+        if sample is None:
+            raise DataError(f"from_dataset: no sample can be read; the first: {broken}")
         lacking = next(key for key, _ in self.keys.values() if sample.get(key) is None)
         raise ConfigError(
             f"images: no sample has {lacking!r}; there is {', '.join(map(str, sample))}"
         )
 
-    def _picture(self, sample: Mapping[str, Any], name: str) -> Tensor | None:
+    def _picture(
+        self, sample: Mapping[str, Any], name: str, modality: Modality | None
+    ) -> Tensor | None:
         key, rows = self.keys[name]
-        if sample.get(key) is None:
+        given = sample.get(key)
+        if given is None:
             return None
-        picture = torch.as_tensor(np.asarray(sample[key]))
+        is_pillow = isinstance(given, Image.Image)
+        picture = torch.as_tensor(np.array(given) if is_pillow else np.asarray(given))
         picture = picture[None] if picture.ndim == 2 else picture
         if picture.ndim != 3:
             raise DataError(
                 f"images: {key!r} is {tuple(picture.shape)}, not (bands, height, width)"
+            )
+        if is_pillow:
+            picture = picture.movedim(-1, 0) if len(given.getbands()) > 1 else picture
+        elif rows is None:
+            c, h, w = picture.shape
+            last = bands_last(
+                f"images: {key!r}", (c, h, w), modality.channels if modality else None
+            )
+            picture = picture.movedim(-1, 0) if last else picture
+        if rows is not None and max(rows) >= len(picture):
+            raise ConfigError(
+                f"images: {key!r} has {len(picture)} bands, counted from 0, and no band {max(rows)}"
             )
         if rows is not None:
             picture = picture[rows]
         return picture if picture.dtype == torch.uint8 else picture.float()
 
     def _modality(self, name: str, first: Mapping[str, Any], given: Modality | None) -> Modality:
-        picture = self._picture(first, name)
+        picture = self._picture(first, name, given)
         assert picture is not None  # `_first` has all sensors
         size = (picture.shape[-2], picture.shape[-1])
         if given is None:
@@ -195,11 +220,15 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
             return Modality(name=name, bands=bands, scaling="range")
         found: BandStatistics | None = None
         for index in evenly_spaced(len(self), _READ).tolist():
-            one = self._picture(self.dataset[index], name)
+            try:
+                one = self._picture(self.dataset[index], name, None)
+            except Exception:  # a bad sample, as it is once it is read
+                continue
             if one is not None:
                 stats = BandStatistics.of_image(one.numpy(), seed=index)
                 found = stats if found is None else found.merge(stats)
-        assert found is not None  # the first picture at least
+        if found is None:
+            raise DataError(f"from_dataset: no picture of {name!r} can be read for its statistics")
         return found.to_modality(name).with_(guessed=True)
 
 
@@ -211,7 +240,7 @@ def _target_of(
         raise ConfigError(
             f"target: samples have no {name!r}; there is {', '.join(map(str, sample))}"
         )
-    label = torch.as_tensor(np.asarray(sample[name])).squeeze()
+    label = torch.tensor(0) if isinstance(sample[name], str) else _as_tensor(sample[name])
     if label.ndim == 0 and label.is_floating_point():
         return Target("scalar")
     kind = {0: "class", 1: "multilabel", 2: "mask"}.get(label.ndim)
@@ -227,16 +256,24 @@ def _target_of(
     return Target(kind, tuple(map(str, own)))
 
 
+def _as_tensor(label: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(label)).squeeze()
+
+
 def _label(value: Any, spec: Target) -> Tensor:
-    label = torch.as_tensor(np.asarray(value)).squeeze()
+    if isinstance(value, str):
+        if value not in spec.classes:
+            raise DataError(f"target: {value!r} is none of {', '.join(spec.classes[:8])}")
+        value = spec.classes.index(value)
+    label = _as_tensor(value)
     if spec.kind in ("class", "mask"):
         label = label.long()
-        if spec.kind == "mask":
-            strange = ((label < 0) | (label >= len(spec.classes))) & (label != spec.void)
-            if bool(strange.any()):
-                raise DataError(
-                    f"target: a mask holds {int(label[strange][0])}, classes are 0 to "
-                    f"{len(spec.classes) - 1} and {spec.void} is unknown; correct `classes`"
-                )
+        void = spec.void if spec.kind == "mask" else int(spec.unknown())
+        strange = ((label < 0) | (label >= len(spec.classes))) & (label != void)
+        if bool(strange.any()):
+            raise DataError(
+                f"target: a {spec.kind} is {int(label[strange][0])}, classes are 0 to "
+                f"{len(spec.classes) - 1} and {void} is unknown; correct `classes`"
+            )
         return label
     return label.float()

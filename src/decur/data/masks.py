@@ -221,8 +221,7 @@ def read_raw_mask(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     Raises:
         BadSampleError: as `read_mask`, and for a file whose compression changes classes.
     """
-    if how := _lossy(Path(file)):
-        raise BadSampleError(file, _LOSSY.format(how))
+    refuse_lossy(file)
     return read_mask(file, empty=EMPTY, max_pixels=max_pixels)
 
 
@@ -230,6 +229,16 @@ _LOSSY = (
     "is compressed as {}, which changes the classes along edges; save masks as PNG, or as TIFF "
     "without loss"
 )
+
+
+def refuse_lossy(file: str | Path) -> None:
+    """Refuse a mask whose compression has changed its classes.
+
+    Raises:
+        BadSampleError: naming the compression.
+    """
+    if how := _lossy(Path(file)):
+        raise BadSampleError(file, _LOSSY.format(how))
 
 
 def _lossy(file: Path) -> str:
@@ -251,8 +260,7 @@ def _lossy(file: Path) -> str:
 
 def _read_colours(file: str | Path, *, max_pixels: int) -> Tensor:
     """Read a picture's colours, as numbers: (H, W) int64."""
-    if how := _lossy(Path(file)):
-        raise BadSampleError(file, _LOSSY.format(how))
+    refuse_lossy(file)
     picture = read_image(file, max_pixels=max_pixels)
     if len(picture) < 3:
         raise BadSampleError(

@@ -23,6 +23,7 @@ from decur.data.files import (
 )
 from decur.data.folder import UNKNOWN_CLASS
 from decur.data.listing import as_id, scan
+from decur.data.masks import refuse_lossy
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, ConfigError, DataError
@@ -170,6 +171,7 @@ class RGBX(PairedDataset):
 
 def read_label(file: str | Path, zero_is_void: bool) -> Tensor:
     """Read a picture of class indices: (H, W) int64, 255 where it is not labelled."""
+    refuse_lossy(file)
     label = read_mask(file)
     if zero_is_void:
         label = torch.where((label == 0) | (label == UNKNOWN_CLASS), UNKNOWN_CLASS + 1, label) - 1
