@@ -75,6 +75,20 @@ def test_what_follows_a_map_gives_the_encoders_vector(name, stage, options):
         assert not torch.allclose(cut.head(cut.values.flip(1)), known, atol=1e-3)
 
 
+def test_an_encoder_may_round_otherwise_in_a_batch_of_another_size(monkeypatch):
+    """As a GPU does, which chooses its kernels by the size of the batch."""
+    from decur.encoders import MiTEncoder
+
+    stage = MiTEncoder.stage
+    monkeypatch.setattr(
+        MiTEncoder,
+        "stage",
+        lambda self, number, x: stage(self, number, x) * (1.002 if len(x) > 1 else 1),
+    )
+    checkpoint, data = checkpoint_of("mit_b0")
+    assert list(cuts(checkpoint, first_batch(data))) == ["optical", "sar"]
+
+
 @pytest.mark.parametrize("score", ["mean", "energy"])
 @pytest.mark.parametrize("stage", [-1, -2])
 def test_maps_are_grad_cam_written_out(score, stage):

@@ -4,21 +4,36 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import multiprocessing
 
 from decur.cli import main
 from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.errors import ConfigError
 from decur.objectives import DeCUR
+from decur.pretrain import Pretrainer
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.restore import restore
-from decur.pretrain.share import choose_held_out, count_directions, refuse_too_short
+from decur.pretrain.settings import ProjectorSettings, ViewSettings
+from decur.pretrain.share import (
+    Counted,
+    CountShare,
+    choose_held_out,
+    count_directions,
+    refuse_too_short,
+)
 from decur.runs import RunFolder
 
 EPOCHS = 3
@@ -102,6 +117,53 @@ def test_the_share_is_part_of_the_state():
     other.load_state_dict(torch.nn.ModuleDict({"objective": objective}).state_dict())
     assert other["objective"].parts == {"common": slice(0, 2), "unique": slice(2, 8)}
     assert not DeCUR(8).state_dict()  # as before
+
+
+def _count_late(rank, folder):
+    # A collective would end after a tenth of what the first process takes to count.
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group(
+        "gloo", rendezvous, timeout=timedelta(seconds=0.3), rank=rank, world_size=2
+    )
+
+    class Late(CountShare):
+        def _count(self, trainer, model):
+            assert rank == 0
+            time.sleep(3)
+            return Counted({("a", "b"): 2}, {"a": 4, "b": 4}, 9)
+
+    def broadcast(found):
+        several = [found]
+        dist.broadcast_object_list(several)
+        return several[0]
+
+    data = LinearGaussianFactors(40, 2, unique_dims=2, dim=4)
+    objective = DeCUR(8, common="auto")
+    model = Pretrainer(
+        data.modalities,
+        objective,
+        encoder="mlp",
+        projector=ProjectorSettings(8),
+        views=ViewSettings(1),
+    )
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(steps_per_epoch=1000),
+        current_epoch=0,
+        max_epochs=2,
+        is_global_zero=rank == 0,
+        strategy=SimpleNamespace(broadcast=broadcast),
+    )
+    Late(Console()).on_train_epoch_end(trainer, model)
+    assert objective.parts == {"common": slice(0, 4), "unique": slice(4, 8)}
+    assert model.meter.state_dict()["directions/a-b"] == (2, 1)
+    Path(folder, f"{rank}.done").touch()
+
+
+def test_the_others_wait_for_the_count_of_the_first_process_without_a_time_out(tmp_path):
+    multiprocessing.start_processes(
+        _count_late, (str(tmp_path),), nprocs=2, start_method="forkserver"
+    )
+    assert len(list(tmp_path.glob("*.done"))) == 2
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from decur.errors import ConfigError, ProcessLostError
 from decur.pretrain.batchnorm import synchronise
 
 Model = TypeVar("Model", bound=nn.Module)
+Result = TypeVar("Result")
 # How gloo, NCCL and the store say that the other end is gone, or silent for too long.
 _LOST = re.compile(
     r"gloo|NCCL|connection (was )?(closed|reset|refused)|broken pipe|timed out|remote process",
@@ -242,14 +243,14 @@ def _part(value: Any, parameter: Tensor) -> Any:
 # -- processes that wait, and that are lost --------------------------------------------------------
 
 
-def from_first(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+def from_first(work: Callable[[], Result]) -> Result:
     """Return on all processes what the first one computes, however long it takes.
 
     In a collective the others would wait only as long as their time-out, half an hour. Here they
     ask the store by which the processes have found each other. All must call this together.
 
     Args:
-        work: is called on the first process.
+        work: is called on the first process; gives what JSON can hold, and not None.
 
     Raises:
         ProcessLostError: on the others, if the first one fails.
@@ -258,7 +259,7 @@ def from_first(work: Callable[[], dict[str, float]]) -> dict[str, float]:
         return work()
     store, name = distributed_c10d._get_default_store(), f"decur/{next(_NUMBERS)}"
     if dist.get_rank() == 0:
-        found: dict[str, float] | None = None
+        found: Result | None = None
         try:
             found = work()
         finally:
@@ -268,13 +269,13 @@ def from_first(work: Callable[[], dict[str, float]]) -> dict[str, float]:
     while not store.check([name]):  # raises an error where the store is gone
         time.sleep(pause)
         pause = min(1.0, 1.5 * pause)
-    found = json.loads(store.get(name))
-    if found is None:
+    told: Result | None = json.loads(store.get(name))
+    if told is None:
         raise ProcessLostError(
             f"process {dist.get_rank()} of {dist.get_world_size()}: the first one has failed; its "
             "own last words stand above"
         )
-    return found
+    return told
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -27,6 +28,7 @@ from decur.errors import ConfigError
 from decur.features import SampleLoader
 from decur.objectives import DeCUR, Objective
 from decur.pretrain.data import PairedData
+from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
 from decur.scores import Rows, Vectors, split, standardised
 
@@ -73,6 +75,17 @@ class Counted:
         leave no common dimension, and more training or more samples may show some.
         """
         return min(self.shares().values(), default=0.0) or None
+
+    def plain(self) -> dict[str, Any]:
+        """Return what JSON can hold, of which `of` makes the same again."""
+        pairs = [[a, b, count] for (a, b), count in self.between.items()]
+        return {"between": pairs, "within": self.within, "looked": self.looked}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Counted:
+        """Return what `plain` was made of."""
+        between = {(a, b): count for a, b, count in plain["between"]}
+        return cls(between, plain["within"], plain["looked"])
 
     def sentence(self) -> str:
         """Return what was counted, in words."""
@@ -171,11 +184,10 @@ class CountShare(Callback):
         steps = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
         due = trainer.current_epoch + 1 >= warm_up_epochs(trainer.max_epochs or 1, steps)
         if due and not objective.is_counted:
-            counted: Counted | None = None
-            if trainer.is_global_zero or pl_module.is_sharded:  # a shard alone has no features
-                counted = self._count(trainer, pl_module)
-            counted = trainer.strategy.broadcast(counted)
-            assert counted is not None
+            if pl_module.is_sharded:  # a shard alone has no features: all must run
+                counted = trainer.strategy.broadcast(self._count(trainer, pl_module))
+            else:  # it takes minutes, and nobody waits for them in a collective
+                counted = Counted.of(from_first(lambda: self._count(trainer, pl_module).plain()))
             self._set(objective, counted, trainer.is_global_zero)
             values |= {f"directions/{a}-{b}": float(n) for (a, b), n in counted.between.items()}
             values |= {f"directions/{name}": float(n) for name, n in counted.within.items()}
