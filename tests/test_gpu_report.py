@@ -33,6 +33,8 @@ def test_a_trace_tells_the_kernels_idleness_and_waits_of_its_last_step(gpu):
     assert told["kernels"] == pytest.approx({"conv": 100 / 170, "norm": 70 / 170})
     assert told["idle"] == pytest.approx(0.2)  # from 200 to 400, 360 on nothing runs
     assert told["waits"] == 1
+    unmarked = gpu.read_trace([*marks, *work])  # no marks of the device: idle from 200 on is 0
+    assert unmarked["idle"] == 0 and unmarked["kernels"]["old"] == pytest.approx(200 / 370)
 
 
 def test_what_is_called_within_is_not_counted_twice(gpu):

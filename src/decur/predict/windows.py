@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from decur.devices import send
+
 _MARGIN = 0.25  # of an overlap: what is next to a window's edge and left to its neighbour
 
 
@@ -241,7 +243,8 @@ class Blend:
         inside = (slice(*rows), slice(*columns))
         top, left = corner[0] - self.tile.row, corner[1] - self.tile.column
         at = (slice(top + rows[0], top + rows[1]), slice(left + columns[0], left + columns[1]))
-        weights = torch.from_numpy(self.plan.weights(corner)[inside]).to(self.sums.device)
+        weights = torch.from_numpy(self.plan.weights(corner)[inside]).contiguous()
+        weights = send(weights, self.sums.device)  # (h, w), without waiting for the windows before
         part = output if output.shape[-1] == 1 else output[(..., *inside)]
         self.sums[(..., *at)] += part * weights
         self.weights[at] += weights

@@ -84,8 +84,8 @@ def pretrain(
 ) -> Pretrained:
     """Pretrain an encoder for each sensor, and leave a run folder.
 
-    A folder that holds an unfinished run is gone on with, to exactly the result of an uninterrupted
-    run, if the configuration is the same.
+    A folder that holds an unfinished run is gone on with, to the result of an uninterrupted run (on
+    a CPU exactly, on a GPU to rounding), if the configuration is the same.
 
     Args:
         data: the unlabelled pairs.

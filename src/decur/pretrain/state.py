@@ -1,7 +1,8 @@
 """The state of a training under Lightning: when it is saved, and how a training goes on from it.
 
 Pretraining and the fine-tuning of `decur transfer` both use `TrainingState`. A training that was
-killed or told to stop ends with the weights of an uninterrupted one, bit for bit.
+killed or told to stop ends with the weights of an uninterrupted one: on a CPU bit for bit, on a
+GPU, whose sums come in no fixed order, to rounding.
 """
 
 from __future__ import annotations
