@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from dataclasses import field as dataclass_field
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -272,6 +273,7 @@ class Modality:
         ]
 
 
+@lru_cache(maxsize=4096)  # each reading of a file looks its bands up
 def plain_band(band: str) -> str:
     """Return the name of a band in one spelling: B04 and b8a as B4 and B8A."""
     return re.sub(r"^([A-Z]+)0+(?=\d)", r"\1", band.strip().upper())

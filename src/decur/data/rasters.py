@@ -98,9 +98,15 @@ def _header_of(source: Any, pages: int = 1) -> Header:
 def position_of(source: Any) -> Position | None:
     """Return where a raster lies on the Earth; None where it does not say."""
     transform = source.transform
-    if not source.crs or transform.is_identity:
+    if not source.crs or not is_placed(transform):
         return None
     return Position(source.crs, transform, source.shape)
+
+
+def is_placed(transform: Any) -> bool:
+    """Return whether a transform is that of a map; of what is none it is the identity."""
+    t = transform
+    return bool((t.a, t.b, t.c, t.d, t.e, t.f) != (1, 0, 0, 0, 1, 0))
 
 
 def _check_page(path: Path, page: Any, pages: int, max_pixels: int) -> None:
@@ -231,7 +237,7 @@ def add_told(decoded: Decoded, path: Path) -> Decoded:
                 scale, offset = _linear(source)
                 decoded.linear = scale[: len(rows)], offset[: len(rows)]
         decoded.position = position_of(source)
-        return decoded if source.transform.is_identity else _north_up(decoded, source.transform)
+        return _north_up(decoded, source.transform) if is_placed(source.transform) else decoded
 
 
 def header_told(header: Header, path: Path) -> Header:
@@ -342,7 +348,7 @@ def _read_page(source: Any, indices: bool) -> Decoded:
         _colour(decoded, colours)
     elif not indices and (step := _grey_step(source)) > 1:
         decoded.pixels = decoded.pixels * np.uint8(step)
-    if source.transform.is_identity:  # what is no map
+    if not is_placed(source.transform):
         return decoded
     return _north_up(decoded, source.transform)
 
@@ -430,7 +436,7 @@ def _north_up(decoded: Decoded, transform: Any) -> Decoded:
 
 def _orientation(source: Any, path: Path) -> int:
     """Return the orientation that a TIFF without a map is tagged with; GDAL leaves it aside."""
-    if source.driver != "GTiff" or not source.transform.is_identity:
+    if source.driver != "GTiff" or is_placed(source.transform):
         return 1
     with open(path, "rb") as file:
         start = file.read(8)
