@@ -13,6 +13,8 @@ import sys
 import warnings
 
 import lightning as L
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch._subclasses.fake_tensor import (
@@ -25,18 +27,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from decur import devices
-from decur.data import Collate, SyntheticScenes, Target
+from decur.data import Collate, LoaderSettings, SyntheticScenes, Target
+from decur.embed import embed
 from decur.embed.model import EmbeddingModel
 from decur.encoders import build_encoder
 from decur.encoders.attention.base import ATTENTIONS
 from decur.modality import PRESETS
 from decur.objectives import list_objectives
+from decur.predict.folder import predict_data
 from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings
 from decur.pretrain.trainer import make_trainer
 from decur.runs import RunFolder
+from decur.transfer import transfer
 from decur.transfer.augment import Averaging
 from decur.transfer.heads import CMX, FCN, LateFusion
 from decur.transfer.settings import FitSettings
@@ -431,3 +436,37 @@ def test_two_gpus_train_as_one(lacking, tmp_path, make_pairs):
         assert done.returncode == 0, done.stderr[-2000:]
         losses.append([row["loss"] for row in read_metrics(RunFolder(run))])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def columns(path):
+    """The numbers of a Parquet file, in its order: (rows, numbers)."""
+    table = pq.read_table(path)
+    floats = [c for c in table.columns if "float" in str(c.type) or "double" in str(c.type)]
+    return np.concatenate([np.array(c.to_pylist(), float).reshape(len(table), -1) for c in floats])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", ["cover", "mask"])
+def test_what_follows_pretraining_gives_what_it_gives_on_a_cpu(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    data, there = SyntheticScenes(40, size=64, modalities=["optical", "sar"]), THERE.type
+    loader = LoaderSettings(8, workers=0)
+    losses, predicted, embedded = [], [], []
+    for number, device in enumerate(("cpu", there)):
+        run = tmp_path / f"transfer-{number}"
+        fresh = {"encoder": EncoderSettings("test_resnet"), "loader": loader}
+        fit = {"epochs": 1, "name": "sgd", "lr": 0.01}
+        options = {"freeze": False, "fit": fit, "device": device, "bootstrap": 0, **fresh}
+        transfer(data, target=target, run=str(run), **options)
+        losses.append(read_metrics(RunFolder(run))[-1]["loss"])
+        out, model = tmp_path / f"predicted-{number}", tmp_path / "transfer-0"
+        predict_data(model, data, out=str(out), loader=loader, device=device)
+        predicted.append(columns(out / "predictions.parquet"))
+        out, trainer = tmp_path / f"rows-{number}", {"accelerator": "gpu", "devices": 1}
+        trainer |= {"accelerator": "cpu"} if device == "cpu" else {}
+        embed(data, "random", out=str(out), trainer=trainer, **fresh)
+        embedded += [[columns(path) for path in sorted(out.glob("*.parquet"))]]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    np.testing.assert_allclose(*predicted, atol=2e-2)
+    for one, other in zip(*embedded, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-2 * np.abs(one).max())
