@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from decur import devices
 from decur.data import Collate, LoaderSettings, SyntheticScenes, Target
@@ -32,10 +33,12 @@ from decur.embed import embed
 from decur.embed.model import EmbeddingModel
 from decur.encoders import build_encoder
 from decur.encoders.attention.base import ATTENTIONS
+from decur.features import SampleLoader
 from decur.modality import PRESETS
 from decur.objectives import list_objectives
 from decur.predict.folder import predict_data
-from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
+from decur.predict.reading import WindowBatch
+from decur.pretrain import EncoderSettings, PairedData, Pretrainer, ViewSettings
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.optim import build_optimizer
 from decur.pretrain.settings import OptimizerSettings, ProjectorSettings
@@ -80,9 +83,10 @@ def _goes_on(func, args, kwargs):
 class StandIn(TorchFunctionMode):
     """Whatever touches a GPU happens without values; what is on the CPU is as ever."""
 
-    def __init__(self, computing) -> None:
+    def __init__(self, computing, kept) -> None:
         super().__init__()
         self.computing = computing  # the stream of the model
+        self.kept = kept  # tensors, and the stream that their memory is kept for
         self.values = Values(allow_non_fake_inputs=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -135,16 +139,16 @@ def gpu(monkeypatch):
         def wait_stream(self, other):
             self.waits_for.append(other)
 
-    computing = Stream(GPU)
+    computing, kept = Stream(GPU), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # asked of each operation
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: kept.append((x, stream)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CUDA is not available")  # what autocast says
-        yield StandIn(computing)
+        yield StandIn(computing, kept)
     devices._copy_stream.cache_clear()
 
 
@@ -186,9 +190,27 @@ def test_pictures_travel_as_bytes_on_a_stream_of_their_own(gpu):
             "a": (torch.uint8, GPU),
             "b": (torch.float32, GPU),
         }
+    # else the next pictures could be copied into memory that is still computed with
+    assert [id(x) for x, _ in gpu.kept[-2:]] == [id(x) for x in sent.values()]
+    assert all(stream is gpu.computing for _, stream in gpu.kept)
     copies = gpu.computing.waits_for
     assert len(copies) == 2 and copies[0] is copies[1] is not gpu.computing
     assert devices.send_batch(pictures, torch.device("cpu"))["a"] is pictures["a"]
+
+
+def test_what_processes_read_is_copied_from_pinned_memory(monkeypatch):
+    data, settings = scenes(), LoaderSettings(SAMPLES, workers=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loaders = [PairedData(data, settings).train_dataloader(), SampleLoader(data, None, settings)]
+    assert all(loader.pin_memory for loader in loaders)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *given: pinned.append(id(x)) or x)
+    images = batch_of(data, 0)["images"]
+    windows = WindowBatch([(0, 0)], images, {}, torch.ones(1, 2, 2, dtype=torch.bool))
+    for batch in (batch_of(data, 0), windows):
+        found = pin_memory(batch)
+        given = found.images if batch is windows else found["images"]
+        assert {id(x) for x in given.values()} <= set(pinned)
 
 
 STEPS = [

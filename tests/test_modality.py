@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decur import Modality
 from decur.errors import ConfigError, DataError
@@ -100,6 +101,20 @@ def test_percentiles_are_those_of_all_pixels_sorted(side):
         ranks = [round((len(valid) - 1) * p / 100) for p in percents]  # to even, as torch does
         expected = [valid[rank] if len(valid) else np.nan for rank in ranks]
         np.testing.assert_array_equal(found[(slice(None), *place)].ravel(), expected)
+
+
+def test_few_pixels_are_sorted_for_the_percentiles_of_radar():
+    seen = []
+
+    class Sorted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "sort" in str(func) or "topk" in str(func):
+                seen.append(args[1] if "topk" in str(func) else args[0].shape[-1])
+            return func(*args, **(kwargs or {}))
+
+    with Sorted():
+        Modality.preset("sentinel1").scale(torch.randn(1, 2, 100, 100))
+    assert seen and max(seen) <= 102  # one per cent at either end of 10,000
 
 
 def test_image_scaling_spans_each_image():

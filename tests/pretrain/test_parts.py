@@ -4,6 +4,7 @@ import csv
 import math
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -158,9 +159,23 @@ def test_processes_have_one_list_of_bad_samples(tmp_path):
         one.on_train_epoch_end(SimpleNamespace(world_size=2), None)
 
 
-def test_ddp_keeps_gradients_once():
+def test_ddp_keeps_gradients_once_and_sends_no_buffers():
     trainer = make_trainer({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, logger=False)
     assert trainer.strategy._ddp_kwargs["gradient_as_bucket_view"]
+    assert not trainer.strategy._ddp_kwargs["broadcast_buffers"]
+    assert "find_unused_parameters" not in trainer.strategy._ddp_kwargs
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", ["high", "highest"]), ("cpu", [])])
+def test_only_a_gpu_is_told_how_to_multiply(kind, expected, monkeypatch):
+    strategy = SimpleNamespace(root_device=torch.device(kind))
+    made = SimpleNamespace(strategy=strategy, num_devices=1, precision_plugin=SimpleNamespace())
+    told = []
+    monkeypatch.setattr(L, "Trainer", lambda **options: made)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    for options in ({}, {"float32_matmul": "highest"}):
+        make_trainer({}, **options)
+    assert told == expected
 
 
 def test_collapsed_features_are_refused():
