@@ -285,6 +285,8 @@ def test_bands_that_contradict_the_files(tmp_path):
     root = make_folder(tmp_path, {"s1": IDS})
     with pytest.raises(DataError, match=r"'s1' is given 2 bands \(VV, VH\), its files have 1"):
         PairedFolder(root, {"s1": "sentinel1"})
+    with pytest.raises(DataError, match=r"is given 1 bands \(B12\), its files have 1"):
+        PairedFolder(root, {"s1": {"bands": {"swir": "B12"}, "scaling": "image"}})
 
 
 def test_one_bad_file_spoils_only_its_sample(tmp_path):

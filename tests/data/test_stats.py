@@ -7,7 +7,7 @@ import yaml
 from make_folder import make_folder, write, write_raster
 
 from decur.cli import main
-from decur.data import BandStatistics, PairedFolder, SyntheticScenes, compute_stats
+from decur.data import BandStatistics, PairedFolder, SyntheticScenes, command_stats, compute_stats
 from decur.data.files import read_image
 from decur.data.stats import guess_augmentation, stats_of_files, write_modalities
 from decur.errors import DataError
@@ -266,3 +266,15 @@ def test_the_pattern_that_a_message_proposes_is_taken(tmp_path, capsys):
     np.testing.assert_allclose(made["s1"].mean, pixels.mean(), rtol=1e-6)
     main(["stats", str(root), "--overwrite", "--pattern", '{"s1": "val/s1/{id}"}'])
     assert "s1: 1 images" in capsys.readouterr().out
+
+
+def test_statistics_are_written_also_where_nobody_reads_what_is_printed(tmp_path, monkeypatch):
+    root = make_folder(tmp_path, {"s1": ["a", "b"]})
+
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("decur.data.command_stats._print", closed)
+    with pytest.raises(BrokenPipeError):
+        command_stats.main([str(root)])
+    assert list(load_modalities(root / "modalities.yaml")) == ["s1"]

@@ -100,12 +100,12 @@ def main(arguments: Sequence[str]) -> None:
             max_pixels=settings.max_pixels,
             pattern=settings.pattern,
         )
-    for name, statistics in found.items():
-        _print(name, statistics, known.get(name))
-    try:
+    try:  # before anything is printed: who reads that may have seen enough
         write_modalities(out, found, modalities=known or None)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose --out") from error
+    for name, statistics in found.items():
+        _print(name, statistics, known.get(name))
     tell_result("written: ", out)
 
 

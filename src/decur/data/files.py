@@ -242,7 +242,7 @@ def check_bands(header: Header, modality: Modality) -> None:
         there = f" ({', '.join(header.names)})" if header.names else ""
         raise DataError(
             f"modality {modality.name!r} is given {modality.channels} bands "
-            f"({', '.join(modality.bands)}), its files have {header.bands}{there}; correct "
+            f"({', '.join(map(str, wanted))}), its files have {header.bands}{there}; correct "
             "`bands`, which may name or number those to take, or leave modalities out to take all"
         )
 
