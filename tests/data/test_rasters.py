@@ -331,3 +331,24 @@ def test_a_mask_beside_a_picture_that_pillow_reads(tmp_path):
         target.update_tags(**{f"INTERNAL_MASK_FLAGS_{band}": 2 for band in (1, 2, 3)})  # of all
     holes = np.broadcast_to(mask == 0, (3, 4, 5))
     np.testing.assert_array_equal(read_image(tmp_path / "a.jpg").isnan(), holes)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])  # on the grid, and between its pixels
+def test_windows_know_masks_of_one_band_and_transparency_beside_nodata(tmp_path, shift):
+    pixels = RNG.integers(1, 255, (4, 8, 8)).astype(np.uint8)
+    pixels[0, 1], pixels[3], pixels[3, 6:] = 0, 255, 0
+    options = {"photometric": "RGB", "alpha": "YES", "nodata": 0}
+    seen = write_placed(tmp_path / "a.tif", pixels, **options)
+    masked = write_placed(tmp_path / "b.tif", pixels[:2].astype(np.float32))
+    masks = np.full((2, 8, 8), 255, np.uint8)
+    masks[1, 4:] = 0
+    tif(tmp_path / "b.tif.msk", masks)
+    with rasterio.open(tmp_path / "b.tif.msk", "r+") as target:
+        target.update_tags(INTERNAL_MASK_FLAGS_1=0, INTERNAL_MASK_FLAGS_2=0)
+    for path in (seen, masked):
+        raster = read_raster_header(path)
+        grid = raster.grid
+        moved = type(grid)(grid.crs, grid.west + shift, grid.north, grid.resolution, 8, 7)
+        window = WindowReader(moved, [raster]).read(0, 0, 8, 7)
+        holes = read_image(path).isnan().numpy()[:, :, :7]
+        np.testing.assert_array_equal(window.isnan(), holes)

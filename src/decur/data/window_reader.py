@@ -281,7 +281,8 @@ def _of_one_hole(source: Any, nodata: tuple[float, ...]) -> tuple[Any, float]:
     masked = gdal_rasters.has_masks(source) or any(
         flags.alpha in of for of in source.mask_flag_enums
     )
-    if len(values) + masked < 2:
+    of_one_band = not all(source.mask_flag_enums)  # which the warper does not look at
+    if len(values) + masked < 2 and not of_one_band:
         return source, values.pop() if values else np.nan
     file = _virtual(source, source.name, "<UseMaskBand>true</UseMaskBand>")  # the file's own holes
     for value in nodata:  # one virtual raster over another, as each knows one value only
