@@ -5,6 +5,7 @@ import torch
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform
 
 from decur.data import PairedFolder
 from decur.data.georeference import read_place
@@ -120,3 +121,23 @@ def test_a_place_is_read_anew_when_its_file_changes(tmp_path, picture, monkeypat
         assert read_place(path) is first
     put(path, picture[:9, :9], 90, 0)
     assert (read_place(path).transform.c, read_place(path).size) == (500_090, (9, 9))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("EPSG:4326", 179.999), ("EPSG:4326", -180.001)),  # the same, counted otherwise
+        (("EPSG:4326", 179.998), ("EPSG:32660", None)),  # a UTM zone that ends at 180 degrees
+    ],
+)
+def test_pictures_across_180_degrees_are_not_apart(tmp_path, picture, first, second):
+    easting = transform("EPSG:4326", "EPSG:32660", [179.999], [0.0])[0][0]
+    for name, (crs, west) in {"s1": first, "s2": second}.items():
+        step, left, top = (0.0001, west, 0.001) if west else (10.0, easting, 100.0)
+        (tmp_path / name).mkdir()
+        about = {"count": 1, "height": 32, "width": 32, "dtype": "float32", "crs": crs}
+        place = Affine(step, 0, left, 0, -step, top)
+        file = tmp_path / name / "a.tif"
+        with rasterio.open(file, "w", driver="GTiff", transform=place, **about) as target:
+            target.write(picture[None])
+    assert set(PairedFolder(tmp_path, GIVEN)[0]["images"]) == {"s1", "s2"}

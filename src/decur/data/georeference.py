@@ -148,10 +148,15 @@ def compare_places(reference: Place, other: Place) -> Apart:
             return Apart(overlap=False, offset=math.inf)
         if not all(map(math.isfinite, bounds)):
             return Apart(overlap=False, offset=math.inf)
+        if bounds[2] < bounds[0]:  # across 180 degrees
+            bounds = (bounds[0], bounds[1], bounds[2] + 360, bounds[3])
         pixel = max(
             (bounds[2] - bounds[0]) / other.size[1], (bounds[3] - bounds[1]) / other.size[0]
         )
     own = reference.bounds
+    if reference.crs.is_geographic:  # degrees may be counted from elsewhere
+        turn = 360 * round((own[0] + own[2] - bounds[0] - bounds[2]) / 720)
+        bounds = (bounds[0] + turn, bounds[1], bounds[2] + turn, bounds[3])
     width = min(own[2], bounds[2]) - max(own[0], bounds[0])
     height = min(own[3], bounds[3]) - max(own[1], bounds[1])
     offset = max(abs(a - b) for a, b in zip(own, bounds, strict=True))
