@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.distributed.utils import _to_kwargs  # which DDP's forward begins with
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -249,6 +250,26 @@ def test_a_step_of_pretraining_stays_on_the_gpu_and_waits_for_nothing(
         for parameter in model.parameters():
             parameter.grad = gpu.like(parameter)
         optimizer.step()
+
+
+def test_ddp_moves_pictures_alone_and_not_what_the_host_asks():
+    """DDP of a GPU moves all tensors that it finds in what a step is given."""
+    data = scenes()
+    model = Pretrainer(
+        data.modalities,
+        OBJECTIVES["decur"](dim=8),
+        encoder="mlp",
+        projector=ProjectorSettings(8),
+        views=ViewSettings(size=SIZE),
+    )
+    batch = model.transfer_batch_to_device(batch_of(data, 3), torch.device("cpu"), 0)
+    ((moved, _),), _ = _to_kwargs((batch, 0), {}, torch.device("meta"), True)
+    assert {x.device.type for x in moved["images"].values()} == {"meta"}
+    assert {name: x.tolist() for name, x in moved["present"].items()} == {
+        "optical": [True] * SAMPLES,
+        "sar": [False] * 3 + [True] * (SAMPLES - 3),
+    }
+    assert moved["ids"] == batch["ids"]
 
 
 LABELS = {

@@ -346,16 +346,38 @@ def test_on_a_gpu_no_step_waits(objective, optimizer, absent, attention, batch):
     model = build(objective, encoder, monitor_batches=1).cuda()
     built = build_optimizer(model, OptimizerSettings(optimizer), 256)
     batch = lacking(batch, slice(0, absent)) if absent else batch
+    steps_without_waiting(model, built, batch, model.training_step)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_step_of_ddp_waits(batch, tmp_path):
+    """DDP moves to the GPU what it finds in a batch."""
+    rendezvous = f"file://{tmp_path}/rendezvous"
+    torch.distributed.init_process_group("nccl", rendezvous, rank=0, world_size=1)
+    try:
+        model = build(encoder="test_resnet", monitor_batches=1).cuda()
+        built = build_optimizer(model, OptimizerSettings("lars"), 256)
+        model.forward = model.training_step
+        wrapped = torch.nn.parallel.DistributedDataParallel(
+            model, [torch.cuda.current_device()], broadcast_buffers=False
+        )
+        steps_without_waiting(model, built, lacking(batch, slice(0, 5)), wrapped)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def steps_without_waiting(model, optimizer, batch, step):
+    """Train for some steps on a GPU, and fail where one makes the host wait."""
     pinned = {name: x.pin_memory() for name, x in batch["images"].items()}
 
     def train(index):
         model.on_train_batch_start(batch, index)
         on_gpu = model.transfer_batch_to_device({**batch, "images": pinned}, model.device, 0)
         with torch.autocast("cuda", torch.bfloat16):
-            loss = model.training_step(on_gpu, index)
+            loss = step(on_gpu, index)
         loss.backward()
-        built.step()
-        built.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     for index in range(3):  # what is built once may wait
         train(index)

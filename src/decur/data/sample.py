@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -33,7 +33,7 @@ class Batch(TypedDict):
     """Samples stacked. An absent image is zeros, and False in `present`."""
 
     images: dict[str, Tensor]  # (B, C, H, W)
-    present: dict[str, Tensor]  # (B,) bool
+    present: Mapping[str, Tensor]  # (B,) bool
     target: dict[str, Tensor]  # (B, ...)
     ids: list[str]
     bad: list[tuple[str, str]]  # (file, reason) of every sample that could not be read

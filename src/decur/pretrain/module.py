@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import lightning as L
@@ -334,8 +335,13 @@ class Pretrainer(L.LightningModule):
                 group["lr"] = base * factor(schedule.last_epoch)  # as it was in the same schedule
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
-        """Move pictures to the device; presence and ids stay: nothing is computed with them."""
-        return {**batch, "images": send_batch(batch["images"], device)}
+        """Move pictures to the device; presence and ids stay: nothing is computed with them.
+
+        DDP would move what it finds in dictionaries and lists, and the host wait for the answer
+        each time that it asks which samples have a sensor.
+        """
+        images, present = send_batch(batch["images"], device), MappingProxyType(batch["present"])
+        return {**batch, "images": images, "present": present}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make dropout a function of (seed, epoch, step, rank); stop at `max_steps`."""
