@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 
 from decur.errors import ProcessLostError
+from decur.objectives.distributed import _host_group
 from decur.pretrain.distributed import from_first, reporting_lost_processes
 
 PAIR = ("--trainer.devices=2", "--trainer.accelerator=cpu", "--checkpoint.every_minutes=0")
@@ -48,18 +49,36 @@ def test_only_what_collectives_raise_counts_as_a_lost_process():
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("whose", "words"),
     [
-        "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 90000ms for recv operation",
-        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, Timeout(ms)=90000)",
+        ("gloo", "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 90000ms for recv"),
+        (
+            "nccl",
+            "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, Timeout(ms)=90000)",
+        ),
     ],
 )
-def test_time_outs_are_named_the_process_s_own_and_that_of_the_collective(words):
+def test_time_outs_are_named_the_process_s_own_and_that_of_the_collective(whose, words):
     with (
-        pytest.raises(ProcessLostError, match=r"process 0 of 2 .*own is 90 s, nccl's.*90000"),
+        pytest.raises(ProcessLostError, match=rf"process 0 of 2 .*own is 90 s, {whose}'s.*90000"),
         reporting_lost_processes(OneOfTwo()),
     ):
         raise RuntimeError(words)
+
+
+def test_hosts_give_up_before_nccl_ends_their_processes(monkeypatch):
+    asked = []
+
+    def new_group(**options):
+        asked.append(options)
+        return dist.ProcessGroup(0, 1)
+
+    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(dist, "new_group", new_group)
+    _host_group.__wrapped__(None)
+    (options,) = asked
+    assert options["backend"] == "gloo"
+    assert timedelta(minutes=20) < options["timeout"] < dist.default_pg_timeout
 
 
 def _await_the_first(rank, folder, fails):

@@ -5,13 +5,19 @@ With `torch.distributed` not initialised, or a single process, everything here i
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import default_pg_timeout
 from torch.distributed.nn.functional import all_gather  # its backward sums over the processes
+
+# Where NCCL has waited too long it ends the process, without an error that could be told in a line.
+# The hosts, which meet in each step, give up before it does.
+_BEFORE_NCCL = default_pg_timeout - timedelta(minutes=1)
 
 
 def world() -> tuple[int, int]:
@@ -61,7 +67,8 @@ def _host_group(everyone: dist.ProcessGroup) -> dist.ProcessGroup:
     """
     if dist.get_backend(everyone) == "gloo":
         return everyone
-    group = dist.new_group(backend="gloo")  # all processes are here together
+    # all processes are here together
+    group = dist.new_group(backend="gloo", timeout=_BEFORE_NCCL)
     assert isinstance(group, dist.ProcessGroup)
     return group
 

@@ -300,7 +300,8 @@ def reporting_lost_processes(trainer: L.Trainer) -> Iterator[None]:
         what = "lost another one, which died or cannot be reached"
         if _LATE.search(reason):
             own = getattr(trainer.strategy, "_timeout", default_pg_timeout).total_seconds()
-            backend = getattr(trainer.strategy, "process_group_backend", None) or "gloo"
+            backend = getattr(trainer.strategy, "process_group_backend", None)
+            backend = "gloo" if backend is None or "gloo" in reason else backend
             what = (
                 f"has waited for another one until a time-out (its own is {own:.0f} s, {backend}'s "
                 "stands in brackets); it hangs, reads slowly, or has died"
