@@ -210,10 +210,14 @@ def test_few_colours_are_labels_too(tmp_path, kind, caplog):
         if kind == "photograph":
             picture = Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8))
         (picture if kind == "palette" else picture.convert("RGB")).save(root / f"cover/{id_}.png")
+    (root / "real").mkdir()
+    for id_ in "ab":  # whole numbers, stored as others
+        np.save(root / "real" / f"{id_}.npy", rng.integers(0, 3, (32, 32)).astype(np.float32))
     data = PairedFolder(root)
     told = {"palette": "5 different values", "colours": "5 different colours", "photograph": ""}
     assert ("cover" in data.modalities) == (kind == "photograph")
     assert told[kind] in caplog.text
+    assert "real: holds labels by its 3 different values" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["LabelHand", "SegmentationClass", "classes", "Reference_Maps"])

@@ -41,6 +41,7 @@ _LABELS = re.compile(
 )
 FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
 _LOOKED_AT = 8  # pictures of a folder for that
+_LONGEST_LOOK = 1024  # pixels along a side that are looked at, about
 _BESIDE = frozenset((".xml", ".msk", ".ovr", ".tfw", ".pgw", ".jgw", ".prj", ".txt"))
 # Pictures that are not read: a folder of them is rather a sensor that is lost.
 _UNREAD = frozenset(
@@ -223,6 +224,8 @@ def _few_values(files: list[str]) -> str:
 def _codes_of(file: str) -> tuple[Tensor, bool]:
     """Return a number for each pixel, (H, W): its value, its index in a palette, or its colour.
 
+    Of a large picture only some pixels, from all over it.
+
     Returns:
         The numbers, and whether they stand for red, green and blue.
 
@@ -230,12 +233,16 @@ def _codes_of(file: str) -> tuple[Tensor, bool]:
         BadSampleError: for a picture of other bands, with fractions, or that cannot be read.
     """
     header = read_header(file)
-    if header.bands not in (1, 3) or not header.is_integer:
+    if header.bands not in (1, 3) or (header.bands == 3 and not header.is_integer):
         raise BadSampleError(file, "holds no codes")
+    step = max(1, max(header.size) // _LONGEST_LOOK)
     try:
-        return read_mask(file), False
+        return read_mask(file)[::step, ::step], False
     except BadSampleError:
-        red, green, blue = read_image(file, 3).nan_to_num(0).long()
+        if header.bands == 1:
+            raise
+        picture = read_image(file, 3)[:, ::step, ::step]
+        red, green, blue = picture.nan_to_num(0).long()
         return (red * 65_536 + green) * 65_536 + blue, True
 
 
