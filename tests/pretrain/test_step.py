@@ -234,6 +234,19 @@ def test_tf32_in_the_losss_products_hardly_changes_it():
     assert (its - gradient).norm() / gradient.norm() < 1e-3
 
 
+def test_tf32_in_the_products_of_a_blur_changes_views_by_less_than_half_a_grey_level(batch):
+    model = build(encoder="mlp")
+    exact = model.make_views(batch, 0)
+    with RoundedProducts():
+        rounded = model.make_views(batch, 0)
+    off = [
+        float((a - b).abs().max())
+        for name in exact
+        for a, b in zip(exact[name], rounded[name], strict=True)
+    ]
+    assert 0 < max(off) < 0.5 / 255
+
+
 def test_errors_of_a_network_are_its_own(batch, backend, monkeypatch):
     backend("eager")
     model = build(encoder="mlp", compile=True)

@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate
 
 from decur.errors import DataError
 from decur.transfer import FCN, LateFusion, load_model
-from decur.transfer.augment import crop_and_flip
+from decur.transfer.augment import crop_and_flip, scale_and_flip
 from decur.transfer.heads import save_model
 
 
@@ -88,6 +88,25 @@ def test_a_saved_model_comes_back(kind, encoders, pictures, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="not a whole safetensors"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        lambda images, mask: crop_and_flip(images, mask, (0.2, 1.0)),
+        lambda images, mask: scale_and_flip(images, mask, (0.5, 1.75), (40, 56)),
+    ],
+)
+def test_half_precision_moves_no_pixel_of_what_is_augmented(augment):
+    images = {"a": torch.rand(4, 3, 64, 96), "b": torch.rand(4, 1, 32, 48)}
+    mask, found = torch.randint(5, (4, 64, 96)), []
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            pictures, labels = augment(images, mask)
+        found.append([*pictures.values(), labels])
+    for exact, halved in zip(*found, strict=True):
+        assert torch.equal(exact, halved)
 
 
 def test_pictures_of_all_sizes_and_the_mask_are_cropped_alike():

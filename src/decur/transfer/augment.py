@@ -121,8 +121,10 @@ def _take(
     x: Tensor, theta: Tensor, size: tuple[int, int], mode: str, outside: str = "border"
 ) -> Tensor:
     """Sample (B, C, H, W) at the places that affine maps give: (B, C, *size)."""
-    grid = affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
-    return grid_sample(x, grid, mode, padding_mode=outside, align_corners=False)
+    # the grid is a matrix product: in half precision places would be off by half a pixel
+    with torch.autocast(x.device.type, enabled=False):
+        grid = affine_grid(theta, [*x.shape[:2], *size], align_corners=False)
+        return grid_sample(x, grid, mode, padding_mode=outside, align_corners=False)
 
 
 def mean_colour(modality: Modality) -> tuple[float, ...]:
