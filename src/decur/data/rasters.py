@@ -142,12 +142,13 @@ def import_rasterio(suffix: str) -> Any:
     """
     with needing(f"reading {suffix}", "eo", DataError):
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
+        from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
     logger = logging.getLogger("rasterio")
     if logger.level == logging.NOTSET:
         # Below that GDAL tells, in lines of its own, what it also raises or reads all the same.
         logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # a tile needs no map
+    warnings.filterwarnings("ignore", category=NodataShadowWarning)  # see `transparent_band`
     return rasterio
 
 
