@@ -1,5 +1,7 @@
 """Encoders: shapes as promised, timm's keys, any number of bands, clear refusals."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,9 @@ import torch
 from decur import Modality
 from decur.encoders import (
     Projector,
+    base,
     build_encoder,
+    geo,
     list_encoders,
     load_encoder,
     save_encoder,
@@ -65,6 +69,33 @@ def test_another_sensor_is_refused():
     encoder.check(Modality.preset("sentinel1"))
     with pytest.raises(DataError, match="bands"):
         encoder.check(Modality.preset("sentinel2-l1c"))
+
+
+def test_croma_takes_pictures_after_their_size_was_tried_on_shapes_alone(monkeypatch):
+    class Biased(torch.nn.Linear):
+        def forward(self, y, bias=None):
+            return super().forward(y) if bias is None else super().forward(y) + bias.mean()
+
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear_input = torch.nn.Linear(2 * 8 * 8, 4)
+            self.transformer = torch.nn.Module()
+            pairs = [torch.nn.ModuleList([Biased(4, 4), Biased(4, 4)]) for _ in range(4)]
+            self.transformer.layers = torch.nn.ModuleList(pairs)
+            self.transformer.norm_out = torch.nn.LayerNorm(4)
+
+    def croma(modalities, image_size):
+        bias = torch.rand(1, 2, 16, 16)
+        parts = {"s1_encoder": Half(), "s1_GAP_FFN": torch.nn.Linear(4, 4), "encoder_dim": 4}
+        return SimpleNamespace(**parts, num_heads=2, num_patches=16, attn_bias=bias)
+
+    monkeypatch.setattr(geo, "_torchgeo", lambda name: croma)
+    monkeypatch.setattr(base, "_QUICK", 0)  # as for CROMA's own 85 million weights
+    encoder, x = geo.CROMAEncoder("croma_base", sensor="sar"), torch.rand(2, 2, 32, 32)
+    before = encoder(x)
+    base.refuse_size(encoder, Modality.preset("sentinel1"), size=(32, 32))
+    assert torch.equal(encoder(x), before)
 
 
 def test_projector_is_the_papers():

@@ -80,8 +80,9 @@ class CROMAEncoder(Encoder):
             from torchgeo.models.croma import get_2dalibi
 
             self.biases = {patches: get_2dalibi(self.heads, patches)}
-        self.biases[patches] = self.biases[patches].to(like)  # stays on the device
-        bias: Tensor = self.biases[patches]
+        bias: Tensor = self.biases[patches].to(like)
+        if not bias.is_meta:  # where sizes alone are tried
+            self.biases[patches] = bias  # stays on the device
         return bias
 
 
