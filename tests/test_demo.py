@@ -1,13 +1,17 @@
 """The demo probes scenes like those that it trained on, and refuses others before training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
-from decur import demo
+from decur import command_demo, demo
 from decur.cli import main
 from decur.data import SyntheticScenes
 from decur.encoders import EncoderSettings
 from decur.objectives import DeCUR
+from decur.pretrain.command_pretrain import parse
 from decur.pretrain.run import make_model
 from decur.pretrain.settings import PretrainSettings, ProjectorSettings, ViewSettings
 
@@ -42,6 +46,14 @@ def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, mon
     assert probed and all(made_of == expected for made_of in probed)
     out = capsys.readouterr().out
     assert "What the encoders know" in out and "by chance" in out
+
+
+def test_of_several_processes_one_probes_and_one_device_is_the_default(monkeypatch, capsys):
+    assert int(parse(command_demo._RECIPE)[1].trainer.devices) == 1
+    monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
+    monkeypatch.setattr(demo, "start", lambda arguments: SimpleNamespace())  # has trained
+    demo.demo([], {"start": 0})
+    assert capsys.readouterr().out == ""
 
 
 def test_the_network_before_training_is_the_one_that_was_trained():

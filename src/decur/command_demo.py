@@ -17,8 +17,12 @@ _ABOUT = (
     "not seen, and write a report. It is the recipe `demo` with smaller views and fewer epochs; "
     "every option of `decur pretrain` changes it."
 )
-# Two minutes on two cores, in place of five.
-_RECIPE = ("--config", "demo", "--views.size", "32", "--trainer.max_epochs", "7")
+# Two minutes on two cores, in place of five. One device: several GPUs are no faster with so little,
+# and their number may not divide the batch.
+_RECIPE = (
+    *("--config", "demo", "--views.size", "32", "--trainer.max_epochs", "7"),
+    *("--trainer.devices", "1"),
+)
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {
     "what people change": (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +52,8 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     started = time.monotonic()
     console = Console(soft_wrap=True)
     trained = start(arguments)
+    if getattr(rank_zero_only, "rank", 0):  # of several processes the first one probes and speaks
+        return
     folder, model = trained.folder, trained.model
     console.print(f"\nprobing {SAMPLES} scenes that were not trained on")
     unseen = {"samples": SAMPLES, "start": scenes["start"] + UNSEEN}
