@@ -271,8 +271,10 @@ def use(commands: Commands, config: list[str], device: str, tiny: bool, work: Pa
     """Train a run for some steps, and measure what embeds and explains."""
     found, run = Found(), work / "run"
     trainer = ["--trainer.max_steps", "2" if tiny else "20", "--trainer.max_epochs", "3"]
+    # one device, as their number may not divide the batch
     trainer += ["--trainer.accelerator", "gpu" if device == "cuda" else "cpu"]
-    train = ["-m", "decur", "pretrain", *config, *trainer, "--run", str(run)]
+    train = ["-m", "decur", "pretrain", *config, *trainer, "--trainer.devices", "1"]
+    train += ["--run", str(run)]
     trained = commands.run("pretrain", train, 180) is not None
     embed = ["benchmarks/embed.py", "--device", device]
     embed += ["--encoder", "test_resnet" if tiny else "resnet50"]

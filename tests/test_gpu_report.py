@@ -84,3 +84,15 @@ def test_a_command_that_fails_or_takes_too_long_ends_no_other(gpu, tmp_path, cap
     gpu.Commands(0, tmp_path).run("late", ["-c", ""], 30)
     out = capsys.readouterr().out
     assert "broken" in out and "longer than 1 s" in out and "no time left" in out
+
+
+def test_what_embeds_and_explains_trains_on_one_of_several_devices(gpu, tmp_path):
+    asked = []
+
+    class Asked:
+        def run(self, name, command, most, **environment):
+            asked.append(command)
+
+    gpu.use(Asked(), ["--config", "ssl4eo"], "cuda", False, tmp_path)
+    (train,) = (command for command in asked if "pretrain" in command)
+    assert train[train.index("--trainer.devices") + 1] == "1"
