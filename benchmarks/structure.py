@@ -2,13 +2,15 @@
 
     python benchmarks/structure.py
     python benchmarks/structure.py --sensors sar --networks 0 1 2 --steps 200 --epochs 6
+    python benchmarks/structure.py --steps 0 --epochs 40 --seeds 0 1 2
 
 On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
 network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
 (mean and standard deviation over networks), of that sensor's own factor after training on labels,
 and what the network that was trained on its own factor tells of another sensor's. The second table
 is of DeCUR on optics and radar: accuracy of linear probes of the features and of both parts of the
-embedding. All in percent; there are three classes, so chance is 33.
+embedding, with the correlations on the diagonals of the last epoch. All in percent; there are three
+classes, so chance is 33.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN
 from decur.encoders import EncoderSettings, build_encoder
 from decur.objectives import DeCUR
 from decur.pretrain import OptimizerSettings, PairedData, ProjectorSettings, ViewSettings, pretrain
+from decur.pretrain.metrics import read_metrics
 from decur.pretrain.monitors import encode
 from decur.pretrain.settings import MonitorSettings
 from decur.probes import quick_probe
@@ -113,29 +116,36 @@ def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[s
     return rows
 
 
-def split(epochs: int, seed: int) -> list[tuple[str, ...]]:
+def split(args: argparse.Namespace, seed: int) -> list[tuple[str, ...]]:
     """Pretrain; return rows (factor, sensor, features, common part, unique part)."""
     sensors = ["optical", "sar"]
-    objective = DeCUR(32, common=0.5, lambda_common=0.02, lambda_unique=0.1, lambda_intra=0.02)
+    objective = DeCUR(
+        32,
+        common=args.common,
+        lambda_common=0.02,
+        lambda_unique=0.1,
+        lambda_intra=args.lambda_intra,
+    )
+    crops = {"crop_scale": [0.5, 1.0], "solarize_p": 0.0, "blur_p": 0.0}
     with tempfile.TemporaryDirectory() as folder:
-        model = pretrain(
+        run = pretrain(
             scenes(2048, 0, sensors),
             objective,
             run=str(Path(folder) / "run"),
             encoder=EncoderSettings(ENCODER),
             projector=ProjectorSettings(width=32),
-            views=ViewSettings(
-                size=SIZE,
-                augment={"all": {"crop_scale": [0.5, 1.0], "solarize_p": 0.0, "blur_p": 0.0}},
-            ),
+            views=ViewSettings(size=SIZE, augment={"all": crops}),
             optimizer=OptimizerSettings("adamw", lr=0.003),
             loader=LoaderSettings(batch_size=64, workers=0),
             monitor=MonitorSettings(every_epochs=0),
             seed=seed,
-            trainer={"max_epochs": epochs, "accelerator": "cpu"},
-        ).model
+            trainer={"max_epochs": args.epochs, "accelerator": "cpu"},
+        )
+        last = read_metrics(run.folder)[-1]
+    diagonals = {key: value for key, value in last.items() if key.startswith("diagonal/")}
+    print("seed", seed, *(f"{key} {value:+.3f}" for key, value in diagonals.items()))
     data = PairedData(scenes(PROBED, UNSEEN, sensors))
-    found = encode(model, data, PROBED)
+    found = encode(run.model, data, PROBED)
     rows = []
     for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
         for sensor, z in found.embeddings.items():
@@ -154,7 +164,9 @@ def main() -> None:
     parser.add_argument("--networks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
     parser.add_argument("--epochs", type=int, default=10, help="of DeCUR; 0: none")
-    parser.add_argument("--seed", type=int, default=0, help="of DeCUR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of DeCUR")
+    parser.add_argument("--common", type=float, default=0.5, help="share of common dimensions")
+    parser.add_argument("--lambda_intra", type=float, default=0.02, help="of training within each")
     arguments = parser.parse_args()
     console = Console()
     if arguments.steps:
@@ -162,9 +174,10 @@ def main() -> None:
         for row in told_by(arguments.sensors, arguments.networks, arguments.steps):
             table.add_row(*row)
         console.print(table)
-    if arguments.epochs:
-        table = Table("factor", "sensor", "features", "common", "unique", title="DeCUR")
-        for row in split(arguments.epochs, arguments.seed):
+    for seed in arguments.seeds if arguments.epochs else ():
+        title = f"DeCUR, seed {seed}"
+        table = Table("factor", "sensor", "features", "common", "unique", title=title)
+        for row in split(arguments, seed):
             table.add_row(*row)
         console.print(table)
 
