@@ -9,8 +9,8 @@ network of one sensor tells of scenes that it has not seen: with random weights 
 (mean and standard deviation over networks), of that sensor's own factor after training on labels,
 and what the network that was trained on its own factor tells of another sensor's. The second table
 is of DeCUR on optics and radar: accuracy of linear probes of the features and of both parts of the
-embedding, with the correlations on the diagonals of the last epoch. All in percent; there are three
-classes, so chance is 33.
+embedding. All in percent; there are three classes, so chance is 33. With it come the correlation of
+the common dimensions, epoch by epoch, and the effective ranks of features and embeddings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from decur.encoders import EncoderSettings, build_encoder
 from decur.objectives import DeCUR
 from decur.pretrain import OptimizerSettings, PairedData, ProjectorSettings, ViewSettings, pretrain
 from decur.pretrain.metrics import read_metrics
-from decur.pretrain.monitors import encode
+from decur.pretrain.monitors import encode, ranks
 from decur.pretrain.settings import MonitorSettings
 from decur.probes import quick_probe
 
@@ -141,11 +141,12 @@ def split(args: argparse.Namespace, seed: int) -> list[tuple[str, ...]]:
             seed=seed,
             trainer={"max_epochs": args.epochs, "accelerator": "cpu"},
         )
-        last = read_metrics(run.folder)[-1]
-    diagonals = {key: value for key, value in last.items() if key.startswith("diagonal/")}
-    print("seed", seed, *(f"{key} {value:+.3f}" for key, value in diagonals.items()))
+        by_epoch = read_metrics(run.folder)
     data = PairedData(scenes(PROBED, UNSEEN, sensors))
     found = encode(run.model, data, PROBED)
+    diagonal = [f"{row['diagonal/common/optical-sar']:.2f}" for row in by_epoch]
+    print(f"seed {seed}, common diagonal by epoch:", *diagonal)
+    print(*(f"{key} {rank:.1f}" for key, rank in ranks(found).items()))
     rows = []
     for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
         for sensor, z in found.embeddings.items():
