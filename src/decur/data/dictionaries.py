@@ -189,15 +189,15 @@ class _Dictionaries(PairedDataset):  # private, so that --help does not offer it
             picture = picture.movedim(-1, 0) if len(given.getbands()) > 1 else picture
         elif rows is None:
             c, h, w = picture.shape
-            last = bands_last(
-                f"images: {key!r}", (c, h, w), modality.channels if modality else None
-            )
+            bands = modality.channels if modality else None
+            last = bands_last(f"images: {key!r}", (c, h, w), bands)
             picture = picture.movedim(-1, 0) if last else picture
-        if rows is not None and max(rows) >= len(picture):
-            raise ConfigError(
-                f"images: {key!r} has {len(picture)} bands, counted from 0, and no band {max(rows)}"
-            )
         if rows is not None:
+            if max(rows) >= len(picture):
+                raise ConfigError(
+                    f"images: {key!r} has {len(picture)} bands, counted from 0, and no band "
+                    f"{max(rows)}"
+                )
             picture = picture[rows]
         return picture if picture.dtype == torch.uint8 else picture.float()
 

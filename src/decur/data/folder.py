@@ -148,7 +148,6 @@ class PairedFolder(PairedDataset):
             if few := check_masks(self.root, pairing):
                 log.warning(few)
             self._set_masks(mask_nodata)
-        self._apart = False  # whether samples are known of which pictures do not overlap
         if len(folders) + bool(self._masks) > 1:
             self._check_places()
 
@@ -191,7 +190,6 @@ class PairedFolder(PairedDataset):
             return  # nothing says where it lies
         found += [compare_pair(self._pair(row)) for row in rows[_FIRST_PLACES:]]
         disjoint, moved, offset = summary([one for _, one in found])
-        self._apart = disjoint > 0
         looked = f"{len(rows)} samples" if len(rows) == len(self) else f"{len(rows)} samples seen"
         if disjoint:
             log.warning(
@@ -234,23 +232,28 @@ class PairedFolder(PairedDataset):
             BadSampleError: naming the file, if it cannot be used.
         """
         id_ = self.ids[index]
-        pair = self._pair(index)
-        if self._apart:
-            refuse_apart(pair)  # before any pixel is read
-        grid, images, places = self._grid(index), {}, {}
+        files, pictures, places = {}, {}, {}
         for name in self.sensors_of(index):
-            modality, file = self.modalities[name], self._files[name][index]
-            assert file is not None
-            picture, position = read_with_position(
-                file, modality, is_byte=self._is_byte[name], max_pixels=self.max_pixels
+            files[name] = file = str(self._files[name][index])
+            pictures[name], position = read_with_position(
+                file,
+                self.modalities[name],
+                is_byte=self._is_byte[name],
+                max_pixels=self.max_pixels,
             )
             if position is not None:
                 places[name] = place_at(position)
-            images[name] = resize(_aligned(picture, file, grid), modality.size)
         mask = self._mask(id_)
         if mask and places and (place := read_place(mask)):
             places[MASK] = place
-        refuse_apart(pair, places)
+        refuse_apart(
+            {**files, MASK: mask}, places
+        )  # before any picture is brought onto the grid of another
+        grid = self._grid(index)
+        images = {
+            name: resize(_aligned(picture, files[name], grid), self.modalities[name].size)
+            for name, picture in pictures.items()
+        }
         sample: Sample = {"id": id_, "images": images}
         if self.targets:
             sample["target"] = self._labels[id_] if self._labels else {}

@@ -186,19 +186,17 @@ def _compared(places: Mapping[str, Place]) -> tuple[str, dict[str, Apart]]:
     return reference, {name: compare_places(places[reference], places[name]) for name in others}
 
 
-def refuse_apart(
-    files: Mapping[str, str | None], places: Mapping[str, Place] | None = None
-) -> None:
+def refuse_apart(files: Mapping[str, str | None], places: Mapping[str, Place]) -> None:
     """Refuse a sample whose pictures do not show the same place.
 
     Args:
         files: `{sensor: file}` in the order of the sensors.
-        places: where they lie, of those that say so; None: read from the files.
+        places: where they lie, of those that say so.
 
     Raises:
         BadSampleError: naming the files.
     """
-    reference, found = compare_pair(files) if places is None else _compared(places)
+    reference, found = _compared(places)
     for name, apart in found.items():
         if not apart.overlap:
             raise BadSampleError(

@@ -89,9 +89,7 @@ def choose_parts(
     if first_of_val == len(data):
         whole_folds = settings.folds_of == "all"
         seed = settings.fold_seed
-        if (
-            seed is None
-        ):  # a pretraining that leaves a fold out does not know the seeds of transfers
+        if seed is None:  # pretraining that leaves a fold out knows no seed of a transfer
             seed = 0 if whole_folds else settings.seed
         train, test = fold_split(
             np.arange(len(data)) if whole_folds else rows,
