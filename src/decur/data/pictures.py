@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, WebPImagePlugin
 
-from decur.data import rasters
+from decur.data import sidecars
 from decur.data.decoding import Decoded, Header, check_size, turned_size
 from decur.errors import BadSampleError
 
@@ -64,8 +64,8 @@ def read_picture(path: Path, max_pixels: int, *, indices: bool = False) -> Decod
         decoded.add_holes((pixels == key[:, None, None]).all(0, keepdims=True))
     if clear:
         decoded.add_holes(np.isin(pixels, clear))
-    if rasters.is_told_of(path):
-        decoded = rasters.add_told(decoded, path)
+    if sidecars.is_told_of(path):
+        decoded = sidecars.add_told(decoded, path)
     return decoded.turned(orientation)
 
 
@@ -88,7 +88,7 @@ def picture_header(path: Path, max_pixels: int) -> Header:
             alpha=len(names) in (2, 4),
             is_integer=mode != "F",
         )
-    return rasters.header_told(header, path) if rasters.is_told_of(path) else header
+    return sidecars.header_told(header, path) if sidecars.is_told_of(path) else header
 
 
 def lossy_format(path: Path) -> str:

@@ -30,8 +30,6 @@ DRIVERS = {
 # How the files begin that Pillow reads, and the driver of each, for what only GDAL reads beside it.
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"BM": "BMP", b"GIF": "GIF"}
 _PICTURES |= {b"RIFF": "WEBP", b"P": "PNM"}
-# What GDAL may say of a picture in a file beside it; it also writes statistics there.
-_SAID = (b"<NoDataValue", b"<Scale", b"<Offset", b"<Description", b"<UnitType", b"<GeoTransform")
 # Data that lies beside an ENVI header; such a file also stands for both.
 ENVI_DATA = frozenset({".img", ".dat", ".raw", ".bsq", ".bil", ".bip"})
 
@@ -71,11 +69,17 @@ def raster_header(path: Path, max_pixels: int) -> Header:
     with _opened(path) as pages:
         source = pages[0]
         _check_page(path, source, len(pages), max_pixels)
-        header = _header_of(source, pages=len(pages))
+        header = header_of(source, pages=len(pages))
         return replace(header, size=turned_size(header.size, _orientation(source, path)))
 
 
-def _header_of(source: Any, pages: int = 1) -> Header:
+def header_of(source: Any, pages: int = 1) -> Header:
+    """Return what an open raster says of itself; its size as it lies in the file, not turned.
+
+    Args:
+        source: the raster, or the first of its pages.
+        pages: how many there are, all alike.
+    """
     measured = measured_bands(source)
     count, names = len(measured), [source.descriptions[band - 1] for band in measured]
     if (colours := _palette(source)) is not None:
@@ -210,52 +214,6 @@ def open_raster(path: Path) -> Iterator[Any]:
             yield source
 
 
-def is_told_of(path: Path) -> bool:
-    """Return whether a file beside a picture says what the picture itself does not."""
-    beside = companions(path)
-    return any(
-        file.suffix == ".msk" or any(map(file.read_bytes().__contains__, _SAID)) for file in beside
-    )
-
-
-def add_told(decoded: Decoded, path: Path) -> Decoded:
-    """Return a picture that Pillow has read with what the files beside it say.
-
-    Args:
-        decoded: as it lies in the file, not turned.
-        path: of the picture.
-    """
-    with open_raster(path) as source:
-        flags = import_rasterio("").enums.MaskFlags
-        rows = measured_bands(source)
-        if not any(flags.alpha in of for of in source.mask_flag_enums):  # which is read already
-            holes = source.read_masks(rows) == 0  # (C, H, W)
-            same = len(rows) == len(decoded.pixels)
-            decoded.add_holes(holes if same else holes.any(0, keepdims=True))
-        if len(rows) == len(decoded.pixels):
-            decoded.names = tuple(source.descriptions[band - 1] for band in rows)
-            if is_scaled(source) and not decoded.of_palette:
-                scale, offset = _linear(source)
-                decoded.linear = scale[: len(rows)], offset[: len(rows)]
-        decoded.position = position_of(source)
-        return _north_up(decoded, source.transform) if is_placed(source.transform) else decoded
-
-
-def header_told(header: Header, path: Path) -> Header:
-    """Return the header of a picture with what the files beside it say."""
-    with open_raster(path) as source:
-        told = _header_of(source)
-        if told.bands != header.bands:
-            return header
-        return replace(
-            header,
-            names=told.names,
-            units=told.units,
-            is_byte=header.is_byte and not is_scaled(source),
-            is_integer=header.is_integer and not is_scaled(source),
-        )
-
-
 def _gdal(path: Path) -> dict[str, str]:
     """Return options of GDAL that keep it from listing the whole folder at each opening.
 
@@ -340,7 +298,7 @@ def _read_page(source: Any, indices: bool) -> Decoded:
     if has_masks(source):
         decoded.add_holes(source.read_masks() == 0)
     if is_scaled(source):
-        decoded.linear = _linear(source)
+        decoded.linear = linear(source)
     if transparent := transparent_band(source):  # GDAL's masks lack it where nodata is stated, too
         alpha = decoded.pixels[transparent - 1 : transparent]
         decoded = decoded.picked([band - 1 for band in measured_bands(source)])
@@ -351,7 +309,7 @@ def _read_page(source: Any, indices: bool) -> Decoded:
         decoded.pixels = decoded.pixels * np.uint8(step)
     if not is_placed(source.transform):
         return decoded
-    return _north_up(decoded, source.transform)
+    return north_up(decoded, source.transform)
 
 
 def has_masks(source: Any) -> bool:
@@ -368,7 +326,7 @@ def has_masks(source: Any) -> bool:
     )
 
 
-def _linear(source: Any) -> tuple[np.ndarray, np.ndarray]:
+def linear(source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return scale and offset of each band, (C,) both."""
     scale = np.array(source.scales)
     return np.where(scale == 0, 1, scale), np.array(source.offsets)
@@ -427,7 +385,7 @@ def is_scaled(source: Any) -> bool:
     return scaled or any(offset != 0 for offset in source.offsets)
 
 
-def _north_up(decoded: Decoded, transform: Any) -> Decoded:
+def north_up(decoded: Decoded, transform: Any) -> Decoded:
     """Turn a raster up whose rows go north, and around whose columns go west."""
     if transform.b or transform.d:
         return decoded  # a rotated grid is as it is
