@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.usage = (
         "decur stats ROOT [--pattern PATTERN] [--out FILE] [--modalities FILE] [--workers N] "
-        "[--max_pixels N]"
+        "[--max_pixels N] [--overwrite]"
     )
     parser.add_argument("root", type=str, help="Folder of pairs.")
     # Messages of the readers name these two as options of other commands.
