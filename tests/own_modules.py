@@ -81,6 +81,18 @@ def gate(stage):
     return nn.Sequential(nn.Conv2d(stage.channels, stage.channels, 1), nn.Sigmoid())
 
 
+@ATTENTIONS.register("moved")
+class Moved(nn.Module):
+    """Adds what lies one place further, or two where the geometry is centred."""
+
+    def __init__(self, stage, geometry="dat") -> None:
+        super().__init__()
+        self.steps = 2 if geometry == "centred" else 1
+
+    def forward(self, x):
+        return x + x.roll(self.steps, 3)
+
+
 @TASKS.register("count")
 class Count(Regression):
     """A whole number, learned as a scalar."""

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from decur import build_encoder, load_encoder
+from decur import Modality, build_encoder, load_encoder, save_encoder
 from decur.cli import main
 from decur.data import DATASETS
+from decur.encoders.header import EncoderHeader
 from decur.errors import ConfigError, DataError
 
 TINY = [
@@ -56,6 +58,27 @@ def test_one_of_each_from_a_file_outside_the_package(elsewhere, tmp_path):
     assert "Distance" in printed and "blocks" in printed  # method and encoder
     assert "the norm is 3" in (tmp_path / "run" / "report.html").read_text()  # analysis
     assert "R2" in printed  # kind of label
+
+
+def _keep_attention() -> None:
+    x = torch.rand(1, 1, 64, 64)
+    modality = Modality.preset("dem")
+    state = build_encoder("test_resnet", modality).state_dict()
+    outputs = {}
+    for geometry in ("dat", "centred"):
+        encoder = build_encoder("test_resnet", modality, attention="moved", geometry=geometry)
+        encoder.load_state_dict(state)
+        outputs[geometry] = encoder.eval()(x)
+        file = save_encoder(encoder, Path("moved.safetensors"))
+        print(torch.equal(load_encoder(file).eval()(x), outputs[geometry]))
+    print(torch.equal(*outputs.values()))
+    options = {"attention": {"layer4": "moved"}}  # that version 0.1 had no geometry for
+    header = {"encoder": "test_resnet", "options": options, "modality": modality.to_dict()}
+    print(EncoderHeader.check(file, header).options == options)
+
+
+def test_a_file_keeps_the_geometry_of_an_attention_of_ones_own(elsewhere):
+    assert elsewhere(_keep_attention).split() == ["True", "True", "False", "True"]
 
 
 def _print_width(file: str) -> None:

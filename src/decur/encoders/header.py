@@ -264,7 +264,7 @@ def _with_geometry(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if name in _AROUND and "options" in found:
         found["options"] = _with_geometry(found["encoder"], found["options"])
     of_timm = ":" not in name and name not in ENCODERS.names()
-    if of_timm and has_geometry(found.get("attention")):
+    if of_timm and has_geometry(found.get("attention"), of_decur=True):
         found.setdefault("geometry", "centred")
     return found
 

@@ -190,7 +190,7 @@ def as_version_0_1(path: Path) -> list[str]:
     except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
         return []  # the parser says what is wrong with it
     options = [] if "recipes" in views else ["--views.recipes", "0.1"]
-    if "geometry" not in encoder and has_geometry(encoder.get("attention")):
+    if "geometry" not in encoder and has_geometry(encoder.get("attention"), of_decur=True):
         options += ["--encoder.geometry", "centred"]
     return options
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from decur.errors import ConfigError
-from decur.registry import Registry
+from decur.registry import Registry, is_ours
 
 Geometry = Literal["dat", "centred"]  # where deformable points start, see `DeformableAttention`
 
@@ -23,24 +24,22 @@ class Stage:
         channels: of its feature map.
         size: height and width of the map for pictures of 224 px.
         later: number of stages after it.
-        geometry: of attention whose points move.
     """
 
     name: str
     channels: int
     size: tuple[int, int]
     later: int
-    geometry: Geometry = "dat"
 
 
-# A builder takes the stage, and gives a module from (B, C, H, W) to the same shape.
-Builder = Callable[[Stage], nn.Module]
+# A builder takes the stage, and gives a module from (B, C, H, W) to the same shape. One whose
+# points move has a second parameter, `geometry`, which encoder files then keep.
+Builder = Callable[..., nn.Module]
 
 ATTENTIONS: Registry[Builder] = Registry("attention", "decur.encoders.attention")
 
 PICTURE = 224  # px, which the paper's pictures have
 LAST = 2  # stages that have an attention where only its name is given (section 3.2)
-DEFORMABLE = ("rda", "da", "cross_da")  # attentions that have a geometry
 
 
 def attach(
@@ -90,12 +89,25 @@ def attach(
         info = stages[stage]
         side = -(-PICTURE // info["reduction"])
         later = len(names) - 1 - names.index(stage)
-        module = builder(Stage(stage, info["num_chs"], (side, side), later, geometry))
+        moves: dict[str, Any] = {"geometry": geometry} if _takes_geometry(builder) else {}
+        module = builder(Stage(stage, info["num_chs"], (side, side), later), **moves)
         backbone.get_submodule(stage).add_module("attention", module)
     return dict(attention)
 
 
-def has_geometry(attention: str | Mapping[str, str] | None) -> bool:
-    """Return whether an attention, or one of `{stage: attention}`, has points that move."""
-    kinds = attention.values() if isinstance(attention, Mapping) else (attention,)
-    return any(kind in DEFORMABLE for kind in kinds)
+def has_geometry(attention: str | Mapping[str, str] | None, *, of_decur: bool = False) -> bool:
+    """Return whether an attention, or one of `{stage: attention}`, takes a geometry.
+
+    Args:
+        attention: names; one that is not known, and would have to be imported, takes none.
+        of_decur: count only the attentions of this package, whose geometry version 0.1 did not
+            write down.
+    """
+    names = attention.values() if isinstance(attention, Mapping) else (attention,)
+    known = [name for name in names if isinstance(name, str) and ATTENTIONS.is_known(name)]
+    builders = map(ATTENTIONS.get, known)
+    return any(_takes_geometry(each) for each in builders if is_ours(each) or not of_decur)
+
+
+def _takes_geometry(builder: Builder) -> bool:
+    return "geometry" in inspect.signature(builder).parameters

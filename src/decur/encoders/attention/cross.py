@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from decur.devices import send
-from decur.encoders.attention.base import ATTENTIONS, Stage
+from decur.encoders.attention.base import ATTENTIONS, Geometry, Stage
 from decur.encoders.attention.deformable import DeformableAttention, for_stage
 from decur.encoders.projector import ProjectedEncoder
 from decur.errors import ConfigError
@@ -35,8 +35,8 @@ class CrossDeformableAttention(DeformableAttention):
 
 
 @ATTENTIONS.register(NAME)
-def _cross_da(stage: Stage) -> CrossDeformableAttention:
-    return for_stage(stage, residual=False, kind=CrossDeformableAttention)
+def _cross_da(stage: Stage, geometry: Geometry = "dat") -> CrossDeformableAttention:
+    return for_stage(stage, residual=False, geometry=geometry, kind=CrossDeformableAttention)
 
 
 def encode(

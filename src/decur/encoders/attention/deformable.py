@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from decur.encoders.attention.base import ATTENTIONS, Stage
+from decur.encoders.attention.base import ATTENTIONS, Geometry, Stage
 
 HEAD, GROUP = 128, 256  # channels of a head, and of a group that shares its points
 
@@ -269,6 +268,7 @@ Kind = TypeVar("Kind", bound=DeformableAttention)
 def for_stage(
     stage: Stage,
     residual: bool,
+    geometry: Geometry = "dat",
     kind: type[Kind] = DeformableAttention,  # type: ignore[assignment]
 ) -> Kind:
     """Return the attention that the paper has after a stage, also for other widths and stages.
@@ -286,21 +286,21 @@ def for_stage(
         kernel=2 * stage.later + 3,
         size=stage.size,
         residual=residual,
-        centred=stage.geometry == "centred",
+        centred=geometry == "centred",
     )
 
 
 @ATTENTIONS.register("rda")
-def _rda(stage: Stage) -> DeformableAttention:
-    return for_stage(stage, residual=True)
+def _rda(stage: Stage, geometry: Geometry = "dat") -> DeformableAttention:
+    return for_stage(stage, residual=True, geometry=geometry)
 
 
 @ATTENTIONS.register("da")
-def _da(stage: Stage) -> DeformableAttention:
-    return for_stage(stage, residual=False)
+def _da(stage: Stage, geometry: Geometry = "dat") -> DeformableAttention:
+    return for_stage(stage, residual=False, geometry=geometry)
 
 
 @ATTENTIONS.register("rda_official")
 def _rda_official(stage: Stage) -> DeformableAttention:
     """Return the attention that files of the authors' weights name, in DAT's geometry."""
-    return for_stage(replace(stage, geometry="dat"), residual=True)
+    return for_stage(stage, residual=True, geometry="dat")
