@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = Parser("decur recipes", "List the configurations that ship with decur, or print one.")
     parser.usage = "decur recipes [NAME]"
-    parser.add_argument("name", nargs="?", type=str, help="The recipe to print.")
+    parser.add_argument("name", nargs="?", type=str, help="Recipe to print.")
     parser.show_first({"what is printed": ("name",)})
     name = parser.parse(arguments).name
     found = recipes()

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> Path:
     parser = Parser("decur runs", _ABOUT)
     parser.usage = "decur runs RUN [RUN ...] [--out PAGE.html]"
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs.")
-    parser.add_argument("--out", type=str, default="runs.html", help="The page.")
+    parser.add_argument("--out", type=str, default="runs.html", help="Page to write.")
     parser.show_first({"what is shown": ("runs",), "what is written": ("out",)})
     settings = parser.parse(arguments)
     page = Path(settings.out)

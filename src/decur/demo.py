@@ -29,8 +29,8 @@ _KNOW = "What the encoders know (linear probe of frozen features)"
 _ABOUT_KNOW = (
     "Before training the same network has its first weights: a factor that is a plain matter of "
     "colour or brightness is easily read from them, too. By chance is the score of one guess for "
-    "all scenes, such as the most frequent class. These are scores of one run; differences of a "
-    "few hundredths may be another seed's the other way."
+    "all scenes, such as the most frequent class. These are scores of one run; with another "
+    "seed, a difference of a few hundredths may point the other way."
 )
 _KEEP = "Where they keep it (linear probe of the projector's dimensions)"
 _ABOUT_KEEP = (

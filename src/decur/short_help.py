@@ -55,6 +55,7 @@ def _described(parser: Parser, key: str, classes: list[str], width: int) -> list
     action, default = parser.find_option(key)
     name = f"  --{key}" if action.option_strings else f"  {key}"
     about = _first_sentence(" ".join(str(action.help or "").split()))
+    about += "." if about else ""
     shown = getattr(default, "as_dict", lambda: default)()
     if isinstance(shown, dict):
         shown = str(shown.get("class_path", "")).rpartition(".")[2]

@@ -194,9 +194,9 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys, 
     main(["neighbors", str(embedded.folder), "--k", "3"])
     said = capsys.readouterr().out
     assert "own place among the first 3" in said and "by chance 0.1500" in said
-    assert "nothing drives" not in caplog.text
+    assert "does not align" not in caplog.text
     main(["neighbors", str(embedded.folder), "--part", "unique"])
-    assert "unique: nothing drives these numbers of s1 and of s2 together" in caplog.text
+    assert "unique: training does not align these numbers of s1 with those of s2" in caplog.text
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     if not given and not helped and name != "data":
         arguments = ["--config", "demo", *arguments]
     parser = build_parser(f"decur bench {name}".strip(), _ABOUT, starts=False)
-    add_device(parser, 3.0, "File for all figures; `all`: bench.json.")
+    add_device(parser, 3.0, "File for all figures; of `all` by default bench.json.")
     trace = "JSON file for a trace of two steps, for Perfetto or chrome://tracing."
     parser.add_argument("--profile", type=str, help=trace)
     parser.add_argument("--dims", type=int, nargs="+", help="Widths of the embeddings, for `loss`.")
@@ -115,7 +115,7 @@ def _bench(made: Namespace, parsed: Namespace, device: torch.device, name: str) 
     dtype = str(formats.products).removeprefix("torch.")
     rate = matmul_rate(device, formats.products, min(1.0, made.seconds))
     print(f"{'data':<12}{made.data.describe()}\n{'device':<12}{named}, torch {torch.__version__}")
-    print(f"{'its best':<12}{quantity(rate, 'FLOP/s')} in {dtype} matrix products")
+    print(f"{'best rate':<12}{quantity(rate, 'FLOP/s')} in {dtype} matrix products")
     console = Console(soft_wrap=True)
     console.width = max(console.width, 90)
     results: dict[str, list[dict[str, Any]]] = {}

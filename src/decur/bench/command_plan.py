@@ -25,9 +25,13 @@ _ABOUT = (
     "nothing: decur plan --config R --gpus 1 4 8"
 )
 _OPTIONS = {
-    "samples": (int, None, "Samples of the whole data set, where --data is an example of it."),
-    "memory": (float, None, "GB of a device; by default those of the one measured."),
-    "link": (float, 25.0, "GB/s that each device sends; PCIe 4.0 x16 reaches 25."),
+    "samples": (
+        int,
+        None,
+        "Number of samples of the whole data set, where --data is an example of it.",
+    ),
+    "memory": (float, None, "Memory of a device in GB; by default that of the one measured."),
+    "link": (float, 25.0, "Rate at which each device sends, in GB/s; PCIe 4.0 x16 reaches 25."),
 }
 _TIMES: dict[str, Callable[[Share], str]] = {
     "samples on each": lambda share: str(share.samples),
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str]) -> RunCost:
     parser = build_parser("decur plan", _ABOUT, starts=False)
     numbers = "Numbers of devices to plan for."
     parser.add_argument("--gpus", type=int, nargs="+", default=[1], help=numbers)
-    add_device(parser, 30.0, "A file that all numbers are written to.")
+    add_device(parser, 30.0, "File that all numbers are written to.")
     for name, (kind, default, about) in _OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=about)
     parser.show_first(

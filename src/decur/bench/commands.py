@@ -17,9 +17,9 @@ from decur.runs import make_folder
 def add_device(parser: Parser, seconds: float, json: str) -> None:
     """Add --device, --seconds (with its default) and --json (with its help) to a parser."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=str, default=default, help="The device that is measured.")
+    parser.add_argument("--device", type=str, default=default, help="Device that is measured.")
     parser.add_argument(
-        "--seconds", type=float, default=seconds, help="Of each measurement, about."
+        "--seconds", type=float, default=seconds, help="Seconds that a measurement takes, about."
     )
     parser.add_argument("--json", type=str, help=json)
 

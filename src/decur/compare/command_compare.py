@@ -43,7 +43,7 @@ def build_parser() -> Parser:
         "--devices",
         type=int | str | list[int | str] | None,
         help="GPUs of this machine to use, one job each at a time, by number, as 0 or [0, 1], or "
-        "`cpu`; null: all there are.",
+        "`cpu`; null: all that there are.",
     )
     parser.add_argument(
         "--only",

@@ -29,13 +29,14 @@ class MethodSettings:
     """How the encoders of one line of the table come to be.
 
     Args:
-        pretrain: changes to the comparison's pretraining, keys of `decur pretrain`, `base` among
+        pretrain: Changes to the comparison's pretraining, keys of `decur pretrain`, `base` among
             them; null: nothing is pretrained.
-        encoders: without pretraining: what `decur transfer --encoders` takes.
-        apart: pretrain each sensor by itself, without the others.
-        transfer: changes to each transfer, keys of `decur transfer`.
-        tasks: the tasks that it takes part in; null: all.
-        at: where it stands on the axis `along` of the pictures; null: a level across it.
+        encoders: Encoders of a method that pretrains none, as `decur transfer --encoders` takes
+            them.
+        apart: Pretrain each sensor by itself, without the others.
+        transfer: Changes to each transfer, keys of `decur transfer`.
+        tasks: Tasks that the method takes part in; null: all.
+        at: Place of the method on the axis `along` of the pictures; null: a level across it.
     """
 
     pretrain: Changes | None = field(default_factory=dict)
@@ -51,15 +52,15 @@ class TaskSettings:
     """What encoders are tried on.
 
     Args:
-        transfer: changes to the comparison's transfer, keys of `decur transfer`.
-        modalities: subsets of the sensors, in place of the comparison's.
-        label_fractions: shares of the labels, in place of the comparison's.
-        metric: the one that the table shows, or several side by side, of those in `results.json`;
+        transfer: Changes to the comparison's transfer, keys of `decur transfer`.
+        modalities: Subsets of the sensors, in place of the comparison's.
+        label_fractions: Shares of the labels, in place of the comparison's.
+        metric: Metric that the table shows, or several side by side, of those in `results.json`;
             null: the first there.
-        table: tasks of one table stand side by side; null: each has a table of its own, but those
-            that make a single column stand together.
-        methods: the methods that take part; null: all.
-        published: tables of the paper whose rows are printed beside it, as "table1-sar".
+        table: Name of the table; tasks of one table stand side by side. null: each has a table of
+            its own, but those that make a single column stand together.
+        methods: Methods that take part; null: all.
+        published: Tables of the paper whose rows are printed beside it, as "table1-sar".
     """
 
     transfer: Changes = field(default_factory=dict)
@@ -81,16 +82,16 @@ class ClusterSettings:
     """Where the cells run.
 
     Args:
-        name: local: processes of this machine, one a device. slurm: jobs of SLURM, submitted from
-            here by `sbatch`; the folder of the comparison must be visible to all nodes. debug: in
-            this process, one after another.
-        partition: SLURM's; null: its default.
-        timeout_min: minutes that a job of SLURM may take; one that reaches them is queued again
-            and goes on from its last checkpoint.
+        name: Where the cells run. "local": processes of this machine, one for each device. "slurm":
+            jobs of SLURM, submitted from here by `sbatch`; the folder of the comparison must be
+            visible to all nodes. "debug": this process, one cell after another.
+        partition: Partition of SLURM; null takes SLURM's default.
+        timeout_min: Minutes that a job of SLURM may take; one that reaches them is queued again and
+            goes on from its last checkpoint.
         gpus: GPUs of a job of SLURM; 0: none.
         cpus: CPU cores of a job of SLURM.
-        mem_gb: memory of a job of SLURM in GB; null: the partition's default.
-        extra: further options of `sbatch` by name, as {account: mine, qos: long}.
+        mem_gb: Memory of a job of SLURM in GB; null takes the partition's default.
+        extra: Further options of `sbatch` by name, as {account: mine, qos: long}.
     """
 
     name: Literal["local", "slurm", "debug"] = "local"
@@ -120,28 +121,29 @@ class CompareSettings:
     """What is compared with what.
 
     Args:
-        methods: lines of the tables, by name.
-        tasks: what the encoders are tried on, by name.
-        run: folder to write.
-        backbones: names as `decur pretrain --encoder.name` takes them, or `{name: changes}` with
-            changes to pretraining, of which `encoder` holds for fresh weights, too; null: the one
-            that the pretraining names.
-        data: the data set, for pretraining and transfer alike: `{root: FOLDER}`.
-        pretrain: what all pretraining runs have in common, keys of `decur pretrain`; `base` names
-            a file or a recipe to build on.
-        transfer: what all transfers have in common, keys of `decur transfer`, and `base`.
-        modalities: sets of sensors to try, as in `[[s1], [s2], [s1, s2]]`; none: all sensors.
-        label_fractions: shares of the labels to try.
-        seeds: of everything random; where data is split by folds, seed s tests on fold s of one
-            partition that all seeds share.
-        unseen_test: each pretraining leaves out the fold that its encoders are tested on, with all
-            pictures of its groups; folds then divide all of the data, labelled or not. False, as
-            version 0.1 did: it sees the pictures that test, though never their labels.
-        along: what the methods' numbers `at` are, as "common dimensions (%)"; pictures then show
-            the scores along it.
-        against: a method; below each table stands how far the others are above it, seed by seed,
-            as what seeds share (the fold, the labels drawn) cancels out in differences.
-        pretrained: folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
+        methods: Lines of the tables, by name.
+        tasks: Tasks that the encoders are tried on, by name.
+        run: Folder to write.
+        backbones: Backbones by name, as `decur pretrain --encoder.name` takes them, or `{name:
+            changes}` with changes to pretraining, of which `encoder` holds for fresh weights, too;
+            null: the one that the pretraining names.
+        data: Data set, for pretraining and transfer alike: `{root: FOLDER}`.
+        pretrain: Keys of `decur pretrain` that all pretraining runs have in common; `base` names a
+            file or a recipe to build on.
+        transfer: Keys of `decur transfer` that all transfers have in common, and `base`.
+        modalities: Sets of sensors to try, as in `[[s1], [s2], [s1, s2]]`; none: all sensors.
+        label_fractions: Shares of the labels to try.
+        seeds: Seeds, each of which fixes everything random in a cell; where data is split by folds,
+            seed s tests on fold s of one partition that all seeds share.
+        unseen_test: Let each pretraining leave out the fold that its encoders are tested on, with
+            all pictures of its groups; folds then divide all of the data, labelled or not. False,
+            as version 0.1 did: it sees the pictures that test, though never their labels.
+        along: Name of the axis that the methods' numbers `at` lie on, as "common dimensions (%)";
+            pictures then show the scores along it.
+        against: Method that the others are compared with: below each table stands how far they are
+            above it, seed by seed, as what seeds share (the fold, the labels drawn) cancels out in
+            differences.
+        pretrained: Folder of the pretraining runs; null: RUN/pretrain. Comparisons with the same
             folder, also at the same time, pretrain what they have in common only once.
     """
 

@@ -104,16 +104,17 @@ class BigEarthNetMM(PatchPairs):
     the decimals off the decibels, and brings dependencies that nothing else here needs.
 
     Args:
-        root: the folder.
-        split: "train", "val" or "test" (19-class splits, without snow and clouds); None for all
-            three, or, where there are no such files, for all S1 patches, paired by their JSON.
-        classes: 19 (Sumbul et al. 2021), 43 (CORINE), or None to read no labels.
-        offset: taken off S2: 1000 for products of processing baseline 04.00 and later; "auto"
-            goes by the baseline that the JSON names, or by the date. The release has none such.
-        modalities: changes of the modalities, `{name: preset or fields}`; by default the
-            statistics are the data set's own.
-        s1_folder: name of the folder of S1 patches.
-        s2_folder: name of the folder of S2 patches.
+        root: Folder of the data set.
+        split: Split: "train", "val" or "test" (19-class splits, without snow and clouds); None for
+            all three, or, where there are no such files, for all S1 patches, paired by their JSON.
+        classes: Number of classes: 19 (Sumbul et al. 2021), 43 (CORINE), or None to read no labels.
+        offset: Offset that is taken off S2: 1000 for products of processing baseline 04.00 and
+            later; "auto" goes by the baseline that the JSON names, or by the date. The release has
+            none such.
+        modalities: Changes of the modalities, `{name: preset or fields}`; by default the statistics
+            are the data set's own.
+        s1_folder: Name of the folder of S1 patches.
+        s2_folder: Name of the folder of S2 patches.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.

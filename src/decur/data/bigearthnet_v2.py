@@ -83,19 +83,20 @@ class BigEarthNetV2(PatchPairs):
     maps 20 of the 32 CORINE codes that the 19 classes gather, and leaves the others as they are.
 
     Args:
-        root: the folder.
-        split: "train", "val" or "test"; None for all three.
-        classes: 19 (Sumbul et al. 2021), or None to read no labels.
-        maps: whether to give the map of land cover, too, as the mask "map" of the 19 classes;
-            255 where CORINE has what is in none of them, or nothing.
-        offset: taken off S2: 1000 for products of processing baseline 04.00 and later; "auto"
-            goes by the baseline that the patch's name tells, or by the date. The release has none
-            such: its baseline is 99.99 (processed by the authors), its dates of 2017 and 2018.
-        modalities: changes of the modalities, `{name: preset or fields}`; by default the
-            statistics are the data set's own.
-        s1_folder: name of the folder of S1 patches.
-        s2_folder: name of the folder of S2 patches.
-        maps_folder: name of the folder of maps.
+        root: Folder of the data set.
+        split: Split: "train", "val" or "test"; None for all three.
+        classes: Number of classes: 19 (Sumbul et al. 2021), or None to read no labels.
+        maps: Give the map of land cover, too, as the mask "map" of the 19 classes; 255 where CORINE
+            has what is in none of them, or nothing.
+        offset: Offset that is taken off S2: 1000 for products of processing baseline 04.00 and
+            later; "auto" goes by the baseline that the patch's name tells, or by the date. The
+            release has none such: its baseline is 99.99 (processed by the authors), its dates of
+            2017 and 2018.
+        modalities: Changes of the modalities, `{name: preset or fields}`; by default the statistics
+            are the data set's own.
+        s1_folder: Name of the folder of S1 patches.
+        s2_folder: Name of the folder of S2 patches.
+        maps_folder: Name of the folder of maps.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found, or

@@ -35,13 +35,13 @@ def main(arguments: Sequence[str]) -> None:
         "decur stats ROOT [--pattern PATTERN] [--out FILE] [--modalities FILE] [--workers N] "
         "[--max_pixels N] [--overwrite]"
     )
-    parser.add_argument("root", type=str, help="Folder of pairs.")
+    parser.add_argument("root", type=str, help="Folder of the pairs.")
     # Messages of the readers name these two as options of other commands.
     parser.add_argument(
         "--pattern",
         "--data.pattern",
         type=str | dict[str, str] | None,
-        help="Where the files lie if not at ROOT/<modality>/<id>, as '{id}_S1Hand' or "
+        help="Names of the files where they are not ROOT/<modality>/<id>, as '{id}_S1Hand' or "
         "'{split}/{sensor}/{id}', or one a modality as '{\"s1\": \"{id}_vv\"}'.",
     )
     parser.add_argument(
@@ -52,17 +52,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--modalities",
         type=str | None,
-        help="YAML of modalities to keep: only mean and std are replaced. By default "
+        help="YAML of modalities to keep; only mean and std are replaced. By default "
         "ROOT/modalities.yaml where there is one.",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="Reading threads.")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="Number of reading threads."
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace an existing file.")
     parser.add_argument(
         "--max_pixels",
         "--data.max_pixels",
         type=int,
         default=MAX_PIXELS,
-        help="Height times width of a picture at most; a larger raster with a place on a map is "
+        help="Largest height times width of a picture; a larger raster with a place on a map is "
         "read in squares from all over it, and any other larger picture is left out.",
     )
     parser.show_first(

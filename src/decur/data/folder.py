@@ -67,24 +67,24 @@ class PairedFolder(PairedDataset):
     The tables may also be `.tsv` and `.parquet`. docs/data.md shows each layout.
 
     Args:
-        root: the folder.
-        modalities: those to read, in order: a YAML file or a mapping as `load_modalities` takes.
-            None: `root/modalities.yaml` where there is one; else every sub-folder with pictures
-            but `mask` and what looks like labels. Then 8-bit data is scaled by its range and other
-            data by the statistics of up to 200 files, and the augmentation follows from the
-            folder's name.
-        split: which split of splits.csv, or of the pattern; None for all samples.
-        missing: "keep" samples that lack a modality, or "drop" them. None keeps them, but refuses
-            data where fewer than 2 % of the samples have two modalities.
-        max_pixels: height times width of a picture at most; a larger one makes a bad sample.
-        mask_nodata: value or values in masks that mean "unknown"; None: 255.
-        pattern: names of the files, without extension, where they are not `<sensor>/<id>`:
+        root: Folder of the pairs, one sub-folder for each sensor.
+        modalities: Modalities to read, in order: a YAML file or a mapping as `load_modalities`
+            takes. None: `root/modalities.yaml` where there is one; else every sub-folder with
+            pictures but `mask` and what looks like labels. Then 8-bit data is scaled by its range
+            and other data by the statistics of up to 200 files, and the augmentation follows from
+            the folder's name.
+        split: Split of splits.csv, or of the pattern; None for all samples.
+        missing: Whether to "keep" samples that lack a modality, or "drop" them. None keeps them,
+            but refuses data where fewer than 2 % of the samples have two modalities.
+        max_pixels: Largest height times width of a picture; a larger one makes a bad sample.
+        mask_nodata: Value or values in masks that mean "unknown"; None: 255.
+        pattern: Names of the files, without extension, where they are not `<sensor>/<id>`:
             `{id}_S1Hand` in each sensor's folder, or a path below the root as
             `{split}/{sensor}/{id}`; `*` stands for anything, the parts of several `{id}` are
             joined. One for all sensors, or a mapping `{sensor: pattern}`, also of `mask`.
-        align: resample pictures that say where they lie onto the grid of the first modality that
+        align: Resample pictures that say where they lie onto the grid of the first modality that
             does, which has then the size of all.
-        label_nodata: number or numbers in labels that mean "unknown".
+        label_nodata: Number or numbers in labels that mean "unknown".
 
     Raises:
         DataError: if there is no data set to be made of this, naming file and remedy.

@@ -60,11 +60,14 @@ class GeoNRW(PairedDataset):
     needs.
 
     Args:
-        root: the folder of cities.
-        split: "train" or "test" (Duesseldorf, Herne and Neuss); None for all cities.
-        dem_channels: 1, or 3 equal ones for encoders of pictures, as the authors have.
-        grid: tiles along a scene's side, which must be its multiple; 1 gives whole scenes.
-        background: "ignore", or "class", which makes it the first of 11, as version 0.1 did.
+        root: Folder of the cities.
+        split: Split: "train" or "test" (Duesseldorf, Herne and Neuss); None for all cities.
+        dem_channels: Number of channels of elevation: 1, or 3 equal ones for encoders of pictures,
+            as the authors have.
+        grid: Number of tiles along a scene's side, which must be its multiple; 1 gives whole
+            scenes.
+        background: Meaning of the background: "ignore", or "class", which makes it the first of 11,
+            as version 0.1 did.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.

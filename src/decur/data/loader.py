@@ -18,11 +18,11 @@ class LoaderSettings:
     """Batch size, reading processes, and tolerance of bad samples.
 
     Args:
-        batch_size: samples in a batch, over all processes together: the same configuration gives
-            the same result on one device and on many.
-        workers: reading processes for each device; None: up to 8, of the cores that this process
-            may use and that the devices of a host share, less one.
-        max_bad: share of the data set that may turn out unreadable before the run stops.
+        batch_size: Number of samples in a batch, over all processes together: the same
+            configuration gives the same result on one device and on many.
+        workers: Number of reading processes for each device; None: up to 8, of the cores that this
+            process may use and that the devices of a host share, less one.
+        max_bad: Share of the data set that may turn out unreadable before the run stops.
     """
 
     batch_size: int = 256

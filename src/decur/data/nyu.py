@@ -48,12 +48,13 @@ class NYUDepthV2(PairedDataset):
     a white frame of a few pixels, where depth is extrapolated and nothing labelled.
 
     Args:
-        root: the folder.
-        split: "train" (795) or "test" (654); None for all.
-        depth: "metres" gives the modality "depth"; "hha" gives "hha", computed from depth.
-        filled: read `depths`, where holes are filled, rather than `rawDepths`.
-        classes: 40, or None to read no labels.
-        size: height and width that all is resized to; None: its own.
+        root: Folder of the data set.
+        split: Split: "train" (795) or "test" (654); None for all.
+        depth: Form of the depth: "metres" gives the modality "depth"; "hha" gives "hha", computed
+            from depth.
+        filled: Read `depths`, where holes are filled, rather than `rawDepths`.
+        classes: Number of classes: 40, or None to read no labels.
+        size: Height and width that all is resized to; None: its own.
 
     Raises:
         DataError: if a file is missing or not as expected, saying where to get it.

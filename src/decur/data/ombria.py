@@ -59,9 +59,9 @@ class Ombria(PairedDataset):
     flatters. That of 2021 is on other floods.
 
     Args:
-        root: the folder that was cloned.
-        split: "train", "test" or "2021" (all its events); None for train and test.
-        size: height and width, 256 or, halved, 128.
+        root: Folder that was cloned.
+        split: Split: "train", "test" or "2021" (all its events); None for train and test.
+        size: Height and width, 256 or, halved, 128.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.

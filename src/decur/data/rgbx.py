@@ -55,17 +55,16 @@ class RGBX(PairedDataset):
     whose RGB or X is missing is kept and marked absent; a listed name without both is refused.
 
     Args:
-        root: the folder.
-        split: "train" or "test"; None for the names of both files, or, where there are none, for
-            all pictures.
-        x: folder of the second picture; its name, lower-case, is the modality's.
-        classes: names of the classes, or their number; None: as many as 200 labels show, which may
+        root: Folder of the data set.
+        split: Split: "train" or "test"; None for the names of both files, or, where there are none,
+            for all pictures.
+        x: Folder of the second picture; its name, lower-case, is the modality's.
+        classes: Names of the classes, or their number; None: as many as 200 labels show, which may
             miss rare ones.
-        zero_is_void: whether 0 in a label is "not labelled"; false where it is class 0, as in
-            MFNet.
-        size: height and width that all is resized to; None: pictures to those of the first, and a
+        zero_is_void: Take 0 in a label as "not labelled"; false where it is class 0, as in MFNet.
+        size: Height and width that all is resized to; None: pictures to those of the first, and a
             label keeps its own.
-        modalities: changes of the modalities, `{name: preset or fields}`.
+        modalities: Changes of the modalities, `{name: preset or fields}`.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.

@@ -59,25 +59,28 @@ class PairedScenes(PairedDataset):
     no label, so that labelled windows of two groups never touch.
 
     Args:
-        root: the folder.
-        modalities: those to read, in order; the first is the reference. Names alone as
-            `[s2, s1]`, or a YAML file or mapping of what they are. None: `root/modalities.yaml`,
-            else every sub-folder with rasters but those of labels. What nothing is said of is
-            scaled by the statistics of 64 squares of its rasters, or by its range if it is 8-bit.
-        window: height and width in pixels.
-        stride: pixels from one window to the next; None: the window, so that none overlap.
-        resolution: of the grid in units of its CRS (metres); None: the reference sensor's own.
-        extent: "intersection": windows that all sensors see; "union": also those that some do.
-        dates: of a place, "drawn": a window is as many samples as there are dates, each sensor's
-            in an order that is drawn for the window, so that dates of two sensors are paired at
-            random, and by `--pairing group` otherwise in each epoch; "same": the dates in their
-            order; "first": one sample, the first dates.
-        min_valid: share of a window that a sensor must have measured to count as present.
-        labels: shapes or a folder of label rasters that lie elsewhere.
-        column: of the shapes' class.
-        split: "train" or "test": a fifth of the blocks is for testing. None: all windows.
-        block: windows along the side of a block; None: 8, or fewer where that leaves less than 10
-            blocks; without labels and split there are none.
+        root: Folder of the scenes.
+        modalities: Modalities to read, in order; the first is the reference. Names alone as `[s2,
+            s1]`, or a YAML file or mapping of what they are. None: `root/modalities.yaml`, else
+            every sub-folder with rasters but those of labels. What nothing is said of is scaled by
+            the statistics of 64 squares of its rasters, or by its range if it is 8-bit.
+        window: Height and width of a window in pixels.
+        stride: Number of pixels from one window to the next; None: the window, so that none
+            overlap.
+        resolution: Size of a pixel of the grid, in units of its CRS (metres); None: the reference
+            sensor's own.
+        extent: Which windows there are: "intersection": those that all sensors see; "union": also
+            those that some do.
+        dates: How the dates of a place are paired: "drawn": a window is as many samples as there
+            are dates, each sensor's in an order that is drawn for the window, so that dates of two
+            sensors are paired at random, and by `--pairing group` otherwise in each epoch; "same":
+            the dates in their order; "first": one sample, the first dates.
+        min_valid: Share of a window that a sensor must have measured to count as present.
+        labels: File of shapes, or folder of label rasters, where they lie elsewhere.
+        column: Column of the shapes' class.
+        split: Split: "train" or "test": a fifth of the blocks is for testing. None: all windows.
+        block: Number of windows along the side of a block; None: 8, or fewer where that leaves less
+            than 10 blocks; without labels and split there are none.
 
     Raises:
         DataError: if no samples can be made of this, naming file and remedy.

@@ -160,14 +160,14 @@ class SSL4EOS12(PlacesInSeasons):
     nothing else here needs. Fifteen files a sample is slow in any case; pack the data.
 
     Args:
-        root: the folder.
-        sensors: what to read, `{name: "s1", "s2c" or "s2a"}`; by default s1, and L1C as s2. The
+        root: Folder of the data set.
+        sensors: Sensors to read, `{name: "s1", "s2c" or "s2a"}`; by default s1, and L1C as s2. The
             names are those of the encoders that come of it: let other data sets' be the same.
-        seasons: "all" or "one" of a place's seasons.
-        seed: of the seasons' order.
-        offset: taken off Sentinel-2: 1000 for products since 25 January 2022; "auto" goes by the
-            dates in the products' names. The release has none such.
-        modalities: changes of the modalities, `{name: preset or fields}`, as `{"s1": {"cut": 0}}`.
+        seasons: Whether "all" or "one" of a place's seasons are read.
+        seed: Seed of the seasons' order.
+        offset: Offset that is taken off Sentinel-2: 1000 for products since 25 January 2022; "auto"
+            goes by the dates in the products' names. The release has none such.
+        modalities: Changes of the modalities, `{name: preset or fields}`, as `{"s1": {"cut": 0}}`.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.

@@ -86,19 +86,19 @@ class SSL4EOS12v11(PlacesInSeasons):
     process.
 
     Args:
-        root: the folder.
-        split: "train" or "val"; None for those that there are.
-        sensors: what to read, `{name: "s1", "s2c" or "s2a"}`; by default s1, and L1C as s2. The
+        root: Folder of the data set.
+        split: Split: "train" or "val"; None for those that there are.
+        sensors: Sensors to read, `{name: "s1", "s2c" or "s2a"}`; by default s1, and L1C as s2. The
             names are those of the encoders that come of it: let other data sets' be the same.
-        seasons: "all" or "one" of a place's seasons.
-        seed: of the seasons' order.
-        offset: taken off Sentinel-2. "auto" is 1000: the Zarr files hold all scenes as products
-            since 25 January 2022 do, whatever their date (the authors' zarr_dataset.py). Set 0
-            for files that have it off already, as the authors' later shards have.
-        modalities: changes of the modalities, `{name: preset or fields}`; by default the
-            statistics are the release's own, without the offset. `{"s1": "sentinel1", "s2":
-            "sentinel2-l1c"}` scales as release 1.0, so that encoders serve both, and other data
-            by the same presets.
+        seasons: Whether "all" or "one" of a place's seasons are read.
+        seed: Seed of the seasons' order.
+        offset: Offset that is taken off Sentinel-2. "auto" is 1000: the Zarr files hold all scenes
+            as products since 25 January 2022 do, whatever their date (the authors'
+            zarr_dataset.py). Set 0 for files that have it off already, as the authors' later shards
+            have.
+        modalities: Changes of the modalities, `{name: preset or fields}`; by default the statistics
+            are the release's own, without the offset. `{"s1": "sentinel1", "s2": "sentinel2-l1c"}`
+            scales as release 1.0, so that encoders serve both, and other data by the same presets.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found, or

@@ -64,13 +64,14 @@ class SUNRGBD(PairedDataset):
     Depth is 16-bit, rotated by three bits, in millimetres; beyond 8 m it counts as 8 m.
 
     Args:
-        root: the folder that holds both archives.
-        split: "train" (5,285) or "test" (5,050); None for all scenes there are.
-        depth: "metres" gives the modality "depth"; "hha" gives "hha", computed from depth.
-        filled: read `depth_bfx`, where holes are filled, rather than `depth`.
-        classes: 37, or None to read no labels.
-        size: height and width that all is resized to.
-        resize_labels: whether labels are resized, too; tests are for those of their own sizes.
+        root: Folder that holds both archives.
+        split: Split: "train" (5,285) or "test" (5,050); None for all scenes there are.
+        depth: Form of the depth: "metres" gives the modality "depth"; "hha" gives "hha", computed
+            from depth.
+        filled: Read `depth_bfx`, where holes are filled, rather than `depth`.
+        classes: Number of classes: 37, or None to read no labels.
+        size: Height and width that all is resized to.
+        resize_labels: Resize labels, too; tests are for those of their own sizes.
 
     Raises:
         DataError: if the folder is not laid out like this, saying what was expected and found.

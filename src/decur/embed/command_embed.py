@@ -42,7 +42,7 @@ def embed_parser() -> Parser:
     """Return the parser of `decur embed`: fields of `EmbedSettings`, options of Lightning."""
     parser = Parser("decur embed", _ABOUT)
     parser.add_config(shipped=False)
-    parser.add_argument("--data", type=PairedDataset, required=True, help="Any data set.")
+    parser.add_argument("--data", type=PairedDataset, required=True, help="Data set to embed.")
     parser.add_class_arguments(EmbedSettings, skip={"modalities"})
     parser.add_argument(
         "--encoders",

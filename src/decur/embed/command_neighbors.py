@@ -50,12 +50,13 @@ def neighbors_parser() -> Parser:
     parser.add_argument(
         "--to", type=str | None, help="Sensor that is searched, by default the last."
     )
-    parser.add_argument("--query", type=str, nargs="+", help="Ids, by default all.")
-    parser.add_argument("--k", type=int, default=8, help="How many neighbours.")
+    parser.add_argument("--query", type=str, nargs="+", help="Ids of the queries, by default all.")
+    parser.add_argument("--k", type=int, default=8, help="Number of neighbours.")
     parser.add_argument(
         "--part",
         type=Part | None,
-        help="What is compared, by default the common dimensions, where the run has them.",
+        help="Part of the vectors that is compared, by default the common dimensions, where the "
+        "run has them.",
     )
     parser.add_argument(
         "--index",
@@ -69,7 +70,7 @@ def neighbors_parser() -> Parser:
         type=str | None,
         help="PNG of queries, their partners and hits, with labels; needs --data.",
     )
-    parser.add_argument("--data", type=PairedDataset | None, help="Where the pictures are.")
+    parser.add_argument("--data", type=PairedDataset | None, help="Data set that has the pictures.")
     parser.show_first(
         {
             "what is searched": ("embeddings", "from", "to", "query", "k", "part", "index"),
@@ -140,8 +141,9 @@ def _warn_unlike(part: Part, source: str, target: str) -> None:
     if source == target or part == WHOLE or is_shared(part.removeprefix(PREFIX), source, target):
         return
     log.warning(
-        "%s: nothing drives these numbers of %s and of %s together, so that near ones need not "
-        "show the same; without --part it is what the sensors share, where the run has that",
+        "%s: training does not align these numbers of %s with those of %s, so near vectors need "
+        "not show the same place; leave --part out to compare the common dimensions, where the run "
+        "has any",
         part,
         source,
         target,

@@ -15,15 +15,15 @@ class EmbedSettings:
     """Which encoders embed what, and where the rows go.
 
     Args:
-        out: folder to write.
-        modalities: sensors to use; None for all of the data that there is an encoder for.
-        projector: false leaves the embedding out.
-        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
-            scaled picture; the bands of the data are found by name.
-        encoder: architecture of fresh weights.
-        loader: batches, workers, tolerance of bad samples.
-        size: height and width in pixels that pictures are resized to; None for their own.
-        seed: of fresh weights.
+        out: Folder to write.
+        modalities: Sensors to use; None for all of the data that there is an encoder for.
+        projector: Compute the embedding besides the features.
+        missing_bands: What is done about bands of an encoder that the data lacks: "empty" takes
+            them as 0 in every scaled picture; the bands of the data are found by name.
+        encoder: Architecture of fresh weights.
+        loader: Batches, workers and the tolerance of bad samples.
+        size: Height and width in pixels that pictures are resized to; None for their own.
+        seed: Seed of fresh weights.
     """
 
     out: str = "embeddings"

@@ -24,18 +24,18 @@ class EncoderSettings:
     """The backbone, one for each modality.
 
     Args:
-        name: a timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
-        pretrained: start from timm's weights instead of from scratch (downloads them).
-        attention: what follows the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
-            from sensor to sensor), or each stage, as `{layer3: rda, layer4: rda}`.
-        geometry: where the points of "rda", "da" and "cross_da" start: "dat", as in DAT++, which
-            the paper follows, or "centred", as in version 0.1.
-        options: further arguments of `decur.encoders.build_encoder`, which hands them to timm.
-        checkpointing: compute activations again in the backward pass in place of keeping them:
-            a third more work, and memory for larger encoders or batches; the same result.
-        weights: start from an encoder file, from the encoders of a run's folder, from
-            "timm:NAME", "torchgeo:NAME" or "hf-hub:USER/REPO", for all modalities or as
-            `{modality: SOURCE}`; bands are matched by name.
+        name: A timm CNN or ViT with feature maps, for all modalities or as `{modality: name}`.
+        pretrained: Start from timm's weights instead of from scratch (downloads them).
+        attention: Attention after the last two stages of a CNN ("rda", "da", "cbam" or "cross_da",
+            from sensor to sensor), or after each stage, as `{layer3: rda, layer4: rda}`.
+        geometry: Place where the points of "rda", "da" and "cross_da" start: "dat", as in DAT++,
+            which the paper follows, or "centred", as in version 0.1.
+        options: Further arguments of `decur.encoders.build_encoder`, which hands them to timm.
+        checkpointing: Compute activations again in the backward pass in place of keeping them: a
+            third more work, and memory for larger encoders or batches; the same result.
+        weights: Weights to start from: an encoder file, the folder of a run, "timm:NAME",
+            "torchgeo:NAME" or "hf-hub:USER/REPO", for all modalities or as `{modality: SOURCE}`;
+            bands are matched by name.
     """
 
     name: dict[str, str] | str = "resnet50"  # written as the first type that fits

@@ -27,13 +27,19 @@ def main(arguments: Sequence[str]) -> list[Path]:
     )
     parser.usage = "decur export ENCODER|RUN --format hub|timm|torchgeo|onnx|torch --out PLACE"
     parser.add_argument(
-        "encoder", type=str, help="An encoder file of a run, or for hub the run's folder."
+        "encoder", type=str, help="Encoder file of a run, or for hub the run's folder."
     )
-    parser.add_argument("--format", type=Format, required=True, help="What to write.")
-    parser.add_argument("--out", type=str, required=True, help="The file, or for hub the folder.")
-    parser.add_argument("--push", type=str | None, help="USER/REPO that it is uploaded to.")
+    parser.add_argument("--format", type=Format, required=True, help="Format to write.")
     parser.add_argument(
-        "--license", type=str | None, help="Of the weights, for the card, such as cc-by-4.0."
+        "--out", type=str, required=True, help="File to write, or for hub a folder."
+    )
+    parser.add_argument(
+        "--push", type=str | None, help="Repository that it is uploaded to, as USER/REPO."
+    )
+    parser.add_argument(
+        "--license",
+        type=str | None,
+        help="License of the weights, for the card, such as cc-by-4.0.",
     )
     parser.add_argument(
         "--scores", type=str, nargs="+", help="Folders of `decur transfer`, for the card."
@@ -44,7 +50,8 @@ def main(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument(
         "--size",
         type=tuple[int, int] | None,
-        help="[height, width] of a graph for one size only; by default it takes any.",
+        help="Height and width of a graph for one size only, as [height, width]; by default it "
+        "takes any.",
     )
     parser.add_argument(
         "--sampling",

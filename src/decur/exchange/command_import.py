@@ -26,33 +26,35 @@ def main(arguments: Sequence[str]) -> list[Path]:
         "torchgeo's, plain torchvision or timm ResNets and ViTs, NVlabs' MiT.",
     )
     parser.usage = "decur import FILE --out FOLDER [--modality NAME=PRESET ...] [--compat official]"
-    parser.add_argument("file", type=str, help="Weights: .pth, .pt, .bin or .safetensors.")
+    parser.add_argument("file", type=str, help="File of weights: .pth, .pt, .bin or .safetensors.")
     parser.add_argument("--out", type=str, required=True, help="Folder for encoders/<name>.*.")
     parser.add_argument(
         "--layout",
         type=Layout,
         default="auto",
-        help="What the file has to be (decur, torchgeo, resnet, vit or mit); auto finds out.",
+        help="Layout of the file (decur, torchgeo, resnet, vit or mit); auto finds out.",
     )
     parser.add_argument(
         "--modality",
         type=str,
         nargs="+",
-        help="NAME=PRESET or NAME=FILE (its fields as YAML or JSON), one an encoder, in order.",
+        help="Modality of each encoder, in order, as NAME=PRESET or NAME=FILE (its fields as YAML "
+        "or JSON).",
     )
     parser.add_argument(
         "--normalised",
         type=Normalised,
         default="auto",
-        help="What the weights expect, which is then folded into them, imagenet (its mean and "
-        "deviation), half (0.5 for both) or none; auto: imagenet for ResNets with its classifier "
-        "and every MiT; ViTs with it need a choice.",
+        help="Normalisation that the weights expect, which is then folded into them: imagenet (its "
+        "mean and deviation), half (0.5 for both) or none; auto: imagenet for ResNets with its "
+        "classifier and every MiT; ViTs with it need a choice.",
     )
     parser.add_argument(
         "--compat",
         type=Compat | None,
-        help='"official" for the authors\' weights (one attention for both sensors, three equal '
-        "bands of elevation, photographs as blue, green, red).",
+        help="Conventions that the weights follow: official for those of the authors (one "
+        "attention for both sensors, three equal bands of elevation, photographs as blue, "
+        "green, red).",
     )
     parser.show_first(
         {

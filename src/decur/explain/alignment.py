@@ -48,13 +48,13 @@ def alignment(
     augmented.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        beside: more runs, on the same samples.
-        batch: samples of the one batch, evenly spaced.
-        batches: how many such batches are drawn side by side, without a sample in common; Fig. 7
-            has 4.
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        beside: More runs, on the same samples.
+        batch: Number of samples in the one batch, evenly spaced.
+        batches: Number of such batches that are drawn side by side, without a sample in common;
+            Fig. 7 has 4.
 
     Returns:
         "runs" and "pairs", names; for run number R "R/parts", "R/bounds" (parts, 2), and for each

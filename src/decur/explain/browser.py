@@ -50,11 +50,11 @@ def browser(
     loss sees them.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        shown: how many samples.
-        neighbors: how many of each, in each sensor.
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        shown: Number of samples.
+        neighbors: Number of neighbours of each sample, in each sensor.
 
     Returns:
         "ids", "modalities", "parts" and "part" (which is compared), names. For each sensor M:

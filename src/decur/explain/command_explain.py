@@ -50,7 +50,8 @@ def build_parser() -> Parser:
         PairedDataset,
         "data",
         required=False,
-        help="Any data set; by default that of the run, unseen samples of it where there are any.",
+        help="Data set to look at; by default that of the run, unseen samples of it where there "
+        "are any.",
     )
     for analysis in known:
         every = set(signature(analysis.arrays).parameters) - set(analysis.options)

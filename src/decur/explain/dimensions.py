@@ -48,13 +48,13 @@ def dimensions(
     dimensions are near where they correlate. Those that do not vary are left out.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        samples: how many, evenly spaced.
-        perplexity: of t-SNE.
-        seed: of t-SNE.
-        batches: how many maps are drawn, each of other samples; Fig. 8 has 4.
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        samples: Number of samples, evenly spaced.
+        perplexity: Perplexity of t-SNE.
+        seed: Seed of t-SNE.
+        batches: Number of maps that are drawn, each of other samples; Fig. 8 has 4.
 
     Returns:
         "modalities", "parts", names; for each point "xy" (P, 2), its "modality" and "part" (P,) by

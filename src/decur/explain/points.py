@@ -34,10 +34,10 @@ def points(
     """Points that deformable attention samples, and the first principal component of its map.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        ids: of the samples to look at, "a, b" or a list; None for four, evenly spaced.
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        ids: Ids of the samples to look at, "a, b" or a list; None for four, evenly spaced.
 
     Returns:
         "ids" and "modalities", names; of each sensor M "M/picture" (n, H, W, 3) in [0, 1] and

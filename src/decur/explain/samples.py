@@ -62,14 +62,14 @@ def samples(
     Vectors are standardised for each sensor and reduced to their first 50 principal components.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        samples: at most how many, evenly spaced.
-        vectors: "embedding" puts all sensors on one map; "features", those of the encoder, which
-            no two sensors have in common, makes a map a sensor.
-        perplexity: of t-SNE.
-        seed: of t-SNE.
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        samples: Largest number of samples, evenly spaced.
+        vectors: Vectors that are mapped: "embedding" puts all sensors on one map; "features", those
+            of the encoder, which no two sensors have in common, makes a map for each sensor.
+        perplexity: Perplexity of t-SNE.
+        seed: Seed of t-SNE.
 
     Returns:
         "modalities" and "maps", names; for each point "xy" (P, 2), its "map" and "modality" by

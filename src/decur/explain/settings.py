@@ -21,19 +21,19 @@ class ExplainSettings:
     """What to explain, on which samples, and where to write it.
 
     Args:
-        beside: folders of more runs, for the analyses that compare runs.
-        only: names of the analyses to do; None for all.
-        modalities: sensors to look at; None for all of the data that the run has an encoder for.
-        samples: at most how many samples, evenly spaced.
-        unseen: where no other data is given, take samples that the run was not trained on: the
+        beside: Folders of more runs, for the analyses that compare runs.
+        only: Names of the analyses to do; None for all.
+        modalities: Sensors to look at; None for all of the data that the run has an encoder for.
+        samples: Largest number of samples, evenly spaced.
+        unseen: Where no other data is given, take samples that the run was not trained on: the
             split "val" or "test" of data trained on as "train", more samples of generated data.
-        size: height and width that pictures are resized to; None: those of each run's views.
-        device: where the encoders run; "auto" takes the GPU where there is one.
-        out: folder to write; None: the run's.
-        redraw: draw anew what is kept, without the data and the weights.
-        overwrite: compute everything anew.
-        loader: batches, at most 64 samples each, and workers; bad samples are listed, not refused.
-        options: `{analysis: {option: value}}`.
+        size: Height and width that pictures are resized to; None: those of each run's views.
+        device: Device that the encoders run on; "auto" takes the GPU where there is one.
+        out: Folder to write; None: the run's.
+        redraw: Draw kept results anew, without the data and the weights.
+        overwrite: Compute everything anew.
+        loader: Batches, at most 64 samples each, and workers; bad samples are listed, not refused.
+        options: Options of the analyses, as `{analysis: {option: value}}`.
     """
 
     beside: Sequence[str] = ()

@@ -70,12 +70,12 @@ def shared(
     one for ten training samples and 128 at most.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        samples: at most how many for each pair, evenly spaced.
-        permutations: how many times predictions are tried by chance.
-        seed: of the split and of chance.
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        samples: Largest number of samples for each pair, evenly spaced.
+        permutations: Number of times that predictions are tried by chance.
+        seed: Seed of the split and of chance.
 
     Returns:
         "pairs"; for each "PAIR/sensors", "PAIR/parts", "PAIR/widths" of parts, "PAIR/samples" (all,

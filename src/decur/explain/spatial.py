@@ -51,15 +51,16 @@ def spatial(
     """Overlap of two sensors' saliency on every sample, and some samples to look at.
 
     Args:
-        checkpoint: the run.
-        loader: the samples.
-        watch: shows how far it is.
-        score: "mean", as in the paper, or "energy"; see `Checkpoint.scores`.
-        stage: whose feature map; -1 is that of the last stage.
-        paper: do as Algorithm 2 does: maps of the mean at the last layer `conv2` of a ResNet, and
+        checkpoint: The run.
+        loader: The samples.
+        watch: Shows how far it is.
+        score: Score whose gradient is taken: "mean", as in the paper, or "energy"; see
+            `Checkpoint.scores`.
+        stage: Stage whose feature map is looked at; -1 is the last.
+        paper: Do as Algorithm 2 does: maps of the mean at the last layer `conv2` of a ResNet, and
             for their overlap the mean of their product, each scaled from its least to its largest
             value (`product`). Otherwise the overlap is a cosine (`overlap`).
-        examples: samples that are shown, evenly spaced.
+        examples: Number of samples that are shown, evenly spaced.
 
     Returns:
         "modalities", "parts" and "pairs", names; "score"; "stage"; "paper". For each pair and part

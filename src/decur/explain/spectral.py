@@ -48,23 +48,24 @@ def spectral(
     importances of a picture's bands are divided by their sum (Algorithm 2, `IG_stat`).
 
     Args:
-        checkpoint: the run.
-        loader: the samples; embeddings are standardised by statistics of all of them.
-        watch: shows how far it is.
-        samples: at most how many are looked at, evenly spaced.
-        steps: of the path from the baseline to the picture, at the nodes of Gauss and Legendre.
-            With 8 a picture's shares miss those of 48 by less than pictures differ, so that more
-            samples tell more than more steps (`benchmarks/saliency.py`).
-        score: "mean", as in the paper, or "energy"; see `Checkpoint.scores`.
-        baseline: where the path starts: "other", the picture of another sample of the batch (Erion
-            et al. 2021), or the value of all pixels in [0, 1] as the encoder sees them, in the
-            paper 0, two standard deviations below a band's mean where a modality is scaled by
-            them. No encoder has met black pictures, and a band may sway it there that tells it
-            nothing among real ones.
-        pixels: how a band's pixels are joined: "net", |mean of attribution|, counts what is left
-            of the band when its pixels are taken together, as in Algorithm 2; "absolute", the mean
-            of |attribution|, counts every pixel that sways the score either way, by chance too.
-        paper: do as the paper does: black for a baseline and 50 steps (its public code), the mean
+        checkpoint: The run.
+        loader: The samples; embeddings are standardised by statistics of all of them.
+        watch: Shows how far it is.
+        samples: Largest number of samples, evenly spaced.
+        steps: Number of steps of the path from the baseline to the picture, at the nodes of Gauss
+            and Legendre. With 8 a picture's shares miss those of 48 by less than pictures differ,
+            so that more samples tell more than more steps (`benchmarks/saliency.py`).
+        score: Score whose gradient is taken: "mean", as in the paper, or "energy"; see
+            `Checkpoint.scores`.
+        baseline: Start of the path: "other", the picture of another sample of the batch (Erion et
+            al. 2021), or the value of all pixels in [0, 1] as the encoder sees them, in the paper
+            0, two standard deviations below a band's mean where a modality is scaled by them. No
+            encoder has met black pictures, and a band may sway it there that tells it nothing among
+            real ones.
+        pixels: How a band's pixels are joined: "net", |mean of attribution|, counts what is left of
+            the band when its pixels are taken together, as in Algorithm 2; "absolute", the mean of
+            |attribution|, counts every pixel that sways the score either way, by chance too.
+        paper: Do as the paper does: black for a baseline and 50 steps (its public code), the mean
             of a part's dimensions, attributions averaged over batch and pixels (Algorithm 2).
 
     Returns:

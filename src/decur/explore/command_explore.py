@@ -26,26 +26,31 @@ def main(arguments: Sequence[str]) -> Path:
     parser = Parser("decur explore", _ABOUT)
     parser.usage = "decur explore EMBEDDINGS [--data.root FOLDER] [--out PAGE.html]"
     parser.add_argument("embeddings", type=str, help="Folder that `decur embed` wrote.")
-    parser.add_argument("--data", type=PairedDataset | None, help="Its pictures and labels.")
     parser.add_argument(
-        "--out", type=str | None, help="The page; by default explore.html among the embeddings."
+        "--data", type=PairedDataset | None, help="Data set that has the pictures and labels."
+    )
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        help="Page to write, by default explore.html among the embeddings.",
     )
     parser.add_argument(
         "--part",
         type=Part | None,
-        help="What is compared: common, unique, embedding, features, or a block; by default what "
-        "sensors share.",
+        help="Part of the vectors that is compared: common, unique, embedding, features, or a "
+        "block; by default what sensors share.",
     )
     parser.add_argument(
         "--layout",
         type=Layout | None,
-        help="tsne keeps neighbours together, pca takes a moment; by default tsne of up to 5,000.",
+        help="Layout of the map: tsne keeps neighbours together, pca takes a moment; by default "
+        "tsne of up to 5,000.",
     )
     parser.add_argument(
-        "--samples", type=int, default=MOST, help="How many are shown at most, evenly spaced."
+        "--samples", type=int, default=MOST, help="Largest number of samples, evenly spaced."
     )
     parser.add_argument(
-        "--neighbors", type=int, default=8, help="How many nearest ones of each sensor are shown."
+        "--neighbors", type=int, default=8, help="Number of nearest neighbours of each sensor."
     )
     parser.show_first(
         {

@@ -18,8 +18,8 @@ class BarlowTwins(Objective):
     pairs; with one between its two views ("intra/A"), which is the original method.
 
     Args:
-        dim: width of the embeddings, K.
-        lambda_: weight of the off-diagonal; 0.0051 as published.
+        dim: Width of the embeddings (K in the paper).
+        lambda_: Weight of the off-diagonal; 0.0051 as published.
 
     Raises:
         ConfigError: if a value is out of range.

@@ -32,12 +32,12 @@ class CLIP(Objective):
     Terms: "infonce/A-B" and, with `intra`, "infonce/A", each the mean of both directions, or one.
 
     Args:
-        dim: width of the embeddings, K.
-        temperature: with which training starts. The parameter `log_scale` is the logarithm of its
-            inverse, which never exceeds 100.
-        intra: contrast the two views of each modality, too.
-        symmetric: let the embeddings of both modalities be anchors; False: those of the first.
-        learned: learn the temperature; False: it stays.
+        dim: Width of the embeddings (K in the paper).
+        temperature: Temperature with which training starts. The parameter `log_scale` is the
+            logarithm of its inverse, which never exceeds 100.
+        intra: Contrast the two views of each modality, too.
+        symmetric: Let the embeddings of both modalities be anchors; False: those of the first.
+        learned: Learn the temperature; False: it stays.
 
     Raises:
         ConfigError: if a value is out of range.

@@ -42,20 +42,20 @@ class DeCUR(Objective):
     for a pair is DeCUR's.
 
     Args:
-        dim: width of the embeddings, K.
-        common: share of the dimensions that are common, in [0, 1], or "auto"; they come first.
+        dim: Width of the embeddings (K in the paper).
+        common: Share of the dimensions that are common, in [0, 1], or "auto"; they come first.
             0.875 for SAR-optical, 0.75 for RGB-DEM and RGB-depth. "auto": `decur pretrain` counts
-            it from the data after a tenth of the epochs, and 150 steps if these are at most a
-            third of them; until then all dimensions are common.
-        lambda_common: weight of the off-diagonal of the common correlation (Eq. 2).
-        lambda_unique: weight of the off-diagonal of the unique correlation (Eq. 3).
-        lambda_intra: weight of the off-diagonal of the intra-modal correlations (Eq. 4, 5).
+            it from the data after a tenth of the epochs, and 150 steps if these are at most a third
+            of them; until then all dimensions are common.
+        lambda_common: Weight of the off-diagonal of the common correlation (Eq. 2).
+        lambda_unique: Weight of the off-diagonal of the unique correlation (Eq. 3).
+        lambda_intra: Weight of the off-diagonal of the intra-modal correlations (Eq. 4, 5).
         intra: False leaves the intra-modal terms out (Table 5).
         decouple: False makes all dimensions common (Table 5). Without `intra` too, this is
             cross-modal Barlow Twins.
-        blocks: share of the dimensions of each block, as `{"optical+sar+dem": 0.5,
-            "optical+sar": 0.125}`; they come first, in this order, and the rest is unique. In place
-            of `common`, which is then left at its default.
+        blocks: Share of the dimensions of each block, as `{"optical+sar+dem": 0.5, "optical+sar":
+            0.125}`; they come first, in this order, and the rest is unique. In place of `common`,
+            which is then left at its default.
 
     Examples:
         >>> z1, z1b, z2, z2b = torch.randn(4, 32, 512)

@@ -27,9 +27,9 @@ class SimCLR(Objective):
     Terms: "infonce/A-B" and, with `intra`, "infonce/A", each the mean over its 2N anchors.
 
     Args:
-        dim: width of the embeddings, K.
-        temperature: by which cosine similarities are divided.
-        intra: contrast the two views of each modality, too.
+        dim: Width of the embeddings (K in the paper).
+        temperature: Temperature by which cosine similarities are divided.
+        intra: Contrast the two views of each modality, too.
 
     Raises:
         ConfigError: if a value is out of range.

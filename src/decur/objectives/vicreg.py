@@ -29,11 +29,11 @@ class VICReg(Objective):
     those of both views. With `intra`, the two views of each modality are one more pair.
 
     Args:
-        dim: width of the embeddings, K.
-        invariance: weight.
-        variance: weight.
-        covariance: weight.
-        intra: compare the two views of each modality, too.
+        dim: Width of the embeddings (K in the paper).
+        invariance: Weight of the invariance term.
+        variance: Weight of the variance term.
+        covariance: Weight of the covariance term.
+        intra: Compare the two views of each modality, too.
 
     Raises:
         ConfigError: if a value is out of range.

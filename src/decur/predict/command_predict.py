@@ -46,21 +46,22 @@ def build_parser() -> Parser:
         "--scene",
         type=str,
         nargs="+",
-        help="SENSOR=FILE for each sensor; the first gives the pixels of the map, and the others "
-        "are warped onto them. A sensor that is named again has several rasters side by side.",
+        help="Files of the scene, SENSOR=FILE for each sensor; the first gives the pixels of the "
+        "map, and the others are warped onto them. A sensor that is named again has several "
+        "rasters side by side.",
     )
     parser.add_subclass_arguments(
         PairedDataset,
         "data",
         required=False,
-        help="Any data set in place of a scene, such as --data.root FOLDER.",
+        help="Data set in place of a scene, such as --data.root FOLDER.",
     )
     parser.add_argument(
         "--bounds",
         type=float,
         nargs="+",
-        help="Left, lower, right and upper edge of what is mapped, in units of the first sensor's "
-        "CRS; by default all of the scene.",
+        help="Left, lower, right and upper edge of the map, in units of the first sensor's CRS; by "
+        "default all of the scene.",
     )
     parser.add_class_arguments(PredictSettings, skip={"bounds"})
     parser.set_defaults({"data": {"class_path": "decur.data.PairedFolder"}})

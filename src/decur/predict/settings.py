@@ -22,29 +22,30 @@ class PredictSettings:
     """Which part of a scene is mapped, how, and where the map goes.
 
     Args:
-        out: the map to write, a .tif file, or for a data set a folder; None: map.tif, predictions.
-        features: map what the encoders see: all their features, or three principal components;
-            None: what the model was trained to tell.
-        probabilities: write the probability of each class beside the classes.
-        bounds: left, lower, right and upper edge of what is mapped, in units of the reference
-            sensor's CRS; None: all of the scene.
-        resolution: of the map in units of the reference sensor's CRS; None: the sensor's own.
-        part: "i/n" maps the i-th of n parts, for several machines; when all are there, a virtual
-            raster joins them.
-        window: height and width of the windows that the model sees, in pixels of the map; None:
+        out: Map to write, a .tif file, or for a data set a folder; None: map.tif, predictions.
+        features: Map the features that the encoders see: all of them, or three principal
+            components; None: what the model was trained to tell.
+        probabilities: Write the probability of each class beside the classes.
+        bounds: Left, lower, right and upper edge of the map, in units of the reference sensor's
+            CRS; None: all of the scene.
+        resolution: Size of a pixel of the map, in units of the reference sensor's CRS; None: the
+            sensor's own.
+        part: Part of the map that is computed, as "i/n" for the i-th of n parts, for several
+            machines; when all are there, a virtual raster joins them.
+        window: Height and width of the windows that the model sees, in pixels of the map; None:
             those that it was trained on, and at least 256 where masks come from networks without
             attention.
-        overlap: share of a window that the next one covers, too; None: an eighth where there are
+        overlap: Share of a window that the next one covers, too; None: an eighth where there are
             several shifts, else a half.
-        shifts: an odd number of grids of windows, each shifted by another part of a step of the
+        shifts: Odd number of grids of windows, each shifted by another part of a step of the
             network, whose predictions are averaged: 1 is a single grid. None: 5 where masks come
             from networks without attention, else 1.
-        min_valid: share of a window that a sensor must have measured to count as present; where
+        min_valid: Share of a window that a sensor must have measured to count as present; where
             none has, each with a measured pixel counts.
-        tile: height and width of what is held in memory and kept as a file until the map is
-            complete, in pixels of the map.
-        loader: windows in a batch, and reading processes.
-        device: "auto" takes the GPU where there is one.
+        tile: Height and width of the piece that is held in memory and kept as a file until the map
+            is complete, in pixels of the map.
+        loader: Windows in a batch, and reading processes.
+        device: Device that the model runs on; "auto" takes the GPU where there is one.
 
     Raises:
         ConfigError: for a value out of range.

@@ -79,8 +79,12 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
     """
     parser = Parser(prog, about)
     parser.add_config()
-    parser.add_argument("--data", type=PairedDataset, required=True, help="The unlabelled pairs.")
-    parser.add_argument("--objective", type=Objective, required=True, help="The method.")
+    parser.add_argument(
+        "--data", type=PairedDataset, required=True, help="Data set of unlabelled pairs."
+    )
+    parser.add_argument(
+        "--objective", type=Objective, required=True, help="Objective, which is the method."
+    )
     parser.add_class_arguments(PretrainSettings, skip={"modalities"})
     parser.add_argument(
         "--modalities",
@@ -93,7 +97,7 @@ def build_parser(prog: str = "decur pretrain", about: str = _ABOUT, starts: bool
         parser.add_argument(
             "--finish",
             action="store_true",
-            help="End --run now, with the encoders of its newest checkpoint; nothing is trained.",
+            help="End --run now with encoders of its newest checkpoint; nothing is trained.",
         )
         parser.add_argument(
             "--overwrite", action="store_true", help="Start --run anew, deleting it."

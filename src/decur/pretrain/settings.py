@@ -25,10 +25,10 @@ class ProjectorSettings:
     """The projector, one for each modality.
 
     Args:
-        width: of every layer and of the embedding, K in the paper.
-        layers: number of layers, 3 in the paper; 0: the embedding is the encoder's vector.
-        hidden: width of all layers but the last; null: the same.
-        last_norm: batch-normalise the embedding, as the authors' code does for SimCLR and CLIP.
+        width: Width of every layer and of the embedding (K in the paper).
+        layers: Number of layers, 3 in the paper; with 0 the embedding is the encoder's vector.
+        hidden: Width of all layers but the last; null: the same.
+        last_norm: Batch-normalise the embedding, as the authors' code does for SimCLR and CLIP.
     """
 
     width: int = 8192
@@ -57,13 +57,14 @@ class ViewSettings:
     """The two augmented views of each modality.
 
     Args:
-        size: height and width of a view in pixels.
-        shared_geometry: give all modalities of a sample the same crop and flips.
-        augment: changes to the augmentation recipes, as `{modality or all: {parameter: value}}`.
-        recipes: "paper", or those of version "0.1", which dropped bands of optical pictures and
-            pulled contrast to the mean over all bands.
-        levels: round pictures to so many values first, 256 for the 8 bits of the paper.
-        together: send both views of a sensor through its networks at once, each normalised by its
+        size: Height and width of a view in pixels.
+        shared_geometry: Give all modalities of a sample the same crop and flips.
+        augment: Changes to the augmentation recipes, as `{modality or all: {parameter: value}}`.
+        recipes: Augmentation recipes: those of the "paper", or those of version "0.1", which
+            dropped bands of optical pictures and pulled contrast to the mean over all bands.
+        levels: Number of values that pictures are rounded to first, 256 for the 8 bits of the
+            paper.
+        together: Send both views of a sensor through its networks at once, each normalised by its
             own batch statistics: half the calls and half the exchanges between processes. Faster
             only where calls are what takes the time, as with small batches on a fast GPU.
     """
@@ -84,14 +85,14 @@ class OptimizerSettings:
     """The optimiser and its schedule (DeCUR, appendix B.1).
 
     Args:
-        name: "lars" for ConvNets, "adamw" for transformers.
-        lr: of the weights, by default 0.2 for LARS and 1e-4 for AdamW.
-        lr_bias: of biases and normalisation parameters, which have no LARS adaptation and no
-            decay; None: 0.0048 for LARS, `lr` for AdamW.
-        weight_decay: None: 1e-6 for LARS, 0.01 for AdamW.
-        momentum: of LARS.
-        warmup_epochs: linear warm-up; none in the paper.
-        scale_lr: multiply the learning rates by batch size / 256.
+        name: Optimiser: "lars" for ConvNets, "adamw" for transformers.
+        lr: Learning rate of the weights; by default 0.2 for LARS and 1e-4 for AdamW.
+        lr_bias: Learning rate of biases and normalisation parameters, which have no LARS adaptation
+            and no decay; None: 0.0048 for LARS, `lr` for AdamW.
+        weight_decay: Weight decay; None: 1e-6 for LARS, 0.01 for AdamW.
+        momentum: Momentum of LARS.
+        warmup_epochs: Epochs in which the learning rates rise linearly; 0 in the paper.
+        scale_lr: Multiply the learning rates by batch size / 256.
     """
 
     name: Literal["lars", "adamw"] = "lars"
@@ -123,10 +124,10 @@ class MonitorSettings:
     """Monitors: what is measured while training.
 
     Args:
-        every_epochs: how often ranks and probes are computed; 0: never.
-        samples: how many samples, without augmentation, they are computed on.
-        batches: how many batches of each epoch the correlations are computed on.
-        min_rank: effective rank of an encoder's features below which a run counts as collapsed.
+        every_epochs: Number of epochs between two measurements of ranks and probes; 0: never.
+        samples: Number of samples, without augmentation, that ranks and probes are computed on.
+        batches: Number of batches of each epoch that the correlations are computed on.
+        min_rank: Effective rank of an encoder's features below which a run counts as collapsed.
     """
 
     every_epochs: int = 1
@@ -144,9 +145,9 @@ class CheckpointSettings:
     """When the state of training is saved, besides at the end of each epoch.
 
     Args:
-        every_minutes: time between checkpoints within an epoch.
-        keep: how many checkpoints are kept; a run whose last one is damaged goes on from the one
-            before.
+        every_minutes: Minutes between checkpoints within an epoch.
+        keep: Number of checkpoints that are kept; a run whose last one is damaged goes on from the
+            one before.
     """
 
     every_minutes: float = 15.0
@@ -184,29 +185,30 @@ class TrainerSettings:
     validation.
 
     Args:
-        accelerator: "cpu", "gpu", "tpu", "mps" or "auto".
-        strategy: how several processes train together, such as "ddp"; "fsdp" divides the weights
-            among them.
-        devices: number of devices, a list of their indices, -1 for all, or "auto".
-        num_nodes: number of machines.
-        precision: of arithmetic, such as "bf16-mixed"; null is "32-true".
-        max_epochs: epochs after which training ends; -1 where `max_steps` alone says.
-        max_steps: optimiser steps after which training ends; -1 for no such limit.
-        max_time: time after which training ends, as DD:HH:MM:SS or `{hours: 12}`.
-        limit_train_batches: how much of each epoch to train on: a number of batches, or a share as
-            a decimal such as 0.1.
-        log_every_n_steps: how often the loss of a step goes to TensorBoard; null is 50.
-        accumulate_grad_batches: batches whose gradients are added up before an optimiser step.
-        gradient_clip_val: value that gradients are clipped at; null for no clipping.
-        gradient_clip_algorithm: "norm" or "value"; null is "norm".
-        deterministic: use deterministic algorithms, or warn ("warn") where there is none.
-        benchmark: let cuDNN choose its fastest algorithms.
-        logger: where values go besides `metrics.csv`: "tensorboard", "csv", "wandb", "mlflow",
-            "trackio", or several as a list; null is "tensorboard".
-        callbacks: your own, as a list of `{class_path: lightning.pytorch.callbacks.EarlyStopping,
-            init_args: {monitor: loss}}`.
-        profiler: "simple", "advanced", "pytorch" or "xla".
-        detect_anomaly: let autograd look for NaN, which is slow.
+        accelerator: Kind of device: "cpu", "gpu", "tpu", "mps" or "auto".
+        strategy: Way in which several processes train together, such as "ddp"; "fsdp" divides the
+            weights among them.
+        devices: Number of devices, a list of their indices, -1 for all, or "auto".
+        num_nodes: Number of machines.
+        precision: Precision of the arithmetic, such as "bf16-mixed"; null is "32-true".
+        max_epochs: Epochs after which training ends; -1 where `max_steps` alone says.
+        max_steps: Optimiser steps after which training ends; -1 for no such limit.
+        max_time: Time after which training ends, as DD:HH:MM:SS or `{hours: 12}`.
+        limit_train_batches: Part of each epoch to train on: a number of batches, or a share as a
+            decimal such as 0.1.
+        log_every_n_steps: Number of steps between two losses that TensorBoard gets; null is 50.
+        accumulate_grad_batches: Number of batches whose gradients are added up before an optimiser
+            step.
+        gradient_clip_val: Value that gradients are clipped at; null for no clipping.
+        gradient_clip_algorithm: Kind of clipping: "norm" or "value"; null is "norm".
+        deterministic: Use deterministic algorithms, or warn ("warn") where there is none.
+        benchmark: Let cuDNN choose its fastest algorithms.
+        logger: Loggers that get the values besides `metrics.csv`: "tensorboard", "csv", "wandb",
+            "mlflow", "trackio", or several as a list; null is "tensorboard".
+        callbacks: Callbacks of your own, as a list of `{class_path:
+            lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: loss}}`.
+        profiler: Profiler: "simple", "advanced", "pytorch" or "xla".
+        detect_anomaly: Let autograd look for NaN, which is slow.
     """
 
     accelerator: str = "auto"
@@ -274,30 +276,30 @@ class PretrainSettings:
     """All settings of a pretraining run, besides its data and its objective.
 
     Args:
-        run: folder to write.
-        modalities: sensors to train on; None for all of the data.
-        encoder: backbones.
-        projector: projectors.
-        views: augmented views.
-        optimizer: optimiser and schedule.
-        loader: batches and workers.
-        pairing: "fixed" keeps the pictures of a sample together; "group": in each epoch each
-            sensor's picture is that of a sample of the same group drawn anew, as another season
-            of the place in SSL4EO-S12.
-        without_fold: a fold of the data that is never seen, from 0, all groups of it: that on which
+        run: Folder to write.
+        modalities: Sensors to train on; None for all of the data.
+        encoder: Backbones.
+        projector: Projectors.
+        views: Augmented views.
+        optimizer: Optimiser and schedule.
+        loader: Batches and workers.
+        pairing: Which pictures make a pair: "fixed" keeps the pictures of a sample together;
+            "group": in each epoch each sensor's picture is that of a sample of the same group drawn
+            anew, as another season of the place in SSL4EO-S12.
+        without_fold: Fold of the data that is never seen, from 0, all groups of it: that on which
             `decur transfer --folds_of all --fold` tests with the same `folds` and `fold_seed`.
             None: all of the data is seen.
-        folds: into how many parts `without_fold` splits the data.
-        fold_seed: of the folds of data without groups.
-        monitor: what is watched.
-        checkpoint: how often the state is saved.
-        seed: of weights, order, views and dropout.
-        channels_last: keep pictures with their channels innermost, which ConvNets like.
-        compile: run encoders and projectors through torch.compile; auto: in long runs on one GPU,
+        folds: Number of parts that `without_fold` splits the data into.
+        fold_seed: Seed of the folds, where the data names no groups.
+        monitor: Ranks, probes and correlations that are measured while training.
+        checkpoint: Times at which the state is saved.
+        seed: Seed of the initial weights, the order of the samples, the views and dropout.
+        channels_last: Keep pictures with their channels innermost, which ConvNets like.
+        compile: Run encoders and projectors through torch.compile; auto: in long runs on one GPU,
             where it pays.
-        float32_matmul: how a GPU multiplies float32 matrices, of layers and of the loss: "high"
-            rounds factors to TF32, many times as fast; "highest" does not round.
-        trainer: options of Lightning's Trainer.
+        float32_matmul: Precision in which a GPU multiplies float32 matrices, of layers and of the
+            loss: "high" rounds factors to TF32, many times as fast; "highest" does not round.
+        trainer: Options of Lightning's Trainer.
     """
 
     run: str = "runs/pretrain"

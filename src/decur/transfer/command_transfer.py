@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     """Return the parser of `decur transfer`: a data set, and the fields of `TransferSettings`."""
     parser = Parser("decur transfer", _ABOUT)
     parser.add_config()
-    parser.add_argument("--data", type=PairedDataset, required=True, help="The labelled data set.")
+    parser.add_argument("--data", type=PairedDataset, required=True, help="Labelled data set.")
     parser.add_class_arguments(TransferSettings, skip={"encoders", "modalities"})
     parser.add_argument(
         "--encoders",

@@ -70,36 +70,38 @@ class FitSettings:
     with the steps and crops of classes.
 
     Args:
-        name: "sgd" or "adamw".
-        lr: learning rate.
-        head_lr: learning rate of the head, all that is no encoder; None: `lr`.
-        layer_decay: factor of the rate of an encoder's last layer, of the one before it squared,
-            and so on: below 1, early layers change less.
-        weight_decay: of the weights.
-        decay_biases: decay biases and normalisations, too; None: yes, but not with the head cmx,
+        name: Optimiser: "sgd" or "adamw".
+        lr: Learning rate.
+        head_lr: Learning rate of the head, which is all but the encoders; None: `lr`.
+        layer_decay: Factor of the learning rate of an encoder's last layer, of the one before it
+            squared, and so on: below 1, early layers change less.
+        weight_decay: Weight decay of the weights.
+        decay_biases: Decay biases and normalisations, too; None: yes, but not with the head cmx,
             whose authors spare them.
-        momentum: of SGD.
-        epochs: over the training part.
-        steps: optimiser steps, in place of epochs.
-        schedule: "steps", "poly" ((1 - done) ** 0.9, to 0) or "constant".
-        milestones: shares of the run after each of which "steps" divides the rate by 10.
-        augment: random resized crops and horizontal flips, the same for all sensors and the mask;
-            None: where pictures are trained on anyway. With frozen encoders and the probe "sgd",
-            true encodes the augmented pictures in each epoch (B.2), and false or None the pictures
-            as they are, once.
-        standardise: train the FCN of frozen encoders on maps whose channels have mean 0 and
+        momentum: Momentum of SGD.
+        epochs: Number of passes over the training part.
+        steps: Number of optimiser steps, in place of epochs.
+        schedule: Course of the learning rate: "steps", "poly" ((1 - done) ** 0.9, to 0) or
+            "constant".
+        milestones: Shares of the run after each of which "steps" divides the rate by 10.
+        augment: Train on random resized crops and horizontal flips, the same for all sensors and
+            the mask; None: where pictures are trained on anyway. With frozen encoders and the probe
+            "sgd", true encodes the augmented pictures in each epoch (B.2), and false or None the
+            pictures as they are, once.
+        standardise: Train the FCN of frozen encoders on maps whose channels have mean 0 and
             standard deviation 1 over the training part, so that one learning rate serves encoders
             whose maps differ in size, as those of fresh and of trained ones do; the model that is
             tested and saved takes the maps as they are. Needs `augment` false.
-        crop: smallest and largest area of a crop, as shares of the picture.
-        scales: in place of `crop`, for masks: factors, one of which each picture is enlarged by
+        crop: Smallest and largest area of a crop, as shares of the picture.
+        scales: Factors, for masks and in place of `crop`: each picture is enlarged by one of them
             before a piece is cut out of it; what a shrunken one lacks is 0, its mask unknown (CMX).
-        piece: height and width of that piece; None: the picture's own.
-        warmup_epochs: in which the rate rises linearly to where the schedule goes on.
-        class_weights: "balanced" weighs each class by the inverse of how often the training part
-            shows it; None: every sample, decision or pixel counts alike.
-        patience: epochs without a better score on the validation part, after which training stops;
-            None: all epochs. The weights of the best epoch are kept in either case.
+        piece: Height and width of the piece that `scales` cuts out; None: the picture's own.
+        warmup_epochs: Epochs in which the learning rate rises linearly to where the schedule goes
+            on.
+        class_weights: Weights of the classes: "balanced" weighs each by the inverse of how often
+            the training part shows it; None: every sample, decision or pixel counts alike.
+        patience: Number of epochs without a better score on the validation part, after which
+            training stops; None: all epochs. The weights of the best epoch are kept in either case.
 
     Raises:
         ConfigError: for a number out of range.
@@ -172,53 +174,56 @@ class TransferSettings:
     """What a transfer is to do (paper, section 5 and B.2).
 
     Args:
-        encoders: folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
+        encoders: Folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
             "torchgeo:NAME" for torchgeo's, "hf-hub:USER/REPO", or "random" for fresh ones.
-        target: the label to learn; may be left out where the data has only one.
-        modalities: sensors to use; None for all of the data that there is an encoder for.
-        freeze: keep the encoders as they are, to the last bit; else fine-tune them.
-        freeze_modalities: sensors whose encoders stay as they are while others are fine-tuned.
-        label_fraction: share of the training part's labels that is used, drawn by `seed`.
-        val_fraction: share of the training part, after `label_fraction`, that is not trained on but
+        target: Label to learn; may be left out where the data has only one.
+        modalities: Sensors to use; None for all of the data that there is an encoder for.
+        freeze: Keep the encoders as they are, to the last bit; else fine-tune them.
+        freeze_modalities: Sensors whose encoders stay as they are while others are fine-tuned.
+        label_fraction: Share of the training part's labels that is used, drawn by `seed`.
+        val_fraction: Share of the training part, after `label_fraction`, that is not trained on but
             chooses the best epoch of what trains in epochs: whole groups where there are groups. 0:
             the last epoch is kept. Never the test part. A validation part of its own (`val_split`,
             or `val_data` from Python) may be given instead.
-        run: folder to write.
-        probe: the head on frozen vectors: "ridge" or, for classes, "logistic", the
-            regularisation chosen on a validation part of the training part; or "sgd", the paper's.
-            "auto" takes what fits the label, and says which: "logistic" for one class a sample,
-            "ridge" for several classes and for numbers.
-        head: of masks: the paper's "fcn", or "cmx", which fuses two MiT encoders stage by stage.
-        representation: what of frozen encoders is probed: their "features", or with the projectors
-            of their run, whose folder must be given, the "embedding", its "common" or "unique"
-            dimensions, or those of a block, as "block:optical+sar". The model that is saved then
-            holds the projectors as well.
-        missing_bands: "empty" takes bands of an encoder that the data has not as 0 in every
-            scaled picture, as the authors insert B10; the bands of the data are found by name.
-        encoder: architecture of fresh weights.
-        fit: how heads and encoders are trained; what is left open is the paper's.
-        loader: batches and workers.
-        size: height and width that pictures are resized to; None for their own.
-        test_scales: the mask of a test picture is told from what the model gives for it resized by
-            each of these factors, added as CMX does: exp(logits + mirrored logits).
-        test_flip: and for each of them mirrored.
-        test_window: height and width of windows, overlapping by a third, that a larger picture is
+        run: Folder to write.
+        probe: Head on frozen vectors: "ridge" or, for classes, "logistic", the regularisation
+            chosen on a validation part of the training part; or "sgd", the paper's. "auto" takes
+            what fits the label, and says which: "logistic" for one class a sample, "ridge" for
+            several classes and for numbers.
+        head: Head that predicts masks: the paper's "fcn", or "cmx", which fuses two MiT encoders
+            stage by stage.
+        representation: Representation of frozen encoders that is probed: their "features", or with
+            the projectors of their run, whose folder must be given, the "embedding", its "common"
+            or "unique" dimensions, or those of a block, as "block:optical+sar". The model that is
+            saved then holds the projectors as well.
+        missing_bands: What is done about bands of an encoder that the data lacks: "empty" takes
+            them as 0 in every scaled picture, as the authors insert B10; the bands of the data are
+            found by name.
+        encoder: Architecture of fresh weights.
+        fit: Training of heads and encoders; what is left open is the paper's.
+        loader: Batches and workers.
+        size: Height and width that pictures are resized to; None for their own.
+        test_scales: Factors that a test picture is resized by: its mask is told from what the model
+            gives at each of them, added as CMX does: exp(logits + mirrored logits).
+        test_flip: Also test each of these versions mirrored.
+        test_window: Height and width of windows, overlapping by a third, that a larger picture is
             tested in, and that a smaller one is padded to with the mean colour; None: whole.
-        folds: into how many parts the data is split, whole groups where it names groups.
-        fold: which of them tests, from 0.
-        fold_seed: of the folds of data without groups; None: `seed`, and 0 with `folds_of` "all".
-            Runs that test on different folds of one partition need the same one, as the cells of a
-            comparison have it.
-        folds_of: what the folds divide: the "labelled" samples, or "all" of the data, of which then
-            the labelled ones train and test. The latter are the folds of `decur pretrain
+        folds: Number of parts that the data is split into; groups stay whole.
+        fold: Part that is tested on, counted from 0.
+        fold_seed: Seed of the folds, where the data names no groups; None: `seed`, and 0 with
+            `folds_of` "all". Runs that test on different folds of one partition need the same one,
+            as the cells of a comparison have it.
+        folds_of: Samples that the folds divide: the "labelled" ones, or "all" of the data, of which
+            then the labelled ones train and test. The latter are the folds of `decur pretrain
             --without_fold`, whose encoders have never seen the pictures that test.
-        bootstrap: 0 for no 95 % intervals; any other number asks for them (version 0.1 drew the
-            test part anew so often; see `decur.transfer.evaluate` for what is done now).
-        seed: of fresh weights, folds without groups, draws, order and augmentation.
-        cache: folder for vectors and labels, may be shared by runs; None: in the run's folder.
-        device: "auto" takes the GPU where there is one.
-        precision: as Lightning names it, for what trains under it.
-        keep_model: write the trained model, encoders and head, as `model.safetensors`; False where
+        bootstrap: Compute 95 % intervals, by the jackknife, unless this is 0. (Version 0.1 drew
+            this many bootstrap samples.)
+        seed: Seed of fresh weights, of folds where the data names no groups, of the labels drawn,
+            of the order and of augmentation.
+        cache: Folder for vectors and labels, which runs may share; None: in the run's folder.
+        device: Device to run on; "auto" takes the GPU where there is one.
+        precision: Precision of the arithmetic of training, as Lightning names it.
+        keep_model: Write the trained model, encoders and head, as `model.safetensors`; False where
             hundreds of them would fill a disk.
 
     Raises:

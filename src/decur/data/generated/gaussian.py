@@ -47,16 +47,16 @@ class LinearGaussianFactors(PairedDataset):
     alone) and so on.
 
     Args:
-        samples: number of pairs.
-        shared_dims: number of shared factors.
-        unique_dims: number of each sensor's own factors.
-        dim: bands of each sensor.
-        size: height and width of a picture: size^2 measurements.
-        noise: standard deviation of a measurement; that of a band is about 4 by default.
-        seed: of everything.
-        start: index of the first pair; sets that shall not overlap start at different places.
-        sensors: their names, two or more.
-        pair_dims: number of factors that each two sensors share alone; needs three sensors.
+        samples: Number of pairs.
+        shared_dims: Number of shared factors.
+        unique_dims: Number of each sensor's own factors.
+        dim: Number of bands of each sensor.
+        size: Height and width of a picture: size^2 measurements.
+        noise: Standard deviation of a measurement; that of a band is about 4 by default.
+        seed: Seed of everything.
+        start: Index of the first pair; sets that shall not overlap start at different places.
+        sensors: Names of the sensors, two or more.
+        pair_dims: Number of factors that each two sensors share alone; needs three sensors.
 
     Attributes:
         shared_share: share of a sensor's factors that another one has too, 0.5 by default.

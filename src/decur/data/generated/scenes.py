@@ -97,14 +97,14 @@ class SyntheticScenes(PairedDataset):
     elevation only). Those of a sensor that is left out are left out with it.
 
     Args:
-        samples: number of scenes.
-        size: height and width in pixels, at least 16.
-        seed: of all scenes.
-        modalities: any of "optical", "sar", "elevation", in order.
-        start: index of the first scene; sets that shall not overlap start at different places.
-        noise: give the optical sensor one more band, "noise", that tells nothing of the scene:
+        samples: Number of scenes.
+        size: Height and width in pixels, at least 16.
+        seed: Seed of all scenes.
+        modalities: Sensors: any of "optical", "sar", "elevation", in order.
+        start: Index of the first scene; sets that shall not overlap start at different places.
+        noise: Give the optical sensor one more band, "noise", that tells nothing of the scene:
             independent numbers between 0 and 1. What explains an encoder must find it unimportant.
-        structure: draw other scenes, whose factors a network with random weights hardly finds. All
+        structure: Draw other scenes, whose factors a network with random weights hardly finds. All
             sensors share which way strips of fields run, `layout`; each alone sees which way its
             own faint waves run: `streets` of clouds, rows of `tillage`, or `ridges` (class: level,
             slanted or upright). These are the only targets. Patterns have their size in pixels, so

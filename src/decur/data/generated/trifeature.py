@@ -55,12 +55,12 @@ class BimodalTrifeature(PairedDataset):
     picture alone leaves it at 50 %, and so does any sum of what both say).
 
     Args:
-        samples: number of pairs; peers use 10,000 at most for training.
-        size: height and width in pixels, at least 32; from 64 on all textures can be told apart.
-        split: "train" or "test".
-        seed: of drawings and pairs; the split is the same for every seed.
-        renders: drawings of each combination; None: 3 for training and 1 for the test, as peers
-            have. More of them show a small network in a short training what a shape is.
+        samples: Number of pairs; peers use 10,000 at most for training.
+        size: Height and width in pixels, at least 32; from 64 on all textures can be told apart.
+        split: Split: "train" or "test".
+        seed: Seed of drawings and pairs; the split is the same for every seed.
+        renders: Number of drawings of each combination; None: 3 for training and 1 for the test, as
+            peers have. More of them show a small network in a short training what a shape is.
 
     Raises:
         ConfigError: for an unknown split, or numbers out of range.

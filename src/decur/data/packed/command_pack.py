@@ -90,12 +90,13 @@ def build_parser() -> Parser:
     parser = Parser("decur pack", _ABOUT)
     parser.usage = "decur pack DATA OUT [--key value ...]  |  decur pack --verify OUT"
     parser.add_config(shipped=False)
-    parser.add_argument("--data", type=PairedDataset, help="What to pack.")
+    parser.add_argument("--data", type=PairedDataset, help="Data set to pack.")
     parser.add_argument("--out", type=str, required=True, help="Folder to write.")
     parser.add_argument(
         "--compression",
         type=Literal["zstd"] | None,
-        help="zstd: smaller, and slower to read; each sample can still be read alone.",
+        help="Compression: zstd is smaller, and slower to read; each sample can still be read "
+        "alone.",
     )
     parser.add_argument(
         "--quantize",
@@ -103,15 +104,15 @@ def build_parser() -> Parser:
         help="Store 8 bits of what the modality's scaling makes of the images, as the paper does: "
         "a quarter of float32. Encoders trained on it know it as their scale of values.",
     )
-    parser.add_argument("--chunk_mb", type=float, default=64.0, help="Size of a file.")
+    parser.add_argument("--chunk_mb", type=float, default=64.0, help="Size of a file in MB.")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="Reading processes."
+        "--workers", type=int, default=os.cpu_count() or 1, help="Number of reading processes."
     )
     parser.add_argument(
         "--part",
         type=str | None,
-        help="i/n: the share of machine i of n, all writing to one folder; taken from a SLURM "
-        "array by itself.",
+        help="Share that this machine packs, as i/n for machine i of n, all writing to one folder; "
+        "taken from a SLURM array by itself.",
     )
     parser.add_argument(
         "--max_bad", type=float, default=0.05, help="Share of samples that may be unreadable."

@@ -50,12 +50,13 @@ class PackedPairs(PairedDataset):
     `order`. Nothing is ever unpickled; other formats than decur's are refused.
 
     Args:
-        root: the folder, or a URL that litdata knows: `s3://`, `gs://`, `azure://`, `hf://`,
-            `r2://`. The store's client takes its credentials from the environment.
-        modalities: changes of the modalities, `{name: preset or fields}`, as `{"s1": {"cut": 0}}`.
-        cache: folder for downloaded chunks; by default one in `~/.cache/decur` for each URL.
-        cache_gb: how much is kept there. Below `window` chunks, chunks come more than once.
-        window: chunks of an object store among which samples are shuffled.
+        root: Folder of the packed data, or a URL that litdata knows: `s3://`, `gs://`, `azure://`,
+            `hf://`, `r2://`. The store's client takes its credentials from the environment.
+        modalities: Changes of the modalities, `{name: preset or fields}`, as `{"s1": {"cut": 0}}`.
+        cache: Folder for downloaded chunks; by default one in `~/.cache/decur` for each URL.
+        cache_gb: Gigabytes that are kept in the cache. Below `window` chunks, chunks come more than
+            once.
+        window: Number of chunks of an object store among which samples are shuffled.
 
     Raises:
         DataError: if this is no packed data, or a file is missing or cut short.
