@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from make_folder import make_folder
 from safetensors.torch import load_file
 
 from decur.cli import main
@@ -258,6 +259,23 @@ def test_a_seed_or_a_share_more_runs_what_is_new(copied, ran):
     compare(copied, **zeta, label_fractions=[0.25, 0.5, 1.0], seeds=[1])
     assert ran == [f"cover, zeta, test_resnet, {what}" for what in ("50 %, seed 2", "25 %, seed 1")]
     assert before.items() <= state(copied / "transfer").items()
+
+
+def test_files_that_have_changed_since_cells_were_done_are_told(tmp_path, caplog):
+    ids = [str(number) for number in range(20)]
+    root = make_folder(tmp_path / "pairs", {"a": ids, "b": ids})
+    rows = [f"{id_},{'xy'[number % 2]}" for number, id_ in enumerate(ids)]
+    (root / "labels.csv").write_text("\n".join(["id,kind", *rows]))
+    own = {"data": {"root": str(root)}, "tasks": {"kind": {"transfer": {"target": "kind"}}}}
+    own["methods"] = {"zeta": {"pretrain": None}}
+    folder = compare(tmp_path / "run", **own, seeds=[0])
+    compare(folder, **own, seeds=[0, 1])
+    assert "have changed" not in caplog.text
+    os.utime(root / "a" / "3.png", ns=(0, 0))
+    for seed in (2, 3):  # as long as cells are done that have seen others
+        caplog.clear()
+        compare(folder, **own, seeds=[0, 1, seed])
+        assert "the files of the data (20 samples" in caplog.text and "another --run" in caplog.text
 
 
 def test_only_some_cells_and_what_they_need(tmp_path, ran):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -538,6 +539,33 @@ def test_other_labels_are_another_source(folder, tmp_path):
     assert changed.targets == folder.targets
     with pytest.raises(ConfigError, match="other samples, sensors or labels"):
         pack(changed, tmp_path / "out", chunk_mb=SMALL)
+
+
+def test_a_changed_picture_is_noticed_and_a_moved_folder_is_the_same(folder, tmp_path):
+    shutil.copytree(folder.root, tmp_path / "moved")  # times are kept
+    data, out = PairedFolder(tmp_path / "moved"), tmp_path / "out"
+    pack(folder, out, chunk_mb=SMALL)
+    assert pack(data, out, chunk_mb=SMALL)
+    changed = Path(data.files(3)[0])
+    changed.write_bytes(changed.read_bytes())
+    os.utime(changed, ns=(0, 0))
+    with pytest.raises(ConfigError, match="files that have changed since, in size or time"):
+        pack(data, out, chunk_mb=SMALL)
+
+    header = json.loads((out / "decur.json").read_text())
+    del header["files"]  # as version 0.1 wrote it
+    (out / "decur.json").write_text(json.dumps(header))
+    assert pack(data, out, chunk_mb=SMALL)
+
+
+def test_what_was_packed_of_a_picture_that_has_changed_is_packed_anew(folder, tmp_path):
+    out = tmp_path / "out"
+    assert not pack(folder, out, chunk_mb=SMALL, part="1/2")  # chunks 0, 2, ...
+    changed = Path(folder.files(0)[0])
+    write(changed, 255 - folder[0]["images"][next(iter(folder.modalities))].numpy())
+    assert not pack(folder, out, chunk_mb=SMALL, part="2/2")  # and not the old chunk 0 with it
+    assert pack(folder, out, chunk_mb=SMALL, part="1/2")
+    assert_same_sample(PackedPairs(out)[0], PairedFolder(folder.root)[0])
 
 
 @pytest.mark.parametrize(

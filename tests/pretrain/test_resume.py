@@ -9,6 +9,7 @@ import signal
 
 import torch
 import yaml
+from make_folder import make_folder
 from safetensors.torch import load_file
 
 from decur.cli import main
@@ -135,3 +136,18 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_the_run(tiny, monkeypatch, cap
     steps = [path.name for path in sorted((folder / "checkpoints").iterdir())]
     assert steps == ["step-000000003.ckpt", "step-000000009.ckpt"]
     assert RunFolder(folder).newest_checkpoint().name == steps[-1]
+
+
+def test_pictures_that_have_changed_since_are_told(tmp_path, caplog):
+    ids = [str(number) for number in range(16)]
+    root = make_folder(tmp_path / "pairs", {"a": ids, "b": ids})
+    command = ["--config=demo", "--data=PairedFolder", f"--data.root={root}"]
+    command += ["--projector.width=16", "--views.size=16", "--loader.batch_size=8"]
+    command += ["--loader.workers=0", "--monitor.every_epochs=0", f"--run={tmp_path / 'run'}"]
+    pretrain([*command, "--trainer.max_epochs=1"])
+    pretrain([*command, "--trainer.max_epochs=2"])
+    assert "the data has changed" not in caplog.text
+    first = sorted((root / "a").iterdir())[0]
+    os.utime(first, ns=(0, 0))
+    pretrain([*command, "--trainer.max_epochs=3"])
+    assert "the data has changed since" in caplog.text and "--overwrite starts anew" in caplog.text

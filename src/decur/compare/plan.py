@@ -285,11 +285,27 @@ def _folder_name(*parts: str) -> str:
 # -- what can be told of the data before anything runs ---------------------------------------------
 
 
-def describe_inputs(cells: Sequence[Cell]) -> list[str]:
-    """Open the data of all transfers, each once; return a line for each data set.
+@dataclass(frozen=True)
+class Opened:
+    """A data set that cells are still to read.
+
+    Args:
+        about: what it holds, in a line.
+        files: digest of its files.
+    """
+
+    about: str
+    files: str
+
+
+def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
+    """Open the data of all transfers, each once.
 
     Args:
         cells: that are still to run.
+
+    Returns:
+        The data sets by their configuration.
 
     Raises:
         ConfigError: naming a task whose label or sensor the data has not.
@@ -324,4 +340,4 @@ def describe_inputs(cells: Sequence[Cell]) -> list[str]:
                     f"tasks.{cell.task}: modalities: the data has no sensor {name!r}; choose from "
                     f"{', '.join(data.modalities)}"
                 )
-    return [data.describe() for data in opened.values()]
+    return {key: Opened(data.describe(), data.file_digest()) for key, data in opened.items()}

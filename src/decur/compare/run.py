@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +17,15 @@ from decur import plotting, report
 from decur.compare import table_text
 from decur.compare.cells import Cell, is_done, read_scores, seconds
 from decur.compare.execute import Execution
-from decur.compare.plan import describe_inputs, plan_cells
+from decur.compare.plan import Opened, open_inputs, plan_cells
 from decur.compare.published import check_names
 from decur.compare.settings import Axis, ClusterSettings, CompareSettings, check_cluster
 from decur.compare.tables import Table, make_tables
-from decur.errors import ConfigError, DecurError
-from decur.runs import RunFolder, make_folder, write_text
+from decur.errors import ConfigError, DecurError, reading
+from decur.runs import RunFolder, make_folder, write_json, write_text
 from decur.terminal import progress_bar, tell_result
+
+log = logging.getLogger(__name__)
 
 
 class CellsFailedError(DecurError):
@@ -93,12 +97,15 @@ def compare(
             console.print(f"{'done' if is_done(cell) else '    '}  {cell.label}")
         return Compared(folder, [], {})
 
+    inputs: dict[str, Opened] = {}
     if cluster.name != "slurm":  # whose nodes may see data that this machine does not
-        for line in describe_inputs(todo):
-            console.print(f"data      {line}", markup=False)
+        inputs = open_inputs(todo)
+    for data in inputs.values():
+        console.print(f"data      {data.about}", markup=False)
     failed: dict[Path, str] = {}
     with folder.owned():
         _begin(folder, config)
+        _note_inputs(folder, inputs, done=any(map(is_done, cells)))
         try:
             _run(todo, folder, cluster, devices, console, failed)
         finally:  # what there is, is shown, also when told to stop
@@ -123,6 +130,30 @@ def _begin(folder: RunFolder, config: str | None) -> None:
     make_folder(folder.path, "--run")
     if config is not None:
         write_text(folder.config, config)
+
+
+def _note_inputs(folder: RunFolder, inputs: Mapping[str, Opened], done: bool) -> None:
+    """Note which files the cells read, and warn where finished cells have read others.
+
+    Args:
+        folder: of the comparison.
+        inputs: data sets that are read from now on, by their configuration.
+        done: whether any cell is done.
+    """
+    path = folder.path / "data.json"
+    before: dict[str, str] = {}
+    if path.is_file() and done:
+        with reading(path, "delete it, and the files of today are noted"):
+            before = dict(json.loads(path.read_text()))
+    changed = [data for key, data in inputs.items() if before.get(key, data.files) != data.files]
+    for data in changed:
+        log.warning(
+            "the files of the data (%s) have changed, in size or time, since cells of this "
+            "comparison were done, and those stay as they are; delete their folders, or give "
+            "another --run, so that all cells see the same",
+            data.about,
+        )
+    write_json(path, {key: data.files for key, data in inputs.items()} | before)
 
 
 def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from decur.data.files import read_files
 from decur.data.sample import Sample, Target
-from decur.digest import file_states, files_in, files_named
+from decur.digest import digest, file_state, file_states, files_in, files_named
 from decur.errors import BadSampleError, ConfigError, DecurError, reason_of
 from decur.modality import Modality
 from decur.registry import Made, Registry
@@ -129,6 +129,24 @@ class PairedDataset(Made, Dataset[Sample], ABC):
             BadSampleError: naming the folder, if it must be listed and cannot be.
         """
         return ()
+
+    def file_digest(self, rows: Iterable[int] | None = None) -> str:
+        """Return a digest of ids, and of size and modification time of the samples' files.
+
+        It does not hold where the files lie: data that is mounted elsewhere, or was moved, has the
+        same one.
+
+        Args:
+            rows: indices of the samples whose files are looked at; None: all.
+        """
+        found: list[object] = []
+        for row in range(len(self)) if rows is None else rows:
+            try:
+                states: object = [file_state(file) for file in self.files(row)]
+            except BadSampleError as error:
+                states = error.reason
+            found.append((self.ids[row], states))
+        return digest(found)
 
     def place(self, index: int) -> Grid | None:
         """Return where the pixels of a sample lie on a map; None where that is not known."""

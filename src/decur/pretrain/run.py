@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from decur import plotting
@@ -53,6 +54,8 @@ from decur.pretrain.trainer import (
 )
 from decur.runs import RunFolder
 from decur.terminal import tell_result
+
+_LOOKED_AT = 2000  # samples whose files tell changed data: to look at all of a large set takes long
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,9 @@ def _pretrain(
     make = partial(make_model, data, objective, settings, max_steps)
     model = make()
     log = EpochLog(folder, settings.monitor, console, trainer_options["log_every_n_steps"])
-    state, outcome = TrainingState(folder, settings.checkpoint), Outcome(folder, data)
+    some = np.linspace(0, len(data) - 1, min(len(data), _LOOKED_AT), dtype=int).tolist()
+    state = TrainingState(folder, settings.checkpoint, data=data.file_digest(some))
+    outcome = Outcome(folder, data)
     trainer = make_trainer(
         trainer_options,
         logger=make_loggers(settings.trainer.logger, folder),

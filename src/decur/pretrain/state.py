@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 1.0  # seconds between two looks whether the folder is still there
 AGREE_EVERY = 10  # steps between two agreements of several processes to save
 KEY = "decur-transfer"  # of a checkpoint's entry that says which training it belongs to
+_DATA = "decur-data"  # of a checkpoint's entry that says which files it was trained on
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -91,6 +92,8 @@ class TrainingState(Checkpoint):
         identity: `{name of a setting: digest of its value}`, which tells this training from
             others. `find` discards a checkpoint of another training. None: the folder holds
             the checkpoints of this training only.
+        data: digest of the files that are trained on. Going on from a checkpoint with another one
+            is a warning. None: nothing is noted.
         pause: seconds that must have passed since the start or the last save for the end of an
             epoch to be saved. A short training then never waits for the disk.
     """
@@ -102,9 +105,11 @@ class TrainingState(Checkpoint):
         *,
         loader: ResumableLoader | None = None,
         identity: Mapping[str, str] | None = None,
+        data: str | None = None,
         pause: float = 0.0,
     ) -> None:
         self.run = run
+        self.data = data
         self.settings = settings or CheckpointSettings()
         self.loader = loader
         self.identity = None if identity is None else dict(identity)
@@ -151,8 +156,16 @@ class TrainingState(Checkpoint):
     ) -> None:
         """Set the loader to its place in the data before its workers read ahead.
 
-        Lightning does so itself within an epoch, but not at the end of one.
+        Lightning does so itself within an epoch, but not at the end of one. Files that are not
+        those of the checkpoint are told.
         """
+        changed = self.data is not None and checkpoint.get(_DATA, self.data) != self.data
+        if changed and trainer.is_global_zero:
+            log.warning(
+                "the data has changed since %s was saved: other samples, or files of another size "
+                "or time; training goes on with what is there now. --overwrite starts anew",
+                self.run.checkpoints,
+            )
         if self.loader is not None:
             self.loader.load_state_dict(checkpoint[KEY]["place"])
 
@@ -161,7 +174,9 @@ class TrainingState(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add which training the state belongs to, and the place in the data."""
+        """Add which training the state belongs to, its files, and the place in the data."""
+        if self.data is not None:
+            checkpoint[_DATA] = self.data
         entry: dict[str, Any] = {}
         if self.identity is not None:
             entry["known_by"] = self.identity

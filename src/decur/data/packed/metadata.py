@@ -51,6 +51,10 @@ class PackingPlan:
         """Number of chunks."""
         return -(-self.samples // self.per_chunk)
 
+    def rows(self, k: int) -> range:
+        """Return the indices of the samples of chunk k, bad ones among them."""
+        return range(k * self.per_chunk, min((k + 1) * self.per_chunk, self.samples))
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -90,6 +94,7 @@ def write_metadata(
     rows: np.ndarray,
     bad: list[list[str]],
     stamp: str,
+    files: str | None,
 ) -> None:
     """Write `samples.npz`, then `decur.json`, whose presence means that all is there.
 
@@ -101,6 +106,7 @@ def write_metadata(
         rows: indices of the samples that were packed.
         bad: id, file and reason of those that could not be read.
         stamp: what tells these chunks from others of the same names and sizes.
+        files: digest of the files that were read; None where it is not known.
     """
     arrays = {"ids": np.array([data.ids[row].encode() for row in rows])}
     arrays |= {f"present/{name}": data.present[name][rows] for name in modalities}
@@ -116,6 +122,7 @@ def write_metadata(
         "targets": {name: asdict(target) for name, target in data.targets.items()},
         "bad": bad,
         "stamp": stamp,
+        "files": files,
         "plan": asdict(plan),
     }
     write_text(folder / HEADER, json.dumps(header, indent=1))

@@ -31,6 +31,7 @@ from decur.data.packed.metadata import (
     write_metadata,
 )
 from decur.data.sample import Sample
+from decur.digest import digest
 from decur.errors import (
     SHARE,
     WORKERS,
@@ -127,11 +128,12 @@ def _pack_missing(
 ) -> None:
     """Write the chunks of a part that are not there, and merge once those of all parts are."""
     if _open(folder, plan):
+        _refuse_changed(data, folder, plan)
         _tidy(folder)
         return
     number, parts = part
     mine = range(number - 1, plan.chunks, parts)
-    todo = [k for k in mine if not _done(folder, k).is_file()]
+    todo = [k for k in mine if not _is_done(data, folder, plan, k)]
     progress(len(mine) - len(todo), len(mine))
     loader: DataLoader[str | None] = DataLoader(
         _Chunks(data, folder, plan),
@@ -150,8 +152,34 @@ def _pack_missing(
     missing = not all(_done(folder, k).is_file() for k in mine)
     if missing and not (folder / HEADER).is_file():  # which is there before the state goes
         raise _lost(folder)
-    if all(_done(folder, k).is_file() for k in range(plan.chunks)):
+    if all(_is_done(data, folder, plan, k) for k in range(plan.chunks)):
         _merge(folder, plan, data, max_bad)
+
+
+def _is_done(data: PairedDataset, folder: Path, plan: PackingPlan, k: int) -> bool:
+    """Return whether a chunk is there, made of files as they are today.
+
+    Version 0.1 did not note the files of a chunk: such a chunk is done.
+    """
+    path = _done(folder, k)
+    if not path.is_file():
+        return False
+    now = data.file_digest(plan.rows(k))
+    return bool(read_json(path).get("files", now) == now)
+
+
+def _refuse_changed(data: PairedDataset, folder: Path, plan: PackingPlan) -> None:
+    """Refuse packed data whose files have changed since.
+
+    Raises:
+        ConfigError: naming the folder and the remedy.
+    """
+    noted = read_json(folder / HEADER).get("files")  # version 0.1 noted nothing
+    if noted not in (None, digest([data.file_digest(plan.rows(k)) for k in range(plan.chunks)])):
+        raise ConfigError(
+            f"{folder}: holds packed data of files that have changed since, in size or time; "
+            "choose another folder, or delete this one to pack anew"
+        )
 
 
 def parse_part(part: str | None) -> tuple[int, int]:
@@ -224,7 +252,6 @@ class _Chunks(Dataset[str | None]):
         return None
 
     def _write(self, k: int, temporary: Path) -> None:
-        first = k * self.plan.per_chunk
         rows: list[int] = []
         bad: list[list[str]] = []
         stamp = hashlib.sha256()
@@ -232,7 +259,8 @@ class _Chunks(Dataset[str | None]):
         chunk_writer = litdata().writer.BinaryWriter(
             str(temporary), chunk_size=self.plan.per_chunk, chunk_index=k
         )
-        for row in range(first, min(first + self.plan.per_chunk, self.plan.samples)):
+        files = self.data.file_digest(self.plan.rows(k))  # before they are read
+        for row in self.plan.rows(k):
             try:
                 sample = self.data[row]
             except BadSampleError as error:
@@ -253,7 +281,7 @@ class _Chunks(Dataset[str | None]):
             written, chunk["filename"] = chunk["filename"], f"chunk-0-{k}.bin"
             (temporary / written).replace(self.folder / chunk["filename"])
             write_text(self.folder / STATE / f"{k}.index.json", json.dumps(values))
-        done = {"rows": rows, "bad": bad, "stamp": stamp.hexdigest()}
+        done = {"rows": rows, "bad": bad, "stamp": stamp.hexdigest(), "files": files}
         write_text(_done(self.folder, k), json.dumps(done))
 
 
@@ -339,11 +367,13 @@ def _merge(folder: Path, plan: PackingPlan, data: PairedDataset, max_bad: float)
     bad: list[list[str]] = []
     with_bad = []
     stamps = []
+    files = []
     for k in range(plan.chunks):
         done = read_json(_done(folder, k))
         rows += done["rows"]
         bad += done["bad"]
         stamps.append(done.get("stamp"))
+        files.append(done.get("files"))
         if done["bad"]:
             with_bad.append(k)
     if len(bad) > max_bad * plan.samples or not rows:
@@ -376,6 +406,7 @@ def _merge(folder: Path, plan: PackingPlan, data: PairedDataset, max_bad: float)
         rows=np.array(rows),
         bad=bad,
         stamp=stamp,
+        files=None if None in files else digest(files),
     )
     _tidy(folder)
 
