@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from decur.scores import Float, Rows
 
-STRENGTHS = np.logspace(-3, 3, 7)  # of the ridge, where rows have unit norm on average
-FOLDS = 3  # of groups, that choose among them
-NEGLIGIBLE = 1e-10  # of an eigenvalue, beside the largest
+# Penalties of the ridge to choose from; rows are scaled to unit norm on average.
+STRENGTHS = np.logspace(-3, 3, 7)
+FOLDS = 3  # folds of groups that choose the penalty
+NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest count as zero
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Halves:
 
 
 def coordinates(x: NDArray[np.float32], train: Rows, test: Rows) -> Halves:
-    """Rows in the principal axes of the training rows, largest first.
+    """Return the rows in the principal axes of the training rows, the largest axis first.
 
     All axes are kept, so that nothing linear is lost: a ridge on them is the ridge on x. With
     fewer samples than columns they come from the N x N Gram matrix, and no K x K one is made.
@@ -46,7 +47,7 @@ def coordinates(x: NDArray[np.float32], train: Rows, test: Rows) -> Halves:
 
 
 def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, targets: int = 1) -> Float:
-    """Share of the variance of y that a ridge on x predicts of the held-out samples (R2).
+    """Return the share of the variance of y that a ridge on x predicts for held-out samples (R2).
 
     Args:
         x: what predicts.
@@ -101,10 +102,10 @@ def guessed(x: Halves, y: Halves, groups: Sequence[str] | None = None) -> Float:
 
 
 def canonical(x: Halves, y: Halves, components: int) -> Float:
-    """Canonical correlations (Hotelling 1936), fitted on training samples, of held-out ones.
+    """Return the canonical correlations of held-out samples, fitted on training samples.
 
-    Within the first principal components of either side: with as many of them as samples, any two
-    sets of vectors would correlate perfectly.
+    They are those of Hotelling (1936), within the first principal components of either side: with
+    as many of them as samples, any two sets of vectors would correlate perfectly.
 
     Args:
         x: principal coordinates.
@@ -115,7 +116,8 @@ def canonical(x: Halves, y: Halves, components: int) -> Float:
         As many as the side that has fewer, in the order of the training samples' correlations,
         largest first; they may be negative.
     """
-    # each side keeps its own: cut to the other's rank, it could lose what they have in common
+    # Each side keeps its own number of components: cut to the other side's rank, it could lose
+    # what the two have in common.
     a, b = (_whitened(half, components) for half in (x, y))
     left, _, right = np.linalg.svd(a.train.T @ b.train, full_matrices=False)
     return _correlations(a.test @ left, b.test @ right.T)
@@ -127,7 +129,7 @@ def _whitened(half: Halves, components: int) -> Halves:
 
 
 def _correlations(a: Float, b: Float) -> Float:
-    """Of each column of a with that of b."""
+    """Return the correlation of each column of a with the same column of b."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
     found: Float = np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
@@ -179,9 +181,10 @@ def at_random(
 def places(
     a: NDArray[np.float32], b: NDArray[np.float32], parts: dict[str, slice], chunk: int = 512
 ) -> dict[str, tuple[Rows, Rows]]:
-    """At which place the partner of each row comes, by cosine, in either direction.
+    """Return the rank of each row's partner among all rows of the other sensor, by cosine.
 
-    Ties count against the partner: vectors that are all alike find nothing.
+    Both directions are ranked. Ties count against the partner: vectors that are all alike find
+    nothing.
 
     Args:
         a: (N, K) of one sensor.

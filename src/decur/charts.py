@@ -66,7 +66,8 @@ def chart_of(figure: Figure) -> Chart | None:
             told |= {trace["name"]}
     over_epochs = all(panel.get_xlabel() == "epoch" for panel in panels)
     layout["hovermode"] = "x unified" if over_epochs else "closest"
-    layout["hoverdistance"] = -1 if over_epochs else 20  # of what is told: any, or 20 pixels
+    # How near the pointer must be to a point: anywhere over epochs, else within 20 pixels.
+    layout["hoverdistance"] = -1 if over_epochs else 20
     few = sum(len(trace["x"]) for trace in data) <= MOST
     width = round(_DPI * figure.get_figwidth())
     return {"data": data, "layout": layout, "width": width} if data and few else None

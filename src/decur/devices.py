@@ -14,14 +14,14 @@ from decur.errors import ConfigError
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor to the device, without waiting for it."""
+    """Copy a small CPU tensor to a device, without waiting until it has arrived."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def send_batch(pictures: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Pictures to the device while it computes on those before them.
+    """Copy pictures to a device while it still computes on the batch before.
 
     A GPU copies on a stream of its own: pinned pictures arrive during the step that it still has
     to finish, and what is computed with them waits for the copy, but the host does not.

@@ -262,7 +262,7 @@ class _Digest:
         return self._sequence("column", (str(values.dtype), content))
 
     def _class(self, kind: type) -> bytes:
-        """By name; a class of a person's own scripts by the code of its methods, too."""
+        """Describe a class by its name; one of a person's own scripts by its code, too."""
         parts: list[object] = [_name(kind)]
         for base in kind.__mro__:
             if _is_own(base.__module__):
@@ -275,7 +275,7 @@ class _Digest:
         return self._sequence("class", parts)
 
     def _function(self, function: types.FunctionType) -> bytes:
-        """By name; a function of a person's own scripts by its code and what that names, too."""
+        """Describe a function by its name; one of a person's own scripts by its code, too."""
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         if len(cells) != len(function.__closure__ or ()):
             raise CannotBeTold(f"{_name(function)} captures a variable that has no value yet")
@@ -317,7 +317,7 @@ class _Digest:
 
 
 def _simple(value: object) -> bytes | None:
-    """The bytes of a value that has no parts; None for any other."""
+    """Return the bytes of a value that has no parts; None for any other."""
     kind = type(value)
     if value is None:
         return b""
@@ -333,7 +333,7 @@ def _simple(value: object) -> bytes | None:
 
 
 def _hash(kind: str, *parts: Any) -> bytes:
-    """The digest of parts, each with its length, so that their limits are not lost."""
+    """Return the digest of parts, each with its length, so that their limits are not lost."""
     found = hashlib.sha256(_encode(kind))
     for part in parts:
         found.update(b"%d:" % len(part))
@@ -350,7 +350,7 @@ def _name(thing: Any) -> str:
 
 
 def _attribute(value: object) -> object:
-    """The functions within a class's attribute; any other value as it is."""
+    """Return the functions within a class's attribute; any other value as it is."""
     if isinstance(value, staticmethod | classmethod):
         return value.__func__
     if isinstance(value, property):
@@ -371,7 +371,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """The global variables that code reads, and the functions within it."""
+    """Return the global variables that code reads, and the functions within it."""
     found = {i.argval for i in dis.get_instructions(code) if i.opname in _READ_GLOBAL}
     within = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     return found.union(*map(_names, within))
@@ -379,7 +379,7 @@ def _names(code: types.CodeType) -> set[str]:
 
 @functools.cache
 def _is_own(module: str) -> bool:
-    """Whether a module is a person's own: not of decur, of Python or of an installed package."""
+    """Return whether a module is a person's own: not decur's, Python's or an installed one."""
     root = module.partition(".")[0]
     if root == "decur" or root in sys.stdlib_module_names - {"__main__"}:
         return False

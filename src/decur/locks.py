@@ -64,7 +64,7 @@ class _Owned:
         if not os.access(self.path, os.W_OK):
             return "it has become read-only"
         lock = self.path / LOCK
-        try:  # only what is written tells of a file system that has stopped at an error
+        try:  # only a write shows that a file system has stopped after an error
             os.utime(lock if lock.exists() else self.path)
         except OSError as error:
             return error.strerror if error.errno in _GONE else None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Where Linux says how much a container may take, in its version 2 and in version 1.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _SHARED = Path("/dev/shm")  # where reading processes leave batches for the one that trains
-_AHEAD = 2  # batches that each of them has there
+_AHEAD = 2  # batches that each reading process keeps there
 _GB = 1e9
 
 log = logging.getLogger(__name__)

@@ -204,11 +204,11 @@ class Modality:
         return replace(self, **{name: getattr(other, name) for name in taken})
 
     def with_(self, **changes: Any) -> Modality:
-        """A copy with some fields changed."""
+        """Return a copy with some fields changed."""
         return replace(self, **_as_fields(changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for YAML and JSON: no tuples, no unset fields."""
+        """Return plain types for YAML and JSON: no tuples, no unset fields."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         plain["scale"] = plain.pop("factor")
         del plain["guessed"]
@@ -217,7 +217,7 @@ class Modality:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Modality:
-        """The inverse of `to_dict`; `preset: NAME` starts from a preset, other keys change it.
+        """Invert `to_dict`; `preset: NAME` starts from a preset, other keys change it.
 
         Raises:
             ConfigError: for unknown keys or presets, or wrong values.
@@ -243,7 +243,7 @@ class Modality:
 
     @classmethod
     def preset(cls, name: str) -> Modality:
-        """A well-known sensor by name; see `PRESETS`.
+        """Return a well-known sensor by name; see `PRESETS`.
 
         Raises:
             ConfigError: if there is no such preset.
@@ -253,7 +253,7 @@ class Modality:
         return PRESETS[name]
 
     def differences(self, other: Modality) -> list[str]:
-        """What keeps data of `other` from being fed to an encoder of this modality, in words.
+        """Say what keeps data of `other` from being fed to an encoder of this modality.
 
         Names and sizes may differ; bands, their order, and the scaling may not, but for statistics
         that were guessed.
@@ -311,7 +311,7 @@ def sentinel2_bands(bands: Sequence[str]) -> set[str]:
 
 
 def load_modalities(source: str | Path | Mapping[str, Any] | None) -> dict[str, Modality]:
-    """Modalities by name, from YAML (as `decur stats` writes it), a mapping, or nothing.
+    """Load modalities by name from YAML (as `decur stats` writes it), a mapping, or nothing.
 
     Args:
         source: a YAML file, a mapping `{name: preset name or fields}`, or None.
@@ -373,7 +373,7 @@ def _changed_preset(preset: Modality, changes: dict[str, Any]) -> Modality:
 
 
 def _number(where: str, value: Any, finite: bool = True) -> float:
-    """A number, as it is unless it is a text."""
+    """Return a number as it is, or that which a text says."""
     number = value
     if isinstance(value, str):
         with suppress(ValueError):

@@ -50,7 +50,7 @@ _AREAS = "DDDDDD 77AADD EE8866 44BB99 EEDD88 FFAABB AAAA00 99DDFF BBCC33"
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 

@@ -68,7 +68,7 @@ def _constants(values: float | Sequence[float], like: Tensor) -> Tensor:
 
 
 def percentiles(images: Tensor, *percents: float) -> list[Tensor]:
-    """Percentiles of each image and band, without its NaN pixels.
+    """Return percentiles of each image and band, without its NaN pixels.
 
     Nearest rank, no interpolation; `torch.quantile` refuses more than 16 million values. Near the
     ends only the few pixels beyond a percentile are sorted.

@@ -61,7 +61,7 @@ def _in_notebook(console: Console) -> bool:
 def progress_bar(
     console: Console, what: str, unit: str, time: ProgressColumn, wide: bool = False
 ) -> Progress:
-    """A bar that fills, with how much is done of how much, on a terminal or in a notebook.
+    """Return a bar that fills, with how much is done, on a terminal or in a notebook.
 
     Args:
         console: where to. A file gets none, nor does a terminal with --quiet.

@@ -31,8 +31,9 @@ from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import limited, refuse_endless
 
-ROOM = 0.9  # of a device's memory that is filled: kernels work in the rest, and it has gaps
-LEAST = 2  # samples of a batch on a device: batch statistics need two
+# Share of a device's memory that a plan fills; the rest is for kernels and gaps between tensors.
+ROOM = 0.9
+LEAST = 2  # fewest samples of a batch on a device: batch statistics need two
 
 
 @dataclass(frozen=True)
@@ -371,7 +372,8 @@ def time_steps(
     large = sizes[0]
     for size in sizes[1:]:
         soon = 5 * size / large * min(run(large, 0.0))  # seconds of five steps, at most
-        # Few samples alone do not show what a step takes whatever its batch.
+        # A step with few samples alone does not show which part of its time is the same for any
+        # batch.
         if soon > (2 * seconds if size <= 16 else seconds / 3):
             break
         large = size

@@ -34,7 +34,7 @@ _ESSENTIALS = {
 
 
 def build_parser() -> Parser:
-    """The parser of `decur compare`: the settings, and how they are run."""
+    """Return the parser of `decur compare`: the settings, and how they are run."""
     parser = Parser("decur compare", _ABOUT)
     parser.add_config()
     parser.add_class_arguments(CompareSettings)

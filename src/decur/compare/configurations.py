@@ -139,5 +139,8 @@ def ordered_layers(*changes: Changes, data: Changes) -> list[Changes]:
 
 
 def _one_by_one(change: Changes) -> list[Changes]:
-    """Each key as a layer: `trainer.max_epochs` would not get on with `trainer` beside it."""
+    """Return each key as a layer of its own.
+
+    `trainer.max_epochs` cannot stand in one layer with `trainer`.
+    """
     return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]

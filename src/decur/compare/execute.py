@@ -90,7 +90,7 @@ class Job:
             self._tell(cell, event="end", reason=reason)
 
     def checkpoint(self) -> DelayedSubmission:
-        """The job that SLURM queues again at its time limit: cells go on from their checkpoints."""
+        """Return the job that SLURM queues again at its time limit, to go on from checkpoints."""
         return DelayedSubmission(self)
 
     def _set_up(self) -> None:
@@ -227,7 +227,7 @@ class Execution:
                 self._submit(line)
 
     def _needs_another(self, line: Sequence[Cell]) -> bool:
-        """Whether a cell of a line needs one of another job that has not ended."""
+        """Return whether a cell of a line needs one of another job that has not ended."""
         own = {cell.folder for cell in line}
         jobs = [*self._waiting, *(running.left for running in self._running)]
         unfinished = {cell.folder for cells in jobs for cell in cells} - own
@@ -302,7 +302,7 @@ class Execution:
         self._ended(cell, reason)
 
     def _reason_of_loss(self, running: _Running) -> str | None:
-        """Why a job died before it had worked off its cells; None if it did not die."""
+        """Return why a job died before it had worked off its cells; None if it did not die."""
         submitted, where = running.submitted, running.submitted.paths.stderr
         if self.cluster.name == "debug":
             return None
@@ -377,7 +377,7 @@ def _delete_left_behind(jobs: Path) -> None:
 
 
 def _executor(folder: Path, cluster: ClusterSettings) -> AutoExecutor:
-    """The executor of submitit that runs the jobs."""
+    """Return the executor of submitit that runs the jobs."""
     executor = AutoExecutor(folder=folder, cluster=cluster.name)
     if cluster.name == "local":
         executor.update_parameters(timeout_min=_NEVER)

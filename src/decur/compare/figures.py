@@ -16,7 +16,8 @@ from decur.plotting import legend, plain, subplots
 if TYPE_CHECKING:
     from decur.plotting import Figure
 
-WIDE = 8  # times the smallest number of an axis, from which it is logarithmic
+# An axis is logarithmic where its largest number is at least this many times its smallest.
+WIDE = 8
 
 
 def draw(table: Table, axis: Axis | None = None) -> Figure:

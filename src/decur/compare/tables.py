@@ -16,7 +16,7 @@ from decur.compare.published import Training, find, published_table
 from decur.compare.settings import TaskSettings
 from decur.verdicts import holm, paired_p
 
-FEWEST_SEEDS = 3  # of a test that marks anything: the spread of two seeds is not known
+FEWEST_SEEDS = 3  # fewest seeds for a test that marks scores: two do not tell a spread
 IN_UNITS = ("MAE",)  # metrics in the label's units; all others are shares
 # What the paper calls a transfer, by whether its encoders are frozen.
 _TRAININGS: dict[bool, tuple[Training, ...]] = {
@@ -62,12 +62,12 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds; NaN where there is none."""
+        """Return the mean over seeds; NaN where there is none."""
         return float(np.mean(list(self.by_seed.values()))) if self.by_seed else float("nan")
 
     @property
     def spread(self) -> float:
-        """Standard deviation over seeds (n - 1); NaN for fewer than two."""
+        """Return the standard deviation over seeds (n - 1); NaN for fewer than two."""
         values = list(self.by_seed.values())
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 

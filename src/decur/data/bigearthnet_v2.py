@@ -1,4 +1,4 @@
-"""BigEarthNet v2 (reBEN): the pairs of BigEarthNet, made anew, with a map of land cover each."""
+"""BigEarthNet v2 (reBEN): its pairs processed again, each with a map of land cover."""
 
 from __future__ import annotations
 

@@ -33,15 +33,16 @@ from decur.errors import BadSampleError, ConfigError, DataError
 
 FEWEST_PAIRED = 0.02  # share of the samples that has two sensors: below it names do not pair
 FEW_PAIRED = 0.5
-_USUAL_SENSORS = 4  # more folders than that, and than names in them, may be places
+# A root with more folders than this, and than file names in them, may have a folder for each place.
+_USUAL_SENSORS = 4
 
 _LABELS = re.compile(
     r"(label|mask|gt|ground_?truth|annotation|target|seg|segmentation|class|reference_map)(e?s)?"
     r"(_.*)?|.*_(label|mask|gt)s?|(qa|scl|fmask|cloud|cloud_?mask|udm2?)s?(_.*)?"
 )
 FEW_VALUES = 16  # whole numbers in the pictures of a folder: no sensor has so few
-_LOOKED_AT = 8  # pictures of a folder for that
-_LONGEST_LOOK = 1024  # pixels along a side that are looked at, about
+_LOOKED_AT = 8  # pictures of a folder whose values are counted
+_LONGEST_LOOK = 1024  # pixels along a side whose values are counted, about
 _BESIDE = frozenset((".xml", ".msk", ".ovr", ".tfw", ".pgw", ".jgw", ".prj", ".txt"))
 # Pictures that are not read: a folder of them is rather a sensor that is lost.
 _UNREAD = frozenset(

@@ -27,7 +27,8 @@ Offset = Literal["auto", 0, 1000]
 # reflectance times 10,000 plus 1000 (ESA, Sentinel-2 Processing Baseline 04.00, 2022).
 SHIFT = 1000
 _FIRST_BASELINE, _FIRST_DAY = 400, "20220125"
-_OWN_BASELINE = 9999  # of products that people process themselves: tells nothing
+# Baseline of products that people have processed themselves; it says nothing of the offset.
+_OWN_BASELINE = 9999
 
 # The darkest band of a scene has half of its pixels below this, unless it is shifted, or cloud or
 # snow from edge to edge. A little below 1000: negative reflectance is why there is a shift.

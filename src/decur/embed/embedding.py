@@ -306,7 +306,7 @@ class _Bar(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """One batch on."""
+        """Advance the progress bar by one batch."""
         if trainer.is_global_zero:
             self.bar.advance(self.task)
 

@@ -106,7 +106,7 @@ class PartData(L.LightningDataModule):
         self.folder, self.size, self.content, self.placed = folder, size, content, placed
 
     def predict_dataloader(self) -> DataLoader[PartBatch]:
-        """Batches of this process."""
+        """Return the loader of this process's batches."""
         assert self.trainer is not None
         rank, world = self.trainer.global_rank, self.trainer.world_size
         todo: list[int] = []

@@ -1,4 +1,4 @@
-"""AlexNet, which peers use on Bimodal Trifeature; timm has none, torchvision has."""
+"""AlexNet from torchvision, which other papers use on Bimodal Trifeature; timm has none."""
 
 from __future__ import annotations
 

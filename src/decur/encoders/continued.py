@@ -1,4 +1,4 @@
-"""Pretraining that goes on from weights that there are, also of others, also with other bands."""
+"""Start pretraining from existing weights, decur's or other people's, for any bands."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def start_from(encoder: Encoder, source: str | Path) -> None:
     """Give an encoder the weights of another one, its bands matched by name.
 
     Bands that both know keep their filters; a band that is new starts from the mean of all
-    filters. As many bands that only their numbers tell apart are taken in their order. Weights of
-    others get pictures that are normalised as in their training. A line in the log says all this,
-    and how pictures are scaled where those of an encoder file were not.
+    filters. Bands that have only numbers for names are matched by their order, if there are equally
+    many. Pictures are normalised as the weights of other people were trained. A line in the log
+    says all this, and how pictures are scaled where those of an encoder file were not.
 
     Args:
         encoder: with its modality; changed in place.

@@ -11,12 +11,14 @@ from decur.explain.base import Arrays, seen_in_training
 from decur.objectives.blocks import is_shared, sensors_of
 from decur.verdicts import LEVEL, Interval, Verdict, all_of, any_of
 
-TELLS = 0.1  # of held-out variance beyond chance: less is not worth a dimension
-AS_GOOD = 0.5  # of what is predicted of the common dimensions: the unique ones are like them
-LEAKS = 0.25  # of all the variance that can be predicted
-TOO_MANY = 0.2  # of the common dimensions
-APART = 0.25  # of the correlation that a dimension can reach: with less, sensors do not share it
-LOW_RANK = 0.1  # of what width and samples allow
+TELLS = 0.1  # least share of held-out variance, beyond chance, that is worth a dimension
+# Unique dimensions that are predicted at least this much as well as the common ones are like them.
+AS_GOOD = 0.5
+LEAKS = 0.25  # largest share of all predictable variance that may lie in unique dimensions
+TOO_MANY = 0.2  # largest share of common dimensions that may fail to agree
+# Share of the correlation that a dimension can reach, below which the sensors do not share it.
+APART = 0.25
+LOW_RANK = 0.1  # least share of the rank that width and samples allow
 COLLAPSED = 1.05  # effective rank below which all samples lie on a line or in a point
 FEWEST = 10  # independent test samples, to tell that directions are not shared
 _MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach

@@ -42,7 +42,7 @@ def alignment(
     batch: int = 256,
     batches: int = 1,
 ) -> Arrays:
-    """Diagonal of the cross-correlation (Eq. 1) of each two sensors: C_ii for every dimension i.
+    """Compute the diagonal of the cross-correlation (Eq. 1) of each two sensors.
 
     It is computed over one batch, as in the paper, and over all samples. Pictures are not
     augmented.
@@ -154,13 +154,13 @@ def histogram(values: Float) -> NDArray[np.int64]:
 
 
 def plot_batch(arrays: Arrays) -> Figure:
-    """The histogram of one batch, as in Fig. 5a, or of several, as in Fig. 7."""
+    """Draw the histogram of one batch, as in Fig. 5a, or of several, as in Fig. 7."""
     further = {int(key.rpartition("/")[2]) for key in arrays if "/batch/" in key}
     return _histograms(arrays, "batch", *(f"batch/{number}" for number in sorted(further)))
 
 
 def plot_all(arrays: Arrays) -> Figure:
-    """The histogram over all samples."""
+    """Draw the histogram over all samples."""
     counts = [counts for key, counts in arrays.items() if key.endswith("/samples")]
     if all(whole == once for whole, once in counts):
         raise DoesNotApply("The batch holds all samples: their histogram is the one above.")

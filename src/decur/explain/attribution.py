@@ -91,7 +91,7 @@ class ScoredPictures:
                         self.others[other] = checkpoint.pictures(batch, other)[both[beside]]
 
     def scores(self, x: Tensor, *others: Tensor) -> Tensor:
-        """(n, C, H, W) to (n, parts)."""
+        """Return the scores (n, parts) of pictures (n, C, H, W)."""
         from decur.encoders.attention import encode
 
         images = {self.name: x, **dict(zip(self.others, others, strict=True))}
@@ -144,7 +144,7 @@ class ScoredPictures:
 
     @torch.no_grad()
     def exchanged(self) -> NDArray[np.float32]:
-        """Importance (parts, m, C) of each band by taking it from another sample."""
+        """Return the importance (parts, m, C) of each band, taken from another sample."""
         others, another = tuple(self.others.values()), self._another(self.x)
         changes = []
         for band in range(self.x.shape[1]):
@@ -159,12 +159,12 @@ class ScoredPictures:
     @cached_property
     @torch.no_grad()
     def own(self) -> Tensor:
-        """Scores of the pictures as they are: (n, parts)."""
+        """Return the scores of the pictures as they are: (n, parts)."""
         return self.scores(self.x, *self.others.values())
 
     @staticmethod
     def _another(rows: Tensor) -> Tensor:
-        """For each picture the row of another, half the batch away, while there is one."""
+        """Return for each picture the row of another, half the batch away, while there is one."""
         return rows.roll(max(1, len(rows) // 2), 0)
 
 

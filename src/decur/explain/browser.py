@@ -43,7 +43,7 @@ def browser(
     shown: int = 24,
     neighbors: int = 4,
 ) -> Arrays:
-    """Pictures, saliency and nearest neighbours of some samples, evenly spaced.
+    """Collect pictures, saliency and nearest neighbours of some samples, evenly spaced.
 
     Neighbours have the highest cosine among all samples: of the common dimensions where the run
     has such, else of all. Dimensions are standardised over the samples, sensor by sensor, as the

@@ -42,7 +42,7 @@ def dimensions(
     seed: int = 0,
     batches: int = 1,
 ) -> Arrays:
-    """A map on which each dimension of each sensor's embedding is a point (Algorithm 2).
+    """Map the dimensions: each of a sensor's embedding is a point (Algorithm 2).
 
     A dimension's features are its standardised values on samples that all sensors see: two
     dimensions are near where they correlate. Those that do not vary are left out.
@@ -130,7 +130,7 @@ def _points(
 
 
 def plot_map(arrays: Arrays) -> Figure:
-    """Coloured by sensor, and by part; a map for each batch of samples."""
+    """Draw the map coloured by sensor, and by part; a map for each batch of samples."""
     maps = _maps(arrays)
     low, high = arrays["xy"].min(0), arrays["xy"].max(0)
     shape = float(np.clip((high - low)[1] / (high - low)[0], 0.5, 1))

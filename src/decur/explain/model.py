@@ -1,4 +1,4 @@
-"""What a run has trained, as analyses ask of it."""
+"""A run's encoders and projectors, and the parts of its embedding, as the analyses use them."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Checkpoint(FeatureModel):
         statistics: tuple[Tensor, Tensor] | None = None,
         kind: Score = "mean",
     ) -> Tensor:
-        """What saliency asks about: one number for each part of the standardised embedding z.
+        """Return what saliency asks about: one number a part of the standardised embedding z.
 
         Args:
             modality: whose projector.

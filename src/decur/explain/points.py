@@ -31,7 +31,7 @@ def points(
     watch: Watch = unwatched,
     ids: str | Sequence[str] | None = None,
 ) -> Arrays:
-    """Points that deformable attention samples, and the first principal component of its map.
+    """Collect the points that deformable attention samples, and its map's first component.
 
     Args:
         checkpoint: The run.
@@ -201,7 +201,7 @@ def _among(has: Tensor, rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def plot_points(arrays: Arrays) -> Figure:
-    """Each sample's picture, and of each stage the map's first component with its points.
+    """Draw each sample's picture, and of each stage the first component with its points.
 
     A line leads to each point from where it was before it was moved.
     """

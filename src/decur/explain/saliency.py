@@ -102,7 +102,7 @@ class _Scores(nn.Module):
         self._modality, self._statistics, self._score = modality, statistics, score
 
     def forward(self, values: Tensor) -> Tensor:
-        """(n, C, h, w) to (n, parts)."""
+        """Return the scores (n, parts) of maps (n, C, h, w)."""
         vector = self._head(self.entry(values))  # (n, D)
         return self._scores(self._modality, vector, self._statistics, self._score)
 

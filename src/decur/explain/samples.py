@@ -38,11 +38,11 @@ from decur.probes import score_of_neighbours
 from decur.report import paragraph, sheet, table
 from decur.scores import METRICS, chance, standardised
 
-PANELS = 4  # labels shown
-NEIGHBOURS = 10  # on the map, that tell a label
-PICTURES, SIDE = 400, 48  # that are kept of all sensors, and the pixels of each
-_COLUMNS = 20  # of them in a row of a sheet
-COMPONENTS = 50  # principal ones that t-SNE sees, as is usual
+PANELS = 4  # labels that get a panel
+NEIGHBOURS = 10  # neighbours on the map whose labels are compared
+PICTURES, SIDE = 400, 48  # pictures kept over all sensors, and the side of each in pixels
+_COLUMNS = 20  # pictures in a row of a sheet
+COMPONENTS = 50  # principal components that t-SNE starts from, as is usual
 # Paul Tol's "muted": colours that the colour-blind can tell apart.
 CLASSES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933")
 
@@ -57,7 +57,7 @@ def samples(
     perplexity: float = 30,
     seed: int = 0,
 ) -> Arrays:
-    """A map on which each picture is a point.
+    """Map the samples: each picture is a point.
 
     Vectors are standardised for each sensor and reduced to their first 50 principal components.
 
@@ -130,7 +130,7 @@ def samples(
 
 
 def plot_map(arrays: Arrays) -> Figure:
-    """Coloured by sensor, and by each label; a row for each map."""
+    """Draw the map coloured by sensor, and by each label; a row for each map."""
     maps, looks = arrays["maps"].tolist(), _looks(arrays)
     columns = len(looks) // len(maps) if len(maps) > 1 else min(3, len(looks))
     width = min(4.4, 8.8 / columns)

@@ -60,14 +60,13 @@ def shared(
     permutations: int = 3,
     seed: int = 0,
 ) -> Arrays:
-    """What each two sensors tell of each other, by the common and by the unique dimensions.
+    """Measure what each two sensors tell of each other, by common and by unique dimensions.
 
     Two thirds of the samples train and one third tests, by group where the data names groups.
     Chance is the same measure on samples paired at random, group by group where there are groups.
-    A ridge sees whole parts, by way of
-    the N x N Gram matrix; of the dimensions that it predicts, up to 512 evenly spaced ones stand
-    for all, and 128 for chance. Canonical correlations are among the first principal components,
-    one for ten training samples and 128 at most.
+    A ridge is fitted on all dimensions of a part, through the N x N Gram matrix. At most 512 evenly
+    spaced dimensions are predicted, and 128 for chance. Canonical correlations are among the first
+    principal components, one for ten training samples and 128 at most.
 
     Args:
         checkpoint: The run.
@@ -148,7 +147,7 @@ class _Fitting:
     seed: int
 
     def steps(self) -> Iterator[Arrays]:
-        """Keys of `shared` without the pair's name; one step, then three for each part."""
+        """Yield the arrays of `shared` without the pair's name: one step, then three a part."""
         rng = np.random.default_rng(self.seed)
         self.train, self.test = split(len(self.rows), self.groups, self.seed)
         parts = self.checkpoint.parts
@@ -206,7 +205,7 @@ class _Fitting:
 
     @property
     def _components(self) -> int:
-        """How many principal components canonical correlations are looked for in."""
+        """Return in how many principal components canonical correlations are looked for."""
         return min(_COMPONENTS, len(self.train) // _SAMPLES_A_COMPONENT)
 
     def _independent(self, rows: NDArray[np.int64]) -> int:
@@ -247,7 +246,7 @@ class _Fitting:
         return true, predicted(x, stacked, train, targets=self.permutations)
 
     def _permuted(self, y: Halves, rng: np.random.Generator) -> Halves:
-        """Other pairings, within the training and within the test samples."""
+        """Return other pairings, within the training and within the test samples."""
         train, test = at_random(self.train, self.test, self.groups, rng)
         return Halves(y.train[train], y.test[test])
 
@@ -277,7 +276,7 @@ class _Fitting:
 
 
 def plot_shared(arrays: Arrays) -> Figure:
-    """A row a pair: what the other sensor predicts of each part, and retrieval, with chance."""
+    """Draw a row a pair: what the other sensor predicts of each part, retrieval, chance."""
     pairs = arrays["pairs"].tolist()
     figure, axes = subplots(len(pairs), 3, width=2.95, height=2.9 if len(pairs) == 1 else 2.3)
     for row, pair in enumerate(pairs):
@@ -305,7 +304,7 @@ def plot_shared(arrays: Arrays) -> Figure:
 
 
 def plot_canonical(arrays: Arrays) -> Figure:
-    """Canonical correlations of held-out samples by part, and the largest that chance gave."""
+    """Draw canonical correlations of held-out samples by part, and the largest by chance."""
     pairs = arrays["pairs"].tolist()
     columns = min(3, len(pairs))
     width = 5.5 if columns == 1 else 8.8 / columns

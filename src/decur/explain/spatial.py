@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 SHOWN = 128  # px, the longest side of a picture that is kept to be shown
 BINS = 20  # of the histogram of overlaps
-SIDE_BY_SIDE = 2  # the sensors of a sample where there are two, else samples
+# Blocks in a row of the figure: the two sensors of a sample or, with one sensor or more than two,
+# two samples.
+SIDE_BY_SIDE = 2
 
 
 def spatial(
@@ -48,7 +50,7 @@ def spatial(
     paper: bool = False,
     examples: int = 4,
 ) -> Arrays:
-    """Overlap of two sensors' saliency on every sample, and some samples to look at.
+    """Compute the overlap of two sensors' saliency on every sample, and keep some maps to show.
 
     Args:
         checkpoint: The run.
@@ -139,7 +141,7 @@ def spatial(
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of two maps that are nowhere negative: 0 where they are disjoint, 1 where the same.
+    """Return the cosine of two maps that are nowhere negative: 0 if disjoint, 1 if the same.
 
     It is the product of Algorithm 2's `gradcam_stat` with another `norm`, division by the L2 norm:
     the overlap of a map with itself is 1, however large the place that it shows.
@@ -160,7 +162,7 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over places of the product of two maps, each scaled to [0, 1] by its extremes.
+    """Return the mean product of two maps, each scaled to [0, 1] by its extremes.
 
     Source: Algorithm 2, `gradcam_stat`; the scaling is that of the authors' notebook
     `explain_vis_gradcam_ssl4eo`.
@@ -245,7 +247,7 @@ def _small(x: Tensor) -> Tensor:
 
 
 def plot_overlap(arrays: Arrays) -> Figure:
-    """Histograms of the overlap on common and on unique dimensions, a panel a pair (Fig. 6a)."""
+    """Draw the overlap on common and on unique dimensions, a panel a pair (Fig. 6a)."""
     pairs, parts = arrays["pairs"].tolist(), arrays["parts"].tolist()
     if not pairs:
         raise DoesNotApply("Overlap compares sensors, and the run has one.")
@@ -282,7 +284,7 @@ def plot_overlap(arrays: Arrays) -> Figure:
 
 
 def plot_examples(arrays: Arrays) -> Figure:
-    """Each sensor's picture of some samples, then with the places of each part in its colour."""
+    """Draw pictures of some samples, then with the places of each part in its colour."""
     names = [name for name in arrays["modalities"].tolist() if f"{name}/pictures" in arrays]
     parts, ids = arrays["parts"].tolist(), arrays["examples"].tolist()
     if not names:

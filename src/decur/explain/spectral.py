@@ -42,7 +42,7 @@ def spectral(
     pixels: Pixels = "net",
     paper: bool = False,
 ) -> Arrays:
-    """Importance of each band to each part of each sensor's embedding, by Integrated Gradients.
+    """Compute the importance of each band to each part by Integrated Gradients.
 
     The importance of a band in a picture comes from its attributions over all pixels; the
     importances of a picture's bands are divided by their sum (Algorithm 2, `IG_stat`).
@@ -130,7 +130,7 @@ def spectral(
 
 
 def plot_bands(arrays: Arrays) -> Figure:
-    """Box plots over samples, one panel a sensor, one box for each band and part (Fig. 6b)."""
+    """Draw box plots over samples, a panel a sensor, a box a band and part (Fig. 6b)."""
     parts = arrays["parts"].tolist()
     names = [
         name

@@ -1,4 +1,4 @@
-"""Encoders over a data set: the one place where features are computed.
+"""Encoders over a data set: rows of features, streamed, cached and NaN where a sensor is absent.
 
 A recipe, from a data set to rows of features:
 

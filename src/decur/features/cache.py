@@ -104,31 +104,35 @@ class _Plan:
                 for other in (name, *model.attended(name))
             ]
             self.known_by[name] = digest(*about, model.size, maps)
-        # what could not be read depends on all that was read with it
+        # Rows with unreadable samples are of use only where the same samples are unreadable.
         self.read_with = self.labels_by[:8]
 
     def digests(self) -> list[str]:
-        """What is locked while it is computed."""
+        """Return the digests whose locks are held while their arrays are computed."""
         return [self.labels_by, *self.known_by.values()]
 
     def keys(self, name: str) -> list[Key]:
-        """The arrays of one sensor."""
+        """Return the keys of the arrays of one sensor."""
         if self.maps:
             return [("features", key) for key in self.model.map_names(name)]
         kinds = ["features", *(["embeddings"] if name in self.model.projectors else [])]
         return [(kind, name) for kind in kinds]
 
     def all_keys(self) -> list[Key]:
-        """All arrays that are wanted."""
+        """Return the keys of all arrays that are wanted."""
         return [*(key for name in self.model.encoders for key in self.keys(name)), *self.masks()]
 
     def masks(self) -> list[Key]:
-        """The masks that are wanted."""
+        """Return the keys of the masks that are wanted."""
         targets = self.loader.data.targets.items()
         return [("masks", name) for name, spec in targets if self.maps and spec.kind == "mask"]
 
     def file(self, key: Key, bad: bool) -> Path:
-        """Where an array lies; one with bad samples is of use only where they are bad, too."""
+        """Return the file of an array.
+
+        One with unreadable samples has a name of its own, as it is used only where the same samples
+        are unreadable.
+        """
         kind, name = key
         known_by = self.labels_by if kind == "masks" else self.known_by[name.partition("/")[0]]
         stem = {"features": "", "embeddings": "-embedding", "masks": "-mask"}[kind]
@@ -146,12 +150,12 @@ class _Plan:
         return next((file for file in both if self._is_usable(file)), None)
 
     def missing(self) -> bool:
-        """Whether anything must be computed."""
+        """Return whether anything must be computed."""
         lacking = any(self.found(key) is None for key in self.all_keys())
         return lacking or not self._is_usable(self.label_file)
 
     def _is_usable(self, file: Path) -> bool:
-        """Whether a file is there and whole; a damaged one is deleted, which the log says."""
+        """Return whether a file is there and whole; delete a damaged one, and log that."""
         if file not in self._whole and file.is_file():
             if is_whole(file):
                 self._whole.add(file)

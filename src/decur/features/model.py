@@ -182,14 +182,14 @@ class FeatureModel(nn.Module):
         return [(name, self.projectors[name]) for name in names if name in self.projectors]
 
     def _no_maps(self, batch: Batch, name: str) -> list[Tensor]:
-        """No maps, of the shape that there would be."""
+        """Return no maps, of the shape that there would be."""
         raw = batch["images"][name][:1].to(self.device)
         x = scaled(raw, self.modalities[name], self.size)
         return [y[:0] for y in self.encoder(name).forward_features(x)[-LAST_MAPS:]]
 
 
 def _spread(rows: Tensor, has: Tensor) -> Tensor:
-    """Rows of the samples that have a sensor, (n, ...), among all: (B, ...) on the CPU."""
+    """Return the rows of the samples that have a sensor among all: (B, ...) on the CPU."""
     everyone = torch.full((len(has), *rows.shape[1:]), torch.nan)
     everyone[has] = rows.float().cpu()
     return everyone

@@ -142,7 +142,9 @@ class Columns:
     ) -> None:
         self.rows, self.masks, self.opening = rows, masks, opening
         self.mask_shapes: dict[str, tuple[int, ...]] = {}
-        self.waiting = dict.fromkeys(masks, 0)  # rows before the first whose mask is known
+        self.waiting = dict.fromkeys(
+            masks, 0
+        )  # rows that wait for the first known mask, whose size they take
         self.parts: dict[Key, list[NDArray[Any]]] = {}
         self.files: dict[Key, IO[bytes]] = {}
 
@@ -166,7 +168,8 @@ class Columns:
 
     def _add_masks(self, name: str, masks: NDArray[Any], spec: Target) -> None:
         if (masks == spec.void).all() and name not in self.mask_shapes:
-            self.waiting[name] += len(masks)  # their size says nothing: wait for that of others
+            # A mask without a known pixel has no size of its own: wait for one that has.
+            self.waiting[name] += len(masks)
             return
         shape = self.mask_shapes.setdefault(name, masks.shape[1:])
         if masks.shape[1:] != shape:
@@ -241,7 +244,7 @@ class Labels:
 
 @contextmanager
 def writing_rows(where: object) -> Iterator[None]:
-    """Around what writes rows: tell in one line why they cannot be written.
+    """Tell in one line why rows that the block writes cannot be written.
 
     Args:
         where: the folder.

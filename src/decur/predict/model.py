@@ -1,4 +1,4 @@
-"""What predicts: a model of `decur transfer`, in numbers that can be averaged over windows."""
+"""Predictors: models of `decur transfer`, whose outputs can be averaged over windows."""
 
 from __future__ import annotations
 

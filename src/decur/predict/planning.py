@@ -1,4 +1,4 @@
-"""Which windows of a scene are looked at for a map, and which cells it has."""
+"""The plan of a map: its cells, and the windows of the scene that the model sees."""
 
 from __future__ import annotations
 

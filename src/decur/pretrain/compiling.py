@@ -22,7 +22,7 @@ PAYS_AFTER = 10_000
 
 
 def pays(device: torch.device, steps: int) -> bool:
-    """Whether compiling makes a run on one device shorter.
+    """Return whether compiling makes a run on one device shorter.
 
     It does not on a CPU, whose libraries are faster than generated code, nor for few steps.
 

@@ -97,7 +97,7 @@ class Sharded(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """True: checkpoints hold the state of the optimiser in Lightning's own format."""
+        """Return True: checkpoints hold the optimiser's state in Lightning's own format."""
         return True
 
     def setup_environment(self) -> None:

@@ -81,7 +81,7 @@ def _keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
 
 
 def can_fuse(parameters: list[nn.Parameter]) -> bool:
-    """Whether torch has a fused kernel for all parameters; it raises an error where it has none."""
+    """Return whether torch has a fused kernel for all parameters; without one it would raise."""
     return all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
 
 

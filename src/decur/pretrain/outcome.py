@@ -30,7 +30,8 @@ from decur.terminal import tell_result
 
 log = logging.getLogger(__name__)
 KEY = "decur-outcome"  # of a checkpoint's entry
-_SHARE = 50  # pictures of the report are drawn for at most this fraction of the time, 2 %
+# Pictures are drawn again only after this many times as long as drawing took: 2 % of the time.
+_PAUSE = 50
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Outcome(Callback):
             return  # the report of the end follows
         assert isinstance(pl_module, Pretrainer)
         begun = time.monotonic()
-        draw = begun - self._drawn_at > _SHARE * self.drawing
+        draw = begun - self._drawn_at > _PAUSE * self.drawing
         about = (
             f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: the run has not ended. "
             f"Stopped, it ends with what there is by: decur pretrain --run {self.run.path} --finish"

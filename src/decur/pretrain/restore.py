@@ -1,4 +1,4 @@
-"""A run, opened again from its folder, also one that has not ended."""
+"""Open a run from its folder, whether or not it has ended."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _same(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two states hold the same weights."""
+    """Return whether two states hold the same weights."""
     return state.keys() == other.keys() and all(
         value.shape == other[key].shape and torch.equal(value, other[key].to(value.dtype))
         for key, value in state.items()

@@ -49,7 +49,7 @@ def whole_page(heading: str, body: str, script: str = "") -> str:
 
 
 def _page(heading: str, fragments: list[Path]) -> str:
-    """The whole page: a heading, a list of contents where there are several sections, these."""
+    """Return the whole page: a heading, a list of contents of several sections, and these."""
     contents, sections = [], []
     for path in fragments:
         anchor, text = _name(path), path.read_text()
@@ -107,7 +107,7 @@ def _render(
 
 
 def _fragments(folder: Path) -> list[Path]:
-    """The fragments of a folder in the order of their sections."""
+    """Return the fragments of a folder in the order of their sections."""
     found = [path for path in folder.glob("*.html") if re.fullmatch(r"\d+-.+\.html", path.name)]
     return sorted(found, key=lambda path: (int(path.name.split("-")[0]), path.name))
 

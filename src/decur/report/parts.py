@@ -49,7 +49,7 @@ _NUMBER = re.compile(r"([<>≤≥]? ?[-+−]?[\d.,]*\d(e[-+]?\d+)?( ?\S{1,3}| ±
 
 
 def figure(picture: Path, caption: str = "", chart: Chart | None = None) -> str:
-    """A picture with its caption, embedded in the page; a click shows it in its own size.
+    """Return a picture with its caption, embedded; a click shows it in its own size.
 
     Where scripts run, a chart takes the place of the picture.
 
@@ -79,7 +79,7 @@ def figure(picture: Path, caption: str = "", chart: Chart | None = None) -> str:
 
 
 def summary(sentence: str, numbers: Sequence[tuple[str, str, str]], then: Sequence[str]) -> str:
-    """The first screen of a page: what was done, what came of it, and what to do next.
+    """Return the first screen of a page: what was done, what came of it, what to do next.
 
     Args:
         sentence: what was done.
@@ -90,7 +90,7 @@ def summary(sentence: str, numbers: Sequence[tuple[str, str, str]], then: Sequen
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table, which scrolls sideways where it is too wide; numbers get three digits.
+    """Return a table, which scrolls sideways where it is too wide; numbers get three digits.
 
     Args:
         head: column names.
@@ -112,22 +112,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def paragraph(text: str) -> str:
-    """Plain text."""
+    """Return a paragraph of plain text as HTML."""
     return _fill("paragraph", text=text)
 
 
 def note(text: str) -> str:
-    """Plain text of less weight: where things are, how long they took."""
+    """Return plain text of less weight as HTML: where things are, how long they took."""
     return _fill("note", text=text)
 
 
 def details(summary: str, text: str) -> str:
-    """Preformatted text that opens on a click."""
+    """Return preformatted text that opens on a click."""
     return _fill("details", summary=summary, text=text)
 
 
 def thumbnail(pixels: NDArray[np.uint8], caption: str = "", side: float = 6) -> str:
-    """A small picture, embedded as JPEG.
+    """Return a small picture, embedded as JPEG.
 
     Args:
         pixels: (H, W, 3).
@@ -138,7 +138,7 @@ def thumbnail(pixels: NDArray[np.uint8], caption: str = "", side: float = 6) -> 
 
 
 def sheet(pictures: NDArray[np.uint8], columns: int) -> str:
-    """Many small pictures as one JPEG, row by row, as the address of an embedded picture.
+    """Return many small pictures as one JPEG, row by row: the address of an embedded picture.
 
     Args:
         pictures: (n, s, s, 3).
@@ -160,22 +160,22 @@ def _jpeg(pixels: NDArray[np.uint8]) -> str:
 
 
 def strip(title: str, pictures: Sequence[str]) -> str:
-    """Pictures of `thumbnail` side by side under a heading, wrapped where they do not fit."""
+    """Return pictures of `thumbnail` side by side under a heading, wrapped at the edge."""
     return _fill("strip", title=title, htmls=pictures)
 
 
 def label(text: str) -> str:
-    """A name, plain text, next to the mark that opens a card."""
+    """Return a name, plain text, next to the mark that opens a card."""
     return _fill("label", text=text)
 
 
 def columns(bodies: Sequence[str]) -> str:
-    """HTML side by side, and below one another where there is no room."""
+    """Return HTML side by side, and below one another where there is no room."""
     return _fill("columns", htmls=bodies)
 
 
 def cards(items: Sequence[tuple[str, str]]) -> str:
-    """Cards in a grid, each of which opens on a click.
+    """Return cards in a grid, each of which opens on a click.
 
     Args:
         items: for each card, HTML that always shows, and HTML that it opens to.
@@ -213,7 +213,7 @@ def _embedded(kind: str, data: bytes) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text of a cell: three digits of a fraction, whole numbers whole."""
+    """Return the text of a cell: three digits of a fraction, whole numbers whole."""
     if isinstance(value, float | np.floating):
         number = float(value)
         if math.isnan(number):
@@ -223,7 +223,7 @@ def _text(value: Any) -> str:
 
 
 def _look(cells: Sequence[str]) -> str:
-    """The class of a column: numbers stand to the right, what is short is not broken."""
+    """Return the class of a column: numbers stand to the right, what is short is not broken."""
     if cells and all(_NUMBER.match(text) for text in cells):
         return "number"
     return "short" if all(len(text) <= _SHORT for text in cells) else ""

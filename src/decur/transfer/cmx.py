@@ -47,7 +47,7 @@ class FeatureRectification(nn.Module):
         self.apply(_initialise)
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Correct (B, C, H, W) of either sensor; the shapes stay."""
+        """Return (B, C, H, W) of either sensor corrected; the shapes stay."""
         both = torch.cat([a, b], dim=1)  # (B, 2C, H, W)
         summary = torch.cat([both.mean((2, 3)), both.amax((2, 3))], dim=1)  # (B, 4C)
         channels_a, channels_b = self.of_channels(summary)[..., None, None].chunk(2, dim=1)

@@ -323,7 +323,7 @@ class _OnStoredMaps(nn.Module):
     def forward(
         self, images: Mapping[str, Tensor], present: object, size: tuple[int, int]
     ) -> Tensor:
-        """Maps by the names of `decur.features.map_names` to (B, outputs, *size)."""
+        """Return outputs (B, outputs, *size) of maps by the names of `features.map_names`."""
         maps = {
             name: [images[key] for key in map_names(name, self.model.encoder(name))]
             for name in self.model.encoders
@@ -374,6 +374,6 @@ class _OnVectors(nn.Module):
         self.head = head
 
     def forward(self, images: Mapping[str, Tensor], present: object, size: object) -> Tensor:
-        """`{"vectors": (B, D)}` to (B, outputs)."""
+        """Return the outputs (B, outputs) of `{"vectors": (B, D)}`."""
         output: Tensor = self.head(images["vectors"])
         return output

@@ -64,7 +64,7 @@ class Fusion(nn.Module, ABC):
             self.encoder(name).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Fusion:
-        """Training or eval mode; frozen encoders stay in eval mode."""
+        """Set training or eval mode; frozen encoders stay in eval mode."""
         super().train(mode)
         for name in self.frozen:
             self.encoder(name).eval()

@@ -144,7 +144,7 @@ class FitSettings:
             )
 
     def complete(self, kind: str, freeze: bool, head: str = "fcn") -> FitSettings:
-        """A copy in which nothing is left open.
+        """Return a copy in which nothing is left open.
 
         Args:
             kind: of the target: "class", "multilabel", "scalar" or "mask".
@@ -165,7 +165,7 @@ class FitSettings:
         return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def plain(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """Return plain types for JSON."""
         return asdict(self)
 
 

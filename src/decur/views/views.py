@@ -237,7 +237,7 @@ def _between(uniforms: Tensor, low: float, high: float) -> Tensor:
 def _draw_geometry(
     seeds: Tensor, stream: str, recipe: Augmentation, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Crops in whole pixels, distributed as torchvision's RandomResizedCrop, and flips.
+    """Draw crops in whole pixels, distributed as RandomResizedCrop of torchvision, and flips.
 
     Area uniform, aspect ratio log-uniform. Of ten candidates the first that fits into the picture
     is taken; if none does, the largest central crop whose aspect ratio is allowed.

@@ -43,8 +43,10 @@ _REFLECTANCE = np.array(
 )
 _GREEN_CROP = np.array([0.035, 0.075, 0.040, 0.160, 0.440, 0.180], dtype=np.float32)
 _CLOUD = np.array([0.62, 0.62, 0.63, 0.64, 0.65, 0.45], dtype=np.float32)
-_TEXTURE = np.array([0.03, 0.16, 0.06, 0.08, 0.07, 0.25], dtype=np.float32)  # relative, by class
-_FIELD_TONE = np.array([0.0, 0.0, 0.08, 0.08, 0.08, 0.0], dtype=np.float32)  # the same
+# Strength of the texture by class, relative to the reflectance.
+_TEXTURE = np.array([0.03, 0.16, 0.06, 0.08, 0.07, 0.25], dtype=np.float32)
+# Spread of the tone between fields by class, likewise.
+_FIELD_TONE = np.array([0.0, 0.0, 0.08, 0.08, 0.08, 0.0], dtype=np.float32)
 
 # Backscatter by class in dB at the mean moisture, and what it gains over the range of moisture.
 SAR_BANDS = ("VV", "VH")

@@ -1,7 +1,7 @@
 """Scenes whose factors lie in structure alone: which way fields, clouds, rows and ridges run.
 
-A direction changes no mean, no variance and no spectrum but by turning it, and it lies below the
-grain: a network with random weights hardly finds it, one that is trained does. Flips of a view
+Turning a direction changes neither mean nor variance and only turns the spectrum, and it is weaker
+than the grain: a network with random weights hardly finds it, a trained one does. Flips of a view
 leave each direction what it is; quarter turns would not.
 """
 

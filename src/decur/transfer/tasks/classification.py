@@ -40,7 +40,7 @@ class SingleLabel(Task):
     usual_probe = "logistic"
 
     def missing_classes(self, labels: Array) -> list[str]:
-        """Classes without a sample."""
+        """Return the names of classes without a sample."""
         counts = np.bincount(labels, minlength=self.outputs)
         return [self.target.classes[i] for i in np.flatnonzero(counts == 0)]
 
@@ -51,12 +51,12 @@ class SingleLabel(Task):
         self.weights = torch.from_numpy(balanced(np.bincount(labels, minlength=self.outputs)))
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of (B, K) and (B,), a mean that is weighed where there are weights."""
+        """Return the cross-entropy of (B, K) and (B,), a mean, weighed where there are weights."""
         weights = None if self.weights is None else send(self.weights, output.device)
         return cross_entropy(output.float() if weights is not None else output, labels, weights)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """`accuracy`, `balanced_accuracy` over the classes that are there, and `macro_F1`.
+        """Return `accuracy`, `balanced_accuracy` over the classes there are, and `macro_F1`.
 
         The latter is over the classes that are there or predicted.
         """
@@ -69,21 +69,21 @@ class SingleLabel(Task):
         }
 
     def trivial(self, kept: Kept) -> Kept:
-        """The most frequent class for every sample."""
+        """Predict the most frequent class for every sample."""
         counts = np.bincount(kept["truth"], minlength=self.outputs)
         answer = np.eye(self.outputs)[counts.argmax()]
         return {**kept, "output": np.tile(answer, (len(kept["truth"]), 1))}
 
     def guesses(self, kept: Kept) -> set[int]:
-        """The classes that are predicted for some sample."""
+        """Return the classes that are predicted for some sample."""
         return set(kept["output"].argmax(axis=1).tolist())
 
     def shown(self, kept: Kept) -> set[int]:
-        """The classes that some sample has."""
+        """Return the classes that some sample has."""
         return set(kept["truth"].tolist())
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
-        """F1 and recall of each class, NaN without a test sample."""
+        """Return F1 and recall of each class, NaN without a test sample."""
         truth, guess = kept["truth"], kept["output"].argmax(axis=1)
         options = {"labels": range(self.outputs), "average": None, "zero_division": np.nan}
         f1, recall = f1_score(truth, guess, **options), recall_score(truth, guess, **options)
@@ -93,7 +93,7 @@ class SingleLabel(Task):
         }
 
     def draw(self, kept: Kept) -> Figure:
-        """The confusion matrix."""
+        """Draw the confusion matrix."""
         guess = kept["output"].argmax(axis=1)
         matrix = confusion_matrix(kept["truth"], guess, labels=range(self.outputs))
         return draw_confusion(matrix, self.target.classes)
@@ -110,7 +110,7 @@ class MultiLabel(Task):
     main = "mAP_micro"
 
     def missing_classes(self, labels: Array) -> list[str]:
-        """Classes without a sample."""
+        """Return the names of classes without a sample."""
         return [self.target.classes[i] for i in np.flatnonzero(labels.sum(axis=0) == 0)]
 
     weights: Tensor | None = None  # (2, K) of a class that is absent, and present
@@ -122,7 +122,7 @@ class MultiLabel(Task):
         self.weights = torch.from_numpy(np.stack([balanced(c) for c in counts.T], axis=1))
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Soft-margin loss of (B, K) and (B, K)."""
+        """Return the soft-margin loss of (B, K) and (B, K)."""
         if self.weights is None:
             return multilabel_soft_margin_loss(output, labels)
         absent, present = send(self.weights, output.device)
@@ -130,7 +130,7 @@ class MultiLabel(Task):
         return binary_cross_entropy_with_logits(output.float(), labels.float(), weight)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """`mAP_micro` over all decisions, `mAP_macro` over the classes that some sample shows."""
+        """Return `mAP_micro` over all decisions, `mAP_macro` over the classes some sample shows."""
         truth, output = kept["truth"], kept["output"]
         if not truth.any():
             return {"mAP_micro": np.nan, "mAP_macro": np.nan}
@@ -140,7 +140,7 @@ class MultiLabel(Task):
         }
 
     def trivial(self, kept: Kept) -> Kept:
-        """The frequency of each class for every sample."""
+        """Predict the frequency of each class for every sample."""
         truth = kept["truth"]
         return {**kept, "output": np.tile(truth.mean(axis=0, dtype=np.float64), (len(truth), 1))}
 
@@ -163,4 +163,4 @@ class MultiLabel(Task):
         return draw_bars(values, "average precision")
 
     def draw_classes(self, kept: Kept) -> None:
-        """Nothing: `draw` shows the classes."""
+        """Draw nothing: `draw` shows the classes."""

@@ -33,34 +33,34 @@ class Regression(Task):
 
     @property
     def outputs(self) -> int:
-        """One."""
+        """Return 1: a number is one output."""
         return 1
 
     def prepare(self, labels: Array) -> None:
-        """Mean and standard deviation of the training labels."""
+        """Keep mean and standard deviation of the training labels."""
         self.mean, self.std = float(labels.mean()), float(labels.std()) or 1.0
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error of (B, 1) and standardised (B,)."""
+        """Return the mean squared error of (B, 1) and standardised (B,)."""
         return mse_loss(output[:, 0], (labels - self.mean) / self.std)
 
     def in_units(self, kept: Kept) -> Kept:
-        """From standardised numbers to the label's units."""
+        """Return the predictions in the label's units."""
         return {**kept, "output": kept["output"] * self.std + self.mean}
 
     @torch.no_grad()
     def finish(self, head: nn.Module) -> None:
-        """From standardised numbers to the label's units."""
+        """Scale the head's weights so that its output is in the label's units."""
         assert isinstance(head, nn.Linear)
         head.weight.mul_(self.std)
         head.bias.mul_(self.std).add_(self.mean)
 
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
-        """Numbers in the label's units, predicted and true, (B,) each."""
+        """Return numbers in the label's units, predicted and true, (B,) each."""
         return super().keep(output[:, 0], labels, samples)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """`R2`, NaN where the numbers do not vary, and `MAE` in the label's units."""
+        """Return `R2`, NaN where the numbers do not vary, and `MAE` in the label's units."""
         truth, output = kept["truth"], kept["output"]
         return {
             "R2": score(output, truth, self.target),
@@ -68,16 +68,16 @@ class Regression(Task):
         }
 
     def trivial(self, kept: Kept) -> Kept:
-        """The mean for every sample."""
+        """Predict the mean for every sample."""
         mean = kept["truth"].mean(dtype=np.float64)  # as exact as R2 is, or that would not be 0
         return {**kept, "output": np.full(len(kept["truth"]), mean)}
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
-        """A number has no classes."""
+        """Return nothing: a number has no classes."""
         return {}
 
     def draw(self, kept: Kept) -> Figure:
-        """Predicted over true."""
+        """Draw predicted over true."""
         figure, axis = single(width=5, height=5)
         truth, output = kept["truth"], kept["output"]
         axis.plot(truth, output, ".", alpha=0.5)

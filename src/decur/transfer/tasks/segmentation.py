@@ -36,7 +36,7 @@ class Segmentation(Task):
         return np.asarray(labels.sum(axis=1) > 0)
 
     def missing_classes(self, labels: Array) -> list[str]:
-        """Classes without a pixel."""
+        """Return the names of classes without a pixel."""
         return [self.target.classes[i] for i in np.flatnonzero(labels.sum(axis=0) == 0)]
 
     weights: Tensor | None = None  # (C,) of the classes
@@ -46,7 +46,7 @@ class Segmentation(Task):
         self.weights = torch.from_numpy(balanced(labels.sum(axis=0)))
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of (B, C, H, W) and (B, H, W), over the known pixels."""
+        """Return the cross-entropy of (B, C, H, W) and (B, H, W), over the known pixels."""
         if self.weights is not None:
             return self._weighed(output.float(), labels)
         void = self.target.void
@@ -65,7 +65,7 @@ class Segmentation(Task):
         return losses / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
-        """Confusion matrix of each sample, (B, C, C) by true and predicted class; small masks."""
+        """Return the confusion matrix of each sample, (B, C, C) true by predicted; small masks."""
         guess = output.argmax(dim=1)  # (B, H, W)
         kept = {"confusion": confusion_of_masks(guess, labels, self.outputs).cpu().numpy()}
         if samples * guess[0].numel() <= SAVED_PIXELS:
@@ -75,7 +75,7 @@ class Segmentation(Task):
         return kept
 
     def metrics(self, kept: Kept) -> dict[str, float]:
-        """`mIoU` over the classes that are there or predicted, and `overall_accuracy`."""
+        """Return `mIoU` over the classes there are or predicted, and `overall_accuracy`."""
         matrix = kept["confusion"].sum(axis=0)  # (C, C)
         shares = ious(matrix)
         return {
@@ -84,22 +84,22 @@ class Segmentation(Task):
         }
 
     def trivial(self, kept: Kept) -> Kept:
-        """The most frequent class for every pixel."""
+        """Predict the most frequent class for every pixel."""
         pixels = kept["confusion"].sum(axis=2)  # (B, C) by true class
         answer = np.zeros_like(kept["confusion"])
         answer[:, :, pixels.sum(axis=0).argmax()] = pixels
         return {**kept, "confusion": answer}
 
     def guesses(self, kept: Kept) -> set[int]:
-        """The classes that are predicted for some pixel."""
+        """Return the classes that are predicted for some pixel."""
         return set(np.flatnonzero(kept["confusion"].sum(axis=(0, 1))).tolist())
 
     def shown(self, kept: Kept) -> set[int]:
-        """The classes that some pixel has."""
+        """Return the classes that some pixel has."""
         return set(np.flatnonzero(kept["confusion"].sum(axis=(0, 2))).tolist())
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
-        """IoU of each class, NaN where it is neither there nor predicted; pixels."""
+        """Return IoU of each class, NaN where it is neither there nor predicted; pixels."""
         matrix = kept["confusion"].sum(axis=0)
         return {
             name: {"IoU": float(iou), "n": int(pixels)}
@@ -109,12 +109,12 @@ class Segmentation(Task):
         }
 
     def draw(self, kept: Kept) -> Figure:
-        """The confusion matrix over all pixels."""
+        """Draw the confusion matrix over all pixels."""
         return draw_confusion(kept["confusion"].sum(axis=0), self.target.classes)
 
 
 def confusion_of_masks(guess: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Confusion matrix of each mask, unknown pixels left out.
+    """Return the confusion matrix of each mask, unknown pixels left out.
 
     Args:
         guess: (B, H, W) predicted classes.
