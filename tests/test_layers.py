@@ -63,7 +63,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 
 def imports_of(file: Path) -> set[str]:
-    """The modules of decur that a file imports."""
+    """The modules that a file imports, of decur and of others."""
     found: set[str] = set()
     stack: list[ast.AST] = [ast.parse(file.read_text())]
     while stack:
@@ -82,7 +82,7 @@ def imports_of(file: Path) -> set[str]:
             found |= modules or {node.module}
         else:
             stack += ast.iter_child_nodes(node)
-    return {name for name in found if name.split(".")[0] == "decur"}
+    return found
 
 
 def is_module(name: str) -> bool:
@@ -95,7 +95,11 @@ def name_of(file: Path) -> str:
     return ".".join(("decur", *(part for part in parts if part != "__init__")))
 
 
-IMPORTS = {name_of(file): imports_of(file) for file in sorted(ROOT.rglob("*.py"))}
+ALL_IMPORTS = {name_of(file): imports_of(file) for file in sorted(ROOT.rglob("*.py"))}
+IMPORTS = {
+    module: {name for name in names if name.split(".")[0] == "decur"}
+    for module, names in ALL_IMPORTS.items()
+}
 
 
 def layer_of(module: str) -> int:
@@ -123,6 +127,15 @@ def test_no_modules_import_each_other():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
+
+
+def test_two_modules_alone_import_matplotlib():
+    drawing = {
+        module
+        for module, names in ALL_IMPORTS.items()
+        if any(name.split(".")[0] == "matplotlib" for name in names)
+    }
+    assert drawing == {"decur.plotting", "decur.charts"}
 
 
 def test_contributing_names_every_module():

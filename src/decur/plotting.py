@@ -1,6 +1,7 @@
 """What every figure has in common: its canvas, colours, markers and legends.
 
-This is the only module that imports matplotlib, which is optional. Colours and markers mean the
+This module and `decur.charts`, which reads what is drawn, are the only ones that import matplotlib,
+which is optional. Colours and markers mean the
 same in every figure, and the colour-blind can tell them apart.
 """
 
@@ -86,6 +87,22 @@ def single(width: float, height: float) -> tuple[Figure, Any]:
     """
     figure, axes = subplots(1, 1, width=width, height=height)
     return figure, axes[0, 0]
+
+
+def below(axes: Any, points: float) -> Any:
+    """Return the transform of a line below a panel, for artists that stand on it.
+
+    Args:
+        axes: the panel.
+        points: how far below its lower edge the line is, in points of 1/72 inch.
+
+    Returns:
+        A transform whose x is that of the data; y is 0 on the line, and 1 the panel's height above.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    down = ScaledTranslation(0, -points / 72, axes.figure.dpi_scale_trans)
+    return axes.get_xaxis_transform() + down
 
 
 def plain(name: str) -> str:

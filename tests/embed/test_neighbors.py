@@ -10,6 +10,7 @@ from decur.cli import main
 from decur.data import PairedFolder
 from decur.data.sample import Target
 from decur.embed import Vectors, embed, nearest, read_vectors
+from decur.embed.command_neighbors import main as main_of_neighbors
 from decur.encoders import load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
@@ -264,3 +265,10 @@ def test_a_wrong_question_is_refused_in_a_line(embedded, refused, arguments, say
 
 def test_no_embeddings_no_search(refused, tmp_path):
     assert "holds no embeddings" in refused("neighbors", str(tmp_path))
+
+
+def test_a_picture_without_matplotlib_is_refused(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr("decur.plotting.available", lambda: False)
+    words = ["embeddings", "--data.root", str(pairs.root), "--picture", str(tmp_path / "a.png")]
+    with pytest.raises(ConfigError, match=r"--picture needs matplotlib: .*decur\[explain\]"):
+        main_of_neighbors(words)

@@ -25,7 +25,7 @@ from decur.embed.neighbors import (
     recall,
 )
 from decur.embed.parquet import WHOLE, read_header
-from decur.errors import ConfigError, needing
+from decur.errors import ConfigError, install
 from decur.objectives.blocks import PREFIX, is_shared
 from decur.runs import atomic, writing
 from decur.terminal import make_table
@@ -92,9 +92,8 @@ def main(arguments: Sequence[str]) -> Hits:
     settings = parser.parse(arguments)
     if settings.picture and settings.data is None:
         raise ConfigError("--picture: needs the pictures; give --data.root FOLDER, or --data CLASS")
-    if settings.picture:
-        with needing("--picture", "explain"):
-            import matplotlib  # noqa: F401
+    if settings.picture and not plotting.available():
+        raise ConfigError(f"--picture needs matplotlib: {install('explain')}")
     data = open_data("decur neighbors", settings.data.as_dict()) if settings.picture else None
     folder = Path(settings.embeddings)
     names = list(read_header(folder)["modalities"])

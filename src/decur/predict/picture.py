@@ -140,10 +140,7 @@ def _draw_scale(axis: Any, width: int, height: int, metres: float) -> None:
     power = 10.0 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
-    from matplotlib.transforms import ScaledTranslation
-
-    below = ScaledTranslation(0, -_BELOW / 72, axis.figure.dpi_scale_trans)
-    place = axis.get_xaxis_transform() + below  # x in pixels of the map, y from its lower edge
+    place = plotting.below(axis, _BELOW)  # x in pixels of the map
     axis.plot(
         [-0.5, length / metres - 0.5],
         [0, 0],
