@@ -1,5 +1,7 @@
 """One of each kind that can be added, in a file outside the package; see test_own_modules."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,13 +12,12 @@ from decur.encoders import ENCODERS, Encoder
 from decur.encoders.attention import ATTENTIONS
 from decur.explain.base import Analysis, register
 from decur.objectives import OBJECTIVES, Objective
-from decur.transfer.tasks import TASKS
-from decur.transfer.tasks.regression import Regression
+from decur.transfer.tasks import TASKS, Task
 
 
 @DATASETS.register("Waves")
 class Waves(PairedDataset):
-    """Waves and their mirror images; their number is the label."""
+    """Waves and their mirror images; how far they are shifted is the label, an angle."""
 
     def __init__(self, samples: int = 32) -> None:
         self.modalities = {
@@ -27,14 +28,14 @@ class Waves(PairedDataset):
         }
         self.ids = [f"{index:03d}" for index in range(samples)]
         self.present = {name: np.ones(samples, dtype=bool) for name in self.modalities}
-        self.targets = {"waves": Target("count")}
+        self.targets = {"shift": Target("angle")}
 
     def read(self, index):
-        count = index % 8
-        wave = torch.sin(torch.linspace(0, 2 * torch.pi * count, 16)).expand(1, 16, 16)
+        shift = torch.tensor(index % 8 * torch.pi / 4)
+        wave = torch.sin(torch.linspace(0, 4 * torch.pi, 16) + shift).expand(1, 16, 16)
         images = {"left": wave.clone(), "right": wave.flip(2) + 0.01 * index}
         images = {name: images[name] for name in self.sensors_of(index)}
-        return {"id": self.ids[index], "images": images, "target": {"waves": torch.tensor(count)}}
+        return {"id": self.ids[index], "images": images, "target": {"shift": shift}}
 
 
 @OBJECTIVES.register("Distance")
@@ -93,12 +94,39 @@ class Moved(nn.Module):
         return x + x.roll(self.steps, 3)
 
 
-@TASKS.register("count")
-class Count(Regression):
-    """A whole number, learned as a scalar."""
+@TASKS.register("angle")
+class Angle(Task):
+    """An angle in radians, learned as the direction of a vector; told in degrees."""
 
-    def __init__(self, name, target) -> None:
-        super().__init__(name, Target("scalar", target.classes, target.modalities))
+    measures: ClassVar = {"cosine": "mean cosine of the error"}
+    main = "cosine"
+    scales: ClassVar = {"cosine": "plain"}
+    outputs = 2
+
+    def loss(self, output, labels):
+        true = torch.stack([labels.cos(), labels.sin()], 1)  # (B, 2)
+        return (output - true).square().mean()
+
+    def metrics(self, kept):
+        return {"cosine": float(np.cos(_angle(kept["output"].T) - kept["truth"]).mean())}
+
+    def trivial(self, kept):
+        return {**kept, "output": np.tile([1.0, 0.0], (len(kept["truth"]), 1))}
+
+    def by_class(self, kept):
+        return {}
+
+    def columns(self, answer):
+        return [("degrees", float(np.degrees(_angle(answer[:, 0, 0]))))]
+
+    def draw(self, kept):
+        figure, axis = plotting.single(width=4, height=4)
+        axis.plot(kept["truth"], _angle(kept["output"].T), ".")
+        return figure
+
+
+def _angle(vector):
+    return np.arctan2(vector[1], vector[0])
 
 
 def _norms(checkpoint, loader, *, watch=None, scale: float = 1.0):

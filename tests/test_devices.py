@@ -306,7 +306,7 @@ def test_a_step_of_transfer_stays_on_the_gpu_and_waits_for_nothing(
     trainee = Trainee(
         model(encoders, task.outputs),
         task,
-        FitSettings(**fit).complete(kind, freeze),
+        FitSettings(**fit).complete(task, freeze),
         10,
         data.modalities,
     )

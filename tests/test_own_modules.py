@@ -1,10 +1,14 @@
 """What CONTRIBUTING says can be added is added by one file outside the package, and used."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import rasterio
 import torch
 
 from decur import Modality, build_encoder, load_encoder, save_encoder
@@ -17,6 +21,13 @@ TINY = [
     *("--projector.width=8", "--projector.layers=1", "--views.size=8", "--loader.batch_size=8"),
     *("--loader.workers=0", "--trainer.max_epochs=1", "--monitor.samples=16"),
 ]
+
+LEARNED = {
+    "probed": ["--freeze=true", "--probe=auto"],
+    "tuned": ["--freeze=false", "--fit.augment=false"],
+}
+LEARN = ["--folds=2", "--bootstrap=10", "--fit.epochs=60", "--fit.lr=0.02"]
+HERE = ["--loader.workers=0"]
 
 
 @pytest.fixture
@@ -40,16 +51,29 @@ def _in_folder(folder: Path, work, *arguments) -> None:
 
 def _use_each() -> None:
     print(build_encoder("test_resnet", 1, attention="gate").dim)
-    data = ["--data=Waves", "--loader.workers=0"]
+    data = ["--data=Waves", *HERE]
     main(
         ["pretrain", "--run=run", *data, "--objective=Distance", *TINY]
         + ["--objective.weight=2", "--encoder.name=blocks", "--encoder.options.width=6"]
     )
     main(["explain", "--run=run", "--only=norms", "--options.norms.scale=3"])
-    main(
-        ["transfer", "--encoders=run", "--run=scores", *data, "--target=waves"]
-        + ["--freeze=true", "--folds=2", "--bootstrap=10"]
-    )
+    _write_pictures(Path("pictures"))
+    for run, options in LEARNED.items():
+        main(["transfer", "--encoders=run", f"--run={run}", *data, *LEARN, *options])
+        main(["predict", run, "--data.root=pictures", f"--out={run}-predicted", *HERE])
+    main(["predict", "probed", "--scene=left=pictures/left/000.tif", "--out=map.tif", *HERE])
+
+
+def _write_pictures(folder: Path) -> None:
+    """Write the samples of the data set as a folder of pictures, placed on the globe."""
+    data = DATASETS.get("Waves")()
+    for sample in map(data.read, range(len(data))):
+        for name, x in sample["images"].items():
+            path = folder / name / f"{sample['id']}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}
+            with rasterio.open(path, "w", "GTiff", 16, 16, 1, dtype=np.float32, **place) as file:
+                file.write(x.numpy())
 
 
 def test_one_of_each_from_a_file_outside_the_package(elsewhere, tmp_path):
@@ -57,7 +81,20 @@ def test_one_of_each_from_a_file_outside_the_package(elsewhere, tmp_path):
     assert printed.startswith("96\n")  # attention
     assert "Distance" in printed and "blocks" in printed  # method and encoder
     assert "the norm is 3" in (tmp_path / "run" / "report.html").read_text()  # analysis
-    assert "R2" in printed  # kind of label
+    for run in LEARNED:  # kind of label
+        results = json.loads((tmp_path / run / "results.json").read_text())
+        assert results["kind"] == "angle" and results["fit"]["name"] == "adamw"  # as none is known
+        with np.load(tmp_path / run / "predictions.npz") as kept:
+            turned = kept["output"] @ [1, 1j] / abs(kept["output"] @ [1, 1j])  # (N,) on the circle
+            cosine = (turned * np.exp(-1j * kept["truth"])).real.mean()
+            tested = dict(zip(kept["ids"].tolist(), turned, strict=True))
+        assert results["metrics"]["cosine"]["value"] == pytest.approx(cosine, abs=1e-5)
+        table = pd.read_parquet(tmp_path / f"{run}-predicted" / "predictions.parquet")
+        assert list(table) == ["id", "degrees"] and len(table) == 32
+        told = dict(zip(table["id"], np.exp(1j * np.radians(table["degrees"])), strict=True))
+        assert all(abs(told[id_] - turned) < 1e-3 for id_, turned in tested.items())
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.descriptions == ("shift/0", "shift/1") and np.isfinite(file.read()).all()
 
 
 def _keep_attention() -> None:

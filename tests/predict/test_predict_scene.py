@@ -92,7 +92,7 @@ class Toy(model.Predictor):
     """A convolution of 9 x 9 pixels; it sees nothing beyond a window, as any network."""
 
     kernel = torch.from_numpy(np.random.default_rng(3).normal(size=(1, 1, 9, 9))).float()
-    kind, bands, reference, digest = "scalar", ("sum",), "s1", "toy"
+    bands, reference, digest = ("sum",), "s1", "toy"
 
     def __init__(self):
         self.encoders = {"s1": SimpleNamespace(strides=[1])}
@@ -128,7 +128,8 @@ def test_windows_blend_into_what_one_piece_gives(
 class MeanFilter(Toy):
     """Class 1 where the mean of 9 x 9 pixels is above 500."""
 
-    kind, bands, classes, digest = "mask", ("low", "high"), ("low", "high"), "mean"
+    says, dense = "class", True
+    bands, classes, digest = ("low", "high"), ("low", "high"), "mean"
 
     def predict(self, images, present):
         x = pad(images["s1"], (4, 4, 4, 4), mode="replicate")

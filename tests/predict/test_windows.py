@@ -34,7 +34,8 @@ def test_shifted_grids_lie_evenly_within_the_steps_of_each_feature_map(tmp_path)
     encoders = {"s1": SimpleNamespace(strides=[2, 4, 8, 16, 32])}
     predictor = SimpleNamespace(
         encoders=encoders,
-        kind="mask",
+        says="class",
+        dense=True,
         convolutional=True,
         cell=1,
         bands=("a", "b"),

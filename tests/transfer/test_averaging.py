@@ -160,8 +160,8 @@ def test_pieces_of_enlarged_pictures():
 
 
 def test_the_rate_rises_and_then_falls(encoders):
-    settings = FitSettings(schedule="poly", lr=1.0).complete("mask", freeze=False)
     task = make_task("mask", Target("mask", ("a", "b")))
+    settings = FitSettings(schedule="poly", lr=1.0).complete(task, freeze=False)
     trainee = Trainee(FCN(encoders, 2), task, settings, 100, {}, warmup=10)
     made = trainee.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
@@ -204,6 +204,6 @@ def test_what_cannot_be_is_said(refused):
     with pytest.raises(ConfigError, match=r"fit\.warmup_epochs"):
         FitSettings(warmup_epochs=-1)
     with pytest.raises(ConfigError, match=r"not for a class; take fit\.crop"):
-        FitSettings(scales=(1.0,)).complete("class", freeze=False)
+        FitSettings(scales=(1.0,)).complete(make_task("x", Target("class")), freeze=False)
     line = refused(*MASKS, "--target=moisture", "--test_flip=true")
     assert "test_scales, test_flip: are for masks, and 'moisture' is a scalar" in line

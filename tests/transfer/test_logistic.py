@@ -35,4 +35,4 @@ def test_auto_takes_what_fits_the_label_and_says_so(label_folder, transferred, c
 def test_the_command_refuses_it_for_others(target, kind, refused):
     scenes = ["--data=SyntheticScenes", "--data.samples=60", "--data.size=32"]
     line = refused(*scenes, f"--target={target}", "--probe=logistic")
-    assert f"{target!r} is a {kind}; take ridge" in line
+    assert f"logistic is not for {target!r}; a {kind} takes ridge" in line

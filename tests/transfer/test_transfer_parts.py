@@ -174,16 +174,17 @@ def test_joined_data_reads_either_part():
 
 
 def test_schedules_and_defaults_are_the_papers():
-    frozen = FitSettings().complete("multilabel", freeze=True)
+    single, several, masks = (make_task("x", Target(k)) for k in ("class", "multilabel", "mask"))
+    frozen = FitSettings().complete(several, freeze=True)
     assert (frozen.name, frozen.lr, frozen.weight_decay) == ("sgd", 0.5, 0)
     assert (frozen.momentum, frozen.epochs, frozen.crop) == (0.9, 100, (0.8, 1.0))
     factors = [rate_factor(done, frozen) for done in (0, 0.59, 0.6, 0.8)]
     assert factors == pytest.approx([1, 1, 0.1, 0.01])
-    assert FitSettings().complete("class", freeze=False).lr == 0.05
-    mask = FitSettings().complete("mask", freeze=True)
+    assert FitSettings().complete(single, freeze=False).lr == 0.05
+    mask = FitSettings().complete(masks, freeze=True)
     assert (mask.name, mask.lr, mask.weight_decay) == ("adamw", 1e-4, 0.01)
     assert (mask.epochs, mask.crop, rate_factor(0.9, mask)) == (30, (0.2, 1.0), 1)
-    poly = FitSettings(name="sgd", schedule="poly", steps=40000).complete("mask", freeze=False)
+    poly = FitSettings(name="sgd", schedule="poly", steps=40000).complete(masks, freeze=False)
     assert (poly.lr, poly.weight_decay) == (0.01, 1e-5)
     assert rate_factor(0.5, poly) == pytest.approx(0.5**0.9)
     with pytest.raises(ConfigError, match=r"fit\.crop"):

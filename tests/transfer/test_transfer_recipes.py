@@ -8,10 +8,12 @@ from make_geonrw import make_geonrw
 from make_nyu import make_nyu
 from make_sunrgbd import make_sunrgbd
 
+from decur.data import Target
 from decur.layers import flatten
 from decur.recipes import command_of, find_config, recipes
 from decur.transfer import FitSettings
 from decur.transfer.command_transfer import build_parser
+from decur.transfer.tasks import make_task
 
 # Appendix B.2, typed from the paper: optimiser, rate, momentum, decay, epochs, steps, batch.
 PAPER = {
@@ -61,7 +63,8 @@ def test_a_recipe_is_as_the_paper_says(name):
     cmx = "cmx" in name
     settings = build_parser().parse([f"--config={name}", "--data.root=X"])
     kind = "multilabel" if "bigearthnet" in name else "mask"
-    fit = FitSettings(**vars(settings.fit)).complete(kind, settings.freeze, settings.head)
+    task = make_task("cover", Target(kind, ("a", "b")))
+    fit = FitSettings(**vars(settings.fit)).complete(task, settings.freeze, settings.head)
     assert settings.freeze == (name in ("bigearthnet-linear", "geonrw-frozen"))
     assert (fit.name, fit.lr, fit.weight_decay) == (optimiser, lr, decay)
     assert momentum in (None, fit.momentum)

@@ -38,7 +38,6 @@ class FeaturePredictor(Predictor):
         ConfigError: if the encoders' maps differ in stride.
     """
 
-    kind = "features"
     needs_all = True  # features of two sensors side by side need both
 
     def __init__(self, encoders: Mapping[str, Encoder], mode: FeatureBands) -> None:

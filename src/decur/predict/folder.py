@@ -32,7 +32,7 @@ from decur.features import SampleLoader
 from decur.layers import override
 from decur.modality import Modality
 from decur.plotting import class_colours
-from decur.predict.model import Predictor, open_predictor
+from decur.predict.model import HeadPredictor, open_predictor
 from decur.predict.pixels import map_layout
 from decur.predict.raster_files import write_tile
 from decur.predict.settings import PredictSettings
@@ -99,16 +99,14 @@ def predict_data(
         return _predict(predictor, wanted, settings, folder, console)
 
 
-def _refuse_columns(predictor: Predictor) -> None:
+def _refuse_columns(predictor: HeadPredictor) -> None:
     """Refuse names of classes or labels that would be one column of the table with another.
 
     Raises:
         ConfigError: naming the column.
     """
-    labels = predictor.classes if predictor.kind == "multilabel" else ()
-    own = ("id",) if predictor.kind in ("multilabel", "scalar") else ()
-    others = predictor.bands if predictor.kind == "scalar" else ()
-    names = [*own, *others, *labels, *(f"p {name}" for name in predictor.classes)]
+    any_answer = np.zeros((len(predictor.bands), 1, 1), np.float32)
+    names = ["id", *(name for name, _ in predictor.task.columns(any_answer))]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(
             f"the table of predictions would have two columns {twice[0]!r}: rename that label in "
@@ -116,7 +114,7 @@ def _refuse_columns(predictor: Predictor) -> None:
         )
 
 
-def _fitted(data: PairedDataset, predictor: Predictor) -> PairedDataset:
+def _fitted(data: PairedDataset, predictor: HeadPredictor) -> PairedDataset:
     """Return a data set of the model's sensors, whose raw values are meant as the model means them.
 
     Raises:
@@ -178,7 +176,7 @@ def _as_meant(own: Modality, wanted: Modality) -> Modality:
 
 
 def _predict(
-    predictor: Predictor,
+    predictor: HeadPredictor,
     data: PairedDataset,
     settings: PredictSettings,
     folder: RunFolder,
@@ -200,8 +198,8 @@ def _predict(
             if not there:
                 continue
             answer = output[number].cpu().numpy()  # (K, h, w)
-            rows.append({"id": id_, **_row(predictor, answer)})
-            if predictor.kind == "mask":
+            rows.append({"id": id_, **dict(predictor.task.columns(answer))})
+            if predictor.dense:
                 mask = answer.argmax(axis=0).astype(np.uint8 if answer.shape[0] < 256 else np.int32)
                 at = data.place(place[id_])
                 masks.add(_write_mask(folder.path / MASKS, id_, mask, predictor, at))
@@ -228,7 +226,7 @@ def _batches(data: PairedDataset, settings: PredictSettings, console: Console) -
 
 
 def _inputs(
-    batch: Batch, predictor: Predictor, device: str
+    batch: Batch, predictor: HeadPredictor, device: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return pictures and presence of all sensors of the model; those of no sample are zeros.
 
@@ -250,22 +248,6 @@ def _inputs(
     return images, present
 
 
-def _row(predictor: Predictor, answer: NDArray[np.float32]) -> dict[str, Any]:
-    """Return the columns of one sample."""
-    if predictor.kind == "scalar":
-        return {predictor.bands[0]: float(answer[0, 0, 0])}
-    if predictor.kind == "mask":
-        best = answer.argmax(axis=0)
-        counts = np.bincount(best.ravel(), minlength=len(predictor.classes)) / best.size
-        return {f"share {n}": float(v) for n, v in zip(predictor.classes, counts, strict=True)}
-    values = answer[:, 0, 0]
-    shares = {f"p {n}": float(v) for n, v in zip(predictor.classes, values, strict=True)}
-    if predictor.kind == "class":
-        return {"class": predictor.classes[int(values.argmax())], **shares}
-    flags = {n: bool(v > 0.5) for n, v in zip(predictor.classes, values, strict=True)}
-    return {**flags, **shares}
-
-
 def mask_name(id_: str) -> str:
     """Return the name of a sample's mask, without its ending: the id, also where it has folders."""
     parts = PurePosixPath(id_).parts
@@ -284,7 +266,7 @@ def _shortened(name: str) -> str:
 
 
 def _write_mask(
-    folder: Path, id_: str, mask: NDArray[Any], predictor: Predictor, place: Any
+    folder: Path, id_: str, mask: NDArray[Any], predictor: HeadPredictor, place: Any
 ) -> Path:
     """Write a mask: a GeoTIFF where its place is known, else a PNG with a palette."""
     if place is not None and (place.height, place.width) == mask.shape:

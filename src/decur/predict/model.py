@@ -6,17 +6,19 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from decur.data.sample import Target
 from decur.digest import digest
 from decur.encoders.base import Encoder, refuse_size
 from decur.errors import PIXELS, DataError, reading
 from decur.features import scaled
 from decur.modality import Modality
 from decur.transfer.heads import CMX, load_model
+from decur.transfer.tasks import Task, make_task
 
 MODEL = "model.safetensors"
 Size = tuple[int, int]  # height and width
@@ -26,7 +28,8 @@ class Predictor(ABC):
     """Something that gives numbers for each place of a window, which are blended with others'.
 
     Attributes:
-        kind: of the target, "mask", "class", "multilabel" or "scalar", or "features".
+        says: what a prediction is: a "class", "flags" or "numbers", as `Task` has it.
+        dense: whether there is one for each pixel.
         classes: their names; none for numbers and features.
         bands: names of the output's channels.
         encoders: `{sensor: encoder}`.
@@ -40,7 +43,8 @@ class Predictor(ABC):
             around it, since no encoder has attention.
     """
 
-    kind: str
+    says: Literal["class", "flags", "numbers"] = "numbers"
+    dense: bool = False
     classes: tuple[str, ...] = ()
     bands: tuple[str, ...]
     encoders: Mapping[str, Encoder]
@@ -115,10 +119,10 @@ class HeadPredictor(Predictor):
         file = path / MODEL if path.is_dir() else path
         self.model, header = load_model(file)
         with reading(file, "copy it anew", "its header is damaged"):
-            _check_header(file, header, self.model.outputs)
+            self.task = _checked_task(file, header, self.model.outputs)
         self.file = file
-        self.kind, self.classes = str(header["kind"]), tuple(header["classes"])
-        self.bands = self.classes or (str(header["target"]),)
+        self.says, self.dense = self.task.says, self.task.dense
+        self.classes, self.bands = self.task.classes, self.task.bands
         self.encoders = {name: self.model.encoder(name) for name in self.model.encoders}
         self.modalities = {name: self.model.modality(name) for name in self.encoders}
         self.reference = next(iter(self.encoders))
@@ -151,21 +155,13 @@ class HeadPredictor(Predictor):
         for name, x in images.items():
             x = scaled(x, self.modalities[name], self.input_size(name, window))
             pictures[name] = x.contiguous(memory_format=torch.channels_last)
-        output: Tensor = self.model(pictures, present, window if self.kind == "mask" else None)
+        output: Tensor = self.model(pictures, present, window if self.dense else None)
         return self.answers(output.float())
 
     def answers(self, output: Tensor) -> Tensor:
         """Return the model's output (B, K, ...) as probabilities or numbers: (B, K, h, w)."""
-        if output.ndim == 2:
-            output = output[:, :, None, None]
-        if self.kind == "scalar":
-            return output
-        if self.ridge:  # a least-squares estimate of +1 and -1
-            shares = ((output + 1) / 2).clamp(0, 1)
-            if self.kind == "multilabel":
-                return shares
-            return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
-        return output.sigmoid() if self.kind == "multilabel" else output.softmax(dim=1)
+        found = self.task.answers(output, least_squares=self.ridge)
+        return found if self.dense else found[:, :, None, None]
 
 
 def _attends(module: nn.Module) -> bool:
@@ -174,8 +170,8 @@ def _attends(module: nn.Module) -> bool:
     return "attention" in name or "attn" in name
 
 
-def _check_header(file: Path, header: Mapping[str, Any], outputs: int) -> None:
-    """Refuse a header that does not say what the model's outputs are, and of which pictures.
+def _checked_task(file: Path, header: Mapping[str, Any], outputs: int) -> Task:
+    """Return what a header says the model has learned.
 
     Args:
         file: for messages.
@@ -183,18 +179,22 @@ def _check_header(file: Path, header: Mapping[str, Any], outputs: int) -> None:
         outputs: their number.
 
     Raises:
-        DataError: naming the key.
+        DataError: naming the key that does not say what the model's outputs are, or of which
+            pictures.
     """
     kind, classes, known = header.get("kind"), header.get("classes"), header.get("pictures") or {}
-    if kind not in ("mask", "class", "multilabel", "scalar"):
-        raise DataError(f"{file}: predicts a {kind}, which no map can hold")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    target = Target(str(kind), tuple(map(str, classes or ())) if named else ())
+    try:
+        task = make_task(str(header.get("target")), target)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
     sizes = [header.get("size")]
     if isinstance(known, dict):
         sizes += [side for size in known.values() for side in (size or ())]
     holds = {
         "target": isinstance(header.get("target"), str),
-        "classes": named and len(classes or ()) == (0 if kind == "scalar" else outputs),
+        "classes": named and task.outputs == outputs,
         "pictures": isinstance(known, dict) and all(len(v or (1, 1)) == 2 for v in known.values()),
         "size": all(
             side is None or (isinstance(side, int) and PIXELS[0] <= side <= PIXELS[1])
@@ -204,13 +204,14 @@ def _check_header(file: Path, header: Mapping[str, Any], outputs: int) -> None:
     for key, right in holds.items():
         if not right:
             raise DataError(f"{file}: {key!r} of its header does not fit the model; copy it anew")
+    return task
 
 
 def _size(value: object) -> Size | None:
     return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else None
 
 
-def open_predictor(path: str | os.PathLike[str]) -> Predictor:
+def open_predictor(path: str | os.PathLike[str]) -> HeadPredictor:
     """Return what a folder or file holds, ready to predict on the CPU.
 
     Args:

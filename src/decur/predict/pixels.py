@@ -19,7 +19,7 @@ Known = NDArray[np.bool_]  # (H, W)
 def map_layout(predictor: Predictor, tags: dict[str, str]) -> Layout:
     """Return what the pixels of the map are: a class, a flag for each label, or numbers."""
     classes = predictor.classes
-    if predictor.kind in ("mask", "class"):
+    if predictor.says == "class":
         small = len(classes) <= _SMALL
         return Layout(
             dtype="uint8" if small else "uint16",
@@ -29,7 +29,7 @@ def map_layout(predictor: Predictor, tags: dict[str, str]) -> Layout:
             colours=tuple(class_colours(len(classes))) if small else (),
             tags={**tags, **class_tags(classes)},
         )
-    if predictor.kind == "multilabel":
+    if predictor.says == "flags":
         return Layout(dtype="uint8", nodata=255, bands=predictor.bands, tags=tags)
     return Layout(dtype="float32", nodata=np.nan, bands=predictor.bands, tags=tags)
 
@@ -51,9 +51,9 @@ def map_pixels(predictor: Predictor, layout: Layout, mean: Means, known: Known) 
     Returns:
         (bands of the layout, H, W).
     """
-    if predictor.kind in ("mask", "class"):
+    if predictor.says == "class":
         values = mean.argmax(axis=0)[None]  # (1, H, W)
-    elif predictor.kind == "multilabel":
+    elif predictor.says == "flags":
         values = mean > 0.5  # (bands, H, W)
     else:
         values = mean

@@ -141,7 +141,7 @@ def _cut(size: Size, cell: int, unit: int, grid: Grid) -> Size:
 
 def _is_dense(predictor: Predictor) -> bool:
     """Return whether a model tells a class for each pixel, from what lies around it alone."""
-    return predictor.kind == "mask" and predictor.convolutional
+    return predictor.dense and predictor.convolutional
 
 
 def _stride(predictor: Predictor, window: Size) -> int:

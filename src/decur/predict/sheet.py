@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from decur import plotting
 from decur.data import PairedDataset, SkipBad
 from decur.data.selection import evenly_spaced
-from decur.predict.model import Predictor
+from decur.predict.model import HeadPredictor
 
 _SAMPLES = 12
 _COLUMNS = 4  # samples in a row
-_LETTERS = 26  # of an id or a class
+_LETTERS = 26  # of an id
 
 
 class Sheet:
@@ -26,7 +26,7 @@ class Sheet:
         samples: how many there are.
     """
 
-    def __init__(self, predictor: Predictor, data: PairedDataset, samples: int) -> None:
+    def __init__(self, predictor: HeadPredictor, data: PairedDataset, samples: int) -> None:
         self.predictor, self.data = predictor, data
         self.wanted = set(map(int, evenly_spaced(samples, min(samples, _SAMPLES))))
         self.answers: dict[int, NDArray[np.float32]] = {}
@@ -46,7 +46,7 @@ class Sheet:
         if not plotting.available() or not self.answers:
             path.unlink(missing_ok=True)
             return None
-        masks = self.predictor.kind == "mask"
+        masks = self.predictor.dense
         columns = min(_COLUMNS, len(self.answers))
         rows = -(-len(self.answers) // columns)
         panels = 2 if masks else 1  # the picture, and the mask beside it
@@ -63,7 +63,8 @@ class Sheet:
                 axis.set_title(title, fontsize=7)
                 axes[row, column * panels + 1].imshow(table[answer.argmax(axis=0)])
             else:
-                axis.set_title(f"{title}\n{self._words(answer[:, 0, 0])}", fontsize=7)
+                words = plotting.plain(self.predictor.task.words(answer))
+                axis.set_title(f"{title}\n{words}", fontsize=7)
         if masks:
             names = self.predictor.classes
             colours = plotting.class_colours(len(names))
@@ -80,14 +81,3 @@ class Sheet:
                 shown = plotting.render(sensor.scale(images[name]), sensor)
                 axis.imshow(shown)  # type: ignore[attr-defined]
                 return
-
-    def _words(self, values: NDArray[np.float32]) -> str:
-        """Return what was predicted for a whole picture."""
-        classes = self.predictor.classes
-        if self.predictor.kind == "scalar":
-            return f"{values[0]:.4g}"
-        if self.predictor.kind == "class":
-            best = int(values.argmax())
-            return plotting.plain(f"{classes[best][:_LETTERS]} {100 * values[best]:.0f} %")
-        there = [name for name, value in zip(classes, values, strict=True) if value > 0.5]
-        return plotting.plain(", ".join(there)[: 2 * _LETTERS] or "none")

@@ -52,6 +52,7 @@ from decur.transfer.settings import TransferSettings
 from decur.transfer.sources import open_encoders, take_known_bands
 from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
 from decur.transfer.tasks import Kept, choose_task
+from decur.transfer.tasks.segmentation import Segmentation
 
 log = logging.getLogger(__name__)
 
@@ -308,6 +309,7 @@ def _probe(
             engine=engine,
             validated=held,
         )
+        task.finish(model.head)
     else:
         names = parts.groups(parts.train)
         groups = None if names is None else np.array(names)
@@ -367,7 +369,7 @@ def _draw_examples(
     folder: RunFolder, model: Fusion, parts: Parts, kept: Kept, settings: TransferSettings
 ) -> Path | None:
     """Draw the best, the median and the worst mask of the test part; None for other labels."""
-    if parts.task.kind != "mask" or not plotting.available():
+    if not isinstance(parts.task, Segmentation) or not plotting.available():
         return None
     examples = choose_examples(kept, parts.test)
     if not examples:

@@ -18,11 +18,36 @@ Representation = str  # one of these, or "block:optical+sar"
 REPRESENTATIONS = ("features", "embedding", "common", "unique")
 
 
+@dataclass(frozen=True)
+class FitDefaults:
+    """What a kind of label has in place of what `FitSettings` leave open.
+
+    Args:
+        name: "sgd" or "adamw".
+        lr: learning rate.
+        weight_decay: of the weights.
+        epochs: over the training part.
+        schedule: "steps", "poly" or "constant".
+        crop: smallest and largest area of a crop, as shares of the picture.
+        frozen_lr: learning rate where the encoders stay as they are; None: `lr`.
+    """
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    epochs: int = 100
+    schedule: Schedule = "steps"
+    crop: tuple[float, float] = (0.8, 1.0)
+    frozen_lr: float | None = None
+
+
 class Label(Protocol):
-    """What settings look at of a task: name, kind, usual probe, whether each pixel has a label."""
+    """What settings look at of a task, see `decur.transfer.tasks.Task`."""
 
     name: str
-    usual_probe: ClassVar[Literal["ridge", "logistic"]]
+    fit_defaults: ClassVar[FitDefaults]
+    usual_probe: ClassVar[Literal["ridge", "logistic", "sgd"]]
+    probes: ClassVar[tuple[str, ...]]
 
     @property
     def kind(self) -> str: ...  # noqa: D102
@@ -30,29 +55,10 @@ class Label(Protocol):
     @property
     def dense(self) -> bool: ...  # noqa: D102
 
+    @property
+    def has_weights(self) -> bool: ...  # noqa: D102
 
-# Values of the paper (appendix B.2) by kind of label.
-_CLASSES: dict[str, Any] = {
-    "name": "sgd",
-    "lr": 0.05,
-    "weight_decay": 0.0,
-    "epochs": 100,
-    "schedule": "steps",
-    "crop": (0.8, 1.0),
-}
-_PAPER: dict[str, dict[str, Any]] = {
-    "class": _CLASSES,
-    "multilabel": _CLASSES,
-    "scalar": {**_CLASSES, "name": "adamw", "lr": 1e-3, "weight_decay": 0.01},
-    "mask": {
-        "name": "adamw",
-        "lr": 1e-4,
-        "weight_decay": 0.01,
-        "epochs": 30,
-        "schedule": "constant",
-        "crop": (0.2, 1.0),
-    },
-}
+
 # Rates where another optimiser is chosen than the paper's.
 _OTHER: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.01, "weight_decay": 1e-5},  # the paper's FCN on RGB and depth
@@ -143,23 +149,24 @@ class FitSettings:
                 "set fit.scales, or leave it out"
             )
 
-    def complete(self, kind: str, freeze: bool, head: str = "fcn") -> FitSettings:
+    def complete(self, task: Label, freeze: bool, head: str = "fcn") -> FitSettings:
         """Return a copy in which nothing is left open.
 
         Args:
-            kind: of the target: "class", "multilabel", "scalar" or "mask".
+            task: what is learned.
             freeze: whether the encoders stay as they are.
             head: of masks.
 
         Raises:
             ConfigError: for scales where there is no mask.
         """
-        if self.scales and kind != "mask":
-            raise ConfigError(f"fit.scales: are for masks, not for a {kind}; take fit.crop")
-        defaults = {**_PAPER[kind], "decay_biases": head != "cmx"}
-        defaults["augment"] = not freeze or kind == "mask"
-        if defaults["name"] == "sgd" and freeze:
-            defaults["lr"] = 0.5
+        if self.scales and not task.dense:
+            raise ConfigError(f"fit.scales: are for masks, not for a {task.kind}; take fit.crop")
+        defaults = {**asdict(task.fit_defaults), "decay_biases": head != "cmx"}
+        defaults["augment"] = not freeze or task.dense
+        frozen_lr = defaults.pop("frozen_lr")
+        if freeze and frozen_lr is not None:
+            defaults["lr"] = frozen_lr
         if self.name is not None and self.name != defaults["name"]:  # rates of another optimiser
             defaults.update(_OTHER[self.name])
         return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
@@ -319,7 +326,7 @@ class TransferSettings:
             return replace(self, probe=task.usual_probe).complete(task, validated)
         self._refuse_mismatch(task)
         self._refuse_useless(task, validated or self.val_fraction > 0)
-        return replace(self, fit=self.fit.complete(task.kind, self.freeze, self.head))
+        return replace(self, fit=self.fit.complete(task, self.freeze, self.head))
 
     def _refuse_useless(self, task: Label, validated: bool) -> None:
         """Refuse what would not be done, so that no result says it was."""
@@ -335,8 +342,8 @@ class TransferSettings:
                 f"fit.class_weights: is for what trains in steps, not for the probe {self.probe}; "
                 "take --probe sgd, or --freeze false"
             )
-        if fit.class_weights is not None and task.kind == "scalar":
-            raise ConfigError(f"fit.class_weights: {task.name!r} is a scalar; leave it out")
+        if fit.class_weights is not None and not task.has_weights:
+            raise ConfigError(f"fit.class_weights: {task.name!r} is a {task.kind}; leave it out")
         if fit.standardise and not (self.stores_maps and task.dense):
             raise ConfigError(
                 "fit.standardise: is for the maps of frozen encoders that an FCN is trained on; "
@@ -354,14 +361,10 @@ class TransferSettings:
 
     def _refuse_mismatch(self, task: Label) -> None:
         kind = task.kind
-        if self.freeze and self.probe == "sgd" and kind == "scalar":
+        if self.freeze and self.probe not in task.probes:
             raise ConfigError(
-                "probe: sgd is the paper's head for classes; a scalar takes ridge, or auto"
-            )
-        if self.freeze and self.probe == "logistic" and kind != "class":
-            raise ConfigError(
-                f"probe: logistic tells one class a sample from others, and {task.name!r} is a "
-                f"{kind}; take ridge, or auto"
+                f"probe: {self.probe} is not for {task.name!r}; a {kind} takes "
+                f"{' or '.join(task.probes)}, or auto"
             )
         if self.representation != "features" and (task.dense or not self.freeze):
             what = "a mask needs feature maps" if task.dense else "fine-tuning starts from encoders"

@@ -118,7 +118,7 @@ def choose_parts(
         )
     if settings.head == "cmx":
         _refuse_absent(whole, rows, modalities)
-    by_class = labels if task.kind == "class" else None
+    by_class = task.strata(labels)
     train = draw_fraction(train, settings.label_fraction, settings.seed, by_class, task.classes)
     if settings.val_fraction:
         train, val = _hold_out(whole, task, labels, train, settings)
@@ -132,12 +132,12 @@ def choose_parts(
         _refuse_absent(whole, val, modalities)
     missing = task.missing_classes(labels[train])
     seen = [name for name in task.classes if name not in missing]
-    if task.kind in ("class", "mask") and len(seen) == 1:
+    if task.says == "class" and len(seen) == 1:
         raise DataError(
             f"target: {task.name!r} is {seen[0]!r} in all samples to train on ({len(train)}), "
             "which leaves nothing to tell apart; label other classes, or choose another split"
         )
-    if task.kind != "class" and missing:
+    if by_class is None and missing:
         log.warning("no training sample shows %s", listed(list(map(repr, missing))))
     return Parts(whole, task, train, test, val)
 
@@ -178,14 +178,15 @@ def _refuse_parts(
                 f"the {part} part is empty: none of its samples has a known {task.name!r} and one "
                 f"of {', '.join(modalities)}; choose another split or label it"
             )
-    if task.kind != "class":
+    by_class = task.strata(labels)
+    if by_class is None:
         return
-    shown = np.unique(labels[test])
+    shown = np.unique(by_class[test])
     for name in task.missing_classes(labels[train]):
         if (label := task.classes.index(name)) in shown:
             raise DataError(
                 f"target: class {name!r} of {task.name!r} has "
-                f"{int((labels[test] == label).sum())} test samples and none to train on; "
+                f"{int((by_class[test] == label).sum())} test samples and none to train on; "
                 "choose another --fold or split, or take the class out"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from decur.data.sample import Target
 from decur.errors import ConfigError, DataError
 from decur.plotting import plain, single
 from decur.registry import Registry
+from decur.transfer.settings import FitDefaults
 
 if TYPE_CHECKING:
     from decur.plotting import Figure
@@ -23,6 +25,7 @@ Array = NDArray[Any]
 Kept = dict[str, Array]  # what is kept of test samples, one row each
 TASKS: Registry[type[Task]] = Registry("kind of label", "decur.transfer.tasks")
 MOST_CLASSES = 1024  # of masks, which have a number of each class for each pixel
+LETTERS = 26  # of a class on a picture
 _HEADS = {"ridge": probes.fit_ridge, "logistic": probes.fit_logistic}
 
 
@@ -38,7 +41,13 @@ class Task(ABC):
         measures: what each metric is, by its name.
         main: the metric that a validation part chooses by; higher is better.
         dense: whether there is an output for each pixel.
-        usual_probe: the head on frozen vectors that `--probe auto` takes.
+        says: what a prediction is: one of the classes ("class"), yes or no to each of them
+            ("flags"), or "numbers".
+        fit_defaults: what training takes where nothing is said, the paper's where it has the kind.
+        probes: the heads on frozen vectors that this kind takes.
+        usual_probe: the one of them that `--probe auto` takes.
+        solved_as: the kind that `decur.probes` takes the labels for where a probe is solved,
+            "class", "multilabel" or "scalar"; None: such labels have only heads that are trained.
         measured: what of `Kept` the metrics are computed from.
         scales: of metrics that are no shares in [0, 1], what they are: "explained" (an R2),
             "positive" (an error) or "plain"; their intervals are found on that scale.
@@ -51,7 +60,11 @@ class Task(ABC):
     measures: ClassVar[Mapping[str, str]]
     main: ClassVar[str]
     dense: ClassVar[bool] = False
-    usual_probe: ClassVar[Literal["ridge", "logistic"]] = "ridge"
+    says: ClassVar[Literal["class", "flags", "numbers"]] = "numbers"
+    fit_defaults: ClassVar[FitDefaults] = FitDefaults()
+    probes: ClassVar[tuple[str, ...]] = ("sgd",)
+    usual_probe: ClassVar[Literal["ridge", "logistic", "sgd"]] = "sgd"
+    solved_as: ClassVar[str | None] = None
     measured: ClassVar[tuple[str, ...]] = ("output", "truth")
     scales: ClassVar[Mapping[str, str]] = {}
 
@@ -60,7 +73,7 @@ class Task(ABC):
 
     @property
     def kind(self) -> str:
-        """Kind of the target: "class", "multilabel", "scalar" or "mask"."""
+        """Kind of the target, which the task is registered under."""
         return self.target.kind
 
     @property
@@ -72,6 +85,15 @@ class Task(ABC):
     def outputs(self) -> int:
         """Length of the model's output."""
         return len(self.target.classes)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the loss can weigh classes, see `weigh`."""
+        return type(self).weigh is not Task.weigh
+
+    def strata(self, labels: Array) -> Array | None:
+        """Return the class of each sample by (N, ...) labels; None where it has no single one."""
+        return labels if self.says == "class" and not self.dense else None
 
     def known(self, labels: Array) -> NDArray[np.bool_]:
         """Tell which samples of the (N, ...) collected labels are labelled: (N,)."""
@@ -124,12 +146,12 @@ class Task(ABC):
         Raises:
             ConfigError: if the probes do not know this kind of label.
         """
-        if self.kind not in scores.METRICS:
+        if self.solved_as is None:
             raise ConfigError(
-                f"probe: {probe} cannot learn {self.name!r}, a {self.kind}; override fit_head in "
-                f"{type(self).__name__}, or set freeze to false"
+                f"probe: {probe} cannot learn {self.name!r}, a {self.kind}; set solved_as in "
+                f"{type(self).__name__}, or take sgd"
             )
-        return _HEADS[probe](x, labels, self.target, groups, seed)
+        return _HEADS[probe](x, labels, replace(self.target, kind=self.solved_as), groups, seed)
 
     def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
         """Return what is kept of test samples, one row each.
@@ -164,6 +186,47 @@ class Task(ABC):
     @abstractmethod
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """Return `{class: {metric: value}}`; empty for scalars."""
+
+    # -- what `decur predict` tells of new pictures ------------------------------------------------
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the numbers that `answers` gives."""
+        if len(self.classes) == self.outputs:
+            return self.classes
+        several = tuple(f"{self.name}/{number}" for number in range(self.outputs))
+        return several if self.outputs > 1 else (self.name,)
+
+    def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
+        """Return a model's output as numbers that may be averaged over windows, as probabilities.
+
+        Args:
+            output: (B, outputs, ...) of a model whose head `finish` has seen.
+            least_squares: whether the head was solved by ridge, for +1 and -1 where there are
+                classes.
+
+        Returns:
+            (B, len(bands), ...).
+        """
+        return output
+
+    def columns(self, answer: Array) -> list[tuple[str, Any]]:
+        """Return the name and the value of each column that a table of predictions has.
+
+        Args:
+            answer: (len(bands), H, W) of one sample, H and W 1 unless `dense`.
+        """
+        return [(name, float(each[0, 0])) for name, each in zip(self.bands, answer, strict=True)]
+
+    def words(self, answer: Array) -> str:
+        """Return what was predicted for a sample, as it stands on its picture.
+
+        Args:
+            answer: as `columns` takes it.
+        """
+        return ", ".join(f"{number:.4g}" for number in answer[:, 0, 0])
+
+    # -- pictures ----------------------------------------------------------------------------------
 
     @abstractmethod
     def draw(self, kept: Kept) -> Figure:
@@ -231,14 +294,14 @@ def choose_task(targets: Mapping[str, Target], name: str | None) -> Task:
         name = next(iter(targets))
     if name not in targets:
         raise ConfigError(f"target: the data has no label {name!r}; choose from {there}")
-    count = len(targets[name].classes)
-    if targets[name].kind == "mask" and count > MOST_CLASSES:
+    task, count = make_task(name, targets[name]), len(targets[name].classes)
+    if task.dense and count > MOST_CLASSES:
         raise DataError(
             f"target: {name!r} has {count:,} classes, and up to {MOST_CLASSES:,} are learned; list "
             "those that its masks hold in classes.txt, a line `name, value` for each, or name what "
             "is unknown in --data.mask_nodata"
         )
-    return make_task(name, targets[name])
+    return task
 
 
 def known_metrics() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,10 +21,22 @@ from torch.nn.functional import (
 
 from decur.devices import send
 from decur.scores import score
-from decur.transfer.tasks.base import TASKS, Array, Kept, Task, balanced, draw_bars, draw_confusion
+from decur.transfer.settings import FitDefaults
+from decur.transfer.tasks.base import (
+    LETTERS,
+    TASKS,
+    Array,
+    Kept,
+    Task,
+    balanced,
+    draw_bars,
+    draw_confusion,
+)
 
 if TYPE_CHECKING:
     from decur.plotting import Figure
+
+_PAPER = FitDefaults("sgd", lr=0.05, frozen_lr=0.5, weight_decay=0.0)  # appendix B.2
 
 
 @TASKS.register("class")
@@ -37,7 +49,11 @@ class SingleLabel(Task):
         "macro_F1": "F1 averaged over classes",
     }
     main = "accuracy"
+    says = "class"
+    fit_defaults = _PAPER
+    probes = ("ridge", "logistic", "sgd")
     usual_probe = "logistic"
+    solved_as = "class"
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Return the names of classes without a sample."""
@@ -92,6 +108,21 @@ class SingleLabel(Task):
             for i, name in enumerate(self.target.classes)
         }
 
+    def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
+        """Return the probability of each class."""
+        if not least_squares:
+            return output.softmax(dim=1)
+        shares = _shares(output)
+        return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-6)
+
+    def columns(self, answer: Array) -> list[tuple[str, Any]]:
+        """Return the most probable class, and the probability of each."""
+        return [("class", self.classes[int(answer.argmax())]), *_probabilities(self, answer)]
+
+    def words(self, answer: Array) -> str:
+        """Return the most probable class, and how probable it is."""
+        return f"{self.classes[int(answer.argmax())][:LETTERS]} {100 * answer.max():.0f} %"
+
     def draw(self, kept: Kept) -> Figure:
         """Draw the confusion matrix."""
         guess = kept["output"].argmax(axis=1)
@@ -108,6 +139,11 @@ class MultiLabel(Task):
         "mAP_macro": "average precision averaged over classes",
     }
     main = "mAP_micro"
+    says = "flags"
+    fit_defaults = _PAPER
+    probes = ("ridge", "sgd")
+    usual_probe = "ridge"
+    solved_as = "multilabel"
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Return the names of classes without a sample."""
@@ -157,6 +193,20 @@ class MultiLabel(Task):
             for i, name in enumerate(self.target.classes)
         }
 
+    def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
+        """Return the probability of each class by itself."""
+        return _shares(output) if least_squares else output.sigmoid()
+
+    def columns(self, answer: Array) -> list[tuple[str, Any]]:
+        """Return whether a sample shows each class, and the probability of each."""
+        flags = zip(self.classes, (answer[:, 0, 0] > 0.5).tolist(), strict=True)
+        return [*flags, *_probabilities(self, answer)]
+
+    def words(self, answer: Array) -> str:
+        """Return the classes that a sample shows."""
+        there = [name for name, value in zip(self.classes, answer, strict=True) if value > 0.5]
+        return ", ".join(there)[: 2 * LETTERS] or "none"
+
     def draw(self, kept: Kept) -> Figure:
         """Average precision by class."""
         values = {name: row["AP"] for name, row in self.by_class(kept).items()}
@@ -164,3 +214,14 @@ class MultiLabel(Task):
 
     def draw_classes(self, kept: Kept) -> None:
         """Draw nothing: `draw` shows the classes."""
+
+
+def _shares(output: Tensor) -> Tensor:
+    """Return a least-squares estimate of +1 and -1 as a share in [0, 1]."""
+    return ((output + 1) / 2).clamp(0, 1)
+
+
+def _probabilities(task: Task, answer: Array) -> list[tuple[str, Any]]:
+    """Return the columns that hold the probability of each class."""
+    values = answer[:, 0, 0].tolist()
+    return [(f"p {name}", value) for name, value in zip(task.classes, values, strict=True)]

@@ -28,6 +28,9 @@ class Regression(Task):
     }
     main = "R2"
     scales: ClassVar = {"R2": "explained", "MAE": "positive"}
+    probes = ("ridge",)
+    usual_probe = "ridge"
+    solved_as = "scalar"
 
     mean, std = 0.0, 1.0  # of the training part
 

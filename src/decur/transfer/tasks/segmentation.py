@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from decur.devices import send
+from decur.transfer.settings import FitDefaults
 from decur.transfer.tasks.base import TASKS, Array, Kept, Task, balanced, draw_confusion
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Segmentation(Task):
     }
     main = "mIoU"
     dense = True
+    says = "class"
+    fit_defaults = FitDefaults(lr=1e-4, epochs=30, schedule="constant", crop=(0.2, 1.0))
+    probes = ("ridge", "sgd")  # neither is asked: a mask has heads of its own
+    usual_probe = "ridge"
     measured = ("confusion",)
 
     def known(self, labels: Array) -> NDArray[np.bool_]:
@@ -107,6 +112,17 @@ class Segmentation(Task):
                 self.target.classes, ious(matrix), matrix.sum(axis=1), strict=True
             )
         }
+
+    def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
+        """Return the probability of each class in each pixel."""
+        return output.softmax(dim=1)
+
+    def columns(self, answer: Array) -> list[tuple[str, Any]]:
+        """Return the share of the pixels that each class has."""
+        best = answer.argmax(axis=0)  # (H, W)
+        shares = np.bincount(best.ravel(), minlength=len(self.classes)) / best.size
+        pairs = zip(self.classes, shares.tolist(), strict=True)
+        return [(f"share {name}", share) for name, share in pairs]
 
     def draw(self, kept: Kept) -> Figure:
         """Draw the confusion matrix over all pixels."""
