@@ -32,7 +32,7 @@ from decur.encoders import EncoderSettings, build_encoder
 from decur.objectives import DeCUR
 from decur.pretrain import OptimizerSettings, PairedData, ProjectorSettings, ViewSettings, pretrain
 from decur.pretrain.metrics import read_metrics
-from decur.pretrain.monitors import encode, ranks
+from decur.pretrain.monitors import effective_ranks, encode_samples
 from decur.pretrain.settings import MonitorSettings
 from decur.probes import quick_probe
 
@@ -143,10 +143,10 @@ def split(args: argparse.Namespace, seed: int) -> list[tuple[str, ...]]:
         )
         by_epoch = read_metrics(run.folder)
     data = PairedData(scenes(PROBED, UNSEEN, sensors))
-    found = encode(run.model, data, PROBED)
+    found = encode_samples(run.model, data, PROBED)
     diagonal = [f"{row['diagonal/common/optical-sar']:.2f}" for row in by_epoch]
     print(f"seed {seed}, common diagonal by epoch:", *diagonal)
-    print(*(f"{key} {rank:.1f}" for key, rank in ranks(found).items()))
+    print(*(f"{key} {rank:.1f}" for key, rank in effective_ranks(found).items()))
     rows = []
     for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
         for sensor, z in found.embeddings.items():

@@ -14,7 +14,7 @@ from rich.progress import TimeRemainingColumn
 import decur
 from decur.cli import COMMANDS, main
 from decur.errors import ConfigError, printable
-from decur.recipes import command_of, describe, find_config, recipes
+from decur.recipes import command_of, describe_recipe, find_config, recipes
 from decur.terminal import progress_bar, quiet
 
 
@@ -177,7 +177,7 @@ def test_recipes_are_listed_for_own_data_first_then_the_papers_by_table(capsys):
     named = {line.split()[0]: line for line in listed if line.startswith("  ")}
     assert set(named) - {"decur"} == set(recipes())
     for name, text in recipes().items():
-        assert named[name].split(maxsplit=2)[1:] == [command_of(text), describe(text)]
+        assert named[name].split(maxsplit=2)[1:] == [command_of(text), describe_recipe(text)]
     heads = [line for line in listed if line and line[0] != " "]
     assert heads[0].startswith("Your own") and heads[2].endswith("Table 1")
     tables = [line.split()[-1] for line in heads if "Table" in line]
@@ -193,7 +193,7 @@ def test_recipes_are_listed_for_own_data_first_then_the_papers_by_table(capsys):
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_says_how_to_run_it_on_what(name):
     text = recipes()[name]
-    assert describe(text) and "# hardware" in text
+    assert describe_recipe(text) and "# hardware" in text
     assert f"decur {command_of(text)} --config {name}" in text and command_of(text) in COMMANDS
 
 

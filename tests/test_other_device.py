@@ -99,7 +99,7 @@ def test_steps_of_every_kind_of_encoder_give_what_they_give_on_a_cpu(apart):
 
 
 def measures():
-    from decur.pretrain.monitors import encode, probes, ranks
+    from decur.pretrain.monitors import effective_ranks, encode_samples, probes
     from decur.pretrain.share import embed_views
 
     device = register()
@@ -117,7 +117,7 @@ def measures():
         )
         with Other():
             move(model, where)
-            features = encode(model, data, 16)
+            features = encode_samples(model, data, 16)
             model.objective.set_share(0.5)
             model.load_state_dict({name: x.cpu() for name, x in model.state_dict().items()})
             assert model.objective.is_counted and model.objective.counted.device == where
@@ -127,7 +127,7 @@ def measures():
                 f"{n}/{i}": z for n, v in embed_views(model, data).items() for i, z in enumerate(v)
             }
             found[where] = {
-                **ranks(features),
+                **effective_ranks(features),
                 **probes(features, data, 0),
                 **model.meter.means(),
                 **{name: float(z.std()) for name, z in views.items()},
@@ -170,7 +170,7 @@ def test_the_state_of_an_optimiser_goes_on_on_another_device(apart):
 def explains(folder):
     device = register()  # before what predicts is imported, since it replaces a decorator
     from decur.cli import main
-    from decur.embed.model import build_model
+    from decur.embed.model import build_embedder
     from decur.embed.settings import EmbedSettings
     from decur.explain import explain
     from decur.explain.model import Checkpoint
@@ -198,7 +198,7 @@ def explains(folder):
             with Other():
                 transfer(data, encoders=pretrained, target=target, run=out, fit={"epochs": 1})
                 predict_data(out, data, out=f"{out}-predicted")
-        model = build_model([pretrained], data.modalities, EmbedSettings(size=64))
+        model = build_embedder([pretrained], data.modalities, EmbedSettings(size=64))
         batch = Collate(data.modalities, {})([data[i] for i in range(8)])
         with Other():
             found = explain(pretrained, data, samples=40)

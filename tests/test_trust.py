@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from decur.cli import COMMANDS, EVERYWHERE, main
 from decur.data import PackedPairs, PairedDataset
 from decur.data.sample import Target
-from decur.embed.parquet import read_header
+from decur.embed.parquet import read_folder_header
 from decur.encoders import build_encoder, load_encoder
 from decur.errors import BadSampleError, ConfigError, DataError, reading
 from decur.modality import Modality
@@ -171,7 +171,7 @@ def test_whatever_opening_raises_names_the_file_and_the_remedy(error):
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"format": 1}', '{"format": "x"}', "\x00"])
 def test_damaged_headers_end_in_one_line(tmp_path, text):
-    for name, open_it in (("embeddings.json", read_header), ("decur.json", PackedPairs)):
+    for name, open_it in (("embeddings.json", read_folder_header), ("decur.json", PackedPairs)):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError) as caught:
             open_it(tmp_path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-renamed.install()
+renamed.install_import_hook()
 
 __version__ = "0.2.0.dev0"
 __all__ = [

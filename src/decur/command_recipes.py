@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from decur.config import Parser
 from decur.errors import ConfigError, did_you_mean
-from decur.recipes import command_of, describe, recipes
+from decur.recipes import command_of, describe_recipe, recipes
 
 _ORDER = ("pretrain", "transfer", "compare")
 _OWN = "Your own pairs need no recipe, but for comparisons:"
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 def _listing(found: dict[str, str]) -> list[str]:
     """Return the lines that list recipes: for own data first, then the paper's by table."""
     width = max(map(len, found))
-    own = {name: text for name, text in found.items() if describe(text).startswith(_FOR_OWN)}
+    own = {name: text for name, text in found.items() if describe_recipe(text).startswith(_FOR_OWN)}
     lines = [_OWN, *_EXAMPLES, *_lines(own, width)]
     found = {name: text for name, text in found.items() if name not in own}
     places = set(map(_place, found.values()))
@@ -61,10 +61,13 @@ def _listing(found: dict[str, str]) -> list[str]:
 def _lines(found: dict[str, str], width: int) -> list[str]:
     """Return a line for each recipe: its name, its command, and what it is for."""
     ordered = sorted(found.items(), key=lambda item: (_ORDER.index(command_of(item[1])), item[0]))
-    return [f"  {name:<{width}}  {command_of(text):<8}  {describe(text)}" for name, text in ordered]
+    return [
+        f"  {name:<{width}}  {command_of(text):<8}  {describe_recipe(text)}"
+        for name, text in ordered
+    ]
 
 
 def _place(text: str) -> str:
     """Return where in the paper a recipe's results stand, "Table 1"; nothing for other recipes."""
-    place = re.search(r"(Table|Figure)s? (\w+)", describe(text))
+    place = re.search(r"(Table|Figure)s? (\w+)", describe_recipe(text))
     return f"{place[1]} {place[2]}" if place else ""

@@ -13,7 +13,7 @@ from decur import plotting, report
 from decur.bounded_yaml import parse_json
 from decur.config import Parser
 from decur.errors import DataError, reason_of, require
-from decur.layers import parts_of
+from decur.layers import key_parts
 from decur.runs import RunFolder, write_text, writing
 from decur.terminal import make_table, tell_result
 
@@ -150,7 +150,7 @@ def _setting(run: _Run, key: str) -> str:
     """Return a setting of a run as text; of a key in a mapping, that the mapping is not there."""
     if key in run.settings:
         return str(run.settings[key])
-    above = (run.settings.get(part, _NONE) for part in parts_of(key))
+    above = (run.settings.get(part, _NONE) for part in key_parts(key))
     return next((str(value) for value in above if value in (None, {})), _NONE)
 
 

@@ -18,7 +18,7 @@ from decur.data import SyntheticScenes, Target
 from decur.features import Features
 from decur.pretrain import PairedData, Pretrainer
 from decur.pretrain.command_pretrain import start
-from decur.pretrain.monitors import encode
+from decur.pretrain.monitors import encode_samples
 from decur.probes import quick_probe
 from decur.scores import METRICS, chance, known
 from decur.terminal import make_table
@@ -58,7 +58,7 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     console.print(f"\nprobing {SAMPLES} scenes that were not trained on")
     unseen = {"samples": SAMPLES, "start": scenes["start"] + UNSEEN}
     data = PairedData(SyntheticScenes(**{**scenes, **unseen, "modalities": list(model.modalities)}))
-    before, after = (encode(m, data, SAMPLES) for m in (_untrained(model), model))
+    before, after = (encode_samples(m, data, SAMPLES) for m in (_untrained(model), model))
     know_head = ("factor", "sees it", "encoder of", "by chance", "before training", "pretrained")
     keep_head = ("factor", "sees it", "sensor", "by chance", *model.objective.parts)
     kinds = ", ".join(f"{kind} {metric}" for kind, metric in METRICS.items())

@@ -108,7 +108,7 @@ class Keys:
             if action.dest not in ("help", "help_all", "config", "print_config")
             and not action.dest.endswith(".help")
         }
-        self.groups = {part for key in found for part in parts_of(key)[1:]} - self.bases.keys()
+        self.groups = {part for key in found for part in key_parts(key)[1:]} - self.bases.keys()
         self.values = {key: action for key, action in found.items() if key not in self.groups}
         self.dropped: list[str] = []  # what the last merge has left out, and why
 
@@ -147,7 +147,7 @@ class Keys:
 
     def home(self, key: str) -> str | None:
         """Return the key of this parser that a key is, or lies in."""
-        known = (part for part in parts_of(key) if part in self.values or part in self.groups)
+        known = (part for part in key_parts(key) if part in self.values or part in self.groups)
         return next(known, None)
 
     def class_names(self, key: str) -> list[str]:
@@ -391,7 +391,7 @@ def name_of(hint: Any) -> str:
     return getattr(get_origin(hint) or hint, "__name__", str(hint))
 
 
-def parts_of(key: str) -> list[str]:
+def key_parts(key: str) -> list[str]:
     """Return a dotted key and all that it begins with, the longest first."""
     names = key.split(".")
     return [".".join(names[:n]) for n in range(len(names), 0, -1)]

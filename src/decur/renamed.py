@@ -124,7 +124,7 @@ class MovedModules(MetaPathFinder, Loader):
         module.__dict__["__getattr__"] = look_up
 
 
-def install() -> None:
+def install_import_hook() -> None:
     """Make the old names importable."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

@@ -17,7 +17,7 @@ from decur.compare.plan import plan_cells
 from decur.compare.published import find, published_scores, published_table
 from decur.pretrain import OptimizerSettings, ProjectorSettings
 from decur.pretrain.command_pretrain import parse
-from decur.recipes import command_of, describe, find_config, recipes
+from decur.recipes import command_of, describe_recipe, find_config, recipes
 
 LARS, ADAMW = ("lars", 0.2, 0.0048, 1e-6), ("adamw", 1e-4, 1e-4, 0.01)
 # Section 4 and appendix B.1, typed from the paper: share of common dimensions, batch, passes over
@@ -109,7 +109,7 @@ def test_pretraining_is_as_the_paper_says(name):
 
 
 def test_every_recipe_of_the_paper_says_its_score():
-    of_paper = {name for name, text in recipes().items() if "(Table" in describe(text)}
+    of_paper = {name for name, text in recipes().items() if "(Table" in describe_recipe(text)}
     assert of_paper == SCORED - set(ROWS) and set(ROWS) < SCORED
     assert set(PRETRAINED) == {n for n in of_paper if command_of(recipes()[n]) == "pretrain"}
 

@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 
 from decur.compare.cells import Cell
 from decur.compare.published import published_table, read_published
-from decur.compare.settings import Axis, TaskSettings
+from decur.compare.settings import MethodAxis, TaskSettings
 from decur.compare.table_text import (
     as_text,
     best_scores,
@@ -529,7 +529,7 @@ def test_published_scores_stand_below_and_only_beside_their_task(make, printed):
 
 def test_pictures_show_the_numbers(make):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw
+    from decur.compare.figures import draw_table
 
     scores = {"a": {0.1: (0.2, 0.4), 1.0: (0.6, 0.8)}, "b": {0.1: (0.3, 0.3)}}
     cells = [
@@ -539,18 +539,18 @@ def test_pictures_show_the_numbers(make):
         for seed, value in enumerate(values)
     ]
     (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
-    bars = draw(table).axes[0].containers  # over the share of the labels: one line a method
+    bars = draw_table(table).axes[0].containers  # over the share of the labels: one line a method
     assert {bar.get_label(): list(bar.lines[0].get_ydata()) for bar in bars} == {
         "a": pytest.approx([0.3, 0.7]),
         "b": [0.3],
     }
     (table,) = tabulate([c for c in cells if c.label_fraction < 1], {}, {"cover": TaskSettings()})
-    (axis,) = draw(table).axes  # a dot a seed, a bar at the mean
+    (axis,) = draw_table(table).axes  # a dot a seed, a bar at the mean
     drawn = [sorted(map(float, line.get_xdata())) for line in axis.lines]
     assert drawn == [[0.2, 0.4], [pytest.approx(0.3)], [0.3, 0.3], [pytest.approx(0.3)]]
     cells = [make("a", 0, task="map", labels=x, mIoU=x / 2, accuracy=x) for x in (0.1, 1.0)]
     (table,) = tabulate(cells, {}, {"map": TaskSettings(metric=["mIoU", "accuracy"])})
-    panels = draw(table).axes  # a metric each
+    panels = draw_table(table).axes  # a metric each
     assert [(axis.get_ylabel(), *axis.containers[0].lines[0].get_ydata()) for axis in panels] == [
         ("mIoU", 0.05, 0.5),
         ("accuracy", 0.1, 1.0),
@@ -559,7 +559,7 @@ def test_pictures_show_the_numbers(make):
 
 def test_a_picture_along_a_number_in_which_methods_differ(make):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw
+    from decur.compare.figures import draw_table
 
     scores = {"wide": (0.6, 0.8), "narrow": (0.4, 0.4), "without": (0.1, 0.3)}
     cells = [
@@ -569,7 +569,9 @@ def test_a_picture_along_a_number_in_which_methods_differ(make):
         for seed, value in enumerate(values)
     ]
     (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
-    panels = draw(table, Axis("width", {"wide": 1024, "narrow": 64})).axes  # a share of labels each
+    panels = draw_table(
+        table, MethodAxis("width", {"wide": 1024, "narrow": 64})
+    ).axes  # a share of labels each
     assert [axis.get_title() for axis in panels] == ["50 %", "100 %"]
     for axis, share in zip(panels, (0.5, 1.0), strict=True):
         (bars,) = axis.containers
@@ -578,20 +580,22 @@ def test_a_picture_along_a_number_in_which_methods_differ(make):
         level = next(line for line in axis.lines if line.get_label() == "without")
         assert list(level.get_ydata()) == pytest.approx([0.2 * share] * 2)
         assert axis.get_xlabel() == "width" and axis.get_xscale() == "log"
-    one = draw(table, Axis("width", {"wide": 1024})).axes[0]  # a single place is no axis
+    one = draw_table(table, MethodAxis("width", {"wide": 1024})).axes[
+        0
+    ]  # a single place is no axis
     assert one.get_xlabel() == "labels (%)"
 
 
-@pytest.mark.parametrize("axis", [None, Axis("$w_{$", {"$a_{$": 64, "_b": 1024})])
+@pytest.mark.parametrize("axis", [None, MethodAxis("$w_{$", {"$a_{$": 64, "_b": 1024})])
 @pytest.mark.parametrize("shares", [[1.0], [0.1, 1.0]])
 def test_names_are_shown_as_they_are(make, axis, shares):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw
+    from decur.compare.figures import draw_table
 
     cells = [make(name, 0, labels=x, accuracy=x) for name in ("$a_{$", "_b") for x in shares]
     cells += [make("_c", 0, labels=x, accuracy=x) for x in shares]
     (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
-    figure = draw(table, axis)
+    figure = draw_table(table, axis)
     figure.canvas.draw()  # would raise ValueError for a formula that is none
     found = [text.get_text() for text in figure.findobj(lambda x: hasattr(x, "get_text"))]
     assert "_c" in found
@@ -599,13 +603,13 @@ def test_names_are_shown_as_they_are(make, axis, shares):
 
 def test_a_legend_names_what_the_first_panel_lacks(make):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw
+    from decur.compare.figures import draw_table
 
     cells = [make(m, 0, labels=x, accuracy=x) for m in ("wide", "narrow") for x in (0.5, 1.0)]
     cells += [make("without", 0, labels=1.0, accuracy=0.2), make("late", 0, labels=1.0, accuracy=0)]
     cells.insert(4, make("without", 0, labels=0.5))  # has not finished
     (table,) = tabulate(cells, {}, {"cover": TaskSettings()})
-    figure = draw(table, Axis("width", {"wide": 1024, "narrow": 64}))
+    figure = draw_table(table, MethodAxis("width", {"wide": 1024, "narrow": 64}))
     assert [text.get_text() for text in figure.legends[0].get_texts()][1:] == ["without", "late"]
     (late,) = (line for line in figure.axes[1].lines if line.get_label() == "late")
     assert late.get_color() == "C2"  # whichever other lines a panel has

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 
 from decur.data import BimodalTrifeature, Collate
-from decur.data.generated.trifeature import COLOURS, SHAPES, TEXTURES, draw
+from decur.data.generated.trifeature import COLOURS, SHAPES, TEXTURES, draw_picture
 from decur.errors import ConfigError
 
 
@@ -54,7 +54,7 @@ def test_ten_levels_of_each():
 
 
 def test_the_default_size_of_a_shape_is_that_of_the_protocol():
-    disc = draw((0, 0, 9), size=224).any(axis=0)
+    disc = draw_picture((0, 0, 9), size=224).any(axis=0)
     assert abs(disc.any(axis=0).sum() - 128) <= 1 and abs(disc.any(axis=1).sum() - 128) <= 1
     assert abs(disc.sum() - np.pi * 64**2) < 0.03 * np.pi * 64**2  # with its soft edge
 
@@ -64,23 +64,24 @@ def test_no_shape_leaves_the_picture(size):
     room = size * (1 - 128 / 224)
     middle, last = int(room / 2), int(room - 0.5)
     for shape, turn in itertools.product(range(10), (-45, -20, 0, 45)):
-        within = draw((shape, 0, 9), size, turn=turn, place=((middle + 0.37) / room,) * 2)
+        within = draw_picture((shape, 0, 9), size, turn=turn, place=((middle + 0.37) / room,) * 2)
         for down, right in itertools.product((0, last), repeat=2):  # whole pixels from there
-            moved = draw(
+            moved = draw_picture(
                 (shape, 0, 9), size, turn=turn, place=((down + 0.37) / room, (right + 0.37) / room)
             )
             rolled = np.roll(within, (down - middle, right - middle), axis=(1, 2))
             differing = np.abs(moved.astype(int) - rolled).sum() / within.sum()
             assert differing < 0.03, (shape, turn, down, right)
         corners = [
-            draw((shape, 0, 9), size, turn=turn, place=p).sum() for p in ((0, 0), (0, 1), (1, 1))
+            draw_picture((shape, 0, 9), size, turn=turn, place=p).sum()
+            for p in ((0, 0), (0, 1), (1, 1))
         ]
         assert np.allclose(corners, within.sum(), rtol=0.1)  # an edge falls on other pixels
 
 
 def test_a_turn_is_a_rotation_of_the_picture():
-    drawn = draw((9, 1, 9), 63, turn=90).astype(float)
-    turned = np.rot90(draw((9, 1, 9), 63), axes=(1, 2)).astype(float)
+    drawn = draw_picture((9, 1, 9), 63, turn=90).astype(float)
+    turned = np.rot90(draw_picture((9, 1, 9), 63), axes=(1, 2)).astype(float)
     assert np.corrcoef(drawn.ravel(), turned.ravel())[0, 1] > 0.98
 
 
@@ -153,7 +154,7 @@ def test_workers_make_the_same_pairs():
 def test_shapes_differ_at_any_turn():
     turns = range(-45, 46, 15)
     masks = np.array(
-        [[draw((s, 0, 9), 64, turn=turn).any(axis=0) for turn in turns] for s in range(10)]
+        [[draw_picture((s, 0, 9), 64, turn=turn).any(axis=0) for turn in turns] for s in range(10)]
     )
     for s, t in itertools.combinations(range(10), 2):
         both = (masks[s][:, None] & masks[t]).sum((-2, -1))
@@ -165,7 +166,7 @@ def drawings(rng, count):
     """Random levels, turns and places, and the pictures that show them."""
     chosen = rng.integers(0, 10, (count, 3))
     pictures = [
-        draw(c, 64, turn=rng.uniform(-45, 45), place=rng.random(2), phase=rng.random(2))
+        draw_picture(c, 64, turn=rng.uniform(-45, 45), place=rng.random(2), phase=rng.random(2))
         for c in chosen
     ]
     return chosen, np.array(pictures)
@@ -174,7 +175,7 @@ def drawings(rng, count):
 def test_the_mean_pixel_tells_the_colour():
     rng = np.random.default_rng(0)
     chosen = rng.integers(0, 10, (600, 3))
-    pictures = np.array([draw(c) for c in chosen])  # unrotated
+    pictures = np.array([draw_picture(c) for c in chosen])  # unrotated
     mean = pictures.mean((2, 3))
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     probe = LogisticRegression(C=1e4, max_iter=2000).fit(mean[:300], chosen[:300, 2])

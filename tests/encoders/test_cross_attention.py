@@ -128,7 +128,7 @@ def test_what_is_watched_of_a_run_is_what_it_trains():
     from decur.objectives import DeCUR
     from decur.pretrain import EncoderSettings, Pretrainer, ViewSettings
     from decur.pretrain.data import PairedData
-    from decur.pretrain.monitors import encode as watch
+    from decur.pretrain.monitors import encode_samples as watch
     from decur.pretrain.settings import ProjectorSettings
 
     scenes = SyntheticScenes(6, size=32, modalities=["optical", "sar"])

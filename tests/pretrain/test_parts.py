@@ -16,7 +16,7 @@ from decur.features import Features
 from decur.pretrain.callbacks import BadSamples
 from decur.pretrain.data import EpochBatches, ResumableLoader
 from decur.pretrain.metrics import Meter
-from decur.pretrain.monitors import ranks, refuse_collapse
+from decur.pretrain.monitors import effective_ranks, refuse_collapse
 from decur.pretrain.optim import build_optimizer, cosine_with_warmup, parameter_groups
 from decur.pretrain.settings import OptimizerSettings
 from decur.pretrain.trainer import make_trainer
@@ -139,7 +139,7 @@ def test_a_rank_is_of_enough_samples():
     rare = torch.full((40, 5), math.nan)
     rare[:2] = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     often = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
-    found = ranks(Features({"rare": rare.numpy(), "often": often.numpy()}, {}, {}))
+    found = effective_ranks(Features({"rare": rare.numpy(), "often": often.numpy()}, {}, {}))
     assert set(found) == {"rank/features/often"}
 
 

@@ -20,7 +20,7 @@ from decur.errors import ConfigError
 from decur.transfer import CMX, FitSettings, LateFusion, TransferSettings, trainee
 from decur.transfer.engine import Best
 from decur.transfer.tasks import make_task
-from decur.transfer.trainee import parameter_groups
+from decur.transfer.trainee import fine_tuning_groups
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),
@@ -80,7 +80,7 @@ CLASS, MASK = (make_task("label", Target(kind)) for kind in ("class", "mask"))
 
 def rates_of(model, **options):
     settings = FitSettings(name="adamw", lr=1.0, weight_decay=0.1, **options)
-    groups = parameter_groups(model, settings.complete(CLASS, False, options.pop("head", "fcn")))
+    groups = fine_tuning_groups(model, settings.complete(CLASS, False, options.pop("head", "fcn")))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
@@ -111,7 +111,7 @@ def test_biases_and_normalisations_are_spared_with_cmx():
     model = CMX({name: build_encoder("mit_b0", m) for name, m in sensors.items()}, 3)
     settings = FitSettings(name="adamw", lr=1.0, weight_decay=0.1)
     decays = {}
-    for group in parameter_groups(model, settings.complete(MASK, False, "cmx")):
+    for group in fine_tuning_groups(model, settings.complete(MASK, False, "cmx")):
         decays |= {id(p): group["weight_decay"] for p in group["params"]}
     for module in model.modules():  # as the public code tells them apart
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -120,7 +120,7 @@ def test_biases_and_normalisations_are_spared_with_cmx():
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             assert decays[id(module.weight)] == decays[id(module.bias)] == 0
     assert len(decays) == len(list(model.parameters()))
-    (alone,) = parameter_groups(model, settings.complete(MASK, False))  # the paper's: all alike
+    (alone,) = fine_tuning_groups(model, settings.complete(MASK, False))  # the paper's: all alike
     assert alone["weight_decay"] == 0.1 and len(alone["params"]) == len(decays)
     stages = rates_of(model, layer_decay=0.5)
     assert stages["encoders.sar.block4.0.norm1.weight"][0] == 0.5

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from decur.compare.settings import Axis
+from decur.compare.settings import MethodAxis
 from decur.compare.table_text import header
 from decur.compare.tables import Column, Line, Scores, Table
 from decur.plotting import legend, plain, subplots
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WIDE = 8
 
 
-def draw(table: Table, axis: Axis | None = None) -> Figure:
+def draw_table(table: Table, axis: MethodAxis | None = None) -> Figure:
     """Draw a table.
 
     Args:
@@ -35,7 +35,7 @@ def draw(table: Table, axis: Axis | None = None) -> Figure:
     return over_fractions(table) if len(fractions) > 1 and len(tasks) == 1 else dots(table)
 
 
-def along(table: Table, axis: Axis) -> Figure:
+def along(table: Table, axis: MethodAxis) -> Figure:
     """Draw scores along a number in which methods differ: a line a backbone, a panel a column.
 
     Methods without the number are drawn as horizontal lines across the panel.

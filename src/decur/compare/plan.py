@@ -17,7 +17,7 @@ import yaml
 from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell
 from decur.compare.configurations import Configurations, ordered_layers
-from decur.compare.settings import Changes, CompareSettings, check, encoder_name
+from decur.compare.settings import Changes, CompareSettings, check_comparison, encoder_name
 from decur.errors import ConfigError, reading
 from decur.layers import flatten
 
@@ -40,7 +40,7 @@ def plan_cells(settings: CompareSettings) -> list[Cell]:
     from decur.pretrain.configuration import shared_parser as pretrain_parser
     from decur.transfer.command_transfer import shared_parser as transfer_parser
 
-    check(settings)
+    check_comparison(settings)
     planner = _Planner(
         settings, Configurations(pretrain_parser()), Configurations(transfer_parser())
     )

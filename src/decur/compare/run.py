@@ -19,7 +19,7 @@ from decur.compare.cells import Cell, is_done, read_scores, seconds
 from decur.compare.execute import Execution
 from decur.compare.plan import Opened, open_inputs, plan_cells
 from decur.compare.published import check_names
-from decur.compare.settings import Axis, ClusterSettings, CompareSettings, check_cluster
+from decur.compare.settings import ClusterSettings, CompareSettings, MethodAxis, check_cluster
 from decur.compare.tables import Table, make_tables
 from decur.errors import ConfigError, DecurError, reading
 from decur.runs import RunFolder, make_folder, write_json, write_text
@@ -233,7 +233,7 @@ def write(
     made: Sequence[Table],
     cells: Sequence[Cell],
     seeds: int,
-    axis: Axis | None = None,
+    axis: MethodAxis | None = None,
 ) -> None:
     """Write `tables.md`, `.tex`, `.csv`, `cells.csv`, pictures, and the section of `report.html`.
 
@@ -265,10 +265,10 @@ def write(
             continue
         drawn += 1
         if any(scores.by_seed for scores in table.cells.values()):
-            from decur.compare.figures import draw
+            from decur.compare.figures import draw_table
 
             name = "compare.png" if drawn == 1 else f"compare-{drawn}.png"
-            path = plotting.save(draw(table, axis), folder.figures / name)
+            path = plotting.save(draw_table(table, axis), folder.figures / name)
             body.append(report.figure(path, f"{table.title}, as in the table above."))
     if not plotting.available():
         body.append(report.paragraph(plotting.MISSING))

@@ -104,7 +104,7 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True)
-class Axis:
+class MethodAxis:
     """A number in which methods differ; pictures show the scores along it.
 
     Args:
@@ -175,10 +175,10 @@ class CompareSettings:
         return Path(self.pretrained) if self.pretrained else Path(self.run) / "pretrain"
 
     @property
-    def axis(self) -> Axis | None:
+    def axis(self) -> MethodAxis | None:
         """Return what the figures show scores along; None where no method stands on an axis."""
         at = {name: method.at for name, method in self.methods.items() if method.at is not None}
-        return Axis(self.along, at) if at else None
+        return MethodAxis(self.along, at) if at else None
 
     def subsets(self, task: str) -> list[list[str]]:
         """Return the subsets of sensors that a task is tried with."""
@@ -204,7 +204,7 @@ class CompareSettings:
         ]
 
 
-def check(settings: CompareSettings) -> None:
+def check_comparison(settings: CompareSettings) -> None:
     """Refuse settings that no cell can be made of.
 
     Raises:

@@ -66,7 +66,7 @@ def caption(table: Table, seeds: int) -> str:
     )
 
 
-def show(scores: Scores | None, metric: str, seeds: int, sign: Literal["", "+"] = "") -> str:
+def score_text(scores: Scores | None, metric: str, seeds: int, sign: Literal["", "+"] = "") -> str:
     """Return scores as text: "61.2 ± 0.8", with the number of seeds where some are missing.
 
     Without any score it is "failed", "…" while there may still be one, or "–" where the line does
@@ -99,7 +99,9 @@ def as_text(
         row = [line.method, line.backbone][: len(labels)]
         for column in table.columns:
             scores = table.cells.get((line, column))
-            text = show(scores, table.metrics.get(column, ""), seeds, "+" if table.against else "")
+            text = score_text(
+                scores, table.metrics.get(column, ""), seeds, "+" if table.against else ""
+            )
             row.append(bold(text) if scores is not None and scores.sure else text)
         rows.append(row)
     if table.floors:
@@ -113,7 +115,7 @@ def as_text(
 def _floors(table: Table, columns: Iterable[Column]) -> list[str]:
     """Return what a constant guess gives in some columns, as text."""
     return [
-        show(Scores({0: table.floors[column]}), table.metrics.get(column, ""), 1)
+        score_text(Scores({0: table.floors[column]}), table.metrics.get(column, ""), 1)
         if column in table.floors
         else "–"
         for column in columns
@@ -142,7 +144,7 @@ def best_scores(tables: Iterable[Table], seeds: int) -> list[tuple[str, str, str
             who = [line.method, line.backbone][: len(header(table)[0])]
             told = f"{', '.join(who)}, the best mean of {len(there)}"
             text = f"{told}; {floor} by a constant guess" if column in table.floors else told
-            found.append((f"{of}{unit}", show(best, metric, seeds), text))
+            found.append((f"{of}{unit}", score_text(best, metric, seeds), text))
     return found
 
 

@@ -25,7 +25,7 @@ _NARROW = 16  # pixels; a picture of another shape that is this narrow is rather
 
 
 @dataclass
-class Stored:
+class StoredArray:
     """An array in a file, whose pixels have not been read yet.
 
     Args:
@@ -102,7 +102,7 @@ def array_header(path: Path, bands: int | None, max_pixels: int, *, variable: st
         return Header(c, (h, w), is_byte, is_integer=stored.dtype.kind in "iub" and plain)
 
 
-def _checked(path: Path, stored: Stored, bands: int | None, max_pixels: int) -> bool:
+def _checked(path: Path, stored: StoredArray, bands: int | None, max_pixels: int) -> bool:
     """Return whether the bands come last, once nothing speaks against reading the array."""
     shape, itemsize = stored.shape, stored.dtype.itemsize
     if len(shape) not in (2, 3):
@@ -154,7 +154,7 @@ def bands_last(path: str | Path, shape: tuple[int, int, int], bands: int | None)
 
 
 @contextmanager
-def _opened(path: Path, variable: str | None) -> Iterator[Stored]:
+def _opened(path: Path, variable: str | None) -> Iterator[StoredArray]:
     suffix = path.suffix.lower()
     if suffix == ".zarr":
         yield _zarr(path, variable)
@@ -173,7 +173,7 @@ def _opened(path: Path, variable: str | None) -> Iterator[Stored]:
         if is_archive:
             yield _numpy_archive(path, variable)
             return
-        yield Stored(shape, dtype, lambda: np.load(path, allow_pickle=False))
+        yield StoredArray(shape, dtype, lambda: np.load(path, allow_pickle=False))
 
 
 def _choose(path: Path, names: list[str], variable: str | None) -> str:
@@ -207,7 +207,7 @@ def _numpy_header(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype
 
 
-def _numpy_archive(path: Path, variable: str | None) -> Stored:
+def _numpy_archive(path: Path, variable: str | None) -> StoredArray:
     if not is_zipfile(path):
         raise ValueError("no zip archive")
     with ZipFile(path) as archive:
@@ -226,7 +226,7 @@ def _numpy_archive(path: Path, variable: str | None) -> Stored:
             array: np.ndarray = archive[name]
             return array
 
-    return Stored(*members[name], read)
+    return StoredArray(*members[name], read)
 
 
 def _is_picture(shape: tuple[int, ...], kind: np.dtype) -> bool:
@@ -239,7 +239,7 @@ def _is_hdf5(path: Path) -> bool:
     return b"\x89HDF\r\n\x1a\n" in (start[:8], start[512:520])
 
 
-def _matlab(path: Path, variable: str | None) -> Stored:
+def _matlab(path: Path, variable: str | None) -> StoredArray:
     from scipy.io import loadmat, whosmat
 
     kinds = {"logical": "uint8", "single": "float32", "double": "float64"}
@@ -254,11 +254,11 @@ def _matlab(path: Path, variable: str | None) -> Stored:
         array: np.ndarray = loadmat(path, variable_names=[name])[name]
         return array
 
-    return Stored(*found[name], read)
+    return StoredArray(*found[name], read)
 
 
 @contextmanager
-def _hdf5(path: Path, variable: str | None) -> Iterator[Stored]:
+def _hdf5(path: Path, variable: str | None) -> Iterator[StoredArray]:
     with needing(f"reading {path}", "rgbd", DataError):
         import h5py
     with h5py.File(path, "r") as file:
@@ -277,10 +277,10 @@ def _hdf5(path: Path, variable: str | None) -> Iterator[Stored]:
         if turn:
             shape, chunks = shape[::-1], chunks and chunks[::-1]
         read = lambda: dataset[()].T if turn else dataset[()]  # noqa: E731
-        yield Stored(shape, dataset.dtype, read, dict(dataset.attrs), chunks)
+        yield StoredArray(shape, dataset.dtype, read, dict(dataset.attrs), chunks)
 
 
-def _zarr(path: Path, variable: str | None) -> Stored:
+def _zarr(path: Path, variable: str | None) -> StoredArray:
     with needing(f"reading {path}", "eo", DataError):
         import zarr
     for metadata in (*path.rglob(".zarray"), *path.rglob("zarr.json"), *path.rglob(".zmetadata")):
@@ -297,4 +297,4 @@ def _zarr(path: Path, variable: str | None) -> Stored:
     if "_ARRAY_DIMENSIONS" in attributes and array.fill_value is not None:
         attributes.setdefault("_FillValue", array.fill_value)  # as xarray means it
     read = lambda: np.asarray(array[...])  # noqa: E731
-    return Stored(tuple(array.shape), array.dtype, read, attributes, array.chunks)
+    return StoredArray(tuple(array.shape), array.dtype, read, attributes, array.chunks)

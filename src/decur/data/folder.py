@@ -23,10 +23,10 @@ from decur.data.georeference import (
     Place,
     align,
     compare_pair,
+    describe_places,
     place_at,
     read_place,
     refuse_apart,
-    summary,
 )
 from decur.data.grid import Grid
 from decur.data.labels import Labels
@@ -189,7 +189,7 @@ class PairedFolder(PairedDataset):
         if not any(one for _, one in found):
             return  # nothing says where it lies
         found += [compare_pair(self._pair(row)) for row in rows[_FIRST_PLACES:]]
-        disjoint, moved, offset = summary([one for _, one in found])
+        disjoint, moved, offset = describe_places([one for _, one in found])
         looked = f"{len(rows)} samples" if len(rows) == len(self) else f"{len(rows)} samples seen"
         if disjoint:
             log.warning(

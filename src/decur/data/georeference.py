@@ -206,7 +206,7 @@ def refuse_apart(files: Mapping[str, str | None], places: Mapping[str, Place]) -
             )
 
 
-def summary(found: Iterable[Mapping[str, Apart]]) -> tuple[int, int, float]:
+def describe_places(found: Iterable[Mapping[str, Apart]]) -> tuple[int, int, float]:
     """Return how many pairs do not overlap, how many lie on other grids, and the largest offset."""
     apart = [max(one.values(), key=lambda a: a.offset) for one in found if one]
     disjoint = sum(not all(a.overlap for a in one.values()) for one in found if one)

@@ -102,12 +102,12 @@ def header_of(source: Any, pages: int = 1) -> Header:
 def position_of(source: Any) -> Position | None:
     """Return where a raster lies on the Earth; None where it does not say."""
     transform = source.transform
-    if not source.crs or not is_placed(transform):
+    if not source.crs or not has_place(transform):
         return None
     return Position(source.crs, transform, source.shape)
 
 
-def is_placed(transform: Any) -> bool:
+def has_place(transform: Any) -> bool:
     """Return whether a transform is that of a map; of what is none it is the identity."""
     t = transform
     return bool((t.a, t.b, t.c, t.d, t.e, t.f) != (1, 0, 0, 0, 1, 0))
@@ -307,7 +307,7 @@ def _read_page(source: Any, indices: bool) -> Decoded:
         _colour(decoded, colours)
     elif not indices and (step := _grey_step(source)) > 1:
         decoded.pixels = decoded.pixels * np.uint8(step)
-    if not is_placed(source.transform):
+    if not has_place(source.transform):
         return decoded
     return north_up(decoded, source.transform)
 
@@ -395,7 +395,7 @@ def north_up(decoded: Decoded, transform: Any) -> Decoded:
 
 def _orientation(source: Any, path: Path) -> int:
     """Return the orientation that a TIFF without a map is tagged with; GDAL leaves it aside."""
-    if source.driver != "GTiff" or is_placed(source.transform):
+    if source.driver != "GTiff" or has_place(source.transform):
         return 1
     with open(path, "rb") as file:
         start = file.read(8)

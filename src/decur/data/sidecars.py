@@ -8,9 +8,9 @@ from pathlib import Path
 from decur.data.decoding import Decoded, Header
 from decur.data.rasters import (
     companions,
+    has_place,
     header_of,
     import_rasterio,
-    is_placed,
     is_scaled,
     linear,
     measured_bands,
@@ -51,7 +51,7 @@ def add_told(decoded: Decoded, path: Path) -> Decoded:
                 scale, offset = linear(source)
                 decoded.linear = scale[: len(rows)], offset[: len(rows)]
         decoded.position = position_of(source)
-        return north_up(decoded, source.transform) if is_placed(source.transform) else decoded
+        return north_up(decoded, source.transform) if has_place(source.transform) else decoded
 
 
 def header_told(header: Header, path: Path) -> Header:

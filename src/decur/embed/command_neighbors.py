@@ -24,7 +24,7 @@ from decur.embed.neighbors import (
     read_vectors,
     recall,
 )
-from decur.embed.parquet import WHOLE, read_header
+from decur.embed.parquet import WHOLE, read_folder_header
 from decur.errors import ConfigError, install
 from decur.objectives.blocks import PREFIX, is_shared
 from decur.runs import atomic, writing
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> Hits:
         raise ConfigError(f"--picture needs matplotlib: {install('explain')}")
     data = open_data("decur neighbors", settings.data.as_dict()) if settings.picture else None
     folder = Path(settings.embeddings)
-    names = list(read_header(folder)["modalities"])
+    names = list(read_folder_header(folder)["modalities"])
     source, target = settings["from"] or names[0], settings.to or names[-1]
     part = settings.part or default_part(folder)
     everything = read_vectors(folder, source, part)

@@ -23,14 +23,14 @@ from decur.data.units import check_units
 from decur.devices import check_processes
 from decur.digest import digest, try_digest
 from decur.embed.geography import GEOMETRY, is_placed, write_item
-from decur.embed.model import EmbeddingModel, build_model
+from decur.embed.model import EmbeddingModel, build_embedder
 from decur.embed.parquet import (
     FORMAT,
     HEADER,
     bad_of,
     open_part,
     part_file,
-    read_header,
+    read_folder_header,
     require_pyarrow,
     schema,
 )
@@ -122,7 +122,7 @@ def _embed(
     quiet_lightning()
     warnings.filterwarnings("ignore", ".*Couldn't infer the batch indices.*")  # not used
     warnings.filterwarnings("ignore", ".*length of `DataLoader` across ranks is zero.*")  # all done
-    model = build_model(sources, data.modalities, settings)
+    model = build_embedder(sources, data.modalities, settings)
     fitting = take_known_bands(data, model.taken)
     wanted = fitting.only(list(model.model.modalities), targets=())
     given = {key: value for key, value in (trainer or {}).items() if value is not None}
@@ -210,7 +210,7 @@ def _identity(data: PairedDataset) -> str:
 
 def _is_without_geometry(folder: Path) -> bool:
     """Return whether a folder was begun by version 0.1, which wrote no footprints."""
-    return (folder / HEADER).is_file() and GEOMETRY not in read_header(folder)
+    return (folder / HEADER).is_file() and GEOMETRY not in read_folder_header(folder)
 
 
 def _footprints(folder: Path) -> set[bytes]:
@@ -231,7 +231,7 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder}: is a file, not a folder")
     if (folder / HEADER).is_file():
-        before, now = read_header(folder), json.loads(json.dumps(about))
+        before, now = read_folder_header(folder), json.loads(json.dumps(about))
         if "content" not in before:  # of version 0.1, which told data apart in another way
             now.pop("data")
         for key in now:
@@ -255,7 +255,9 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
 
 def _keep(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the header, where there is none yet or the data has changed."""
-    if (folder / HEADER).is_file() and read_header(folder).get("content") == about["content"]:
+    if (folder / HEADER).is_file() and read_folder_header(folder).get("content") == about[
+        "content"
+    ]:
         return
     with writing(folder):
         write_json(folder / HEADER, about)

@@ -73,7 +73,7 @@ class EmbeddingModel(L.LightningModule):
         return {**batch, "images": send_batch(batch["images"], device)}
 
 
-def build_model(
+def build_embedder(
     sources: Sequence[str], modalities: Mapping[str, Modality], settings: EmbedSettings
 ) -> EmbeddingModel:
     """Return the model for some sensors, with projectors where every source is a run with them.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur import plotting
-from decur.embed.parquet import WHOLE, read_header, require_pyarrow
+from decur.embed.parquet import WHOLE, read_folder_header, require_pyarrow
 from decur.errors import ConfigError, DataError, did_you_mean, needing
 from decur.features.rows import refuse_rows_not_finite
 from decur.objectives.blocks import find_part, is_shared
@@ -51,7 +51,7 @@ def default_part(folder: str | Path) -> Part:
 
     That is the common part or the block of all sensors, else the embedding, else the features.
     """
-    header = read_header(Path(folder))
+    header = read_folder_header(Path(folder))
     shared = [part for part in header["parts"] if is_shared(part, *header["modalities"])]
     return shared[0] if shared else "embedding" if len(header["widths"]) > 1 else "features"
 
@@ -73,7 +73,7 @@ def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> 
     import pyarrow.parquet as pq
 
     folder = Path(folder)
-    header = read_header(folder)
+    header = read_folder_header(folder)
     if modality not in header["modalities"]:
         raise ConfigError(
             f"{folder}: has no {modality!r}; choose from {', '.join(header['modalities'])}"

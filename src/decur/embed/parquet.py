@@ -32,7 +32,7 @@ def require_pyarrow() -> None:
         import pyarrow.parquet  # noqa: F401
 
 
-def read_header(folder: Path) -> dict[str, Any]:
+def read_folder_header(folder: Path) -> dict[str, Any]:
     """Return what a folder of embeddings says of itself.
 
     Raises:

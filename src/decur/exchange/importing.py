@@ -21,7 +21,15 @@ from decur.encoders.imagenet import fold
 from decur.encoders.stored import read_stored, refuse_non_finite
 from decur.errors import ConfigError, DataError, DecurError, listed, reading
 from decur.exchange.formats import NOTE, Compat, Layout, Normalised, note_beside
-from decur.exchange.layouts import FIRST, JOINT, SINGLE, Part, architecture, kind_of, split
+from decur.exchange.layouts import (
+    FIRST,
+    JOINT,
+    SINGLE,
+    Part,
+    infer_architecture,
+    kind_of,
+    split_weights,
+)
 from decur.modality import Modality, load_modalities
 from decur.runs import RunFolder, writing
 
@@ -96,7 +104,7 @@ def import_weights(
     file = Path(file)
     state = _read(file)
     exported = _exported(file)
-    parts = split(file, state)
+    parts = split_weights(file, state)
     joint = len(parts) == 2
     authors = any(key for key in state if JOINT.match(key) or SINGLE.match(key))
     kinds = [kind_of(file, part) for part in parts]
@@ -340,7 +348,7 @@ def _fit_bands(
 def _build(
     file: Path, part: Part, kind: str, modality: Modality, exported: EncoderHeader | None
 ) -> Encoder:
-    name = architecture(file, part, kind=kind)
+    name = infer_architecture(file, part, kind=kind)
     options: dict[str, Any] = {}
     if exported is not None and "normalisation" in exported.options:
         options["normalisation"] = exported.options["normalisation"]

@@ -61,7 +61,7 @@ class Part:
     module: str = ""  # of the attention in the authors' code, "1" or "2"
 
 
-def split(file: Path, state: Mapping[str, Tensor]) -> list[Part]:
+def split_weights(file: Path, state: Mapping[str, Tensor]) -> list[Part]:
     """Split weights into one part a sensor, by the authors' names; a plain file is one part.
 
     Raises:
@@ -121,7 +121,7 @@ def kind_of(file: Path, part: Part) -> str:
     )
 
 
-def architecture(file: Path, part: Part, *, kind: str) -> str:
+def infer_architecture(file: Path, part: Part, *, kind: str) -> str:
     """Return the name that `build_encoder` takes, by width and depth.
 
     Raises:

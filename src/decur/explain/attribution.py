@@ -45,7 +45,7 @@ class Attributed:
         return cls(none, none, none[..., 0], none[..., 0], np.empty(0, np.int64))
 
 
-def join(batches: Sequence[Attributed]) -> Attributed:
+def join_batches(batches: Sequence[Attributed]) -> Attributed:
     """Join the pictures of all batches."""
     paths, used = [], 0
     for batch in batches:

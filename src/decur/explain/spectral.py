@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from decur.explain.attribution import Attributed, Pixels, ScoredPictures, join
+from decur.explain.attribution import Attributed, Pixels, ScoredPictures, join_batches
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -115,7 +115,7 @@ def spectral(
         bands = checkpoint.modalities[name].bands
         arrays[f"{name}/bands"] = text(*bands)
         nothing = Attributed.nothing(len(checkpoint.parts), len(bands))
-        every = join([nothing, *found[name]])
+        every = join_batches([nothing, *found[name]])
         changes = np.concatenate([nothing.bands, *exchanged[name]], 1)  # (parts, m, C)
         arrays[f"{name}/paths"] = every.paths
         for number, part in enumerate(checkpoint.parts):

@@ -18,7 +18,7 @@ from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.selection import spaced
 from decur.embed.neighbors import Part, Vectors, default_part, ranks, read_vectors, unit_rows
-from decur.embed.parquet import read_header
+from decur.embed.parquet import read_folder_header
 from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
 from decur.explain.tsne import FEWEST, lay_out
@@ -82,7 +82,7 @@ def explore(
     if page.is_dir():
         raise ConfigError(f"--out {page}: is a folder; give a file in it")
     part = part or default_part(folder)
-    sensors = list(read_header(folder)["modalities"])
+    sensors = list(read_folder_header(folder)["modalities"])
     vectors = {name: read_vectors(folder, name, part) for name in sensors}
     ids = _choose(vectors.values(), samples)
     console = Console(soft_wrap=True, markup=False, emoji=False)

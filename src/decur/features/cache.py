@@ -18,7 +18,7 @@ from decur.digest import CannotBeTold, digest
 from decur.errors import DataError
 from decur.features.model import FeatureModel
 from decur.features.passes import SampleLoader, compute_features, iterate
-from decur.features.rows import Columns, Features, Key, Labels, writing_rows
+from decur.features.rows import Columns, Features, Key, LabelRows, writing_rows
 from decur.locks import refuse_lost, taking_turns
 from decur.runs import atomic, put_in_place, remove_leftovers, temporary_name
 
@@ -180,7 +180,7 @@ class _Plan:
             projectors=dict(self.model._projectors(names)),
             size=self.model.size,
         ).to(device)
-        labels = Labels(self.loader.data.targets)
+        labels = LabelRows(self.loader.data.targets)
         masks = {name: self.loader.data.targets[name] for _, name in self.masks()}
         columns = Columns(len(self.loader.indices), masks, self._open)
         try:
@@ -197,7 +197,7 @@ class _Plan:
                 Path(file.name).unlink(missing_ok=True)
             model.cpu()
 
-    def _name(self, columns: Columns, labels: Labels) -> None:
+    def _name(self, columns: Columns, labels: LabelRows) -> None:
         """Give the files their names, now that they are whole."""
         columns.finish()
         for key, file in columns.files.items():

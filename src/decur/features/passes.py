@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.data.selection import evenly_spaced
 from decur.features.model import FeatureBatch, FeatureModel
-from decur.features.rows import Columns, Features, Labels, refuse_rows_not_finite, writing_rows
+from decur.features.rows import Columns, Features, LabelRows, refuse_rows_not_finite, writing_rows
 from decur.signals import ignore_signals
 
 _MOST = 64  # samples of a batch: more do not make an encoder faster
@@ -150,7 +150,7 @@ def collect(
     targets = loader.data.targets
     masks = {name: spec for name, spec in targets.items() if maps and spec.kind == "mask"}
     columns = Columns(len(loader.indices), masks, _open_temporary if on_disk else None)
-    labels = Labels(targets)
+    labels = LabelRows(targets)
     for batch in batches:
         with writing_rows(gettempdir()):
             columns.add(batch)

@@ -216,7 +216,7 @@ class Columns:
         return found
 
 
-class Labels:
+class LabelRows:
     """The labels of all samples, batch by batch."""
 
     def __init__(self, targets: Mapping[str, Target]) -> None:

@@ -37,7 +37,7 @@ class Channels(nn.Module):
         return self.encoder.modality.scale(images[:, self.columns])
 
 
-def open_encoders(source: str) -> dict[str, Encoder]:
+def open_as_modules(source: str) -> dict[str, Encoder]:
     """Return the encoders of a file, a run, an export, or "hf-hub:USER/REPO", by their sensor.
 
     Raises:
@@ -59,13 +59,13 @@ def match(source: str, offered: Mapping[str, Sequence[str]]) -> list[Channels]:
     are missing is left out.
 
     Args:
-        source: as `open_encoders` takes it.
+        source: as `open_as_modules` takes it.
         offered: `{group: its channels by name}`, as `{"s2": ["B02", "B03"]}`.
 
     Raises:
         ConfigError: if no encoder has any band there.
     """
-    matched, encoders = [], open_encoders(source)
+    matched, encoders = [], open_as_modules(source)
     for name, encoder in encoders.items():
         assert encoder.modality is not None
         bands = encoder.modality.bands

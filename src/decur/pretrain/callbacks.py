@@ -19,7 +19,7 @@ from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import from_first
 from decur.pretrain.metrics import read_metrics, write_metrics
 from decur.pretrain.module import Pretrainer
-from decur.pretrain.monitors import encode, probes, ranks, refuse_collapse
+from decur.pretrain.monitors import effective_ranks, encode_samples, probes, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
 from decur.runs import RunFolder, plain_writing
 from decur.terminal import progress_bar
@@ -103,8 +103,8 @@ class EpochLog(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PairedData):
             return {}
-        encoded = encode(model, data, self.settings.samples)
-        return {**ranks(encoded), **probes(encoded, data, model.seed)}
+        encoded = encode_samples(model, data, self.settings.samples)
+        return {**effective_ranks(encoded), **probes(encoded, data, model.seed)}
 
 
 def _rates(trainer: L.Trainer) -> dict[str, float]:

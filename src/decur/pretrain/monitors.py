@@ -27,7 +27,7 @@ ENOUGH = 8  # samples that a rank can be told from: that of two is 1 whatever th
 _HERE = LoaderSettings(batch_size=64, workers=0)  # few samples: no processes of their own
 
 
-def encode(model: Pretrainer, data: PairedData, samples: int) -> Features:
+def encode_samples(model: Pretrainer, data: PairedData, samples: int) -> Features:
     """Return features and embeddings of evenly spaced samples, with their labels but for masks.
 
     Args:
@@ -53,7 +53,7 @@ def encode(model: Pretrainer, data: PairedData, samples: int) -> Features:
     return replace(found, labels={n: x.astype(np.float32) for n, x in found.labels.items()})
 
 
-def ranks(found: Features) -> dict[str, float]:
+def effective_ranks(found: Features) -> dict[str, float]:
     """Return the effective rank of each sensor's features and embeddings.
 
     Args:

@@ -32,7 +32,7 @@ def recipe_files() -> dict[str, Traversable]:
     return {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
 
 
-def describe(text: str) -> str:
+def describe_recipe(text: str) -> str:
     """Return the first line of a recipe's header comment."""
     return text.splitlines()[0].lstrip("# ") if text.startswith("#") else ""
 

@@ -85,11 +85,11 @@ def _render(
         if scripts.are_drawn():
             library = scripts.plotly().packed
             texts.append(scripts.drawing())
-            digests.append(scripts.plotly().digest)
+            digests.append(scripts.plotly().script_hash)
         else:
             hint = scripts.MISSING
             sections = [scripts.without_charts(section) for section in sections]
-    digests += map(scripts.digest, texts)
+    digests += map(scripts.script_hash, texts)
     return (
         environment()
         .get_template("page.html")

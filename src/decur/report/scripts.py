@@ -35,7 +35,7 @@ class Library:
     """
 
     packed: str
-    digest: str
+    script_hash: str
 
 
 @cache
@@ -45,7 +45,7 @@ def plotly() -> Library:
 
     text = get_plotlyjs()
     packed = gzip.compress(text.encode(), _LEVEL, mtime=0)
-    return Library(base64.b64encode(packed).decode(), digest(text))
+    return Library(base64.b64encode(packed).decode(), script_hash(text))
 
 
 @cache
@@ -100,6 +100,6 @@ def policy(digests: Sequence[str] = (), pictures: str = "data:") -> str:
     return "; ".join(f"{what} {of}" for what, of in allowed.items())
 
 
-def digest(text: str) -> str:
+def script_hash(text: str) -> str:
     """Return the digest of a script, as a policy names it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -31,7 +31,7 @@ FEW_UNITS = 20  # units, below which an interval is roughly right and wide
 BLOCKS = 200  # parts that are left out at most: of more units several are left out together
 
 
-def measure(parts: Parts, kept: Kept, settings: TransferSettings) -> dict[str, Any]:
+def score_test_part(parts: Parts, kept: Kept, settings: TransferSettings) -> dict[str, Any]:
     """Measure the test part: the first entries of `results.json`.
 
     Args:
@@ -106,7 +106,7 @@ def doubts(task: Task, kept: Kept, metrics: Mapping[str, Mapping[str, Any]]) -> 
     return found
 
 
-def describe(
+def describe_transfer(
     parts: Parts, settings: TransferSettings, modalities: Sequence[str], strength: float | None
 ) -> dict[str, Any]:
     """Describe how a result came about: the further entries of `results.json`.
@@ -176,7 +176,7 @@ def write_ids(path: Path, ids: Sequence[str]) -> Path:
     return path
 
 
-def write_report(
+def write_transfer_report(
     folder: RunFolder,
     results: dict[str, Any],
     task: Task,

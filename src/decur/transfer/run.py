@@ -37,13 +37,13 @@ from decur.pretrain.trainer import quiet_lightning, seed_everything
 from decur.runs import RunFolder, make_folder, write_text
 from decur.transfer.engine import Engine, unfinished
 from decur.transfer.evaluate import (
-    describe,
-    measure,
+    describe_transfer,
     print_results,
+    score_test_part,
     write_ids,
     write_predictions,
-    write_report,
     write_results,
+    write_transfer_report,
 )
 from decur.transfer.examples import choose_examples, draw_examples
 from decur.transfer.fit import averaging_of, train_on_maps, train_on_pictures, train_on_vectors
@@ -152,8 +152,8 @@ def _transfer(
     strength, kept = _learn(model, seen, parts, settings, engine)
     spent = round(ready - started, 3), round(time.monotonic() - ready, 3)
     results = {
-        **measure(parts, kept, settings),
-        **describe(parts, settings, list(encoders), strength),
+        **score_test_part(parts, kept, settings),
+        **describe_transfer(parts, settings, list(encoders), strength),
         "validation": None if engine.best is None else engine.best.plain(),
         "bad": len(seen.bad),
         "seed": settings.seed,
@@ -362,7 +362,9 @@ def _leave(
     write_results(folder, results)
     # not before: a test part and its intervals can take long, too
     shutil.rmtree(unfinished(folder).path, ignore_errors=True)
-    write_report(folder, results, task, kept, _draw_examples(folder, model, parts, kept, settings))
+    write_transfer_report(
+        folder, results, task, kept, _draw_examples(folder, model, parts, kept, settings)
+    )
 
 
 def _draw_examples(

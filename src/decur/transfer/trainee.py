@@ -172,7 +172,7 @@ class Trainee(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return SGD or AdamW over what is trained, its rate a function of the step."""
-        groups = parameter_groups(self.model, self.settings)
+        groups = fine_tuning_groups(self.model, self.settings)
         trained = [parameter for group in groups for parameter in group["params"]]
         optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(groups, momentum=self.settings.momentum)
@@ -242,7 +242,7 @@ def join_kept(parts: Sequence[Kept], void: int) -> Kept:
 # -- which rate and which decay each parameter gets ------------------------------------------------
 
 
-def parameter_groups(model: nn.Module, settings: FitSettings) -> list[dict[str, Any]]:
+def fine_tuning_groups(model: nn.Module, settings: FitSettings) -> list[dict[str, Any]]:
     """Return the trained parameters of a model in groups of one learning rate and one decay.
 
     Args:

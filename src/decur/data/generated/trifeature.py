@@ -144,7 +144,7 @@ class BimodalTrifeature(PairedDataset):
         factors = self.combinations[number // self.renders]
         rng = np.random.default_rng([self.seed, _stream(self.split), number])
         turn, down, right, p, q = rng.uniform((-TURN, 0, 0, 0, 0), (TURN, 1, 1, 1, 1))
-        drawn = draw(factors, self.size, turn=turn, place=(down, right), phase=(p, q))
+        drawn = draw_picture(factors, self.size, turn=turn, place=(down, right), phase=(p, q))
         return torch.from_numpy(drawn)
 
 
@@ -161,7 +161,7 @@ def related(texture: int, colour: int) -> bool:
     return (texture + colour) % LEVELS < LEVELS // 2
 
 
-def draw(
+def draw_picture(
     factors: Sequence[int] | NDArray[np.int64],
     size: int = 64,
     *,
