@@ -14,12 +14,14 @@ from PIL import Image
 from decur.data import LoaderSettings, PairedFolder, SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.encoders.backbone import TimmEncoder
+from decur.encoders.base import refuse_size
 from decur.errors import DataError, RunLostError
 from decur.features import (
     FeatureModel,
     SampleLoader,
     cached_features,
     compute_features,
+    each_batch,
     iterate,
 )
 from decur.locks import holding
@@ -105,6 +107,28 @@ def test_samples_stream_evenly_spaced_and_in_order(root, model):
     assert loader.some(3).indices == [0, loader.indices[3], 11]
     none = compute_features(model, SampleLoader(data, among=[]))
     assert none.features["s2"].shape == (0, few.encoder("s2").dim)
+
+
+def test_each_module_is_in_the_mode_that_it_was_in(root, model):
+    encoder = model.encoder("s1").train()
+    encoder.backbone.layer1.eval()  # statistics that stay as they are
+    before = [module.training for module in model.modules()]
+    assert len(set(before)) == 2
+    loader = SampleLoader(PairedFolder(root).only(["s1", "s2"]), settings=HERE)
+
+    def make(batch):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+        return len(batch["ids"])
+
+    batches = each_batch(model, loader, make)
+    assert next(batches) == 5 and torch.is_grad_enabled()
+    batches.close()  # before the end
+    assert [module.training for module in model.modules()] == before
+    assert sum(each_batch(model, loader, make)) == 12
+    encoder.predict(torch.rand(2, encoder.modality.channels, 32, 32))
+    refuse_size(encoder, encoder.modality, size=(32, 32))
+    assert [module.training for module in model.modules()] == before
 
 
 def test_a_sample_that_cannot_be_read_is_listed_and_has_no_row(root, model):

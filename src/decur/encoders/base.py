@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,19 @@ ADAPTED = "adapted"  # the name of an `AdaptedEncoder`
 _QUICK = 2e10  # weights times pixels of a picture that is run in less time than its shape is
 _SAME_SCALING = "; give the data the statistics of that training, as --data.modalities FILE"
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Around what runs a model in evaluation mode: each of its modules is as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[model])  # a module's own `train` may do more than to set the mode
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class Encoder(nn.Module, ABC):
@@ -111,17 +125,13 @@ class Encoder(nn.Module, ABC):
                     f"a picture is {tuple(picture.shape)}; {self.modality.name!r} needs "
                     f"({self.modality.channels}, height, width)"
                 )
-        where, training = next(self.parameters()), self.training
-        self.eval()
-        found = [np.empty((0, self.dim), np.float32)]
-        try:
+        where, found = next(self.parameters()), [np.empty((0, self.dim), np.float32)]
+        with evaluating(self):
             for first in range(0, len(many), batch_size):
                 scaled = [self.modality.scale(p) for p in many[first : first + batch_size]]
                 same = len({x.shape for x in scaled}) == 1
                 for batch in [torch.stack(scaled)] if same else [x[None] for x in scaled]:
                     found.append(self(batch.to(where.device, where.dtype)).float().cpu().numpy())
-        finally:
-            self.train(training)
         vectors = np.concatenate(found)  # (N, D)
         return vectors[0] if one else vectors
 
@@ -183,18 +193,15 @@ def refuse_size(
     Raises:
         ConfigError: with what the encoder says, or if its vectors are not of its width.
     """
-    training = encoder.training
-    encoder.eval()
     try:
-        found = _tried(encoder, (2, modality.channels, *size))
+        with evaluating(encoder):
+            found = _tried(encoder, (2, modality.channels, *size))
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"encoder {encoder.name!r} of {modality.name!r} does not take pictures of "
             f"{size[0]} x {size[1]} pixels ({key}) with encoder.options as they are: {reason}"
         ) from error
-    finally:
-        encoder.train(training)
     if found != (2, encoder.dim):
         raise ConfigError(
             f"encoder {encoder.name!r} of {modality.name!r}: gives {found} for two pictures, "
@@ -296,10 +303,8 @@ class WrappedEncoder(Encoder):
     @torch.no_grad()
     def _tried(self, channels: int) -> tuple[list[Tensor], int]:
         """Return the maps of a black picture, and the side of a picture that the module takes."""
-        training, reason = self.module.training, ""
-        self.module.eval()
-        where = next(self.module.parameters(), torch.empty(0)).device
-        try:
+        reason, where = "", next(self.module.parameters(), torch.empty(0)).device
+        with evaluating(self.module):
             for side in _SIDES:
                 try:
                     given = self.module(torch.zeros(2, channels, side, side, device=where))
@@ -307,8 +312,6 @@ class WrappedEncoder(Encoder):
                     reason = reason or reason_of(error)
                     continue
                 return self._maps(given), side
-        finally:
-            self.module.train(training)
         if where.type == "meta":  # shapes alone do not suffice for every module
             raise NotImplementedError(reason)
         raise ConfigError(

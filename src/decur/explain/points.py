@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from decur.encoders.attention import DeformableAttention, Inspection
 from decur.errors import ConfigError
 from decur.explain.base import Analysis, Arrays, DoesNotApply, Watch, register, text, unwatched
 from decur.explain.model import Checkpoint
-from decur.features import SampleLoader
+from decur.features import SampleLoader, each_batch, spread
 from decur.plotting import Figure, plain, render, subplots
 from decur.report import paragraph, table
 
@@ -71,8 +72,9 @@ def points(
     one = LoaderSettings(batch_size=MOST, workers=0)
     few = SampleLoader(loader.data, settings=one, among=places)
     arrays: Arrays = {"ids": text(*few.ids), "modalities": text(*checkpoint.modalities)}
-    for batch in watch(few, len(few)):
-        arrays |= _of_batch(checkpoint, attentions, batch)
+    of_batch = partial(_of_batch, checkpoint, attentions)
+    for found in each_batch(checkpoint, few, of_batch, watch=watch):
+        arrays |= found
     if not any(f"{name}/picture" in arrays for name in attentions):
         raise DoesNotApply("None of the samples that it would show can be read.")
     return {**arrays, **{f"{name}/stages": text(*of) for name, of in attentions.items()}}
@@ -93,14 +95,9 @@ def _rows(loader: SampleLoader, ids: Sequence[str] | None) -> list[int]:
     return [known[name] for name in ids]
 
 
-@torch.no_grad()
 def _of_batch(
     checkpoint: Checkpoint, attentions: dict[str, dict[str, DeformableAttention]], batch: Batch
 ) -> Arrays:
-    from decur.encoders.attention import encode
-
-    present = {name: batch["present"][name] for name in checkpoint.modalities}
-    images = {n: checkpoint.pictures(batch, n) for n, has in present.items() if has.any()}
     seen: dict[tuple[str, str], tuple[Tensor, Inspection, Tensor]] = {}
     hooks = []
     for name, stages in attentions.items():
@@ -114,16 +111,16 @@ def _of_batch(
 
             hooks.append(module.register_forward_pre_hook(look))
     try:
-        encode(checkpoint.encoders, images, present=present)
+        checkpoint(batch)
     finally:
         for hook in hooks:
             hook.remove()
     arrays: Arrays = {}
-    for name, has in present.items():
-        if name not in images:
+    for name, modality in checkpoint.modalities.items():
+        has = batch["present"][name]
+        if not has.any():
             continue
-        modality = checkpoint.modalities[name]
-        shown = np.stack([render(x, modality) for x in images[name]]).astype(np.float32)
+        shown = np.stack([render(x, modality) for x in checkpoint.pictures(batch, name)])
         arrays[f"{name}/picture"] = _among(has, shown)
         for stage in attentions[name]:
             feature, inspection, sampled = seen[name, stage]
@@ -195,9 +192,8 @@ def component(feature: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
 
 
 def _among(has: Tensor, rows: NDArray[Any]) -> NDArray[np.float32]:
-    everyone = np.full((len(has), *rows.shape[1:]), np.nan, np.float32)
-    everyone[has.numpy()] = rows
-    return everyone
+    found: NDArray[np.float32] = spread(torch.from_numpy(rows), has).numpy()
+    return found
 
 
 def plot_points(arrays: Arrays) -> Figure:

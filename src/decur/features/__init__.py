@@ -17,11 +17,17 @@ and no known label, and are listed as bad. Encoders that attend to each other ru
 model is in evaluation mode meanwhile and as it was afterwards; the global random state is left
 alone. A cache knows its content by `decur.digest`: other weights, other pictures, another size or
 another scaling are computed anew, and two runs that want the same at one time compute it once.
+
+`each_batch` is the same pass for whatever else is made of a batch: the embeddings of two views, the
+points of an attention. Loops over encoders stand elsewhere only where they are no such pass: the
+steps of Lightning (training, `embed` on several devices, the validation part of a transfer), the
+windows of a scene and the samples of `predict`, whose numbers are not kept as rows, and saliency,
+which needs gradients of the pictures.
 """
 
 from decur.features.cache import cached_features
-from decur.features.model import LAST_MAPS, FeatureBatch, FeatureModel, map_names, scaled
-from decur.features.passes import SampleLoader, collect, compute_features, iterate
+from decur.features.model import LAST_MAPS, FeatureBatch, FeatureModel, map_names, scaled, spread
+from decur.features.passes import SampleLoader, collect, compute_features, each_batch, iterate
 from decur.features.rows import Features, MasksDifferError, NotFiniteError, zeroed
 
 __all__ = [
@@ -35,8 +41,10 @@ __all__ = [
     "cached_features",
     "collect",
     "compute_features",
+    "each_batch",
     "iterate",
     "map_names",
     "scaled",
+    "spread",
     "zeroed",
 ]

@@ -163,14 +163,14 @@ class FeatureModel(nn.Module):
             for name, has in present.items():
                 given = found.get(name) or self._no_maps(batch, name)
                 for key, values in zip(self.map_names(name), given, strict=True):
-                    features[key] = _spread(values, has)
+                    features[key] = spread(values, has)
         else:
             h, z = self(batch)
             for name, has in present.items():
                 none = torch.empty(0, self.encoder(name).dim)
-                features[name] = _spread(h.get(name, none), has)
+                features[name] = spread(h.get(name, none), has)
             for name, _ in self._projectors(present):
-                embeddings[name] = _spread(z.get(name, torch.empty(0, self.dim)), present[name])
+                embeddings[name] = spread(z.get(name, torch.empty(0, self.dim)), present[name])
         rest = (batch["target"], batch["ids"], batch["bad"])
         return FeatureBatch(features, embeddings, present, *rest)
 
@@ -188,7 +188,7 @@ class FeatureModel(nn.Module):
         return [y[:0] for y in self.encoder(name).forward_features(x)[-LAST_MAPS:]]
 
 
-def _spread(rows: Tensor, has: Tensor) -> Tensor:
+def spread(rows: Tensor, has: Tensor) -> Tensor:
     """Return the rows of the samples that have a sensor among all: (B, ...) on the CPU."""
     everyone = torch.full((len(has), *rows.shape[1:]), torch.nan)
     everyone[has] = rows.float().cpu()

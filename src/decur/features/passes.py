@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile, gettempdir
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.data.selection import evenly_spaced
+from decur.encoders.base import evaluating
 from decur.features.model import FeatureBatch, FeatureModel
 from decur.features.rows import Columns, Features, LabelRows, refuse_rows_not_finite, writing_rows
 from decur.signals import ignore_signals
 
+Made = TypeVar("Made")
 _MOST = 64  # samples of a batch: more do not make an encoder faster
 Watch = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop of n steps is
 
@@ -80,6 +82,30 @@ class SampleLoader(DataLoader[Batch]):
         return SampleLoader(self.data, samples, self.settings, self.indices)
 
 
+def each_batch(
+    model: nn.Module,
+    loader: SampleLoader,
+    make: Callable[[Batch], Made],
+    *,
+    watch: Watch | None = None,
+) -> Iterator[Made]:
+    """Yield what is made of one batch after another, in the order of the samples.
+
+    Args:
+        model: on the device where it shall run; in evaluation mode meanwhile.
+        loader: the samples.
+        make: what the model makes of a batch, without gradients.
+        watch: shows how far it is.
+    """
+    loader.bad = []
+    with evaluating(model):
+        for batch in watch(loader, len(loader)) if watch is not None else loader:
+            loader.bad += batch["bad"]
+            with torch.no_grad():
+                made = make(batch)
+            yield made
+
+
 def iterate(
     model: FeatureModel, loader: SampleLoader, *, maps: bool = False, watch: Watch | None = None
 ) -> Iterator[FeatureBatch]:
@@ -94,18 +120,13 @@ def iterate(
     Raises:
         DataError: if a row is not finite, naming the sample.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    loader.bad = []
-    try:
-        for batch in watch(loader, len(loader)) if watch is not None else loader:
-            loader.bad += batch["bad"]
-            rows = model.rows(batch, maps)
-            _refuse_not_finite(rows)
-            yield rows
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+
+    def rows(batch: Batch) -> FeatureBatch:
+        found = model.rows(batch, maps)
+        _refuse_not_finite(found)
+        return found
+
+    return each_batch(model, loader, rows, watch=watch)
 
 
 def _refuse_not_finite(rows: FeatureBatch) -> None:

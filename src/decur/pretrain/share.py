@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from torch import Tensor
 
 from decur.agreement import Halves, at_random, canonical, coordinates
-from decur.data import LoaderSettings
+from decur.data import Batch, LoaderSettings
 from decur.devices import send
 from decur.errors import ConfigError
-from decur.features import SampleLoader
+from decur.features import SampleLoader, each_batch, spread
 from decur.objectives import DeCUR, Objective
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import from_first
@@ -230,7 +231,6 @@ class CountShare(Callback):
         return count_directions(embeddings, own, model.seed)
 
 
-@torch.no_grad()
 def embed_views(model: Pretrainer, data: PairedData) -> dict[str, Views]:
     """Return the embeddings of two views of each sensor, of the samples held out.
 
@@ -239,33 +239,31 @@ def embed_views(model: Pretrainer, data: PairedData) -> dict[str, Views]:
         data: the data set, with the samples that are held out.
     """
     loader = SampleLoader(data.dataset.only(targets=()), None, _HERE, data.held_out.tolist())
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    found: dict[str, tuple[list[Vectors], list[Vectors]]] = {n: ([], []) for n in model.modalities}
-    try:
-        for batch in loader:
-            present = batch["present"]
-            views = model.make_views(model.transfer_batch_to_device(batch, model.device, 0), 0)
-            rows = {name: send(has.nonzero()[:, 0], model.device) for name, has in present.items()}
-            for view in (0, 1):
-                images = {
-                    name: pair[view].index_select(0, rows[name])
-                    for name, pair in views.items()
-                    if len(rows[name])
-                }
-                _, z = model.embed(images, present)  # (n, K)
-                for name, has in present.items():
-                    whole = np.full((len(has), model.objective.dim), np.nan, np.float32)
-                    if name in z:
-                        whole[has.numpy()] = z[name].float().cpu().numpy()
-                    found[name][view].append(whole)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    return {
-        name: (np.concatenate(first), np.concatenate(second))
-        for name, (first, second) in found.items()
-    }
+    none = torch.empty(0, model.objective.dim)
+
+    def embed(batch: Batch) -> dict[str, list[Tensor]]:
+        """Return the two views of each sensor, (B, K) each."""
+        present = batch["present"]
+        views = model.make_views(model.transfer_batch_to_device(batch, model.device, 0), 0)
+        rows = {name: send(has.nonzero()[:, 0], model.device) for name, has in present.items()}
+        found: dict[str, list[Tensor]] = {name: [] for name in present}
+        for view in (0, 1):
+            images = {
+                name: pair[view].index_select(0, rows[name])
+                for name, pair in views.items()
+                if len(rows[name])
+            }
+            _, z = model.embed(images, present)  # (n, K)
+            for name, has in present.items():
+                found[name].append(spread(z.get(name, none), has))
+        return found
+
+    batches = list(each_batch(model, loader, embed))
+
+    def whole(name: str, view: int) -> Vectors:
+        return torch.cat([found[name][view] for found in batches]).numpy()
+
+    return {name: (whole(name, 0), whole(name, 1)) for name in model.modalities}
 
 
 def count_directions(

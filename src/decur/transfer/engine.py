@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from decur.digest import digest
+from decur.encoders.base import evaluating
 from decur.errors import DivergedError
 from decur.pretrain.data import ResumableLoader
 from decur.pretrain.metrics import write_metrics
@@ -263,15 +264,12 @@ class Validation(Callback):
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the validation part, in evaluation mode and in its order."""
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
         found = []
-        for number, batch in enumerate(self.loader):
-            with trainer.precision_plugin.forward_context():
-                moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
-                found.append(pl_module.predict_step(moved, number))
-        for module, mode in modes.items():
-            module.training = mode
+        with evaluating(pl_module):
+            for number, batch in enumerate(self.loader):
+                with trainer.precision_plugin.forward_context():
+                    moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+                    found.append(pl_module.predict_step(moved, number))
         kept = {key: np.concatenate([part[key] for part in found]) for key in self.task.measured}
         self.score = self.task.metrics(self.task.in_units(kept))[self.task.main]
         model: Any = pl_module.model
