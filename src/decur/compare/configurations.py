@@ -14,6 +14,7 @@ import yaml
 
 from decur.bounded_yaml import LOADER
 from decur.compare.settings import Changes
+from decur.config import as_yaml
 from decur.layers import flatten
 from decur.recipes import find_config
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from decur.config import Parser
 
-# In C where PyYAML has it, which is ten times faster.
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # Keys that may change without making another cell: they do not change the result.
 _FREE = re.compile(
     r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
@@ -94,7 +93,7 @@ class Configurations:
             known = self._shared.setdefault((home, digest), folder)
             folder = min(home.glob(f"*-{digest}"), default=known)
         complete = {**parsed.complete, **own, "run": str(folder)}
-        return folder, yaml.dump(complete, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return folder, as_yaml(complete)
 
     def _parse(self, layers: Sequence[Changes]) -> _Parsed:
         """Parse each list of layers once: it takes a while, and a comparison has many cells."""
