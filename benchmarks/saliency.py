@@ -34,7 +34,7 @@ from decur.explain.attribution import Pixels
 from decur.explain.model import Score
 from decur.explain.saliency import saliency_maps
 from decur.explain.spatial import spatial
-from decur.explain.spectral import spectral
+from decur.explain.spectral import SpectralSettings, spectral
 from decur.pretrain.restore import restore
 
 UNSEEN = 1_000_000  # index of the first scene: far from any that is trained on
@@ -155,9 +155,9 @@ def convergence(console: Console, checkpoint: Checkpoint, loader: SampleLoader) 
     table = Table(title="Shares of bands against those of 48 steps", title_justify="left")
     for column in ("sensor", "part", "steps", "a picture, rms", "the mean, most", "spread"):
         table.add_column(column)
-    fine = spectral(checkpoint, loader, steps=48)
+    fine = spectral(checkpoint, loader, settings=SpectralSettings(steps=48))
     for steps in (4, 8, 16):
-        arrays = spectral(checkpoint, loader, steps=steps)
+        arrays = spectral(checkpoint, loader, settings=SpectralSettings(steps=steps))
         for name in checkpoint.modalities:
             for part in checkpoint.parts:
                 true = fine[f"{name}/{part}/importance"]  # (n, C)
@@ -183,7 +183,9 @@ def bands_of(console: Console, checkpoint: Checkpoint, loader: SampleLoader) -> 
     for score, pixels, start, steps in choices:
         started = time.perf_counter()
         arrays = spectral(
-            checkpoint, loader, steps=steps, score=score, pixels=pixels, baseline=start
+            checkpoint,
+            loader,
+            settings=SpectralSettings(steps=steps, score=score, pixels=pixels, baseline=start),
         )
         seconds = time.perf_counter() - started
         for part in checkpoint.parts:
@@ -196,7 +198,7 @@ def bands_of(console: Console, checkpoint: Checkpoint, loader: SampleLoader) -> 
             )
     scores: tuple[Score, ...] = ("mean", "energy")
     for score in scores:
-        arrays = spectral(checkpoint, loader, steps=1, score=score)
+        arrays = spectral(checkpoint, loader, settings=SpectralSettings(steps=1, score=score))
         for part in checkpoint.parts:
             means = arrays[f"optical/{part}/exchanged"].mean(0)
             table.add_row(score, "", "", "exchanged", part, *(f"{mean:.3f}" for mean in means))

@@ -62,7 +62,7 @@ def found(shared: int, arguments: argparse.Namespace, seed: int, console: Consol
         seed=seed,
     )
     model.log_to = None
-    paired = PairedData(data, LoaderSettings(batch_size=BATCH, workers=0), seed)
+    paired = PairedData(data, LoaderSettings(batch_size=BATCH, workers=0), seed=seed)
     paired.held_out = choose_held_out(model.objective, paired)
     with tempfile.TemporaryDirectory() as folder:
         L.Trainer(

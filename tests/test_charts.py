@@ -83,7 +83,9 @@ def curve(path, name="a"):
 def run(tmp_path):
     pytest.importorskip("matplotlib")
     run = RunFolder(tmp_path / NASTY.replace("/", "_"))
-    report.add_section(run, 1, "x", NASTY, report.figure(curve(tmp_path / "a.png", NASTY), NASTY))
+    report.add_section(
+        run, 1, name="x", title=NASTY, body=report.figure(curve(tmp_path / "a.png", NASTY), NASTY)
+    )
     return run
 
 
@@ -185,7 +187,7 @@ def test_a_map_tells_of_each_point_what_it_is(count):
 
 
 def test_a_page_runs_its_own_scripts_and_holds_the_library_once(library, run, tmp_path):
-    report.add_section(run, 2, "y", "", report.figure(curve(tmp_path / "b.png")))
+    report.add_section(run, 2, name="y", title="", body=report.figure(curve(tmp_path / "b.png")))
     page = Scripts(run.report.read_text())
     assert [kind for kind, _ in page.texts] == [*["application/json"] * 2, "text/plain", "code"]
     (packed,), (code,) = page.of("text/plain"), page.of("code")
@@ -214,12 +216,12 @@ def test_names_of_data_are_neither_markup_nor_numbers_that_are_none(library, run
 
 def test_without_plotly_a_page_runs_nothing_and_says_what_to_install(run, monkeypatch):
     monkeypatch.setattr(scripts, "are_drawn", lambda: False)
-    report.add_section(run, 2, "y", "", report.note("y"))
+    report.add_section(run, 2, name="y", title="", body=report.note("y"))
     page = Scripts(run.report.read_text())
     assert not page.texts and "img" in page.tags and "script-src 'none'" in page.policy
     assert run.report.read_text().count("pip install &#39;decur[explain]&#39;") == 1
     shutil.rmtree(run.path / "report")
-    report.add_section(run, 2, "y", "", report.note("y"))
+    report.add_section(run, 2, name="y", title="", body=report.note("y"))
     assert "decur[explain]" not in run.report.read_text()
 
 

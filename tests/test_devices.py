@@ -202,7 +202,10 @@ def test_pictures_travel_as_bytes_on_a_stream_of_their_own(gpu):
 def test_what_processes_read_is_copied_from_pinned_memory(monkeypatch):
     data, settings = scenes(), LoaderSettings(SAMPLES, workers=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    loaders = [PairedData(data, settings).train_dataloader(), SampleLoader(data, None, settings)]
+    loaders = [
+        PairedData(data, settings).train_dataloader(),
+        SampleLoader(data, None, settings=settings),
+    ]
     assert all(loader.pin_memory for loader in loaders)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *given: pinned.append(id(x)) or x)

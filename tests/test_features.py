@@ -121,11 +121,11 @@ def test_each_module_is_in_the_mode_that_it_was_in(root, model):
         assert not torch.is_grad_enabled()
         return len(batch["ids"])
 
-    batches = each_batch(model, loader, make)
+    batches = each_batch(model, loader, make=make)
     assert next(batches) == 5 and torch.is_grad_enabled()
     batches.close()  # before the end
     assert [module.training for module in model.modules()] == before
-    assert sum(each_batch(model, loader, make)) == 12
+    assert sum(each_batch(model, loader, make=make)) == 12
     encoder.predict(torch.rand(2, encoder.modality.channels, 32, 32))
     refuse_size(encoder, encoder.modality, size=(32, 32))
     assert [module.training for module in model.modules()] == before
@@ -142,7 +142,7 @@ def test_a_sample_that_cannot_be_read_is_listed_and_has_no_row(root, model):
 def test_maps_and_masks_are_kept(root, model, tmp_path):
     data, few = PairedFolder(root), FeatureModel(model.encoders)
     loader = SampleLoader(data.only(targets=["mask"]), settings=HERE)
-    found = cached_features(few, loader, tmp_path / "cache", maps=True)
+    found = cached_features(few, loader, cache=tmp_path / "cache", maps=True)
     assert set(found.features) == {f"{n}/{i}" for n in ("s1", "s2") for i in range(3)}
     with torch.no_grad():
         x = data.modalities["s1"].scale(data[4]["images"]["s1"])[None]
@@ -152,8 +152,8 @@ def test_maps_and_masks_are_kept(root, model, tmp_path):
             np.testing.assert_allclose(found.features[key][4], expected[0], rtol=1e-4, atol=1e-5)
     assert np.isnan(found.features["s1/2"][3]).all()
     np.testing.assert_array_equal(found.masks["mask"][4], data[4]["target"]["mask"])
-    assert not cached_features(few, loader, tmp_path / "cache", maps=True).computed
-    assert cached_features(few, loader, tmp_path / "cache").masks == {}
+    assert not cached_features(few, loader, cache=tmp_path / "cache", maps=True).computed
+    assert cached_features(few, loader, cache=tmp_path / "cache").masks == {}
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ def pictures_seen(monkeypatch):
         TimmEncoder, "forward", lambda self, x: (calls.append(len(x)), real(self, x))[1]
     )
 
-    def counted(*arguments, **options):
+    def counted(model, loader, cache):
         calls.clear()
-        cached_features(*arguments, **options)
+        cached_features(model, loader, cache=cache)
         return sum(calls)
 
     return counted
@@ -210,14 +210,16 @@ def test_what_one_label_makes_unreadable_is_computed_for_another(root, model, tm
     }
 
     def found(target):
-        return cached_features(FeatureModel(model.encoders), loader[target], tmp_path / "cache")
+        return cached_features(
+            FeatureModel(model.encoders), loader[target], cache=tmp_path / "cache"
+        )
 
     assert np.isnan(found("mask").features["s1"][2]).all() and found("mask").bad
     assert np.isfinite(found("kind").features["s1"][2]).all() and not found("kind").bad
     assert not found("mask").computed and np.isnan(found("mask").features["s1"][2]).all()
     strict = SampleLoader(PairedFolder(root).only(targets=["mask"]), settings=HERE)
     with pytest.raises(DataError, match=r"more than loader\.max_bad.*0002\.png"):
-        cached_features(FeatureModel(model.encoders), strict, tmp_path / "cache")
+        cached_features(FeatureModel(model.encoders), strict, cache=tmp_path / "cache")
 
 
 def test_two_calls_at_one_time_compute_once(tmp_path):
@@ -225,7 +227,7 @@ def test_two_calls_at_one_time_compute_once(tmp_path):
     model = FeatureModel({"sar": build_encoder("test_resnet", data.modalities["sar"]).eval()})
     with ThreadPoolExecutor() as pool:
         both = [
-            pool.submit(cached_features, model, SampleLoader(data, settings=HERE), tmp_path)
+            pool.submit(cached_features, model, SampleLoader(data, settings=HERE), cache=tmp_path)
             for _ in "12"
         ]
     assert sorted(one.result().computed for one in both) == [False, True]
@@ -238,7 +240,7 @@ def compute_apart(folder, start, told):
     torch.manual_seed(0)
     model = FeatureModel({"sar": build_encoder("test_resnet", data.modalities["sar"]).eval()})
     start.wait()  # all at one time, whatever their imports took
-    found = cached_features(model, SampleLoader(data, settings=HERE), folder)
+    found = cached_features(model, SampleLoader(data, settings=HERE), cache=folder)
     told.put((found.computed, float(found.features["sar"].sum())))
 
 
@@ -269,7 +271,9 @@ def test_an_interruption_leaves_nothing_half_done(root, model, tmp_path, monkeyp
 
     monkeypatch.setattr(TimmEncoder, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
-        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), tmp_path / "cache")
+        cached_features(
+            model, SampleLoader(PairedFolder(root), settings=HERE), cache=tmp_path / "cache"
+        )
     assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {".lock"}
 
 
@@ -277,7 +281,7 @@ def test_a_lost_folder_is_not_made_anew_for_the_cache(root, model, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(RunLostError), holding(run):
         shutil.rmtree(run)
-        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), run / "cache")
+        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), cache=run / "cache")
     assert not run.exists()
 
 
@@ -289,13 +293,15 @@ def test_a_full_disk_is_told_in_a_line(root, model, tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match="cannot be written \\(No space left on device\\); make room"
     ):
-        cached_features(model, SampleLoader(PairedFolder(root), settings=HERE), tmp_path / "cache")
+        cached_features(
+            model, SampleLoader(PairedFolder(root), settings=HERE), cache=tmp_path / "cache"
+        )
 
 
 def test_a_damaged_file_of_the_cache_is_computed_anew(root, model, tmp_path, caplog):
     cache = tmp_path / "cache"
     loader = SampleLoader(PairedFolder(root), settings=HERE)
-    first = cached_features(model, loader, cache)
+    first = cached_features(model, loader, cache=cache)
     rows = np.array(first.features["s1"])
     del first
     for pattern in ("s1-*.npy", "labels-*.npz"):
@@ -303,10 +309,10 @@ def test_a_damaged_file_of_the_cache_is_computed_anew(root, model, tmp_path, cap
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        again = cached_features(model, loader, cache)
+        again = cached_features(model, loader, cache=cache)
         assert again.computed and f"{path} is damaged" in caplog.text
         np.testing.assert_array_equal(again.features["s1"], rows)
-        assert not cached_features(model, loader, cache).computed
+        assert not cached_features(model, loader, cache=cache).computed
 
 
 def test_rows_that_are_not_finite_are_refused_by_sample_and_sensor(root, model):

@@ -45,10 +45,10 @@ def _of(run):
 
 def test_sections_stand_in_order_with_a_list_of_contents(tmp_path):
     run = RunFolder(tmp_path / NASTY)
-    report.add_section(run, 100, "last", NASTY, report.paragraph("z"))
+    report.add_section(run, 100, name="last", title=NASTY, body=report.paragraph("z"))
     assert not _of(run).links  # a list of one would tell nothing
     for order, name in ((20, "second"), (3, "first"), (20, "second-half")):
-        report.add_section(run, order, name, name, report.paragraph(NASTY))
+        report.add_section(run, order, name=name, title=name, body=report.paragraph(NASTY))
     page = _of(run)
     names = ["first", "second-half", "second", "last"]
     assert page.ids == sorted(names, key=page.ids.index) and set(page.ids) == set(names)
@@ -60,9 +60,9 @@ def test_sections_stand_in_order_with_a_list_of_contents(tmp_path):
 
 def test_a_section_replaces_its_like_and_no_other(tmp_path):
     run = RunFolder(tmp_path / "run")
-    report.add_section(run, 10, "my-demo", "mine", "")
-    report.add_section(run, 20, "demo", "old", "")
-    report.add_section(run, 30, "demo", "new", "")
+    report.add_section(run, 10, name="my-demo", title="mine", body="")
+    report.add_section(run, 20, name="demo", title="old", body="")
+    report.add_section(run, 30, name="demo", title="new", body="")
     assert _of(run).ids == ["my-demo", "demo"] and "old" not in run.report.read_text()
 
 
@@ -73,7 +73,7 @@ def test_sections_that_version_0_1_wrote_are_kept(tmp_path):
         "<section><h2>R&amp;D &lt;i&gt;</h2>\n<p>&quot;old&quot; &#x27;text&#x27;</p>\n</section>\n"
     )
     (run.path / "report" / "10-pretrain.html").write_text(old)
-    report.add_section(run, 30, "transfer", "new", "")
+    report.add_section(run, 30, name="transfer", title="new", body="")
     page = _of(run)
     assert page.ids == ["pretrain", "transfer"] and page.links == ["#pretrain", "#transfer"]
     assert ("h2", "R&D <i>") in page.text and ("a", "R&D <i>") in page.text
@@ -101,7 +101,7 @@ def test_pictures_are_inside_the_page(tmp_path):
     png = tmp_path / "p.png"
     Image.fromarray(pixels).save(png)
     body = report.cards([card]) + report.figure(png, NASTY) + report.columns([report.note(NASTY)])
-    report.add_section(run, 1, "x", "x", body + report.figure(png))
+    report.add_section(run, 1, name="x", title="x", body=body + report.figure(png))
     page = _of(run)
     assert len(page.sources) == 3 and all(s.startswith("data:image/") for s in page.sources)
     captions = [text for tag, text in page.text if tag == "figcaption"]
@@ -113,7 +113,7 @@ def test_options_of_a_command_are_not_broken_behind_their_dashes():
     text = report.paragraph("decur a --run <b> --data.root c, well--known")
     assert "<p>decur a <span" in text and ">--run</span> &lt;b&gt; <span" in text
     assert text.count("<span") == 2 and ">--data.root</span> c, well--known</p>" in text
-    assert '<span class="option">--run' in report.summary("", [], ["decur b --run c"])
+    assert '<span class="option">--run' in report.summary("", [], then=["decur b --run c"])
 
 
 def test_pictures_have_no_paper_and_charts_have(tmp_path):
@@ -137,7 +137,7 @@ def test_pictures_have_no_paper_and_charts_have(tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_has_colours_by_day_and_night(tmp_path, scheme):
     run = RunFolder(tmp_path / "run")
-    report.add_section(run, 1, "x", "x", "")
+    report.add_section(run, 1, name="x", title="x", body="")
     page = run.report.read_text()
     assert scheme in page and 'name="viewport"' in page
     assert "://" not in page and "url(" not in page and "@import" not in page
@@ -146,11 +146,17 @@ def test_it_has_colours_by_day_and_night(tmp_path, scheme):
 def test_a_report_escapes_and_keeps_its_sections_in_order(tmp_path):
     run = RunFolder(tmp_path / "a<b & 'c'")
     nasty = "<script>&\"'"
-    report.add_section(run, 20, "late", nasty, report.table(["x", nasty], [[nasty, 1.23456]]))
     report.add_section(
-        run, 10, "early", "first", report.paragraph(nasty) + report.details(nasty, nasty)
+        run, 20, name="late", title=nasty, body=report.table(["x", nasty], [[nasty, 1.23456]])
     )
-    report.add_section(run, 20, "late", "second", report.paragraph("replaced"))
+    report.add_section(
+        run,
+        10,
+        name="early",
+        title="first",
+        body=report.paragraph(nasty) + report.details(nasty, nasty),
+    )
+    report.add_section(run, 20, name="late", title="second", body=report.paragraph("replaced"))
     page = run.report.read_text()
     assert "<script" not in page and "a&lt;b &amp; &#39;c&#39;" in page
     assert page.index("first") < page.index("second") and page.count("<section>") == 2
@@ -161,9 +167,9 @@ def test_a_report_escapes_and_keeps_its_sections_in_order(tmp_path):
 
 def test_the_first_screen_stands_before_all_and_outside_the_contents(tmp_path):
     run = RunFolder(tmp_path / "run")
-    body = report.summary(NASTY, [("agreement", "0.50", "0 by chance")], ["decur explain run"])
+    body = report.summary(NASTY, [("agreement", "0.50", "0 by chance")], then=["decur explain run"])
     for order, name, title in ((10, "a", "A"), (0, "summary", ""), (20, "b", "B")):
-        report.add_section(run, order, name, title, body if not title else "")
+        report.add_section(run, order, name=name, title=title, body=body if not title else "")
     page = _of(run)
     assert page.links == ["#a", "#b"]
     assert next(text for tag, text in page.text if tag == "p") == NASTY

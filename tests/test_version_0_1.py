@@ -30,7 +30,7 @@ def old(tmp_path, monkeypatch):
 def test_an_encoder_file_gives_the_features_it_gave(sensor):
     encoder = load_encoder(OLD / "run" / "encoders" / f"{sensor}.safetensors")
     data = PairedFolder(OLD / "pairs")
-    vectors = read_vectors(OLD / "embeddings", sensor, "features")
+    vectors = read_vectors(OLD / "embeddings", sensor, part="features")
     with torch.no_grad():
         for row, sample in enumerate(data[i] for i in range(3)):
             given = encoder(encoder.modality.scale(sample["images"][sensor])[None])[0]

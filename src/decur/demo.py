@@ -76,7 +76,9 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     ):
         console.print(_table(title, head, rows))
         body += [report.paragraph(title), report.table(head, rows), report.paragraph(about)]
-    report.add_section(folder, 20, "demo", "What the encoders have learned", "\n".join(body))
+    report.add_section(
+        folder, 20, name="demo", title="What the encoders have learned", body="\n".join(body)
+    )
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"\ndone in {minutes} min {seconds} s", highlight=False)
     console.print(f"report    {folder.report.resolve()}", highlight=False)

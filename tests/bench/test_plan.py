@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from decur.bench.plan import (
+    Devices,
     length_of_run,
     line,
     measure_memory,
@@ -67,8 +68,8 @@ def known_device():
 @pytest.fixture(scope="module")
 def planned(scenes, known_device):
     run = settings(loader=LoaderSettings(8, 0), trainer=TrainerSettings(max_epochs=3))
-    options = {"settings": run, "device": CPU, "gpus": [1, 2], "seconds": 0.3, "link": 1e9}
-    return plan(scenes, DeCUR(dim=32), **options)
+    devices = Devices(counts=[1, 2], link=1e9)
+    return plan(scenes, DeCUR(dim=32), settings=run, device=CPU, devices=devices, seconds=0.3)
 
 
 def kept_in_a_step(model, batch):

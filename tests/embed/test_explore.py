@@ -102,7 +102,7 @@ def test_the_page_holds_what_was_embedded(embedded, pairs, tmp_path):
     assert f"script-src &#39;sha256-{code}&#39;;" in html and "img-src data: blob:;" in html
     about = json.loads(found.texts["about"])
     assert about["ids"] == sorted(pairs.ids) and about["part"] == "common" and about["together"]
-    s1, s2 = (read_vectors(embedded.folder, name, "common") for name in ("s1", "s2"))
+    s1, s2 = (read_vectors(embedded.folder, name, part="common") for name in ("s1", "s2"))
     told = about["ranking"]["s1>s2"]
     nearest = numbers(told["rows"], "<i4", 22, 3)
     unit = [v.values / np.linalg.norm(v.values, axis=1, keepdims=True) for v in (s1, s2)]

@@ -82,7 +82,7 @@ def test_what_cannot_be_searched_is_refused(vectors):
 
 def test_the_embedding_is_its_parts_side_by_side(embedded):
     common, unique, whole = (
-        read_vectors(embedded.folder, "s2", part) for part in ("common", "unique", "embedding")
+        read_vectors(embedded.folder, "s2", part=part) for part in ("common", "unique", "embedding")
     )
     assert common.ids == whole.ids and len(set(whole.ids)) == 20
     np.testing.assert_array_equal(whole.values, np.hstack([common.values, unique.values]))
@@ -187,7 +187,7 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys, 
     assert "s1 to s2, common, 20 searched" in said and "0003" in said
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    radar, optical = (read_vectors(embedded.folder, name, "common") for name in ("s1", "s2"))
+    radar, optical = (read_vectors(embedded.folder, name, part="common") for name in ("s1", "s2"))
     expected = cosines(radar.values, optical.values)[radar.ids.index("0003")]
     best = optical.ids[int(expected.argmax())]
     assert next(r["hit"] for r in rows if r["query"] == "0003") == best and len(rows) == 6

@@ -37,7 +37,9 @@ def tiny_checkpoint():
             encoders = {key: build_encoder(encoder, m) for key, m in data.modalities.items()}
             width = max(part.stop for part in parts.values())
             projectors = {key: Projector(e.dim, width, layers=2) for key, e in encoders.items()}
-        return Checkpoint(name, encoders, projectors, data.modalities, parts)
+        return Checkpoint(
+            name, encoders, projectors=projectors, modalities=data.modalities, parts=parts
+        )
 
     return make
 

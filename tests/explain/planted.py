@@ -41,9 +41,9 @@ def planted(names, bands, parts):
     return Checkpoint(
         "planted",
         {name: Means(bands) for name in names},
-        {name: Projector(bands, 1, layers=0) for name in names},
-        sensors,
-        parts,
+        projectors={name: Projector(bands, 1, layers=0) for name in names},
+        modalities=sensors,
+        parts=parts,
     )
 
 

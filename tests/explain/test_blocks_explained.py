@@ -34,7 +34,9 @@ def planted():
         wanted = ("shared", "shared_xy", "shared_yz", f"unique_{name}")
         rows = [columns.get(factor, spare) for factor in wanted]
         projector[0].weight.data = torch.cat(rows, 1).T.contiguous()
-    checkpoint = Checkpoint("planted", encoders, projectors, data.modalities, PARTS)
+    checkpoint = Checkpoint(
+        "planted", encoders, projectors=projectors, modalities=data.modalities, parts=PARTS
+    )
     return checkpoint, SampleLoader(data, settings=LoaderSettings(batch_size=100, workers=0))
 
 

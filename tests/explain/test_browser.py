@@ -89,7 +89,9 @@ def test_a_sensor_without_places_may_be_absent_from_a_whole_batch(tiny_checkpoin
         for name, kind in (("optical", "test_resnet"), ("sar", "mlp"))
     }
     projectors = {name: Projector(encoder.dim, 16, layers=2) for name, encoder in encoders.items()}
-    run = Checkpoint("run", encoders, projectors, sensors, tiny_checkpoint().parts)
+    run = Checkpoint(
+        "run", encoders, projectors=projectors, modalities=sensors, parts=tiny_checkpoint().parts
+    )
     read = loader.data.read
 
     def late(index):

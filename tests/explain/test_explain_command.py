@@ -306,7 +306,7 @@ def test_what_is_wrong_is_said_in_one_line(run, arguments, said, capsys):
 def test_an_option_out_of_range_is_named(option, value, allowed, tiny_checkpoint, tiny_loader):
     name, key = option.split(".")
     with pytest.raises(ConfigError, match=f"options.{option}: {allowed}, is {value}"):
-        ANALYSES.get(name).arrays(tiny_checkpoint(), tiny_loader(4), **{key: value})
+        ANALYSES.get(name).compute(tiny_checkpoint(), tiny_loader(4), options={key: value})
 
 
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path, capsys):

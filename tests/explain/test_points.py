@@ -29,7 +29,13 @@ def _checkpoint(
             if isinstance(module, DeformableAttention):
                 torch.nn.init.normal_(module.offset[-1].weight, std=0.05)
     projectors = {name: Projector(encoder.dim, 8, layers=2) for name, encoder in encoders.items()}
-    checkpoint = Checkpoint("run", encoders, projectors, data.modalities, {"common": slice(0, 8)})
+    checkpoint = Checkpoint(
+        "run",
+        encoders,
+        projectors=projectors,
+        modalities=data.modalities,
+        parts={"common": slice(0, 8)},
+    )
     return checkpoint, SampleLoader(data, settings=LoaderSettings(workers=0))
 
 

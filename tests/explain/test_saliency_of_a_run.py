@@ -9,7 +9,7 @@ from decur.data import SyntheticScenes
 from decur.explain import Checkpoint, SampleLoader, encoded
 from decur.explain.saliency import saliency_maps
 from decur.explain.spatial import spatial
-from decur.explain.spectral import spectral
+from decur.explain.spectral import SpectralSettings, spectral
 from decur.pretrain import LoaderSettings
 
 TRAINING = [
@@ -68,7 +68,7 @@ def test_common_maps_agree_about_the_scene_and_unique_ones_do_not(trained):
 @pytest.mark.slow
 def test_a_band_of_noise_is_the_least_important(trained):
     checkpoint, loader = trained
-    arrays = spectral(checkpoint, loader, samples=64)
+    arrays = spectral(checkpoint, loader, settings=SpectralSettings(samples=64))
     assert arrays["optical/bands"][-1] == "noise"
     for part in ("common", "unique"):
         exchanged = arrays[f"optical/{part}/exchanged"].mean(0)

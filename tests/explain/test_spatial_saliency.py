@@ -28,7 +28,9 @@ def checkpoint_of(name, size=64, **options):
     encoders = {k: build_encoder(name, m, **options) for k, m in data.modalities.items()}
     projectors = {k: Projector(e.dim, 16, layers=2) for k, e in encoders.items()}
     parts = {"common": slice(0, 12), "unique": slice(12, 16)}
-    return Checkpoint("run", encoders, projectors, data.modalities, parts), data
+    return Checkpoint(
+        "run", encoders, projectors=projectors, modalities=data.modalities, parts=parts
+    ), data
 
 
 def first_batch(data, drop=()):

@@ -7,7 +7,13 @@ from decur.data import SyntheticScenes
 from decur.encoders import Projector, build_encoder
 from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
 from decur.explain.attribution import ScoredPictures
-from decur.explain.spectral import bands_above_even, findings, plot_bands, spectral
+from decur.explain.spectral import (
+    SpectralSettings,
+    bands_above_even,
+    findings,
+    plot_bands,
+    spectral,
+)
 from decur.pretrain import LoaderSettings
 
 
@@ -35,7 +41,11 @@ def test_a_linear_encoder_has_the_importance_of_its_formula():
 def test_importance_is_the_path_integral_written_out(tiny_checkpoint, tiny_loader, pixels):
     checkpoint, loader = tiny_checkpoint(), tiny_loader(6)
     statistics = encoded(checkpoint, loader).statistics("optical")
-    found = spectral(checkpoint, loader, steps=5, score="energy", baseline=0.25, pixels=pixels)
+    found = spectral(
+        checkpoint,
+        loader,
+        settings=SpectralSettings(steps=5, score="energy", baseline=0.25, pixels=pixels),
+    )
     batch = next(iter(loader))
     x = checkpoint.pictures(batch, "optical")
     nodes, weights = np.polynomial.legendre.leggauss(5)
@@ -58,7 +68,7 @@ def test_a_band_that_the_encoder_ignores_is_worth_nothing(tiny_checkpoint, tiny_
     checkpoint = tiny_checkpoint()
     first = next(m for m in checkpoint.encoder("optical").modules() if hasattr(m, "kernel_size"))
     first.weight[:, 3] = 0
-    arrays = spectral(checkpoint, tiny_loader(6), steps=2)
+    arrays = spectral(checkpoint, tiny_loader(6), settings=SpectralSettings(steps=2))
     for part in ("common", "unique"):
         importance = arrays[f"optical/{part}/importance"]
         assert importance.shape == (6, 6)
@@ -85,12 +95,12 @@ def test_exchange_is_the_change_of_the_score_when_one_band_is_another_samples(
         changes.append((common(other) - common(x)).abs())
     known = torch.stack(changes, 1)
     known = known / known.sum(1, keepdim=True)
-    found = spectral(checkpoint, loader, steps=1)["sar/common/exchanged"]
+    found = spectral(checkpoint, loader, settings=SpectralSettings(steps=1))["sar/common/exchanged"]
     np.testing.assert_allclose(found, known.numpy(), rtol=1e-2, atol=1e-3)
-    alone = spectral(checkpoint, tiny_loader(1), steps=1, baseline=0.0)
+    alone = spectral(checkpoint, tiny_loader(1), settings=SpectralSettings(steps=1, baseline=0.0))
     assert alone["sar/common/exchanged"].shape == (0, 2)
     assert "blue" in findings(alone)
-    alone = spectral(checkpoint, tiny_loader(1), steps=1)
+    alone = spectral(checkpoint, tiny_loader(1), settings=SpectralSettings(steps=1))
     assert alone["sar/common/importance"].shape == (0, 2)
     assert "another, whose picture is the start" in findings(alone)
 
@@ -125,17 +135,27 @@ def test_the_papers_attributions_are_those_of_algorithm_2(tiny_checkpoint, tiny_
         (slope,) = torch.autograd.grad(z[:, :12].mean(1).sum(), at)
         total += float(weight) * slope
     wanted = (x * total).mean((0, 2, 3)).numpy()
-    found = spectral(checkpoint, loader, paper=True, steps=2, baseline="other", score="energy")
+    found = spectral(
+        checkpoint,
+        loader,
+        settings=SpectralSettings(paper=True, steps=2, baseline="other", score="energy"),
+    )
     np.testing.assert_allclose(found["sar/common/of_batch"], wanted, rtol=1e-2, atol=1e-5)
     assert (int(found["steps"]), found["baseline"].item()) == (50, "0.0")
     text = findings(found)
     assert "As in Algorithm 2 of the paper" in text and "50 steps" in text
-    assert "Algorithm 2" not in findings(spectral(checkpoint, loader, steps=1))
+    assert "Algorithm 2" not in findings(
+        spectral(checkpoint, loader, settings=SpectralSettings(steps=1))
+    )
 
 
 def test_more_steps_come_closer_to_completeness(tiny_checkpoint, tiny_loader):
     few, many = (
-        spectral(tiny_checkpoint(), tiny_loader(6), steps=steps, score="energy")
+        spectral(
+            tiny_checkpoint(),
+            tiny_loader(6),
+            settings=SpectralSettings(steps=steps, score="energy"),
+        )
         for steps in (2, 48)
     )
     for part in ("common", "unique"):
@@ -144,7 +164,7 @@ def test_more_steps_come_closer_to_completeness(tiny_checkpoint, tiny_loader):
 
 def test_arrays_are_kept_and_drawn_again(tiny_checkpoint, tiny_loader, tmp_path):
     checkpoint, loader = tiny_checkpoint(3), tiny_loader(20, 3)
-    arrays = spectral(checkpoint, loader, steps=2, samples=7)
+    arrays = spectral(checkpoint, loader, settings=SpectralSettings(steps=2, samples=7))
     np.savez(tmp_path / "a.npz", **arrays)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as kept:
         arrays = dict(kept)
@@ -178,7 +198,7 @@ def test_attributions_are_those_of_captum(tiny_checkpoint, tiny_loader, samples)
 
 
 def test_two_that_start_at_each_other_are_one_sample_to_a_test(tiny_checkpoint, tiny_loader):
-    arrays = spectral(tiny_checkpoint(), tiny_loader(6), steps=1)
+    arrays = spectral(tiny_checkpoint(), tiny_loader(6), settings=SpectralSettings(steps=1))
     assert arrays["optical/paths"].tolist() == [0, 1, 2, 0, 1, 2]
     shares = np.random.default_rng(3).dirichlet([56, 50, 50, 50, 50, 50], 12)
     told = {}
@@ -202,7 +222,7 @@ def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
 
 
 def test_bands_that_change_nothing_have_no_largest_share(tiny_checkpoint, tiny_loader):
-    arrays = dict(spectral(tiny_checkpoint(), tiny_loader(4), steps=2))
+    arrays = dict(spectral(tiny_checkpoint(), tiny_loader(4), settings=SpectralSettings(steps=2)))
     for key, values in arrays.items():
         if key.startswith("sar/") and values.dtype.kind == "f":
             arrays[key] = np.full_like(values, np.nan if key.endswith("error") else 0.0)
@@ -217,9 +237,9 @@ def test_one_band_is_nothing_to_compare():
     checkpoint = Checkpoint(
         "run",
         {"elevation": encoder},
-        {"elevation": Projector(encoder.dim, 8, layers=1)},
-        data.modalities,
-        {"common": slice(0, 8)},
+        projectors={"elevation": Projector(encoder.dim, 8, layers=1)},
+        modalities=data.modalities,
+        parts={"common": slice(0, 8)},
     )
     with pytest.raises(DoesNotApply, match="each sensor here has one"):
         spectral(checkpoint, SampleLoader(data, settings=LoaderSettings(workers=0)))
@@ -237,7 +257,7 @@ def test_samples_without_the_sensor_are_left_out(tiny_checkpoint, tiny_loader):
         return sample
 
     loader.data.read = without
-    arrays = spectral(checkpoint, loader, steps=2)
+    arrays = spectral(checkpoint, loader, settings=SpectralSettings(steps=2))
     assert arrays["sar/common/importance"].shape == (3, 2)
     assert arrays["optical/common/importance"].shape == (8, 6)
     assert np.isfinite(arrays["sar/common/importance"]).all()
@@ -250,7 +270,9 @@ def test_encoders_that_attend_to_each_other_are_asked_together():
     encoders = {k: build_encoder("resnet10t", m, **kept) for k, m in data.modalities.items()}
     projectors = {k: Projector(e.dim, 16, layers=2) for k, e in encoders.items()}
     parts = {"common": slice(0, 16)}
-    checkpoint = Checkpoint("run", encoders, projectors, data.modalities, parts)
+    checkpoint = Checkpoint(
+        "run", encoders, projectors=projectors, modalities=data.modalities, parts=parts
+    )
     loader = SampleLoader(data, settings=LoaderSettings(batch_size=8, workers=0))
     batch = next(iter(loader))
     batch["present"]["sar"][1] = False
@@ -258,6 +280,6 @@ def test_encoders_that_attend_to_each_other_are_asked_together():
     standard = torch.zeros(16), torch.ones(16)
     picture = ScoredPictures(checkpoint, batch, "optical", standard, "mean")
     both = batch["present"]["sar"]
-    known = checkpoint.scores("optical", vectors["optical"][both], standard)
+    known = checkpoint.scores("optical", vectors["optical"][both], statistics=standard)
     torch.testing.assert_close(picture.scores(picture.x, *picture.others.values()), known)
     assert picture.attributed(2, 0.0, "net").bands.shape == (1, 4, 6)

@@ -117,7 +117,7 @@ def test_windows_blend_into_what_one_piece_gives(
 ):
     toy = Toy()
     toy.encoders["s1"].strides = [4, 8, 16]
-    monkeypatch.setattr(scene_module, "open_model", lambda *_: toy)
+    monkeypatch.setattr(scene_module, "open_model", lambda *_, **__: toy)
     options = quick(tmp_path / "map.tif", window=window, overlap=overlap, shifts=shifts)
     found = pixels_of(predict("toy", scene[:1], **options).path)
     whole = torch.from_numpy(pixels_of(file_of(scene[0])))[None]
@@ -153,7 +153,7 @@ def test_a_known_scene_is_mapped_with_the_iou_that_its_tiles_have(tmp_path, monk
             at = (slice(row, row + 32), slice(column, column + 32))
             raw = torch.from_numpy(pixels[at].astype(np.float32))[None, None]
             tiles[at] = MeanFilter().predict({"s1": raw}, {})[0].argmax(dim=0).numpy() == 1
-    monkeypatch.setattr(scene_module, "open_model", lambda *_: MeanFilter())
+    monkeypatch.setattr(scene_module, "open_model", lambda *_, **__: MeanFilter())
     found = pixels_of(predict("toy", {"s1": file}, **quick(tmp_path / "map.tif")).path)[0] == 1
     assert iou(found) >= iou(tiles) > 0.8
     assert iou(found) == pytest.approx(iou(tiles), abs=0.03)

@@ -45,7 +45,7 @@ def features_of():
     def found(data, target, encoders, cache, loader, size=None, maps=False):
         read = data.only(list(encoders) or None, [target])
         model = FeatureModel(encoders, size=size)
-        return cached_features(model, SampleLoader(read, settings=loader), cache, maps=maps)
+        return cached_features(model, SampleLoader(read, settings=loader), cache=cache, maps=maps)
 
     return found
 

@@ -51,7 +51,7 @@ def test_maps_of_an_fcn_are_those_of_both_together(crossing, pictures):
         assert [m.shape for m in maps[name]] == [m.shape for m in alone]
         assert torch.equal(maps[name][2], alone[2])  # before the first attention
         assert not torch.allclose(maps[name][-1], alone[-1], atol=1e-3)
-    expected = model.classify({n: m[-LAST_MAPS:] for n, m in maps.items()}, (32, 32), 4)
+    expected = model.classify({n: m[-LAST_MAPS:] for n, m in maps.items()}, (32, 32), batch=4)
     torch.testing.assert_close(model(pictures), expected)
 
 

@@ -80,7 +80,9 @@ CLASS, MASK = (make_task("label", Target(kind)) for kind in ("class", "mask"))
 
 def rates_of(model, **options):
     settings = FitSettings(name="adamw", lr=1.0, weight_decay=0.1, **options)
-    groups = fine_tuning_groups(model, settings.complete(CLASS, False, options.pop("head", "fcn")))
+    groups = fine_tuning_groups(
+        model, settings.complete(CLASS, False, head=options.pop("head", "fcn"))
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
@@ -111,7 +113,7 @@ def test_biases_and_normalisations_are_spared_with_cmx():
     model = CMX({name: build_encoder("mit_b0", m) for name, m in sensors.items()}, 3)
     settings = FitSettings(name="adamw", lr=1.0, weight_decay=0.1)
     decays = {}
-    for group in fine_tuning_groups(model, settings.complete(MASK, False, "cmx")):
+    for group in fine_tuning_groups(model, settings.complete(MASK, False, head="cmx")):
         decays |= {id(p): group["weight_decay"] for p in group["params"]}
     for module in model.modules():  # as the public code tells them apart
         if isinstance(module, nn.Linear | nn.Conv2d):

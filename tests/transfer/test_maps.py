@@ -90,12 +90,12 @@ def test_standardised_maps_make_the_size_of_maps_irrelevant(flooded, frozen, tmp
     keys = {name: map_names(name, model.encoder(name)) for name in model.encoders}
     maps = {n: [torch.tensor(seen.features[k][12:15]) for k in keys[n]] for n in keys}
     with torch.no_grad():
-        a = first.classify(maps, (8, 8), 3)
-        b = second.classify({n: [50 * x for x in maps[n]] for n in maps}, (8, 8), 3)
+        a = first.classify(maps, (8, 8), batch=3)
+        b = second.classify({n: [50 * x for x in maps[n]] for n in maps}, (8, 8), batch=3)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     # what is saved takes pictures as they are
     raw, sensors = flooded[14]["images"], flooded.modalities
-    images = {name: scaled(raw[name][None], sensors[name], 48) for name in sensors}
+    images = {name: scaled(raw[name][None], sensors[name], size=48) for name in sensors}
     with torch.no_grad():
         guess = first.eval()(images, size=(32, 32)).argmax(1)
     truth = flooded[14]["target"]["mask"][None]
@@ -115,10 +115,10 @@ def test_convolutions_of_standardised_maps_take_maps_as_they_are(frozen):
         for n in maps
     }
     with torch.no_grad():
-        expected = model.classify(plain, (12, 12), 4)
+        expected = model.classify(plain, (12, 12), batch=4)
         model.unstandardise(moments)
         torch.testing.assert_close(
-            model.classify(maps, (12, 12), 4), expected, rtol=1e-4, atol=1e-5
+            model.classify(maps, (12, 12), batch=4), expected, rtol=1e-4, atol=1e-5
         )
 
 

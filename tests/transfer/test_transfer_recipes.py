@@ -64,7 +64,7 @@ def test_a_recipe_is_as_the_paper_says(name):
     settings = build_parser().parse([f"--config={name}", "--data.root=X"])
     kind = "multilabel" if "bigearthnet" in name else "mask"
     task = make_task("cover", Target(kind, ("a", "b")))
-    fit = FitSettings(**vars(settings.fit)).complete(task, settings.freeze, settings.head)
+    fit = FitSettings(**vars(settings.fit)).complete(task, settings.freeze, head=settings.head)
     assert settings.freeze == (name in ("bigearthnet-linear", "geonrw-frozen"))
     assert (fit.name, fit.lr, fit.weight_decay) == (optimiser, lr, decay)
     assert momentum in (None, fit.momentum)

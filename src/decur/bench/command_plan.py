@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> RunCost:
     device = open_device(parsed.device)
     made = parser.instantiate_classes(parsed)
 
-    from decur.bench.plan import plan
+    from decur.bench.plan import Devices, plan
     from decur.pretrain.data import seen_data
 
     settings = settings_of(made)
@@ -83,11 +83,13 @@ def main(arguments: Sequence[str]) -> RunCost:
         made.objective,
         settings=settings,
         device=device,
-        gpus=parsed.gpus,
+        devices=Devices(
+            counts=parsed.gpus,
+            memory=None if parsed.memory is None else round(parsed.memory * 1e9),
+            link=parsed.link * 1e9,
+        ),
         seconds=parsed.seconds,
-        link=parsed.link * 1e9,
         samples=parsed.samples,
-        memory=None if parsed.memory is None else round(parsed.memory * 1e9),
     )
     show(cost, data.describe(), Console(soft_wrap=True))
     if parsed.json is not None:

@@ -28,7 +28,7 @@ def batches(
 
     Close the generator: its worker processes do not heed signals.
     """
-    loading = PairedData(data, loader, seed).train_dataloader()
+    loading = PairedData(data, loader, seed=seed).train_dataloader()
     for epoch in itertools.count():
         assert isinstance(loading.batch_sampler, EpochBatches)
         loading.batch_sampler.set_epoch(epoch)

@@ -120,17 +120,31 @@ def _gigabytes(number: float) -> str:
     return f"{number / 1e9:.3g} GB"
 
 
+@dataclass(frozen=True)
+class Devices:
+    """The devices that a run is planned for, each as fast as the one that is measured.
+
+    Args:
+        counts: numbers of devices.
+        memory: bytes of each; None for those of the measured one.
+        link: bytes a second that each sends to others. Sending is added to computing, though some
+            of it goes on at the same time.
+    """
+
+    counts: Sequence[int] = (1,)
+    memory: int | None = None
+    link: float = 25e9
+
+
 def plan(
     data: PairedDataset,
     objective: Objective,
     *,
     settings: PretrainSettings,
     device: torch.device,
-    gpus: Sequence[int] = (1,),
+    devices: Devices | None = None,
     seconds: float = 30.0,
-    link: float = 25e9,
     samples: int | None = None,
-    memory: int | None = None,
 ) -> RunCost:
     """Foresee what `pretrain` costs, on one and on many devices like the one that is measured.
 
@@ -139,21 +153,19 @@ def plan(
         objective: the method.
         settings: all other settings of `pretrain`.
         device: is measured. Nothing is compiled, since that takes minutes.
-        gpus: numbers of devices.
+        devices: what is planned for; None for one device like `device`.
         seconds: duration of the measurements, about.
-        link: bytes a second that each device sends to others. Sending is added to computing, though
-            some of it goes on at the same time.
         samples: of the whole data set, where `data` is an example of it.
-        memory: bytes of a device; None for those of `device`.
 
     Raises:
         ConfigError: if the configuration cannot be run.
         DataError: if too few samples can be read.
     """
+    devices = devices or Devices()
     options, batch = settings.trainer.as_dict(), settings.loader.batch_size
     number, workers = samples or len(data), settings.loader.processes()
     length, epoch = length_of_run(options, number, batch)
-    for count in gpus:
+    for count in devices.counts:
         if count < 1 or batch % count or batch < LEAST * count:
             raise ConfigError(
                 f"--gpus: loader.batch_size {batch} does not divide among {count} devices, "
@@ -191,10 +203,10 @@ def plan(
         paused *= length / epoch / monitor.every_epochs
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     cores, shares = os.cpu_count() or 1, []
-    for count in gpus:
+    for count in devices.counts:
         own = batch // count
         sent = traffic(objective.dim, len(sensors), batch, trained, count, views, size)
-        computing, exchange = fixed + each * own, sent["total"] / link
+        computing, exchange = fixed + each * own, sent["total"] / devices.link
         # Each device has workers of its own, but no cores of its own.
         read = batch / (reading["rate"] * min(count, max(1.0, cores / max(1, workers))))
         step = max(computing + exchange, read) if workers else computing + exchange + read
@@ -226,7 +238,7 @@ def plan(
         measured=measured,
         reading=reading,
         workers=workers,
-        capacity=memory or there,
+        capacity=devices.memory or there,
         shares=shares,
     )
 

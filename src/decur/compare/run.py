@@ -274,8 +274,10 @@ def write(
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
-    report.add_section(folder, 0, "summary", "", _summary(folder, made, cells, seeds))
-    report.add_section(folder, 10, "compare", "Comparison", "\n".join(body))
+    report.add_section(
+        folder, 0, name="summary", title="", body=_summary(folder, made, cells, seeds)
+    )
+    report.add_section(folder, 10, name="compare", title="Comparison", body="\n".join(body))
 
 
 def _summary(folder: RunFolder, made: Sequence[Table], cells: Sequence[Cell], seeds: int) -> str:
@@ -289,5 +291,5 @@ def _summary(folder: RunFolder, made: Sequence[Table], cells: Sequence[Cell], se
         f"{len(methods)} methods were compared over {seeds} seed{'s' if seeds > 1 else ''}: "
         f"{done} of {len(cells)} cells are done.{rest}",
         table_text.best_scores(made, seeds)[:3],
-        then,
+        then=then,
     )

@@ -99,8 +99,8 @@ def main(arguments: Sequence[str]) -> Hits:
     names = list(read_folder_header(folder)["modalities"])
     source, target = settings["from"] or names[0], settings.to or names[-1]
     part = settings.part or default_part(folder)
-    everything = read_vectors(folder, source, part)
-    base = everything if source == target else read_vectors(folder, target, part)
+    everything = read_vectors(folder, source, part=part)
+    base = everything if source == target else read_vectors(folder, target, part=part)
     queries = choose(everything, settings.query) if settings.query else everything
     same = source == target
     hits = nearest(queries, base, k=settings.k, index=settings.index, same=same)

@@ -56,7 +56,7 @@ def default_part(folder: str | Path) -> Part:
     return shared[0] if shared else "embedding" if len(header["widths"]) > 1 else "features"
 
 
-def read_vectors(folder: str | Path, modality: str, part: Part = "features") -> Vectors:
+def read_vectors(folder: str | Path, modality: str, *, part: Part = "features") -> Vectors:
     """Return vectors of one sensor from a folder that `embed` wrote, complete or not yet.
 
     Args:

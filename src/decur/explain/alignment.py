@@ -75,7 +75,7 @@ def alignment(
         arrays[f"{number}/bounds"] = np.array([[d.start, d.stop] for d in run.parts.values()])
         if len(run.modalities) < 2:
             continue
-        whole = encoded(run, loader, watch)
+        whole = encoded(run, loader, watch=watch)
         for a, b in watch(list(combinations(run.modalities, 2)), _pairs(len(run.modalities))):
             rows = np.flatnonzero(whole.present(a, b))
             if len(rows) < 2:

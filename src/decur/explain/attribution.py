@@ -96,7 +96,9 @@ class ScoredPictures:
 
         images = {self.name: x, **dict(zip(self.others, others, strict=True))}
         vector = encode(self.checkpoint.encoders, images)[self.name]
-        return self.checkpoint.scores(self.name, vector, self.statistics, self.score)
+        return self.checkpoint.scores(
+            self.name, vector, statistics=self.statistics, kind=self.score
+        )
 
     def attributed(self, steps: int, baseline: float | str, pixels: Pixels) -> Attributed:
         """Attribute the score of each part to the bands, along the way from the baseline."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
@@ -49,6 +49,8 @@ class Analysis:
         about: what the figures show and how to read them, in two or three sentences.
         arrays: `(checkpoint, loader, *, watch=unwatched, **options) -> Arrays`; raises
             `DoesNotApply`. Its further arguments are the analysis's options on the command line.
+        settings: a dataclass of the options, where there are many; `arrays` then takes one as
+            `settings` in place of further arguments.
         plots: `{name: function}`, each from these arrays to a figure; it may raise `DoesNotApply`.
             The first paragraph of its docstring is the caption.
         findings: from these arrays to what came out, as HTML made by `decur.report`.
@@ -70,16 +72,38 @@ class Analysis:
     several: bool = False
     order: int = 50
     needs: tuple[str, ...] = ()
+    settings: type[Any] | None = None
 
     @property
     def options(self) -> list[str]:
-        """Names of its options: arguments of `arrays` that not every analysis takes."""
+        """Names of its options: fields of `settings`, else arguments that `arrays` alone takes."""
+        if self.settings is not None:
+            return [option.name for option in fields(self.settings)]
         every = ("watch", "beside")
         return [
             name
             for name in list(inspect.signature(self.arrays).parameters)[2:]
             if name not in every
         ]
+
+    def compute(
+        self, checkpoint: Any, loader: Any, *, options: Mapping[str, Any], **others: Any
+    ) -> Arrays:
+        """Return the arrays.
+
+        Args:
+            checkpoint: the run.
+            loader: the samples.
+            options: by name; those that are left out have their defaults.
+            others: `watch`, and `beside` where the analysis takes several runs.
+
+        Raises:
+            ConfigError: for a value that an option cannot have.
+            DoesNotApply: if there is nothing to say.
+        """
+        if self.settings is not None:
+            return self.arrays(checkpoint, loader, settings=self.settings(**options), **others)
+        return self.arrays(checkpoint, loader, **options, **others)
 
 
 ANALYSES: Registry[Analysis] = Registry("analysis", "decur.explain")

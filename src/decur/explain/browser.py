@@ -71,7 +71,7 @@ def browser(
     """
     check_option("browser.shown", shown, 1, MOST)
     check_option("browser.neighbors", neighbors, 1, 16)
-    whole = encoded(checkpoint, loader, watch)
+    whole = encoded(checkpoint, loader, watch=watch)
     names = list(checkpoint.modalities)
     has = {name: whole.present(name) for name in names}
     there = np.flatnonzero(np.logical_or.reduce(list(has.values())))
@@ -261,7 +261,7 @@ def _sentence(arrays: Arrays, names: Sequence[str]) -> str:
 
 def _short(arrays: Arrays, row: int, names: Sequence[str]) -> str:
     pictures = [
-        thumbnail(arrays[f"{name}/picture"][row], name, 4 if len(names) > 1 else 8)
+        thumbnail(arrays[f"{name}/picture"][row], name, side=4 if len(names) > 1 else 8)
         for name in names
         if arrays[f"{name}/present"][row]
     ]
@@ -275,14 +275,14 @@ def _long(arrays: Arrays, row: int, names: Sequence[str], parts: Sequence[str]) 
             body.append([paragraph(f"This sample has no {name} picture.")])
             continue
         picture = arrays[f"{name}/picture"][row]
-        of = [thumbnail(picture, "as it is", 7.5)]
+        of = [thumbnail(picture, "as it is", side=7.5)]
         for part in parts:
             if f"{name}/{part}/saliency" in arrays:
                 salient = overlay(
                     picture, arrays[f"{name}/{part}/saliency"][row], part_colour(part, parts)
                 )
                 nothing = "" if arrays[f"{name}/{part}/saliency"][row].any() else ": nothing"
-                of.append(thumbnail(salient, f"salient for {part}{nothing}", 7.5))
+                of.append(thumbnail(salient, f"salient for {part}{nothing}", side=7.5))
         body.append([strip(name, of)])
         for other in names:
             key = f"{name}-{other}"
@@ -291,7 +291,7 @@ def _long(arrays: Arrays, row: int, names: Sequence[str], parts: Sequence[str]) 
                     arrays[f"{other}/neighbor"][place],
                     f"{arrays[f'{other}/neighbor_ids'][place]}: {cosine:.2f}"
                     + (", its own" if arrays[f"{other}/neighbor_ids"][place] == own else ""),
-                    SMALL / 16,
+                    side=SMALL / 16,
                 )
                 for own in [arrays["ids"][row]]
                 for place, cosine in zip(

@@ -54,6 +54,11 @@ def build_parser() -> Parser:
         "are any.",
     )
     for analysis in known:
+        if analysis.settings is not None:
+            parser.add_class_arguments(
+                analysis.settings, f"options.{analysis.name}", instantiate=False
+            )
+            continue
         every = set(signature(analysis.arrays).parameters) - set(analysis.options)
         parser.add_function_arguments(analysis.arrays, f"options.{analysis.name}", skip={*every})
     parser.show_first(_ESSENTIALS)

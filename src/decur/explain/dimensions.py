@@ -73,7 +73,7 @@ def dimensions(
     check_option("dimensions.seed", seed, *SEEDS)
     check_option("dimensions.batches", batches, 1)
     names = list(checkpoint.modalities)
-    whole = encoded(checkpoint, loader, watch)
+    whole = encoded(checkpoint, loader, watch=watch)
     rows = np.flatnonzero(whole.present(*names))
     if len(rows) < FEWEST:
         raise DoesNotApply(

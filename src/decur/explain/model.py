@@ -46,11 +46,11 @@ class Checkpoint(FeatureModel):
         self,
         name: str,
         encoders: Mapping[str, Encoder],
+        *,
         projectors: Mapping[str, Projector],
         modalities: Mapping[str, Modality],
         parts: Mapping[str, slice],
         size: int | None = None,
-        *,
         ceilings: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(encoders, modalities, projectors=projectors, size=size)
@@ -63,6 +63,7 @@ class Checkpoint(FeatureModel):
         cls,
         run: str | Path,
         modalities: Mapping[str, Modality],
+        *,
         size: int | None = None,
     ) -> Checkpoint:
         """Open a run for some data.
@@ -95,10 +96,10 @@ class Checkpoint(FeatureModel):
         return cls(
             Path(run).resolve().name,
             {name: restored.encoders[name] for name in chosen},
-            {name: restored.projectors[name] for name in chosen},
-            modalities,
-            restored.objective.parts,
-            size,
+            projectors={name: restored.projectors[name] for name in chosen},
+            modalities=modalities,
+            parts=restored.objective.parts,
+            size=size,
             ceilings=of_views,
         )
 
@@ -106,6 +107,7 @@ class Checkpoint(FeatureModel):
         self,
         modality: str,
         vector: Tensor,
+        *,
         statistics: tuple[Tensor, Tensor] | None = None,
         kind: Score = "mean",
     ) -> Tensor:
@@ -135,7 +137,7 @@ class Checkpoint(FeatureModel):
         return torch.stack([z[:, dims].mean(1) for dims in self.parts.values()], 1)
 
 
-def encoded(checkpoint: Checkpoint, loader: SampleLoader, watch: Watch = unwatched) -> Features:
+def encoded(checkpoint: Checkpoint, loader: SampleLoader, *, watch: Watch = unwatched) -> Features:
     """Return features and embeddings of all samples, computed once for a checkpoint and a loader.
 
     They lie in temporary files: memory does not grow with the data set.

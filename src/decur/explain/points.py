@@ -73,7 +73,7 @@ def points(
     few = SampleLoader(loader.data, settings=one, among=places)
     arrays: Arrays = {"ids": text(*few.ids), "modalities": text(*checkpoint.modalities)}
     of_batch = partial(_of_batch, checkpoint, attentions)
-    for found in each_batch(checkpoint, few, of_batch, watch=watch):
+    for found in each_batch(checkpoint, few, make=of_batch, watch=watch):
         arrays |= found
     if not any(f"{name}/picture" in arrays for name in attentions):
         raise DoesNotApply("None of the samples that it would show can be read.")

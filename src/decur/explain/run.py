@@ -190,7 +190,7 @@ def _open_checkpoints(run: str, data: PairedDataset, settings: ExplainSettings) 
             raise ConfigError(f"modalities: the data has no {name!r}; choose from {there}")
     wanted = {name: data.modalities[name] for name in settings.modalities or data.modalities}
     checkpoints = [
-        Checkpoint.open(path, wanted, settings.size or size_of_views(path)).to(device)
+        Checkpoint.open(path, wanted, size=settings.size or size_of_views(path)).to(device)
         for path in (run, *settings.beside)
     ]
     check_alike(checkpoints)
@@ -214,7 +214,7 @@ def _choose_samples(
     if not seen.any():
         raise DataError(f"no sample of the data has {' or '.join(names)}")
     among = np.flatnonzero(seen).tolist()
-    return SampleLoader(data.only(names), settings.samples, settings.loader, among)
+    return SampleLoader(data.only(names), settings.samples, settings=settings.loader, among=among)
 
 
 class _Writer:
@@ -267,11 +267,12 @@ class _Writer:
         if found is not None and found[1] == digest:
             arrays, how = found[0], f"as it was in {path}"
         else:
-            if len(compared) > 1:
-                options["beside"] = compared[1:]
+            beside = {"beside": compared[1:]} if len(compared) > 1 else {}
             try:
                 with _progress(self.console, analysis.name) as watch:
-                    arrays = analysis.arrays(compared[0], loader, watch=watch, **options)
+                    arrays = analysis.compute(
+                        compared[0], loader, options=options, watch=watch, **beside
+                    )
             except DoesNotApply as reason:
                 self.done.inapplicable[analysis.name] = str(reason)
                 say_inapplicable(self.done.folder, analysis, str(reason))

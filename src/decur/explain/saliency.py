@@ -104,7 +104,7 @@ class _Scores(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return the scores (n, parts) of maps (n, C, h, w)."""
         vector = self._head(self.entry(values))  # (n, D)
-        return self._scores(self._modality, vector, self._statistics, self._score)
+        return self._scores(self._modality, vector, statistics=self._statistics, kind=self._score)
 
 
 @torch.no_grad()

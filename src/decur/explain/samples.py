@@ -86,7 +86,7 @@ def samples(
     check_option("samples.perplexity", perplexity, 1)
     check_option("samples.seed", seed, *SEEDS)
     names = list(checkpoint.modalities)
-    whole = encoded(checkpoint, loader, watch)
+    whole = encoded(checkpoint, loader, watch=watch)
     rows = evenly_spaced(len(loader.indices), samples)
     source = whole.embeddings if vectors == "embedding" else whole.features
     points, modality, sample = [], [], []

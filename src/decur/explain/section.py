@@ -101,7 +101,7 @@ def draw(folder: RunFolder, analysis: Analysis, arrays: Arrays, samples: str = "
             continue
         caption = (inspect.getdoc(plot) or "").partition("\n\n")[0]
         chart = analysis.charts[name](arrays) if name in analysis.charts else None
-        body.append(report.figure(path, caption, chart))
+        body.append(report.figure(path, caption, chart=chart))
     body.append(analysis.findings(arrays))
     where = arrays_path(folder, analysis).relative_to(folder.path)
     body.append(report.note(". ".join(filter(None, [samples, f"Arrays: {where}"]))))
@@ -114,7 +114,9 @@ def say_inapplicable(folder: RunFolder, analysis: Analysis, reason: str) -> None
     for name in analysis.plots:
         _figure_path(folder, analysis, name).unlink(missing_ok=True)
     line = report.note(f"{analysis.title}: {reason}")
-    report.add_section(folder, LAST + analysis.order, _section_name(analysis), "", line)
+    report.add_section(
+        folder, LAST + analysis.order, name=_section_name(analysis), title="", body=line
+    )
 
 
 def _figure_path(folder: RunFolder, analysis: Analysis, name: str) -> Path:
@@ -123,7 +125,7 @@ def _figure_path(folder: RunFolder, analysis: Analysis, name: str) -> Path:
 
 def _write(folder: RunFolder, analysis: Analysis, body: Sequence[str]) -> None:
     place, name = FIRST + analysis.order, _section_name(analysis)
-    report.add_section(folder, place, name, analysis.title, "\n".join(body))
+    report.add_section(folder, place, name=name, title=analysis.title, body="\n".join(body))
 
 
 def _section_name(analysis: Analysis) -> str:

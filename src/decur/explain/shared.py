@@ -100,7 +100,7 @@ def shared(
     check_option("shared.seed", seed, *SEEDS)
     if len(checkpoint.modalities) < 2:
         raise DoesNotApply("It compares sensors, and the run has one.")
-    whole = encoded(checkpoint, loader, watch)
+    whole = encoded(checkpoint, loader, watch=watch)
     pairs: dict[str, tuple[str, str, NDArray[np.int64]]] = {}
     most = 0
     for a, b in combinations(checkpoint.modalities, 2):

@@ -83,7 +83,7 @@ def spatial(
     pairs = list(combinations(names, 2))
     place: Place = "conv2" if paper else stage
     score, compare = ("mean", product) if paper else (score, overlap)
-    whole = encoded(checkpoint, loader, watch)
+    whole = encoded(checkpoint, loader, watch=watch)
     statistics = {name: whole.statistics(name) for name in names}
     wanted = set(evenly_spaced(len(loader.indices), examples).tolist())
     sheet = _Examples(checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,27 +31,11 @@ NAMED = 3  # bands that are named as those that matter most
 UPRIGHT = 9  # bands, above which their names stand upright
 
 
-def spectral(
-    checkpoint: Checkpoint,
-    loader: SampleLoader,
-    *,
-    watch: Watch = unwatched,
-    samples: int = 128,
-    steps: int = 8,
-    score: Score = "mean",
-    baseline: float | Literal["other"] = "other",
-    pixels: Pixels = "net",
-    paper: bool = False,
-) -> Arrays:
-    """Compute the importance of each band to each part by Integrated Gradients.
-
-    The importance of a band in a picture comes from its attributions over all pixels; the
-    importances of a picture's bands are divided by their sum (Algorithm 2, `IG_stat`).
+@dataclass(frozen=True)
+class SpectralSettings:
+    """How the dependence on bands is measured.
 
     Args:
-        checkpoint: The run.
-        loader: The samples; embeddings are standardised by statistics of all of them.
-        watch: Shows how far it is.
         samples: Largest number of samples, evenly spaced.
         steps: Number of steps of the path from the baseline to the picture, at the nodes of Gauss
             and Legendre. With 8 a picture's shares miss those of 48 by less than pictures differ,
@@ -67,6 +52,33 @@ def spectral(
             |attribution|, counts every pixel that sways the score either way, by chance too.
         paper: Do as the paper does: black for a baseline and 50 steps (its public code), the mean
             of a part's dimensions, attributions averaged over batch and pixels (Algorithm 2).
+    """
+
+    samples: int = 128
+    steps: int = 8
+    score: Score = "mean"
+    baseline: float | Literal["other"] = "other"
+    pixels: Pixels = "net"
+    paper: bool = False
+
+
+def spectral(
+    checkpoint: Checkpoint,
+    loader: SampleLoader,
+    *,
+    watch: Watch = unwatched,
+    settings: SpectralSettings | None = None,
+) -> Arrays:
+    """Compute the importance of each band to each part by Integrated Gradients.
+
+    The importance of a band in a picture comes from its attributions over all pixels; the
+    importances of a picture's bands are divided by their sum (Algorithm 2, `IG_stat`).
+
+    Args:
+        checkpoint: The run.
+        loader: The samples; embeddings are standardised by statistics of all of them.
+        watch: Shows how far it is.
+        settings: How it is measured.
 
     Returns:
         "modalities" and "parts", names; "score", "steps", "baseline" and "pixels"; for each
@@ -84,32 +96,33 @@ def spectral(
         ConfigError: for numbers out of range.
         DoesNotApply: if every sensor has one band.
     """
-    if paper:
-        steps, score, baseline, pixels = PAPERS_STEPS, "mean", 0.0, "net"
-    check_option("spectral.samples", samples, 1)
-    check_option("spectral.steps", steps, 1)
+    how = settings or SpectralSettings()
+    if how.paper:
+        how = replace(how, steps=PAPERS_STEPS, score="mean", baseline=0.0, pixels="net")
+    check_option("spectral.samples", how.samples, 1)
+    check_option("spectral.steps", how.steps, 1)
     names = [name for name, m in checkpoint.modalities.items() if m.channels > 1]
     if not names:
         raise DoesNotApply("It compares the bands of a sensor, and each sensor here has one.")
-    whole = encoded(checkpoint, loader, watch)
+    whole = encoded(checkpoint, loader, watch=watch)
     statistics = {name: whole.statistics(name) for name in names}
     found: dict[str, list[Attributed]] = {name: [] for name in names}
     exchanged: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-    some = loader.some(samples)
+    some = loader.some(how.samples)
     for batch in watch(some, len(some)):
         for name in names:
             if not batch["present"][name].any():
                 continue
-            picture = ScoredPictures(checkpoint, batch, name, statistics[name], score)
+            picture = ScoredPictures(checkpoint, batch, name, statistics[name], how.score)
             exchanged[name].append(picture.exchanged())
-            found[name].append(picture.attributed(steps, baseline, pixels))
+            found[name].append(picture.attributed(how.steps, how.baseline, how.pixels))
     arrays: Arrays = {
         "modalities": text(*checkpoint.modalities),
         "parts": text(*checkpoint.parts),
-        "score": text(score),
-        "steps": np.array(steps),
-        "baseline": text(str(baseline)),
-        "pixels": text(pixels),
+        "score": text(how.score),
+        "steps": np.array(how.steps),
+        "baseline": text(str(how.baseline)),
+        "pixels": text(how.pixels),
     }
     for name in names:
         bands = checkpoint.modalities[name].bands
@@ -121,7 +134,7 @@ def spectral(
         for number, part in enumerate(checkpoint.parts):
             key = f"{name}/{part}"
             arrays[f"{key}/importance"] = every.bands[number]
-            if paper:
+            if how.paper:
                 arrays[f"{key}/of_batch"] = every.net[number].mean(0)
             arrays[f"{key}/exchanged"] = changes[number]
             error, span = every.missed[number].sum(), every.spans[number].sum()
@@ -338,6 +351,7 @@ register(
             "that the two parts weigh differently tell what this sensor sees alone."
         ),
         arrays=spectral,
+        settings=SpectralSettings,
         plots={"bands": plot_bands},
         findings=findings,
         order=45,

@@ -99,7 +99,7 @@ def write_page(path: Path, contents: Contents) -> Path:
         for number, packed in enumerate(_sheets(pictures)):
             parts.append(_script(f"sheet-{sensor}-{number}", packed))
     style = f"<style>{_resource('page.css')}</style>"
-    page = whole_page(contents.title, style + "\n".join(parts), _resource("page.js"))
+    page = whole_page(contents.title, style + "\n".join(parts), script=_resource("page.js"))
     return write_text(path, page)
 
 

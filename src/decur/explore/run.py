@@ -83,7 +83,7 @@ def explore(
         raise ConfigError(f"--out {page}: is a folder; give a file in it")
     part = part or default_part(folder)
     sensors = list(read_folder_header(folder)["modalities"])
-    vectors = {name: read_vectors(folder, name, part) for name in sensors}
+    vectors = {name: read_vectors(folder, name, part=part) for name in sensors}
     ids = _choose(vectors.values(), samples)
     console = Console(soft_wrap=True, markup=False, emoji=False)
     if data is None:

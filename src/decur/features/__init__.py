@@ -8,7 +8,7 @@ A recipe, from a data set to rows of features:
     for rows in iterate(model, loader):            # one batch after another, nothing is kept
         rows.features["s1"]                        # (B, D), NaN rows where the sensor is absent
     found = compute_features(model, loader)        # all rows, in memory or in a file
-    found = cached_features(model, loader, cache)  # computed once, kept in a folder
+    found = cached_features(model, loader, cache=cache)  # computed once, kept in a folder
     found.features["s1"], found.embeddings["s1"], found.labels["cover"]  # (N, D), (N, K), (N, ...)
 
 The samples come in the order of the data set, each once, without augmentation. What the loader's

@@ -32,8 +32,8 @@ _BLOCK = 1 << 22  # bytes that are read at a time
 def cached_features(
     model: FeatureModel,
     loader: SampleLoader,
-    cache: Path,
     *,
+    cache: Path,
     maps: bool = False,
     device: torch.device | str = "cpu",
 ) -> Features:

@@ -17,7 +17,7 @@ from decur.modality import Modality
 LAST_MAPS = 3  # the last feature maps of an encoder, which an FCN head reads
 
 
-def scaled(raw: Tensor, modality: Modality, size: int | tuple[int, int] | None) -> Tensor:
+def scaled(raw: Tensor, modality: Modality, *, size: int | tuple[int, int] | None) -> Tensor:
     """Scale raw pictures (B, C, H, W) to [0, 1] and resize them where a size is given.
 
     Args:
@@ -103,7 +103,7 @@ class FeatureModel(nn.Module):
             raw = raw[send(has.nonzero()[:, 0], raw.device)]
         raw = raw.to(self.device, non_blocking=True)
         raw = raw.contiguous(memory_format=torch.channels_last)  # before it grows to float32
-        x = scaled(raw, self.modalities[name], self.size).to(next(self.parameters()).dtype)
+        x = scaled(raw, self.modalities[name], size=self.size).to(next(self.parameters()).dtype)
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -184,7 +184,7 @@ class FeatureModel(nn.Module):
     def _no_maps(self, batch: Batch, name: str) -> list[Tensor]:
         """Return no maps, of the shape that there would be."""
         raw = batch["images"][name][:1].to(self.device)
-        x = scaled(raw, self.modalities[name], self.size)
+        x = scaled(raw, self.modalities[name], size=self.size)
         return [y[:0] for y in self.encoder(name).forward_features(x)[-LAST_MAPS:]]
 
 

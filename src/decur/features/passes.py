@@ -44,6 +44,7 @@ class SampleLoader(DataLoader[Batch]):
         self,
         data: PairedDataset,
         samples: int | None = None,
+        *,
         settings: LoaderSettings | None = None,
         among: Sequence[int] | None = None,
     ) -> None:
@@ -79,14 +80,14 @@ class SampleLoader(DataLoader[Batch]):
 
     def some(self, samples: int) -> SampleLoader:
         """Return a loader of at most so many of these samples, evenly spaced."""
-        return SampleLoader(self.data, samples, self.settings, self.indices)
+        return SampleLoader(self.data, samples, settings=self.settings, among=self.indices)
 
 
 def each_batch(
     model: nn.Module,
     loader: SampleLoader,
-    make: Callable[[Batch], Made],
     *,
+    make: Callable[[Batch], Made],
     watch: Watch | None = None,
 ) -> Iterator[Made]:
     """Yield what is made of one batch after another, in the order of the samples.
@@ -126,7 +127,7 @@ def iterate(
         _refuse_not_finite(found)
         return found
 
-    return each_batch(model, loader, rows, watch=watch)
+    return each_batch(model, loader, make=rows, watch=watch)
 
 
 def _refuse_not_finite(rows: FeatureBatch) -> None:
@@ -156,14 +157,14 @@ def compute_features(
         watch: shows how far it is.
     """
     rows = iterate(model, loader, maps=maps, watch=watch)
-    return collect(rows, model, loader, maps=maps, on_disk=on_disk)
+    return collect(rows, model, loader=loader, maps=maps, on_disk=on_disk)
 
 
 def collect(
     batches: Iterable[FeatureBatch],
     model: FeatureModel,
-    loader: SampleLoader,
     *,
+    loader: SampleLoader,
     maps: bool = False,
     on_disk: bool = False,
 ) -> Features:

@@ -85,7 +85,7 @@ class FeaturePredictor(Predictor):
     @torch.inference_mode()
     def features(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Return the last feature maps of all sensors side by side: (B, D, h, w)."""
-        pictures = {name: scaled(x, self.modalities[name], None) for name, x in images.items()}
+        pictures = {name: scaled(x, self.modalities[name], size=None) for name, x in images.items()}
         maps = encode_maps(self.modules, pictures, present=present)
         return torch.cat([maps[name][-1].float() for name in self.encoders], dim=1)
 
@@ -118,7 +118,7 @@ class FeaturePredictor(Predictor):
 
 
 def open_model(
-    path: str | os.PathLike[str], mode: FeatureBands | None, sensors: Sequence[str]
+    path: str | os.PathLike[str], mode: FeatureBands | None, *, sensors: Sequence[str]
 ) -> Predictor:
     """Return what a model predicts, or where `mode` asks for it what its encoders see.
 

@@ -153,7 +153,7 @@ class HeadPredictor(Predictor):
         window = (first.shape[-2], first.shape[-1])
         pictures = {}
         for name, x in images.items():
-            x = scaled(x, self.modalities[name], self.input_size(name, window))
+            x = scaled(x, self.modalities[name], size=self.input_size(name, window))
             pictures[name] = x.contiguous(memory_format=torch.channels_last)
         output: Tensor = self.model(pictures, present, window if self.dense else None)
         return self.answers(output.float())

@@ -121,7 +121,9 @@ def predict(
         raise ConfigError("predict: scene is a data set; decur.predict.predict_data takes those")
     settings = override(settings or PredictSettings(), options, "predict")
     words = [f"{n}={f}" for n, f in scene.items()] if isinstance(scene, Mapping) else list(scene)
-    predictor = open_model(model, settings.features, [word.partition("=")[0] for word in words])
+    predictor = open_model(
+        model, settings.features, sensors=[word.partition("=")[0] for word in words]
+    )
     if settings.probabilities and not predictor.classes:
         raise ConfigError("probabilities: a map of numbers or features has none; leave it out")
     files = parse_scene(words, list(predictor.modalities))

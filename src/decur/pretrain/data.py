@@ -158,6 +158,7 @@ class PairedData(L.LightningDataModule):
         self,
         dataset: PairedDataset,
         settings: LoaderSettings | None = None,
+        *,
         seed: int = 0,
         pairing: Literal["fixed", "group"] = "fixed",
     ) -> None:

@@ -121,8 +121,8 @@ def write_report(
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
-    report.add_section(folder, 0, "summary", "", _summary(folder, trained_on, rows))
-    report.add_section(folder, 10, "pretrain", "Pretraining", "\n".join(body))
+    report.add_section(folder, 0, name="summary", title="", body=_summary(folder, trained_on, rows))
+    report.add_section(folder, 10, name="pretrain", title="Pretraining", body="\n".join(body))
 
 
 def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
@@ -147,7 +147,7 @@ def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
         f"Encoders of {enumerated(data.sensors)} were pretrained for {epochs} on "
         f"{data.samples:,} samples, without labels.",
         numbers[:3],
-        [
+        then=[
             f"decur transfer --encoders {folder.path} {labelled}",
             f"decur transfer --encoders random {labelled}   # what pretraining is measured against",
             f"decur explain {folder.path}",

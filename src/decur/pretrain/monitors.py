@@ -39,12 +39,12 @@ def encode_samples(model: Pretrainer, data: PairedData, samples: int) -> Feature
         DivergedError: if the features of a sample are not finite.
     """
     targets = [name for name, spec in data.dataset.targets.items() if spec.kind != "mask"]
-    loader = SampleLoader(data.dataset.only(targets=targets), samples, _HERE)
+    loader = SampleLoader(data.dataset.only(targets=targets), samples, settings=_HERE)
     encoders = {name: model.encoder(name) for name in model.modalities}
     projectors = {name: model.projectors[name] for name in model.modalities}
     whole = FeatureModel(encoders, model.modalities, projectors=projectors, size=model.views.size)
     try:
-        found = collect(iterate(whole, loader), whole, loader)
+        found = collect(iterate(whole, loader), whole, loader=loader)
     except NotFiniteError as error:
         raise DivergedError(
             f"the training broke the encoders ({error}); lower optimizer.lr, or set "

@@ -135,7 +135,7 @@ def _pretrain(
     quiet_lightning()
     trainer_options = _trainer_options(settings.trainer, objective)
     data = seen_data(data, settings)
-    paired = PairedData(data, settings.loader, settings.seed, pairing=settings.pairing)
+    paired = PairedData(data, settings.loader, seed=settings.seed, pairing=settings.pairing)
     objective.check_modalities(list(data.modalities))
     paired.held_out = choose_held_out(objective, paired)
     # refuses a batch that cannot be filled before anything is written

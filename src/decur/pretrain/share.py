@@ -238,7 +238,9 @@ def embed_views(model: Pretrainer, data: PairedData) -> dict[str, Views]:
         model: whose encoders and projectors are used, in evaluation mode meanwhile.
         data: the data set, with the samples that are held out.
     """
-    loader = SampleLoader(data.dataset.only(targets=()), None, _HERE, data.held_out.tolist())
+    loader = SampleLoader(
+        data.dataset.only(targets=()), None, settings=_HERE, among=data.held_out.tolist()
+    )
     none = torch.empty(0, model.objective.dim)
 
     def embed(batch: Batch) -> dict[str, list[Tensor]]:
@@ -258,7 +260,7 @@ def embed_views(model: Pretrainer, data: PairedData) -> dict[str, Views]:
                 found[name].append(spread(z.get(name, none), has))
         return found
 
-    batches = list(each_batch(model, loader, embed))
+    batches = list(each_batch(model, loader, make=embed))
 
     def whole(name: str, view: int) -> Vectors:
         return torch.cat([found[name][view] for found in batches]).numpy()

@@ -17,7 +17,7 @@ from decur.report.templates import environment
 from decur.runs import RunFolder, write_text
 
 
-def add_section(run: RunFolder, order: int, name: str, title: str, body: str) -> None:
+def add_section(run: RunFolder, order: int, *, name: str, title: str, body: str) -> None:
     """Write or replace a section, and put the page together anew.
 
     Args:
@@ -37,7 +37,7 @@ def add_section(run: RunFolder, order: int, name: str, title: str, body: str) ->
     write_text(run.report, _page(run.path.resolve().name, _fragments(folder)))
 
 
-def whole_page(heading: str, body: str, script: str = "") -> str:
+def whole_page(heading: str, body: str, *, script: str = "") -> str:
     """Return a page of its own in the style of a report.
 
     Args:

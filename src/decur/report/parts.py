@@ -48,7 +48,7 @@ _SHORT = 28  # letters of a cell that stays in one line
 _NUMBER = re.compile(r"([<>≤≥]? ?[-+−]?[\d.,]*\d(e[-+]?\d+)?( ?\S{1,3}| ±.*)?|[–-]?)$")
 
 
-def figure(picture: Path, caption: str = "", chart: Chart | None = None) -> str:
+def figure(picture: Path, caption: str = "", *, chart: Chart | None = None) -> str:
     """Return a picture with its caption, embedded; a click shows it in its own size.
 
     Where scripts run, a chart takes the place of the picture.
@@ -78,7 +78,7 @@ def figure(picture: Path, caption: str = "", chart: Chart | None = None) -> str:
     )
 
 
-def summary(sentence: str, numbers: Sequence[tuple[str, str, str]], then: Sequence[str]) -> str:
+def summary(sentence: str, numbers: Sequence[tuple[str, str, str]], *, then: Sequence[str]) -> str:
     """Return the first screen of a page: what was done, what came of it, what to do next.
 
     Args:
@@ -126,7 +126,7 @@ def details(summary: str, text: str) -> str:
     return _fill("details", summary=summary, text=text)
 
 
-def thumbnail(pixels: NDArray[np.uint8], caption: str = "", side: float = 6) -> str:
+def thumbnail(pixels: NDArray[np.uint8], caption: str = "", *, side: float = 6) -> str:
     """Return a small picture, embedded as JPEG.
 
     Args:

@@ -235,8 +235,10 @@ def write_transfer_report(
         body.append(report.paragraph(plotting.MISSING))
     if folder.config.is_file():
         body.append(report.details("Configuration", folder.config.read_text()))
-    report.add_section(folder, 0, "summary", "", _summary(folder, results, task))
-    report.add_section(folder, 30, "transfer", f"Transfer: {task.name}", "\n".join(body))
+    report.add_section(folder, 0, name="summary", title="", body=_summary(folder, results, task))
+    report.add_section(
+        folder, 30, name="transfer", title=f"Transfer: {task.name}", body="\n".join(body)
+    )
 
 
 def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
@@ -252,7 +254,7 @@ def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
             f"decur transfer --config {folder.config} --encoders random "
             f"--run {folder.path}-random   # what they are measured against"
         ]
-    return report.summary(f"{task.name}: {said}.", numbers, then)
+    return report.summary(f"{task.name}: {said}.", numbers, then=then)
 
 
 def sentence(results: dict[str, Any]) -> str:

@@ -145,7 +145,7 @@ def _predicted(
         sensor = model.modality(name)
         there = name in images
         raw = images[name] if there else _nothing(images, sensor.channels)
-        pictures[name] = scaled(raw[None].to(device), sensor, size)
+        pictures[name] = scaled(raw[None].to(device), sensor, size=size)
         present[name] = torch.tensor([there])
     shape = (truth.shape[-2], truth.shape[-1])
     if averaging is None:

@@ -328,7 +328,7 @@ class _OnStoredMaps(nn.Module):
             name: [images[key] for key in map_names(name, self.model.encoder(name))]
             for name in self.model.encoders
         }
-        return self.model.classify(maps, size, len(next(iter(images.values()))))
+        return self.model.classify(maps, size, batch=len(next(iter(images.values()))))
 
 
 # -- vectors of frozen encoders --------------------------------------------------------------------

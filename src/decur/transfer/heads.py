@@ -187,7 +187,7 @@ class FCN(Fusion):
         """See `Fusion.forward`."""
         first = images[next(iter(self.encoders))]
         maps = self._encode(images, present, maps=True)
-        return self.classify(maps, size or (first.shape[-2], first.shape[-1]), len(first))
+        return self.classify(maps, size or (first.shape[-2], first.shape[-1]), batch=len(first))
 
     @torch.no_grad()
     def unstandardise(self, moments: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> None:
@@ -207,7 +207,7 @@ class FCN(Fusion):
                 head.weight.copy_(weight[:, :, None, None])
 
     def classify(
-        self, maps: Mapping[str, list[Tensor]], size: tuple[int, int], batch: int
+        self, maps: Mapping[str, list[Tensor]], size: tuple[int, int], *, batch: int
     ) -> Tensor:
         """Return the output for feature maps.
 

@@ -223,7 +223,7 @@ def _collect(
         return cached_features(
             FeatureModel(encoders, size=settings.size),
             SampleLoader(data.only(list(model.encoders), [target]), settings=settings.loader),
-            cache,
+            cache=cache,
             maps=bool(encoders) and dense,
             device=device,
         )
@@ -314,12 +314,12 @@ def _probe(
         names = parts.groups(parts.train)
         groups = None if names is None else np.array(names)
         model.head, strength = task.fit_head(
-            settings.probe, x, labels[parts.train], groups, settings.seed
+            settings.probe, x, labels=labels[parts.train], groups=groups, seed=settings.seed
         )
     with torch.no_grad():
         output = model.head(torch.from_numpy(_vectors(seen, model, parts.test)))
     truth = torch.from_numpy(labels[parts.test])
-    return strength, task.keep(output, truth, len(parts.test))
+    return strength, task.keep(output, truth, samples=len(parts.test))
 
 
 def _vectors(seen: Features, model: Fusion, rows: Rows) -> NDArray[np.float32]:

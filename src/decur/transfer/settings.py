@@ -149,7 +149,7 @@ class FitSettings:
                 "set fit.scales, or leave it out"
             )
 
-    def complete(self, task: Label, freeze: bool, head: str = "fcn") -> FitSettings:
+    def complete(self, task: Label, freeze: bool, *, head: str = "fcn") -> FitSettings:
         """Return a copy in which nothing is left open.
 
         Args:
@@ -326,7 +326,7 @@ class TransferSettings:
             return replace(self, probe=task.usual_probe).complete(task, validated)
         self._refuse_mismatch(task)
         self._refuse_useless(task, validated or self.val_fraction > 0)
-        return replace(self, fit=self.fit.complete(task, self.freeze, self.head))
+        return replace(self, fit=self.fit.complete(task, self.freeze, head=self.head))
 
     def _refuse_useless(self, task: Label, validated: bool) -> None:
         """Refuse what would not be done, so that no result says it was."""

@@ -82,7 +82,7 @@ class Trainee(L.LightningModule):
         pictures = {}
         for name, x in batch["images"].items():
             if name in self.modalities:
-                x = scaled(x, self.modalities[name], self.size)
+                x = scaled(x, self.modalities[name], size=self.size)
                 x = x.contiguous(memory_format=torch.channels_last)
             pictures[name] = x
         return pictures
@@ -168,7 +168,7 @@ class Trainee(L.LightningModule):
         else:
             size = (labels.shape[-2], labels.shape[-1])
             output = self.averaging.output(self.model, images, present, size)
-        return self.task.keep(output, labels, self.samples)
+        return self.task.keep(output, labels, samples=self.samples)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return SGD or AdamW over what is trained, its rate a function of the step."""

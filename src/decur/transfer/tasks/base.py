@@ -129,7 +129,7 @@ class Task(ABC):
         """Make a head that was trained by `loss` give its output in the label's units."""
 
     def fit_head(
-        self, probe: str, x: Array, labels: Array, groups: Array | None, seed: int
+        self, probe: str, x: Array, *, labels: Array, groups: Array | None, seed: int
     ) -> tuple[nn.Linear, float]:
         """Fit a linear head on vectors of the training part, as `decur.probes` does.
 
@@ -153,7 +153,7 @@ class Task(ABC):
             )
         return _HEADS[probe](x, labels, replace(self.target, kind=self.solved_as), groups, seed)
 
-    def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
+    def keep(self, output: Tensor, labels: Tensor, *, samples: int = 1) -> Kept:
         """Return what is kept of test samples, one row each.
 
         Args:

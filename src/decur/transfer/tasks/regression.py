@@ -58,9 +58,9 @@ class Regression(Task):
         head.weight.mul_(self.std)
         head.bias.mul_(self.std).add_(self.mean)
 
-    def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
+    def keep(self, output: Tensor, labels: Tensor, *, samples: int = 1) -> Kept:
         """Return numbers in the label's units, predicted and true, (B,) each."""
-        return super().keep(output[:, 0], labels, samples)
+        return super().keep(output[:, 0], labels, samples=samples)
 
     def metrics(self, kept: Kept) -> dict[str, float]:
         """Return `R2`, NaN where the numbers do not vary, and `MAE` in the label's units."""

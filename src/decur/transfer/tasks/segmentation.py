@@ -69,7 +69,7 @@ class Segmentation(Task):
         total = weights[labels.where(known, 0)].where(known, 0).sum()
         return losses / total.clamp_min(torch.finfo(total.dtype).tiny)
 
-    def keep(self, output: Tensor, labels: Tensor, samples: int = 1) -> Kept:
+    def keep(self, output: Tensor, labels: Tensor, *, samples: int = 1) -> Kept:
         """Return the confusion matrix of each sample, (B, C, C) true by predicted; small masks."""
         guess = output.argmax(dim=1)  # (B, H, W)
         kept = {"confusion": confusion_of_masks(guess, labels, self.outputs).cpu().numpy()}
