@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decur.scores import Float, Rows
+
+Real = TypeVar("Real", np.float32, np.float64)
 
 # Penalties of the ridge to choose from; rows are scaled to unit norm on average.
 STRENGTHS = np.logspace(-3, 3, 7)
@@ -178,13 +181,95 @@ def at_random(
     return found[0], found[1]
 
 
+# -- nearest neighbours, and the rank of a sample's own vector among all of another sensor ---------
+
+TIED = 1e-6  # cosines that differ by less are equal: float32 tells no more
+
+
+def unit_rows(values: NDArray[Real]) -> NDArray[Real]:
+    """Return vectors of length 1, (N, D); those of length 0, and NaN, as they are."""
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    unit: NDArray[Real] = values / np.maximum(norms, np.finfo(values.dtype).tiny)
+    return unit
+
+
+def no_lower(cosines: NDArray[Any], own: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which cosines count against the one of a sample's own vector: ties do.
+
+    Vectors that are all alike, as those of a collapsed embedding, so find nothing.
+
+    Args:
+        cosines: of any shape.
+        own: of the own vectors, broadcast over `cosines`.
+    """
+    return np.asarray(cosines >= own - TIED)
+
+
+def ranks(cosines: NDArray[Any], own: Rows) -> Rows:
+    """Return the rank of one vector for each query, from 1; ties count against it.
+
+    Args:
+        cosines: (c, N) of queries with vectors.
+        own: (c,) index of the vector that is ranked for each query.
+    """
+    found: Rows = no_lower(cosines, np.take_along_axis(cosines, own[:, None], 1)).sum(1)
+    return found
+
+
+def nearest_rows(
+    queries: NDArray[Real],
+    chunks: Iterable[tuple[int, NDArray[Real]]],
+    k: int,
+    *,
+    own: Rows,
+    mine: NDArray[Real],
+    itself: bool,
+) -> tuple[Rows, NDArray[Real], Rows]:
+    """Return the k rows of the highest cosine, and the rank of the own one; exact.
+
+    Args:
+        queries: (n, D) of length 1; NaN for none.
+        chunks: the rows that are searched, of length 1, NaN for those that are not there, piece by
+            piece, each after the number of its first row.
+        k: how many.
+        own: (n,) the row of each query's own vector.
+        mine: (n, D) these vectors; NaN for none.
+        itself: whether a query may find its own row.
+
+    Returns:
+        Rows (n, k), the nearest first, -1 for none; their cosines (n, k), -inf for none; and the
+        rank (n,) of the own row, from 1, 0 for none. Ties count against it.
+    """
+    best = np.full((len(queries), k), -np.inf, queries.dtype)
+    rows = np.full((len(queries), k), -1, np.int64)
+    to_own = (queries * mine).sum(1)  # (n,)
+    rank = np.isfinite(to_own).astype(np.int64)
+    for start, chunk in chunks:
+        cosine = queries @ chunk.T  # (n, c)
+        cosine[np.isnan(cosine)] = -np.inf
+        places = np.arange(start, start + len(chunk))
+        others = places != own[:, None]  # (n, c)
+        rank += (others & no_lower(cosine, to_own[:, None])).sum(1)
+        if not itself:
+            cosine[~others] = -np.inf
+        if 0 < k < len(chunk):
+            some = np.sort(np.argpartition(-cosine, k - 1, axis=1)[:, :k])
+            cosine, found = np.take_along_axis(cosine, some, 1), places[some]
+        else:
+            found = np.broadcast_to(places, cosine.shape)
+        cosines, candidates = np.hstack([best, cosine]), np.hstack([rows, found])
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(cosines, order, 1)
+        rows = np.take_along_axis(candidates, order, 1)
+    return np.where(np.isfinite(best), rows, -1), best, rank
+
+
 def places(
     a: NDArray[np.float32], b: NDArray[np.float32], parts: dict[str, slice], chunk: int = 512
 ) -> dict[str, tuple[Rows, Rows]]:
     """Return the rank of each row's partner among all rows of the other sensor, by cosine.
 
-    Both directions are ranked. Ties count against the partner: vectors that are all alike find
-    nothing.
+    Both directions are ranked; ties count against the partner, see `no_lower`.
 
     Args:
         a: (N, K) of one sensor.
@@ -215,8 +300,8 @@ def places(
             cosine = own[name] * left * right  # (N,), of partners
             scores = dot * left[rows, None] * right
             scores[rows - start, rows] = cosine[rows]
-            found[name][0][rows] = (scores >= cosine[rows, None]).sum(1) - 1
-            found[name][1][:] += (scores >= cosine).sum(0)
+            found[name][0][rows] = no_lower(scores, cosine[rows, None]).sum(1) - 1
+            found[name][1][:] += no_lower(scores, cosine).sum(0)
     for _, backwards in found.values():
         backwards -= 1
     return found

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur import plotting
+from decur.agreement import ranks, unit_rows
 from decur.embed.parquet import WHOLE, read_folder_header, require_pyarrow
 from decur.errors import ConfigError, DataError, did_you_mean, needing
 from decur.features.rows import refuse_rows_not_finite
 from decur.objectives.blocks import find_part, is_shared
 
 MOST_NEIGHBOURS = 10_000  # of each query
-_ROUNDING = 1e-6  # of cosines: those that differ by less are equal
 _LABELS = 3  # labels below a picture, at most
 _LETTERS = 24  # of a line below a picture
 
@@ -244,20 +244,6 @@ def find_partners(queries: Vectors, base: Vectors) -> dict[str, Partner]:
     return found
 
 
-def ranks(cosines: NDArray[np.float32], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rank of one vector for each query, from 1.
-
-    Ties count against it, as a collapsed embedding finds nothing.
-
-    Args:
-        cosines: (c, N) of queries with vectors.
-        own: (c,) index of the vector that is ranked for each query.
-    """
-    to_own = np.take_along_axis(cosines, own[:, None], 1)  # (c, 1)
-    found: NDArray[np.int64] = (cosines >= to_own - _ROUNDING).sum(1)
-    return found
-
-
 def neighbors_sheet(
     data: PairedDataset,
     queries: Sequence[str],
@@ -333,10 +319,3 @@ def _labels_of(sample: Sample, data: PairedDataset) -> str:
 def _cut(name: str) -> str:
     """Return an id that fits over a picture, by its end, which tells samples apart."""
     return name if len(name) <= _LETTERS else f"…{name[1 - _LETTERS :]}"
-
-
-def unit_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors of length 1: (N, D)."""
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = values / np.maximum(norms, np.finfo(np.float32).tiny)
-    return unit

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from decur.agreement import nearest_rows, unit_rows
 from decur.data.selection import evenly_spaced
 from decur.explain.base import (
     Analysis,
@@ -32,7 +33,6 @@ Float = NDArray[np.float64]
 SIDE, SMALL = 128, 72  # pixels of a sample's picture, and of a neighbour's
 MOST = 200  # samples: the page is to stay one that can be mailed
 _CHUNK = 1024  # rows read at a time
-_ROUNDING = 1e-9  # of cosines: those that differ by less are equal
 
 
 def browser(
@@ -96,7 +96,7 @@ def browser(
             queries = _unit(whole.embeddings[a][rows][:, dims], standards[a])
             mine = _unit(whole.embeddings[b][rows][:, dims], standards[b])
             chunks = _units(whole, b, dims, standards[b])
-            found[a] = _nearest(queries, mine, rows, chunks, neighbors, itself=a != b)
+            found[a] = nearest_rows(queries, chunks, neighbors, own=rows, mine=mine, itself=a != b)
         used = np.unique(np.concatenate([nearest.ravel() for nearest, _, _ in found.values()]))
         wanted[b] = used[used >= 0]
         for a, (nearest, cosine, rank) in found.items():
@@ -156,9 +156,8 @@ def _statistics(
 
 
 def _unit(rows: NDArray[Any], standard: tuple[Float, Float]) -> Float:
-    z = (rows - standard[0]) / standard[1]
-    unit: Float = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    return unit
+    z: Float = (rows - standard[0]) / standard[1]
+    return unit_rows(z)
 
 
 def _units(
@@ -168,48 +167,6 @@ def _units(
     every = whole.embeddings[name]
     for start in range(0, len(every), _CHUNK):
         yield start, _unit(every[start : start + _CHUNK, dims], standard)
-
-
-def _nearest(
-    queries: Float,
-    mine: Float,
-    own: NDArray[np.int64],
-    chunks: Iterator[tuple[int, Float]],
-    k: int,
-    itself: bool,
-) -> tuple[NDArray[np.int64], Float, NDArray[np.int64]]:
-    """Find the k rows of the highest cosine, reading what is searched chunk by chunk.
-
-    Args:
-        queries: (n, K) of length 1; NaN for none.
-        mine: (n, K) what is searched has of the same samples; NaN for none.
-        own: (n,) which rows these are.
-        chunks: rows of what is searched, of length 1; NaN for those that are not there.
-        k: how many.
-        itself: whether a query may find its own row.
-
-    Returns:
-        Rows (n, k), -1 for none; cosines (n, k); and the rank (n,) of the own row, from 1, 0 for
-        none.
-    """
-    best = np.full((len(queries), k), -np.inf)
-    rows = np.full((len(queries), k), -1, np.int64)
-    to_own = (queries * mine).sum(1)  # (n,)
-    rank = np.isfinite(to_own).astype(np.int64)
-    for start, chunk in chunks:
-        cosine = queries @ chunk.T  # (n, c)
-        cosine[np.isnan(cosine)] = -np.inf
-        places = np.broadcast_to(np.arange(start, start + len(chunk)), cosine.shape)
-        others = places != own[:, None]
-        # ties count against the own row: a collapsed embedding finds nothing
-        rank += (others & (cosine >= to_own[:, None] - _ROUNDING)).sum(1)
-        if not itself:
-            cosine = np.where(others, cosine, -np.inf)
-        cosines, candidates = np.hstack([best, cosine]), np.hstack([rows, places])
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(cosines, order, 1)
-        rows = np.take_along_axis(candidates, order, 1)
-    return np.where(np.isfinite(best), rows, -1), best, rank
 
 
 def overlay(

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
+from decur.agreement import nearest_rows, unit_rows
 from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.selection import spaced
-from decur.embed.neighbors import Part, Vectors, default_part, ranks, read_vectors, unit_rows
+from decur.embed.neighbors import Part, Vectors, default_part, read_vectors
 from decur.embed.parquet import read_folder_header
 from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
@@ -189,22 +190,13 @@ def rank_rows(queries: Float, base: Float, k: int, itself: bool) -> Ranking:
     rows = np.full((len(queries), max(k, 0)), -1, np.int32)
     cosine = np.zeros(rows.shape, np.float32)
     partner = np.zeros(len(queries), np.int32)
-    place = np.full(len(base), -1)
-    place[there] = np.arange(len(there))
     for start in range(0, len(asking) if k > 0 else 0, _CHUNK):
         some = asking[start : start + _CHUNK]
-        found = queries[some] @ base[there].T  # (c, m)
-        own, lines = place[some], np.arange(len(some))
-        has = own >= 0
+        rows[some], cosine[some], rank = nearest_rows(
+            queries[some], [(0, base)], k, own=some, mine=base[some], itself=itself
+        )
         if itself:
-            partner[some[has]] = ranks(found[has], own[has])
-        else:
-            found[lines[has], own[has]] = -np.inf
-        best = np.argpartition(-found, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(found, best, 1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        rows[some] = there[np.take_along_axis(best, order, 1)]
-        cosine[some] = np.take_along_axis(values, order, 1)
+            partner[some] = rank
     return Ranking(rows, cosine, partner, len(there))
 
 
