@@ -27,6 +27,7 @@ from decur.features import Features, SampleLoader
 from decur.objectives.blocks import sensors_of
 from decur.plotting import Figure, legend, modality_colours, part_colour, subplots
 from decur.report import paragraph, table
+from decur.scores import standardised
 
 FEWEST = 8  # samples that make a dimension a point
 _OF_POINTS = ("xy", "modality", "part", "dimension", "nearest", "correlation", "partner")
@@ -109,14 +110,9 @@ def _points(
         part_of[dims] = number
     points, modality, dimension = [], [], []
     for number, name in enumerate(names):
-        z = whole.embeddings[name][rows].T.astype(np.float64)  # (K, n)
-        z -= z.mean(1, keepdims=True)
-        spread = np.sqrt((z**2).mean(1, keepdims=True))
-        varies = spread[:, 0] > np.finfo(np.float32).eps * np.abs(
-            whole.embeddings[name][rows[0]]
-        ).astype(np.float64)
-        kept = np.flatnonzero(varies & (part_of >= 0))
-        points.append((z[kept] / spread[kept]).astype(np.float32))
+        z = standardised(whole.embeddings[name][rows]).T  # (K, n), zeros where it does not vary
+        kept = np.flatnonzero(z.any(axis=1) & (part_of >= 0))
+        points.append(z[kept])
         modality.append(np.full(len(kept), number))
         dimension.append(kept)
     where, sensor, features = (np.concatenate(each) for each in (dimension, modality, points))

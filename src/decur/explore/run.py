@@ -22,7 +22,7 @@ from decur.embed.neighbors import Part, Vectors, default_part, read_vectors
 from decur.embed.parquet import read_folder_header
 from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
-from decur.explain.tsne import FEWEST, lay_out
+from decur.explain.tsne import FEWEST, lay_out, reduced
 from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
 from decur.runs import writing
 from decur.terminal import progress_bar, tell_result
@@ -232,15 +232,12 @@ def lay_out_sensors(
 
 def _plane(points: Float, layout: Layout, watch: Watch) -> Float:
     """Return the places of some points: (n, D) to (n, 2)."""
-    from sklearn.decomposition import PCA
-
     varies = np.ptp(points, axis=0).any()
     neighbours = layout == "tsne" and len(points) >= FEWEST and varies
     placed = np.zeros((len(points), 2), np.float32)
     if varies:
-        dims = min(_DIMS if neighbours else 2, *points.shape)
-        components = PCA(dims, random_state=0).fit_transform(points)
+        components = reduced(points, _DIMS if neighbours else 2, seed=0)
         if neighbours:
             return lay_out(np.ascontiguousarray(components), watch=watch)[0]
-        placed[:, :dims] = components
+        placed[:, : components.shape[1]] = components
     return placed
