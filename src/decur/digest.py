@@ -42,7 +42,7 @@ from torch.utils.data import Dataset
 log = logging.getLogger(__name__)
 _READ_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 _LENGTH = 32  # hexadecimal digits of a digest
-_INSTALLED = {"site-packages", "dist-packages"}  # of an environment, a user or the system
+_INSTALLED = {"site-packages", "dist-packages"}  # folders of an environment, a user or the system
 
 
 class CannotBeTold(Exception):

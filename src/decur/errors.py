@@ -90,7 +90,7 @@ def require(condition: bool, message: str) -> None:
 PIXELS = (1, 16_384)  # a side
 EPOCHS = (1, 1_000_000)
 STEPS = (1, 1_000_000_000)
-RATES = (0.0, 1e38)  # of learning, of decay: what float32 holds
+RATES = (0.0, 1e38)  # rates of learning and of decay: what float32 holds
 SEEDS = (0, 2**32 - 1)  # what numpy takes
 WORKERS = (0, 1024)  # processes or threads that read
 SHARE = (0.0, 1.0)

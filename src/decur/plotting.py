@@ -37,11 +37,11 @@ MISSING = f"No pictures: {install('explain')} for matplotlib."  # in place of a 
 
 # Blue and orange of Okabe and Ito (2008).
 COMMON, UNIQUE, OTHER = "#0072B2", "#E69F00", "#555555"
-BLOCKS = (COMMON, "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # of the same palette
+BLOCKS = (COMMON, "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # colours of the same palette
 ABSENT = "#C8C8C8"  # what is not labelled
 # Teal, wine, black and grey: apart from each other, and from the parts, in hue and in lightness.
 MODALITIES = ("#44AA99", "#882255", "#000000", "#888888")
-INK = "#7C8593"  # of words around pictures, which stand on white paper and on a dark page
+INK = "#7C8593"  # colour of words around pictures, on white paper and on a dark page
 POINTS = "decur-points"  # the name of a PNG's text that holds the points of its lines
 CHART = "decur-chart"  # the name of that which holds its lines and bars (see `decur.charts`)
 _DPI = 110

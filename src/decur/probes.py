@@ -39,7 +39,7 @@ Solve = Callable[[Float, NDArray[Any], Target, float], tuple[Float, Float]]
 RIDGE = np.logspace(-2, 6, 9)  # penalties on standardised features
 LOGISTIC = np.logspace(-5, 3, 9)  # C, the inverse of a penalty, likewise
 PATIENCE = 2  # values of C that are worse, after which weaker penalties are not tried
-ITERATIONS = 200  # of L-BFGS: more than a penalty that is worth choosing needs
+ITERATIONS = 200  # iterations of L-BFGS: more than a penalty that is worth choosing needs
 NEVER = -1e9  # bias of a class that has no sample
 
 
@@ -249,7 +249,7 @@ def solve_logistic(x: Float, labels: NDArray[Any], target: Target, c: float) -> 
 
 QUICK_RIDGE = np.logspace(-1, 5, 7)  # penalties, chosen by leaving one out
 NEIGHBOURS = 20
-QUARTER = 4  # of few samples at most a quarter are neighbours: all would give one answer
+QUARTER = 4  # at most a quarter of few samples are neighbours: all would give one answer
 FEWEST = 20  # samples that a quick probe needs
 
 

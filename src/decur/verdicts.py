@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-LEVEL = 0.05  # of every test: how often it may be wrong where there is nothing
-_EQUAL = 1e-9  # of the largest: values that differ by less are the same
+LEVEL = 0.05  # level of every test: how often it may be wrong where there is nothing
+_EQUAL = 1e-9  # values that differ by less than this share of the largest are the same
 
 
 class Verdict(StrEnum):

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 UNKNOWN_CLASS = VOID  # in masks of up to 255 classes
 
 _PLACES = 100  # samples whose place on the Earth is looked at: opening a GeoTIFF takes milliseconds
-_FIRST_PLACES = 5  # of which these tell whether any has one
+_FIRST_PLACES = 5  # the first of these samples, which tell whether any has a place
 
 
 @DATASETS.register("PairedFolder")

@@ -18,7 +18,7 @@ from decur.data.decoding import Position, decoding
 from decur.data.grid import Grid, crs_text
 from decur.errors import BadSampleError, DataError
 
-METRES_PER_DEGREE = 111_320.0  # of latitude
+METRES_PER_DEGREE = 111_320.0  # metres in a degree of latitude
 SAME_GRID = 0.5  # pixels of the coarser picture: borders that differ by less are the same
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top

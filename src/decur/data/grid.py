@@ -12,7 +12,7 @@ import numpy as np
 from decur.data import rasters as gdal_rasters
 from decur.errors import ConfigError, DataError
 
-LONGITUDE_LATITUDE = "OGC:CRS84"  # of footprints: x is the longitude
+LONGITUDE_LATITUDE = "OGC:CRS84"  # reference system of footprints: x is the longitude
 _LONGEST = 2**31 - 1  # pixels along a side of a raster, as GDAL counts them
 _SAME = 1e-3  # pixels by which the grids of two rasters may differ and still be the same
 

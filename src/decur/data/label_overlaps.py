@@ -21,9 +21,9 @@ from decur.errors import listed
 
 log = logging.getLogger(__name__)
 
-_PAIRS = 32  # of rasters that are compared
+_PAIRS = 32  # pairs of rasters that are compared
 _SIDE, _ALONG = 256, 3  # pixels of a square that is compared, and squares along an overlap
-_STEPS = 16  # of a window's side, by which shapes are told from the boxes around them
+_STEPS = 16  # steps along a window's side that tell shapes from the boxes around them
 _CELLS = 2048  # along the longer side of a scene, at which shapes are compared
 _TOLD = 1e-3  # share of two classes from which on it is told: borders of neighbours may differ
 

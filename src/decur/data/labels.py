@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["class", "multilabel", "scalar"]
 
-LARGEST = 1e15  # of numbers, whose squares float32 can add up
+LARGEST = 1e15  # largest number of a label, whose square float32 can add up
 MAX_INTEGER_CLASSES = 20  # more distinct whole numbers than this are a quantity
 
 _KINDS: dict[str, Kind] = {

@@ -11,7 +11,7 @@ import numpy as np
 from decur.data.sentinel import SHIFT, SHIFTED_FROM
 from decur.modality import guess_augmentation, sentinel2_bands
 
-_PIXELS = 1024  # of each band and picture
+_PIXELS = 1024  # pixels looked at in each band and picture
 _FEW, _SOME = 0.05, 0.25  # share of the files that makes a mixture; of what deserts look like, too
 _DECIBELS = -1.0  # below it all bands have their medians: no power, no reflectance
 _POWER = 30.0  # above it no linear power of a radar lies

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 OTHER = "other"  # the class of what lies outside of all shapes, where they are of one class
 _LOOKED_AT = 512  # rows and columns of a label raster that are looked at to check its classes
-_PIXELS = 2**24  # of a label raster that are read at once
+_PIXELS = 2**24  # pixels of a label raster that are read at once
 
 
 class RasterLabels:

@@ -13,7 +13,7 @@ import numpy as np
 from decur.data.grid import LONGITUDE_LATITUDE, Bounds, Grid, same_crs, unit_of
 from decur.data.map_rasters import Raster
 
-_SAME_PLACE = 0.9  # of what two rasters cover together, from which on they show one place
+_SAME_PLACE = 0.9  # share that two rasters cover together, from which on they show one place
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})[-_]?(0[1-9]|1[0-2])[-_]?([0-3]\d)(?!\d)")
 _MARGIN = 1e-6  # degrees, by which boxes may be wrong
 _POLAR = 60.0  # degrees north or south, from where on a box around all longitudes holds the pole

@@ -36,7 +36,7 @@ from decur.data.window_reader import WindowReader, nodata_values
 from decur.errors import BadSampleError, ConfigError, DataError, listed
 from decur.modality import Modality, load_modalities
 
-_TEST_SHARE = 0.2  # of the blocks
+_TEST_SHARE = 0.2  # share of the blocks that is for testing
 _BETWEEN = "between"  # the group of windows that lie in no block, and have no label
 
 Extent = Literal["intersection", "union"]

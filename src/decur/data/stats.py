@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 Advance = Callable[[int], object]
 
 _CHUNK = 32  # images a unit of work: fixed, so that the result does not depend on the workers
-_MOST_SQUARES = 400  # of a raster that is too large to be read whole
+_MOST_SQUARES = 400  # most squares that are read of a raster too large to be read whole
 _SAMPLED_PIXELS = 500_000  # a band, over all images together
 
 

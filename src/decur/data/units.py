@@ -20,7 +20,7 @@ from decur.modality import Modality, sentinel2_bands
 log = logging.getLogger(__name__)
 
 _SAMPLES = 8  # whose pictures are looked at
-_PIXELS = 4096  # of each band and picture
+_PIXELS = 4096  # pixels looked at in each band and picture
 _CLIPPED = 0.5  # share of the pixels outside the range from which a band is lost
 _USED = 0.01  # share of the range below which a band is flat
 _CORRECT = "correct modalities.yaml, or let `decur stats` compute the statistics"

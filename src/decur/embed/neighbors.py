@@ -20,9 +20,9 @@ from decur.errors import ConfigError, DataError, did_you_mean, needing
 from decur.features.rows import refuse_rows_not_finite
 from decur.objectives.blocks import find_part, is_shared
 
-MOST_NEIGHBOURS = 10_000  # of each query
+MOST_NEIGHBOURS = 10_000  # most neighbours of each query
 _LABELS = 3  # labels below a picture, at most
-_LETTERS = 24  # of a line below a picture
+_LETTERS = 24  # letters of a line below a picture
 
 if TYPE_CHECKING:
     from decur.data import PairedDataset

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 HEADER = "embeddings.json"
-FORMAT = 1  # of the folder; raised when it would come out otherwise
+FORMAT = 1  # format of the folder; raised when it would come out otherwise
 WHOLE = "embedding"  # column of an embedding that is not in parts; all parts together
 BAD = "bad"  # key of a part's list of what could not be read
 

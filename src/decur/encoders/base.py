@@ -223,7 +223,7 @@ def _tried(encoder: Encoder, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 # -- any module that turns pictures into vectors or feature maps, as an encoder --------------------
 
-_SIDES = (64, 224, 32, 96, 128, 256, 512, 16, 8)  # of pictures that a module is tried on
+_SIDES = (64, 224, 32, 96, 128, 256, 512, 16, 8)  # sides of pictures that a module is tried on
 
 
 def _as_pictures(pictures: Tensor | NDArray[Any] | Sequence[Any]) -> tuple[list[Tensor], bool]:

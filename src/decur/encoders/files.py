@@ -19,7 +19,7 @@ from decur.modality import Modality
 from decur.runs import RunFolder
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of encoder files; raised when their metadata changes
+FORMAT = 1  # format of encoder files; raised when their metadata changes
 
 
 def save_encoder(

@@ -26,7 +26,7 @@ from decur.registry import ENVIRONMENT
 
 Network = TypeVar("Network", bound=nn.Module)
 
-LARGEST = 65_536  # of any number in an option: a width, a side in pixels, a length of a list
+LARGEST = 65_536  # largest number in an option: a width, a side in pixels, the length of a list
 TALLEST = 512  # layers on top of each other: ten times what is in use, and built in seconds
 _STACKS = frozenset({"depth", "depths", "layers"})  # options that say how many
 LONGEST = 200  # characters of a text

@@ -41,7 +41,8 @@ _WAVELENGTHS = {
     **{"B9": 0.945, "B10": 1.375, "B11": 1.61, "B12": 2.19, "R": 0.665, "G": 0.56, "B": 0.49},
     **{"VV": 5.405, "VH": 5.405},
 }
-_Z_SCORE = (0.5, 0.25)  # of pictures that are mean - 2 std at 0 and mean + 2 std at 1
+# Mean and deviation of pictures that are mean - 2 std at 0 and mean + 2 std at 1.
+_Z_SCORE = (0.5, 0.25)
 _ABSENT = re.compile(r"(norm|fc_norm)\.(weight|bias)")  # torchgeo lets weights lack these
 _CLASSIFIER = re.compile(r"(fc|head)\.")
 

@@ -34,7 +34,7 @@ SUFFIXES = {
 TORCHGEO = ("resnet18", "resnet50", "resnet152", "vit_small_patch16_224")
 OPSET = 18
 TRACED, TRIED = (3, (224, 256)), (2, (192, 160))  # pictures and their sizes; multiples of 32
-TOLERANCE = 1e-4  # of the graph's vectors, relative to the largest number
+TOLERANCE = 1e-4  # largest error of the graph's vectors, relative to the largest number
 
 
 @torch.no_grad()  # with gradients attention takes another kernel, whose layout a graph cannot keep

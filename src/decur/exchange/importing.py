@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 _CLASSIFIER = re.compile(r"(fc|head)\.(weight|bias)")
-_WRAPPERS = {"module", "model"}  # of DataParallel, of Lightning modules
+_WRAPPERS = {"module", "model"}  # what DataParallel and Lightning modules put before names
 _OPTIONAL = re.compile(r".*\.num_batches_tracked")  # old files have none
 
 # What the authors' weights saw, by the number of bands: their code cuts no outliers of SAR.

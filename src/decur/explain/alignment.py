@@ -29,8 +29,8 @@ from decur.report import paragraph, table
 Float = NDArray[np.float64]
 
 CHUNK = 256  # rows read at a time
-BINS = 20  # of (0, 1), the paper's range
-MISALIGNED = 0.25  # of the loss: C_ii below one half
+BINS = 20  # bins over (0, 1), the paper's range
+MISALIGNED = 0.25  # a dimension whose loss is above this is misaligned: its C_ii is below one half
 
 
 def alignment(

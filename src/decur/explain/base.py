@@ -21,7 +21,7 @@ from decur.verdicts import Verdict
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]  # kept as .npz: numbers and text, nothing that is pickled
 SEEDS = 0, 2**32 - 1  # that scikit-learn takes
-SEEN = "seen"  # of the arrays of every analysis: whether the run was trained on these samples
+SEEN = "seen"  # key in the arrays: whether the run was trained on these samples
 
 
 class Watch(Protocol):

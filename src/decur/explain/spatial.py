@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from decur.data import Batch
 
 SHOWN = 128  # px, the longest side of a picture that is kept to be shown
-BINS = 20  # of the histogram of overlaps
+BINS = 20  # bins of the histogram of overlaps
 # Blocks in a row of the figure: the two sensors of a sample or, with one sensor or more than two,
 # two samples.
 SIDE_BY_SIDE = 2

@@ -26,7 +26,7 @@ from decur.plotting import Figure, part_colour, plain, subplots
 from decur.report import paragraph, table
 from decur.verdicts import holm, paired_p
 
-PAPERS_STEPS = 50  # of the authors' notebook explain_stats_IG_spectral_ssl4eo
+PAPERS_STEPS = 50  # steps in the authors' notebook explain_stats_IG_spectral_ssl4eo
 NAMED = 3  # bands that are named as those that matter most
 UPRIGHT = 9  # bands, above which their names stand upright
 

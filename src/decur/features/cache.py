@@ -23,7 +23,7 @@ from decur.locks import refuse_lost, taking_turns
 from decur.runs import atomic, put_in_place, remove_leftovers, temporary_name
 
 log = logging.getLogger(__name__)
-FORMAT = 5  # of a cache; raised when its content would come out otherwise
+FORMAT = 5  # format of a cache; raised when its content would come out otherwise
 _SEAL = struct.Struct("<4sI")  # at the end of a file: what it is, and the CRC-32 of all before it
 _MAGIC = b"CRC1"
 _BLOCK = 1 << 22  # bytes that are read at a time

@@ -12,8 +12,8 @@ from itertools import accumulate, pairwise, permutations
 from decur.errors import ConfigError
 
 COMMON, UNIQUE = "common", "unique"
-PREFIX = "block:"  # of a block where it stands beside words such as "features"
-_ROUNDING = 1e-9  # of a sum of shares that a person gives in decimals
+PREFIX = "block:"  # stands before a block beside words such as "features"
+_ROUNDING = 1e-9  # rounding of a sum of shares that a person gives in decimals
 
 
 def sensors_of(part: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ from decur.objectives.blocks import (
 )
 from decur.objectives.redundancy import Correlation, redundancy
 
-SHARE = 0.875  # of the dimensions that are common, as the paper has it for radar and optics
+SHARE = 0.875  # share of common dimensions, as the paper has it for radar and optics
 
 
 @OBJECTIVES.register("DeCUR")

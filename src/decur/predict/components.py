@@ -12,7 +12,7 @@ from decur.predict.planning import MapPlan
 from decur.predict.reading import SceneWindows, read_windows
 
 _WINDOWS = 8  # along each side of a scene, from which the components are found
-_PLACES = 256  # of a window
+_PLACES = 256  # places looked at in a window
 
 
 def fit_components(

@@ -15,7 +15,7 @@ from decur.data.rasters import import_rasterio
 from decur.predict.raster_files import Layout
 
 _SIDE = 1200  # pixels of the map along the longer side of a picture, at most
-_INCHES = 7.0  # of the longer side
+_INCHES = 7.0  # inches of the longer side
 _PANELS = 6  # labels of a map that are drawn
 _LEGEND = 24  # classes that a legend names
 _BELOW = 14  # points from a map to its scale bar

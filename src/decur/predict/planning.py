@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _WINDOW = 256  # pixels, at least, of convolutional networks, and where no size is known
 _SHIFTS = 5  # grids of windows for masks of convolutional networks
-_OVERLAP = (0.125, 0.5)  # of windows on several grids, and on one
+_OVERLAP = (0.125, 0.5)  # overlap of windows on several grids, and on one
 _MOST = 2**39  # bytes of a map before compression
 _HELD = 2**28  # bytes of the sums of a tile
 _WITHIN = 1e-3  # pixels: a rounding error

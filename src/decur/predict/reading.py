@@ -37,7 +37,7 @@ from decur.signals import ignore_signals
 log = logging.getLogger(__name__)
 
 _UNITS = "give a raster in the units of the training"
-_COVERED = 0.9  # of a raster, from which on another shows the same ground
+_COVERED = 0.9  # share of a raster that another covers, from which on both show the same ground
 _LOOKS = 9  # squares of a sensor whose units are looked at
 
 

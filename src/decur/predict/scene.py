@@ -72,7 +72,7 @@ from decur.terminal import progress_bar, tell_result
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of unfinished work; raised when a map would come out otherwise
+FORMAT = 1  # format of unfinished work; raised when a map would come out otherwise
 _SAMPLES, _SAMPLE = 64, 4096  # places of a raster that are looked at, and bytes of each
 
 

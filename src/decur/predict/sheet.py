@@ -14,7 +14,7 @@ from decur.predict.model import HeadPredictor
 
 _SAMPLES = 12
 _COLUMNS = 4  # samples in a row
-_LETTERS = 26  # of an id
+_LETTERS = 26  # letters of an id that are shown
 
 
 class Sheet:

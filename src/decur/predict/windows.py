@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decur.devices import send
 
-_MARGIN = 0.25  # of an overlap: what is next to a window's edge and left to its neighbour
+_MARGIN = 0.25  # share of an overlap next to a window's edge that is left to its neighbour
 
 
 @dataclass(frozen=True)

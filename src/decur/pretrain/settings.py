@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from decur.encoders.projector import Projector
 
 Compile = bool | Literal["auto"]
-_TIME = ("days", "hours", "minutes", "seconds")  # of DD:HH:MM:SS
+_TIME = ("days", "hours", "minutes", "seconds")  # parts of DD:HH:MM:SS
 
 
 @dataclass

@@ -22,7 +22,7 @@ from decur.errors import install
 
 MISSING = f"With plotly, charts answer to the pointer: {install('explain')}, and the command again."
 _CHART = re.compile(r'<script type="application/json">.*?</script>\n?', re.DOTALL)
-_LEVEL = 6  # of gzip: the highest takes half as long again for 0.2 %
+_LEVEL = 6  # level of gzip: the highest takes half as long again for 0.2 %
 
 
 @dataclass(frozen=True)

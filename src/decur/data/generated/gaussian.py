@@ -16,7 +16,7 @@ from decur.modality import Modality
 
 Array = NDArray[np.float32]
 
-VARIANCE = 0.5  # of each factor
+VARIANCE = 0.5  # variance of each factor
 _HIDDEN = 64  # width of the networks that label the factors
 _CALIBRATION = 8192  # draws whose median is the threshold of a label
 _REACH = 5.0  # standard deviations of the strongest band that become [0, 1]

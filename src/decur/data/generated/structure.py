@@ -23,8 +23,8 @@ OWN = {"optical": "streets", "sar": "tillage", "elevation": "ridges"}
 STATISTICS = {"optical": (0.25, 0.05), "sar": (-12.0, 2.0), "elevation": (100.0, 5.0)}
 
 _JITTER = 4.0  # degrees that a direction varies by
-_PERIOD = 4.0  # of a sensor's own waves, in pixels
-_BANDWIDTH = 1 / 64  # of these waves, in waves a pixel: they keep step over some ten pixels
+_PERIOD = 4.0  # period of a sensor's own waves, in pixels
+_BANDWIDTH = 1 / 64  # their bandwidth in waves a pixel: they keep step over some ten pixels
 _FIELDS = (4.0, 6.0)  # width of a strip of fields, in pixels
 # Standard deviations, where that of the grain is 1.
 _WAVES = 0.14

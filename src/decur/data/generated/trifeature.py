@@ -26,12 +26,12 @@ Split = Literal["train", "test"]
 Array = NDArray[np.floating[Any]]
 Outline = NDArray[np.complexfloating[Any, Any]]
 
-LEVELS = 10  # of each factor
+LEVELS = 10  # levels of each factor
 RENDERS: dict[Split, int] = {"train": 3, "test": 1}  # drawings of each combination
-DIAMETER = 128 / 224  # of the circle around a shape, as a fraction of the picture's side
+DIAMETER = 128 / 224  # diameter of the circle around a shape, as a share of the picture's side
 TURN = 45.0  # degrees to either side
-_DARK = 0.3  # of a colour, where its texture is dark
-_OVERSAMPLING = 4  # of the outline, so that its edge is smooth
+_DARK = 0.3  # share of a colour that is left where its texture is dark
+_OVERSAMPLING = 4  # oversampling of the outline, so that its edge is smooth
 _TAU = np.float32(2 * np.pi)
 
 

@@ -39,7 +39,7 @@ _NARROW = (torch.uint8, torch.int8, torch.int16, torch.int32)  # in which masks 
 _ABOUT = "decur"  # key of an item's metadata, where there is more to say than the id
 _NARROWED = "int64"  # the targets that are read as int64 again
 _DIFFERENCES = "differences"  # the images that are stored as their pixels' differences
-_LEVEL = 3  # of zstd: its default; higher ones cost much time and gain little on pictures
+_LEVEL = 3  # level of zstd: its default; higher ones cost much time and gain little
 
 
 def encode(sample: Sample, compress: bool = False) -> bytes:
