@@ -29,13 +29,13 @@ TINY = [
 
 
 def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, monkeypatch, capsys):
-    probed, encode = [], demo.encode
+    probed, encode = [], demo.encode_samples
 
     def watched(model, data, samples):
         probed.append(data.dataset.made_of)
         return encode(model, data, samples)
 
-    monkeypatch.setattr(demo, "encode", watched)
+    monkeypatch.setattr(demo, "encode_samples", watched)
     monkeypatch.setattr(demo, "SAMPLES", 60)
     run = tmp_path / "run"
     main(["demo", *TINY, "--data.noise=true", "--data.seed=3", f"--run={run}"])
