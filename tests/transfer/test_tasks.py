@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from decur.data import Target
 from decur.errors import DataError
 from decur.transfer.evaluate import doubts, interval, intervals, measure_intervals
-from decur.transfer.tasks import choose_task, make_task
+from decur.transfer.tasks import TASKS, choose_task, make_task
 from decur.transfer.tasks.segmentation import SAVED_PIXELS
 
 CLASSES = ("a", "b", "c")
@@ -227,6 +227,31 @@ def test_the_floor_is_what_a_constant_guess_gives(kind, truth, floor):
     torch.manual_seed(0)
     kept = task.keep(torch.randn(shape[:2] if kind != "mask" else shape), labels)
     assert task.metrics(task.trivial(kept)) == pytest.approx(floor, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "probe"),
+    [
+        ("class", ("a", "b"), "logistic"),
+        ("multilabel", ("a", "b"), "ridge"),
+        ("scalar", (), "ridge"),
+    ],
+)
+def test_a_kind_made_of_another_is_learned_and_measured_alike(kind, classes, probe):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 5)).astype(np.float32)
+    y = {"class": x[:, 0] > 0, "multilabel": x[:, :2] > 0, "scalar": x[:, 0]}[kind]
+    y = y.astype(np.int64 if kind == "class" else np.float32)
+    y[0] = -1 if kind == "class" else np.nan
+    found = []
+    for made in (TASKS.get(kind), type("Own", (TASKS.get(kind),), {})):
+        task = made("label", Target(kind if made.__name__ != "Own" else "own", classes))
+        rows = task.known(y)
+        assert rows.sum() == 59 and not rows[0]
+        head, strength = task.fit_head(probe, x[rows], labels=y[rows], groups=None, seed=0)
+        kept = task.keep(head(torch.from_numpy(x[rows])).detach(), torch.from_numpy(y[rows]))
+        found.append({"strength": strength, **task.metrics(kept)})
+    assert found[0] == found[1] and np.isfinite(list(found[0].values())).all()
 
 
 def test_doubts_are_said_where_they_are_due():

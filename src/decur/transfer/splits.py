@@ -152,7 +152,7 @@ def _hold_out(
     """Split the training part into rows to train on and rows to validate on; groups stay whole."""
     groups = None if data.groups is None else np.array([data.groups[row] for row in train])
     found = validation_parts(
-        labels[train], task.target, groups, settings.seed, share=settings.val_fraction
+        labels[train], task.known_as, groups, settings.seed, share=settings.val_fraction
     )
     if not found or min(map(len, found[0])) < 1:
         raise ConfigError(

@@ -46,8 +46,8 @@ class Task(ABC):
         fit_defaults: what training takes where nothing is said, the paper's where it has the kind.
         probes: the heads on frozen vectors that this kind takes.
         usual_probe: the one of them that `--probe auto` takes.
-        solved_as: the kind that `decur.probes` takes the labels for where a probe is solved,
-            "class", "multilabel" or "scalar"; None: such labels have only heads that are trained.
+        solved_as: the kind that `decur.probes` and `decur.scores` take the labels for, "class",
+            "multilabel" or "scalar"; None: no probe is solved for them, heads are only trained.
         measured: what of `Kept` the metrics are computed from.
         scales: of metrics that are no shares in [0, 1], what they are: "explained" (an R2),
             "positive" (an error) or "plain"; their intervals are found on that scale.
@@ -87,6 +87,11 @@ class Task(ABC):
         return len(self.target.classes)
 
     @property
+    def known_as(self) -> Target:
+        """The target as `decur.probes` and `decur.scores` know it."""
+        return replace(self.target, kind=self.solved_as or self.kind)
+
+    @property
     def has_weights(self) -> bool:
         """Whether the loss can weigh classes, see `weigh`."""
         return type(self).weigh is not Task.weigh
@@ -97,7 +102,7 @@ class Task(ABC):
 
     def known(self, labels: Array) -> NDArray[np.bool_]:
         """Tell which samples of the (N, ...) collected labels are labelled: (N,)."""
-        return scores.known(labels, self.target)
+        return scores.known(labels, self.known_as)
 
     def missing_classes(self, labels: Array) -> list[str]:
         """Return the classes that no sample of (N, ...) collected, known labels shows."""
@@ -151,7 +156,7 @@ class Task(ABC):
                 f"probe: {probe} cannot learn {self.name!r}, a {self.kind}; set solved_as in "
                 f"{type(self).__name__}, or take sgd"
             )
-        return _HEADS[probe](x, labels, replace(self.target, kind=self.solved_as), groups, seed)
+        return _HEADS[probe](x, labels, self.known_as, groups, seed)
 
     def keep(self, output: Tensor, labels: Tensor, *, samples: int = 1) -> Kept:
         """Return what is kept of test samples, one row each.

@@ -79,7 +79,7 @@ class SingleLabel(Task):
         truth, guess = kept["truth"], kept["output"].argmax(axis=1)
         there = np.unique(truth)
         return {
-            "accuracy": score(kept["output"], truth, self.target),
+            "accuracy": score(kept["output"], truth, self.known_as),
             "balanced_accuracy": float(recall_score(truth, guess, labels=there, average="macro")),
             "macro_F1": float(f1_score(truth, guess, average="macro", zero_division=0)),
         }
@@ -172,7 +172,7 @@ class MultiLabel(Task):
             return {"mAP_micro": np.nan, "mAP_macro": np.nan}
         return {
             "mAP_micro": float(average_precision_score(truth, output, average="micro")),
-            "mAP_macro": score(output, truth, self.target),
+            "mAP_macro": score(output, truth, self.known_as),
         }
 
     def trivial(self, kept: Kept) -> Kept:

@@ -66,7 +66,7 @@ class Regression(Task):
         """Return `R2`, NaN where the numbers do not vary, and `MAE` in the label's units."""
         truth, output = kept["truth"], kept["output"]
         return {
-            "R2": score(output, truth, self.target),
+            "R2": score(output, truth, self.known_as),
             "MAE": float(mean_absolute_error(truth, output)),
         }
 
