@@ -31,7 +31,8 @@ def test_help_needs_no_heavy_import():
 
 
 @pytest.mark.parametrize("command", sorted({*COMMANDS} - {"demo"}))
-def test_each_command_explains_itself(command, capsys):
+def test_each_command_explains_itself(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     text = capsys.readouterr().out
