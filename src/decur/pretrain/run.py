@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 from rich.console import Console
 
@@ -133,34 +135,22 @@ def _pretrain(
     """Pretrain in a folder that this process owns; arguments as those of `pretrain`."""
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     quiet_lightning()
-    trainer_options = _trainer_options(settings.trainer, objective)
+    options = _trainer_options(settings.trainer, objective)
     data = seen_data(data, settings)
-    paired = PairedData(data, settings.loader, seed=settings.seed, pairing=settings.pairing)
-    objective.check_modalities(list(data.modalities))
-    paired.held_out = choose_held_out(objective, paired)
-    # refuses a batch that cannot be filled before anything is written
-    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
-    require_memory_for_batch(
-        data.modalities.values(),
-        settings.loader.batch_size // settings.trainer.num_nodes,
-        settings.views.size,
-        copies=2,
-        key="views.size",
-    )
-    max_steps = take_max_steps(trainer_options, paired.steps_per_epoch)
-    refuse_too_short(objective, trainer_options["max_epochs"])
+    paired = _pair(data, objective, settings)
+    max_steps = take_max_steps(options, paired.steps_per_epoch)
+    refuse_too_short(objective, options["max_epochs"])
     own_callbacks = make_callbacks(settings.trainer.callbacks)
-    length = "" if anew else _new_length(folder, trainer_options["max_epochs"])
+    length = "" if anew else _new_length(folder, options["max_epochs"])
     checkpoint = open_run(folder, config, anew)
     seed_everything(settings.seed)
     make = partial(make_model, data, objective, settings, max_steps)
     model = make()
-    log = EpochLog(folder, settings.monitor, console, trainer_options["log_every_n_steps"])
-    some = np.linspace(0, len(data) - 1, min(len(data), _LOOKED_AT), dtype=int).tolist()
-    state = TrainingState(folder, settings.checkpoint, data=data.file_digest(some))
     outcome = Outcome(folder, data)
+    state = TrainingState(folder, settings.checkpoint, data=_look_at(data))
+    log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])
     trainer = make_trainer(
-        trainer_options,
+        options,
         logger=make_loggers(settings.trainer.logger, folder),
         callbacks=[
             BadSamples(folder, settings.loader.max_bad, len(data)),
@@ -178,15 +168,52 @@ def _pretrain(
         use_distributed_sampler=False,
     )
     if trainer.is_global_zero:
-        _introduce(console, folder, paired, model, checkpoint, trainer_options["max_epochs"])
-        if settings.without_fold is not None:
-            fold = f"fold {settings.without_fold} of {settings.folds}"
-            words = f"--folds_of all --folds {settings.folds} --fold {settings.without_fold}"
-            words += f" --fold_seed {settings.fold_seed}" if settings.fold_seed else ""
-            tested = f"`decur transfer {words}`"
-            console.print(f"{'left out':<12}{fold}, on which {tested} tests", highlight=False)
-        if length:
-            console.print(f"{'length':<12}{length}", highlight=False)
+        _introduce(console, folder, paired, model, checkpoint, options["max_epochs"])
+        _tell_extent(console, settings, length)
+    _fit(trainer, model, paired, checkpoint, own_callbacks, state)
+    if model.is_sharded:
+        model = gather(model, make())
+    if trainer.is_global_zero:
+        _leave(folder, model, data, settings.loader.batch_size // trainer.world_size)
+    return Pretrained(folder, model)
+
+
+def _pair(data: PairedDataset, objective: Objective, settings: PretrainSettings) -> PairedData:
+    """Return the pairs to train on; refuse, before anything is written, what cannot be trained on.
+
+    Raises:
+        ConfigError: if the objective does not take these sensors, or a batch cannot be filled or
+            does not fit into memory.
+    """
+    paired = PairedData(data, settings.loader, seed=settings.seed, pairing=settings.pairing)
+    objective.check_modalities(list(data.modalities))
+    paired.held_out = choose_held_out(objective, paired)
+    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
+    require_memory_for_batch(
+        data.modalities.values(),
+        settings.loader.batch_size // settings.trainer.num_nodes,
+        settings.views.size,
+        copies=2,
+        key="views.size",
+    )
+    return paired
+
+
+def _look_at(data: PairedDataset) -> str:
+    """Return a digest by which files that have changed are noticed, of all samples or of many."""
+    rows = np.linspace(0, len(data) - 1, min(len(data), _LOOKED_AT), dtype=int)
+    return data.file_digest(rows.tolist())
+
+
+def _fit(
+    trainer: L.Trainer,
+    model: Pretrainer,
+    paired: PairedData,
+    checkpoint: Path | None,
+    own_callbacks: Sequence[L.Callback],
+    state: TrainingState,
+) -> None:
+    """Train to the end, from a checkpoint if there is one; what goes wrong is told in a line."""
     try:
         with (
             reporting_lost_processes(trainer),
@@ -197,17 +224,15 @@ def _pretrain(
             trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
     finally:
         state.release_signals()
-    if model.is_sharded:
-        model = gather(model, make())
-    if trainer.is_global_zero:
-        for name in model.modalities:
-            save_encoder(
-                model.encoder(name), folder.encoder(name), objective=model.objective.about()
-            )
-        write_report(folder, data, settings.loader.batch_size // trainer.world_size)
-        tell_result("encoders  ", folder.path / "encoders")
-        tell_result("report    ", folder.report)
-    return Pretrained(folder, model)
+
+
+def _leave(folder: RunFolder, model: Pretrainer, data: PairedDataset, batch: int) -> None:
+    """Write the encoders and the report, and say where they are; `batch` is of one device."""
+    for name in model.modalities:
+        save_encoder(model.encoder(name), folder.encoder(name), objective=model.objective.about())
+    write_report(folder, data, batch)
+    tell_result("encoders  ", folder.path / "encoders")
+    tell_result("report    ", folder.report)
 
 
 def _new_length(folder: RunFolder, epochs: int) -> str:
@@ -262,6 +287,18 @@ def make_model(
     )
     model.log_to = "callbacks" if settings.trainer.callbacks else None
     return model
+
+
+def _tell_extent(console: Console, settings: PretrainSettings, length: str) -> None:
+    """Print which fold is left out, and how the run goes on where its length has changed."""
+    if settings.without_fold is not None:
+        fold = f"fold {settings.without_fold} of {settings.folds}"
+        words = f"--folds_of all --folds {settings.folds} --fold {settings.without_fold}"
+        words += f" --fold_seed {settings.fold_seed}" if settings.fold_seed else ""
+        tested = f"`decur transfer {words}`"
+        console.print(f"{'left out':<12}{fold}, on which {tested} tests", highlight=False)
+    if length:
+        console.print(f"{'length':<12}{length}", highlight=False)
 
 
 def _introduce(
