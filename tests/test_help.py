@@ -27,7 +27,10 @@ def test_the_help_of_every_option_is_a_sentence(command, monkeypatch):
     keys: Keys = parsers[0]._keys()
     for home in keys.bases:
         for name in keys.class_names(home):
-            options = options_of(keys.class_of(home, name))
+            kind = keys.class_of(home, name)
+            if not kind.__module__.startswith("decur."):  # other tests define some
+                continue
+            options = options_of(kind)
             found |= {f"{home}.{name}.{key}": action.help for key, action in options.items()}
     wrong = {
         key: text
