@@ -19,15 +19,24 @@ LAYOUTS = {
     "probabilities": Layout("float32", np.nan, ("dry", "wet", "wood")),
     "features": Layout("float32", np.nan, tuple(map(str, range(70)))),
 }
-SMALL, EVEN, LARGE = (7, 300), (512, 512), (700, 1100)  # less than a block, one, several
+SHAPES = {  # in blocks: less than one, one, several
+    "small": (0.02, 0.6),
+    "even": (1, 1),
+    "large": (1.4, 2.2),
+}
+
+
+def shape_of(layout, size):
+    """Return height and width; the many bands of features have small blocks."""
+    return tuple(int(layout.block * share) for share in SHAPES[size])
 
 
 def write_map(path, layout, shape):
     """Write tiles and what joins them, as `predict` does."""
     whole, (height, width) = Grid("EPSG:32632", WEST, NORTH, (10.0, 10.0), *shape), shape
     rng, parts = np.random.default_rng(0), []
-    for number, top in enumerate(range(0, height, 512)):
-        grid = whole.window(top, 0, min(512, height - top), width)
+    for number, top in enumerate(range(0, height, layout.block)):
+        grid = whole.window(top, 0, min(layout.block, height - top), width)
         pixels = rng.integers(0, 3, (len(layout.bands), grid.height, width))
         name = f"{path.stem}-{number}.tif"
         write_tile(path.with_name(name), pixels.astype(layout.dtype), grid, layout)
@@ -37,10 +46,11 @@ def write_map(path, layout, shape):
     return path
 
 
-@pytest.mark.parametrize("shape", [SMALL, EVEN, LARGE])
+@pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_a_map_is_laid_out_for_reading_by_ranges(kind, shape, tmp_path):
+def test_a_map_is_laid_out_for_reading_by_ranges(kind, size, tmp_path):
     layout = LAYOUTS[kind]
+    shape = shape_of(layout, size)
     path = write_map(tmp_path / "map.tif", layout, shape)
     data = path.read_bytes()
     with tifffile.TiffFile(path) as tiff:
@@ -67,9 +77,9 @@ def test_a_map_is_laid_out_for_reading_by_ranges(kind, shape, tmp_path):
                 assert data[offset + size : offset + size + 4] == data[offset + size - 4 :][:4]
 
 
-@pytest.mark.parametrize("shape", [SMALL, EVEN, LARGE])
+@pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_rio_cogeo_finds_a_map_valid(kind, shape, tmp_path):
+def test_rio_cogeo_finds_a_map_valid(kind, size, tmp_path):
     cogeo = pytest.importorskip("rio_cogeo.cogeo", reason="needs `pip install rio-cogeo`")
-    path = write_map(tmp_path / "map.tif", LAYOUTS[kind], shape)
+    path = write_map(tmp_path / "map.tif", LAYOUTS[kind], shape_of(LAYOUTS[kind], size))
     assert cogeo.cog_validate(path, strict=True) == (True, [], [])
