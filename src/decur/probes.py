@@ -18,9 +18,9 @@ from torch import nn
 from decur.data.sample import Target
 from decur.scores import (
     METRICS,
+    FeatureRows,
     Float,
     Rows,
-    Vectors,
     known,
     score,
     split,
@@ -44,7 +44,7 @@ NEVER = -1e9  # bias of a class that has no sample
 
 
 def fit_ridge(
-    x: Vectors,
+    x: FeatureRows,
     labels: NDArray[Any],
     target: Target,
     groups: NDArray[Any] | None = None,
@@ -66,7 +66,7 @@ def fit_ridge(
 
 
 def fit_logistic(
-    x: Vectors,
+    x: FeatureRows,
     labels: NDArray[Any],
     target: Target,
     groups: NDArray[Any] | None = None,
@@ -96,7 +96,7 @@ def fit_chosen(
     solve: Solve,
     strengths: Float,
     patience: int,
-    x: Vectors,
+    x: FeatureRows,
     labels: NDArray[Any],
     target: Target,
     groups: NDArray[Any] | None,
@@ -254,7 +254,7 @@ FEWEST = 20  # samples that a quick probe needs
 
 
 def quick_probe(
-    features: Mapping[str, Vectors],
+    features: Mapping[str, FeatureRows],
     labels: NDArray[Any],
     target: Target,
     groups: Sequence[str] | None = None,
@@ -290,7 +290,7 @@ def quick_probe(
 
 
 def _quick_scores(
-    x: Vectors, y: NDArray[Any], target: Target, groups: Sequence[str] | None, seed: int
+    x: FeatureRows, y: NDArray[Any], target: Target, groups: Sequence[str] | None, seed: int
 ) -> dict[str, float]:
     from sklearn.linear_model import RidgeClassifierCV, RidgeCV
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -323,7 +323,7 @@ def _quick_scores(
     return scores
 
 
-def _quick_score(model: Any, x: Vectors, y: NDArray[Any], target: Target) -> float:
+def _quick_score(model: Any, x: FeatureRows, y: NDArray[Any], target: Target) -> float:
     from sklearn.metrics import accuracy_score
 
     if target.kind == "class":
@@ -338,7 +338,7 @@ def _quick_score(model: Any, x: Vectors, y: NDArray[Any], target: Target) -> flo
     return score(output, y, target)
 
 
-def score_of_neighbours(x: Vectors, labels: Float, classes: int, k: int) -> float:
+def score_of_neighbours(x: FeatureRows, labels: Float, classes: int, k: int) -> float:
     """Score how well the k nearest samples tell the label of each, which is left out itself.
 
     The mean of k neighbours that tell nothing misses a number by more than the mean of all does: by

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from decur.data.sample import Target
 
 Float = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+FeatureRows = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 METRICS = {"class": "accuracy", "multilabel": "mAP", "scalar": "R2"}  # what `score` measures
@@ -99,7 +99,7 @@ def _shuffled(
     return list(splitter.split(np.empty((count, 0)), groups=groups))
 
 
-def standardised(x: Vectors, train: Rows | None = None) -> Vectors:
+def standardised(x: FeatureRows, train: Rows | None = None) -> FeatureRows:
     """Scale columns to mean 0 and variance 1; those that do not vary become 0.
 
     Args:
@@ -112,7 +112,7 @@ def standardised(x: Vectors, train: Rows | None = None) -> Vectors:
     mean, spread = seen.mean(0, dtype=np.float64), seen.std(0, dtype=np.float64)
     varies = spread > np.finfo(np.float32).eps * np.abs(mean)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=varies)
-    scaled: Vectors = ((x - mean) * scale).astype(np.float32)
+    scaled: FeatureRows = ((x - mean) * scale).astype(np.float32)
     return scaled
 
 

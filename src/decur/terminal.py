@@ -6,16 +6,25 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO, TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
+
+T = TypeVar("T")
+
+
+class Watch(Protocol):
+    """A progress bar: yields `steps` one after another, of which there are n."""
+
+    def __call__(self, steps: Iterable[T], n: int) -> Iterator[T]: ...  # noqa: D102
+
 
 _results: TextIO | None = None  # with --quiet, what paths of results are printed to
 

@@ -8,16 +8,16 @@ import tifffile
 from make_raster import NORTH, WEST
 
 from decur.data.grid import Grid
-from decur.predict.raster_files import Layout, write_optimised, write_tile, write_virtual
+from decur.predict.raster_files import MapLayout, write_optimised, write_tile, write_virtual
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 LAYOUTS = {
-    "classes": Layout("uint8", 255, ("class",), ("dry", "wet", "wood"), COLOURS),
-    "many classes": Layout("uint16", 65535, ("class",), tuple(map(str, range(300)))),
-    "flags": Layout("uint8", 255, ("a", "b", "c")),
-    "numbers": Layout("float32", np.nan, ("depth",)),
-    "probabilities": Layout("float32", np.nan, ("dry", "wet", "wood")),
-    "features": Layout("float32", np.nan, tuple(map(str, range(70)))),
+    "classes": MapLayout("uint8", 255, ("class",), ("dry", "wet", "wood"), COLOURS),
+    "many classes": MapLayout("uint16", 65535, ("class",), tuple(map(str, range(300)))),
+    "flags": MapLayout("uint8", 255, ("a", "b", "c")),
+    "numbers": MapLayout("float32", np.nan, ("depth",)),
+    "probabilities": MapLayout("float32", np.nan, ("dry", "wet", "wood")),
+    "features": MapLayout("float32", np.nan, tuple(map(str, range(70)))),
 }
 SHAPES = {  # in blocks: less than one, one, several
     "small": (0.02, 0.6),

@@ -15,7 +15,7 @@ from decur.errors import ConfigError
 from decur.locks import holding
 from decur.predict import predict
 from decur.predict.map_files import MapFiles, join_parts, remove_stale, tell_replaced
-from decur.predict.raster_files import Layout, tag_of_virtual, write_virtual
+from decur.predict.raster_files import MapLayout, tag_of_virtual, write_virtual
 
 QUICK = {"loader": LoaderSettings(batch_size=8, workers=0), "window": 128, "overlap": 0.0}
 
@@ -39,7 +39,7 @@ def write_map(path, tag, rows=4, top=0):
 
 
 def layout(tag):
-    return Layout("uint8", 255, ("class",), tags={"DECUR_MAP": tag})
+    return MapLayout("uint8", 255, ("class",), tags={"DECUR_MAP": tag})
 
 
 def test_two_commands_do_not_write_one_map(make_model, scene, tmp_path):

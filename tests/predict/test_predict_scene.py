@@ -20,7 +20,7 @@ from decur.errors import ConfigError, WriteError
 from decur.predict import PredictSettings, model, predict
 from decur.predict import scene as scene_module
 from decur.predict.map_files import name_files
-from decur.predict.raster_files import Layout, write_optimised, write_tile
+from decur.predict.raster_files import MapLayout, write_optimised, write_tile
 from decur.transfer.heads import load_model
 
 
@@ -308,7 +308,7 @@ def test_a_map_that_does_not_fit_is_told_once(tmp_path, capfd):
 
     tile = tmp_path / "tile.tif"
     pixels = np.random.default_rng(0).integers(0, 200, (1, 512, 512), dtype=np.uint8)
-    layout = Layout("uint8", 255, ("class",))
+    layout = MapLayout("uint8", 255, ("class",))
     write_tile(tile, pixels, Grid("EPSG:32632", 0.0, 0.0, (10.0, 10.0), 512, 512), layout)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it
@@ -385,9 +385,9 @@ def test_a_scene_in_other_units_is_told(make_model, scene, tmp_path, caplog):
 
 
 def test_many_bands_lie_in_small_blocks():
-    layout = Layout(dtype="float32", nodata=np.nan, bands=tuple(map(str, range(4096))))
+    layout = MapLayout(dtype="float32", nodata=np.nan, bands=tuple(map(str, range(4096))))
     assert layout.block == 128
-    assert Layout(dtype="uint8", nodata=255, bands=("class",)).block == 512
+    assert MapLayout(dtype="uint8", nodata=255, bands=("class",)).block == 512
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]", '"identity"', "\xff"])

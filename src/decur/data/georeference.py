@@ -21,7 +21,7 @@ from decur.errors import BadSampleError, DataError
 METRES_PER_DEGREE = 111_320.0  # metres in a degree of latitude
 SAME_GRID = 0.5  # pixels of the coarser picture: borders that differ by less are the same
 
-Bounds = tuple[float, float, float, float]  # left, bottom, right, top
+Borders = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Place:
     size: tuple[int, int]
 
     @property
-    def bounds(self) -> Bounds:
+    def bounds(self) -> Borders:
         """The box around its four corners."""
         height, width = self.size
         t = self.transform

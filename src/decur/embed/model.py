@@ -22,7 +22,7 @@ from decur.pretrain.restore import restore
 from decur.runs import RunFolder
 from decur.transfer.sources import gather_encoders
 
-Columns = dict[str, Tensor]  # (n, D) of the n samples that have a sensor
+EmbeddingColumns = dict[str, Tensor]  # (n, D) of the n samples that have a sensor
 
 
 class EmbeddingModel(L.LightningModule):
@@ -58,10 +58,10 @@ class EmbeddingModel(L.LightningModule):
         self.to(memory_format=torch.channels_last)
         self.eval()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Columns]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, EmbeddingColumns]:
         """Return vectors of the samples that have a sensor: `{modality: {column: (n, D)}}`."""
         features, embeddings = self.model(batch)
-        found: dict[str, Columns] = {}
+        found: dict[str, EmbeddingColumns] = {}
         for name, h in features.items():  # h: (n, D)
             found[name] = {"features": h.float()}
             for part, dims in self.parts.items():

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
 from decur.embed.geography import GEOMETRY, footprint
-from decur.embed.model import Columns, EmbeddingModel
+from decur.embed.model import EmbeddingColumns, EmbeddingModel
 from decur.embed.parquet import BAD, bad_of, is_current, open_part, part_file
 from decur.errors import DataError
 from decur.features.rows import refuse_rows_not_finite
@@ -148,7 +148,7 @@ class _Job(TypedDict):
     last: bool
     ids: dict[str, list[str]]
     footprints: dict[str, list[bytes | None]]
-    found: dict[str, Columns]
+    found: dict[str, EmbeddingColumns]
     bad: list[tuple[str, str]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from decur.bounded_yaml import read_text
 from decur.config import Parser
 from decur.errors import ConfigError
-from decur.exchange.formats import Compat, Layout, Normalised
+from decur.exchange.formats import Compat, Normalised, WeightsLayout
 from decur.layers import read_mapping
 from decur.terminal import tell_result
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("--out", type=str, required=True, help="Folder for encoders/<name>.*.")
     parser.add_argument(
         "--layout",
-        type=Layout,
+        type=WeightsLayout,
         default="auto",
         help="Layout of the file (decur, torchgeo, resnet, vit or mit); auto finds out.",
     )

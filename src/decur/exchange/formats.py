@@ -9,7 +9,7 @@ Format = Literal["hub", "timm", "torchgeo", "onnx", "torch"]  # of what is writt
 
 Sampling = Literal["grid", "gather"]  # how a graph reads the points of deformable attention
 
-Layout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]  # of what is read
+WeightsLayout = Literal["auto", "decur", "torchgeo", "resnet", "vit", "mit"]  # of what is read
 Normalised = Literal["auto", "imagenet", "half", "none"]
 Compat = Literal["official"]
 

@@ -20,12 +20,12 @@ from decur.encoders.header import EncoderHeader, build_to_fit, shapes_of
 from decur.encoders.imagenet import fold
 from decur.encoders.stored import read_stored, refuse_non_finite
 from decur.errors import ConfigError, DataError, DecurError, listed, reading
-from decur.exchange.formats import NOTE, Compat, Layout, Normalised, note_beside
+from decur.exchange.formats import NOTE, Compat, Normalised, WeightsLayout, note_beside
 from decur.exchange.layouts import (
     FIRST,
     JOINT,
     SINGLE,
-    Part,
+    WeightsPart,
     infer_architecture,
     kind_of,
     split_weights,
@@ -51,7 +51,7 @@ def import_weights(
     file: str | Path,
     out: str | Path,
     *,
-    layout: Layout = "auto",
+    layout: WeightsLayout = "auto",
     modalities: Mapping[str, str | Mapping[str, Any]] | None = None,
     normalised: Normalised = "auto",
     compat: Compat | None = None,
@@ -204,7 +204,11 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_layout(
-    file: Path, layout: Layout, found: str, parts: Sequence[Part], kinds: Sequence[str]
+    file: Path,
+    layout: WeightsLayout,
+    found: str,
+    parts: Sequence[WeightsPart],
+    kinds: Sequence[str],
 ) -> None:
     if layout == "torchgeo":
         bands = parts[0].state[FIRST[kinds[0]]].shape[1]
@@ -248,7 +252,7 @@ def _modalities(
     )
 
 
-def _share(file: Path, parts: Sequence[Part], compat: Compat | None) -> None:
+def _share(file: Path, parts: Sequence[WeightsPart], compat: Compat | None) -> None:
     """Give each sensor the attention that its backbone was trained with."""
     if compat != "official":
         raise ConfigError(
@@ -306,7 +310,7 @@ def _fold(file: Path, state: dict[str, Tensor], kind: str, normalised: Normalise
         state[key] = state[key] - shift
 
 
-def _turn_round(file: Path, part: Part, kind: str, modality: Modality) -> None:
+def _turn_round(file: Path, part: WeightsPart, kind: str, modality: Modality) -> None:
     """Let the first layer take its three inputs in the order of the modality's bands.
 
     The pictures were read by OpenCV, so that the file's order is the reverse of the modality's.
@@ -328,7 +332,7 @@ def _turn_round(file: Path, part: Part, kind: str, modality: Modality) -> None:
 
 
 def _fit_bands(
-    file: Path, bands: int, part: Part, kind: str, modality: Modality, compat: Compat | None
+    file: Path, bands: int, part: WeightsPart, kind: str, modality: Modality, compat: Compat | None
 ) -> None:
     if modality.channels == bands:
         return
@@ -346,7 +350,7 @@ def _fit_bands(
 
 
 def _build(
-    file: Path, part: Part, kind: str, modality: Modality, exported: EncoderHeader | None
+    file: Path, part: WeightsPart, kind: str, modality: Modality, exported: EncoderHeader | None
 ) -> Encoder:
     name = infer_architecture(file, part, kind=kind)
     options: dict[str, Any] = {}

@@ -52,7 +52,7 @@ FIRST = {  # the weights that take the bands
 
 
 @dataclass
-class Part:
+class WeightsPart:
     """The weights of one sensor in a file: of the encoder, and of attention behind its stages."""
 
     label: str
@@ -61,7 +61,7 @@ class Part:
     module: str = ""  # of the attention in the authors' code, "1" or "2"
 
 
-def split_weights(file: Path, state: Mapping[str, Tensor]) -> list[Part]:
+def split_weights(file: Path, state: Mapping[str, Tensor]) -> list[WeightsPart]:
     """Split weights into one part a sensor, by the authors' names; a plain file is one part.
 
     Raises:
@@ -77,7 +77,7 @@ def split_weights(file: Path, state: Mapping[str, Tensor]) -> list[Part]:
             f"whole checkpoint, or rename its keys backbone_{one}.* to backbone.*"
         )
     labels = sorted(sensors) or [""]
-    parts = {label: Part(f"backbone_{label}" if label else "encoder") for label in labels}
+    parts = {label: WeightsPart(f"backbone_{label}" if label else "encoder") for label in labels}
     of_authors = bool(sensors) or any(SINGLE.match(key) for key in kept)
     unmatched = []
     for key, value in kept.items():
@@ -106,7 +106,7 @@ def _renamed(key: str) -> str:
     return key
 
 
-def kind_of(file: Path, part: Part) -> str:
+def kind_of(file: Path, part: WeightsPart) -> str:
     """Return the family of an encoder: a key of `FIRST`.
 
     Raises:
@@ -121,7 +121,7 @@ def kind_of(file: Path, part: Part) -> str:
     )
 
 
-def infer_architecture(file: Path, part: Part, *, kind: str) -> str:
+def infer_architecture(file: Path, part: WeightsPart, *, kind: str) -> str:
     """Return the name that `build_encoder` takes, by width and depth.
 
     Raises:

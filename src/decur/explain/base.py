@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,12 @@ from decur.charts import Chart
 from decur.errors import ConfigError, install, require
 from decur.plotting import Figure
 from decur.registry import Registry
+from decur.terminal import Watch as Watch
 from decur.verdicts import Verdict
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]  # kept as .npz: numbers and text, nothing that is pickled
-SEEDS = 0, 2**32 - 1  # that scikit-learn takes
 SEEN = "seen"  # key in the arrays: whether the run was trained on these samples
-
-
-class Watch(Protocol):
-    """Progress bar: gives `steps` one after another, of which there are n."""
-
-    def __call__(self, steps: Iterable[T], n: int) -> Iterator[T]: ...  # noqa: D102
 
 
 def unwatched(steps: Iterable[T], n: int) -> Iterator[T]:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from decur.charts import Chart, Group, Points, map_of
 from decur.data.selection import interleaved
+from decur.errors import SEEDS
 from decur.explain.base import (
-    SEEDS,
     Analysis,
     Arrays,
     DoesNotApply,

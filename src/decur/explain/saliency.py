@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from decur.encoders import Encoder, TimmEncoder
 
 LAST = -1  # stage of an encoder
-Place = int | Literal["conv2"]  # a stage, or the last layer of that name, as in Algorithm 2
+SaliencyStage = int | Literal["conv2"]  # a stage, or the last layer of that name, as in Algorithm 2
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 Maps = dict[str, dict[str, Tensor]]
@@ -33,7 +33,7 @@ def saliency_maps(
     *,
     statistics: Statistics | None = None,
     score: Score = "mean",
-    stage: Place = LAST,
+    stage: SaliencyStage = LAST,
 ) -> Maps:
     """Compute Grad-CAM of each part of each sensor's embedding (Algorithm 2, `gradcam_vis`).
 
@@ -108,7 +108,7 @@ class _Scores(nn.Module):
 
 
 @torch.no_grad()
-def cuts(checkpoint: Checkpoint, batch: Batch, stage: Place = LAST) -> dict[str, Cut]:
+def cuts(checkpoint: Checkpoint, batch: Batch, stage: SaliencyStage = LAST) -> dict[str, Cut]:
     """Return a feature map of each sensor's encoder, and the layers that follow it.
 
     The last map of a ViT holds the tokens of patches that enter its last block: those that leave
@@ -145,7 +145,7 @@ def cuts(checkpoint: Checkpoint, batch: Batch, stage: Place = LAST) -> dict[str,
     return found
 
 
-def _cut(encoder: Encoder, x: Tensor, stage: Place) -> Cut:
+def _cut(encoder: Encoder, x: Tensor, stage: SaliencyStage) -> Cut:
     from decur.encoders import MLPEncoder, ProjectedEncoder, TimmEncoder
 
     if isinstance(encoder, MLPEncoder):
@@ -202,7 +202,7 @@ def _cut_before_head(encoder: TimmEncoder, x: Tensor) -> Cut:
     return Cut(tokens[:, prefix:].transpose(1, 2).unflatten(2, (height, width)), head)
 
 
-def _cut_at_stage(encoder: Encoder, run: Callable[[], Tensor], stage: Place) -> Cut:
+def _cut_at_stage(encoder: Encoder, run: Callable[[], Tensor], stage: SaliencyStage) -> Cut:
     """Cut after a stage or a layer: the head is the whole encoder, with the map replaced there."""
     from decur.encoders import TimmEncoder
 

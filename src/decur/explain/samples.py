@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from decur.charts import Chart, Group, Points, Thumbnails, map_of
 from decur.data import Target
 from decur.data.selection import evenly_spaced
+from decur.errors import SEEDS
 from decur.explain.base import (
-    SEEDS,
     Analysis,
     Arrays,
     DoesNotApply,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from decur.agreement import Halves, at_random, canonical, coordinates, guessed, places, predicted
 from decur.data.selection import evenly_spaced
+from decur.errors import SEEDS
 from decur.explain.advice import advice, advice_on_blocks, has_blocks
 from decur.explain.alignment import MISALIGNED, diagonal, losses
 from decur.explain.base import (
-    SEEDS,
     Analysis,
     Arrays,
     DoesNotApply,

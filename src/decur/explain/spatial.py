@@ -24,7 +24,7 @@ from decur.explain.base import (
     unwatched,
 )
 from decur.explain.model import Checkpoint, Score, encoded
-from decur.explain.saliency import LAST, Maps, Place, saliency_maps
+from decur.explain.saliency import LAST, Maps, SaliencyStage, saliency_maps
 from decur.features import SampleLoader
 from decur.plotting import Figure, part_colour, part_line, plain, render, rgb, subplots
 from decur.report import paragraph, table
@@ -81,7 +81,7 @@ def spatial(
     check_option("spatial.examples", examples, 0)
     names, parts = list(checkpoint.modalities), list(checkpoint.parts)
     pairs = list(combinations(names, 2))
-    place: Place = "conv2" if paper else stage
+    place: SaliencyStage = "conv2" if paper else stage
     score, compare = ("mean", product) if paper else (score, overlap)
     whole = encoded(checkpoint, loader, watch=watch)
     statistics = {name: whole.statistics(name) for name in names}

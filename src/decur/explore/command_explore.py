@@ -8,7 +8,7 @@ from pathlib import Path
 from decur.config import Parser
 from decur.data.base import PairedDataset, open_data
 from decur.embed.neighbors import Part
-from decur.explore.run import MOST, Layout, explore
+from decur.explore.run import MOST, PlotLayout, explore
 
 _ABOUT = (
     "One page to look through a data set by its embeddings, offline in any browser: a map, the "
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> Path:
     )
     parser.add_argument(
         "--layout",
-        type=Layout | None,
+        type=PlotLayout | None,
         help="Layout of the map: tsne keeps neighbours together, pca takes a moment; by default "
         "tsne of up to 5,000.",
     )

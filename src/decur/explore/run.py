@@ -29,7 +29,7 @@ from decur.terminal import progress_bar, tell_result
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Layout = Literal["tsne", "pca"]
+PlotLayout = Literal["tsne", "pca"]
 
 PAGE = "explore.html"
 MOST = 20_000  # samples of a page that a browser still opens
@@ -44,7 +44,7 @@ def explore(
     *,
     out: str | Path | None = None,
     part: Part | None = None,
-    layout: Layout | None = None,
+    layout: PlotLayout | None = None,
     samples: int = MOST,
     neighbors: int = 8,
 ) -> Path:
@@ -137,7 +137,7 @@ def _units(vectors: Vectors, ids: list[str]) -> NDArray[np.float32]:
     return found
 
 
-def _chosen(layout: Layout | None, samples: int) -> Layout:
+def _chosen(layout: PlotLayout | None, samples: int) -> PlotLayout:
     """Return the layout that is wanted; without a wish t-SNE, where it is there and takes a minute.
 
     Args:
@@ -201,7 +201,7 @@ def rank_rows(queries: Float, base: Float, k: int, itself: bool) -> Ranking:
 
 
 def lay_out_sensors(
-    vectors: Mapping[str, Float], layout: Layout, *, together: bool, watch: Watch
+    vectors: Mapping[str, Float], layout: PlotLayout, *, together: bool, watch: Watch
 ) -> dict[str, Float]:
     """Lay out the vectors of sensors in a plane.
 
@@ -230,7 +230,7 @@ def lay_out_sensors(
     return found
 
 
-def _plane(points: Float, layout: Layout, watch: Watch) -> Float:
+def _plane(points: Float, layout: PlotLayout, watch: Watch) -> Float:
     """Return the places of some points: (n, D) to (n, 2)."""
     varies = np.ptp(points, axis=0).any()
     neighbours = layout == "tsne" and len(points) >= FEWEST and varies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile, gettempdir
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,10 +18,10 @@ from decur.encoders.base import evaluating
 from decur.features.model import FeatureBatch, FeatureModel
 from decur.features.rows import Columns, Features, LabelRows, refuse_rows_not_finite, writing_rows
 from decur.signals import ignore_signals
+from decur.terminal import Watch
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 _MOST = 64  # samples of a batch: more do not make an encoder faster
-Watch = Callable[[Iterable[Any], int], Iterable[Any]]  # shows how far a loop of n steps is
 
 
 class SampleLoader(DataLoader[Batch]):
@@ -87,9 +87,9 @@ def each_batch(
     model: nn.Module,
     loader: SampleLoader,
     *,
-    make: Callable[[Batch], Made],
+    make: Callable[[Batch], Item],
     watch: Watch | None = None,
-) -> Iterator[Made]:
+) -> Iterator[Item]:
     """Yield what is made of one batch after another, in the order of the samples.
 
     Args:

@@ -12,7 +12,7 @@ from decur import plotting
 from decur.data.map_rasters import read_raster_header
 from decur.errors import ConfigError
 from decur.locks import LOCK
-from decur.predict.raster_files import Layout, tag_of, tag_of_virtual, write_virtual
+from decur.predict.raster_files import MapLayout, tag_of, tag_of_virtual, write_virtual
 from decur.predict.settings import PredictSettings
 
 MAP, PROBABILITIES = "map", "probabilities"  # kinds of rasters that a map has
@@ -215,7 +215,7 @@ def _tag(path: Path) -> str | None:
 
 
 def join_parts(
-    files: MapFiles, content: str, layout: Layout, probabilities: Layout | None
+    files: MapFiles, content: str, layout: MapLayout, probabilities: MapLayout | None
 ) -> Path | None:
     """Write the virtual rasters over all parts of a map, once the last of them is there.
 

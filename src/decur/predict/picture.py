@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from decur import plotting
 from decur.data.georeference import METRES_PER_DEGREE
 from decur.data.rasters import import_rasterio
-from decur.predict.raster_files import Layout
+from decur.predict.raster_files import MapLayout
 
 _SIDE = 1200  # pixels of the map along the longer side of a picture, at most
 _INCHES = 7.0  # inches of the longer side
@@ -21,7 +21,7 @@ _LEGEND = 24  # classes that a legend names
 _BELOW = 14  # points from a map to its scale bar
 
 
-def draw_map(source: Path, path: Path, layout: Layout, title: str) -> Path:
+def draw_map(source: Path, path: Path, layout: MapLayout, title: str) -> Path:
     """Draw a map that is small enough to look at.
 
     Args:
@@ -68,11 +68,11 @@ def draw_map(source: Path, path: Path, layout: Layout, title: str) -> Path:
     return plotting.save(figure, path)
 
 
-def _is_flags(layout: Layout) -> bool:
+def _is_flags(layout: MapLayout) -> bool:
     return layout.dtype == "uint8" and not layout.classes
 
 
-def _bands_drawn(layout: Layout) -> list[int]:
+def _bands_drawn(layout: MapLayout) -> list[int]:
     """Return the bands that are drawn, from 1: flags, three features as colours, or the first."""
     if _is_flags(layout):
         return list(range(1, min(len(layout.bands), _PANELS) + 1))
@@ -94,7 +94,7 @@ def _read_small(source: Path, bands: list[int]) -> tuple[NDArray[Any], float]:
 
 
 def _coloured(
-    values: NDArray[Any], layout: Layout, colours: list[tuple[int, int, int]]
+    values: NDArray[Any], layout: MapLayout, colours: list[tuple[int, int, int]]
 ) -> NDArray[np.uint8]:
     """Return values as colours, white where nothing was seen: (H, W, 3)."""
     table = np.full((int(layout.nodata) + 1, 3), 255, dtype=np.uint8)
@@ -116,7 +116,7 @@ def _stretched(pixels: NDArray[Any]) -> NDArray[np.float32]:
 def _draw_legend(
     figure: plotting.Figure,
     values: NDArray[Any],
-    layout: Layout,
+    layout: MapLayout,
     colours: list[tuple[int, int, int]],
 ) -> None:
     """Name the classes that are on the map, each with its share of what was seen."""

@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from decur.plotting import class_colours
 from decur.predict.model import Predictor
-from decur.predict.raster_files import Layout, class_tags
+from decur.predict.raster_files import MapLayout, class_tags
 
 _SMALL = 255  # classes up to which a byte suffices; the value itself means that nothing was seen
 Means = NDArray[np.float32]  # (bands, H, W)
 Known = NDArray[np.bool_]  # (H, W)
 
 
-def map_layout(predictor: Predictor, tags: dict[str, str]) -> Layout:
+def map_layout(predictor: Predictor, tags: dict[str, str]) -> MapLayout:
     """Return what the pixels of the map are: a class, a flag for each label, or numbers."""
     classes = predictor.classes
     if predictor.says == "class":
         small = len(classes) <= _SMALL
-        return Layout(
+        return MapLayout(
             dtype="uint8" if small else "uint16",
             nodata=255 if small else 65535,
             bands=("class",),
@@ -30,16 +30,16 @@ def map_layout(predictor: Predictor, tags: dict[str, str]) -> Layout:
             tags={**tags, **class_tags(classes)},
         )
     if predictor.says == "flags":
-        return Layout(dtype="uint8", nodata=255, bands=predictor.bands, tags=tags)
-    return Layout(dtype="float32", nodata=np.nan, bands=predictor.bands, tags=tags)
+        return MapLayout(dtype="uint8", nodata=255, bands=predictor.bands, tags=tags)
+    return MapLayout(dtype="float32", nodata=np.nan, bands=predictor.bands, tags=tags)
 
 
-def probability_layout(predictor: Predictor, tags: dict[str, str]) -> Layout:
+def probability_layout(predictor: Predictor, tags: dict[str, str]) -> MapLayout:
     """Return what the pixels of the probabilities are: one band for each class."""
-    return Layout(dtype="float32", nodata=np.nan, bands=predictor.bands, tags=tags)
+    return MapLayout(dtype="float32", nodata=np.nan, bands=predictor.bands, tags=tags)
 
 
-def map_pixels(predictor: Predictor, layout: Layout, mean: Means, known: Known) -> NDArray[Any]:
+def map_pixels(predictor: Predictor, layout: MapLayout, mean: Means, known: Known) -> NDArray[Any]:
     """Return the pixels of a map.
 
     Args:

@@ -36,7 +36,7 @@ _GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "float32": "Float32"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class MapLayout:
     """What the pixels of a raster are.
 
     Args:
@@ -93,7 +93,7 @@ def refuse_crs(grid: Grid, reference: str) -> None:
             )
 
 
-def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> None:
+def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: MapLayout) -> None:
     """Write pixels (bands, H, W) as a GeoTIFF, whole or not at all.
 
     The file is made in memory, since GDAL does not always tell when a disk is full.
@@ -131,7 +131,7 @@ def write_tile(path: Path, pixels: NDArray[Any], grid: Grid, layout: Layout) -> 
 
 
 def write_virtual(
-    path: Path, grid: Grid, layout: Layout, parts: Sequence[tuple[str, Grid]]
+    path: Path, grid: Grid, layout: MapLayout, parts: Sequence[tuple[str, Grid]]
 ) -> None:
     """Write a virtual raster (VRT) that joins rasters which lie beside it.
 
@@ -160,7 +160,7 @@ def write_virtual(
 
 
 def _band(
-    number: int, name: str, grid: Grid, layout: Layout, parts: Sequence[tuple[str, Grid]]
+    number: int, name: str, grid: Grid, layout: MapLayout, parts: Sequence[tuple[str, Grid]]
 ) -> list[str]:
     """Return the lines of one band of a virtual raster."""
     lines = [
@@ -191,7 +191,7 @@ def escape(text: str) -> str:
     return saxutils.escape(_NOT_XML.sub("", text))
 
 
-def _categories(layout: Layout) -> list[str]:
+def _categories(layout: MapLayout) -> list[str]:
     if not layout.classes:
         return []
     names = [f"<Category>{escape(name)}</Category>" for name in layout.classes]
@@ -217,7 +217,7 @@ def refuse_full(path: Path, tiles: Sequence[Path]) -> None:
         )
 
 
-def write_optimised(source: Path, whole: Path, layout: Layout) -> None:
+def write_optimised(source: Path, whole: Path, layout: MapLayout) -> None:
     """Write a Cloud Optimized GeoTIFF with overviews.
 
     Args:
@@ -272,7 +272,7 @@ def _silent_gdal() -> Iterator[None]:
             silence(before)
 
 
-def publish(whole: Path, out: Path, layout: Layout) -> None:
+def publish(whole: Path, out: Path, layout: MapLayout) -> None:
     """Give a complete map its final name.
 
     Names of classes, which a GeoTIFF cannot hold, go into `out`.aux.xml, where GDAL and QGIS look

@@ -48,7 +48,7 @@ from decur.predict.pixels import (
 )
 from decur.predict.planning import MapPlan, plan_map
 from decur.predict.raster_files import (
-    Layout,
+    MapLayout,
     publish,
     refuse_crs,
     refuse_full,
@@ -325,7 +325,7 @@ class _Job:
         joined = join_parts(self.files, self.content, layout, of_classes)
         return Mapped(out, self.plan.mapped, probabilities, picture, joined)
 
-    def _join(self, work: Path, kind: str, layout: Layout) -> Path:
+    def _join(self, work: Path, kind: str, layout: MapLayout) -> Path:
         """Write the Cloud Optimized GeoTIFF of all tiles, not yet under its final name."""
         parts = [
             (_tile_file(work, tile, kind).name, self.plan.grid_of(tile)) for tile in self.plan.tiles

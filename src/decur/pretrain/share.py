@@ -31,7 +31,7 @@ from decur.objectives import DeCUR, Objective
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
-from decur.scores import Rows, Vectors, split, standardised
+from decur.scores import FeatureRows, Rows, split, standardised
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _SAMPLES_A_COMPONENT = 4
 _DRAWS = 20  # permutations whose largest correlation is what chance gives
 _HERE = LoaderSettings(batch_size=64, workers=0)
 
-Views = tuple[Vectors, Vectors]  # (N, K) each, NaN where it is absent
+ViewPair = tuple[FeatureRows, FeatureRows]  # (N, K) each, NaN where it is absent
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class CountShare(Callback):
         return count_directions(embeddings, own, model.seed)
 
 
-def embed_views(model: Pretrainer, data: PairedData) -> dict[str, Views]:
+def embed_views(model: Pretrainer, data: PairedData) -> dict[str, ViewPair]:
     """Return the embeddings of two views of each sensor, of the samples held out.
 
     Args:
@@ -262,14 +262,14 @@ def embed_views(model: Pretrainer, data: PairedData) -> dict[str, Views]:
 
     batches = list(each_batch(model, loader, make=embed))
 
-    def whole(name: str, view: int) -> Vectors:
+    def whole(name: str, view: int) -> FeatureRows:
         return torch.cat([found[name][view] for found in batches]).numpy()
 
     return {name: (whole(name, 0), whole(name, 1)) for name in model.modalities}
 
 
 def count_directions(
-    embeddings: dict[str, Views], groups: Sequence[str] | None, seed: int
+    embeddings: dict[str, ViewPair], groups: Sequence[str] | None, seed: int
 ) -> Counted:
     """Count the directions in which embeddings agree, between sensors and within each.
 
