@@ -278,6 +278,22 @@ def test_files_that_have_changed_since_cells_were_done_are_told(tmp_path, caplog
         assert "the files of the data (20 samples" in caplog.text and "another --run" in caplog.text
 
 
+def test_labels_that_have_changed_since_cells_were_done_are_told(tmp_path, caplog):
+    ids = [str(number) for number in range(20)]
+    root = make_folder(tmp_path / "pairs", {"a": ids, "b": ids})
+    rows = [f"{id_},{'xy'[number % 2]}" for number, id_ in enumerate(ids)]
+    (root / "labels.csv").write_text("\n".join(["id,kind", *rows]))
+    own = {"data": {"root": str(root)}, "tasks": {"kind": {"transfer": {"target": "kind"}}}}
+    own["methods"] = {"zeta": {"pretrain": None}}
+    folder = compare(tmp_path / "run", **own, seeds=[0])
+    (root / "labels.csv").write_text("\n".join(["id,kind", *reversed(rows)]))
+    compare(folder, **own, seeds=[0, 1])
+    assert "have changed" not in caplog.text  # the same labels in another order
+    (root / "labels.csv").write_text("\n".join(["id,kind", *rows[1:], "0,y"]))
+    compare(folder, **own, seeds=[0, 1, 2])
+    assert "or its labels, since cells of this comparison were done" in caplog.text
+
+
 def test_only_some_cells_and_what_they_need(tmp_path, ran):
     folder = compare(tmp_path / "some", "--only=DeCUR, test_resnet, 50 %, seed 1", **WELL)
     assert ran == [

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from decur import Modality
 from decur.data import SSL4EOS12, PackedPairs, PairedDataset, PairedFolder, SkipBad, Target
+from decur.data.base import Derived
 from decur.data.packed import pack
 from decur.data.packed.items import decode, encode, matches, zstd
 from decur.data.packed.reading import verify
@@ -558,14 +559,29 @@ def test_a_changed_picture_is_noticed_and_a_moved_folder_is_the_same(folder, tmp
     assert pack(data, out, chunk_mb=SMALL)
 
 
-def test_what_was_packed_of_a_picture_that_has_changed_is_packed_anew(folder, tmp_path):
+def test_what_was_packed_of_a_picture_that_has_changed_is_packed_anew(folder, tmp_path, caplog):
     out = tmp_path / "out"
     assert not pack(folder, out, chunk_mb=SMALL, part="1/2")  # chunks 0, 2, ...
     changed = Path(folder.files(0)[0])
     write(changed, 255 - folder[0]["images"][next(iter(folder.modalities))].numpy())
     assert not pack(folder, out, chunk_mb=SMALL, part="2/2")  # and not the old chunk 0 with it
+    assert "1 of 10 chunks" in caplog.text and "again with --part 1/2" in caplog.text
     assert pack(folder, out, chunk_mb=SMALL, part="1/2")
     assert_same_sample(PackedPairs(out)[0], PairedFolder(folder.root)[0])
+
+
+def test_data_that_was_packed_anew_has_another_digest_and_a_copy_the_same(folder, tmp_path):
+    pack(folder, tmp_path / "one", chunk_mb=SMALL)
+    one = PackedPairs(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy", copy_function=shutil.copyfile)
+    write(Path(folder.files(0)[0]), 255 - one[0]["images"][next(iter(folder.modalities))].numpy())
+    pack(PairedFolder(folder.root), tmp_path / "two", chunk_mb=SMALL)
+    other = PackedPairs(tmp_path / "two")
+    assert one.ids == other.ids and one.file_digest([1]) != other.file_digest([1])
+    assert one.file_digest() == PackedPairs(tmp_path / "copy").file_digest()
+    some = np.array([2, 1])
+    assert Derived(one, some).file_digest() == one.file_digest([2, 1])
+    assert Derived(one, some).file_digest([1]) != Derived(other, some).file_digest([1])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell
 from decur.compare.configurations import Configurations, ordered_layers
 from decur.compare.settings import Changes, CompareSettings, check_comparison, encoder_name
+from decur.digest import digest
 from decur.errors import ConfigError, reading
 from decur.layers import flatten
 
@@ -291,7 +292,7 @@ class Opened:
 
     Args:
         about: what it holds, in a line.
-        files: digest of its files.
+        files: digest of its files and labels.
     """
 
     about: str
@@ -340,4 +341,7 @@ def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
                     f"tasks.{cell.task}: modalities: the data has no sensor {name!r}; choose from "
                     f"{', '.join(data.modalities)}"
                 )
-    return {key: Opened(data.describe(), data.file_digest()) for key, data in opened.items()}
+    return {
+        key: Opened(data.describe(), digest(data.file_digest(), data.labels))
+        for key, data in opened.items()
+    }

@@ -148,9 +148,9 @@ def _note_inputs(folder: RunFolder, inputs: Mapping[str, Opened], done: bool) ->
     changed = [data for key, data in inputs.items() if before.get(key, data.files) != data.files]
     for data in changed:
         log.warning(
-            "the files of the data (%s) have changed, in size or time, since cells of this "
-            "comparison were done, and those stay as they are; delete their folders, or give "
-            "another --run, so that all cells see the same",
+            "the files of the data (%s) have changed, in size or time, or its labels, since cells "
+            "of this comparison were done, and those stay as they are; delete their folders, or "
+            "give another --run, so that all cells see the same",
             data.about,
         )
     write_json(path, {key: data.files for key, data in inputs.items()} | before)

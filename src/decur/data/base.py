@@ -279,6 +279,11 @@ class Derived(PairedDataset):
         """Return those of the other data set."""
         return self.data.files(int(self.rows[index]))
 
+    def file_digest(self, rows: Iterable[int] | None = None) -> str:
+        """Return that of the other data set, which may look at more than files."""
+        own = range(len(self)) if rows is None else rows
+        return self.data.file_digest([int(self.rows[row]) for row in own])
+
     def place(self, index: int) -> Grid | None:
         """Return that of the other data set."""
         return self.data.place(int(self.rows[index]))

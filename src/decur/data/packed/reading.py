@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from decur.data.packed.metadata import (
     read_targets,
 )
 from decur.data.sample import Sample
-from decur.digest import file_states
+from decur.digest import digest, file_states
 from decur.errors import BadSampleError, DataError, reading
 from decur.modality import Modality
 from decur.signals import ignore_signals
@@ -128,6 +128,13 @@ class PackedPairs(PairedDataset):
         files = [self._store.folder / name for name in (HEADER, SAMPLES, INDEX, *chunks)]
         states = file_states(files) if not self._store.remote else []
         return self.made_of, self._header, self.modalities, self.ids, self.wanted, states
+
+    def file_digest(self, rows: Iterable[int] | None = None) -> str:
+        """Return a digest of ids, and of the stamp by which one packing is told from another.
+
+        A copy has the same one, whatever the times of its files.
+        """
+        return digest(self._header.get("stamp"), super().file_digest(rows))
 
     @property
     def bad(self) -> list[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -41,12 +42,14 @@ from decur.errors import (
     RunLostError,
     WriteError,
     check_ranges,
+    listed,
 )
 from decur.locks import watched
 from decur.modality import Modality
 from decur.runs import make_folder, remove_leftovers, write_text
 from decur.signals import ignore_signals
 
+log = logging.getLogger(__name__)
 STATE = ".packing"  # folder of what is done, until all is
 _LARGEST = 2048  # MB of a chunk: litdata's offsets are of 32 bits
 
@@ -152,7 +155,20 @@ def _pack_missing(
     missing = not all(_done(folder, k).is_file() for k in mine)
     if missing and not (folder / HEADER).is_file():  # which is there before the state goes
         raise _lost(folder)
-    if all(_is_done(data, folder, plan, k) for k in range(plan.chunks)):
+    there = [k for k in range(plan.chunks) if _done(folder, k).is_file()]
+    changed = [k for k in there if not _is_done(data, folder, plan, k)]
+    if changed:
+        again = sorted({f"{k % parts + 1}/{parts}" for k in changed})
+        log.warning(
+            "%s: %d of %d chunks are of files that have changed since, in size or time; give the "
+            "command again with --part %s (where each machine reads a copy of its own, copy the "
+            "files with their times)",
+            folder,
+            len(changed),
+            plan.chunks,
+            listed(again),
+        )
+    elif len(there) == plan.chunks:
         _merge(folder, plan, data, max_bad)
 
 
