@@ -261,37 +261,28 @@ def test_a_seed_or_a_share_more_runs_what_is_new(copied, ran):
     assert before.items() <= state(copied / "transfer").items()
 
 
-def test_files_that_have_changed_since_cells_were_done_are_told(tmp_path, caplog):
+def test_files_and_labels_that_have_changed_since_cells_were_done_are_told(tmp_path, caplog):
     ids = [str(number) for number in range(20)]
     root = make_folder(tmp_path / "pairs", {"a": ids, "b": ids})
     rows = [f"{id_},{'xy'[number % 2]}" for number, id_ in enumerate(ids)]
-    (root / "labels.csv").write_text("\n".join(["id,kind", *rows]))
+    labels = root / "labels.csv"
+    labels.write_text("\n".join(["id,kind", *rows]))
     own = {"data": {"root": str(root)}, "tasks": {"kind": {"transfer": {"target": "kind"}}}}
     own["methods"] = {"zeta": {"pretrain": None}}
     folder = compare(tmp_path / "run", **own, seeds=[0])
-    compare(folder, **own, seeds=[0, 1])
-    assert "have changed" not in caplog.text
-    os.utime(root / "a" / "3.png", ns=(0, 0))
-    for seed in (2, 3):  # as long as cells are done that have seen others
-        caplog.clear()
-        compare(folder, **own, seeds=[0, 1, seed])
-        assert "the files of the data (20 samples" in caplog.text and "another --run" in caplog.text
-
-
-def test_labels_that_have_changed_since_cells_were_done_are_told(tmp_path, caplog):
-    ids = [str(number) for number in range(20)]
-    root = make_folder(tmp_path / "pairs", {"a": ids, "b": ids})
-    rows = [f"{id_},{'xy'[number % 2]}" for number, id_ in enumerate(ids)]
-    (root / "labels.csv").write_text("\n".join(["id,kind", *rows]))
-    own = {"data": {"root": str(root)}, "tasks": {"kind": {"transfer": {"target": "kind"}}}}
-    own["methods"] = {"zeta": {"pretrain": None}}
-    folder = compare(tmp_path / "run", **own, seeds=[0])
-    (root / "labels.csv").write_text("\n".join(["id,kind", *reversed(rows)]))
+    labels.write_text("\n".join(["id,kind", *reversed(rows)]))
     compare(folder, **own, seeds=[0, 1])
     assert "have changed" not in caplog.text  # the same labels in another order
-    (root / "labels.csv").write_text("\n".join(["id,kind", *rows[1:], "0,y"]))
-    compare(folder, **own, seeds=[0, 1, 2])
-    assert "or its labels, since cells of this comparison were done" in caplog.text
+    noted = (folder / "data.json").read_text()
+    labels.write_text("\n".join(["id,kind", *rows[1:], "0,y"]))
+    compare(folder, **own, seeds=[0, 2])
+    labels.write_text("\n".join(["id,kind", *rows]))
+    os.utime(root / "a" / "3.png", ns=(0, 0))
+    compare(folder, **own, seeds=[0, 3])
+    told = [record.getMessage() for record in caplog.records if "have changed" in record.message]
+    assert len(told) == 2  # as long as cells are done that have seen others
+    assert all("the data (20 samples" in text and "another --run" in text for text in told)
+    assert (folder / "data.json").read_text() == noted
 
 
 def test_only_some_cells_and_what_they_need(tmp_path, ran):
