@@ -292,11 +292,11 @@ class Opened:
 
     Args:
         about: what it holds, in a line.
-        files: digest of its files and labels.
+        content: digest of its files and labels.
     """
 
     about: str
-    files: str
+    content: str
 
 
 def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:

@@ -145,7 +145,9 @@ def _note_inputs(folder: RunFolder, inputs: Mapping[str, Opened], done: bool) ->
     if path.is_file() and done:
         with reading(path, "delete it, and the files of today are noted"):
             before = dict(json.loads(path.read_text()))
-    changed = [data for key, data in inputs.items() if before.get(key, data.files) != data.files]
+    changed = [
+        data for key, data in inputs.items() if before.get(key, data.content) != data.content
+    ]
     for data in changed:
         log.warning(
             "the files of the data (%s) have changed, in size or time, or its labels, since cells "
@@ -153,7 +155,7 @@ def _note_inputs(folder: RunFolder, inputs: Mapping[str, Opened], done: bool) ->
             "give another --run, so that all cells see the same",
             data.about,
         )
-    write_json(path, {key: data.files for key, data in inputs.items()} | before)
+    write_json(path, {key: data.content for key, data in inputs.items()} | before)
 
 
 def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:

@@ -139,14 +139,17 @@ class PairedDataset(Made, Dataset[Sample], ABC):
         Args:
             rows: indices of the samples whose files are looked at; None: all.
         """
-        found: list[object] = []
+        ids, counts, states, bad = [], [], [], []  # flat: nested ones take ten times as long
         for row in range(len(self)) if rows is None else rows:
+            ids.append(self.ids[row])
             try:
-                states: object = [file_state(file) for file in self.files(row)]
+                found = [file_state(file) for file in self.files(row)]
             except BadSampleError as error:
-                states = error.reason
-            found.append((self.ids[row], states))
-        return digest(found)
+                bad.append((self.ids[row], error.reason))
+                continue
+            counts.append(len(found))
+            states += found
+        return digest(ids, counts, np.array(states, np.int64), bad)
 
     def place(self, index: int) -> Grid | None:
         """Return where the pixels of a sample lie on a map; None where that is not known."""

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from decur.data import rasters
 from decur.data.decoding import Position, decoding
-from decur.data.grid import Grid, crs_text
+from decur.data.grid import Bounds, Grid, crs_text
 from decur.errors import BadSampleError, DataError
 
 METRES_PER_DEGREE = 111_320.0  # metres in a degree of latitude
 SAME_GRID = 0.5  # pixels of the coarser picture: borders that differ by less are the same
-
-Borders = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,14 @@ class Place:
     size: tuple[int, int]
 
     @property
-    def bounds(self) -> Borders:
+    def bounds(self) -> Bounds:
         """The box around its four corners."""
         height, width = self.size
         t = self.transform
         corners = [(x, y) for x in (0, width) for y in (0, height)]
         xs = [t.a * x + t.b * y + t.c for x, y in corners]
         ys = [t.d * x + t.e * y + t.f for x, y in corners]
-        return min(xs), min(ys), max(xs), max(ys)
+        return Bounds(min(xs), min(ys), max(xs), max(ys))
 
     @property
     def pixel(self) -> float:
@@ -143,26 +141,23 @@ def compare_places(reference: Place, other: Place) -> Apart:
         from rasterio.warp import transform_bounds
 
         try:
-            bounds = transform_bounds(other.crs, reference.crs, *bounds)
+            bounds = Bounds(*transform_bounds(other.crs, reference.crs, *bounds))
         except rasters.place_errors():
             return Apart(overlap=False, offset=math.inf)
         if not all(map(math.isfinite, bounds)):
             return Apart(overlap=False, offset=math.inf)
-        if bounds[2] < bounds[0]:  # across 180 degrees
-            bounds = (bounds[0], bounds[1], bounds[2] + 360, bounds[3])
-        pixel = max(
-            (bounds[2] - bounds[0]) / other.size[1], (bounds[3] - bounds[1]) / other.size[0]
-        )
+        if bounds.east < bounds.west:  # across 180 degrees
+            bounds = bounds._replace(east=bounds.east + 360)
+        height, width = other.size
+        pixel = max((bounds.east - bounds.west) / width, (bounds.north - bounds.south) / height)
     own = reference.bounds
     if reference.crs.is_geographic:  # degrees may be counted from elsewhere
-        turn = 360 * round((own[0] + own[2] - bounds[0] - bounds[2]) / 720)
-        bounds = (bounds[0] + turn, bounds[1], bounds[2] + turn, bounds[3])
-    width = min(own[2], bounds[2]) - max(own[0], bounds[0])
-    height = min(own[3], bounds[3]) - max(own[1], bounds[1])
+        turn = 360 * round((own.west + own.east - bounds.west - bounds.east) / 720)
+        bounds = bounds._replace(west=bounds.west + turn, east=bounds.east + turn)
     offset = max(abs(a - b) for a, b in zip(own, bounds, strict=True))
     if offset <= SAME_GRID * max(reference.pixel, pixel):
         offset = 0.0
-    return Apart(overlap=width > 0 and height > 0, offset=reference.metres(offset))
+    return Apart(overlap=own.overlap(bounds) > 0, offset=reference.metres(offset))
 
 
 def compare_pair(files: Mapping[str, str | None]) -> tuple[str, dict[str, Apart]]:

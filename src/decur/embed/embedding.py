@@ -255,9 +255,8 @@ def _check_folder(folder: Path, about: Mapping[str, Any]) -> int:
 
 def _keep(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the header, where there is none yet or the data has changed."""
-    if (folder / HEADER).is_file() and read_folder_header(folder).get("content") == about[
-        "content"
-    ]:
+    there = read_folder_header(folder) if (folder / HEADER).is_file() else {}
+    if there and there.get("content") == about["content"]:
         return
     with writing(folder):
         write_json(folder / HEADER, about)

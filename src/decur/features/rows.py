@@ -142,9 +142,8 @@ class Columns:
     ) -> None:
         self.rows, self.masks, self.opening = rows, masks, opening
         self.mask_shapes: dict[str, tuple[int, ...]] = {}
-        self.waiting = dict.fromkeys(
-            masks, 0
-        )  # rows that wait for the first known mask, whose size they take
+        # Rows that wait for the first known mask, whose size they take.
+        self.waiting = dict.fromkeys(masks, 0)
         self.parts: dict[Key, list[NDArray[Any]]] = {}
         self.files: dict[Key, IO[bytes]] = {}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 from rich.console import Console
 
 from decur import plotting
 from decur.data.base import PairedDataset, require_data
 from decur.data.loader import reporting_lost_workers
+from decur.data.selection import evenly_spaced
 from decur.data.units import check_units
 from decur.encoders.files import save_encoder
 from decur.encoders.own import encoder_settings
@@ -169,7 +169,7 @@ def _pretrain(
     )
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint, options["max_epochs"])
-        _tell_extent(console, settings, length)
+        _tell_fold_and_length(console, settings, length)
     _fit(trainer, model, paired, checkpoint, own_callbacks, state)
     if model.is_sharded:
         model = gather(model, make())
@@ -201,8 +201,7 @@ def _pair(data: PairedDataset, objective: Objective, settings: PretrainSettings)
 
 def _look_at(data: PairedDataset) -> str:
     """Return a digest by which files that have changed are noticed, of all samples or of many."""
-    rows = np.linspace(0, len(data) - 1, min(len(data), _LOOKED_AT), dtype=int)
-    return data.file_digest(rows.tolist())
+    return data.file_digest(evenly_spaced(len(data), _LOOKED_AT).tolist())
 
 
 def _fit(
@@ -289,7 +288,7 @@ def make_model(
     return model
 
 
-def _tell_extent(console: Console, settings: PretrainSettings, length: str) -> None:
+def _tell_fold_and_length(console: Console, settings: PretrainSettings, length: str) -> None:
     """Print which fold is left out, and how the run goes on where its length has changed."""
     if settings.without_fold is not None:
         fold = f"fold {settings.without_fold} of {settings.folds}"
