@@ -38,7 +38,8 @@ def test_each_command_explains_itself(command, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith(f"usage: decur {command}")
     assert "optional arguments" not in text and "(type: " not in text  # argparse's own page
-    assert len(text.splitlines()) <= 52  # a screen of a large terminal
+    lines = text.splitlines()
+    assert len(lines) <= 52 and max(map(len, lines)) <= 80  # a screen of a large terminal
 
 
 def test_help_shows_first_what_people_set(capsys):

@@ -31,10 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         "Mean, standard deviation, range and percentiles of each band of ROOT/<modality>/<id>.*, "
         "as YAML that --data.modalities takes.",
     )
-    parser.usage = (
-        "decur stats ROOT [--pattern PATTERN] [--out FILE] [--modalities FILE] [--workers N] "
-        "[--max_pixels N] [--overwrite]"
-    )
+    parser.usage = "decur stats ROOT [--out FILE] [--key value ...]"
     parser.add_argument("root", type=str, help="Folder of the pairs.")
     # Messages of the readers name these two as options of other commands.
     parser.add_argument(

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> list[Path]:
         "with a model card; timm's or torchgeo's state dict, ONNX, torch.export, with a JSON file "
         "beside it that says what its input is.",
     )
-    parser.usage = "decur export ENCODER|RUN --format hub|timm|torchgeo|onnx|torch --out PLACE"
+    parser.usage = "decur export ENCODER|RUN --format FORMAT --out PLACE [--key value ...]"
     parser.add_argument(
         "encoder", type=str, help="Encoder file of a run, or for hub the run's folder."
     )

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> list[Path]:
         "Weights of others as encoder files that --encoders takes: the DeCUR authors' checkpoints, "
         "torchgeo's, plain torchvision or timm ResNets and ViTs, NVlabs' MiT.",
     )
-    parser.usage = "decur import FILE --out FOLDER [--modality NAME=PRESET ...] [--compat official]"
+    parser.usage = "decur import FILE --out FOLDER [--key value ...]"
     parser.add_argument("file", type=str, help="File of weights: .pth, .pt, .bin or .safetensors.")
     parser.add_argument("--out", type=str, required=True, help="Folder for encoders/<name>.*.")
     parser.add_argument(
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument(
         "--compat",
         type=Compat | None,
-        help="Conventions that the weights follow: official for those of the authors (one "
+        help='Conventions that the weights follow, "official" for those of the DeCUR authors (one '
         "attention for both sensors, three equal bands of elevation, photographs as blue, "
         "green, red).",
     )
