@@ -27,6 +27,8 @@ MOVED: dict[str, str | dict[str, str]] = {
     },
     "decur.encoders.projected": "decur.encoders.projector",
     "decur.data.bands": "decur.data.stats",
+    "decur.compare.figures": "decur.compare.rendering",
+    "decur.compare.published": "decur.compare.tables",
     "decur.compare.table": {
         "Scores": "decur.compare.tables:Scores",
         "_mark_best": "decur.compare.tables:mark_best",

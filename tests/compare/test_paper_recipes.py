@@ -14,7 +14,7 @@ from make_sunrgbd import make_sunrgbd
 from decur.bounded_yaml import LOADER
 from decur.cli import main
 from decur.compare.plan import plan_cells
-from decur.compare.published import find, published_scores, published_table
+from decur.compare.tables import find, published_scores, published_table
 from decur.pretrain import OptimizerSettings, ProjectorSettings
 from decur.pretrain.command_pretrain import parse
 from decur.recipes import command_of, describe_recipe, find_config, recipes

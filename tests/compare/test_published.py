@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decur.compare.published import check_names, find, published_scores, published_table
+from decur.compare.tables import check_names, find, published_scores, published_table
 from decur.errors import ConfigError
 
 PAPER = Path(__file__).resolve().parents[3] / "shared" / "paper"

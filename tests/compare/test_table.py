@@ -13,9 +13,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from decur.compare.cells import Cell
-from decur.compare.published import published_table, read_published
-from decur.compare.settings import MethodAxis, TaskSettings
-from decur.compare.table_text import (
+from decur.compare.rendering import (
     as_text,
     best_scores,
     caption,
@@ -26,7 +24,16 @@ from decur.compare.table_text import (
     markdown,
     tables_csv,
 )
-from decur.compare.tables import Scores, add_published, differences, mark_best, tabulate
+from decur.compare.settings import MethodAxis, TaskSettings
+from decur.compare.tables import (
+    Scores,
+    add_published,
+    differences,
+    mark_best,
+    published_table,
+    read_published,
+    tabulate,
+)
 
 BOTH = ("optical", "sar")
 
@@ -529,7 +536,7 @@ def test_published_scores_stand_below_and_only_beside_their_task(make, printed):
 
 def test_pictures_show_the_numbers(make):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw_table
+    from decur.compare.rendering import draw_table
 
     scores = {"a": {0.1: (0.2, 0.4), 1.0: (0.6, 0.8)}, "b": {0.1: (0.3, 0.3)}}
     cells = [
@@ -559,7 +566,7 @@ def test_pictures_show_the_numbers(make):
 
 def test_a_picture_along_a_number_in_which_methods_differ(make):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw_table
+    from decur.compare.rendering import draw_table
 
     scores = {"wide": (0.6, 0.8), "narrow": (0.4, 0.4), "without": (0.1, 0.3)}
     cells = [
@@ -590,7 +597,7 @@ def test_a_picture_along_a_number_in_which_methods_differ(make):
 @pytest.mark.parametrize("shares", [[1.0], [0.1, 1.0]])
 def test_names_are_shown_as_they_are(make, axis, shares):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw_table
+    from decur.compare.rendering import draw_table
 
     cells = [make(name, 0, labels=x, accuracy=x) for name in ("$a_{$", "_b") for x in shares]
     cells += [make("_c", 0, labels=x, accuracy=x) for x in shares]
@@ -603,7 +610,7 @@ def test_names_are_shown_as_they_are(make, axis, shares):
 
 def test_a_legend_names_what_the_first_panel_lacks(make):
     pytest.importorskip("matplotlib")
-    from decur.compare.figures import draw_table
+    from decur.compare.rendering import draw_table
 
     cells = [make(m, 0, labels=x, accuracy=x) for m in ("wide", "narrow") for x in (0.5, 1.0)]
     cells += [make("without", 0, labels=1.0, accuracy=0.2), make("late", 0, labels=1.0, accuracy=0)]

@@ -83,7 +83,9 @@ def test_a_flood_is_mapped_alike_wherever_the_scene_begins(tmp_path):
     assert (whole[inner, inner] != maps[280][inner, inner]).mean() < 0.001
     assert (whole != maps[280]).mean() < 0.02
     changes = {}
-    mirrored = {n: mirror(REAL / f, tmp_path / "large" / f"{n}.tif") for n, f in CHIP.items()}
+    mirrored = {
+        n: mirror(tmp_path / "320" / f"{n}.tif", tmp_path / "mirrored" / f"{n}.tif") for n in CHIP
+    }
     for name, how in {"default": {}, "one grid": {"overlap": 0.5, "shifts": 1}}.items():
         found = []
         for move in (0, 5):

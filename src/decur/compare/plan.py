@@ -1,7 +1,8 @@
-"""From a comparison's settings to its cells: command lines, each of which anyone could type."""
+"""From a comparison's settings to its cells: commands with their configurations and folders."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -16,16 +17,16 @@ import yaml
 
 from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell
-from decur.compare.configurations import Configurations, ordered_layers
 from decur.compare.settings import Changes, CompareSettings, check_comparison, encoder_name
-from decur.digest import digest
+from decur.config import as_yaml
 from decur.errors import ConfigError, reading
 from decur.layers import flatten
+from decur.recipes import find_config
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-    from decur.data.base import PairedDataset
+    from decur.config import Parser
 
 log = logging.getLogger(__name__)
 
@@ -283,65 +284,125 @@ def _folder_name(*parts: str) -> str:
     return "-".join(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part)
 
 
-# -- what can be told of the data before anything runs ---------------------------------------------
+# -- the configurations of cells: layers merged, parsed once, each with its folder -----------------
+
+# Keys that may change without making another cell: they do not change the result.
+_FREE = re.compile(
+    r"(run|cache|device|keep_model|loader\.workers|checkpoint\..*|trainer\.(devices|num_nodes))$"
+)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A data set that cells are still to read.
+class _Parsed:
+    """A configuration as the command gets it, complete, and without the defaults."""
+
+    namespace: Namespace
+    complete: Changes
+    differing: Changes
+
+
+class Configurations:
+    """Makes the configurations of a command's cells, and names their folders.
 
     Args:
-        about: what it holds, in a line.
-        content: digest of its files and labels.
+        parser: of the command.
     """
 
-    about: str
-    content: str
+    def __init__(self, parser: Parser) -> None:
+        self._parser = parser
+        self._defaults = parser.get_defaults()
+        self._parsed: dict[str, _Parsed] = {}
+        self._shared: dict[tuple[Path, str], Path] = {}
+
+    def read(self, layers: Sequence[Changes]) -> Namespace:
+        """Return the configuration that layers give, which must not be changed."""
+        return self._parse(layers).namespace
+
+    def place(
+        self,
+        layers: Sequence[Changes],
+        *,
+        own: Changes,
+        home: Path,
+        name: str,
+        encoders: Path | None = None,
+        shared: bool = False,
+    ) -> tuple[Path, str]:
+        """Return a cell's folder, which ends in its configuration's digest, and that as YAML.
+
+        The digest is of what differs from the defaults: an option that a later version adds does
+        not make a new cell of one that is done.
+
+        Args:
+            layers: what many cells have in common.
+            own: plain values of the cell's own, over all layers.
+            home: where the folder lies.
+            name: what the folder's begins with.
+            encoders: where the encoders lie, so that a comparison that is moved stays what it is.
+            shared: a folder of the same digest is taken whatever its name: methods, of this
+                comparison or of others with the same home, may have it in common.
+        """
+        parsed = self._parse(layers)
+        differing = {key: value for key, value in parsed.differing.items() if key not in own}
+        differing |= {key: value for key, value in own.items() if value != self._defaults[key]}
+        matters = {key: value for key, value in differing.items() if not _FREE.match(key)}
+        if encoders is not None and "encoders" in matters:
+            prefix = f"{encoders}/"
+            matters["encoders"] = [path.removeprefix(prefix) for path in matters["encoders"]]
+        text = json.dumps(matters, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        folder = home / f"{name}-{digest}"
+        if shared and not folder.exists():
+            known = self._shared.setdefault((home, digest), folder)
+            folder = min(home.glob(f"*-{digest}"), default=known)
+        complete = {**parsed.complete, **own, "run": str(folder)}
+        return folder, as_yaml(complete)
+
+    def _parse(self, layers: Sequence[Changes]) -> _Parsed:
+        """Parse each list of layers once: it takes a while, and a comparison has many cells."""
+        from decur.pretrain.configuration import ORDERS
+
+        key = repr(layers)
+        if key not in self._parsed:
+            settings = self._parser.read(layers)
+            for order in ORDERS:
+                settings.pop(order, None)
+            complete, differing = (
+                yaml.load(
+                    self._parser.dump(
+                        settings, skip_none=False, skip_default=skip, skip_validation=True
+                    ),
+                    LOADER,
+                )
+                for skip in (False, True)
+            )
+            self._parsed[key] = _Parsed(settings, complete, flatten(differing))
+        return self._parsed[key]
 
 
-def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
-    """Open the data of all transfers, each once.
+def ordered_layers(*changes: Changes, data: Changes) -> list[Changes]:
+    """Return what changes build on, then the data, then the changes, each key by itself.
 
     Args:
-        cells: that are still to run.
+        changes: the later ones over the earlier; `base` in any names a file or a recipe.
+        data: keys of the data set.
 
     Returns:
-        The data sets by their configuration.
-
-    Raises:
-        ConfigError: naming a task whose label or sensor the data has not.
-        DataError: if a data set cannot be opened.
+        Layers of a configuration, the later ones over the earlier.
     """
-    from decur.data.selection import join_columns
-    from decur.transfer.command_transfer import shared_parser
-    from decur.transfer.tasks import choose_task
+    bases = [
+        layer for change in changes if change.get("base") for layer in find_config(change["base"])
+    ]
+    own = [layer for change in changes for layer in _one_by_one(change) if "base" not in layer]
+    whole = {key: data[key] for key in ("class_path", "init_args") if key in data}
+    single = {f"data.{key}": value for key, value in data.items() if key not in whole}
+    common = [{"data": whole} if whole else {}, *_one_by_one(single)]
+    return [layer for layer in (*bases, *common, *own) if layer]
 
-    parser = shared_parser()
-    opened: dict[str, PairedDataset] = {}
-    looked_at: set[tuple[str, str, str | None, tuple[str, ...]]] = set()
-    for cell in cells:
-        if cell.command != "transfer":
-            continue
-        config = yaml.load(cell.config, LOADER)
-        key, target = json.dumps(config["data"]), config["target"]
-        if (one := (key, cell.task, target, cell.modalities)) in looked_at:
-            continue
-        looked_at.add(one)
-        if key not in opened:
-            given = parser.read([{"data": config["data"]}])
-            opened[key] = parser.instantiate_classes(given).data
-        data = opened[key]
-        try:
-            choose_task(join_columns(data, target).targets, target)
-        except ConfigError as error:
-            raise ConfigError(f"tasks.{cell.task}: {error}") from error
-        for name in cell.modalities:
-            if name not in data.modalities:
-                raise ConfigError(
-                    f"tasks.{cell.task}: modalities: the data has no sensor {name!r}; choose from "
-                    f"{', '.join(data.modalities)}"
-                )
-    return {
-        key: Opened(data.describe(), digest(data.file_digest(), data.labels))
-        for key, data in opened.items()
-    }
+
+def _one_by_one(change: Changes) -> list[Changes]:
+    """Return each key as a layer of its own.
+
+    `trainer.max_epochs` cannot stand in one layer with `trainer`.
+    """
+    return [{key: value} for key, value in sorted(change.items(), key=lambda item: "." in item[0])]

@@ -9,21 +9,27 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import yaml
 from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
 from decur import plotting, report
-from decur.compare import table_text
+from decur.bounded_yaml import LOADER
+from decur.compare import rendering
 from decur.compare.cells import Cell, is_done, read_scores, seconds
 from decur.compare.execute import Execution
-from decur.compare.plan import Opened, open_inputs, plan_cells
-from decur.compare.published import check_names
+from decur.compare.plan import plan_cells
 from decur.compare.settings import ClusterSettings, CompareSettings, MethodAxis, check_cluster
-from decur.compare.tables import Table, make_tables
+from decur.compare.tables import Table, check_names, make_tables
+from decur.digest import digest
 from decur.errors import ConfigError, DecurError, reading
 from decur.runs import RunFolder, make_folder, write_json, write_text
 from decur.terminal import progress_bar, tell_result
+
+if TYPE_CHECKING:
+    from decur.data.base import PairedDataset
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +118,7 @@ def compare(
             made = make_tables(cells, failed, settings.tasks, settings.against)
             write(folder, made, cells, len(settings.seeds), settings.axis)
     console.print()
-    console.print(table_text.markdown(made, len(settings.seeds)), markup=False)
+    console.print(rendering.markdown(made, len(settings.seeds)), markup=False)
     tell_result("tables    ", folder.path / "tables.md")
     tell_result("report    ", folder.report)
     return Compared(folder, made, failed)
@@ -156,6 +162,67 @@ def _note_inputs(folder: RunFolder, inputs: Mapping[str, Opened], done: bool) ->
             data.about,
         )
     write_json(path, {key: data.content for key, data in inputs.items()} | before)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A data set that cells are still to read.
+
+    Args:
+        about: what it holds, in a line.
+        content: digest of its files and labels.
+    """
+
+    about: str
+    content: str
+
+
+def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
+    """Open the data of all transfers, each once.
+
+    Args:
+        cells: that are still to run.
+
+    Returns:
+        The data sets by their configuration.
+
+    Raises:
+        ConfigError: naming a task whose label or sensor the data has not.
+        DataError: if a data set cannot be opened.
+    """
+    from decur.data.selection import join_columns
+    from decur.transfer.command_transfer import shared_parser
+    from decur.transfer.tasks import choose_task
+
+    parser = shared_parser()
+    opened: dict[str, PairedDataset] = {}
+    looked_at: set[tuple[str, str, str | None, tuple[str, ...]]] = set()
+    for cell in cells:
+        if cell.command != "transfer":
+            continue
+        config = yaml.load(cell.config, LOADER)
+        key, target = json.dumps(config["data"]), config["target"]
+        if (one := (key, cell.task, target, cell.modalities)) in looked_at:
+            continue
+        looked_at.add(one)
+        if key not in opened:
+            given = parser.read([{"data": config["data"]}])
+            opened[key] = parser.instantiate_classes(given).data
+        data = opened[key]
+        try:
+            choose_task(join_columns(data, target).targets, target)
+        except ConfigError as error:
+            raise ConfigError(f"tasks.{cell.task}: {error}") from error
+        for name in cell.modalities:
+            if name not in data.modalities:
+                raise ConfigError(
+                    f"tasks.{cell.task}: modalities: the data has no sensor {name!r}; choose from "
+                    f"{', '.join(data.modalities)}"
+                )
+    return {
+        key: Opened(data.describe(), digest(data.file_digest(), data.labels))
+        for key, data in opened.items()
+    }
 
 
 def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
@@ -247,30 +314,28 @@ def write(
         axis: what pictures show scores along; None for the shares of the labels.
     """
     for name, text in (
-        ("tables.md", table_text.markdown(made, seeds)),
-        ("tables.tex", table_text.latex(made, seeds)),
-        ("tables.csv", table_text.tables_csv(made)),
-        ("cells.csv", table_text.cells_csv(cells)),
+        ("tables.md", rendering.markdown(made, seeds)),
+        ("tables.tex", rendering.latex(made, seeds)),
+        ("tables.csv", rendering.tables_csv(made)),
+        ("cells.csv", rendering.cells_csv(cells)),
     ):
         write_text(folder.path / name, text)
     body = []
     drawn = 0
     for table in made:
-        shown = table_text.as_text(table, seeds, bold=lambda text: f"{text} *")
-        caption = table_text.caption(table, seeds).replace("Bold", "With *")
+        shown = rendering.as_text(table, seeds, bold=lambda text: f"{text} *")
+        caption = rendering.caption(table, seeds).replace("Bold", "With *")
         body += [
             report.paragraph(f"{table.title}. {caption}"),
             report.table(list(shown.columns), shown.to_numpy().tolist()),
-            *(report.paragraph(f"Failed: {reason}") for reason in table_text.failures(table)),
+            *(report.paragraph(f"Failed: {reason}") for reason in rendering.failures(table)),
         ]
         if table.against or not plotting.available():
             continue
         drawn += 1
         if any(scores.by_seed for scores in table.cells.values()):
-            from decur.compare.figures import draw_table
-
             name = "compare.png" if drawn == 1 else f"compare-{drawn}.png"
-            path = plotting.save(draw_table(table, axis), folder.figures / name)
+            path = plotting.save(rendering.draw_table(table, axis), folder.figures / name)
             body.append(report.figure(path, f"{table.title}, as in the table above."))
     if not plotting.available():
         body.append(report.paragraph(plotting.MISSING))
@@ -292,6 +357,6 @@ def _summary(folder: RunFolder, made: Sequence[Table], cells: Sequence[Cell], se
     return report.summary(
         f"{len(methods)} methods were compared over {seeds} seed{'s' if seeds > 1 else ''}: "
         f"{done} of {len(cells)} cells are done.{rest}",
-        table_text.best_scores(made, seeds)[:3],
+        rendering.best_scores(made, seeds)[:3],
         then=then,
     )
