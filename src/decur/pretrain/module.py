@@ -43,7 +43,7 @@ from decur.pretrain.settings import (
 )
 from decur.pretrain.state import refuse_other_architecture
 from decur.pretrain.trainer import quiet_advice, training_length
-from decur.views import Views, sample_seeds
+from decur.views import sample_seeds
 
 
 class Pretrainer(L.LightningModule):
@@ -104,15 +104,7 @@ class Pretrainer(L.LightningModule):
         self.optimizer_settings = optimizer or OptimizerSettings()
         self.batch_size, self.seed, self.channels_last = batch_size, seed, channels_last
         self.monitor_batches, self.max_steps = monitor_batches, max_steps
-        self.views = Views(
-            self.modalities,
-            views.size,
-            shared_geometry=views.shared_geometry,
-            overrides=views.augment,
-            recipes=views.recipes,
-            levels=views.levels,
-            channels_last=channels_last,
-        )
+        self.views = views.build(self.modalities, channels_last=channels_last)
         encoder.tell_unused(self.modalities)
         self.encoders = nn.ModuleDict()
         self.projectors = nn.ModuleDict()

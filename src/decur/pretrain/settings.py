@@ -14,7 +14,11 @@ from decur.encoders.settings import EncoderSettings
 from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from decur.encoders.projector import Projector
+    from decur.modality import Modality
+    from decur.views import Views
 
 Compile = bool | Literal["auto"]
 _TIME = ("days", "hours", "minutes", "seconds")  # parts of DD:HH:MM:SS
@@ -78,6 +82,20 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, "views.", size=PIXELS)
+
+    def build(self, modalities: Mapping[str, Modality], *, channels_last: bool) -> Views:
+        """Return what makes the views of some sensors."""
+        from decur.views import Views
+
+        return Views(
+            modalities,
+            self.size,
+            shared_geometry=self.shared_geometry,
+            overrides=self.augment,
+            recipes=self.recipes,
+            levels=self.levels,
+            channels_last=channels_last,
+        )
 
 
 @dataclass
