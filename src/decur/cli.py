@@ -32,7 +32,7 @@ COMMANDS = {
         "generate paired scenes, pretrain, probe, write a report: two minutes on two cores",
     ),
     "plan": (
-        "decur.bench.command_plan:main",
+        "decur.bench.commands:plan_command",
         "what a pretraining run will cost in hours and memory, on one GPU and on many",
     ),
     "pretrain": (
@@ -84,7 +84,7 @@ COMMANDS = {
         "any data set into a few large files, read fast from a disk or an object store",
     ),
     "bench": (
-        "decur.bench.command_bench:main",
+        "decur.bench.commands:bench_command",
         "how fast data, views, loss and a step are, and how far from what the device can do",
     ),
     "stats": (

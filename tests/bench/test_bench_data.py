@@ -5,31 +5,35 @@ import pytest
 import torch
 from PIL import Image
 
-from decur.bench.data import bench_data, bench_loss, bench_views
+from decur.bench.data import bench_data, bench_loss, bench_views, loss_step
+from decur.bench.measure import MOST_ROWS, Pretraining
 from decur.cli import main
 from decur.data import LoaderSettings, PackedPairs, PairedFolder, SyntheticScenes
 from decur.data.packed import pack
 from decur.errors import BadSampleError, ConfigError
 from decur.objectives import CLIP, DeCUR
-from decur.pretrain.settings import ViewSettings
+from decur.pretrain.settings import PretrainSettings, ViewSettings
 
 CPU = torch.device("cpu")
-FAST = {"loader": LoaderSettings(4, 0), "views": ViewSettings(16), "device": CPU, "seconds": 0.01}
+
+
+def pretraining(data, objective=None, batch=4):
+    settings = PretrainSettings(loader=LoaderSettings(batch, 0), views=ViewSettings(16))
+    return Pretraining(data, objective or DeCUR(dim=16), settings, CPU)
 
 
 def test_steps_and_their_units(tmp_path):
     pytest.importorskip("litdata")
     data = SyntheticScenes(samples=8, size=32)
-    steps = list(bench_data(data, **FAST))
-    names = [found.name for found in steps]
+    steps = list(bench_data(pretraining(data), 0.01))
+    names = [found["name"] for found in steps]
     assert names == ["read and decode", "collate", "views", "loader, 0 workers", "whole pipeline"]
-    size = sum(x.nbytes for x in data[0]["images"].values()) / 1e6
     for found in steps:
-        assert found.pairs_per_second > 0
-        assert found.about["megabytes"] == pytest.approx(found.pairs_per_second * size)
-        assert found.quartiles[0] <= found.seconds <= found.quartiles[1]
+        assert found["pairs_per_second"] > 0
+        assert found["quartiles"][0] <= found["seconds"] <= found["quartiles"][1]
     pack(data, tmp_path / "packed")
-    assert next(s.name for s in bench_data(PackedPairs(tmp_path / "packed"), **FAST)) == "read"
+    packed = pretraining(PackedPairs(tmp_path / "packed"))
+    assert next(bench_data(packed, 0.01))["name"] == "read"
 
 
 def test_files_are_read_without_being_decoded(tmp_path):
@@ -44,7 +48,9 @@ def test_files_are_read_without_being_decoded(tmp_path):
         files = b"".join((tmp_path / name / f"{index}.png").read_bytes() for name in names)
         assert data.read_bytes(index).tobytes() == files
     assert SyntheticScenes(samples=2, size=32).read_bytes(0) is None
-    rates = {found.name: found.pairs_per_second for found in bench_data(data, **FAST)}
+    found = bench_data(pretraining(data), 0.01)
+    rates = {row["name"]: row["pairs_per_second"] for row in found}
+    assert len(rates) <= MOST_ROWS - 1  # a GPU has one more: the transfer to it
     assert list(rates)[:3] == ["read", "decode", "read and decode"]
     both = 1 / rates["read"] + 1 / rates["decode"]
     assert both == pytest.approx(1 / rates["read and decode"], rel=0.01) or (
@@ -74,28 +80,57 @@ def test_the_command(capsys):
 
 def test_too_few_samples_for_a_batch():
     with pytest.raises(ConfigError, match="batch_size"):
-        next(bench_data(SyntheticScenes(samples=2, size=32), **FAST))
+        next(bench_data(pretraining(SyntheticScenes(samples=2, size=32)), 0.01))
 
 
 @pytest.mark.parametrize(("kind", "views"), [(DeCUR, 2), (CLIP, 1)])
 def test_the_loss_is_measured_at_each_width(kind, views):
-    objectives = [kind(dim=16), kind(dim=32)]
-    rows = list(bench_loss(objectives, ["a", "b"], 8, CPU, 1e15, 0.01))
-    assert [row.about["dim"] for row in rows] == [16, 32]
-    assert rows[0].about["growth"] == 1
-    assert rows[1].about["growth"] == pytest.approx(rows[1].seconds / rows[0].seconds / 2)
+    data = SyntheticScenes(samples=8, size=32, modalities=["optical", "sar"])
+    rows = list(bench_loss(pretraining(data, kind(dim=64), 8), [16, 32], 1e15, 0.01))
+    assert [row["dim"] for row in rows] == [16, 32]
+    assert rows[0]["growth"] == 1
+    assert rows[1]["growth"] == pytest.approx(rows[1]["seconds"] / rows[0]["seconds"] / 2)
     for row in rows:
-        gradients = 2 * views * 8 * row.about["dim"] * 4
-        assert row.about["views"] == views and row.operations > 0
-        assert row.floor == row.operations / 1e15
-        assert gradients <= row.memory < 40 * gradients + 50_000
+        gradients = 2 * views * 8 * row["dim"] * 4
+        assert row["operations"] > 0 and row["floor"] == row["operations"] / 1e15
+        assert gradients <= row["memory"] < 40 * gradients + 50_000
+    assert loss_step(kind(dim=16), ["a", "b", "c"], 8, CPU)() == views
+    (own,) = bench_loss(pretraining(data, kind(dim=64), 8), [], 1e15, 0.01)
+    assert own["dim"] == 64
+
+
+def test_more_widths_than_a_table_has_rows_are_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "loss", "--dims", *map(str, range(8, 8 + MOST_ROWS + 1))])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert "--dims: takes up to 10 widths, got 11" in error
 
 
 def test_views_are_measured_by_sensor_and_together():
     data = SyntheticScenes(samples=4, size=32, modalities=["optical", "sar"])
-    options = LoaderSettings(4, 0), ViewSettings(16), CPU, 0.01
-    rows = list(bench_views(data, *options))
-    assert [row.name for row in rows] == ["optical", "sar", "all sensors"]
-    assert rows[2].memory >= 2 * 4 * (6 + 2) * 16 * 16 * 4 and rows[2].pairs == 4
-    (alone,) = bench_views(SyntheticScenes(samples=4, size=32, modalities=["sar"]), *options)
-    assert alone.name == "all sensors"
+    rows = bench_views(pretraining(data), 0.01)
+    assert [row["name"] for row in rows] == ["optical", "sar", "all sensors"]
+    assert rows[2]["memory"] >= 2 * 4 * (6 + 2) * 16 * 16 * 4
+    assert rows[2]["pairs_per_second"] == pytest.approx(4 / rows[2]["seconds"])
+    alone = SyntheticScenes(samples=4, size=32, modalities=["sar"])
+    assert [row["name"] for row in bench_views(pretraining(alone), 0.01)] == ["all sensors"]
+
+
+@pytest.mark.parametrize(("sensors", "others"), [(9, 0), (12, 4)])
+def test_views_of_many_sensors_are_ten_rows(sensors, others, tmp_path, monkeypatch):
+    for name in (f"s{i:02}" for i in range(sensors)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            picture = np.zeros((8, 8, 3), np.uint8)
+            Image.fromarray(picture).save(tmp_path / name / f"{i}.png")
+    run, seconds = pretraining(PairedFolder(tmp_path), batch=2), iter(range(1, 99))
+    monkeypatch.setattr("decur.bench.data.measure", lambda *_: [next(seconds)])  # the last: slowest
+    rows = bench_views(run, 0.01)
+    names = [row["name"] for row in rows]
+    assert len(rows) == MOST_ROWS and names[-1] == "all sensors"
+    if others:
+        assert names[:2] == ["s11", "s10"] and names[-2] == "4 others"
+        assert rows[-2]["memory"] > rows[0]["memory"]  # of all four at once
+    else:
+        assert names[:-1] == list(run.data.modalities)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from decur.bench.measure import MOST_ROWS
 from decur.bench.step import PARTS, StepClock
 from decur.cli import main
 from decur.data import SyntheticScenes
@@ -38,13 +39,12 @@ def test_all_is_written(benched):
     assert "encoders" in out and "fixed batch" in out and "optimiser" in out
     assert {"decur", "torch", "device", "threads", "precision", "dtype", "rates"} <= set(written)
     assert list(written["results"]) == ["data", "views", "loss", "step", "step_fixed"]
-    keys = {"name", "seconds", "quartiles", "turns", "pairs_per_second", "memory", "floor", "ratio"}
+    keys = {"name", "seconds", "quartiles", "pairs_per_second", "memory", "floor", "share"}
     for rows in written["results"].values():
+        assert len(rows) <= MOST_ROWS
         for row in rows:
             assert keys <= set(row)
             assert row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1]
-            if row["floor"]:
-                assert row["ratio"] == pytest.approx(row["seconds"] / row["floor"])
     assert [row["dim"] for row in written["results"]["loss"]] == [8, 16]
     assert any("convolution" in event.get("name", "") for event in trace["traceEvents"])
 
@@ -62,9 +62,6 @@ def test_shares_add_up_and_floors_lie_below(benched):
         assert whole["operations"] == sum(row["operations"] for row in parts)
     real, fixed = ({row["name"]: row for row in results[key]} for key in ("step", "step_fixed"))
     assert fixed["loading"]["seconds"] < real["loading"]["seconds"] / 10
-    for key, rows in (("step", real), ("step_fixed", fixed)):
-        share = sum(rows[part]["share"] for part in ("encoders", "projectors", "backward"))
-        assert benched[1]["arithmetic"][key] == pytest.approx(share)
     whole = real["step"]["seconds"] / fixed["step"]["seconds"]
     assert benched[1]["loading"] == pytest.approx(whole)
 

@@ -9,15 +9,8 @@ from lightning.fabric.connector import _PRECISION_INPUT_STR
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from decur.bench.data import LossStep
-from decur.bench.measure import (
-    NUMBER_FORMATS,
-    Row,
-    count,
-    formats_of,
-    matmul_rate,
-    peak_memory,
-)
+from decur.bench.data import loss_step
+from decur.bench.measure import count, formats_of, make_row, matmul_rate, peak_memory
 from decur.objectives import DeCUR
 from decur.pretrain.distributed import traffic
 
@@ -30,15 +23,17 @@ def test_a_device_is_measured():
 
 
 def test_rows_are_of_median_and_quartiles():
-    row = Row("step", 6, [5.0, 1.0, 3.0, 2.0, 4.0], floor=1.5)
-    assert (row.seconds, *row.quartiles) == (3.0, 2.0, 4.0)
-    assert row.pairs_per_second == 2 and row.ratio == 2
-    assert Row("loading", 6, [2.0]).quartiles == (2.0, 2.0)
-    assert Row("loading", 6, [0.0]).pairs_per_second is None
+    row = make_row("step", 6, [5.0, 1.0, 3.0, 2.0, 4.0], floor=1.5)
+    assert (row["seconds"], *row["quartiles"]) == (3.0, 2.0, 4.0)
+    assert row["pairs_per_second"] == 2 and row["floor"] == 1.5 and row["memory"] is None
+    assert make_row("loading", 6, [2.0])["quartiles"] == [2.0, 2.0]
+    assert make_row("loading", 6, [0.0])["pairs_per_second"] is None
 
 
 def test_precisions_are_lightnings():
-    assert set(NUMBER_FORMATS) == set(get_args(_PRECISION_INPUT_STR))
+    for name in get_args(_PRECISION_INPUT_STR):
+        assert formats_of({"precision": name}).precision == name
+    assert formats_of({"precision": "bf16"}).precision == "bf16-mixed"
     products = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16": torch.float16}
     products |= {"transformer-engine": torch.bfloat16, 64: torch.float64, None: torch.float32}
     parameters = {**products, "bf16-mixed": torch.float32, "16": torch.float32}
@@ -120,7 +115,7 @@ def test_resnet50_has_4_1_billion_multiply_adds():
 
 
 def test_decur_grows_linearly():
-    one, two = (count(LossStep(DeCUR(dim=k), ["a", "b"], 64, CPU)) for k in (8192, 16384))
+    one, two = (count(loss_step(DeCUR(dim=k), ["a", "b"], 64, CPU)) for k in (8192, 16384))
     # four views: one product of N x K x N forward, one backward, 2 operations each
     assert one == 4 * 2 * 2 * 64 * 64 * 8192 and two == 2 * one
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from decur.bench.commands import print_cost
+from decur.bench.measure import MOST_ROWS, Pretraining
 from decur.bench.plan import (
-    Devices,
     length_of_run,
     line,
     measure_memory,
@@ -49,27 +51,22 @@ def settings(**options):
 
 
 def steps(data, objective=None, **options):
-    return Steps(data, objective or DeCUR(dim=32), settings(**options), CPU)
+    return Steps(pretraining(data, objective, **options))
+
+
+def pretraining(data, objective=None, **options):
+    return Pretraining(data, objective or DeCUR(dim=32), settings(**options), CPU)
 
 
 @pytest.fixture(scope="module")
 def examples(scenes):
-    return measure_reading(scenes, settings(), 0.1)[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def known_device():
-    """The device's best is measured, and tested, elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("decur.bench.plan.matmul_rate", lambda *_: 1e12)
-        yield
+    return measure_reading(pretraining(scenes), 0.1)[1]
 
 
 @pytest.fixture(scope="module")
-def planned(scenes, known_device):
-    run = settings(loader=LoaderSettings(8, 0), trainer=TrainerSettings(max_epochs=3))
-    devices = Devices(counts=[1, 2], link=1e9)
-    return plan(scenes, DeCUR(dim=32), settings=run, device=CPU, devices=devices, seconds=0.3)
+def planned(scenes):
+    options = {"loader": LoaderSettings(8, 0), "trainer": TrainerSettings(max_epochs=3)}
+    return plan(pretraining(scenes, **options), gpus=[1, 2], link=1e9, seconds=0.3)
 
 
 def kept_in_a_step(model, batch):
@@ -186,23 +183,26 @@ def test_steps_are_of_the_largest_batch_that_is_fast_enough(each, chosen):
 def test_a_plan_adds_up(planned, scenes):
     one, two = planned.shares
     assert planned.steps == 6 and planned.epochs == 3
-    assert (one.samples, two.samples) == (8, 4) and one.exchange == 0
+    assert (one.samples, two.samples) == (8, 4) and one.seconds["sending"] == 0
     trained = sum(p.numel() for p in steps(scenes).model.parameters())
     assert planned.parameters == trained
-    assert two.sent == traffic(32, 2, 8, trained, 2) and two.exchange == two.sent["total"] / 1e9
+    assert two.sent == traffic(32, 2, 8, trained, 2)
+    assert two.seconds["sending"] == two.sent["total"] / 1e9
     for key in ("weights", "gradients", "optimiser"):
         assert one.memory[key] == two.memory[key] > 0
     assert one.memory["pictures"] == 2 * two.memory["pictures"]
-    assert one.step >= one.computing + one.reading  # no workers: by turns
-    assert one.hours > 6 * one.step / 3600
-    assert one.hours - two.hours == pytest.approx(6 * (one.step - two.step) / 3600)
-    assert planned.reading["pictures"] == 32 * 32 * (6 + 2) * 4 and 0 < planned.reached < 1.5
+    assert one.memory["all"] == sum(n for part, n in one.memory.items() if part != "all")
+    took, other = one.seconds["a step"], two.seconds["a step"]
+    assert took >= one.seconds["computing"] + one.seconds["reading"]  # no workers: by turns
+    assert one.hours > 6 * took / 3600
+    assert one.hours - two.hours == pytest.approx(6 * (took - other) / 3600)
+    assert planned.reading["pictures"] == 32 * 32 * (6 + 2) * 4
 
 
 def test_what_to_do_where_memory_will_not_do(planned):
     assert not list(planned.warnings())
     one, two = planned.shares
-    between = (one.total + two.total) / 2 / 0.9
+    between = (one.memory["all"] + two.memory["all"]) / 2 / 0.9
     (warning,) = dataclasses.replace(planned, capacity=between).warnings()
     assert "on one device" in warning and "bf16-mixed" in warning
     advised = int(warning.split("loader.batch_size ")[1].split(";")[0])
@@ -219,7 +219,7 @@ def test_bytes_of_files(tmp_path):
         (tmp_path / sensor).mkdir()
         for i in range(6):
             np.save(tmp_path / sensor / f"{i}.npy", np.full((1, 32, 32), i, np.float32))
-    reading, batch = measure_reading(PairedFolder(tmp_path), settings(), 0.05)
+    reading, batch = measure_reading(pretraining(PairedFolder(tmp_path)), 0.05)
     assert reading["pictures"] == 2 * 32 * 32 * 4 and reading["rate"] > 0 and reading["alone"] > 0
     assert reading["files"] >= reading["pictures"]
     assert len(tile(batch, 9)["ids"]) == 9
@@ -248,7 +248,18 @@ def test_the_command(capsys, tmp_path):
     assert "WARNING" in out and "memory of a device" in out
     found = json.loads(file.read_text())
     assert found["steps"] == 2000 and len(found["shares"]) == 2 and len(found["warnings"]) == 2
+    assert found["capacity"] == 1_000_000
     assert not (tmp_path / "runs").exists()
+
+
+def test_many_devices_are_columns_that_stay_whole_on_a_narrow_terminal(planned, capsys):
+    counts = range(1, 14)
+    shares = [dataclasses.replace(planned.shares[0], gpus=count) for count in counts]
+    print_cost(dataclasses.replace(planned, shares=shares))
+    tables = re.findall(r"^ ─+ *\n((?: .*\S.*\n)+)", capsys.readouterr().out, re.M)
+    assert len(tables) == 2 and all(table.count("\n") <= MOST_ROWS for table in tables)
+    (weights,) = (line for line in tables[0].splitlines() if "weights" in line)
+    assert weights.count("MB") == len(counts)
 
 
 @pytest.mark.parametrize(
@@ -275,11 +286,11 @@ def test_wrong_options_end_in_one_line(capsys, wrong, line):
 def test_a_model_that_no_device_holds(scenes, monkeypatch):
     monkeypatch.setattr("decur.bench.plan.device_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"projector\.width"):
-        plan(scenes, DeCUR(dim=32), settings=settings(), device=CPU)
+        plan(pretraining(scenes))
 
 
 def test_a_file_of_print_config_is_taken(capsys, tmp_path):
-    from decur.bench import command_bench, command_plan
+    from decur.bench.commands import bench_command, plan_command
     from decur.pretrain.configuration import build_parser
 
     with pytest.raises(SystemExit):
@@ -287,6 +298,6 @@ def test_a_file_of_print_config_is_taken(capsys, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(capsys.readouterr().out)
     assert "resume: false" in config.read_text()
-    for command, words in ((command_plan.main, []), (command_bench.main, ["step"])):
+    for command, words in ((plan_command, []), (bench_command, ["step"])):
         with pytest.raises(ConfigError, match="nowhere"):  # the last thing that is looked at
             command([*words, "--config", str(config), "--device", "nowhere"])

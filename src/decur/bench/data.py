@@ -6,205 +6,164 @@ import contextlib
 import copy
 import itertools
 import statistics
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from decur.bench.measure import Row, count, measure, peak_memory
-from decur.data import Batch, Collate, LoaderSettings, PairedDataset, SkipBad
-from decur.errors import BadSampleError, DataError
-from decur.modality import Modality
+from decur.bench.measure import MOST_ROWS, Pretraining, Row, count, make_row, measure, peak_memory
+from decur.data import Batch, Collate, LoaderSettings, SkipBad
+from decur.devices import send_batch
+from decur.errors import DataError
 from decur.objectives.base import Objective
 from decur.pretrain.data import EpochBatches, PairedData
-from decur.pretrain.settings import ViewSettings
-from decur.views import Views, sample_seeds
+from decur.views import sample_seeds
 
 
-def batches(
-    data: PairedDataset, loader: LoaderSettings, seed: int = 0
-) -> Generator[Batch, None, None]:
+def batches(run: Pretraining, loader: LoaderSettings | None = None) -> Generator[Batch, None, None]:
     """Yield the batches of training, epoch after epoch, as one process of pretraining reads them.
 
-    Close the generator: its worker processes do not heed signals.
+    Close the generator: its worker processes do not heed signals. `loader` replaces the batches
+    and workers of the pretraining.
     """
-    loading = PairedData(data, loader, seed=seed).train_dataloader()
+    paired = PairedData(run.data, loader or run.settings.loader, seed=run.settings.seed)
+    loading = paired.train_dataloader()
     for epoch in itertools.count():
         assert isinstance(loading.batch_sampler, EpochBatches)
         loading.batch_sampler.set_epoch(epoch)
         yield from loading
 
 
-def bench_data(
-    data: PairedDataset,
-    loader: LoaderSettings,
-    views: ViewSettings,
-    device: torch.device,
-    seconds: float = 3.0,
-) -> Iterator[Row]:
-    """Measure a data set in the order of an epoch of pretraining.
+def bench_data(run: Pretraining, seconds: float) -> Iterator[Row]:
+    """Measure a data set in the order of an epoch of pretraining, each step for some seconds.
 
     Each step alone runs in this process; the loader and the whole pipeline use worker processes,
     whose start is not counted. Disks count only where the data is larger than the page cache.
 
-    Args:
-        data: any data set.
-        loader: batches and workers.
-        views: the augmented views.
-        device: where views are made.
-        seconds: duration of each measurement.
-
     Yields:
-        A row for each step as soon as it is known, with "megabytes" of pictures a second.
+        A row for each step.
 
     Raises:
         ConfigError: if there are fewer samples than one batch needs.
         DataError: if no sample can be read.
     """
-    data = data.only(targets=())  # as pretraining reads it
-    order = EpochBatches(len(data), loader.batch_size, seed=0, order=data.order)
-    indices = [index for batch in itertools.islice(order, 8) for index in batch]
+    data, loader = run.data.only(targets=()), run.settings.loader  # as pretraining reads it
+    order = EpochBatches(len(data), loader.batch_size, run.settings.seed, order=data.order)
+    indices = list(itertools.chain.from_iterable(itertools.islice(order, 8)))
     dataset, collate = SkipBad(data), Collate(data.modalities, {})
     samples = [dataset[index] for index in indices[: loader.batch_size]]
     readable = [i for i, sample in zip(indices, samples, strict=False) if "bad" not in sample]
     if not readable:
         raise DataError(f"none of {len(samples)} samples can be read: {samples[0].get('bad')}")
-    size = sum(x.nbytes for sample in samples for x in sample["images"].values()) / len(samples)
 
-    def row(step: str, times: Sequence[float], pairs: int) -> Row:
+    def row(step: str, pairs: int, work: Callable[[], object]) -> Row:
         # By the mean and not the median: what workers have prepared comes in bursts.
-        rate = pairs / statistics.mean(times)
-        return Row(step, pairs, times, rate=rate, about={"megabytes": rate * size / 1e6})
-
-    def of(work: Callable[[], object]) -> list[float]:
-        return measure(work, seconds)
+        times = measure(work, seconds)
+        return make_row(step, pairs, times, pairs_per_second=pairs / statistics.mean(times))
 
     turns, stored = itertools.cycle(indices), itertools.cycle(readable)
-    decoding, reading = of(lambda: dataset[next(turns)]), []
-    with contextlib.suppress(BadSampleError):
-        if data.read_bytes(readable[0]) is not None:
-            reading = of(lambda: data.read_bytes(next(stored)))
-            yield row("read", reading, 1)
-            rest = statistics.mean(decoding) - statistics.mean(reading)
-            yield row("decode", [max(1e-9, rest)], 1)
-    yield row("read and decode", decoding, 1)
+    both = row("read and decode", 1, lambda: dataset[next(turns)])
+    if data.read_bytes(readable[0]) is not None:
+        read = row("read", 1, lambda: data.read_bytes(next(stored)))
+        rest = 1 / both["pairs_per_second"] - 1 / read["pairs_per_second"]
+        yield read
+        yield make_row("decode", 1, [max(1e-9, rest)])
+    yield both
     batch, pairs = collate(samples), len(samples)
-    yield row("collate", of(lambda: collate(samples)), pairs)
-    if device.type != "cpu":
-        pinned: Batch = {**batch, "images": {k: x.pin_memory() for k, x in batch["images"].items()}}
-        yield row(f"transfer to {device}", of(lambda: _move(pinned, device)), pairs)
-    augment = _Augment(data.modalities, views)
-    there = _move(batch, device)
-    yield row("views", of(lambda: augment(there)), pairs)
-    with contextlib.closing(batches(data, loader)) as stream:
-        yield row(f"loader, {loader.processes()} workers", of(lambda: next(stream)), pairs)
-        yield row("whole pipeline", of(lambda: augment(_move(next(stream), device))), pairs)
+    yield row("collate", pairs, lambda: collate(samples))
+    if run.device.type != "cpu":
+        pinned = {name: x.pin_memory() for name, x in batch["images"].items()}
+        yield row(f"transfer to {run.device}", pairs, lambda: send_batch(pinned, run.device))
+    augment = view_maker(run, list(data.modalities))
+    batch["images"] = send_batch(batch["images"], run.device)
+    yield row("views", pairs, lambda: augment(batch))
+    with contextlib.closing(batches(run)) as stream:
+        yield row(f"loader, {loader.processes()} workers", pairs, lambda: next(stream))
+        yield row("whole pipeline", pairs, lambda: augment(next(stream)))
 
 
-def bench_views(
-    data: PairedDataset,
-    loader: LoaderSettings,
-    views: ViewSettings,
-    device: torch.device,
-    seconds: float = 3.0,
-) -> Iterator[Row]:
-    """Measure scaling to [0, 1] and both views of a batch: of each sensor alone, and of all."""
-    (batch,) = itertools.islice(batches(data, LoaderSettings(loader.batch_size, workers=0)), 1)
-    batch = _move(batch, device)
-    alone = [(name, {name: modality}) for name, modality in data.modalities.items()]
-    for title, chosen in [*(alone if len(alone) > 1 else []), ("all sensors", data.modalities)]:
-        augment = _Augment(chosen, views)
-        times = measure(lambda: augment(batch), seconds)  # noqa: B023
-        memory = peak_memory(lambda: augment(batch), device)  # noqa: B023
-        yield Row(title, len(batch["ids"]), times, memory)
+def bench_views(run: Pretraining, seconds: float) -> list[Row]:
+    """Measure scaling to [0, 1] and both views of a batch: of each sensor alone, and of all.
+
+    Where there are more sensors than a table has rows, the fastest are measured together.
+    """
+    batch = next(batches(run, LoaderSettings(run.settings.loader.batch_size, workers=0)))
+    batch["images"] = send_batch(batch["images"], run.device)
+
+    def row(title: str, sensors: Sequence[str]) -> Row:
+        augment = view_maker(run, sensors)
+        times = measure(lambda: augment(batch), seconds)
+        memory = peak_memory(lambda: augment(batch), run.device)
+        return make_row(title, len(batch["ids"]), times, memory=memory)
+
+    names = list(run.data.modalities)
+    rows = [row(name, [name]) for name in names if len(names) > 1]
+    if len(rows) >= MOST_ROWS:
+        rows.sort(key=lambda found: -found["seconds"])
+        fastest = [found["name"] for found in rows[MOST_ROWS - 2 :]]
+        rows[MOST_ROWS - 2 :] = [row(f"{len(fastest)} others", fastest)]
+    return [*rows, row("all sensors", names)]
 
 
-class _Augment:
-    """Two views of each of some sensors of a batch."""
-
-    def __init__(self, modalities: Mapping[str, Modality], views: ViewSettings) -> None:
-        self.modalities = modalities
-        self.views = Views(
-            modalities,
-            views.size,
-            shared_geometry=views.shared_geometry,
-            overrides=views.augment,
-            recipes=views.recipes,
-            levels=views.levels,
-        )
+def view_maker(run: Pretraining, sensors: Sequence[str]) -> Callable[[Batch], object]:
+    """Return what makes the two views of some sensors of a batch, as a training step does."""
+    modalities = {name: run.data.modalities[name] for name in sensors}
+    views = run.settings.views.build(modalities, channels_last=run.settings.channels_last)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> None:
-        images = {name: m.scale(batch["images"][name]) for name, m in self.modalities.items()}
-        self.views(images, sample_seeds(batch["ids"], 0, epoch=0))
+    def augment(batch: Batch) -> object:
+        sent = send_batch({name: batch["images"][name] for name in sensors}, run.device)
+        images = {name: modalities[name].scale(x) for name, x in sent.items()}
+        return views(images, sample_seeds(batch["ids"], run.settings.seed, epoch=0))
+
+    return augment
 
 
-def _move(batch: Batch, device: torch.device) -> Batch:
-    images = {name: x.to(device, non_blocking=True) for name, x in batch["images"].items()}
-    return {**batch, "images": images}
-
-
-def bench_loss(
-    objectives: Sequence[Objective],
-    modalities: Sequence[str],
-    batch: int,
-    device: torch.device,
-    rate: float,
-    seconds: float = 3.0,
-) -> Iterator[Row]:
-    """Measure objectives of different widths, forward and backward.
+def bench_loss(run: Pretraining, dims: Sequence[int], best: float, seconds: float) -> Iterator[Row]:
+    """Measure the objective at different widths K, forward and backward.
 
     Args:
-        objectives: are measured one after the other.
-        modalities: names of the sensors.
-        batch: samples, N.
-        device: that computes.
-        rate: operations a second of the device's best matrix product, see `matmul_rate`.
+        run: the pretraining.
+        dims: widths; that of the pretraining where there are none.
+        best: operations a second of the device's best matrix product, see `matmul_rate`.
         seconds: duration of each measurement.
 
     Yields:
-        A row for each objective with its width "dim", the "views" of a sensor that it compares, and
-        its "growth": the time for a dimension relative to the first row, 1 if time is linear in K.
+        A row for each width with "dim", which is K, and "growth": the time for a dimension relative
+        to the first row, 1 if time is linear in K.
     """
-    growth: list[float] = []
-    for objective in objectives:
-        step = LossStep(copy.deepcopy(objective).to(device), modalities, batch, device)
-        operations, views = count(step), step()
-        times = measure(step, seconds)
-        growth.append(statistics.median(times) / objective.dim)
-        yield Row(
-            f"{type(objective).__name__} {batch} x {objective.dim}",
-            batch,
-            times,
-            memory=peak_memory(step, device),
-            operations=operations,
-            floor=operations / rate,
-            about={"dim": objective.dim, "views": views, "growth": growth[-1] / growth[0]},
-        )
+    batch, sensors = run.settings.loader.batch_size, list(run.data.modalities)
+    kind, first = type(run.objective), 0.0
+    chosen = [kind(**{**run.objective.made_of, "dim": dim}) for dim in dims] or [run.objective]
+    for objective in chosen:
+        dim, step = objective.dim, loss_step(objective, sensors, batch, run.device)
+        operations = count(step)
+        times, memory = measure(step, seconds), peak_memory(step, run.device)
+        row = make_row(f"{kind.__name__} {batch} x {dim}", batch, times, memory=memory, dim=dim)
+        each = row["seconds"] / dim
+        first = first or each  # of the first width
+        yield row | {"operations": operations, "floor": operations / best, "growth": each / first}
 
 
-class LossStep:
-    """An objective forward and backward, on embeddings (N, K) that share half of their variance."""
+def loss_step(
+    objective: Objective, sensors: Sequence[str], batch: int, device: torch.device
+) -> Callable[[], int]:
+    """Return a function that computes an objective and all gradients of it.
 
-    def __init__(
-        self, objective: Objective, modalities: Sequence[str], batch: int, device: torch.device
-    ) -> None:
-        generator = torch.Generator().manual_seed(0)
-        shape = (batch, objective.dim)
-        scene = torch.randn(shape, generator=generator)  # (N, K)
+    The embeddings (N, K) share half of their variance. The function returns how many views of a
+    sensor the objective compares.
+    """
+    objective = copy.deepcopy(objective).to(device)
+    generator = torch.Generator().manual_seed(0)
+    scene = torch.randn(batch, objective.dim, generator=generator)  # (N, K)
+    noise = (torch.randn(scene.shape, generator=generator) for _ in sensors for _ in range(2))
+    views = [(scene + x).to(device).requires_grad_() for x in noise]
+    embeddings = dict(zip(sensors, zip(views[::2], views[1::2], strict=True), strict=True))
 
-        def view() -> Tensor:
-            noise = torch.randn(shape, generator=generator)
-            return (scene + noise).to(device).requires_grad_()
-
-        self.objective = objective
-        self.embeddings = {name: (view(), view()) for name in modalities}
-
-    def __call__(self) -> int:
-        """Compute the loss and all gradients; return how many views of a sensor it compares."""
-        self.objective(self.embeddings)["loss"].backward()
-        compared = 0
-        for z in itertools.chain.from_iterable(self.embeddings.values()):
-            compared += z.grad is not None
+    def step() -> int:
+        objective(embeddings)["loss"].backward()
+        compared = sum(z.grad is not None for z in views)
+        for z in views:
             z.grad = None
-        return -(-compared // len(self.embeddings))
+        return -(-compared // len(sensors))
+
+    return step

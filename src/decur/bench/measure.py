@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
-from decur.errors import ConfigError
+from decur.data.base import PairedDataset
+from decur.errors import ConfigError, reason_of
+from decur.objectives.base import Objective
+from decur.pretrain.settings import PretrainSettings
+
+MOST_ROWS = 10  # of a table that people read
+Row = dict[str, Any]  # the figures of one measurement: a row of a table, and of the JSON
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining that is measured, or planned."""
+
+    data: PairedDataset  # as training sees it
+    objective: Objective
+    settings: PretrainSettings
+    device: torch.device
 
 
 class NumberFormats(NamedTuple):
@@ -25,25 +40,25 @@ class NumberFormats(NamedTuple):
     parameters: torch.dtype  # of parameters, their gradients and the optimiser's state
 
 
-NUMBER_FORMATS = {
-    "64-true": (torch.float64, torch.float64),
-    "32-true": (torch.float32, torch.float32),
-    "16-true": (torch.float16, torch.float16),
-    "bf16-true": (torch.bfloat16, torch.bfloat16),
-    "16-mixed": (torch.float16, torch.float32),
-    "bf16-mixed": (torch.bfloat16, torch.float32),
+_FORMATS = {
+    "64": torch.float64,
+    "32": torch.float32,
+    "16": torch.float16,
+    "bf16": torch.bfloat16,
     # Linear layers compute in float8, all the rest in the format of the parameters.
-    "transformer-engine": (torch.bfloat16, torch.bfloat16),
-    "transformer-engine-float16": (torch.float16, torch.float16),
+    "transformer-engine": torch.bfloat16,
+    "transformer-engine-float16": torch.float16,
 }
-_SHORT = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
 def formats_of(trainer: Mapping[str, Any]) -> NumberFormats:
     """Return the number formats of the precision among the options of Lightning's Trainer."""
-    given = str(trainer.get("precision") or "32-true")
-    name = _SHORT.get(given, given)
-    return NumberFormats(name, *NUMBER_FORMATS[name])
+    name = str(trainer.get("precision") or "32-true")
+    if name in ("16", "bf16"):  # Lightning's short names
+        name = f"{name}-mixed"
+    products = _FORMATS[name.removesuffix("-mixed").removesuffix("-true")]
+    parameters = torch.float32 if name.endswith("mixed") else products
+    return NumberFormats(name, products, parameters)
 
 
 def open_device(name: str) -> torch.device:
@@ -55,60 +70,26 @@ def open_device(name: str) -> torch.device:
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device: {name!r} cannot be used ({reason})") from error
+        raise ConfigError(f"--device: {name!r} cannot be used ({reason_of(error)})") from error
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
-def wait(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def make_row(name: str, pairs: int, times: Sequence[float], **more: Any) -> Row:
+    """Return the figures of one measurement.
 
-
-@dataclass(frozen=True)
-class Row:
-    """A measurement of one thing: a row of a table."""
-
-    name: str
-    pairs: int  # samples that one turn handles
-    times: Sequence[float]  # seconds of each turn
-    memory: int | None = None  # bytes at the peak; None: not measured
-    operations: int = 0  # of a turn, see `count`
-    floor: float | None = None  # seconds that a device at its best needs for these operations
-    share: float | None = None  # of a whole, in [0, 1]; None: no part of a whole
-    rate: float | None = None  # pairs a second, where they do not follow from the median
-    about: Mapping[str, float] = field(default_factory=dict)  # further numbers by name
-
-    @property
-    def seconds(self) -> float:
-        """The median of the times."""
-        return statistics.median(self.times)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper quartile of the times."""
-        low, high = np.quantile(self.times, (0.25, 0.75))
-        return float(low), float(high)
-
-    @property
-    def pairs_per_second(self) -> float | None:
-        """Samples a second; None where the thing takes no time."""
-        return self.rate or (self.pairs / self.seconds if self.seconds > 0 else None)
-
-    @property
-    def ratio(self) -> float | None:
-        """The time over the floor: 1 is as fast as the device can be."""
-        return self.seconds / self.floor if self.floor else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: times in seconds, sizes in bytes."""
-        computed = ("seconds", "quartiles", "pairs_per_second", "ratio")
-        kept = ("name", "pairs", "memory", "operations", "floor", "share")
-        values = {key: getattr(self, key) for key in (*kept, *computed)}
-        return {**values, "turns": len(self.times), **self.about}
+    Args:
+        name: of what was measured.
+        pairs: samples that one turn handles.
+        times: seconds of each turn; the row has their median as "seconds", and their quartiles.
+        more: "memory", the bytes at the peak; "operations", see `count`; "floor", the seconds that
+            a device at its best needs for them; the "share" of a whole; and others.
+    """
+    low, seconds, high = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
+    row: Row = {"name": name, "seconds": seconds, "quartiles": [low, high]}
+    row |= {"pairs_per_second": pairs / seconds if seconds else None}
+    return {**row, "memory": None, "floor": None, "share": None, **more}
 
 
 def measure(work: Callable[[], object], seconds: float) -> list[float]:
@@ -150,12 +131,10 @@ def peak_memory(work: Callable[[], object], device: torch.device, trace: str | N
     gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + gpu]
     if gpu:
-        wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     with profile(activities=kinds, profile_memory=True, acc_events=True) as seen:
         work()
-        wait(device)
     if trace is not None:
         try:
             seen.export_chrome_trace(trace)
@@ -186,22 +165,19 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **others: 
     return conv_flop_count(x, weight, grad, transposed=transposed) * sum(wanted[:2])
 
 
+def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *unused: Any, **others: Any) -> Any:
+    return 2 * _products(q, k, v)
+
+
 # PyTorch's counter leaves out attention on a CPU, counts the backward pass of attention as kernels
 # compute it and not as the mathematics has it, and counts the weights' gradient of a grouped
 # convolution as many times as there are groups.
-_products: Callable[..., Any] = sdpa_flop_count
+_aten, _products = torch.ops.aten, cast(Callable[..., Any], sdpa_flop_count)
 _FORMULAS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.convolution_backward: _convolution_backward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *unused, **others: _products(q, k, v)
-    ),
+    _aten.convolution_backward: _convolution_backward,
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _products(q, k, v),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _aten._scaled_dot_product_flash_attention_backward: _attention_backward,
+    _aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
+    _aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
-for _kernel in (
-    "flash_attention",
-    "flash_attention_for_cpu",
-    "efficient_attention",
-    "cudnn_attention",
-):
-    _FORMULAS[getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}_backward")] = (
-        lambda grad, q, k, v, *unused, **others: 2 * _products(q, k, v)
-    )

@@ -3,60 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from decur.bench.data import LossStep, batches
-from decur.bench.measure import NumberFormats, formats_of, matmul_rate, measure
-from decur.bench.step import Steps
-from decur.data import Batch, PairedDataset, SkipBad
+from decur.bench.data import batches, loss_step
+from decur.bench.measure import NumberFormats, Pretraining, formats_of, measure
+from decur.bench.step import StepClock, Steps
+from decur.data import Batch, SkipBad
 from decur.errors import BadSampleError, ConfigError, DataError
 from decur.memory import memory_of_machine
-from decur.objectives.base import Objective
 from decur.pretrain.compiling import pays
 from decur.pretrain.data import refuse_too_few
 from decur.pretrain.distributed import traffic
 from decur.pretrain.module import Pretrainer
-from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.trainer import limited, refuse_endless
+from decur.terminal import quantity
 
 # Share of a device's memory that a plan fills; the rest is for kernels and gaps between tensors.
 ROOM = 0.9
 LEAST = 2  # fewest samples of a batch on a device: batch statistics need two
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Share:
     """A run on a number of devices."""
 
     gpus: int
     samples: int  # of a batch, on each
-    memory: dict[str, int]  # bytes on each, by what they are for
+    memory: dict[str, int]  # bytes on each, by what they are for, and of "all"
     sent: dict[str, int]  # bytes that each sends in a step, see `traffic`
-    computing: float  # seconds of a step
-    exchange: float  # seconds of a step in which gradients and embeddings are sent
-    reading: float  # seconds in which the samples of a step are read
-    step: float  # seconds of a step, whichever of computing and reading takes longer
+    seconds: dict[str, float]  # of "a step", and of its parts, which may go on at the same time
     hours: float  # of the run
 
-    @property
-    def total(self) -> int:
-        """Bytes of memory on each device in all."""
-        return sum(self.memory.values())
 
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RunCost:
     """What a run will cost."""
 
@@ -68,19 +57,11 @@ class RunCost:
     epochs: float
     steps: int
     parameters: int  # that are trained
-    operations: dict[str, float]  # floating-point operations of a step, by its parts
-    best: float  # operations a second of the device's best matrix product
     measured: list[tuple[int, float]]  # samples and seconds of steps, the smaller batch first
     reading: dict[str, float]  # see `measure_reading`
     workers: int  # that read for a device
     capacity: int  # bytes of a device
     shares: list[Share]
-
-    @property
-    def reached(self) -> float:
-        """Share of the device's best matrix product that the larger measured step reaches."""
-        samples, seconds = self.measured[-1]
-        return sum(self.operations.values()) * samples / self.batch / seconds / self.best
 
     @property
     def ahead(self) -> float:
@@ -89,83 +70,63 @@ class RunCost:
 
     def warnings(self) -> Iterator[str]:
         """Yield what will not do, each with what would."""
+        there = quantity(self.capacity, "B")
         for share in self.shares:
-            if share.total > ROOM * self.capacity:
-                devices = "one device" if share.gpus == 1 else f"{share.gpus} devices"
-                needs = f"memory: on {devices} a step needs about {_gigabytes(share.total)}, of "
-                remedies = "; or ".join(self._remedies(share, ROOM * self.capacity))
-                yield f"{needs}{_gigabytes(self.capacity)} that there are on each; try {remedies}"
-        there = device_memory(torch.device("cpu"))
-        if self.ahead > there / 2:
-            ready = f"main memory: workers keep {_gigabytes(self.ahead)} of batches ready, of "
-            yield f"{ready}{_gigabytes(there)}; try loader.workers {self.workers // 2}"
+            if share.memory["all"] > ROOM * self.capacity:
+                where = "one device" if share.gpus == 1 else f"{share.gpus} devices"
+                needed, remedies = quantity(share.memory["all"], "B"), self._remedies(share)
+                need = f"memory: on {where} a step needs about {needed}, and there are {there}"
+                yield f"{need} on each; try {'; or '.join(remedies)}"
+        main = device_memory(torch.device("cpu"))
+        if self.ahead > main / 2:
+            ready = f"main memory: workers keep {quantity(self.ahead, 'B')} of batches ready, of "
+            yield f"{ready}{quantity(main, 'B')}; try loader.workers {self.workers // 2}"
 
-    def _remedies(self, share: Share, room: float) -> Iterator[str]:
+    def _remedies(self, share: Share) -> Iterator[str]:
+        room, needed = ROOM * self.capacity, share.memory["all"]
         fixed = sum(share.memory[key] for key in ("weights", "gradients", "optimiser"))
         if fixed > room:
             yield "a smaller encoder.name or projector.width: weights alone take too much"
             return
-        fits = int((room - fixed) / (share.total - fixed) * share.samples)
+        fits = int((room - fixed) / (needed - fixed) * share.samples)
         if fits >= LEAST:
             yield f"loader.batch_size {fits * share.gpus}"
         if self.precision == "32-true":
-            less = share.total - share.memory["activations"] / 2
+            less = needed - share.memory["activations"] / 2
             does = "fits" if less <= room else "is still too much"
-            yield f"trainer.precision bf16-mixed: about {_gigabytes(less)}, which {does}"
+            yield f"trainer.precision bf16-mixed: about {quantity(less, 'B')}, which {does}"
         yield "encoder.checkpointing true, which keeps the inputs of an encoder's blocks alone"
         yield "more devices, among which a batch divides (--gpus)"
 
 
-def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.3g} GB"
-
-
-@dataclass(frozen=True)
-class Devices:
-    """The devices that a run is planned for, each as fast as the one that is measured.
-
-    Args:
-        counts: numbers of devices.
-        memory: bytes of each; None for those of the measured one.
-        link: bytes a second that each sends to others. Sending is added to computing, though some
-            of it goes on at the same time.
-    """
-
-    counts: Sequence[int] = (1,)
-    memory: int | None = None
-    link: float = 25e9
-
-
 def plan(
-    data: PairedDataset,
-    objective: Objective,
+    run: Pretraining,
     *,
-    settings: PretrainSettings,
-    device: torch.device,
-    devices: Devices | None = None,
+    gpus: Sequence[int] = (1,),
+    link: float = 25e9,
     seconds: float = 30.0,
     samples: int | None = None,
 ) -> RunCost:
     """Foresee what `pretrain` costs, on one and on many devices like the one that is measured.
 
     Args:
-        data: what is trained on, or an example of it.
-        objective: the method.
-        settings: all other settings of `pretrain`.
-        device: is measured. Nothing is compiled, since that takes minutes.
-        devices: what is planned for; None for one device like `device`.
+        run: the pretraining, on the data or on an example of it. Nothing is compiled, since that
+            takes minutes.
+        gpus: numbers of devices that are planned for.
+        link: bytes a second that each sends to others. Sending is added to computing, though some
+            of it goes on at the same time.
         seconds: duration of the measurements, about.
-        samples: of the whole data set, where `data` is an example of it.
+        samples: of the whole data set, where the data is an example of it.
 
     Raises:
         ConfigError: if the configuration cannot be run.
         DataError: if too few samples can be read.
     """
-    devices = devices or Devices()
+    settings, device, objective = run.settings, run.device, run.objective
     options, batch = settings.trainer.as_dict(), settings.loader.batch_size
-    number, workers = samples or len(data), settings.loader.processes()
+    number, workers = samples or len(run.data), settings.loader.processes()
     length, epoch = length_of_run(options, number, batch)
-    for count in devices.counts:
+    for count in gpus:
         if count < 1 or batch % count or batch < LEAST * count:
             raise ConfigError(
                 f"--gpus: loader.batch_size {batch} does not divide among {count} devices, "
@@ -174,27 +135,29 @@ def plan(
     compiled = pays(device, length) if settings.compile == "auto" else settings.compile
     encoder = dataclasses.replace(settings.encoder, pretrained=False)  # costs the same
     settings = dataclasses.replace(settings, encoder=encoder, compile=False)
-    steps, formats = Steps(data, objective, settings, device), formats_of(options)
+    run = dataclasses.replace(run, settings=settings)
+    steps, formats = Steps(run), formats_of(options)
     trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
     size, there = formats.parameters.itemsize, device_memory(device)
     if 2 * trained * size > there:
         raise ConfigError(
-            f"{device}: weights and gradients take {_gigabytes(2 * trained * size)}, there are "
-            f"{_gigabytes(there)}; choose a smaller encoder.name or projector.width"
+            f"{device}: weights and gradients take {quantity(2 * trained * size, 'B')}, there are "
+            f"{quantity(there, 'B')}; choose a smaller encoder.name or projector.width"
         )
-    reading, examples = measure_reading(data, settings, min(5.0, seconds / 3))
-    sensors = list(data.modalities)
-    views = LossStep(copy.deepcopy(objective), sensors, 4, torch.device("cpu"))()
+    reading, examples = measure_reading(run, min(5.0, seconds / 3))
+    sensors = list(run.data.modalities)
+    views = loss_step(objective, sensors, 4, torch.device("cpu"))()
     memory_of = measure_memory(steps, examples, 4 * objective.dim * views * len(sensors))
     sizes = sorted(batch >> halvings for halvings in range(batch.bit_length() - 1))
     room = there * (ROOM if device.type == "cuda" else 0.5)  # main memory is for others, too
-    sizes = [n for n in sizes if n == sizes[0] or sum(memory_of(n, n).values()) <= room]
+    sizes = [n for n in sizes if n == sizes[0] or memory_of(n, n)["all"] <= room]
 
     def times(size: int, least: float) -> list[float]:
-        return steps.times(itertools.repeat(tile(examples, size)), least, least=3, warm_up=2)
+        clock = StepClock(device, least, least=3, warm_up=2)
+        found = steps.train(itertools.repeat(tile(examples, size)), clock)
+        return [sum(step.values()) for step in found]
 
     measured = time_steps(times, sizes, seconds)
-    few = steps.operations(tile(examples, LEAST))
     fixed, each = line(measured)
     monitor, paused = settings.monitor, 0.0
     if monitor.every_epochs:
@@ -202,28 +165,27 @@ def plan(
         paused = min(monitor.samples, number) * (1 / reading["alone"] + each / 6)
         paused *= length / epoch / monitor.every_epochs
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    cores, shares = os.cpu_count() or 1, []
-    for count in devices.counts:
+    cores = os.cpu_count() or 1
+
+    def share_of(count: int) -> Share:
         own = batch // count
         sent = traffic(objective.dim, len(sensors), batch, trained, count, views, size)
-        computing, exchange = fixed + each * own, sent["total"] / devices.link
+        computing, sending = fixed + each * own, sent["total"] / link
         # Each device has workers of its own, but no cores of its own.
         read = batch / (reading["rate"] * min(count, max(1.0, cores / max(1, workers))))
-        step = max(computing + exchange, read) if workers else computing + exchange + read
+        step = max(computing + sending, read) if workers else computing + sending + read
         if threads:  # on the cores that read
             step = max(step, (computing * threads + read * workers) / cores)
-        share = Share(
+        took = {"computing": computing, "sending": sending, "reading": read, "a step": step}
+        return Share(
             gpus=count,
             samples=own,
             memory=memory_of(own, batch),
             sent=sent,
-            computing=computing,
-            exchange=exchange,
-            reading=read,
-            step=step,
+            seconds=took,
             hours=(length * step + paused) / 3600,
         )
-        shares.append(share)
+
     return RunCost(
         device=str(device),
         precision=formats.precision,
@@ -233,13 +195,11 @@ def plan(
         epochs=length / epoch,
         steps=length,
         parameters=trained,
-        operations={part: n * batch / LEAST for part, n in few.items() if n},
-        best=matmul_rate(device, formats.products, min(1.0, seconds / 10)),
         measured=measured,
         reading=reading,
         workers=workers,
-        capacity=devices.memory or there,
-        shares=shares,
+        capacity=there,
+        shares=[share_of(count) for count in gpus],
     )
 
 
@@ -259,17 +219,12 @@ def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[in
     refuse_endless(options)
     refuse_too_few(samples, batch, ", or say with --samples how many there will be")
     epoch = limited(samples // batch, options.get("limit_train_batches"))
-    epochs, most = options.get("max_epochs"), options.get("max_steps")
-    steps = epoch * (100 if epochs is None else epochs)
-    if most is not None and most >= 0:
-        most *= options.get("accumulate_grad_batches") or 1
-        steps = most if steps < 0 else min(steps, most)
-    return steps, epoch
+    epochs = 100 if options.get("max_epochs") is None else options["max_epochs"]
+    most = options.get("max_steps", -1) * (options.get("accumulate_grad_batches") or 1)
+    return min(end for end in (epoch * epochs, most) if end >= 0), epoch
 
 
-def measure_reading(
-    data: PairedDataset, settings: PretrainSettings, seconds: float
-) -> tuple[dict[str, float], Batch]:
+def measure_reading(run: Pretraining, seconds: float) -> tuple[dict[str, float], Batch]:
     """Read samples in this process and through the loader, each for half of the time.
 
     Returns:
@@ -279,21 +234,18 @@ def measure_reading(
     Raises:
         DataError: if no sample can be read.
     """
-    data = data.only(targets=())  # as pretraining reads it
+    data, loader = run.data.only(targets=()), run.settings.loader  # as pretraining reads it
     # A small batch tells sooner.
-    loader = dataclasses.replace(
-        settings.loader, batch_size=min(16, settings.loader.batch_size, len(data))
-    )
-    with contextlib.closing(batches(data, loader, settings.seed)) as stream:
+    loader = dataclasses.replace(loader, batch_size=min(16, loader.batch_size, len(data)))
+    with contextlib.closing(batches(run, loader)) as stream:
         examples = next(stream)
         if len(examples["ids"]) < LEAST:
             raise DataError(f"{len(examples['ids'])} of {loader.batch_size} samples can be read")
-        times = measure(lambda: next(stream), seconds / 2)
+        rate = loader.batch_size / statistics.mean(measure(lambda: next(stream), seconds / 2))
     turns, dataset = itertools.cycle(range(len(data))), SkipBad(data)
-    alone = measure(lambda: dataset[next(turns)], seconds / 2)
+    alone = 1 / statistics.mean(measure(lambda: dataset[next(turns)], seconds / 2))
     pictures = sum(x.nbytes for x in examples["images"].values()) / len(examples["ids"])
-    found = {"rate": loader.batch_size / statistics.mean(times), "pictures": pictures}
-    found["alone"] = 1 / statistics.mean(alone)
+    found = {"alone": alone, "rate": rate, "pictures": pictures}
     with contextlib.suppress(BadSampleError):
         stored = data.read_bytes(next(turns))
         found |= {} if stored is None else {"files": stored.nbytes}
@@ -327,7 +279,7 @@ def measure_memory(
         embeddings: bytes of a sample's embeddings that are compared.
 
     Returns:
-        `f(samples of a device, samples of all devices) = {what for: bytes}`.
+        `f(samples of a device, samples of all devices) = {what for, or "all": bytes}`.
     """
     formats = formats_of(steps.options)
     model = steps.model.to(steps.device, formats.parameters)
@@ -341,7 +293,7 @@ def measure_memory(
     pictures = sum(x[0].nbytes for x in examples["images"].values())
 
     def memory(samples: int, batch: int) -> dict[str, int]:
-        return {
+        parts = {
             "weights": weights,
             "gradients": trained,
             "optimiser": states * trained,
@@ -350,6 +302,7 @@ def measure_memory(
             "others' embeddings": 3 * embeddings * (batch - samples),
             "pictures": pictures * samples,
         }
+        return {**parts, "all": sum(parts.values())}
 
     return memory
 
@@ -384,8 +337,7 @@ def time_steps(
     large = sizes[0]
     for size in sizes[1:]:
         soon = 5 * size / large * min(run(large, 0.0))  # seconds of five steps, at most
-        # A step with few samples alone does not show which part of its time is the same for any
-        # batch.
+        # Steps with few samples do not show which part of their time is the same for any batch.
         if soon > (2 * seconds if size <= 16 else seconds / 3):
             break
         large = size
