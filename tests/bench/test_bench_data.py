@@ -36,6 +36,12 @@ def test_steps_and_their_units(tmp_path):
     assert next(bench_data(packed, 0.01))["name"] == "read"
 
 
+def test_folders_are_read_and_decoded_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(SyntheticScenes, "files", lambda self, index: [tmp_path])  # as of Zarr
+    rows = bench_data(pretraining(SyntheticScenes(samples=8, size=32)), 0.01)
+    assert next(rows)["name"] == "read and decode"
+
+
 def test_files_are_read_without_being_decoded(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

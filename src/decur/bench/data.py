@@ -13,7 +13,7 @@ import torch
 from decur.bench.measure import MOST_ROWS, Pretraining, Row, count, make_row, measure, peak_memory
 from decur.data import Batch, Collate, LoaderSettings, SkipBad
 from decur.devices import send_batch
-from decur.errors import DataError
+from decur.errors import BadSampleError, DataError
 from decur.objectives.base import Objective
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.views import sample_seeds
@@ -62,11 +62,12 @@ def bench_data(run: Pretraining, seconds: float) -> Iterator[Row]:
 
     turns, stored = itertools.cycle(indices), itertools.cycle(readable)
     both = row("read and decode", 1, lambda: dataset[next(turns)])
-    if data.read_bytes(readable[0]) is not None:
-        read = row("read", 1, lambda: data.read_bytes(next(stored)))
-        rest = 1 / both["pairs_per_second"] - 1 / read["pairs_per_second"]
-        yield read
-        yield make_row("decode", 1, [max(1e-9, rest)])
+    with contextlib.suppress(BadSampleError):  # a Zarr store is a folder
+        if data.read_bytes(readable[0]) is not None:
+            read = row("read", 1, lambda: data.read_bytes(next(stored)))
+            rest = 1 / both["pairs_per_second"] - 1 / read["pairs_per_second"]
+            yield read
+            yield make_row("decode", 1, [max(1e-9, rest)])
     yield both
     batch, pairs = collate(samples), len(samples)
     yield row("collate", pairs, lambda: collate(samples))
