@@ -53,6 +53,17 @@ def test_a_batch_without_any_mask_has_masks_of_the_first_modality():
     assert (batch["target"]["mask"] == 255).all()
 
 
+def test_an_unknown_label_of_ones_own_kind_has_the_shape_of_the_known_ones():
+    samples = [
+        {"id": "1", "images": {}, "bad": "cannot be read"},
+        {"id": "2", "images": {}, "target": {"place": torch.tensor([3.0, 4.0])}},
+    ]
+    batch = Collate(MODALITIES, {"place": Target("vector", ("x", "y"))})(samples)
+    assert batch["target"]["place"].shape == (2, 2)
+    assert batch["target"]["place"][0].isnan().all()
+    assert batch["target"]["place"][1].tolist() == [3.0, 4.0]
+
+
 def test_mixed_types_become_float():
     samples = [
         {"id": "1", "images": {"b": torch.full((1, 2, 2), 7, dtype=torch.uint8)}},

@@ -133,6 +133,9 @@ class Collate:
             given = [sample.get("target", {}).get(name) for sample in samples]
             largest = self._mask_size(given) if spec.kind == "mask" else (1, 1)
             unknown = spec.unknown(largest)  # once: it may be a whole mask
+            known = next((label for label in given if label is not None), unknown)
+            if spec.kind != "mask" and known.shape != unknown.shape:  # a kind of label of one's own
+                unknown = unknown.expand(known.shape)
             labels = [unknown if label is None else label for label in given]
             if spec.kind == "mask" and any(label.shape != largest for label in labels):
                 sizes[name] = torch.tensor([label.shape for label in labels])  # (B, 2)
