@@ -120,21 +120,22 @@ def split(args: argparse.Namespace, seed: int) -> list[tuple[str, ...]]:
     """Pretrain; return rows (factor, sensor, features, common part, unique part)."""
     sensors = ["optical", "sar"]
     objective = DeCUR(
-        32,
+        args.dims,
         common=args.common,
-        lambda_common=0.02,
-        lambda_unique=0.1,
+        lambda_common=args.lambda_common,
+        lambda_unique=args.lambda_unique,
         lambda_intra=args.lambda_intra,
     )
-    crops = {"crop_scale": [0.5, 1.0], "solarize_p": 0.0, "blur_p": 0.0}
+    augment = dict.fromkeys(("grayscale_p", "solarize_p", "blur_p"), 0.0)  # which mix or hide bands
+    augment |= {"crop_scale": args.crops, "brightness": args.jitter, "contrast": args.jitter}
     with tempfile.TemporaryDirectory() as folder:
         run = pretrain(
             scenes(2048, 0, sensors),
             objective,
             run=str(Path(folder) / "run"),
             encoder=EncoderSettings(ENCODER),
-            projector=ProjectorSettings(width=32),
-            views=ViewSettings(size=SIZE, augment={"all": crops}),
+            projector=ProjectorSettings(width=args.dims),
+            views=ViewSettings(size=SIZE, augment={"all": augment}),
             optimizer=OptimizerSettings("adamw", lr=0.003),
             loader=LoaderSettings(batch_size=64, workers=0),
             monitor=MonitorSettings(every_epochs=0),
@@ -166,8 +167,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
     parser.add_argument("--epochs", type=int, default=10, help="of DeCUR; 0: none")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of DeCUR")
-    parser.add_argument("--common", type=float, default=0.5, help="share of common dimensions")
-    parser.add_argument("--lambda_intra", type=float, default=0.02, help="of training within each")
+    parser.add_argument("--dims", type=int, default=32, help="of the embedding")
+    parser.add_argument("--common", type=float, default=0.125, help="share of common dimensions")
+    parser.add_argument("--crops", type=float, nargs=2, default=[0.2, 0.4], help="areas of views")
+    parser.add_argument("--jitter", type=float, default=0.1, help="of brightness and contrast")
+    parser.add_argument("--lambda_common", type=float, default=0.005, help="of the common part")
+    parser.add_argument("--lambda_unique", type=float, default=0.1, help="of the unique part")
+    parser.add_argument("--lambda_intra", type=float, default=0.1, help="of training within each")
     arguments = parser.parse_args()
     console = Console()
     if arguments.steps:

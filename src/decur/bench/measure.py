@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +95,9 @@ def make_row(name: str, pairs: int, times: Sequence[float], **more: Any) -> Row:
 
 def measure(work: Callable[[], object], seconds: float) -> list[float]:
     """Call a function for some seconds, and return those of each call; a GPU is waited for."""
-    from torch.utils.benchmark import Timer  # looks for CUDA's compiler, and says what it finds
+    # Timer looks for CUDA's compiler, and warns where it finds that without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
 
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=seconds).times

@@ -107,10 +107,11 @@ class SyntheticScenes(PairedDataset):
         noise: Give the optical sensor one more band, "noise", that tells nothing of the scene:
             independent numbers between 0 and 1. What explains an encoder must find it unimportant.
         structure: Draw other scenes, whose factors a network with random weights hardly finds. All
-            sensors share which way strips of fields run, `layout`; each alone sees which way its
-            own faint waves run: `streets` of clouds, rows of `tillage`, or `ridges` (class: level,
-            slanted or upright). These are the only targets. Patterns have their size in pixels, so
-            that another `size` shows more or less of them.
+            sensors share which way strips of fields run, `layout`; each alone sees, in bands of
+            their own, which way its own strips run: `streets` of clouds, rows of `tillage`, or
+            `ridges` (class: level, slanted or upright). These are the only targets. Strips have
+            their width in pixels, so that another `size` shows more or less of them. Heights
+            have two bands then, "height" and "roughness".
 
     Raises:
         ConfigError: for unknown modalities, or numbers out of range.
@@ -143,12 +144,13 @@ class SyntheticScenes(PairedDataset):
                 raise ConfigError(f"SyntheticScenes: {name} must be at least {least}, is {value}")
         self.size, self.seed, self.start, self.noise = size, seed, start, noise
         self.structure = structure
-        counts = {name: len(bands) for name, bands in _BANDS.items()}
+        bands = _BANDS | ({"elevation": ("height", "roughness")} if structure else {})
+        counts = {name: len(own) for name, own in bands.items()}
         statistics = structures.statistics(counts) if structure else _STATISTICS
         self.modalities = {
             name: Modality(
                 name=name,
-                bands=_BANDS[name],
+                bands=bands[name],
                 mean=statistics[name][0],
                 std=statistics[name][1],
                 size=(size, size),
@@ -208,12 +210,12 @@ class SyntheticScenes(PairedDataset):
         }
 
     def _read_structure(self, index: int) -> Sample:
-        fields = structures.draw_fields(self._ground(index), self.size)
+        fields = structures.draw_strips(self._ground(index), self.size)
         images, target = {}, {structures.LAYOUT: torch.tensor(fields.direction)}
-        for name in self.modalities:
+        for name, modality in self.modalities.items():
             rng = self._stream(index, name)
-            seen, direction = structures.see(rng, fields)
-            image = structures.bands(seen, name, len(_BANDS[name]))
+            count = sum(band != NOISE for band in modality.bands)
+            image, direction = structures.see(rng, fields, name, count)
             if name == "optical":
                 image = self._with_noise(rng, image)
             images[name] = torch.from_numpy(image)

@@ -2,7 +2,8 @@
 
 Turning a direction changes neither mean nor variance and only turns the spectrum, and it is weaker
 than the grain: a network with random weights hardly finds it, a trained one does. Flips of a view
-leave each direction what it is; quarter turns would not.
+leave each direction what it is; quarter turns would not. What a sensor alone sees has bands of its
+own, so that both factors can be alike: strips of the same widths, as faint as each other.
 """
 
 from __future__ import annotations
@@ -23,70 +24,55 @@ OWN = {"optical": "streets", "sar": "tillage", "elevation": "ridges"}
 STATISTICS = {"optical": (0.25, 0.05), "sar": (-12.0, 2.0), "elevation": (100.0, 5.0)}
 
 _JITTER = 4.0  # degrees that a direction varies by
-_PERIOD = 4.0  # period of a sensor's own waves, in pixels
-_BANDWIDTH = 1 / 64  # their bandwidth in waves a pixel: they keep step over some ten pixels
-_FIELDS = (4.0, 6.0)  # width of a strip of fields, in pixels
-# Standard deviations, where that of the grain is 1.
-_WAVES = 0.14
-_STRIPS = 0.3
-_WHOLE = (1 + _WAVES**2 + _STRIPS**2) ** 0.5
+_WIDTHS = (4.0, 6.0)  # width of a strip, in pixels
+_STRIPS = 0.4  # standard deviation of the strips, where that of the grain is 1
 
 
 @dataclass(frozen=True)
-class Fields:
-    """The strips of fields of a scene, the same for every sensor.
+class Strips:
+    """Parallel strips of one width across a scene.
 
     Args:
         direction: index of `DIRECTIONS`.
-        strips: (H, W) int64, number of the strip that a pixel lies in.
+        numbers: (H, W) int64, number of the strip that a pixel lies in.
     """
 
     direction: int
-    strips: NDArray[np.int64]
+    numbers: NDArray[np.int64]
 
 
-def draw_fields(rng: np.random.Generator, size: int) -> Fields:
-    """Draw parallel strips of one width across a scene of `size` pixels."""
-    direction, angle = _draw_direction(rng)
-    width, offset = rng.uniform(*_FIELDS), rng.random()
+def draw_strips(rng: np.random.Generator, size: int) -> Strips:
+    """Draw the strips of a scene of `size` pixels: their direction, width and place."""
+    direction = int(rng.integers(len(DIRECTIONS)))
+    degrees = 90 - 45 * direction + rng.uniform(-_JITTER, _JITTER)  # level: they follow downwards
+    angle = float(np.radians(degrees) * rng.choice((-1, 1)))
+    width, offset = rng.uniform(*_WIDTHS), rng.random()
     axis = np.arange(size)
     across = axis[None] * np.cos(angle) + axis[:, None] * np.sin(angle)  # (H, W) in pixels
-    strips = np.floor(across / width + offset).astype(np.int64)
-    return Fields(direction, strips - strips.min())
+    numbers = np.floor(across / width + offset).astype(np.int64)
+    return Strips(direction, numbers - numbers.min())
 
 
-def see(rng: np.random.Generator, fields: Fields) -> tuple[Picture, int]:
-    """Return what a sensor sees of a scene, and the direction of its own waves.
+def see(rng: np.random.Generator, fields: Strips, sensor: str, count: int) -> tuple[Picture, int]:
+    """Return what a sensor sees of a scene, and the direction of its own strips.
 
-    The sensor gives each strip a brightness of its own, and adds waves and grain. Strips and waves
-    have mean 0 and their standard deviation exactly, whatever their direction.
+    The first half of the bands shows the fields, the second half strips that no other sensor sees.
+    The bands of a half show the same.
 
     Args:
         rng: random numbers of this sensor.
-        fields: of the scene.
+        fields: of the scene, the same for every sensor.
+        sensor: a key of `STATISTICS`.
+        count: number of bands, at least two.
 
     Returns:
-        (H, W) of mean 0 and standard deviation 1, and an index of `DIRECTIONS`.
+        (count, H, W) in the sensor's units, and an index of `DIRECTIONS`.
     """
-    direction, angle = _draw_direction(rng)
-    brightness = rng.standard_normal(fields.strips.max() + 1)
-    strips = _scaled(brightness[fields.strips])
-    grain = rng.standard_normal(fields.strips.shape)
-    seen = _STRIPS * strips + _WAVES * _waves(rng, len(grain), angle) + grain
-    return (seen / _WHOLE).astype(np.float32), direction
-
-
-def bands(seen: Picture, sensor: str, count: int) -> Picture:
-    """Return (count, H, W) in the sensor's units; all bands show the same.
-
-    Args:
-        seen: (H, W) of mean 0 and standard deviation 1.
-        sensor: a key of `STATISTICS`.
-        count: number of bands.
-    """
+    own = draw_strips(rng, len(fields.numbers))
     mean, std = STATISTICS[sensor]
-    one = (mean + std * seen).astype(np.float32)
-    return np.repeat(one[None], count, axis=0)
+    halves = [mean + std * _faint(rng, strips) for strips in (fields, own)]
+    image = np.repeat(np.stack(halves), [-(-count // 2), count // 2], axis=0)
+    return image.astype(np.float32), own.direction
 
 
 def statistics(bands: Mapping[str, int]) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
@@ -97,26 +83,13 @@ def statistics(bands: Mapping[str, int]) -> dict[str, tuple[tuple[float, ...], t
     }
 
 
-def _draw_direction(rng: np.random.Generator) -> tuple[int, float]:
-    """Return an index of `DIRECTIONS`, and the angle in radians at which its waves go on."""
-    direction = int(rng.integers(len(DIRECTIONS)))
-    degrees = 90 - 45 * direction + rng.uniform(-_JITTER, _JITTER)  # level waves go downwards
-    return direction, float(np.radians(degrees) * rng.choice((-1, 1)))
+def _faint(rng: np.random.Generator, strips: Strips) -> NDArray[np.float64]:
+    """Return strips, each of a brightness of its own, under grain: (H, W) of variance 1, mean 0.
 
-
-def _waves(rng: np.random.Generator, size: int, angle: float) -> NDArray[np.float64]:
-    """Draw waves that go on at an angle: noise of a narrow band, mean 0 and std 1."""
-    down, right = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]  # waves a pixel
-    apart = [
-        (down - sign * np.sin(angle) / _PERIOD) ** 2 + (right - sign * np.cos(angle) / _PERIOD) ** 2
-        for sign in (1, -1)
-    ]
-    passed = sum(np.exp(-distance / (2 * _BANDWIDTH**2)) for distance in apart)
-    noise = np.fft.rfft2(rng.standard_normal((size, size)))
-    return _scaled(np.fft.irfft2(noise * passed, s=(size, size)))
-
-
-def _scaled(field: NDArray[np.float64]) -> NDArray[np.float64]:
-    centred = field - field.mean()
-    scaled: NDArray[np.float64] = centred / centred.std()
-    return scaled
+    The strips have their mean and variance exactly, whatever their direction.
+    """
+    brightness = rng.standard_normal(strips.numbers.max() + 1)[strips.numbers]
+    strip = (brightness - brightness.mean()) / brightness.std()
+    grain = rng.standard_normal(strips.numbers.shape)
+    faint: NDArray[np.float64] = (_STRIPS * strip + grain) / (1 + _STRIPS**2) ** 0.5
+    return faint
