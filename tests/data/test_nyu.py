@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -48,6 +49,14 @@ def test_rows_of_the_splits(root):
     expected = [[255 if c == 0 else mapping[c - 1] - 1 for c in row] for row in label.astype(int)]
     np.testing.assert_array_equal(sample["target"]["label"], expected)
     assert data.targets["label"].classes[::39] == ("class 1", "class 40")
+
+
+def test_another_file_is_noticed(root):
+    data = NYUDepthV2(root)
+    before, again = data.file_digest(), NYUDepthV2(root).file_digest([0, 1])
+    assert again == data.file_digest([0, 1])
+    os.utime(root / "nyu_depth_v2_labeled.mat", (1, 1))
+    assert data.file_digest() != before and data.file_digest([0, 1]) != again
 
 
 def test_raw_depth_and_sizes(root):

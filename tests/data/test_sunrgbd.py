@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -91,6 +92,18 @@ def test_pictures_and_labels(root):
     larger = data[1]  # of another camera
     assert larger["images"]["depth"].shape == (1, *SMALL)
     assert larger["target"]["label"].shape == SMALL
+
+
+def test_other_labels_are_noticed(root):
+    data, bare = (SUNRGBD(root, size=SMALL, classes=classes) for classes in (37, None))
+    before, without = data.file_digest(), bare.file_digest()
+    os.utime(root / "SUNRGBDtoolbox/Metadata/SUNRGBD2Dseg.mat", (1, 1))
+    assert data.file_digest() != before
+    assert bare.file_digest() == without  # which reads none
+    stored = data.read_bytes(data.ids.index(SCENES["train"][0])).nbytes
+    files = (root / "SUNRGBD" / SCENES["train"][0] / name for name in ("image", "depth_bfx"))
+    pictures = sum(file.stat().st_size for folder in files for file in folder.iterdir())
+    assert pictures < stored < pictures + SMALL[0] * SMALL[1] * 8  # its own label, not all
 
 
 def test_raw_depth_has_holes(root):

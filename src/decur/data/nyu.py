@@ -142,6 +142,10 @@ class NYUDepthV2(PairedDataset):
             sample["target"] = {"label": self._read_label(row)}
         return sample
 
+    def files(self, index: int) -> list[Path]:
+        """Return the file that holds all samples."""
+        return [self._data.file]
+
     def read_bytes(self, index: int) -> np.ndarray:
         """Return a row of each array that is read, as the file stores it: (bytes,) uint8.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
-from decur.data.files import read_image, resize, resize_mask
+from decur.data.files import read_files, read_image, resize, resize_mask
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
 from decur.errors import BadSampleError, DataError
@@ -159,11 +159,15 @@ class SUNRGBD(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[Path]:
-        """Return the pictures of a scene, and for HHA its intrinsics; one file has all labels.
+        """Return the pictures of a scene, for HHA its intrinsics, and the file of all labels.
 
         Raises:
             BadSampleError: naming the folder, if a picture is missing.
         """
+        labels = [] if self._labels is None else [self._labels.file]
+        return [*self._own_files(index), *labels]
+
+    def _own_files(self, index: int) -> list[Path]:
         scene, files = self._scene(index), []
         for name in self.sensors_of(index):
             files.append(_only_file(scene / ("image" if name == "rgb" else self._folder)))
@@ -171,14 +175,14 @@ class SUNRGBD(PairedDataset):
                 files.append(scene / "intrinsics.txt")
         return files
 
-    def read_bytes(self, index: int) -> np.ndarray | None:
+    def read_bytes(self, index: int) -> np.ndarray:
         """Return the bytes of a scene's files, and of its label: (bytes,) uint8.
 
         Raises:
             BadSampleError: naming the file, if it cannot be read.
         """
-        stored = super().read_bytes(index)
-        if not self.targets or stored is None or self.ids[index] not in self._rows:
+        stored = read_files(self._own_files(index))
+        if not self.targets or self.ids[index] not in self._rows:
             return stored
         assert self._labels is not None
         label = self._labels.read_bytes(_SEGMENTATION, self._rows[self.ids[index]])
