@@ -1,8 +1,8 @@
 """Does DeCUR split factors that a network with random weights hardly finds?
 
     python benchmarks/structure.py
-    python benchmarks/structure.py --sensors sar --networks 0 1 2 --steps 200 --epochs 6
-    python benchmarks/structure.py --steps 0 --epochs 40 --seeds 0 1 2
+    python benchmarks/structure.py --steps 200 --epochs 0
+    python benchmarks/structure.py --steps 0 --seeds 0 1 2
 
 On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
 network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
@@ -106,9 +106,10 @@ def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[s
             network = trained_on(images[sensor], labels[factor], steps)
             right = features(network, unseen[sensor]).argmax(1) == truth[factor]
             others = probed(features(network[0], unseen[sensor]), truth[other])
+            spread = np.std(random, ddof=len(random) > 1)
             rows.append(
                 (
-                    *(sensor, factor, f"{np.mean(random):.1f} ± {np.std(random):.1f}"),
+                    *(sensor, factor, f"{np.mean(random):.1f} ± {spread:.1f}"),
                     *(f"{100 * right.float().mean():.1f}", f"{others:.1f} ({other})"),
                 )
             )
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("--sensors", nargs="+", default=list(OWN), choices=list(OWN))
     parser.add_argument("--networks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
-    parser.add_argument("--epochs", type=int, default=10, help="of DeCUR; 0: none")
+    parser.add_argument("--epochs", type=int, default=40, help="of DeCUR; 0: none")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of DeCUR")
     parser.add_argument("--dims", type=int, default=32, help="of the embedding")
     parser.add_argument("--common", type=float, default=0.125, help="share of common dimensions")
