@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of DeCUR")
     parser.add_argument("--dims", type=int, default=32, help="of the embedding")
     parser.add_argument("--common", type=float, default=0.125, help="share of common dimensions")
-    parser.add_argument("--crops", type=float, nargs=2, default=[0.2, 0.4], help="areas of views")
+    parser.add_argument("--crops", type=float, nargs=2, default=[0.5, 1.0], help="areas of views")
     parser.add_argument("--jitter", type=float, default=0.1, help="of brightness and contrast")
     parser.add_argument("--lambda_common", type=float, default=0.005, help="of the common part")
     parser.add_argument("--lambda_unique", type=float, default=0.1, help="of the unique part")
