@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from decur.data.base import DATASETS, PairedDataset, check_choices
 from decur.data.depth import Depth, Mat73, check_metres, depth_modality, encode_depth, read_mat
-from decur.data.files import read_files, read_image, resize, resize_mask
+from decur.data.files import read_image, resize, resize_mask
 from decur.data.sample import Sample, Target
 from decur.data.selection import evenly_spaced
+from decur.digest import digest, file_state
 from decur.errors import BadSampleError, DataError
 from decur.modality import Modality
 
@@ -159,15 +160,11 @@ class SUNRGBD(PairedDataset):
         return sample
 
     def files(self, index: int) -> list[Path]:
-        """Return the pictures of a scene, for HHA its intrinsics, and the file of all labels.
+        """Return the pictures of a scene, and for HHA its intrinsics; one file has all labels.
 
         Raises:
             BadSampleError: naming the folder, if a picture is missing.
         """
-        labels = [] if self._labels is None else [self._labels.file]
-        return [*self._own_files(index), *labels]
-
-    def _own_files(self, index: int) -> list[Path]:
         scene, files = self._scene(index), []
         for name in self.sensors_of(index):
             files.append(_only_file(scene / ("image" if name == "rgb" else self._folder)))
@@ -175,14 +172,21 @@ class SUNRGBD(PairedDataset):
                 files.append(scene / "intrinsics.txt")
         return files
 
-    def read_bytes(self, index: int) -> np.ndarray:
+    def file_digest(self, rows: Iterable[int] | None = None) -> str:
+        """Return that of the samples' files, and of the file of all labels where these are read."""
+        own = super().file_digest(rows)
+        if self._labels is None or not self.targets:
+            return own
+        return digest(own, file_state(self._labels.file))
+
+    def read_bytes(self, index: int) -> np.ndarray | None:
         """Return the bytes of a scene's files, and of its label: (bytes,) uint8.
 
         Raises:
             BadSampleError: naming the file, if it cannot be read.
         """
-        stored = read_files(self._own_files(index))
-        if not self.targets or self.ids[index] not in self._rows:
+        stored = super().read_bytes(index)
+        if not self.targets or stored is None or self.ids[index] not in self._rows:
             return stored
         assert self._labels is not None
         label = self._labels.read_bytes(_SEGMENTATION, self._rows[self.ids[index]])
