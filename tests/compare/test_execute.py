@@ -18,8 +18,14 @@ from decur.compare.command_compare import build_parser
 from decur.compare.execute import KILLED, Execution
 from decur.compare.plan import plan_cells
 from decur.compare.run import visible_devices
-from decur.compare.settings import ClusterSettings, CompareSettings, MethodSettings, TaskSettings
-from decur.errors import DataError, Interrupted
+from decur.compare.settings import (
+    ClusterSettings,
+    CompareSettings,
+    MethodSettings,
+    TaskSettings,
+    check_cluster,
+)
+from decur.errors import ConfigError, DataError, Interrupted
 
 
 @pytest.fixture
@@ -310,6 +316,14 @@ def test_a_command_that_fails_does_not_keep_the_signals(attempt):
     before = signal.getsignal(signal.SIGTERM)
     attempt(command)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", -1, [0, "cuda"]])
+def test_devices_that_are_none_are_refused(wrong):
+    with pytest.raises(ConfigError, match=r"devices: .* is none; give a GPU's number"):
+        check_cluster(ClusterSettings(), wrong)
+    for right in (None, 0, "cpu", "1", [0, "cpu"], ["GPU-3f1a", "MIG-9c"]):
+        check_cluster(ClusterSettings(), right)
 
 
 @pytest.mark.parametrize(

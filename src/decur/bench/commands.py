@@ -70,7 +70,8 @@ def bench_command(arguments: Sequence[str]) -> None:
     given = any(argument.startswith(("--config", "--data")) for argument in arguments)
     if not given and not helped and name != "data":
         arguments = ["--config", "demo", *arguments]
-    parser = _build_parser(f"decur bench {name}".strip(), _BENCH, seconds=3.0)
+    json = "File for all figures, of `all` by default bench.json."
+    parser = _build_parser(f"decur bench {name or 'WHAT'}", _BENCH, seconds=3.0, json=json)
     trace = "JSON file for a trace of two steps, for Perfetto or chrome://tracing."
     parser.add_argument("--profile", type=str, help=trace)
     parser.add_argument("--dims", type=int, nargs="+", help="Widths of the embeddings, for `loss`.")
@@ -139,8 +140,9 @@ def plan_command(arguments: Sequence[str]) -> RunCost:
     Raises:
         DecurError: for whatever a person can mend.
     """
-    parser = _build_parser("decur plan", _PLAN, seconds=30.0)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1], help="Numbers of devices.")
+    parser = _build_parser("decur plan", _PLAN, seconds=30.0, json="File for all figures.")
+    numbers = "Numbers of devices to plan for."
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1], help=numbers)
     samples = "Number of samples of the whole data set, where --data is an example of it."
     parser.add_argument("--samples", type=int, help=samples)
     memory = "Memory of a device in GB; by default that of the one measured."
@@ -206,17 +208,14 @@ def print_cost(cost: RunCost) -> None:
         _say("WARNING", warning)
 
 
-# -- what both commands share ----------------------------------------------------------------------
-
-
-def _build_parser(prog: str, about: str, *, seconds: float) -> Parser:
+def _build_parser(prog: str, about: str, *, seconds: float, json: str) -> Parser:
     """Return the parser of `decur pretrain` with --device, --seconds and --json besides."""
     parser = build_parser(prog, about, starts=False)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=str, default=default, help="Device that is measured.")
     each = "Seconds that a measurement takes, about."
     parser.add_argument("--seconds", type=float, default=seconds, help=each)
-    parser.add_argument("--json", type=str, help="File for all figures; `bench all`: bench.json.")
+    parser.add_argument("--json", type=str, help=json)
     return parser
 
 
@@ -230,11 +229,16 @@ def _instantiate(parser: Parser, parsed: Namespace) -> Pretraining:
         value = parsed.get(key)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{key}: must be more than 0, is {value}")
+    for key in ("dims", "gpus"):
+        least = min(parsed.get(key) or [1])
+        require(least >= 1, f"--{key}: must be at least 1, is {least}")
     for key in ("json", "profile"):
         if parsed.get(key):
             path = Path(parsed[key])
             make_folder(path.parent, f"--{key}")
             require(not path.is_dir(), f"--{key} {path}: is a folder; give a file in it")
+            with writing(path, f"--{key}"):
+                path.open("a").close()
     device = open_device(parsed.device)
     made = parser.instantiate_classes(parsed)
 

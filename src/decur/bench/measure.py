@@ -69,7 +69,8 @@ def open_device(name: str) -> torch.device:
         ConfigError: if the device is not there.
     """
     try:
-        device = torch.empty(0, device=name).device
+        held = torch.zeros(1, device=name)
+        device, _ = held.device, held.item()  # a device such as "meta" has no values
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device: {name!r} cannot be used ({reason_of(error)})") from error
     if device.type == "cuda":
@@ -127,9 +128,6 @@ def peak_memory(work: Callable[[], object], device: torch.device, trace: str | N
         work: should have been called before, so that libraries have their workspaces.
         device: that computes.
         trace: JSON file for a trace of the call, for Perfetto or chrome://tracing.
-
-    Raises:
-        ConfigError: if the trace cannot be written.
     """
     gpu = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + gpu]
@@ -139,10 +137,7 @@ def peak_memory(work: Callable[[], object], device: torch.device, trace: str | N
     with profile(activities=kinds, profile_memory=True, acc_events=True) as seen:
         work()
     if trace is not None:
-        try:
-            seen.export_chrome_trace(trace)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"--profile {trace}: cannot be written ({error})") from error
+        seen.export_chrome_trace(trace)
     if gpu:
         return torch.cuda.max_memory_allocated(device) - before
     assert seen.profiler is not None and seen.profiler.kineto_results is not None

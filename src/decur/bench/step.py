@@ -201,7 +201,7 @@ def bench_step(
         and as "step_fixed" with one batch that is in memory, over and over.
 
     Raises:
-        ConfigError: if the configuration cannot be run, or the trace not be written.
+        ConfigError: if the configuration cannot be run.
     """
     steps, passes = Steps(run), {}
     with contextlib.closing(batches(run)) as stream:

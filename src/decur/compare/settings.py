@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,8 +242,10 @@ def check_comparison(settings: CompareSettings) -> None:
             )
 
 
-def check_cluster(cluster: ClusterSettings, devices: object) -> None:
-    """Refuse settings of a cluster that do not go with where the cells run.
+def check_cluster(
+    cluster: ClusterSettings, devices: int | str | Sequence[int | str] | None
+) -> None:
+    """Refuse settings of a cluster, and devices, that do not go with where the cells run.
 
     Args:
         cluster: where the cells run.
@@ -251,6 +254,9 @@ def check_cluster(cluster: ClusterSettings, devices: object) -> None:
     Raises:
         ConfigError: naming the key and the remedy.
     """
+    for name in [devices] if isinstance(devices, int | str) else devices or ():
+        if not re.fullmatch(r"\d+|cpu|(GPU|MIG)-.+", str(name)):
+            raise ConfigError(f"devices: {name!r} is none; give a GPU's number, as 0, or cpu")
     if cluster.name == "slurm":
         if devices is not None:
             raise ConfigError(
