@@ -33,7 +33,8 @@ def test_rows_are_of_median_and_quartiles():
 def test_precisions_are_lightnings():
     for name in get_args(_PRECISION_INPUT_STR):
         assert formats_of({"precision": name}).precision == name
-    assert formats_of({"precision": "bf16"}).precision == "bf16-mixed"
+    for short, name in {"bf16": "bf16-mixed", 16: "16-mixed", 32: "32-true", 64: "64-true"}.items():
+        assert formats_of({"precision": short}).precision == name
     products = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16": torch.float16}
     products |= {"transformer-engine": torch.bfloat16, 64: torch.float64, None: torch.float32}
     parameters = {**products, "bf16-mixed": torch.float32, "16": torch.float32}

@@ -160,6 +160,7 @@ def test_time_is_a_line():
     [
         ({}, (1200, 12)),
         ({"max_epochs": 3}, (36, 12)),
+        ({"max_epochs": 3, "max_steps": None, "accumulate_grad_batches": None}, (36, 12)),
         ({"max_epochs": 3, "max_steps": 20}, (20, 12)),
         ({"max_epochs": -1, "max_steps": 20}, (20, 12)),
         ({"max_epochs": 3, "max_steps": 20, "accumulate_grad_batches": 2}, (36, 12)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from decur.bench.plan import RunCost
 
 _BENCH = (
-    "How fast the parts of pretraining are on this device: data (from files to views, alone and as "
-    "a pipeline: which part starves the GPU?), views, loss, step (where does the time of a step "
-    "go?), or all. Takes the options of `decur pretrain`, such as --data.root FOLDER; without "
-    "--config and --data it measures the demo's configuration, and `data` asks for a folder. "
-    "Floor: the time that the operations of matrix products take at this device's best rate, "
-    "which is measured at the start."
+    "How fast the parts of pretraining are on this device. WHAT is data (from files to views, "
+    "alone and as a pipeline: which part starves the GPU?), views, loss, step (where does the time "
+    "of a step go?), or all. Takes the options of `decur pretrain`, such as --data.root FOLDER; "
+    "without --config and --data it measures the demo's configuration, and `data` asks for a "
+    "folder. Floor: the time that the operations of matrix products take at this device's best "
+    "rate, measured at the start. Growth: the time for a dimension beside that of the first."
 )
 _PLAN = (
     "What a pretraining run will cost: hours, memory and traffic, on one device and on many. Takes "
@@ -88,7 +89,8 @@ def bench_command(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--profile: traces steps; use it with `decur bench step`, not {name}")
     if parsed.dims and name not in ("loss", "all"):
         raise ConfigError(f"--dims: is for `decur bench loss`, not {name}; see projector.width")
-    widths = len(parsed.dims or ())
+    widths, least = len(parsed.dims or ()), min(parsed.dims or [1])
+    require(least >= 1, f"--dims: must be at least 1, is {least}")
     require(
         widths <= MOST_ROWS, f"--dims: takes up to {MOST_ROWS} widths, got {widths}; give fewer"
     )
@@ -181,12 +183,13 @@ def print_cost(cost: RunCost) -> None:
     epoch = quantity(cost.samples * reading.get("files", reading["pictures"]), "B")
     readers = "the process that trains"
     if cost.workers:
-        readers = f"{cost.workers} workers, which keep {quantity(cost.ahead, 'B')} ready"
+        several = "s" * (cost.workers > 1)
+        readers = f"{cost.workers} worker{several}; {quantity(cost.ahead, 'B')} are kept ready"
     _say("reading", f"{epoch} an epoch; {reading['rate']:,.0f} samples/s by {readers}")
     steps = " and ".join(f"{duration(took)} with {size} samples" for size, took in cost.measured)
     _say("measured", f"on {cost.device}, a step takes {steps}")
     if cost.measured[-1][0] < batch:
-        _say("", f"what one with {batch} takes follows: it is too large for --seconds or memory")
+        _say("", f"{batch} samples were too many for --seconds or memory: their time is computed")
     if cost.compiled:
         _say("", "without torch.compile, with which the run is faster")
     shares, devices = cost.shares, [f"{x.gpus} device{'s' * (x.gpus > 1)}" for x in cost.shares]
@@ -229,16 +232,13 @@ def _instantiate(parser: Parser, parsed: Namespace) -> Pretraining:
         value = parsed.get(key)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{key}: must be more than 0, is {value}")
-    for key in ("dims", "gpus"):
-        least = min(parsed.get(key) or [1])
-        require(least >= 1, f"--{key}: must be at least 1, is {least}")
     for key in ("json", "profile"):
         if parsed.get(key):
             path = Path(parsed[key])
             make_folder(path.parent, f"--{key}")
             require(not path.is_dir(), f"--{key} {path}: is a folder; give a file in it")
-            with writing(path, f"--{key}"):
-                path.open("a").close()
+            with writing(path, f"--{key}"):  # measuring takes minutes
+                tempfile.TemporaryFile(dir=path.parent).close()
     device = open_device(parsed.device)
     made = parser.instantiate_classes(parsed)
 

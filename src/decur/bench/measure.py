@@ -55,8 +55,8 @@ _FORMATS = {
 def formats_of(trainer: Mapping[str, Any]) -> NumberFormats:
     """Return the number formats of the precision among the options of Lightning's Trainer."""
     name = str(trainer.get("precision") or "32-true")
-    if name in ("16", "bf16"):  # Lightning's short names
-        name = f"{name}-mixed"
+    short = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+    name = short.get(name, name)  # Lightning takes short names, too
     products = _FORMATS[name.removesuffix("-mixed").removesuffix("-true")]
     parameters = torch.float32 if name.endswith("mixed") else products
     return NumberFormats(name, products, parameters)

@@ -19,7 +19,7 @@ from decur.bench.data import batches, loss_step
 from decur.bench.measure import NumberFormats, Pretraining, formats_of, measure
 from decur.bench.step import StepClock, Steps
 from decur.data import Batch, SkipBad
-from decur.errors import BadSampleError, ConfigError, DataError
+from decur.errors import BadSampleError, ConfigError, DataError, require
 from decur.memory import memory_of_machine
 from decur.pretrain.compiling import pays
 from decur.pretrain.data import refuse_too_few
@@ -127,7 +127,8 @@ def plan(
     number, workers = samples or len(run.data), settings.loader.processes()
     length, epoch = length_of_run(options, number, batch)
     for count in gpus:
-        if count < 1 or batch % count or batch < LEAST * count:
+        require(count >= 1, f"--gpus: must be at least 1, is {count}")
+        if batch % count or batch < LEAST * count:
             raise ConfigError(
                 f"--gpus: loader.batch_size {batch} does not divide among {count} devices, "
                 f"{LEAST} or more samples for each"
@@ -220,7 +221,8 @@ def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[in
     refuse_too_few(samples, batch, ", or say with --samples how many there will be")
     epoch = limited(samples // batch, options.get("limit_train_batches"))
     epochs = 100 if options.get("max_epochs") is None else options["max_epochs"]
-    most = options.get("max_steps", -1) * (options.get("accumulate_grad_batches") or 1)
+    most = -1 if options.get("max_steps") is None else options["max_steps"]
+    most *= options.get("accumulate_grad_batches") or 1
     return min(end for end in (epoch * epochs, most) if end >= 0), epoch
 
 
