@@ -1,16 +1,17 @@
 """Does DeCUR split factors that a network with random weights hardly finds?
 
     python benchmarks/structure.py
-    python benchmarks/structure.py --steps 200 --epochs 0
-    python benchmarks/structure.py --steps 0 --seeds 0 1 2
+    python benchmarks/structure.py --steps 200 --seeds
+    python benchmarks/structure.py --steps 0 --seeds 0 1 2 --objective.common 0.5
 
 On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
 network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
 (mean and standard deviation over networks), of that sensor's own factor after training on labels,
 and what the network that was trained on its own factor tells of another sensor's. The second table
-is of DeCUR on optics and radar: accuracy of linear probes of the features and of both parts of the
-embedding. All in percent; there are three classes, so chance is 33. With it come the correlation of
-the common dimensions, epoch by epoch, and the effective ranks of features and embeddings.
+is of DeCUR on optics and radar, by the recipe `structure` and whatever options of `decur pretrain`
+are given: accuracy of linear probes of the features and of both parts of the embedding. All in
+percent; there are three classes, so chance is 33. With it come the correlation of the common
+dimensions, epoch by epoch, and the effective ranks of features and embeddings.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from decur.data import LoaderSettings, SyntheticScenes
+from decur.data import SyntheticScenes
 from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN
-from decur.encoders import EncoderSettings, build_encoder
-from decur.objectives import DeCUR
-from decur.pretrain import OptimizerSettings, PairedData, ProjectorSettings, ViewSettings, pretrain
+from decur.encoders import build_encoder
+from decur.pretrain import PairedData
+from decur.pretrain.command_pretrain import start
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.monitors import effective_ranks, encode_samples
-from decur.pretrain.settings import MonitorSettings
 from decur.probes import quick_probe
 
 SIZE, ENCODER = 48, "test_resnet"
@@ -117,32 +117,12 @@ def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[s
     return rows
 
 
-def split(args: argparse.Namespace, seed: int) -> list[tuple[str, ...]]:
-    """Pretrain; return rows (factor, sensor, features, common part, unique part)."""
+def split(seed: int, options: list[str]) -> list[tuple[str, ...]]:
+    """Pretrain by the recipe; return rows (factor, sensor, features, common part, unique part)."""
     sensors = ["optical", "sar"]
-    objective = DeCUR(
-        args.dims,
-        common=args.common,
-        lambda_common=args.lambda_common,
-        lambda_unique=args.lambda_unique,
-        lambda_intra=args.lambda_intra,
-    )
-    augment = dict.fromkeys(("grayscale_p", "solarize_p", "blur_p"), 0.0)  # which mix or hide bands
-    augment |= {"crop_scale": args.crops, "brightness": args.jitter, "contrast": args.jitter}
     with tempfile.TemporaryDirectory() as folder:
-        run = pretrain(
-            scenes(2048, 0, sensors),
-            objective,
-            run=str(Path(folder) / "run"),
-            encoder=EncoderSettings(ENCODER),
-            projector=ProjectorSettings(width=args.dims),
-            views=ViewSettings(size=SIZE, augment={"all": augment}),
-            optimizer=OptimizerSettings("adamw", lr=0.003),
-            loader=LoaderSettings(batch_size=64, workers=0),
-            monitor=MonitorSettings(every_epochs=0),
-            seed=seed,
-            trainer={"max_epochs": args.epochs, "accelerator": "cpu"},
-        )
+        fixed = ["--run", str(Path(folder) / "run"), "--seed", str(seed)]
+        run = start(["--config", "structure", "--monitor.every_epochs", "0", *options, *fixed])
         by_epoch = read_metrics(run.folder)
     data = PairedData(scenes(PROBED, UNSEEN, sensors))
     found = encode_samples(run.model, data, PROBED)
@@ -153,7 +133,7 @@ def split(args: argparse.Namespace, seed: int) -> list[tuple[str, ...]]:
     for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
         for sensor, z in found.embeddings.items():
             labels = torch.from_numpy(found.labels[factor])
-            parts = [torch.from_numpy(z[:, part]) for part in objective.parts.values()]
+            parts = [torch.from_numpy(z[:, part]) for part in run.model.objective.parts.values()]
             vectors = (torch.from_numpy(found.features[sensor]), *parts)
             rows.append((factor, sensor, *(f"{probed(v, labels):.1f}" for v in vectors)))
     return rows
@@ -166,26 +146,18 @@ def main() -> None:
     parser.add_argument("--sensors", nargs="+", default=list(OWN), choices=list(OWN))
     parser.add_argument("--networks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
-    parser.add_argument("--epochs", type=int, default=40, help="of DeCUR; 0: none")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of DeCUR")
-    parser.add_argument("--dims", type=int, default=32, help="of the embedding")
-    parser.add_argument("--common", type=float, default=0.125, help="share of common dimensions")
-    parser.add_argument("--crops", type=float, nargs=2, default=[0.5, 1.0], help="areas of views")
-    parser.add_argument("--jitter", type=float, default=0.1, help="of brightness and contrast")
-    parser.add_argument("--lambda_common", type=float, default=0.005, help="of the common part")
-    parser.add_argument("--lambda_unique", type=float, default=0.1, help="of the unique part")
-    parser.add_argument("--lambda_intra", type=float, default=0.1, help="of training within each")
-    arguments = parser.parse_args()
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of DeCUR; none: none")
+    arguments, options = parser.parse_known_args()
     console = Console()
     if arguments.steps:
         table = Table("sensor", "factor", "random", "supervised", "another sensor's")
         for row in told_by(arguments.sensors, arguments.networks, arguments.steps):
             table.add_row(*row)
         console.print(table)
-    for seed in arguments.seeds if arguments.epochs else ():
+    for seed in arguments.seeds:
         title = f"DeCUR, seed {seed}"
         table = Table("factor", "sensor", "features", "common", "unique", title=title)
-        for row in split(arguments, seed):
+        for row in split(seed, options):
             table.add_row(*row)
         console.print(table)
 

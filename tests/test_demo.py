@@ -41,7 +41,7 @@ def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, mon
     main(["demo", *TINY, "--data.noise=true", "--data.seed=3", f"--run={run}"])
     expected = {
         **{"samples": 60, "size": 32, "seed": 3, "modalities": ["optical", "sar"]},
-        **{"start": demo.UNSEEN, "noise": True, "structure": False},
+        **{"start": demo.UNSEEN, "noise": True, "structure": True},
     }
     assert probed and all(made_of == expected for made_of in probed)
     out = capsys.readouterr().out
@@ -82,9 +82,11 @@ def test_other_data_is_refused_before_training(make_pairs, tmp_path, capsys):
 def test_what_is_said_of_the_split_follows_from_the_scores():
     rows = [("cover", "all", "sar", 0.5, 0.9, 0.7), ("cloud", "optical", "optical", 0.0, 0.9, 0.5)]
     rows += [("cloud", "optical", "sar", 0.0, 0.0, 0.9), ("wet", "sar", "sar", 0.0, 0.90, 0.91)]
+    rows += [("rows", "sar", "sar", 0.35, 0.33, 0.39)]
     assert demo.split_shown(rows, ["common", "unique"]) == (
         "The part that should carry it tells it better by more than 0.05: cover (sar). "
         "The other part tells it better by more than 0.05: cloud (optical). "
-        "Within 0.05, so that one run cannot tell where it is kept: wet (sar)."
+        "Within 0.05, so that one run cannot tell where it is kept: wet (sar). "
+        "No part tells it by more than 0.05 better than one guess for all: rows (sar)."
     )
     assert demo.split_shown(rows, ["common"]) == ""

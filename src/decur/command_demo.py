@@ -14,14 +14,14 @@ from decur.runs import RunFolder
 
 _ABOUT = (
     "Pretrain on generated optical and radar scenes, probe the encoders on scenes that they have "
-    "not seen, and write a report. It is the recipe `demo` with smaller views and fewer epochs; "
-    "every option of `decur pretrain` changes it."
+    "not seen, and write a report. It is the recipe `structure` with fewer epochs; every option of "
+    "`decur pretrain` changes it."
 )
 # Two minutes on two cores, in place of five. One device: several GPUs are no faster with so little,
 # and their number may not divide the batch.
 _RECIPE = (
-    *("--config", "demo", "--views.size", "32", "--trainer.max_epochs", "7"),
-    *("--trainer.devices", "1"),
+    *("--config", "structure", "--run", "runs/demo"),
+    *("--optimizer.lr", "0.012", "--trainer.max_epochs", "12", "--trainer.devices", "1"),
 )
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {

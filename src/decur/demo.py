@@ -27,10 +27,10 @@ SAMPLES = 1500  # scenes that are probed; half fit a probe, half test it
 UNSEEN = 1_000_000  # distance between the first scene trained on and the first that is probed
 _KNOW = "What the encoders know (linear probe of frozen features)"
 _ABOUT_KNOW = (
-    "Before training the same network has its first weights: a factor that is a plain matter of "
-    "colour or brightness is easily read from them, too. By chance is the score of one guess for "
-    "all scenes, such as the most frequent class. These are scores of one run; with another "
-    "seed, a difference of a few hundredths may point the other way."
+    "Before training the same network has its first weights, from which some of a factor can be "
+    "read, too. By chance is the score of one guess for all scenes, such as the most frequent "
+    "class. These are scores of one run: another seed may find other factors, and a difference of "
+    "a few hundredths may point the other way."
 )
 _KEEP = "Where they keep it (linear probe of the projector's dimensions)"
 _ABOUT_KEEP = (
@@ -145,11 +145,14 @@ def split_shown(rows: Sequence[tuple[Any, ...]], parts: Sequence[str]) -> str:
     if not {"common", "unique"} <= set(parts):
         return ""
     common, unique = (4 + parts.index(part) for part in ("common", "unique"))
-    found: dict[str, list[str]] = {"yes": [], "no": [], "untold": []}
+    found: dict[str, list[str]] = {"yes": [], "no": [], "untold": [], "missing": []}
     for row in rows:
-        factor, seen, sensor = row[:3]
+        factor, seen, sensor, by_chance = row[:4]
         if seen not in ("all", sensor):
             continue  # nothing to find
+        if max(row[common], row[unique]) - by_chance <= CLEAR:
+            found["missing"].append(f"{factor} ({sensor})")
+            continue
         above = row[common] - row[unique]
         expected = above if seen == "all" else -above
         answer = "yes" if expected > CLEAR else "no" if expected < -CLEAR else "untold"
@@ -158,6 +161,7 @@ def split_shown(rows: Sequence[tuple[Any, ...]], parts: Sequence[str]) -> str:
         "yes": "The part that should carry it tells it better by more than {}: {}.",
         "no": "The other part tells it better by more than {}: {}.",
         "untold": "Within {}, so that one run cannot tell where it is kept: {}.",
+        "missing": "No part tells it by more than {} better than one guess for all: {}.",
     }
     said = [lines[key].format(CLEAR, ", ".join(names)) for key, names in found.items() if names]
     return " ".join(said)

@@ -29,7 +29,7 @@ _BENCH = (
     "How fast the parts of pretraining are on this device. WHAT is data (from files to views, "
     "alone and as a pipeline: which part starves the GPU?), views, loss, step (where does the time "
     "of a step go?), or all. Takes the options of `decur pretrain`, such as --data.root FOLDER; "
-    "without --config and --data it measures the demo's configuration, and `data` asks for a "
+    "without --config and --data it measures the recipe `demo`, and `data` asks for a "
     "folder. Floor: the time that the operations of matrix products take at this device's best "
     "rate, measured at the start. Growth: the time for a dimension beside that of the first."
 )
