@@ -25,6 +25,15 @@ from decur.terminal import make_table
 
 SAMPLES = 1500  # scenes that are probed; half fit a probe, half test it
 UNSEEN = 1_000_000  # distance between the first scene trained on and the first that is probed
+_SCENES = (
+    "All sensors see the cover of the land; only optical pictures show clouds, only radar the "
+    "moisture of soils, only heights the relief."
+)
+_STRUCTURE = (
+    "All sensors see which way strips of fields run (layout). In bands of its own, which the "
+    "pictures of views leave out, each sees strips that no other sees: optical streets of clouds, "
+    "radar rows of tillage, heights ridges. All of them are faint, under grain."
+)
 _KNOW = "What the encoders know (linear probe of frozen features)"
 _ABOUT_KNOW = (
     "Before training the same network has its first weights, from which some of a factor can be "
@@ -55,7 +64,8 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     if getattr(rank_zero_only, "rank", 0):  # of several processes the first one probes and speaks
         return
     folder, model = trained.folder, trained.model
-    console.print(f"\nprobing {SAMPLES} scenes that were not trained on")
+    about_scenes = _STRUCTURE if scenes["structure"] else _SCENES
+    console.print(f"\nprobing {SAMPLES} scenes that were not trained on. {about_scenes}")
     unseen = {"samples": SAMPLES, "start": scenes["start"] + UNSEEN}
     data = PairedData(SyntheticScenes(**{**scenes, **unseen, "modalities": list(model.modalities)}))
     before, after = (encode_samples(m, data, SAMPLES) for m in (_untrained(model), model))
@@ -66,7 +76,8 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
         report.paragraph(
             f"{SAMPLES} generated scenes that were not trained on, half to fit and half to test. "
             f"Scores: {kinds}."
-        )
+        ),
+        report.paragraph(about_scenes),
     ]
     kept = _part_scores(after, data, model.objective.parts)
     about_keep = _ABOUT_KEEP + split_shown(kept, list(model.objective.parts))
