@@ -46,7 +46,7 @@ def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, mon
     assert probed and all(made_of == expected for made_of in probed)
     out = capsys.readouterr().out
     assert "What the encoders know" in out and "by chance" in out
-    assert "which way strips of fields run (layout)" in out
+    assert "which way strips of fields run (layout)" in out and "Common dimensions should" in out
 
 
 def test_of_several_processes_one_probes_and_one_device_is_the_default(monkeypatch, capsys):

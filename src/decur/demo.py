@@ -90,6 +90,7 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
     report.add_section(
         folder, 20, name="demo", title="What the encoders have learned", body="\n".join(body)
     )
+    console.print(about_keep, highlight=False)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.print(f"\ndone in {minutes} min {seconds} s", highlight=False)
     console.print(f"report    {folder.report.resolve()}", highlight=False)
