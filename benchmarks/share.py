@@ -4,8 +4,8 @@
     python benchmarks/share.py --seeds 0 1 2
 
 Of 100 factors of each of two sensors 10, 25, 50, 75 and 90 are shared. An MLP with 128 dimensions
-is trained through the warm-up, with all dimensions common; then directions are counted on pairs
-that it was not trained on. What training does with the share afterwards is not measured here.
+is trained with all dimensions common, as long as a run of so many epochs would; then directions
+are counted on pairs that it was not trained on. The training that follows is not measured here.
 """
 
 from __future__ import annotations
@@ -14,33 +14,25 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
 from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.objectives import DeCUR
+from decur.objectives.decur import SHARE
 from decur.pretrain import OptimizerSettings, Pretrainer, ProjectorSettings, ViewSettings
 from decur.pretrain.data import PairedData
-from decur.pretrain.share import CountShare, choose_held_out, warm_up_epochs
+from decur.pretrain.directions import Counted
+from decur.pretrain.share import CountShare, counting_epochs, hold_out, tell_share
 from decur.pretrain.trainer import quiet_lightning
+from decur.runs import RunFolder
 
 FACTORS, WIDTH, BATCH = 100, 128, 256
 SHARED = (10, 25, 50, 75, 90)
-
-
-class StopWhenCounted(Callback):
-    """End a training as soon as its share is known."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell Lightning to stop."""
-        objective: Any = pl_module.objective
-        trainer.should_stop = objective.is_counted
 
 
 def found(shared: int, arguments: argparse.Namespace, seed: int, console: Console) -> float:
@@ -63,22 +55,23 @@ def found(shared: int, arguments: argparse.Namespace, seed: int, console: Consol
     )
     model.log_to = None
     paired = PairedData(data, LoaderSettings(batch_size=BATCH, workers=0), seed=seed)
-    paired.held_out = choose_held_out(model.objective, paired)
+    fewer = hold_out(paired)
     with tempfile.TemporaryDirectory() as folder:
         L.Trainer(
             accelerator="cpu",
-            max_epochs=arguments.epochs,
-            callbacks=[CountShare(console), StopWhenCounted()],
+            max_epochs=counting_epochs(arguments.epochs, fewer.steps_per_epoch),
+            callbacks=[CountShare(RunFolder(Path(folder)))],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=Path(folder),
-        ).fit(model, paired)
-    objective = model.objective
-    assert isinstance(objective, DeCUR)
-    return 100 * objective.share
+        ).fit(model, fewer)
+        counted = Counted.read(RunFolder(Path(folder)))
+    assert counted is not None and isinstance(model.objective, DeCUR)
+    tell_share(counted, model.objective, console)
+    return 100 * (counted.share() or SHARE)
 
 
 def main() -> None:
@@ -86,7 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--epochs", type=int, default=20, help="of the whole run: a tenth is done")
+    parser.add_argument("--epochs", type=int, default=20, help="of the run, which are not trained")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--verbose", action="store_true", help="print what is counted")
     arguments = parser.parse_args()
@@ -101,10 +94,10 @@ def main() -> None:
         cells = (f"{share:.0f} %" for share in shares)
         table.add_row(f"{100 * shared / FACTORS:.0f} %", *cells, f"{np.mean(missed):.0f}")
     Console().print(table)
-    epochs = warm_up_epochs(arguments.epochs, int(0.9 * arguments.samples) // BATCH)
+    epochs = counting_epochs(arguments.epochs, int(0.9 * arguments.samples) // BATCH)
     print(
         f"mean error {np.mean(errors):.1f} points; {arguments.samples} pairs, counted after "
-        f"{epochs} of {arguments.epochs} epochs; {time.monotonic() - started:.0f} s"
+        f"{epochs} epochs, of a run of {arguments.epochs}; {time.monotonic() - started:.0f} s"
     )
 
 

@@ -7,9 +7,12 @@ Of 100 Gaussian factors of each of two sensors 10, 25, 50, 75 and 90 are shared.
 trained with the same number of steps in every row:
 
 * with a share of the grid from the first step to the last;
-* counted early: all dimensions common for a tenth of the epochs, then the share is counted as
-  `objective.common: auto` does it (`decur.pretrain.share`);
-* counted: the same after a third of the epochs, or 150 steps, as `auto` waits in so short a run;
+* counted: a training with all dimensions common comes first, of 15 % of the epochs, as
+  `objective.common: auto` has it; the share is counted, a quarter at least, and training starts
+  anew (the one row that takes more steps, 12 %);
+* counted on the way, early: all dimensions common for a tenth of the epochs, then the share is
+  counted, and training goes on from the same weights;
+* counted on the way: the same after a third of the epochs;
 * tested: all common for a tenth of the epochs; then, until a third of them, a dimension becomes
   unique where its correlation between the sensors is within what permutations give in two epochs
   on end, and common again where it is beyond twice that;
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,13 +43,17 @@ from torch import Tensor, nn
 from decur.data import LinearGaussianFactors
 from decur.data.generated.gaussian import VARIANCE
 from decur.objectives import DeCUR
+from decur.objectives.decur import SHARE
 from decur.objectives.redundancy import standardise
-from decur.pretrain.share import LONGEST, WARM_UP, count_directions
+from decur.pretrain.directions import count_directions
+from decur.pretrain.share import counting_epochs
 
 FACTORS, WIDTH, BATCH = 100, 128, 256
 SHARED = (10, 25, 50, 75, 90)
 GRID = (0.125, 0.25, 0.5, 0.75, 0.875)
 LAMBDA = 0.0051
+TENTH = 0.1  # of the epochs
+RATE = 1e-3
 HELD_OUT, PROBED = 2000, 4000  # pairs that find the share; that fit, and as many that test, a probe
 SENSORS = ("x", "y")
 
@@ -124,18 +132,28 @@ class Training:
     Args:
         pairs: that are drawn.
         networks: that are trained.
+        optimizer: that trains them.
         epochs: in all.
         common: (K,) weights of the dimensions.
     """
 
     pairs: Pairs
     networks: Networks
+    optimizer: torch.optim.Optimizer
     epochs: int
     common: Tensor
+
+    def __post_init__(self) -> None:
+        self.fresh = {name: value.clone() for name, value in self.networks.state_dict().items()}
 
     def set_share(self, share: float) -> None:
         """Make the first dimensions common, and the others unique."""
         self.common = (torch.arange(WIDTH) < round(share * WIDTH)).float()
+
+    def start_anew(self) -> None:
+        """Give the networks the weights that they had at first."""
+        self.networks.load_state_dict(self.fresh)
+        self.optimizer.state.clear()
 
     @torch.no_grad()
     def held_out(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -163,6 +181,14 @@ class Way:
     def __init__(self, share: float = 1.0) -> None:
         self.share = share
 
+    def before(self, epochs: int) -> int:
+        """Return how many epochs it trains before those that all ways have."""
+        return 0
+
+    def rate(self, epoch: float) -> float:
+        """Return the factor of the learning rate after so many epochs."""
+        return 1.0
+
     def begin(self, training: Training, epoch: int) -> None:
         """Change the weights of the dimensions before an epoch, from 0."""
         if epoch == 0:
@@ -177,7 +203,27 @@ class Way:
         return training.common
 
 
-class Count(Way):
+class Apart(Way):
+    """Count directions at the end of a short training, and start anew."""
+
+    def before(self, epochs: int) -> int:
+        """Return as many epochs as `auto` takes, of which an epoch here has 19 steps."""
+        self.short = counting_epochs(epochs, 19)
+        return self.short
+
+    def begin(self, training: Training, epoch: int) -> None:
+        """Count once."""
+        super().begin(training, epoch)
+        if epoch == self.short:
+            training.set_share(count_directions(training.held_out(), None, 0).taken() or SHARE)
+            training.start_anew()
+
+    def rate(self, epoch: float) -> float:
+        """Return half a cosine until directions are counted."""
+        return 0.5 * (1 + math.cos(math.pi * epoch / self.short)) if epoch < self.short else 1.0
+
+
+class OnTheWay(Way):
     """Count directions once, when all dimensions have been common for a part of the epochs."""
 
     def __init__(self, part: float) -> None:
@@ -188,7 +234,7 @@ class Count(Way):
         """Count after the warm-up."""
         super().begin(training, epoch)
         if epoch == max(1, round(self.part * training.epochs)):
-            training.set_share(count_directions(training.held_out(), None, 0).share() or 0.875)
+            training.set_share(count_directions(training.held_out(), None, 0).share() or SHARE)
 
 
 class Test(Way):
@@ -199,7 +245,7 @@ class Test(Way):
         super().begin(training, epoch)
         if epoch == 0:
             self.doubted = torch.zeros(WIDTH, dtype=torch.bool)
-        if not max(1, round(WARM_UP * training.epochs)) <= epoch <= training.epochs // 3:
+        if not max(1, round(TENTH * training.epochs)) <= epoch <= training.epochs // 3:
             return
         found = training.held_out()
         a, b = (torch.from_numpy(found[name][0]) for name in SENSORS)
@@ -231,7 +277,7 @@ class Gate(Way):
     def begin(self, training: Training, epoch: int) -> None:
         """Cool the gates, and round them at the end."""
         super().begin(training, epoch)
-        first, last = max(1, round(WARM_UP * training.epochs)), training.epochs // 3
+        first, last = max(1, round(TENTH * training.epochs)), training.epochs // 3
         if epoch == last:
             training.common = (self.open().detach() > 0.5).float()
         part = (epoch - first) / max(1, last - 1 - first)
@@ -248,8 +294,9 @@ class Gate(Way):
 
 WAYS: dict[str, Callable[[], Way]] = {
     **{f"grid {share:.1%}": partial(Way, share) for share in GRID},
-    "counted early": partial(Count, WARM_UP),
-    "counted": partial(Count, LONGEST),
+    "counted": Apart,
+    "counted on the way, early": partial(OnTheWay, 0.1),
+    "counted on the way": partial(OnTheWay, 1 / 3),
     "tested": Test,
     "gated": Gate,
 }
@@ -261,13 +308,15 @@ def train(way: Way, shared: int, seed: int, arguments: argparse.Namespace) -> di
     pairs = Pairs(shared, seed)
     factors = pairs.draw(arguments.samples)
     networks = Networks(arguments.width)
-    training = Training(pairs, networks, arguments.epochs, torch.ones(WIDTH))
-    optimizer = torch.optim.AdamW(networks.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=RATE)
+    training = Training(pairs, networks, optimizer, arguments.epochs, torch.ones(WIDTH))
     gates = torch.optim.Adam(way.parameters(), lr=0.05) if way.parameters() else None
-    for epoch in range(arguments.epochs):
+    steps = arguments.samples // BATCH
+    for epoch in range(way.before(arguments.epochs) + arguments.epochs):
         way.begin(training, epoch)
         order = torch.randperm(arguments.samples, generator=pairs.rng)
-        for rows in order.split(BATCH)[: arguments.samples // BATCH]:
+        for step, rows in enumerate(order.split(BATCH)[:steps]):
+            optimizer.param_groups[0]["lr"] = RATE * way.rate(epoch + step / steps)
             chosen = {name: f[rows] for name, f in factors.items()}
             views = {}
             for name in SENSORS:

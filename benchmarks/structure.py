@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from decur.data import SyntheticScenes
 from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN
 from decur.encoders import build_encoder
+from decur.errors import ConfigError
 from decur.pretrain import PairedData
-from decur.pretrain.command_pretrain import start
+from decur.pretrain.command_pretrain import parse, start
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.monitors import effective_ranks, encode_samples
 from decur.probes import quick_probe
@@ -148,6 +149,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of DeCUR; none: none")
     arguments, options = parser.parse_known_args()
+    try:  # before minutes of work
+        given, settings = parse(["--config", "structure", *options])
+        given.instantiate_classes(settings)
+    except ConfigError as error:
+        parser.error(str(error))
     console = Console()
     if arguments.steps:
         table = Table("sensor", "factor", "random", "supervised", "another sensor's")

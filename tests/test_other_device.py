@@ -99,8 +99,8 @@ def test_steps_of_every_kind_of_encoder_give_what_they_give_on_a_cpu(apart):
 
 
 def measures():
+    from decur.pretrain.directions import embed_views
     from decur.pretrain.monitors import effective_ranks, encode_samples, probes
-    from decur.pretrain.share import embed_views
 
     device = register()
     data = PairedData(scenes(24), LoaderSettings(8, workers=0))

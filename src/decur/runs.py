@@ -83,6 +83,21 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def counting(self) -> RunFolder:
+        """Folder of the training that counts the share of common dimensions, before the run's."""
+        return RunFolder(self.path / "counting")
+
+    @property
+    def counted(self) -> Path:
+        """What that training has found."""
+        return self.path / "share.json"
+
+    def is_begun(self) -> bool:
+        """Return whether there is something of a pretraining run to go on with."""
+        saved = self.saved_checkpoints() or self.counting.saved_checkpoints()
+        return bool(saved) or self.counted.is_file()
+
+    @property
     def figures(self) -> Path:
         """Folder of pictures."""
         return self.path / "figures"
@@ -154,7 +169,10 @@ class RunFolder:
             ConfigError: if another command is writing there, or nothing can be written.
             RunLostError: if the folder was lost meanwhile.
         """
-        parts = (self.checkpoints, self.path / "encoders", self.figures, self.path / "report")
+        parts = (
+            *(self.checkpoints, self.path / "encoders", self.figures, self.path / "report"),
+            *(self.counting.path, self.counting.checkpoints),
+        )
         with holding(self.path, key) as is_owner:
             if is_owner:
                 remove_leftovers(self.path, *parts)

@@ -1,7 +1,9 @@
-"""`objective.common: auto`: the share of common dimensions, counted early from samples held out."""
+"""`objective.common: auto`: the share of common dimensions, counted before training."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,27 +15,22 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from rich.console import Console
+from lightning.pytorch.callbacks import Callback
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import multiprocessing
 
 from decur.cli import main
 from decur.data import LinearGaussianFactors, LoaderSettings
-from decur.errors import ConfigError
+from decur.errors import ConfigError, Interrupted
 from decur.objectives import DeCUR
-from decur.pretrain import Pretrainer
+from decur.pretrain import Pretrainer, share
 from decur.pretrain.data import EpochBatches, PairedData
+from decur.pretrain.directions import Counted, count_directions
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.restore import restore
 from decur.pretrain.settings import ProjectorSettings, ViewSettings
-from decur.pretrain.share import (
-    Counted,
-    CountShare,
-    choose_held_out,
-    count_directions,
-    refuse_too_short,
-)
+from decur.pretrain.share import CountShare, counting_epochs, hold_out
 from decur.runs import RunFolder
 
 EPOCHS = 3
@@ -66,6 +63,13 @@ def test_counts_are_those_of_the_factors():
     assert counted.shares()["a", "b"] == 0.4 and counted.share() == pytest.approx(4 / 13)
 
 
+def test_a_quarter_of_the_dimensions_is_common_where_fewer_directions_agree():
+    few, many = (Counted({("a", "b"): n}, {"a": 40, "b": 60}, 64) for n in (3, 25))
+    assert few.share() == 0.06 and few.taken() == 0.25
+    assert many.share() == many.taken() == 0.5
+    assert Counted({("a", "b"): 0}, {"a": 40, "b": 60}, 64).taken() is None
+
+
 def test_samples_without_a_sensor_do_not_count_and_groups_are_no_agreement():
     rng = np.random.default_rng(0)
     embeddings = planted(rng, 600, 4, {"a": 6, "b": 6})
@@ -84,25 +88,32 @@ def test_samples_without_a_sensor_do_not_count_and_groups_are_no_agreement():
     assert nothing.between == {("a", "b"): 0} and nothing.share() is None
 
 
-def test_samples_held_out_are_not_trained_on():
+def test_samples_held_out_are_not_seen_by_the_training_that_counts():
     paired = PairedData(LinearGaussianFactors(400, 2, unique_dims=2, dim=4), LoaderSettings(32))
-    assert not len(choose_held_out(DeCUR(8), paired))
-    paired.held_out = choose_held_out(DeCUR(8, common="auto"), paired)
-    assert len(set(paired.held_out.tolist())) == 100 and paired.steps_per_epoch == 300 // 32
-    batches = EpochBatches(paired.samples, 30, 0, order=paired.order)
+    fewer = hold_out(paired)
+    assert not len(paired.held_out) and paired.steps_per_epoch == 400 // 32
+    assert len(set(fewer.held_out.tolist())) == 100 and fewer.steps_per_epoch == 300 // 32
+    batches = EpochBatches(fewer.samples, 30, 0, order=fewer.order)
     trained = [row for batch in batches for row in batch]
-    assert sorted([*trained, *paired.held_out.tolist()]) == list(range(400))
+    assert sorted([*trained, *fewer.held_out.tolist()]) == list(range(400))
     paired.dataset.groups = [str(row // 4) for row in range(400)]
-    held = choose_held_out(DeCUR(8, common="auto"), paired)
+    held = hold_out(paired).held_out
     assert all(len(set(range(4 * (row // 4), 4 * (row // 4) + 4)) - set(held)) == 0 for row in held)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "counting"),
+    # enough steps in a tenth; more epochs for them; as many as cost 15 %; at least one
+    [(100, 1000, 10), (40, 32, 5), (100, 9, 15), (12, 9, 1), (1, 9, 1)],
+)
+def test_counting_takes_as_long_as_it_needs_and_costs_little(epochs, steps, counting):
+    assert counting_epochs(epochs, steps) == counting
 
 
 def test_what_cannot_be_counted_is_refused():
     few = PairedData(LinearGaussianFactors(20, 2, unique_dims=2, dim=4), LoaderSettings(4))
     with pytest.raises(ConfigError, match=r"auto needs 32 samples.*there are 20"):
-        choose_held_out(DeCUR(8, common="auto"), few)
-    with pytest.raises(ConfigError, match=r"first tenth.*raise trainer\.max_epochs"):
-        refuse_too_short(DeCUR(8, common="auto"), 1)
+        hold_out(few)
     for options in ({"intra": False}, {"decouple": False}, {"blocks": {"a+b": 0.5}}):
         with pytest.raises(ConfigError, match=r"auto|blocks") as error:
             DeCUR(8, common="auto", **options)
@@ -147,13 +158,13 @@ def _count_late(rank, folder):
         views=ViewSettings(1),
     )
     trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(steps_per_epoch=1000),
-        current_epoch=0,
+        datamodule=SimpleNamespace(),
+        current_epoch=1,
         max_epochs=2,
         is_global_zero=rank == 0,
         strategy=SimpleNamespace(broadcast=broadcast),
     )
-    Late(Console()).on_train_epoch_end(trainer, model)
+    Late(RunFolder(Path(folder))).on_train_epoch_end(trainer, model)
     assert objective.parts == {"common": slice(0, 4), "unique": slice(4, 8)}
     assert model.meter.state_dict()["directions/a-b"] == (2, 1)
     Path(folder, f"{rank}.done").touch()
@@ -175,18 +186,43 @@ def whole(tmp_path_factory):
 
 def test_a_run_counts_once_and_says_so(whole):
     rows = read_metrics(RunFolder(whole))
-    shares = [row["share/common"] for row in rows]
-    assert shares[0] == 1 and shares[1] == shares[2] < 1
-    assert rows[0]["directions/x"] >= rows[0]["directions/x-y"] and "directions/x" not in rows[1]
-    split = round(8 * shares[1])
+    counted = Counted.read(RunFolder(whole))
+    split = round(8 * counted.taken())
+    assert 0 < split < 8 and [row["share/common"] for row in rows] == [split / 8] * EPOCHS
+    before = read_metrics(RunFolder(whole).counting)
+    assert [row["share/common"] for row in before] == [1]
+    assert {f"directions/{name}": n for name, n in counted.within.items()}.items() <= (
+        before[0].items()
+    )
+    assert before[0]["directions/x-y"] == counted.between["x", "y"] <= counted.within["x"]
+    assert counted.samples == 100 and counted.steps == 3
+    assert not RunFolder(whole).counting.checkpoints.exists()
     assert restore(whole).objective.parts["common"] == slice(0, split)
     with safe_open(whole / "encoders" / "x.safetensors", "pt") as file:
         about = json.loads(file.metadata()["decur"])["objective"]
     assert about["parts"]["common"] == [0, split]
-    assert "was counted after epoch 1" in (whole / "report.html").read_text()
+    assert f"That is a share of {counted.share():.0%}" in (whole / "report.html").read_text()
 
 
-@pytest.mark.parametrize("step", [2, 3, 5])  # within the warm-up, at its end, after it
+def test_what_follows_is_to_the_bit_the_training_with_that_share(whole, tmp_path):
+    share = read_metrics(RunFolder(whole))[0]["share/common"]
+    main([*ARGUMENTS, f"--objective.common={share}", f"--run={tmp_path / 'given'}"])
+    assert_same(whole, tmp_path / "given", besides=("share/common",))
+
+
+def assert_same(one, other, besides=()):
+    for name in ("x", "y"):
+        a, b = (load_file(f / "encoders" / f"{name}.safetensors") for f in (one, other))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    tables = [read_metrics(RunFolder(f)) for f in (one, other)]
+    for rows in tables:
+        for row in rows:
+            for key in ("pairs_per_second", *besides):
+                row.pop(key, None)
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("step", [4, 8])  # at the end of an epoch
 def test_a_run_goes_on_to_the_same_bits(whole, step, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -195,26 +231,84 @@ def test_a_run_goes_on_to_the_same_bits(whole, step, tmp_path, capsys):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()
     main(["pretrain", "--resume", f"--run={folder}"])
-    assert ("from now on" in capsys.readouterr().out) == (step < 3)
-    for name in ("x", "y"):
-        a, b = (load_file(f / "encoders" / f"{name}.safetensors") for f in (whole, folder))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    tables = [read_metrics(RunFolder(f)) for f in (whole, folder)]
+    assert "counted first" not in capsys.readouterr().out
+    assert_same(whole, folder)
+
+
+class Stop(Callback):
+    """Stop a training after a step, as Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("when", ["within", "after"])
+def test_counting_goes_on_where_it_was_stopped(whole, when, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    made = share.make_trainer
+    if when == "within":
+        monkeypatch.setattr(
+            share,
+            "make_trainer",
+            lambda options, *, callbacks, **fixed: made(
+                options, callbacks=[Stop(2), *callbacks], **fixed
+            ),
+        )
+    else:
+        monkeypatch.setattr(share, "tell_share", stopped)
+    with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)):
+        main([*ARGUMENTS, f"--run={folder}"])
+    monkeypatch.undo()
+    assert RunFolder(folder).is_begun() and not RunFolder(folder).saved_checkpoints()
+    assert RunFolder(folder).counted.exists() == (when == "after")
+    with pytest.raises(SystemExit) as error:  # what is begun is not of another share
+        main([*ARGUMENTS, "--objective.common=0.5", f"--run={folder}"])
+    assert error.value.code == 2 and "--overwrite" in capsys.readouterr().err
+    main(["pretrain", "--resume", f"--run={folder}"])
+    assert ("counted first" in capsys.readouterr().out) == (when == "within")
+    assert_same(whole, folder)
+    assert_same_counting(whole, folder)
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def assert_same_counting(one, other):
+    assert Counted.read(RunFolder(one)) == Counted.read(RunFolder(other))
+    tables = [read_metrics(RunFolder(f).counting) for f in (one, other)]
     for rows in tables:
         for row in rows:
             del row["pairs_per_second"]
     assert tables[0] == tables[1]
 
 
+def test_a_damaged_count_is_told_in_a_line(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints")
+    RunFolder(folder).counted.write_text('{"between": [["x"')
+    with pytest.raises(SystemExit) as error:
+        main(["pretrain", "--resume", f"--run={folder}"])
+    assert error.value.code == 2
+    assert "share.json" in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
 @pytest.mark.slow
-def test_several_processes_count_what_one_does(whole, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_several_processes_count_what_one_does(whole, strategy, tmp_path):
     folder = tmp_path / "together"
     command = [sys.executable, "-m", "decur", *ARGUMENTS, f"--run={folder}"]
-    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    command += ["--trainer.devices=2", f"--trainer.strategy={strategy}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("from now on") == 1  # one process speaks
-    keys = ("share/common", "directions/x-y", "directions/x", "directions/y")
-    tables = [read_metrics(RunFolder(f)) for f in (whole, folder)]
-    for one, two in zip(*tables, strict=True):
-        assert [one.get(key) for key in keys] == [two.get(key) for key in keys]
+    assert done.stdout.count("training starts with it") == 1  # one process speaks
+    one, two = (Counted.read(RunFolder(f)) for f in (whole, folder))
+    assert one == two
+    assert [row["share/common"] for row in read_metrics(RunFolder(folder))] == [
+        row["share/common"] for row in read_metrics(RunFolder(whole))
+    ]

@@ -45,8 +45,7 @@ class DeCUR(Objective):
         dim: Width of the embeddings (K in the paper).
         common: Share of the dimensions that are common, in [0, 1], or "auto"; they come first.
             0.875 for SAR-optical, 0.75 for RGB-DEM and RGB-depth. "auto": `decur pretrain` counts
-            it from the data after a tenth of the epochs, and 150 steps if these are at most a third
-            of them; until then all dimensions are common.
+            it from the data, by a short training that comes first; it is a quarter at least.
         lambda_common: Weight of the off-diagonal of the common correlation (Eq. 2).
         lambda_unique: Weight of the off-diagonal of the unique correlation (Eq. 3).
         lambda_intra: Weight of the off-diagonal of the intra-modal correlations (Eq. 4, 5).

@@ -86,7 +86,7 @@ def _run(parser: Parser, settings: Namespace) -> Pretrained:
     folder = RunFolder(Path(settings.run))
     orders = {name: settings.pop(name) for name in ORDERS}
     resume, overwrite = orders["resume"], orders["overwrite"]
-    if resume and not folder.saved_checkpoints():
+    if resume and not folder.is_begun():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
     config = parser.dump(settings, skip_none=False, skip_validation=True)
     if not overwrite:

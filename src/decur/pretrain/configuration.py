@@ -132,7 +132,7 @@ def refuse_another_run(folder: RunFolder, config: str) -> str:
     Returns:
         Comments about the run's lengths so far, which are kept in front of its configuration.
     """
-    if not folder.saved_checkpoints() or not folder.config.is_file():
+    if not folder.is_begun() or not folder.config.is_file():
         return ""
     notes = "".join(line for line in _notes(folder.config) if not line.startswith(UNTOLD))
     kept = read_text(folder.config)

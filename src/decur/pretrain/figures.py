@@ -17,6 +17,7 @@ from decur.errors import enumerated
 from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.data import PairedData
+from decur.pretrain.directions import Counted
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder
@@ -114,7 +115,7 @@ def write_report(
         return
     trained_on = data if isinstance(data, TrainedOn) else TrainedOn.of(data)
     body = [report.paragraph(about)] if about else []
-    body += [report.paragraph(trained_on.text), _counted_share(rows), _last_values(rows, batch)]
+    body += [report.paragraph(trained_on.text), _counted_share(folder), _last_values(rows, batch)]
     if plotting.available():
         body += _report_figures(folder, rows, draw)
     else:
@@ -175,22 +176,21 @@ def _report_figures(folder: RunFolder, rows: Rows, draw: bool) -> list[str]:
     return found
 
 
-def _counted_share(rows: Rows) -> str:
+def _counted_share(folder: RunFolder) -> str:
     """Write how the share of common dimensions was counted, where it was."""
-    for place, row in enumerate(rows):
-        counts = {
-            key.partition("/")[2]: n for key, n in row.items() if key.startswith("directions/")
-        }
-        if counts:
-            found = ", ".join(f"{of} {n:.0f}" for of, n in counts.items())
-            since = [later["share/common"] for later in rows[place + 1 :]]
-            then = f" Since then {since[0]:.0%} of the dimensions are common." if since else ""
-            return report.paragraph(
-                f"The share of common dimensions was counted after epoch {row['epoch']:.0f}, until "
-                "when all were common. Directions that agree beyond chance on samples held out, "
-                f"between two sensors and between two views of one: {found}.{then}"
-            )
-    return ""
+    counted = Counted.read(folder)
+    if counted is None:
+        return ""
+    found, taken = counted.share(), counted.taken()
+    then = "So the share could not be counted."
+    if found and taken:
+        less = f"; {taken:.0%} are common, since fewer are too few" if found < taken else ""
+        then = f"That is a share of {found:.0%}{less}."
+    return report.paragraph(
+        f"The share of common dimensions was counted first, by a training of {counted.steps} "
+        f"steps in which all were common. On {counted.samples} samples held out of it: "
+        f"{counted.sentence()}. {then}"
+    )
 
 
 def _last_values(rows: Rows, batch: int | None) -> str:

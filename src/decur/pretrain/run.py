@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from rich.console import Console
 
 from decur import plotting
 from decur.data.base import PairedDataset, require_data
-from decur.data.loader import reporting_lost_workers
 from decur.data.selection import evenly_spaced
 from decur.data.units import check_units
 from decur.encoders.files import save_encoder
@@ -26,31 +23,26 @@ from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
 from decur.pretrain.configuration import configuration_of, refuse_another_run
 from decur.pretrain.data import EpochBatches, PairedData, seen_data
-from decur.pretrain.distributed import (
-    Sharded,
-    gather,
-    reporting_lost_processes,
-)
+from decur.pretrain.distributed import gather
 from decur.pretrain.figures import save_contact_sheet, write_report
-from decur.pretrain.loggers import make_callbacks, make_loggers, reporting_callbacks
+from decur.pretrain.loggers import make_callbacks, make_loggers
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.optim import build_optimizer, describe_groups
 from decur.pretrain.outcome import Outcome, describe_new_length
 from decur.pretrain.settings import PretrainSettings, TrainerSettings
 from decur.pretrain.share import (
     CountShare,
-    choose_held_out,
-    refuse_too_short,
+    count_share,
+    hold_out,
     wants_share,
-    warm_up_epochs,
 )
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
 from decur.pretrain.trainer import (
+    fit,
     make_trainer,
     quiet_lightning,
     refuse_accumulation,
     refuse_endless,
-    reporting_determinism,
     seed_everything,
     take_max_steps,
 )
@@ -137,15 +129,13 @@ def _pretrain(
     quiet_lightning()
     options = _trainer_options(settings.trainer, objective)
     data = seen_data(data, settings)
-    paired = _pair(data, objective, settings)
+    paired, fewer = _pair(data, objective, settings)
     max_steps = take_max_steps(options, paired.steps_per_epoch)
-    refuse_too_short(objective, options["max_epochs"])
     own_callbacks = make_callbacks(settings.trainer.callbacks)
     length = "" if anew else _new_length(folder, options["max_epochs"])
     checkpoint = open_run(folder, config, anew)
-    seed_everything(settings.seed)
-    make = partial(make_model, data, objective, settings, max_steps)
-    model = make()
+    make = partial(_seeded_model, data, objective)
+    model = make(settings, max_steps)
     outcome = Outcome(folder, data)
     state = TrainingState(folder, settings.checkpoint, data=_look_at(data))
     log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])
@@ -154,7 +144,7 @@ def _pretrain(
         logger=make_loggers(settings.trainer.logger, folder),
         callbacks=[
             BadSamples(folder, settings.loader.max_bad, len(data)),
-            *([CountShare(console)] if wants_share(objective) else []),
+            *([CountShare(folder)] if wants_share(objective) else []),
             log,
             ProgressBar(log, console),
             *own_callbacks,
@@ -168,18 +158,36 @@ def _pretrain(
         use_distributed_sampler=False,
     )
     if trainer.is_global_zero:
-        _introduce(console, folder, paired, model, checkpoint, options["max_epochs"])
+        _introduce(console, folder, paired, model, checkpoint)
         _tell_fold_and_length(console, settings, length)
-    _fit(trainer, model, paired, checkpoint, own_callbacks, state)
+    if fewer is not None and checkpoint is None:
+        count_share(folder, fewer, make, settings, options, console)
+        model = make(settings, max_steps)
+    fit(trainer, model, paired, checkpoint, state, own_callbacks)
     if model.is_sharded:
-        model = gather(model, make())
+        model = gather(model, make(settings, max_steps))
     if trainer.is_global_zero:
         _leave(folder, model, data, settings.loader.batch_size // trainer.world_size)
     return Pretrained(folder, model)
 
 
-def _pair(data: PairedDataset, objective: Objective, settings: PretrainSettings) -> PairedData:
-    """Return the pairs to train on; refuse, before anything is written, what cannot be trained on.
+def _seeded_model(
+    data: PairedDataset,
+    objective: Objective,
+    settings: PretrainSettings,
+    max_steps: int | None = None,
+) -> Pretrainer:
+    """Make a model of the run's seed, and leave random numbers as they are before training."""
+    seed_everything(settings.seed)
+    return make_model(data, objective, settings, max_steps)
+
+
+def _pair(
+    data: PairedDataset, objective: Objective, settings: PretrainSettings
+) -> tuple[PairedData, PairedData | None]:
+    """Return the pairs to train on, and those that count the share first, if it is to be counted.
+
+    What cannot be trained on is refused before anything is written.
 
     Raises:
         ConfigError: if the objective does not take these sensors, or a batch cannot be filled or
@@ -187,8 +195,8 @@ def _pair(data: PairedDataset, objective: Objective, settings: PretrainSettings)
     """
     paired = PairedData(data, settings.loader, seed=settings.seed, pairing=settings.pairing)
     objective.check_modalities(list(data.modalities))
-    paired.held_out = choose_held_out(objective, paired)
-    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
+    fewer = hold_out(paired) if wants_share(objective) else None
+    EpochBatches((fewer or paired).samples, settings.loader.batch_size, settings.seed)
     require_memory_for_batch(
         data.modalities.values(),
         settings.loader.batch_size // settings.trainer.num_nodes,
@@ -196,33 +204,12 @@ def _pair(data: PairedDataset, objective: Objective, settings: PretrainSettings)
         copies=2,
         key="views.size",
     )
-    return paired
+    return paired, fewer
 
 
 def _look_at(data: PairedDataset) -> str:
     """Return a digest by which files that have changed are noticed, of all samples or of many."""
     return data.file_digest(evenly_spaced(len(data), _LOOKED_AT).tolist())
-
-
-def _fit(
-    trainer: L.Trainer,
-    model: Pretrainer,
-    paired: PairedData,
-    checkpoint: Path | None,
-    own_callbacks: Sequence[L.Callback],
-    state: TrainingState,
-) -> None:
-    """Train to the end, from a checkpoint if there is one; what goes wrong is told in a line."""
-    try:
-        with (
-            reporting_lost_processes(trainer),
-            reporting_lost_workers(),
-            reporting_determinism(),
-            reporting_callbacks(own_callbacks),
-        ):
-            trainer.fit(model, paired, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        state.release_signals()
 
 
 def _leave(folder: RunFolder, model: Pretrainer, data: PairedDataset, batch: int) -> None:
@@ -256,8 +243,6 @@ def _trainer_options(settings: TrainerSettings, objective: Objective) -> dict[st
     for key in ("logger", "callbacks"):  # made from their names once the run's folder is there
         options.pop(key, None)
     options = {"max_epochs": 100, "log_every_n_steps": 50, **options}
-    if options.get("strategy") == "fsdp":
-        options["strategy"] = Sharded()
     refuse_endless(options)
     refuse_accumulation(options, objective)
     return options
@@ -306,7 +291,6 @@ def _introduce(
     paired: PairedData,
     model: Pretrainer,
     resume: Path | None,
-    epochs: int,
 ) -> None:
     """Print what will be trained on what, and draw what the network will see."""
 
@@ -325,13 +309,6 @@ def _introduce(
     say("objective", f"{type(objective).__name__}, {objective.dim} dimensions: {parts}")
     groups = describe_groups(build_optimizer(model, settings, model.batch_size))
     say("optimizer", f"{settings.name}, {groups}")
-    if wants_share(objective):
-        say(
-            "share",
-            "all dimensions are common at first; how many shall be is counted after "
-            f"{warm_up_epochs(epochs, paired.steps_per_epoch)} of {epochs} epochs, on "
-            f"{len(paired.held_out)} samples that are not trained on",
-        )
     if resume is not None:
         say("resuming", str(resume))
     if plotting.available():

@@ -1,145 +1,78 @@
-"""The share of common dimensions, counted from the data early in training.
+"""The share of common dimensions, counted from the data before training.
 
-With `objective.common: auto` all dimensions are common for the first tenth of the epochs, or longer
-where that is few steps. Then the directions in which two sensors' embeddings agree are counted on
-samples that training never sees, and so are those in which two views of one sensor do. Their ratio
-is the share with which training goes on, from the same weights.
+With `objective.common: auto` a short training comes first, with all dimensions common. At its end
+the directions in which two sensors' embeddings agree are counted on samples that it has not seen,
+and so are those in which two views of one sensor do. Their ratio, or a quarter where that is more,
+is the share. Then training starts, from fresh weights and with all samples, as if that share had
+been given.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+import shutil
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from torch import Tensor
 
-from decur.agreement import Halves, at_random, canonical, coordinates
-from decur.data import Batch, LoaderSettings
-from decur.devices import send
 from decur.errors import ConfigError
-from decur.features import SampleLoader, each_batch, spread
 from decur.objectives import DeCUR, Objective
+from decur.pretrain.batchnorm import SyncBatchNorms
+from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
 from decur.pretrain.data import PairedData
+from decur.pretrain.directions import LEAST, LEAST_SHARE, Counted, count_directions, embed_views
 from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
-from decur.scores import FeatureRows, Rows, split, standardised
+from decur.pretrain.settings import PretrainSettings
+from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
+from decur.pretrain.trainer import fit, make_trainer
+from decur.runs import RunFolder
+from decur.scores import split
 
 log = logging.getLogger(__name__)
 
-WARM_UP, LONGEST = 0.1, 1 / 3  # of the epochs, at the end of which the share is counted
-STEPS = 150  # after which it can be; fewer show too few directions (docs/results/share.md)
+SHORTEST, LONGEST = 0.1, 0.15  # of the epochs, which the training that counts takes besides
+STEPS = 150  # of it that show most directions; fewer show too few (docs/results/share.md)
 HELD_OUT, FEWEST, MOST = 0.1, 200, 4000  # share of the samples that is held out, and its bounds
-LEAST = 8  # samples held out of which anything can be counted
-_SAMPLES_A_COMPONENT = 4
-_DRAWS = 20  # permutations whose largest correlation is what chance gives
-_HERE = LoaderSettings(batch_size=64, workers=0)
-
-ViewPair = tuple[FeatureRows, FeatureRows]  # (N, K) each, NaN where it is absent
 
 
-@dataclass(frozen=True)
-class Counted:
-    """Directions in which embeddings agree beyond chance, on samples held out.
-
-    Args:
-        between: `{"s1-s2": directions}` of each two sensors.
-        within: `{"s1": directions}` of the two views of each sensor.
-        looked: components of each embedding that were looked at, at most.
-    """
-
-    between: dict[tuple[str, str], int]
-    within: dict[str, int]
-    looked: int
-
-    def shares(self) -> dict[tuple[str, str], float]:
-        """Return the share of each two sensors: directions of both over the mean of either."""
-        return {
-            (a, b): min(1.0, 2 * count / (self.within[a] + self.within[b]))
-            for (a, b), count in self.between.items()
-            if self.within[a] + self.within[b]
-        }
-
-    def share(self) -> float | None:
-        """Return the share of the common dimensions; None where nothing can be told.
-
-        With more than two sensors that is the least of any two, as the common dimensions are to be
-        shared by all of them. Two sensors of which not one direction agrees tell nothing: it would
-        leave no common dimension, and more training or more samples may show some.
-        """
-        return min(self.shares().values(), default=0.0) or None
-
-    def plain(self) -> dict[str, Any]:
-        """Return what JSON can hold, of which `of` makes the same again."""
-        pairs = [[a, b, count] for (a, b), count in self.between.items()]
-        return {"between": pairs, "within": self.within, "looked": self.looked}
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Counted:
-        """Return what `plain` was made of."""
-        between = {(a, b): count for a, b, count in plain["between"]}
-        return cls(between, plain["within"], plain["looked"])
-
-    def sentence(self) -> str:
-        """Return what was counted, in words."""
-        pairs = ", ".join(f"{a} and {b} {count}" for (a, b), count in self.between.items())
-        views = ", ".join(f"{name} {count}" for name, count in self.within.items())
-        return (
-            f"directions that agree beyond chance on samples held out: {pairs}; two views of "
-            f"{views} (of {self.looked} at most)"
-        )
+def wants_share(objective: Objective) -> bool:
+    """Return whether a method's share of common dimensions is to be counted."""
+    return isinstance(objective, DeCUR) and objective.counts_share
 
 
-def warm_up_epochs(epochs: int, steps: int) -> int:
-    """Return the number of epochs at the end of which the share is counted.
+def counting_epochs(epochs: int, steps: int) -> int:
+    """Return the number of epochs of the training that counts the share.
 
-    That is a tenth of them; or as many as have 150 steps, up to a third.
+    That is a tenth of those that follow; or as many as have 150 steps, up to 15 % of them. One is
+    the least.
 
     Args:
-        epochs: of the training.
+        epochs: of the training that follows.
         steps: of an epoch.
     """
-    tenth = max(1, round(WARM_UP * epochs))
-    return max(tenth, min(math.ceil(STEPS / steps), round(LONGEST * epochs)))
+    least = max(1, round(SHORTEST * epochs))
+    return max(least, min(math.ceil(STEPS / max(1, steps)), int(LONGEST * epochs)))
 
 
-def refuse_too_short(objective: Objective, epochs: int) -> None:
-    """Refuse a training that ends with its warm-up.
-
-    Args:
-        objective: the method.
-        epochs: of the training.
-
-    Raises:
-        ConfigError: if the share would be counted at the end of the last epoch.
-    """
-    if wants_share(objective) and epochs < 2:
-        raise ConfigError(
-            "objective.common: auto counts the share after the first tenth of the epochs, and "
-            "there is one; raise trainer.max_epochs, or give the share"
-        )
-
-
-def choose_held_out(objective: Objective, paired: PairedData) -> Rows:
-    """Return the samples that are held out of training, none where the share is given.
+def hold_out(paired: PairedData) -> PairedData:
+    """Return the pairs of the training that counts the share, some of which it does not see.
 
     Args:
-        objective: the method.
-        paired: the data set; groups stay whole.
+        paired: the pairs of the training that follows; groups stay whole.
 
     Raises:
         ConfigError: if there are too few samples.
     """
-    if not wants_share(objective):
-        return np.zeros(0, np.int64)
     count = len(paired.dataset)
     wanted = min(MOST, max(round(HELD_OUT * count), min(FEWEST, count // 4)))
     if wanted < LEAST:
@@ -155,72 +88,106 @@ def choose_held_out(objective: Objective, paired: PairedData) -> Rows:
             4 * FEWEST,
         )
     held = split(count, paired.dataset.groups, paired.seed, wanted / count)[1]
-    return np.sort(held[:MOST])
+    fewer = copy(paired)
+    fewer.held_out = np.sort(held[:MOST])
+    return fewer
 
 
-def wants_share(objective: Objective) -> bool:
-    """Return whether a method's share of common dimensions is to be counted."""
-    return isinstance(objective, DeCUR) and objective.counts_share
+def count_share(
+    folder: RunFolder,
+    fewer: PairedData,
+    make: Callable[[PretrainSettings], Pretrainer],
+    settings: PretrainSettings,
+    options: Mapping[str, Any],
+    console: Console,
+) -> None:
+    """Set the share of common dimensions that a short training finds, unless it has been found.
+
+    The training goes on where it was interrupted. What it has found stays as `share.json` in the
+    folder, beside its metrics; its checkpoints do not.
+
+    Args:
+        folder: of the run.
+        fewer: the pairs, as `hold_out` gives them.
+        make: makes a model of settings, whose objective is that of the run.
+        settings: of the run.
+        options: of the run's Trainer.
+        console: where epochs and the share are said.
+    """
+    place, epochs = folder.counting, options["max_epochs"]
+    short = counting_epochs(epochs, fewer.steps_per_epoch)
+    warmup = settings.optimizer.warmup_epochs * short / epochs
+    model = make(replace(settings, optimizer=replace(settings.optimizer, warmup_epochs=warmup)))
+    objective = model.objective
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    assert isinstance(objective, DeCUR)
+    if (counted := Counted.read(folder)) is None:
+        epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
+        state = TrainingState(place, settings.checkpoint)
+        checkpoint = open_run(place, None)
+        trainer = make_trainer(
+            {**options, "max_epochs": short},
+            float32_matmul=settings.float32_matmul,
+            plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
+            callbacks=[
+                BadSamples(place, settings.loader.max_bad, len(fewer.dataset)),
+                CountShare(folder),
+                epoch_log,
+                ProgressBar(epoch_log, console),
+                state,
+            ],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        if first:
+            console.print(
+                f"share       is counted first, by a training with all dimensions common "
+                f"({short} epoch{'s' if short > 1 else ''}), on {len(fewer.held_out)} samples held "
+                "out of it",
+                highlight=False,
+            )
+        fit(trainer, model, fewer, checkpoint, state)
+        counted = Counted.read(folder)
+        assert counted is not None
+    objective.set_share(counted.taken())
+    if first:
+        shutil.rmtree(place.checkpoints, ignore_errors=True)
+        tell_share(counted, objective, console)
 
 
 class CountShare(Callback):
-    """Count the share of common dimensions at the end of the warm-up, and set it.
+    """Log the share of common dimensions; count it at the end of a training, if nobody has.
 
-    Its place is before the callbacks that write metrics and save the state: what they keep of an
-    epoch then holds the share that the next one is trained with.
+    Its place is before the callbacks that write metrics and save the state, which keep what it has
+    found.
 
     Args:
-        console: where the share is said.
+        run: the run's folder, to which the share is written.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the share of the epoch; after the last one of the warm-up, count it."""
+        """Log the share of the epoch; after the last one, count it."""
         assert isinstance(pl_module, Pretrainer)
         objective = pl_module.objective
         assert isinstance(objective, DeCUR)
         values = {"share/common": objective.share}
-        steps = trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
-        due = trainer.current_epoch + 1 >= warm_up_epochs(trainer.max_epochs or 1, steps)
-        if due and not objective.is_counted:
+        if trainer.current_epoch + 1 == trainer.max_epochs and not objective.is_counted:
             if pl_module.is_sharded:  # a shard alone has no features: all must run
                 counted = trainer.strategy.broadcast(self._count(trainer, pl_module))
             else:  # it takes minutes, and nobody waits for them in a collective
                 counted = Counted.of(from_first(lambda: self._count(trainer, pl_module).plain()))
-            self._set(objective, counted, trainer.is_global_zero)
+            objective.set_share(counted.taken())
+            if trainer.is_global_zero:
+                counted.write(self.run)
             values |= {f"directions/{a}-{b}": float(n) for (a, b), n in counted.between.items()}
             values |= {f"directions/{name}": float(n) for name, n in counted.within.items()}
         device = pl_module.device
         pl_module.meter.add({name: torch.tensor(v, device=device) for name, v in values.items()})
-
-    def _set(self, objective: DeCUR, counted: Counted, speaks: bool) -> None:
-        share = counted.share()
-        found = objective.set_share(share)
-        if not speaks:
-            return
-        if share is None:
-            log.warning(
-                "objective.common: two sensors agree in no direction beyond chance after the "
-                "warm-up (%s), so the share cannot be counted, and the default %g is taken; train "
-                "longer, or give it",
-                counted.sentence(),
-                objective.share,
-            )
-        self.console.print(f"share       {counted.sentence()}", highlight=False)
-        if len(counted.shares()) > 1:
-            each = ", ".join(f"{a}-{b} {x:.0%}" for (a, b), x in counted.shares().items())
-            self.console.print(
-                f"share       of two sensors: {each}; the least is common to all, and "
-                "objective.blocks can give more to two of them",
-                highlight=False,
-            )
-        self.console.print(
-            f"share       common {found} of {objective.dim} dimensions ({objective.share:.0%}) "
-            "from now on",
-            highlight=False,
-        )
 
     def _count(self, trainer: L.Trainer, model: Pretrainer) -> Counted:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -228,99 +195,39 @@ class CountShare(Callback):
         embeddings = embed_views(model, data)
         groups = data.dataset.groups
         own = None if groups is None else [groups[row] for row in data.held_out]
-        return count_directions(embeddings, own, model.seed)
+        found = count_directions(embeddings, own, model.seed)
+        return replace(found, samples=len(data.held_out), steps=trainer.global_step)
 
 
-def embed_views(model: Pretrainer, data: PairedData) -> dict[str, ViewPair]:
-    """Return the embeddings of two views of each sensor, of the samples held out.
-
-    Args:
-        model: whose encoders and projectors are used, in evaluation mode meanwhile.
-        data: the data set, with the samples that are held out.
-    """
-    loader = SampleLoader(
-        data.dataset.only(targets=()), None, settings=_HERE, among=data.held_out.tolist()
-    )
-    none = torch.empty(0, model.objective.dim)
-
-    def embed(batch: Batch) -> dict[str, list[Tensor]]:
-        """Return the two views of each sensor, (B, K) each."""
-        present = batch["present"]
-        views = model.make_views(model.transfer_batch_to_device(batch, model.device, 0), 0)
-        rows = {name: send(has.nonzero()[:, 0], model.device) for name, has in present.items()}
-        found: dict[str, list[Tensor]] = {name: [] for name in present}
-        for view in (0, 1):
-            images = {
-                name: pair[view].index_select(0, rows[name])
-                for name, pair in views.items()
-                if len(rows[name])
-            }
-            _, z = model.embed(images, present)  # (n, K)
-            for name, has in present.items():
-                found[name].append(spread(z.get(name, none), has))
-        return found
-
-    batches = list(each_batch(model, loader, make=embed))
-
-    def whole(name: str, view: int) -> FeatureRows:
-        return torch.cat([found[name][view] for found in batches]).numpy()
-
-    return {name: (whole(name, 0), whole(name, 1)) for name in model.modalities}
-
-
-def count_directions(
-    embeddings: dict[str, ViewPair], groups: Sequence[str] | None, seed: int
-) -> Counted:
-    """Count the directions in which embeddings agree, between sensors and within each.
-
-    They are canonical correlations (Hotelling 1936): directions are fitted on one half of the
-    samples, correlations taken on the other. Counted are those that are larger than the largest
-    that any of 20 permutations gives. Within a sensor it is its two views that agree; they tell
-    how many directions can be found at all, by this network and on so many samples.
+def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
+    """Say what was counted, and which share training has by it.
 
     Args:
-        embeddings: `{sensor: two views}`, (N, K) each, NaN where the sensor is absent.
-        groups: of the samples, which stay whole; None for none.
-        seed: of halves and permutations.
-
-    Returns:
-        The numbers of directions.
+        counted: the directions.
+        objective: whose share has been set.
+        console: where it is said.
     """
-    has = {name: ~np.isnan(first[:, 0]) for name, (first, _) in embeddings.items()}
-    looked = 0
-
-    def count(a: str, b: str, views: tuple[int, int]) -> int:
-        nonlocal looked
-        rows = np.flatnonzero(has[a] & has[b])
-        own = None if groups is None else [groups[row] for row in rows.tolist()]
-        if len(rows) < LEAST:
-            return 0
-        train, test = split(len(rows), own, seed, 0.5)
-        components = max(1, len(train) // _SAMPLES_A_COMPONENT)
-        x, y = (
-            coordinates(standardised(embeddings[name][view][rows], train), train, test)
-            for name, view in zip((a, b), views, strict=True)
+    if counted.share() is None:
+        log.warning(
+            "objective.common: two sensors agree in no direction beyond chance after a "
+            "training of %d steps (%s), so the share cannot be counted, and the default %g is "
+            "taken; train longer, or give it",
+            counted.steps,
+            counted.sentence(),
+            objective.share,
         )
-        x, y = (Halves(half.train[:, :components], half.test[:, :components]) for half in (x, y))
-        if not x.train.shape[1] or not y.train.shape[1]:
-            return 0  # a constant embedding
-        looked = max(looked, min(x.train.shape[1], y.train.shape[1]))
-        return _above_chance(x, y, (train, test), own, seed)
-
-    within = {name: count(name, name, (0, 1)) for name in embeddings}
-    between = {(a, b): count(a, b, (0, 0)) for a, b in combinations(embeddings, 2)}
-    return Counted(between, within, looked)
-
-
-def _above_chance(
-    x: Halves, y: Halves, halves: tuple[Rows, Rows], groups: Sequence[str] | None, seed: int
-) -> int:
-    """Return how many canonical correlations are above all that permutations give."""
-    rng = np.random.default_rng(seed)
-    components = max(x.train.shape[1], y.train.shape[1])
-    level = 0.0
-    for _ in range(_DRAWS):
-        train, test = at_random(*halves, groups, rng)
-        mixed = Halves(y.train[train], y.test[test])
-        level = max(level, float(canonical(x, mixed, components).max(initial=0)))
-    return int((canonical(x, y, components) > level).sum())
+    console.print(f"share       {counted.sentence()}", highlight=False)
+    if len(counted.shares()) > 1:
+        each = ", ".join(f"{a}-{b} {x:.0%}" for (a, b), x in counted.shares().items())
+        console.print(
+            f"share       of two sensors: {each}; the least is common to all, and "
+            "objective.blocks can give more to two of them",
+            highlight=False,
+        )
+    common, found = round(objective.share * objective.dim), counted.share()
+    why = f", not {found:.0%}: fewer are too few" if found and found < LEAST_SHARE else ""
+    console.print(
+        f"share       common {common} of {objective.dim} dimensions ({objective.share:.0%}{why}); "
+        "training starts with it",
+        highlight=False,
+    )

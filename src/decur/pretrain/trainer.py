@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,9 +15,14 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
+from decur.data.loader import reporting_lost_workers
 from decur.devices import check_processes
 from decur.errors import ConfigError
 from decur.objectives.base import Objective
+from decur.pretrain.data import PairedData
+from decur.pretrain.distributed import Sharded, reporting_lost_processes
+from decur.pretrain.loggers import reporting_callbacks
+from decur.pretrain.state import TrainingState
 
 
 def make_trainer(
@@ -34,6 +40,8 @@ def make_trainer(
         ConfigError: with what Lightning says where it refuses an option; for more processes than
             the machine could run.
     """
+    if options.get("strategy") == "fsdp":  # a trainer has a strategy of its own
+        options = {**options, "strategy": Sharded()}
     try:
         trainer = L.Trainer(**options, **fixed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -48,6 +56,39 @@ def make_trainer(
         # batch statistics are those of all processes, and so the same on each
         trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
     return trainer
+
+
+def fit(
+    trainer: L.Trainer,
+    model: L.LightningModule,
+    data: PairedData,
+    checkpoint: Path | None,
+    state: TrainingState,
+    own_callbacks: Sequence[L.Callback] = (),
+) -> None:
+    """Train to the end, from a checkpoint if there is one; what goes wrong is told in a line.
+
+    Args:
+        trainer: that trains.
+        model: that is trained.
+        data: to train on.
+        checkpoint: to go on from.
+        state: the callback that saves.
+        own_callbacks: those of the person who trains.
+
+    Raises:
+        DecurError: for whatever a person can mend.
+    """
+    try:
+        with (
+            reporting_lost_processes(trainer),
+            reporting_lost_workers(),
+            reporting_determinism(),
+            reporting_callbacks(own_callbacks),
+        ):
+            trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        state.release_signals()
 
 
 def keep_raw_values(trainer: L.Trainer) -> None:
