@@ -104,7 +104,8 @@ class Counted:
             return cls.of(json.loads(run.counted.read_text()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
-                f"{run.counted}: cannot be read ({reason_of(error)}); start anew with --overwrite"
+                f"{run.counted}: cannot be read ({reason_of(error)}); delete it, and the share is "
+                "counted anew unless a checkpoint holds it"
             ) from error
 
     def sentence(self) -> str:

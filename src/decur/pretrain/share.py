@@ -101,7 +101,7 @@ def count_share(
     options: Mapping[str, Any],
     console: Console,
 ) -> None:
-    """Set the share of common dimensions that a short training finds, unless it has been found.
+    """Set the share of common dimensions that a short training finds.
 
     The training goes on where it was interrupted. What it has found stays as `share.json` in the
     folder, beside its metrics; its checkpoints do not.
@@ -121,37 +121,36 @@ def count_share(
     objective = model.objective
     first = getattr(rank_zero_only, "rank", 0) == 0
     assert isinstance(objective, DeCUR)
-    if (counted := Counted.read(folder)) is None:
-        epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
-        state = TrainingState(place, settings.checkpoint)
-        checkpoint = open_run(place, None)
-        trainer = make_trainer(
-            {**options, "max_epochs": short},
-            float32_matmul=settings.float32_matmul,
-            plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
-            callbacks=[
-                BadSamples(place, settings.loader.max_bad, len(fewer.dataset)),
-                CountShare(folder),
-                epoch_log,
-                ProgressBar(epoch_log, console),
-                state,
-            ],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
+    epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
+    state = TrainingState(place, settings.checkpoint)
+    checkpoint = open_run(place, None)
+    trainer = make_trainer(
+        {**options, "max_epochs": short},
+        float32_matmul=settings.float32_matmul,
+        plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
+        callbacks=[
+            BadSamples(place, settings.loader.max_bad, len(fewer.dataset)),
+            CountShare(folder),
+            epoch_log,
+            ProgressBar(epoch_log, console),
+            state,
+        ],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    if first:
+        console.print(
+            f"share       is counted first, by a training with all dimensions common "
+            f"({short} epoch{'s' if short > 1 else ''}), on {len(fewer.held_out)} samples held "
+            "out of it",
+            highlight=False,
         )
-        if first:
-            console.print(
-                f"share       is counted first, by a training with all dimensions common "
-                f"({short} epoch{'s' if short > 1 else ''}), on {len(fewer.held_out)} samples held "
-                "out of it",
-                highlight=False,
-            )
-        fit(trainer, model, fewer, checkpoint, state)
-        counted = Counted.read(folder)
-        assert counted is not None
-    objective.set_share(counted.taken())
+    fit(trainer, model, fewer, checkpoint, state)
+    take_counted(folder, objective)
+    counted = Counted.read(folder)
+    assert counted is not None
     if first:
         shutil.rmtree(place.checkpoints, ignore_errors=True)
         tell_share(counted, objective, console)
@@ -197,6 +196,22 @@ class CountShare(Callback):
         own = None if groups is None else [groups[row] for row in data.held_out]
         found = count_directions(embeddings, own, model.seed)
         return replace(found, samples=len(data.held_out), steps=trainer.global_step)
+
+
+def take_counted(folder: RunFolder, objective: Objective) -> None:
+    """Set the share that was counted for a run, if one was.
+
+    Args:
+        folder: of the run.
+        objective: its method.
+
+    Raises:
+        DataError: if what was counted cannot be read.
+    """
+    counted = Counted.read(folder) if wants_share(objective) else None
+    if counted is not None:
+        assert isinstance(objective, DeCUR)
+        objective.set_share(counted.taken())
 
 
 def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
