@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from decur.encoders import build_encoder
-from decur.encoders.attention import encode
+from decur.encoders.attention import ATTENTIONS, encode, is_crossing
 from decur.errors import ConfigError
 
 
@@ -97,6 +97,35 @@ def test_what_cannot_be_stepped_together_is_refused():
     uneven = {"a": make(("layer4",))["s1"], "b": make()["s1"]}
     with pytest.raises(ConfigError, match="different stages"):
         encode(uneven, images(uneven))
+
+
+class Across(torch.nn.Module):
+    """Adds the mean of the other sensor's map, or of the own one where there is no other."""
+
+    crosses = True
+
+    def __init__(self, stage):
+        super().__init__()
+
+    def forward(self, x, source=None):
+        return x + (x if source is None else source).mean((2, 3), keepdim=True)
+
+
+def test_an_attention_of_ones_own_may_cross(monkeypatch):
+    monkeypatch.setitem(ATTENTIONS._items, "across", Across)
+    encoders = {n: build_encoder("resnet18", 2, attention={"layer4": "across"}) for n in "ab"}
+    for encoder in encoders.values():
+        encoder.eval()
+        assert is_crossing(encoder)
+    pictures = images(encoders)
+    maps = {}
+    for name, encoder in encoders.items():
+        own = encoder.forward_features(pictures[name])[-1]  # m + mean(m): twice the mean
+        maps[name] = own - own.mean((2, 3), keepdim=True) / 2
+    found = encode(encoders, pictures)
+    for one, other in ("ab", "ba"):
+        expected = maps[one].mean((2, 3)) + maps[other].mean((2, 3))
+        torch.testing.assert_close(found[one], expected)
 
 
 @pytest.mark.parametrize("absent", [False, True])

@@ -1,7 +1,8 @@
 """Attention from one sensor to another, whose encoders run together, stage by stage.
 
 Encoders are run by `encode` and `encode_maps`, which run those with attention to each other
-together; `is_crossing` tells which these are.
+together; `is_crossing` tells which these are. A module crosses that has the attribute `crosses`,
+true, and takes the other sensor's map as a second argument.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from decur.errors import ConfigError
 
 Present = Mapping[str, Tensor]
 
-NAME = "cross_da"
-
 
 class CrossDeformableAttention(DeformableAttention):
     """Deformable attention whose keys and values come from the other sensor's map.
@@ -33,8 +32,10 @@ class CrossDeformableAttention(DeformableAttention):
     Source: DeCUR paper, appendix C, Table 7 ("Cross DA").
     """
 
+    crosses = True
 
-@ATTENTIONS.register(NAME)
+
+@ATTENTIONS.register("cross_da")
 def _cross_da(stage: Stage, geometry: Geometry = "dat") -> CrossDeformableAttention:
     return for_stage(stage, residual=False, geometry=geometry, kind=CrossDeformableAttention)
 
@@ -100,9 +101,20 @@ def encode_maps(
 
 
 def is_crossing(encoder: nn.Module) -> bool:
-    """Return whether an encoder has attention to another one, quickly, by its options."""
-    options: Any = getattr(_inner(encoder), "options", {})
-    return NAME in (options.get("attention") or {}).values()
+    """Return whether an encoder has attention to another one."""
+    inner = _inner(encoder)
+    stages = getattr(inner, "options", {}).get("attention") or ()
+    return any(_crosses(inner.backbone.get_submodule(stage).attention) for stage in stages)
+
+
+def _crosses(module: nn.Module) -> bool:
+    return bool(getattr(module, "crosses", False))
+
+
+def _named(encoder: nn.Module) -> str:
+    """Return the name of an encoder's attention, for messages."""
+    attention = _inner(encoder).options["attention"]
+    return str(next(iter(attention.values())))
 
 
 def _crossing(
@@ -124,9 +136,10 @@ def _step(
 ) -> dict[str, list[Tensor]]:
     """Return the feature maps of two encoders that attend to each other."""
     if len(images) > 2:
+        first, *_ = images
         raise ConfigError(
-            f"encoder.attention: cross_da joins two sensors, these are {', '.join(images)}; "
-            "choose another attention, or two of them with --modalities"
+            f"encoder.attention: {_named(encoders[first])} joins two sensors, these are "
+            f"{', '.join(images)}; choose another attention, or two of them with --modalities"
         )
     walks = {name: _walk(_backbone(encoders[name]), x) for name, x in images.items()}
     sent: dict[str, Tensor | None] = dict.fromkeys(walks)
@@ -159,7 +172,7 @@ def _walk(backbone: Any, x: Tensor) -> Generator[Tensor, Tensor | None, list[Ten
     x = backbone.maxpool(x)
     for info in backbone.feature_info[1:]:
         for layer in backbone.get_submodule(info["module"]).children():
-            x = layer(x, (yield x)) if isinstance(layer, CrossDeformableAttention) else layer(x)
+            x = layer(x, (yield x)) if _crosses(layer) else layer(x)
         maps.append(x)
     return maps
 
@@ -182,7 +195,7 @@ def _backbone(encoder: nn.Module) -> Any:
     backbone = _inner(encoder).backbone
     if not isinstance(backbone, ResNet):
         raise ConfigError(
-            f"encoder.attention: cross_da follows stages of a ResNet, this is a "
+            f"encoder.attention: {_named(encoder)} follows stages of a ResNet, this is a "
             f"{type(backbone).__name__}; take 'rda', or a ResNet"
         )
     return backbone
