@@ -71,7 +71,8 @@ def found(shared: int, arguments: argparse.Namespace, seed: int, console: Consol
         counted = Counted.read(RunFolder(Path(folder)))
     assert counted is not None and isinstance(model.objective, DeCUR)
     tell_share(counted, model.objective, console)
-    return 100 * (counted.share() or SHARE)
+    share = counted.share()
+    return 100 * (SHARE if share is None else share)
 
 
 def main() -> None:

@@ -67,7 +67,8 @@ def test_a_quarter_of_the_dimensions_is_common_where_fewer_directions_agree():
     few, many = (Counted({("a", "b"): n}, {"a": 40, "b": 60}, 64) for n in (3, 25))
     assert few.share() == 0.06 and few.taken() == 0.25
     assert many.share() == many.taken() == 0.5
-    assert Counted({("a", "b"): 0}, {"a": 40, "b": 60}, 64).taken() is None
+    assert Counted({("a", "b"): 0}, {"a": 40, "b": 60}, 64).taken() == 0.25
+    assert Counted({("a", "b"): 0}, {"a": 0, "b": 0}, 64).taken() is None
 
 
 def test_samples_without_a_sensor_do_not_count_and_groups_are_no_agreement():
@@ -85,7 +86,7 @@ def test_samples_without_a_sensor_do_not_count_and_groups_are_no_agreement():
     groups = [str(place) for place in places]
     assert count_directions(alike, groups, seed=0).between["a", "b"] == 0
     nothing = count_directions({"a": embeddings["a"], "b": alike["a"]}, None, seed=0)
-    assert nothing.between == {("a", "b"): 0} and nothing.share() is None
+    assert nothing.between == {("a", "b"): 0} and nothing.share() == 0
 
 
 def test_samples_held_out_are_not_seen_by_the_training_that_counts():

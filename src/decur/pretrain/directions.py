@@ -61,17 +61,16 @@ class Counted:
         """Return the share of directions that the sensors agree in; None if nothing can be told.
 
         With more than two sensors that is the least of any two, as the common dimensions are to be
-        shared by all of them. Two sensors of which not one direction agrees tell nothing: it would
-        leave no common dimension, and more training or more samples may show some.
+        shared by all of them. Nothing can be told where not even two views of a sensor agree.
         """
-        return min(self.shares().values(), default=0.0) or None
+        return min(self.shares().values(), default=None)
 
     def taken(self) -> float | None:
         """Return the share of the dimensions that are to be common, at least a quarter.
 
         Fewer are too few, also where a small share is what is shared: what both sensors see does
         not fit into as many dimensions as it has directions, and goes into the unique ones as well
-        (docs/results/share.md).
+        (docs/results/share.md). None where nothing can be told.
         """
         share = self.share()
         return None if share is None else max(share, LEAST_SHARE)

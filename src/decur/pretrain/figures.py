@@ -183,8 +183,8 @@ def _counted_share(folder: RunFolder) -> str:
         return ""
     found, taken = counted.share(), counted.taken()
     then = "So the share could not be counted."
-    if found and taken:
-        less = f"; {taken:.0%} are common, since fewer are too few" if found < taken else ""
+    if found is not None and taken is not None:
+        less = f"; {taken:.0%} are common, as fewer would be too few" if found < taken else ""
         then = f"That is a share of {found:.0%}{less}."
     return report.paragraph(
         f"The share of common dimensions was counted first, by a training of {counted.steps} "

@@ -222,13 +222,14 @@ def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
         objective: whose share has been set.
         console: where it is said.
     """
-    if counted.share() is None:
+    found = counted.share()
+    if not found:
         log.warning(
-            "objective.common: two sensors agree in no direction beyond chance after a "
-            "training of %d steps (%s), so the share cannot be counted, and the default %g is "
-            "taken; train longer, or give it",
+            "objective.common: after a training of %d steps %s agree in no direction beyond "
+            "chance; %g of the dimensions will be common. Where sensors share more, train longer "
+            "or give the share",
             counted.steps,
-            counted.sentence(),
+            "not even two views of a sensor" if found is None else "two sensors",
             objective.share,
         )
     console.print(f"share       {counted.sentence()}", highlight=False)
@@ -239,8 +240,9 @@ def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
             "objective.blocks can give more to two of them",
             highlight=False,
         )
-    common, found = round(objective.share * objective.dim), counted.share()
-    why = f", not {found:.0%}: fewer are too few" if found and found < LEAST_SHARE else ""
+    common = round(objective.share * objective.dim)
+    few = found is not None and found < LEAST_SHARE
+    why = f", as {found:.0%} would be too few" if few else ""
     console.print(
         f"share       common {common} of {objective.dim} dimensions ({objective.share:.0%}{why}); "
         "training starts with it",
