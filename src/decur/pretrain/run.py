@@ -23,7 +23,6 @@ from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
 from decur.pretrain.configuration import configuration_of, refuse_another_run
 from decur.pretrain.data import EpochBatches, PairedData, seen_data
-from decur.pretrain.directions import Counted
 from decur.pretrain.distributed import gather
 from decur.pretrain.figures import save_contact_sheet, write_report
 from decur.pretrain.loggers import make_callbacks, make_loggers
@@ -136,7 +135,8 @@ def _pretrain(
     own_callbacks = make_callbacks(settings.trainer.callbacks)
     length = "" if anew else _new_length(folder, options["max_epochs"])
     checkpoint = open_run(folder, config, anew)
-    take_counted(folder, objective)
+    # what is being deleted must not be looked at
+    counted = None if anew else take_counted(folder, objective)
     make = partial(_seeded_model, data, objective)
     model = make(settings, max_steps)
     outcome = Outcome(folder, data)
@@ -163,7 +163,7 @@ def _pretrain(
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint)
         _tell_fold_and_length(console, settings, length)
-    if fewer is not None and checkpoint is None and Counted.read(folder) is None:
+    if fewer is not None and checkpoint is None and counted is None:
         count_share(folder, fewer, make, settings, options, console)
         model = make(settings, max_steps)
     fit(trainer, model, paired, checkpoint, state, own_callbacks)

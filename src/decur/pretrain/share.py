@@ -148,8 +148,7 @@ def count_share(
             highlight=False,
         )
     fit(trainer, model, fewer, checkpoint, state)
-    take_counted(folder, objective)
-    counted = Counted.read(folder)
+    counted = take_counted(folder, objective)
     assert counted is not None
     if first:
         shutil.rmtree(place.checkpoints, ignore_errors=True)
@@ -198,12 +197,15 @@ class CountShare(Callback):
         return replace(found, samples=len(data.held_out), steps=trainer.global_step)
 
 
-def take_counted(folder: RunFolder, objective: Objective) -> None:
+def take_counted(folder: RunFolder, objective: Objective) -> Counted | None:
     """Set the share that was counted for a run, if one was.
 
     Args:
         folder: of the run.
         objective: its method.
+
+    Returns:
+        What was counted.
 
     Raises:
         DataError: if what was counted cannot be read.
@@ -212,6 +214,7 @@ def take_counted(folder: RunFolder, objective: Objective) -> None:
     if counted is not None:
         assert isinstance(objective, DeCUR)
         objective.set_share(counted.taken())
+    return counted
 
 
 def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
