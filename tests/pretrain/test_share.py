@@ -24,7 +24,7 @@ from decur.cli import main
 from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.errors import ConfigError, Interrupted
 from decur.objectives import DeCUR
-from decur.pretrain import Pretrainer, share
+from decur.pretrain import Pretrainer, pretrain, share
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.directions import Counted, count_directions
 from decur.pretrain.metrics import read_metrics
@@ -247,6 +247,55 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_counting_starts_anew_where_nothing_of_it_was_saved(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for part in ("encoders", "checkpoints"):
+        shutil.rmtree(folder / part)
+    RunFolder(folder).counted.unlink()  # as a kill before the first checkpoint leaves it
+    main([*ARGUMENTS, f"--run={folder}"])
+    assert "counted first" in capsys.readouterr().out
+    assert_same(whole, folder)
+    assert_same_counting(whole, folder)
+
+
+def test_a_run_that_became_shorter_while_it_counted_counts_anew(tmp_path, monkeypatch, capsys):
+    long = [*ARGUMENTS, "--trainer.max_epochs=20", "--trainer.max_time=01:00:00:00"]
+    long.append(f"--run={tmp_path / 'run'}")
+    made = share.make_trainer
+
+    def stopping(options, *, callbacks, **fixed):
+        assert "max_time" not in options  # it is of the training that follows
+        return made(options, callbacks=[Stop(4), *callbacks], **fixed)
+
+    monkeypatch.setattr(share, "make_trainer", stopping)
+    with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)):
+        main(long)
+    monkeypatch.undo()
+    assert RunFolder(tmp_path / "run").counting.saved_checkpoints()
+    main([*long, "--trainer.max_epochs=2"])
+    assert "(1 epoch)" in capsys.readouterr().out
+    assert Counted.read(RunFolder(tmp_path / "run")).steps == 3
+
+
+def test_an_objective_that_has_counted_counts_again(tmp_path):
+    data = LinearGaussianFactors(64, 2, unique_dims=2, dim=4)
+    objective = DeCUR(8, common="auto")
+    options = {
+        "encoder": "mlp",
+        "projector": {"width": 8},
+        "views": {"size": 1},
+        "loader": {"batch_size": 16, "workers": 0},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "monitor": {"every_epochs": 0},
+    }
+    for name in ("one", "other"):
+        pretrain(data, objective, run=str(tmp_path / name), **options)
+        (row,) = read_metrics(RunFolder(tmp_path / name).counting)
+        assert row["share/common"] == 1
+    assert_same(tmp_path / "one", tmp_path / "other")
+
+
 @pytest.mark.parametrize("when", ["within", "after"])
 def test_counting_goes_on_where_it_was_stopped(whole, when, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
@@ -288,11 +337,20 @@ def assert_same_counting(one, other):
     assert tables[0] == tables[1]
 
 
-def test_a_damaged_count_is_told_in_a_line(whole, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"between": [["x"',
+        '{"between": [["x", "y", 3]], "within": {}, "looked": 8}',
+        '{"between": [["x", "y", "3"]], "within": {"x": 4, "y": 4}, "looked": 8}',
+        '{"between": [["a", "b", 3]], "within": {"a": 4, "b": 4}, "looked": 8}',
+    ],
+)
+def test_a_damaged_count_is_told_in_a_line(whole, written, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     shutil.rmtree(folder / "checkpoints")
-    RunFolder(folder).counted.write_text('{"between": [["x"')
+    RunFolder(folder).counted.write_text(written)
     with pytest.raises(SystemExit) as error:
         main(["pretrain", "--resume", f"--run={folder}"])
     assert error.value.code == 2

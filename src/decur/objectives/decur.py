@@ -132,6 +132,11 @@ class DeCUR(Objective):
         self._split_at(split)
         return split
 
+    def forget_share(self) -> None:
+        """Make all dimensions common again, as they are before the share is counted."""
+        self.counted.fill_(-1)
+        self._split_at(self.dim)
+
     def _split_at(self, split: int) -> None:
         parts = {COMMON: slice(0, split), UNIQUE: slice(split, self.dim)}
         self.parts = {name: part for name, part in parts.items() if part.stop > part.start}

@@ -82,9 +82,19 @@ class Counted:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Counted:
-        """Return what `plain` was made of."""
+        """Return what `plain` was made of.
+
+        Raises:
+            ValueError: if it was made of nothing of this kind; or KeyError, TypeError.
+        """
         between = {(a, b): count for a, b, count in plain["between"]}
-        return cls(**{**plain, "between": between})
+        found = cls(**{**plain, "between": between})
+        numbers = (*between.values(), *found.within.values(), found.samples, found.steps)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError("a count is no whole number")
+        if set(between) != set(combinations(found.within, 2)):
+            raise ValueError("it does not count each two sensors")
+        return found
 
     def write(self, run: RunFolder) -> None:
         """Write it to the folder of the run whose share it is."""
@@ -106,6 +116,10 @@ class Counted:
                 f"{run.counted}: cannot be read ({reason_of(error)}); delete it, and the share is "
                 "counted anew unless a checkpoint holds it"
             ) from error
+
+    def apart(self) -> list[str]:
+        """Return each two sensors that agree in no direction, in words."""
+        return [f"{a} and {b}" for (a, b), count in self.between.items() if not count]
 
     def sentence(self) -> str:
         """Return what was counted, in words."""

@@ -18,6 +18,7 @@ from decur.encoders.own import encoder_settings
 from decur.errors import ConfigError, DecurError
 from decur.layers import override
 from decur.memory import require_memory_for_batch
+from decur.objectives import DeCUR
 from decur.objectives.base import Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
@@ -40,6 +41,7 @@ from decur.pretrain.share import (
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
 from decur.pretrain.trainer import (
     fit,
+    limited,
     make_trainer,
     quiet_lightning,
     refuse_accumulation,
@@ -132,13 +134,14 @@ def _pretrain(
     data = seen_data(data, settings)
     paired, fewer = _pair(data, objective, settings)
     max_steps = take_max_steps(options, paired.steps_per_epoch)
+    limited((fewer or paired).steps_per_epoch, options.get("limit_train_batches"))
     own_callbacks = make_callbacks(settings.trainer.callbacks)
     length = "" if anew else _new_length(folder, options["max_epochs"])
     checkpoint = open_run(folder, config, anew)
-    # what is being deleted must not be looked at
-    counted = None if anew else take_counted(folder, objective)
     make = partial(_seeded_model, data, objective)
     model = make(settings, max_steps)
+    if not anew:  # what is being deleted must not be looked at
+        take_counted(folder, model)
     outcome = Outcome(folder, data)
     state = TrainingState(folder, settings.checkpoint, data=_look_at(data))
     log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])
@@ -163,7 +166,7 @@ def _pretrain(
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint)
         _tell_fold_and_length(console, settings, length)
-    if fewer is not None and checkpoint is None and counted is None:
+    if fewer is not None and checkpoint is None:
         count_share(folder, fewer, make, settings, options, console)
         model = make(settings, max_steps)
     fit(trainer, model, paired, checkpoint, state, own_callbacks)
@@ -309,6 +312,8 @@ def _introduce(
         say("encoder", f"{name}: {encoder.name}, {millions:.1f} M parameters")
     objective, settings = model.objective, model.optimizer_settings
     parts = ", ".join(f"{part} {s.stop - s.start}" for part, s in objective.parts.items())
+    if isinstance(objective, DeCUR) and objective.counts_share and not objective.is_counted:
+        parts = "all common until the share is counted"
     say("objective", f"{type(objective).__name__}, {objective.dim} dimensions: {parts}")
     groups = describe_groups(build_optimizer(model, settings, model.batch_size))
     say("optimizer", f"{settings.name}, {groups}")

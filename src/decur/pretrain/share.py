@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -24,7 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from decur.errors import ConfigError
+from decur.errors import ConfigError, DataError
 from decur.objectives import DeCUR, Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
@@ -33,8 +34,8 @@ from decur.pretrain.directions import LEAST, LEAST_SHARE, Counted, count_directi
 from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import PretrainSettings
-from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
-from decur.pretrain.trainer import fit, make_trainer
+from decur.pretrain.state import AtomicCheckpointIO, TrainingState
+from decur.pretrain.trainer import fit, limited, make_trainer
 from decur.runs import RunFolder
 from decur.scores import split
 
@@ -80,13 +81,6 @@ def hold_out(paired: PairedData) -> PairedData:
             f"objective.common: auto needs {4 * LEAST} samples, to hold out a quarter of them; "
             f"there are {count}; give more, or the share"
         )
-    if wanted < FEWEST:
-        log.warning(
-            "objective.common: auto counts on %d samples held out, which are few: the share will "
-            "be a rough one; give %d samples or more, or the share",
-            wanted,
-            4 * FEWEST,
-        )
     held = split(count, paired.dataset.groups, paired.seed, wanted / count)[1]
     fewer = copy(paired)
     fewer.held_out = np.sort(held[:MOST])
@@ -101,7 +95,7 @@ def count_share(
     options: Mapping[str, Any],
     console: Console,
 ) -> None:
-    """Set the share of common dimensions that a short training finds.
+    """Set the share of common dimensions that a short training finds, and say it.
 
     The training goes on where it was interrupted. What it has found stays as `share.json` in the
     folder, beside its metrics; its checkpoints do not.
@@ -114,18 +108,43 @@ def count_share(
         options: of the run's Trainer.
         console: where epochs and the share are said.
     """
-    place, epochs = folder.counting, options["max_epochs"]
-    short = counting_epochs(epochs, fewer.steps_per_epoch)
-    warmup = settings.optimizer.warmup_epochs * short / epochs
-    model = make(replace(settings, optimizer=replace(settings.optimizer, warmup_epochs=warmup)))
-    objective = model.objective
+    model = make(settings)
     first = getattr(rank_zero_only, "rank", 0) == 0
-    assert isinstance(objective, DeCUR)
+    if (counted := take_counted(folder, model)) is None:
+        _train_and_count(folder, fewer, make, settings, options, console)
+        counted = take_counted(folder, model)
+        assert counted is not None
+    if first:
+        shutil.rmtree(folder.counting.checkpoints, ignore_errors=True)
+        tell_share(counted, model.objective, console)
+
+
+def _train_and_count(
+    folder: RunFolder,
+    fewer: PairedData,
+    make: Callable[[PretrainSettings], Pretrainer],
+    settings: PretrainSettings,
+    options: Mapping[str, Any],
+    console: Console,
+) -> None:
+    """Train with all dimensions common, and count; arguments as those of `count_share`."""
+    place, epochs, held = folder.counting, options["max_epochs"], len(fewer.held_out)
+    short = counting_epochs(
+        epochs, limited(fewer.steps_per_epoch, options.get("limit_train_batches"))
+    )
+    warmup = settings.optimizer.warmup_epochs * short / epochs
+    settings = replace(settings, optimizer=replace(settings.optimizer, warmup_epochs=warmup))
+    checkpoint = place.newest_checkpoint()
+    if checkpoint is not None and _epochs_of(checkpoint) >= short:
+        checkpoint = None  # of a longer training, which has not counted yet
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    if first and checkpoint is None:
+        shutil.rmtree(place.path, ignore_errors=True)
     epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
     state = TrainingState(place, settings.checkpoint)
-    checkpoint = open_run(place, None)
     trainer = make_trainer(
-        {**options, "max_epochs": short},
+        # a limit of time is for the training that follows
+        {key: value for key, value in options.items() if key != "max_time"} | {"max_epochs": short},
         float32_matmul=settings.float32_matmul,
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
         callbacks=[
@@ -142,17 +161,25 @@ def count_share(
     )
     if first:
         console.print(
-            f"share       is counted first, by a training with all dimensions common "
-            f"({short} epoch{'s' if short > 1 else ''}), on {len(fewer.held_out)} samples held "
-            "out of it",
+            "share       is counted first, by a training with all dimensions common "
+            f"({short} epoch{'s' if short > 1 else ''}), on {held} samples held out of it",
             highlight=False,
         )
-    fit(trainer, model, fewer, checkpoint, state)
-    counted = take_counted(folder, objective)
-    assert counted is not None
-    if first:
-        shutil.rmtree(place.checkpoints, ignore_errors=True)
-        tell_share(counted, objective, console)
+        if held < FEWEST:
+            log.warning(
+                "objective.common: auto counts on %d samples held out, which are few: the share "
+                "will be a rough one; give %d samples or more, or the share",
+                held,
+                4 * FEWEST,
+            )
+    place.path.mkdir(parents=True, exist_ok=True)
+    fit(trainer, make(settings), fewer, checkpoint, state)
+
+
+def _epochs_of(checkpoint: Path) -> int:
+    """Return how many whole epochs a checkpoint has trained."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 class CountShare(Callback):
@@ -197,27 +224,37 @@ class CountShare(Callback):
         return replace(found, samples=len(data.held_out), steps=trainer.global_step)
 
 
-def take_counted(folder: RunFolder, objective: Objective) -> Counted | None:
-    """Set the share that was counted for a run, if one was.
+def take_counted(folder: RunFolder, model: Pretrainer) -> Counted | None:
+    """Set the share that was counted for a run; all dimensions are common if none was.
 
     Args:
         folder: of the run.
-        objective: its method.
+        model: whose objective's share is set.
 
     Returns:
         What was counted.
 
     Raises:
-        DataError: if what was counted cannot be read.
+        DataError: if what was counted cannot be read, or is of other sensors.
     """
-    counted = Counted.read(folder) if wants_share(objective) else None
-    if counted is not None:
-        assert isinstance(objective, DeCUR)
-        objective.set_share(counted.taken())
+    objective = model.objective
+    if not wants_share(objective):
+        return None
+    assert isinstance(objective, DeCUR)
+    counted = Counted.read(folder)
+    if counted is None:
+        objective.forget_share()
+        return None
+    if set(counted.within) != set(model.modalities):
+        raise DataError(
+            f"{folder.counted}: is of {' and '.join(counted.within)}, and these are "
+            f"{' and '.join(model.modalities)}; delete it, or start anew with --overwrite"
+        )
+    objective.set_share(counted.taken())
     return counted
 
 
-def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
+def tell_share(counted: Counted, objective: Objective, console: Console) -> None:
     """Say what was counted, and which share training has by it.
 
     Args:
@@ -225,14 +262,16 @@ def tell_share(counted: Counted, objective: DeCUR, console: Console) -> None:
         objective: whose share has been set.
         console: where it is said.
     """
+    assert isinstance(objective, DeCUR)
     found = counted.share()
     if not found:
         log.warning(
-            "objective.common: after a training of %d steps %s agree in no direction beyond "
+            "objective.common: after a training of %d step%s %s agree in no direction beyond "
             "chance; %g of the dimensions will be common. Where sensors share more, train longer "
             "or give the share",
             counted.steps,
-            "not even two views of a sensor" if found is None else "two sensors",
+            "s" if counted.steps > 1 else "",
+            "not even two views of a sensor" if found is None else ", ".join(counted.apart()),
             objective.share,
         )
     console.print(f"share       {counted.sentence()}", highlight=False)
