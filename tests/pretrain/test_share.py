@@ -24,7 +24,7 @@ from decur.cli import main
 from decur.data import LinearGaussianFactors, LoaderSettings
 from decur.errors import ConfigError, Interrupted
 from decur.objectives import DeCUR
-from decur.pretrain import Pretrainer, pretrain, share
+from decur.pretrain import Pretrainer, pretrain, run, share
 from decur.pretrain.data import EpochBatches, PairedData
 from decur.pretrain.directions import Counted, count_directions
 from decur.pretrain.metrics import read_metrics
@@ -309,7 +309,7 @@ def test_counting_goes_on_where_it_was_stopped(whole, when, tmp_path, capsys, mo
             ),
         )
     else:
-        monkeypatch.setattr(share, "tell_share", stopped)
+        monkeypatch.setattr(run, "tell_share", stopped)
     with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)):
         main([*ARGUMENTS, f"--run={folder}"])
     monkeypatch.undo()

@@ -25,6 +25,7 @@ from decur.errors import ConfigError, WriteError
 from decur.modality import Modality
 from decur.pretrain.figures import TrainedOn, write_report
 from decur.pretrain.module import Pretrainer
+from decur.pretrain.state import epochs_done
 from decur.runs import RunFolder
 from decur.terminal import tell_result
 
@@ -66,7 +67,7 @@ class Saved:
         schedule = checkpoint["lr_schedulers"][0]
         return cls(
             **checkpoint[KEY],
-            done=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+            done=epochs_done(checkpoint),
             steps=checkpoint["global_step"],
             rate=(schedule["_last_lr"][0], schedule["base_lrs"][0]),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,10 +37,12 @@ from decur.pretrain.share import (
     count_share,
     hold_out,
     take_counted,
+    tell_share,
     wants_share,
 )
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, open_run
 from decur.pretrain.trainer import (
+    OWN,
     fit,
     limited,
     make_trainer,
@@ -140,8 +143,8 @@ def _pretrain(
     checkpoint = open_run(folder, config, anew)
     make = partial(_seeded_model, data, objective)
     model = make(settings, max_steps)
-    if not anew:  # what is being deleted must not be looked at
-        take_counted(folder, model)
+    # what is being deleted must not be looked at
+    counted = None if anew else take_counted(folder, model)
     outcome = Outcome(folder, data)
     state = TrainingState(folder, settings.checkpoint, data=_look_at(data))
     log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])
@@ -159,16 +162,18 @@ def _pretrain(
         ],
         plugins=[AtomicCheckpointIO(outcome.keep_encoders), SyncBatchNorms()],
         float32_matmul=settings.float32_matmul,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **OWN,
     )
     if trainer.is_global_zero:
         _introduce(console, folder, paired, model, checkpoint)
         _tell_fold_and_length(console, settings, length)
     if fewer is not None and checkpoint is None:
-        count_share(folder, fewer, make, settings, options, console)
-        model = make(settings, max_steps)
+        if counted is None:
+            counted = count_share(folder, fewer, make, settings, options, console)
+            model = make(settings, max_steps)
+        if trainer.is_global_zero:
+            tell_share(counted, objective, console)
+            shutil.rmtree(folder.counting.checkpoints, ignore_errors=True)
     fit(trainer, model, paired, checkpoint, state, own_callbacks)
     if model.is_sharded:
         model = gather(model, make(settings, max_steps))

@@ -22,7 +22,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from decur.errors import ConfigError, DataError
@@ -34,8 +33,8 @@ from decur.pretrain.directions import LEAST, LEAST_SHARE, Counted, count_directi
 from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import PretrainSettings
-from decur.pretrain.state import AtomicCheckpointIO, TrainingState
-from decur.pretrain.trainer import fit, limited, make_trainer
+from decur.pretrain.state import AtomicCheckpointIO, TrainingState, epochs_done
+from decur.pretrain.trainer import OWN, fit, limited, make_trainer
 from decur.runs import RunFolder
 from decur.scores import split
 
@@ -94,11 +93,11 @@ def count_share(
     settings: PretrainSettings,
     options: Mapping[str, Any],
     console: Console,
-) -> None:
-    """Set the share of common dimensions that a short training finds, and say it.
+) -> Counted:
+    """Set the share of common dimensions that a short training finds, and return what it counted.
 
     The training goes on where it was interrupted. What it has found stays as `share.json` in the
-    folder, beside its metrics; its checkpoints do not.
+    folder.
 
     Args:
         folder: of the run.
@@ -106,28 +105,8 @@ def count_share(
         make: makes a model of settings, whose objective is that of the run.
         settings: of the run.
         options: of the run's Trainer.
-        console: where epochs and the share are said.
+        console: where its epochs are said.
     """
-    model = make(settings)
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    if (counted := take_counted(folder, model)) is None:
-        _train_and_count(folder, fewer, make, settings, options, console)
-        counted = take_counted(folder, model)
-        assert counted is not None
-    if first:
-        shutil.rmtree(folder.counting.checkpoints, ignore_errors=True)
-        tell_share(counted, model.objective, console)
-
-
-def _train_and_count(
-    folder: RunFolder,
-    fewer: PairedData,
-    make: Callable[[PretrainSettings], Pretrainer],
-    settings: PretrainSettings,
-    options: Mapping[str, Any],
-    console: Console,
-) -> None:
-    """Train with all dimensions common, and count; arguments as those of `count_share`."""
     place, epochs, held = folder.counting, options["max_epochs"], len(fewer.held_out)
     short = counting_epochs(
         epochs, limited(fewer.steps_per_epoch, options.get("limit_train_batches"))
@@ -137,9 +116,6 @@ def _train_and_count(
     checkpoint = place.newest_checkpoint()
     if checkpoint is not None and _epochs_of(checkpoint) >= short:
         checkpoint = None  # of a longer training, which has not counted yet
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    if first and checkpoint is None:
-        shutil.rmtree(place.path, ignore_errors=True)
     epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
     state = TrainingState(place, settings.checkpoint)
     trainer = make_trainer(
@@ -155,11 +131,11 @@ def _train_and_count(
             state,
         ],
         logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        **OWN,
     )
-    if first:
+    if trainer.is_global_zero:
+        if checkpoint is None:
+            shutil.rmtree(place.path, ignore_errors=True)
         console.print(
             "share       is counted first, by a training with all dimensions common "
             f"({short} epoch{'s' if short > 1 else ''}), on {held} samples held out of it",
@@ -173,13 +149,18 @@ def _train_and_count(
                 4 * FEWEST,
             )
     place.path.mkdir(parents=True, exist_ok=True)
-    fit(trainer, make(settings), fewer, checkpoint, state)
+    model = make(settings)
+    assert isinstance(model.objective, DeCUR)
+    model.objective.forget_share()
+    fit(trainer, model, fewer, checkpoint, state)
+    counted = take_counted(folder, model)
+    assert counted is not None
+    return counted
 
 
 def _epochs_of(checkpoint: Path) -> int:
     """Return how many whole epochs a checkpoint has trained."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return int(saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    return epochs_done(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
 
 
 class CountShare(Callback):

@@ -38,6 +38,11 @@ KEY = "decur-transfer"  # of a checkpoint's entry that says which training it be
 _DATA = "decur-data"  # of a checkpoint's entry that says which files it was trained on
 
 
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many whole epochs the training of a checkpoint has trained."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint whole or not at all; read tensors and plain types only.
 

@@ -24,6 +24,13 @@ from decur.pretrain.distributed import Sharded, reporting_lost_processes
 from decur.pretrain.loggers import reporting_callbacks
 from decur.pretrain.state import TrainingState
 
+# of Lightning's Trainer, in every pretraining: decur shows progress and divides batches itself
+OWN: Mapping[str, bool] = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
 
 def make_trainer(
     options: Mapping[str, Any], *, float32_matmul: str = "high", **fixed: Any
