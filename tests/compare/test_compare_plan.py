@@ -221,6 +221,75 @@ def test_fresh_weights_have_the_backbone_of_the_line():
     assert [settings(c)["encoder.name"] for c in found] == ["test_resnet", "resnet18"]
 
 
+DEEP = {"name": "resnet10t", "attention": "rda", "geometry": "centred"}
+DEEP["options"] = {"stem_width": 16}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretrain": {"base": "demo", "encoder": DEEP}},
+        {"pretrain": {"base": "BASE"}},
+        {"pretrain": {"base": "BASE"}, "backbones": ["resnet10t"]},
+        {"pretrain": {"base": "BASE"}, "backbones": {"resnet10t": {}}},
+        {"backbones": {"deep": {"encoder": DEEP}}},
+        {"methods": {"DeCUR": {"encoder": DEEP}, "CLIP": {"encoder": DEEP, "objective": "CLIP"}}},
+        {"methods": {"DeCUR": {"base": "BASE"}}},
+        {
+            "pretrain": {"base": "BASE"},
+            "methods": {"DeCUR": {}, "DA": {"encoder.attention": "da"}},
+        },
+        {
+            "methods": {"DeCUR": {"encoder": DEEP}, "ViT": {"encoder.name": "test_vit"}},
+            "transfer": {"encoder.name": "resnet10t"},
+        },
+    ],
+    ids=[
+        "pretrain",
+        "base",
+        "base, backbones",
+        "base, backbones without changes",
+        "backbones",
+        "methods",
+        "a method's base",
+        "one",
+        "named",
+    ],
+)
+def test_fresh_weights_are_the_trained_network_wherever_it_is_named(changes, tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"base": "demo", "encoder": DEEP}))
+    changes = yaml.safe_load(yaml.safe_dump(changes).replace("BASE", str(tmp_path / "base.yaml")))
+    methods = {"DeCUR": {}, **changes.pop("methods", {})}
+    found = plan(
+        **{"backbones": None, **changes},
+        methods={
+            "random": MethodSettings(None),
+            "supervised": MethodSettings(None, transfer={"freeze": False}),
+            **{name: MethodSettings(own) for name, own in methods.items()},
+        },
+    )
+    fresh = [c for c in found if c.method in ("random", "supervised")]
+    for cell in [*fresh, *(c for c in found if (c.command, c.method) == ("pretrain", "DeCUR"))]:
+        encoder = yaml.load(cell.config, LOADER)["encoder"]
+        assert {key: encoder[key] for key in DEEP} == DEEP, cell.label
+        assert cell.backbone in ("resnet10t", "deep")
+    assert len(fresh) == 2
+
+
+def test_fresh_weights_never_start_from_the_weights_of_the_trained_ones():
+    start = {"pretrained": True, "options": {"checkpoint_path": "x.pth", "stem_width": 16}}
+    for where in (
+        {"pretrain": {"base": "demo", "encoder": {"name": "resnet10t", **start}}},
+        {"backbones": {"deep": {"encoder": {"name": "resnet10t", **start}}}},
+    ):
+        (found,) = cells(
+            **{"backbones": None, **where},
+            methods={"DeCUR": MethodSettings(tasks=[]), "random": MethodSettings(None)},
+        )
+        encoder = yaml.load(found.config, LOADER)["encoder"]
+        assert not encoder["pretrained"] and encoder["options"] == {"stem_width": 16}
+
+
 # -- their folders ---------------------------------------------------------------------------------
 
 
@@ -334,6 +403,27 @@ COVER = {"target": "cover"}
             {"methods": {"DeCUR": {}, "CLIP": {"pretrain": {"loader.batchsize": 8}}}},
             "methods.CLIP: loader.batchsize: unknown key",
             "did you mean loader.batch_size?",
+        ),
+        (
+            {
+                "backbones": None,
+                "methods": {
+                    "random": {"pretrain": None},
+                    "A": {"pretrain": {"encoder.name": "resnet18"}},
+                    "B": {"pretrain": {"encoder.name": "test_vit"}},
+                },
+            },
+            "methods.random: cannot tell which network its fresh weights are",
+            "compare them in backbones",
+        ),
+        (
+            {
+                "backbones": None,
+                "methods": {"random": {"pretrain": None}, "DeCUR": {}},
+                "transfer": {"encoder.name": "resnet50"},
+            },
+            "methods.random: cannot tell which network its fresh weights are; transfer.enc",
+            "leave it out",
         ),
         (
             {"methods": {"CLIP": {"pretrain": {"trainer": {"max_epochs": "ten"}}}}},
@@ -474,7 +564,7 @@ def test_without_backbones_there_is_the_one_that_the_pretraining_names():
         **{"random": "resnet18", "ViT": "resnet18"}  # what is written wins over what is built on
     }
     assert names(methods=methods, pretrain={}) == {
-        **{"random": "resnet50", "ViT": "vit_small_patch16_224"}
+        **{"random": "vit_small_patch16_224", "ViT": "vit_small_patch16_224"}
     }
     named_or_not = [
         {c.folder for c in plan(backbones=given, pretrain={"base": "ssl4eo-vit"})}

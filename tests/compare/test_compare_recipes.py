@@ -45,3 +45,25 @@ def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkey
     transfer = yaml.load(next(c.config for c in cells if c.command == "transfer"), LOADER)
     assert transfer["precision"] == "bf16-mixed" and transfer["loader"]["batch_size"] == 16
     assert set(transfer["data"]["init_args"]["modalities"]) == {"s1", "s2"}
+
+
+def _network(encoder):
+    return {key: encoder[key] for key in ("name", "attention", "geometry", "options")}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in COMPARISONS if re.search(r"^  (random|supervised): ", recipes()[n], re.M)]
+)
+def test_fresh_weights_are_the_network_of_the_trained_rows(name, planned):
+    methods = find_config(name)[-1]["methods"]
+    plain = {n for n, m in methods.items() if "encoder" not in str((m or {}).get("pretrain"))}
+    trained, fresh = {}, []
+    for cell in planned(name)[1]:
+        config = yaml.load(cell.config, LOADER)
+        if cell.command == "pretrain" and cell.method in plain:
+            trained.setdefault(cell.backbone, _network(config["encoder"]))
+        elif cell.command == "transfer" and config["encoders"] == ["random"]:
+            fresh.append((cell, _network(config["encoder"])))
+    assert fresh
+    for cell, network in fresh:
+        assert network == trained[cell.backbone], cell.label

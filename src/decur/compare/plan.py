@@ -17,7 +17,13 @@ import yaml
 
 from decur.bounded_yaml import LOADER
 from decur.compare.cells import Cell
-from decur.compare.settings import Changes, CompareSettings, check_comparison, encoder_name
+from decur.compare.settings import (
+    Changes,
+    CompareSettings,
+    MethodSettings,
+    check_comparison,
+    encoder_name,
+)
 from decur.config import as_yaml
 from decur.errors import ConfigError, reading
 from decur.layers import flatten
@@ -29,6 +35,9 @@ if TYPE_CHECKING:
     from decur.config import Parser
 
 log = logging.getLogger(__name__)
+
+# Settings of an encoder that say which network it is, and not where its weights come from.
+_ARCHITECTURE = ("name", "attention", "geometry", "options")
 
 
 def plan_cells(settings: CompareSettings) -> list[Cell]:
@@ -115,7 +124,11 @@ class _Planner:
         with _naming(f"methods.{method}"):
             own = settings.methods[method].pretrain or {}
             layers = ordered_layers(settings.pretrain, own, data={})
-        encoder = encoder_name(layers) or EncoderSettings().name
+            encoder = encoder_name(layers) or EncoderSettings().name
+        if _is_fresh(settings.methods[method]):
+            changes = [settings.transfer, settings.methods[method].transfer]
+            fresh = self._fresh_architecture(method, {}, *changes)
+            encoder = encoder_name([*fresh, *changes]) or encoder
         name = encoder if isinstance(encoder, str) else "+".join(dict.fromkeys(encoder.values()))
         return {name: {"encoder.name": encoder}}
 
@@ -133,9 +146,7 @@ class _Planner:
         settings, method = self.settings, self.settings.methods[line.method]
         if method.pretrain is None:
             return []
-        layers = ordered_layers(
-            settings.pretrain, line.changes, method.pretrain, data=settings.data
-        )
+        layers = self._pretraining_layers(method.pretrain, line.changes)
         cells = []
         own = {"seed": line.seed, **self._left_out(line, layers)}
         for sensor in settings.sensors() if method.apart else [""]:
@@ -159,6 +170,56 @@ class _Planner:
             )
             cells.append(cell)
         return cells
+
+    def _pretraining_layers(self, own: Changes, backbone: Changes) -> list[Changes]:
+        """Return the configuration of a pretraining: what all have, the backbone's, its own."""
+        return ordered_layers(self.settings.pretrain, backbone, own, data=self.settings.data)
+
+    def _fresh_architecture(
+        self, method: str, backbone: Changes, *transfers: Changes
+    ) -> list[Changes]:
+        """Return the network of fresh weights, which is that of the trained rows beside them.
+
+        Where methods train different networks it is the one of those that name no encoder of their
+        own, or the one whose name the backbone or the transfer gives.
+
+        Args:
+            method: the method that has fresh weights.
+            backbone: changes that the backbone makes.
+            transfers: changes to the transfer, the later ones over the earlier.
+
+        Raises:
+            ConfigError: if the trained rows do not tell which network it is.
+        """
+        networks: dict[str, list[Changes]] = {}
+        plain: dict[str, list[Changes]] = {}  # of methods that name no encoder of their own
+        for name, other in self.settings.methods.items():
+            if other.pretrain is None:
+                continue
+            with _naming(f"methods.{name}"):
+                layers = self._pretraining_layers(other.pretrain, backbone)
+                networks[name] = _architecture(self.pretraining.complete(layers)["encoder"])
+            if not _named_architecture([other.pretrain]):
+                plain[name] = networks[name]
+        given, wanted = encoder_name([backbone]), encoder_name([backbone, *transfers])
+        if not networks or (given and not _of_name(networks, given)):
+            layers = ordered_layers(self.settings.pretrain, backbone, data={})
+            return _named_architecture([backbone] if given else layers)
+        found = _of_name(plain, wanted) or _of_name(networks, wanted)
+        if not found:
+            raise ConfigError(
+                f"methods.{method}: cannot tell which network its fresh weights are; "
+                f"transfer.encoder.name is {wanted!r}, which no method trains; leave it out"
+            )
+        first = next(iter(found.values()))
+        if any(other != first for other in found.values()):
+            names = ", ".join(f"{encoder_name(v)} ({name})" for name, v in found.items())
+            raise ConfigError(
+                f"methods.{method}: cannot tell which network its fresh weights are; name one of "
+                f"those that are trained, {names}, in methods.{method}.transfer as encoder.name, "
+                "or compare them in backbones"
+            )
+        return first
 
     def _left_out(self, line: _Line, layers: Sequence[Changes]) -> Changes:
         """Return the fold that a line's pretraining must not see, as keys of `decur pretrain`.
@@ -189,15 +250,14 @@ class _Planner:
     def _read_task(self, line: _Line, task: str) -> tuple[list[Changes], Namespace, Changes]:
         """Return a task's layers, the configuration that they give, and a line's keys of folds."""
         settings, method = self.settings, self.settings.methods[line.method]
-        encoder = {key: v for key, v in line.changes.items() if key.startswith("encoder")}
+        changes = [settings.transfer, settings.tasks[task].transfer, method.transfer]
+        if _is_fresh(method):
+            named = line.changes if settings.named_backbones is not None else {}
+            changes = [*self._fresh_architecture(line.method, named, *changes), *changes]
+        else:
+            changes.append({k: v for k, v in line.changes.items() if k.startswith("encoder")})
         with _naming(f"tasks.{task} of {line.method}"):
-            layers = ordered_layers(
-                settings.transfer,
-                settings.tasks[task].transfer,
-                method.transfer,
-                encoder,
-                data=settings.data,
-            )
+            layers = ordered_layers(*changes, data=settings.data)
             common = self.transfer.read(layers)
         own: Changes = {}
         if not _is_split(common) and not any("fold" in layer for layer in layers):
@@ -246,6 +306,42 @@ class _Planner:
                     modalities=tuple(subset),
                     label_fraction=fraction,
                 )
+
+
+def _is_fresh(method: MethodSettings) -> bool:
+    """Return whether the encoders of a method have fresh weights."""
+    return method.pretrain is None and list(method.encoders) == ["random"]
+
+
+def _named_architecture(layers: Sequence[Changes]) -> list[Changes]:
+    """Return what layers say of the network of encoders, each key by itself."""
+    found: list[Changes] = []
+    for layer in layers:
+        whole = layer.get("encoder")
+        if isinstance(whole, dict):
+            found += [{f"encoder.{key}": v} for key, v in whole.items() if key in _ARCHITECTURE]
+        for key, value in layer.items():
+            outer, _, inner = key.partition(".")
+            if outer == "encoder" and inner.partition(".")[0] in _ARCHITECTURE:
+                found.append({key: value})
+    return found
+
+
+def _architecture(encoder: Changes) -> list[Changes]:
+    """Return the network of a complete configuration's encoder, without weights to start from."""
+    from decur.encoders.timm_models import STARTS_FROM  # timm takes seconds to import
+
+    options = {key: v for key, v in encoder["options"].items() if key not in STARTS_FROM}
+    return [{f"encoder.{k}": encoder[k]} for k in _ARCHITECTURE[:-1]] + [
+        {"encoder.options": options}
+    ]
+
+
+def _of_name(
+    networks: dict[str, list[Changes]], wanted: str | dict[str, str] | None
+) -> dict[str, list[Changes]]:
+    """Return the networks of a name; all where none is wanted."""
+    return {k: v for k, v in networks.items() if wanted is None or encoder_name(v) == wanted}
 
 
 def _is_split(transfer: Namespace) -> bool:
@@ -317,6 +413,10 @@ class Configurations:
     def read(self, layers: Sequence[Changes]) -> Namespace:
         """Return the configuration that layers give, which must not be changed."""
         return self._parse(layers).namespace
+
+    def complete(self, layers: Sequence[Changes]) -> Changes:
+        """Return the configuration that layers give as plain values, which must not be changed."""
+        return self._parse(layers).complete
 
     def place(
         self,
