@@ -20,7 +20,7 @@ from decur.pretrain import LoaderSettings
 from decur.pretrain.command_pretrain import main as pretrain
 from decur.pretrain.restore import restore
 from decur.transfer import load_model
-from decur.transfer.sources import gather_encoders
+from decur.transfer.sources import baseline, gather_encoders
 
 SCENES = [
     *("--data=SyntheticScenes", "--data.samples=60", "--data.size=32"),
@@ -121,6 +121,48 @@ def test_what_is_no_finished_run_is_refused(damage, said, copied):
     with pytest.raises((ConfigError, DataError), match=said) as caught:
         restore(folder)
     assert "\n" not in str(caught.value)
+
+
+# -- the same networks with fresh weights ---------------------------------------------------------
+
+
+def test_a_run_is_measured_against_its_own_networks_with_fresh_weights(runs, scenes, pictures):
+    run = str(runs["DeCUR"].folder.path)
+    trained = gather_encoders(run, scenes.modalities)
+    fresh = gather_encoders(f"random:{run}", scenes.modalities, seed=3)
+    torch.manual_seed(3)
+    for name, encoder in fresh.items():
+        assert encoder.name == trained[name].name and encoder.options == trained[name].options
+        assert encoder.modality == trained[name].modality and not encoder.training
+        expected = build_encoder("test_resnet", scenes.modalities[name]).state_dict()
+        mine, other = encoder.state_dict(), trained[name].state_dict()
+        assert all(torch.equal(mine[key], expected[key]) for key in expected)
+        assert not all(torch.equal(mine[key], other[key]) for key in expected)
+
+
+def test_fresh_weights_of_a_run_are_refused_where_they_make_no_sense(runs, refused):
+    run = runs["DeCUR"].folder.path
+    line = refused(*SCENES, "--encoders", f"random:{run}", "timm:resnet18")
+    assert f"'random:{run}' asks for fresh weights" in line and line.endswith("with encoder.name")
+    assert "with encoder.name" in refused(*SCENES, "--encoders=random:timm:resnet18")
+    line = refused(*SCENES, f"--encoders=random:{run}", "--representation=common")
+    assert f"which random:{run} has not" in line
+    assert "nowhere: no such file or folder" in refused(*SCENES, "--encoders=random:nowhere")
+
+
+@pytest.mark.parametrize(
+    ("sources", "given"),
+    [
+        (["runs/mine"], "random:runs/mine"),
+        (["a.safetensors", "runs/b"], "random:a.safetensors random:runs/b"),
+        (["timm:resnet18.a1_in1k"], "random --encoder.name resnet18.a1_in1k"),
+        (["random"], ""),
+        (["random:runs/mine"], ""),
+        (["torchgeo:ResNet50_Weights.SENTINEL2_ALL_MOCO"], ""),
+    ],
+)
+def test_the_baseline_of_encoders_is_their_own_networks(sources, given):
+    assert baseline(sources) == given
 
 
 # -- representations -------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ def embed_parser() -> Parser:
         required=True,
         help="Folders of runs, encoder files, `timm:NAME` for timm's pretrained weights, "
         "`torchgeo:NAME` for torchgeo's, `SENSOR=` before either where several sensors fit, "
-        "`hf-hub:USER/REPO`, or `random` for fresh ones. Folders of runs give the embedding "
-        "besides the features.",
+        "`hf-hub:USER/REPO`, `random` for fresh weights, or `random:RUN` for fresh weights in the "
+        "networks of a run. Folders of runs give the embedding besides the features.",
     )
     parser.add_argument(
         "--modalities",

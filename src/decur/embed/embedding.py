@@ -87,7 +87,8 @@ def embed(
 
     Args:
         data: any data set.
-        encoders: folders of runs, encoder files, "timm:NAME", "torchgeo:NAME", or "random".
+        encoders: folders of runs, encoder files, "timm:NAME", "torchgeo:NAME", "random", or
+            "random:RUN".
         settings: what to do; None for the defaults.
         trainer: options of Lightning's Trainer: devices, num_nodes, strategy, precision, ...
         **options: fields of `EmbedSettings` by name, which override those of `settings`:

@@ -150,7 +150,7 @@ def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
         numbers[:3],
         then=[
             f"decur transfer --encoders {folder.path} {labelled}",
-            f"decur transfer --encoders random {labelled}   # what pretraining is measured against",
+            f"decur transfer --encoders random:{folder.path} {labelled}   # the same, untrained",
             f"decur explain {folder.path}",
         ],
     )

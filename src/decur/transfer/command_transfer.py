@@ -47,7 +47,8 @@ def build_parser() -> Parser:
         help="Folders of runs, encoder files, `timm:NAME` for timm's pretrained weights (such as "
         "timm:resnet50.a1_in1k), `torchgeo:NAME` for torchgeo's (such as "
         "torchgeo:ResNet50_Weights.SENTINEL2_ALL_MOCO; `torchgeo:NAME@data` keeps the data's "
-        "scaling), `SENSOR=` before either where several sensors fit, or `random` for fresh ones.",
+        "scaling), `SENSOR=` before either where several sensors fit, `random` for fresh weights, "
+        "or `random:RUN` for fresh weights in the networks of a run.",
     )
     parser.add_argument(
         "--modalities",

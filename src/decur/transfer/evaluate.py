@@ -20,6 +20,7 @@ from decur.objectives.blocks import PREFIX
 from decur.runs import RunFolder, atomic, write_json, write_text
 from decur.terminal import tell_result
 from decur.transfer.settings import TransferSettings
+from decur.transfer.sources import baseline
 from decur.transfer.splits import Parts
 from decur.transfer.tasks import Kept, Task
 from decur.verdicts import LEVEL
@@ -248,11 +249,11 @@ def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
         floor = f"{value['floor']:.3g} by a constant guess" if "floor" in value else ""
         limits = "95 %: {:.3g} to {:.3g}".format(*value["interval"]) if "interval" in value else ""
         numbers.append((name, f"{value['value']:.3g}", "; ".join(filter(None, (floor, limits)))))
-    then = []
-    if folder.config.is_file() and results["encoders"] != ["random"]:
+    then, untrained = [], baseline(results["encoders"])
+    if folder.config.is_file() and untrained:
         then = [
-            f"decur transfer --config {folder.config} --encoders random "
-            f"--run {folder.path}-random   # what they are measured against"
+            f"decur transfer --config {folder.config} --encoders {untrained} "
+            f"--run {folder.path}-random   # the same, untrained"
         ]
     return report.summary(f"{task.name}: {said}.", numbers, then=then)
 

@@ -182,7 +182,8 @@ class TransferSettings:
 
     Args:
         encoders: Folders of runs, encoder files, "timm:NAME" for timm's pretrained weights,
-            "torchgeo:NAME" for torchgeo's, "hf-hub:USER/REPO", or "random" for fresh ones.
+            "torchgeo:NAME" for torchgeo's, "hf-hub:USER/REPO", "random" for fresh weights, or
+            "random:RUN" for fresh weights in the networks of a run.
         target: Label to learn; may be left out where the data has only one.
         modalities: Sensors to use; None for all of the data that there is an encoder for.
         freeze: Keep the encoders as they are, to the last bit; else fine-tune them.

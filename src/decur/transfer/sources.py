@@ -14,6 +14,7 @@ from decur.data import PairedDataset
 from decur.data.chosen_bands import take_bands, with_bands
 from decur.encoders import Encoder, EncoderSettings, ProjectedEncoder, load_encoder, select_bands
 from decur.encoders.base import refuse_name, refuse_size
+from decur.encoders.build import build_encoder
 from decur.encoders.files import HUB, encoder_files
 from decur.encoders.pretrained import (
     TIMM,
@@ -34,8 +35,10 @@ from decur.transfer.settings import Representation, TransferSettings, encoder_so
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
+RANDOM_AS = f"{RANDOM}:"  # before a run or file whose networks get fresh weights
 _CHOICES = (
-    f"a run's folder, encoder files, {HUB}USER/REPO, torchgeo:NAME, {TIMM}NAME, or {RANDOM!r}"
+    f"a run's folder, encoder files, {HUB}USER/REPO, torchgeo:NAME, {TIMM}NAME, {RANDOM!r}, or "
+    f"{RANDOM_AS}RUN"
 )
 
 
@@ -76,6 +79,20 @@ def open_encoders(
     return encoders
 
 
+def baseline(sources: Sequence[str]) -> str:
+    """Return the `--encoders` of fresh weights in the same networks; empty where there are none.
+
+    Args:
+        sources: where encoders come from, as `gather_encoders` takes them.
+    """
+    if any(given == RANDOM or given.startswith(RANDOM_AS) for given in sources):
+        return ""
+    weights = [parse_source(given) for given in sources]
+    if len(weights) == 1 and weights[0] and (weights[0].carrier, weights[0].sensor) == (TIMM, None):
+        return f"{RANDOM} --encoder.name {weights[0].name}"
+    return "" if any(weights) else " ".join(RANDOM_AS + given for given in sources)
+
+
 def take_known_bands(data: PairedDataset, encoders: Mapping[str, Encoder]) -> PairedDataset:
     """Return a data set of just the bands that encoders of `by_name` have, see `take_bands`."""
     known = {name: e.modality.bands for name, e in encoders.items() if e.modality is not None}
@@ -98,7 +115,8 @@ def gather_encoders(
         source: folders of runs, encoder files, "hf-hub:USER/REPO" of what `decur export --push` has
             written there, pretrained weights as `[SENSOR=]torchgeo:NAME` (see `load_torchgeo`) and
             `[SENSOR=]timm:NAME` (their first layer adapted to the bands, for all sensors where none
-            is named), or "random" for fresh weights.
+            is named), or "random" for fresh weights. "random:SOURCE" has fresh weights, too, in the
+            networks of a run, file or repository: what its training is measured against.
         modalities: those of the data.
         wanted: sensors to use; None for all of the data that the source has an encoder for.
         settings: the architecture of fresh weights, and options of timm's.
@@ -132,6 +150,23 @@ def gather_encoders(
     for name in chosen:
         refuse_name(name)
     sources = encoder_sources(source)
+    if fresh := [given for given in sources if given.startswith(RANDOM_AS)]:
+        if len(fresh) < len(sources) or any(
+            parse_source(given[len(RANDOM_AS) :]) for given in fresh
+        ):
+            raise ConfigError(
+                f"encoders: {fresh[0]!r} asks for fresh weights in the networks of runs or encoder "
+                f"files; give only such ones, as {RANDOM_AS}RUN, or {RANDOM!r} with encoder.name"
+            )
+        if representation != "features":
+            raise ConfigError(_no_projector(representation, fresh[0]))
+        trained = [given.removeprefix(RANDOM_AS) for given in sources]
+        return _anew(
+            gather_encoders(
+                trained, modalities, wanted, missing_bands=missing_bands, by_name=by_name
+            ),
+            seed,
+        )
     if made := [given for given in sources if given == RANDOM or given.startswith(TIMM)]:
         if len(sources) > 1:
             raise ConfigError(f"encoders: {made[0]!r} is for all sensors; give nothing beside it")
@@ -191,6 +226,16 @@ def _make(
     torch.manual_seed(seed)
     made = {name: settings.build(name, modality) for name, modality in modalities.items()}
     return {name: encoder.eval() for name, encoder in made.items()}
+
+
+def _anew(encoders: Mapping[str, Encoder], seed: int) -> dict[str, Encoder]:
+    """Return the networks of encoders with fresh weights."""
+    torch.manual_seed(seed)
+    made = {}
+    for name, encoder in encoders.items():
+        assert encoder.modality is not None  # those of files have one
+        made[name] = build_encoder(encoder.name, encoder.modality, **encoder.options).eval()
+    return made
 
 
 def _sensors(
