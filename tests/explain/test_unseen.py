@@ -1,15 +1,22 @@
 """Explanations look at samples that the run was not trained on, where there are any, and say so."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from make_raster import write_placed
 
-from decur.data import BimodalTrifeature, PairedFolder, SyntheticScenes
-from decur.explain.settings import unseen_part, was_trained_on
+from decur.data import BimodalTrifeature, PairedFolder, PairedScenes, SyntheticScenes
+from decur.data.base import Derived
+from decur.data.folds import without_fold
+from decur.errors import DataError
+from decur.explain.settings import folds_of, unseen_part, was_trained_on
 from decur.verdicts import Verdict
 
+FIRST = np.array([0])
 YES, NO, UNTOLD = Verdict.YES, Verdict.NO, Verdict.UNTOLD
 
 
@@ -55,6 +62,53 @@ def test_pictures_tell_what_was_trained_on(make_pairs, run_on, tmp_path):
         ids=data.ids, read=lambda i: {"images": {"s1": data[i]["images"]["s1"] + 1}}
     )
     assert was_trained_on(run, other, range(4)) == NO  # the same names, of other pictures
-    assert was_trained_on(run, SimpleNamespace(ids=["new"]), [0]) == NO
     shutil.rmtree(root)
     assert was_trained_on(run, copied, range(4)) == UNTOLD
+
+
+def test_the_same_pictures_under_other_names_were_trained_on(make_pairs, run_on, tmp_path):
+    root = make_pairs({"s1": 1, "s2": 1}, samples=4, size=16)
+    run, data = run_on("PairedFolder", root=str(root)), PairedFolder(root)
+
+    def renamed(name, change=0):
+        """Write the pictures elsewhere as NAME0.npy..., a sensor alone, changed by a number."""
+        for i, id_ in enumerate(data.ids):
+            file = tmp_path / name / "s1" / f"{name}{i}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, np.load(root / "s1" / f"{id_}.npy") + np.float32(change))
+        return PairedFolder(tmp_path / name)
+
+    assert was_trained_on(run, renamed("copies"), range(4)) == YES
+    assert was_trained_on(run, renamed("others", 1), range(4)) == NO
+
+
+def test_windows_of_a_scene_were_trained_on_where_they_overlap(tmp_path):
+    for name in ("s1", "s2"):
+        write_placed(tmp_path / name / "place.tif", np.ones((1, 64, 192), np.float32))
+    modality = {"bands": ["a"], "scaling": "range", "value_range": [0, 1]}
+    modalities = {"s1": modality, "s2": modality}
+    windows = PairedScenes(tmp_path, modalities=modalities, window=64)  # three, side by side
+    other = PairedScenes(tmp_path, modalities=modalities, window=64, stride=32)
+    assert (
+        was_trained_on("", other, [other.ids.index(windows.ids[1])], Derived(windows, FIRST)) == NO
+    )
+    between = [i for i, id_ in enumerate(other.ids) if id_ not in windows.ids]
+    assert was_trained_on("", other, between[:1], Derived(windows, FIRST)) == YES
+    assert was_trained_on("", other, between[1:], Derived(windows, FIRST)) == NO
+
+
+def test_the_fold_that_a_run_left_out_is_held_out(make_pairs, run_on):
+    root = make_pairs({"s1": 1, "s2": 1}, samples=10, size=16)
+    run, data = run_on("PairedFolder", root=str(root)), PairedFolder(root)
+    assert folds_of(run, data) == (data, None)
+    config = Path(run) / "config.yaml"
+    whole = config.read_text()
+    config.write_text(f"{whole}\nwithout_fold: 1\nfolds: 5\nfold_seed: 3\n")
+    trained, left_out = folds_of(run, data)
+    assert trained.ids == without_fold(data, 1, 5, 3).ids
+    assert sorted([*trained.ids, *left_out.ids]) == data.ids and len(left_out) == 2
+    assert was_trained_on(run, left_out, [0, 1]) == NO
+    assert was_trained_on(run, trained, [0, 1]) == YES
+    config.write_text(f"{whole}\nwithout_fold: 9\n")
+    with pytest.raises(DataError, match="without_fold: fold: must lie in 0 to 4"):
+        folds_of(run, data)

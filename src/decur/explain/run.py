@@ -40,6 +40,7 @@ from decur.explain.section import (
 )
 from decur.explain.settings import (
     ExplainSettings,
+    folds_of,
     own_data,
     size_of_views,
     unseen_part,
@@ -132,10 +133,11 @@ def _explain(
     else:
         trained = None
         if data is None:
-            trained = own_data(run)
+            whole = own_data(run)
             if settings.out:
-                refuse_within_data(folder.path, trained)
-            data = (unseen_part(trained) if settings.unseen else None) or trained
+                refuse_within_data(folder.path, whole)
+            trained, left_out = folds_of(run, whole)
+            data = ((left_out or unseen_part(whole)) if settings.unseen else None) or trained
         checkpoints = _open_checkpoints(run, data, settings)
         loader = _choose_samples(data, checkpoints[0], settings)
         writer.seen = was_trained_on(run, data, loader.indices, trained)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from decur.data import LoaderSettings, PairedDataset
+from decur.data.base import Derived
+from decur.data.folds import fold_split
+from decur.data.grid import Grid
 from decur.errors import PIXELS, BadSampleError, ConfigError, DataError, DecurError, check_ranges
 from decur.runs import RunFolder
 from decur.verdicts import Verdict
@@ -25,8 +30,9 @@ class ExplainSettings:
         only: Names of the analyses to do; None for all.
         modalities: Sensors to look at; None for all of the data that the run has an encoder for.
         samples: Largest number of samples, evenly spaced.
-        unseen: Where no other data is given, take samples that the run was not trained on: the
-            split "val" or "test" of data trained on as "train", more samples of generated data.
+        unseen: Where no other data is given, take samples that the run was not trained on: the fold
+            that it left out (`without_fold`), the split "val" or "test" of data trained on as
+            "train", more samples of generated data.
         size: Height and width that pictures are resized to; None: those of each run's views.
         device: Device that the encoders run on; "auto" takes the GPU where there is one.
         out: Folder to write; None: the run's.
@@ -119,7 +125,34 @@ HELD_OUT = ("val", "validation", "test")  # splits beside "train", the first tha
 FURTHER = (
     1_000_000  # samples between the first of generated data that was trained on and an unseen one
 )
-_LOOKED_AT = 4  # samples of the same name, to tell whether they are of the same pictures
+_LOOKED_AT = 4  # samples, to tell whether they are of the same pictures
+_LOOKED_THROUGH = 20_000  # samples of a run whose files are compared where no name is the same
+
+
+def folds_of(
+    run: str | os.PathLike[str], whole: PairedDataset
+) -> tuple[PairedDataset, PairedDataset | None]:
+    """Divide the data that a run names into what it was trained on and the fold that it left out.
+
+    Args:
+        run: its folder.
+        whole: the data, as `own_data` opens it.
+
+    Returns:
+        Both parts; None for a fold where none was left out.
+
+    Raises:
+        DataError: if the configuration of the run leaves out a fold that the data has not.
+    """
+    values = configuration(run, ())
+    if (fold := values.get("without_fold")) is None:
+        return whole, None
+    given = {"folds": values.get("folds", 5), "seed": values.get("fold_seed", 0)}
+    try:
+        rows, held = fold_split(np.arange(len(whole)), whole.groups, fold=fold, **given)
+    except (ConfigError, TypeError) as error:
+        raise DataError(f"{RunFolder(Path(run)).config}: without_fold: {error}") from error
+    return Derived(whole, rows), Derived(whole, held)
 
 
 def unseen_part(trained: PairedDataset) -> PairedDataset | None:
@@ -160,19 +193,19 @@ def was_trained_on(
         run: its folder.
         data: any data set.
         indices: of the samples in it.
-        trained: the data set of the run, where it is open already.
+        trained: what the run was trained on, where it is open already.
 
     Returns:
         UNTOLD where the run's own data cannot be opened any more, or none of its pictures read.
     """
     try:
-        trained = own_data(run) if trained is None else trained
+        trained = folds_of(run, own_data(run))[0] if trained is None else trained
     except DecurError:
         return Verdict.UNTOLD
     place = {name: index for index, name in enumerate(trained.ids)}
     both = [(place[data.ids[i]], i) for i in indices if data.ids[i] in place]
     if not both:
-        return Verdict.NO
+        return Verdict.YES if _are_files_of(trained, data, indices) else Verdict.NO
     compared = 0
     # names such as 0001 are found in many a folder: pictures decide
     for own, other in both[:: -(-len(both) // _LOOKED_AT)]:
@@ -184,3 +217,38 @@ def was_trained_on(
         if any(name in two and torch.equal(x, two[name]) for name, x in one.items()):
             return Verdict.YES
     return Verdict.NO if compared else Verdict.UNTOLD
+
+
+def _are_files_of(trained: PairedDataset, data: PairedDataset, indices: Sequence[int]) -> bool:
+    """Return whether samples are of files that a run was trained on, under names of their own.
+
+    So are copies of other names, and windows that begin elsewhere in the same scene: these are the
+    same where they overlap.
+    """
+    pictures, own = data.only(targets=()), trained.only(targets=())
+    wanted = {i: _files(pictures, i) for i in indices[:: -(-len(indices) // _LOOKED_AT)]}
+    wanted = {index: files for index, files in wanted.items() if files}
+    for row in range(min(len(own), _LOOKED_THROUGH) if wanted else 0):
+        there = _files(own, row)
+        for index, files in wanted.items():
+            # all of them: files beside pictures may be alike everywhere
+            if _overlap(own.place(row), pictures.place(index)) and all(
+                any(filecmp.cmp(file, other, shallow=False) for other in there) for file in files
+            ):
+                return True
+    return False
+
+
+def _files(data: PairedDataset, index: int) -> list[str | Path]:
+    """Return the files of a sample that are there."""
+    try:
+        return [file for file in data.files(index) if os.path.isfile(file)]
+    except BadSampleError:
+        return []
+
+
+def _overlap(one: Grid | None, other: Grid | None) -> bool:
+    """Return whether two samples may be of one place: also where either does not say where."""
+    if one is None or other is None:
+        return True
+    return one.crs == other.crs and one.bounds.overlap(other.bounds) > 0
