@@ -290,6 +290,33 @@ def test_fresh_weights_never_start_from_the_weights_of_the_trained_ones():
         assert not encoder["pretrained"] and encoder["options"] == {"stem_width": 16}
 
 
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({}, True),
+        ({"unseen_test": True}, False),
+        ({"pretrain": {"base": "demo", "data.start": 5000}}, False),
+        ({"transfer": {"test_data": {"init_args": {"start": 5000}}}}, False),
+    ],
+    ids=["folds of what is trained on", "left out", "other data", "tested elsewhere"],
+)
+def test_cells_know_whether_pretraining_has_seen_what_tests(changes, seen):
+    methods = {"random": MethodSettings(None), "DeCUR": MethodSettings()}
+    found = cells(methods=methods, **changes)
+    assert {c.method: c.transductive for c in found} == {"random": False, "DeCUR": seen}
+
+
+@pytest.mark.parametrize(("split", "seen"), [(None, True), ("train", False), ("test", True)])
+def test_a_split_that_tests_is_seen_by_pretraining_on_all_of_the_data(split, seen, tmp_path):
+    (found,) = cells(
+        methods={"DeCUR": MethodSettings()},
+        data={"class_path": "PairedFolder", "init_args": {"root": str(tmp_path)}},
+        pretrain={"data.split": split},
+        transfer={"train_split": "train", "test_split": "test"},
+    )
+    assert found.transductive == seen
+
+
 # -- their folders ---------------------------------------------------------------------------------
 
 

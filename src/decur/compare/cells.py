@@ -41,6 +41,7 @@ class Cell:
         task: the task's name; empty for pretraining.
         modalities: the sensors; empty for all.
         label_fraction: share of the labels.
+        transductive: whether its pretraining has seen the pictures that it tests on.
     """
 
     command: Literal["pretrain", "transfer"]
@@ -53,6 +54,7 @@ class Cell:
     task: str = ""
     modalities: tuple[str, ...] = ()
     label_fraction: float = 1.0
+    transductive: bool = False
 
     @property
     def label(self) -> str:

@@ -277,6 +277,11 @@ class _Planner:
             "cache": common.cache or str(Path(settings.run) / "cache"),
             **folds,
         }
+        seen = method.pretrain is not None and _has_seen(
+            self.pretraining.read(self._pretraining_layers(method.pretrain, line.changes)),
+            common,
+            left_out=settings.unseen_test,
+        )
         apart: Changes = {}
         if "fold" in own and common.fold_seed is None and line.seed and not settings.unseen_test:
             apart["fold_seed"] = 0  # the folds of all seeds are one partition
@@ -305,6 +310,7 @@ class _Planner:
                     task=task,
                     modalities=tuple(subset),
                     label_fraction=fraction,
+                    transductive=seen,
                 )
 
 
@@ -357,6 +363,26 @@ def _data_of(config: Namespace) -> Changes:
         for key, value in found.items()
         if not re.match(r"(init_args\.)?(modalities|label|mask)", key)
     }
+
+
+def _has_seen(pretraining: Namespace, transfer: Namespace, *, left_out: bool) -> bool:
+    """Return whether a pretraining sees the pictures that a transfer tests on.
+
+    Args:
+        pretraining: its configuration.
+        transfer: its configuration.
+        left_out: whether the pretraining leaves out the fold that tests.
+    """
+    if transfer.test_data is not None:
+        return False  # of another place, or of one that a person chose
+    trained, tested = _data_of(pretraining), _data_of(transfer)
+    split = "init_args.split"
+    splits = trained.pop(split, None), tested.pop(split, None)
+    if trained != tested:
+        return False
+    if transfer.train_split is not None:
+        return splits[0] in (None, transfer.test_split)
+    return not left_out and splits[0] in (None, splits[1])
 
 
 def _is_split_by_groups(folder: Path) -> bool:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from decur.plotting import Figure
 
 FLOOR = "constant guess"  # the last row of a table's own: the floor of its scores
+TRANSDUCTIVE = (
+    "Pretraining has seen the pictures that test, though not their labels; on places that it has "
+    "not seen, scores may be lower (unseen_test: true leaves them out)."
+)
 
 
 def header(table: Table) -> tuple[list[str], list[str]]:
@@ -49,7 +53,11 @@ def header(table: Table) -> tuple[list[str], list[str]]:
 
 
 def caption(table: Table, seeds: int) -> str:
-    """Return a sentence that says what the numbers are."""
+    """Return sentences that say what the numbers are, and what pretraining has seen."""
+    return _what_numbers_are(table, seeds) + (f" {TRANSDUCTIVE}" if table.transductive else "")
+
+
+def _what_numbers_are(table: Table, seeds: int) -> str:
     metrics = sorted(set(table.metrics.values())) or ["score"]
     shares = [name for name in metrics if name not in IN_UNITS]
     what = ", ".join(metrics)

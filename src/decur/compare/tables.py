@@ -95,6 +95,7 @@ class Table:
         against: the method that these are the differences from; empty: scores themselves.
         tests: how many comparisons the marks are corrected for; 0 where seeds are too few to mark.
         floors: what a constant guess gives in each column, the mean over seeds.
+        transductive: whether some pretraining has seen the pictures that test.
     """
 
     title: str
@@ -106,6 +107,7 @@ class Table:
     against: str = ""
     tests: int = 0
     floors: dict[Column, float] = field(default_factory=dict)
+    transductive: bool = False
 
 
 def make_tables(
@@ -145,7 +147,7 @@ def transfers(
         The columns `task`; `line` and `column`, where the score stands in a table; `seed`;
         `metric`, None while it is not known; `score`, NaN where there is none; `floor`, what a
         constant guess gives on the same test part, or NaN; `failed`, the reason why there is no
-        score, or empty.
+        score, or empty; `transductive`, whether its pretraining has seen the pictures that test.
     """
     found: list[dict[str, object]] = []
     for cell in cells:
@@ -171,10 +173,11 @@ def transfers(
                     "score": float("nan") if score is None else score,
                     "floor": float("nan") if floor is None else floor,
                     "failed": reason,
+                    "transductive": cell.transductive,
                 }
             )
     columns = ["task", "line", "column", "seed", "metric", "score", "floor", "failed"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(found, columns=[*columns, "transductive"])
 
 
 def tabulate(
@@ -207,6 +210,7 @@ def tabulate(
                 for _, part in own.groupby(["line", "column"], sort=False)
             },
             floors=_floors(own),
+            transductive=bool(own["transductive"].any()),
         )
         table.tests = mark_columns(
             [
