@@ -7,11 +7,14 @@
 On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
 network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
 (mean and standard deviation over networks), of that sensor's own factor after training on labels,
-and what the network that was trained on its own factor tells of another sensor's. The second table
-is of DeCUR on optics and radar, by the recipe `structure` and whatever options of `decur pretrain`
-are given: accuracy of linear probes of the features and of both parts of the embedding. All in
-percent; there are three classes, so chance is 33. With it come the correlation of the common
-dimensions, epoch by epoch, and the effective ranks of features and embeddings.
+and what the network that was trained on its own factor tells of another sensor's. The tables that
+follow are of DeCUR on optics and radar, by the recipe `structure` and whatever options of `decur
+pretrain` are given: accuracy of linear probes of the features and of both parts of the embedding,
+seed by seed, then as mean and standard deviation over seeds, with the p-value of a paired t test of
+the difference of the parts, not corrected for the number of tests. All in percent. Probes are
+fitted on one half of the scenes and tested on the other; a guess is the class that is most frequent
+in the first. With each seed come the correlation of the common dimensions, epoch by epoch, and the
+effective ranks of features and embeddings.
 """
 
 from __future__ import annotations
@@ -36,11 +39,14 @@ from decur.pretrain.command_pretrain import parse, start
 from decur.pretrain.metrics import read_metrics
 from decur.pretrain.monitors import effective_ranks, encode_samples
 from decur.probes import quick_probe
+from decur.verdicts import paired_p
+from floods import spread
 
 SIZE, ENCODER = 48, "test_resnet"
 TRAINED, PROBED, UNSEEN = 3000, 1500, 1_000_000
 Pictures = dict[str, Tensor]
 Labels = dict[str, Tensor]
+Scores = dict[tuple[str, str], list[float]]  # of each factor and sensor
 
 
 def scenes(count: int, start: int, sensors: list[str]) -> SyntheticScenes:
@@ -69,6 +75,11 @@ def probed(rows: Tensor, labels: Tensor) -> float:
     return 100 * found["x/linear"]
 
 
+def guessed(labels: Tensor) -> float:
+    """Return the accuracy of one guess for all scenes, in percent."""
+    return probed(torch.zeros(len(labels), 1), labels)
+
+
 def trained_on(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
     """Train a network of one sensor and its classifier on labels; flips are all that is varied."""
     torch.manual_seed(0)
@@ -90,7 +101,7 @@ def trained_on(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
 
 
 def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[str, ...]]:
-    """Return rows (sensor, factor, random, supervised, another sensor's)."""
+    """Return rows (sensor, factor, guess, random, supervised, another sensor's and its guess)."""
     images, labels = read(TRAINED, 0)
     unseen, truth = read(PROBED, UNSEEN)
     rows: list[tuple[str, ...]] = []
@@ -107,19 +118,19 @@ def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[s
             network = trained_on(images[sensor], labels[factor], steps)
             right = features(network, unseen[sensor]).argmax(1) == truth[factor]
             others = probed(features(network[0], unseen[sensor]), truth[other])
-            spread = np.std(random, ddof=len(random) > 1)
             rows.append(
                 (
-                    *(sensor, factor, f"{np.mean(random):.1f} ± {spread:.1f}"),
-                    *(f"{100 * right.float().mean():.1f}", f"{others:.1f} ({other})"),
+                    *(sensor, factor, f"{guessed(truth[factor]):.1f}", spread(np.array(random))),
+                    f"{100 * right.float().mean():.1f}",
+                    f"{others:.1f} ({other}, guess {guessed(truth[other]):.1f})",
                 )
             )
             print(*rows[-1], flush=True)
     return rows
 
 
-def split(seed: int, options: list[str]) -> list[tuple[str, ...]]:
-    """Pretrain by the recipe; return rows (factor, sensor, features, common part, unique part)."""
+def split(seed: int, options: list[str]) -> Scores:
+    """Pretrain by the recipe; return the scores of a guess, of the features and of each part."""
     sensors = ["optical", "sar"]
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["--run", str(Path(folder) / "run"), "--seed", str(seed)]
@@ -130,14 +141,32 @@ def split(seed: int, options: list[str]) -> list[tuple[str, ...]]:
     diagonal = [f"{row['diagonal/common/optical-sar']:.2f}" for row in by_epoch]
     print(f"seed {seed}, common diagonal by epoch:", *diagonal)
     print(*(f"{key} {rank:.1f}" for key, rank in effective_ranks(found).items()))
-    rows = []
+    scores: Scores = {}
     for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
         for sensor, z in found.embeddings.items():
             labels = torch.from_numpy(found.labels[factor])
             parts = [torch.from_numpy(z[:, part]) for part in run.model.objective.parts.values()]
             vectors = (torch.from_numpy(found.features[sensor]), *parts)
-            rows.append((factor, sensor, *(f"{probed(v, labels):.1f}" for v in vectors)))
-    return rows
+            scores[factor, sensor] = [guessed(labels), *(probed(v, labels) for v in vectors)]
+    return scores
+
+
+def scores_table(title: str, by_seed: list[Scores]) -> Table:
+    """Return the scores of some seeds, and how far the unique part is above the common one."""
+    table = Table("factor", "sensor", "guess", "features", "common", "unique", title=title)
+    table.add_column("unique - common")
+    if is_tested := len(by_seed) > 1:
+        table.add_column("p")
+    for factor, sensor in by_seed[0]:
+        guess, *parts = np.array([scores[factor, sensor] for scores in by_seed]).T  # (seeds,) each
+        row = [factor, sensor, f"{guess[0]:.1f}", *map(spread, parts)]
+        if len(parts) == 3:  # there may be no common or no unique dimensions
+            above = parts[2] - parts[1]
+            row.append(spread(above, sign=True))
+            if is_tested:
+                row.append(f"{paired_p(above):.2g}")
+        table.add_row(*row)
+    return table
 
 
 def main() -> None:
@@ -156,16 +185,16 @@ def main() -> None:
         parser.error(str(error))
     console = Console()
     if arguments.steps:
-        table = Table("sensor", "factor", "random", "supervised", "another sensor's")
+        table = Table("sensor", "factor", "guess", "random", "supervised", "another sensor's")
         for row in told_by(arguments.sensors, arguments.networks, arguments.steps):
             table.add_row(*row)
         console.print(table)
+    found: list[Scores] = []
     for seed in arguments.seeds:
-        title = f"DeCUR, seed {seed}"
-        table = Table("factor", "sensor", "features", "common", "unique", title=title)
-        for row in split(seed, options):
-            table.add_row(*row)
-        console.print(table)
+        found.append(split(seed, options))
+        console.print(scores_table(f"DeCUR, seed {seed}", found[-1:]))
+    if len(found) > 1:
+        console.print(scores_table(f"DeCUR, {len(found)} seeds", found))
 
 
 if __name__ == "__main__":

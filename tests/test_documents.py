@@ -145,3 +145,16 @@ def test_the_page_of_results_repeats_numbers_of_its_tables_only():
     for line in [*front.splitlines(), *"".join(pages.values()).splitlines()]:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", line):
             assert any((HOME / home / target).is_file() for home in ("docs", "docs/results")), line
+
+
+def test_the_questions_quote_messages_that_there_are():
+    """What stands in quotation marks in bold; what a message fills in is "..." there."""
+    files = sorted((HOME / "src/decur").rglob("*.py"))
+    code = re.sub(r'""".*?"""', "", "".join(file.read_text() for file in files), flags=re.S)
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a string over several lines
+    bold = re.findall(r"\*\*(.+?)\*\*", (HOME / "docs/faq.md").read_text(), re.S)
+    quoted = re.findall(r'"([^"]+)"', "".join(bold))
+    assert len(quoted) > 20
+    for text in quoted:
+        words = [re.escape(part.strip()) for part in text.strip(". ").split("...")]
+        assert re.search(r'[^"\n]*'.join(words), code), text

@@ -138,13 +138,18 @@ def test_two_modules_alone_import_matplotlib():
     assert drawing == {"decur.plotting", "decur.charts"}
 
 
-def test_contributing_names_every_module():
+def test_contributing_lists_every_module_below_what_it_imports():
     text = (ROOT.parent.parent / "CONTRIBUTING.md").read_text()
-    named = set(re.findall(r"`(\w+)(?:\.py|/)`", text))
-    left_out = {
-        "__main__",
-        "command_demo",
-        "command_recipes",
-        "command_runs",
-    }  # of the command line, as `cli`
-    assert set(LAYERS) - left_out <= named
+    rows = re.findall(r"^\| (`\w+(?:\.py|/)`.*?) \|", text, re.MULTILINE)
+    row_of = {
+        name: row
+        for row, cell in enumerate(rows)
+        for name in re.findall(r"`(\w+)(?:\.py|/)`", cell)
+    }
+    command_line = {"__main__", "command_demo", "command_recipes", "command_runs"}  # as `cli`
+    assert set(LAYERS) - command_line == row_of.keys()
+    for module, others in IMPORTS.items():
+        name, *_ = module.split(".")[1:] or [""]
+        below = {other for other in others if "." in other and name in row_of}
+        for other in (other.split(".")[1] for other in below):
+            assert row_of[other] <= row_of[name], f"{name} imports {other}"
