@@ -1,9 +1,9 @@
 """Does saliency lie where it must? On scenes whose clouds and soils are known.
 
-decur demo
-python benchmarks/saliency.py runs/demo
+decur pretrain --config demo --run runs/scenes
+python benchmarks/saliency.py runs/scenes
 
-decur pretrain --config demo --data.init_args.noise true --run runs/noise
+decur pretrain --config demo --data.noise true --run runs/noise
 python benchmarks/saliency.py runs/noise        # with a band that tells nothing
 
 Pointing game: the share of pictures whose largest saliency lies in the mask, and the share of the

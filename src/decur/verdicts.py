@@ -52,7 +52,8 @@ class Interval:
     def __str__(self) -> str:
         """Return "0.81 (0.75 to 0.86)", or the value alone where the interval is unbounded."""
         known = np.isfinite((self.low, self.high)).all()
-        return f"{self.value:.2f}" + (f" ({self.low:.2f} to {self.high:.2f})" if known else "")
+        ends = f" ({self.low:z.2f} to {self.high:z.2f})" if known else ""
+        return f"{self.value:z.2f}{ends}"  # z: what rounds to nothing has no sign
 
     def above(self, limit: float = 0.0) -> Verdict:
         """Tell whether the true value is above a limit."""

@@ -8,14 +8,19 @@ import torch
 
 from decur.explain import DoesNotApply, encoded
 from decur.explain.alignment import (
+    agreement,
     alignment,
     diagonal,
+    diagonal_with_error,
     findings,
     histogram,
     losses,
     plot_all,
     plot_batch,
 )
+from decur.explain.base import text
+from decur.scores import standardised
+from decur.verdicts import standard_error
 
 
 def at_once(a, b):
@@ -78,15 +83,142 @@ def test_a_checkpoint_against_its_own_embeddings(tiny_checkpoint, tiny_loader, t
         again = dict(file)
     for plot in (plot_all, plot_batch):
         assert len(plot(again).axes) == 1
-    text = findings(again)
-    assert "40 samples" in text and "misaligned" not in text
-    assert "40 samples, where C_ii is 0 ± 0.16 by chance" in text  # 1 / sqrt(39)
+    html = findings(again)
+    assert "40 samples" in html and "misaligned" not in html
+    assert "40 samples, where C_ii is 0 ± 0.16 by chance" in html  # 1 / sqrt(39)
+    again["0/optical-sar/error"] = np.zeros(16)  # no more than that of Gaussians
     for c, said in (
         (np.repeat([1.0, 0.0], [12, 4]), "100% are apart, as unique ones should be"),
         (np.ones(16), "0% are apart, though unique ones should be"),
         (np.zeros(16), "one of the two has the same embedding for all samples"),
     ):
         assert said in findings({**again, "0/optical-sar/all": c})
+
+
+@pytest.mark.parametrize("groups", [None, 7, 300])
+def test_errors_of_a_correlation_are_those_of_its_influences(groups):
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(900)[:700]
+    a = rng.normal(size=(900, 5))
+    b = a * [0, 0.5, 1, 2, 0] + rng.normal(size=(900, 5)) + 3
+    a[:, 4] = 0.1
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    own = None if groups is None else rng.integers(0, groups, 700)
+    c, error = diagonal_with_error(a, b, rows, own)
+    x, y = (standardised(z[rows]).astype(np.float64) for z in (a, b))
+    known = standard_error(x * y - (x * y).mean(0) * (x**2 + y**2) / 2, own)[0]
+    np.testing.assert_allclose(c[:4], at_once(a[rows][:, :4], b[rows][:, :4]), atol=1e-10)
+    np.testing.assert_allclose(error[:4], known[:4], rtol=1e-4)
+    assert c[4] == 0 and error[4] == 0
+    assert np.isinf(diagonal_with_error(a, b, rows, np.zeros(700))[1]).all()
+
+
+def of_pair(common, unique, samples, groups=None, seen=None):
+    """The arrays of `alignment` for correlations by hand."""
+    c = np.array([*common, *unique], float)
+    arrays = {
+        "runs": text("run"),
+        "pairs": text("a-b"),
+        "0/parts": text("common", "unique"),
+        "0/bounds": np.array([[0, len(common)], [len(common), len(c)]]),
+        "0/a-b/all": c,
+        "0/a-b/batch": c,
+        "0/a-b/samples": np.array([samples, samples]),
+    }
+    if groups is not None:
+        arrays["0/a-b/independent"] = np.array(groups)
+        arrays["0/a-b/error"] = (1 - c**2) * max(groups - 1, 0.01) ** -0.5
+    return arrays if seen is None else arrays | {"seen": np.array(seen)}
+
+
+APART, NOT_APART = "% are apart, as unique ones should be)", "though unique ones should be)"
+LITTLE = "yet they agree a little more than by chance, which unique ones should not)"
+SOME = "yet they agree more than by chance, which unique ones should not)"
+UNTOLD = "whether they are apart, as unique ones should be, these samples cannot tell)"
+
+
+@pytest.mark.parametrize(
+    ("unique", "samples", "groups", "said"),
+    [
+        ([0.45] * 4, 10_000, None, NOT_APART),
+        ([0.49] * 4, 10_000, None, NOT_APART),
+        ([0.8, -0.8], 200, None, NOT_APART),  # they agree, with the sign turned
+        ([0.01, -0.02, 0.0], 10_000, None, APART),
+        ([0.1, -0.1, 0.02], 200, None, APART),
+        ([0.2] * 4, 10_000, None, LITTLE),
+        ([0.35] * 4, 200, None, SOME),
+        ([0.6, 0.6, 0.1, 0.1], 6, None, UNTOLD),
+        ([0.0] * 4, 6, None, UNTOLD),
+        ([0.45] * 4, 10_000, 6, UNTOLD),
+        ([0.01, -0.02, 0.0], 10_000, 6, UNTOLD),
+        ([0.01, -0.02, 0.0], 10_000, 400, APART),
+        ([0.45] * 4, 10_000, 1, UNTOLD),
+    ],
+)
+def test_unique_dimensions_are_judged_beyond_chance(unique, samples, groups, said):
+    html = findings(of_pair([0.9] * 4, unique, samples, groups))
+    assert [x for x in (APART, NOT_APART, LITTLE, SOME, UNTOLD) if x in html] == [said]
+    assert ("0 ± " in html) == (groups is None)
+    assert (f"{samples} samples of {groups} groups" in html) == (groups is not None)
+
+
+@pytest.mark.parametrize(
+    ("common", "samples", "said"),
+    [
+        (0.9, 10_000, "(0% are apart, which common ones should not be)"),
+        (0.36, 200, "(0% are apart, which common ones should not be; that they agree is beyond"),
+        (0.05, 10_000, "(100% are apart, which common ones should not be; they hardly agree)"),
+        (-0.9, 10_000, "(100% are apart, which common ones should not be; they hardly agree)"),
+        (0.5, 6, "whether they agree, as common ones should, these samples cannot tell)"),
+    ],
+)
+def test_common_dimensions_are_judged_beyond_chance(common, samples, said):
+    assert said in findings(of_pair([common] * 4, [0.0] * 4, samples))
+
+
+@pytest.mark.parametrize("seen", ["yes", "cannot be told"])
+def test_pairs_that_were_trained_on_give_no_verdict(seen):
+    html = findings(of_pair([0.9] * 4, [0.0] * 4, 10_000, seen=seen))
+    assert "no verdict" in html and "should be)" not in html and "should not be)" not in html
+    assert "(100% are apart)" in html
+    assert "no verdict" not in findings(of_pair([0.9] * 4, [0.0] * 4, 10_000, seen="no"))
+
+
+def test_a_run_beside_that_was_trained_on_the_pairs_gives_no_verdict():
+    arrays = of_pair([0.9] * 4, [0.0] * 4, 10_000)
+    arrays |= {f"1{key[1:]}": x for key, x in arrays.items() if key.startswith("0/")}
+    arrays["runs"] = text("new", "old")
+    for seen in (["no", "yes"], "no"):  # of version 0.1: of one run alone
+        html = findings(arrays | {"seen": np.array(seen)})
+        assert html.count(APART) == 1 and html.count("no verdict") == 1
+        assert html.count("<p>old: ") == 1 and "<p>new: " not in html
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+@pytest.mark.parametrize(("samples", "clusters"), [(12, None), (200, None), (200, 10)])
+def test_chance_is_rarely_taken_for_agreement(samples, clusters, agrees):
+    """Noise that all dimensions share, of samples or of whole groups."""
+    rng, fired, rounds = np.random.default_rng(0), 0, 150
+    groups = None if clusters is None else np.arange(samples) % clusters
+    for _ in range(rounds):
+        if clusters is None:
+            a, b = rng.normal(size=(2, samples, 1)) + 0.3 * rng.normal(size=(2, samples, 4))
+        else:
+            a, b = rng.normal(size=(2, clusters, 1))[:, groups]
+            a, b = (x + 0.3 * rng.normal(size=(samples, 4)) for x in (a, b))
+        c, error = diagonal_with_error(a, b, np.arange(samples), groups)
+        arrays = of_pair(c[:0], c, samples) | {"0/a-b/error": error}
+        arrays["0/a-b/independent"] = np.array(clusters or samples)
+        fired += agreement(arrays, "0/a-b", slice(0, 4), agrees=agrees).low > 0
+    assert fired / rounds < 0.06
+
+
+def test_groups_of_the_data_are_respected(tiny_checkpoint, tiny_loader):
+    run, loader = tiny_checkpoint(), tiny_loader(24)
+    loader.data.groups = [f"place {row // 8}" for row in range(24)]
+    arrays = alignment(run, loader)
+    assert arrays["0/optical-sar/independent"] == 3
+    assert "24 samples of 3 groups" in findings(arrays)
 
 
 def test_several_batches_are_drawn_side_by_side(tiny_checkpoint, tiny_loader):
@@ -127,9 +259,9 @@ def test_runs_side_by_side(tiny_checkpoint, tiny_loader):
     assert "1/optical-sar/all" in arrays and "1/sar-elevation/all" not in arrays
     figure = plot_all(arrays)
     assert len(figure.axes) == 6
-    text = findings(arrays)
-    assert "&lt;whole&gt;" in text and "<whole>" not in text
-    assert text.count("<tr>") == 1 + 3 * 2 + 1
+    html = findings(arrays)
+    assert "&lt;whole&gt;" in html and "<whole>" not in html
+    assert html.count("<tr>") == 1 + 3 * 2 + 1
 
 
 def test_only_samples_with_both_sensors_count(tiny_checkpoint, tiny_loader):

@@ -200,8 +200,9 @@ def test_a_damaged_file_is_computed_anew(run, counted):
 
 def test_runs_stand_beside_each_other(run, counted, tmp_path):
     twin = shutil.copytree(run, tmp_path / "twin")
-    main([str(run), *SMALL, "--only", "counted", "--beside", str(twin)])
+    done = main([str(run), *SMALL, "--only", "counted", "--beside", str(twin)])
     assert counted == [[run.name, "twin"]]
+    assert done.arrays["counted"]["seen"].tolist() == ["no", "no"]  # of each run
     copy = shutil.copytree(run, tmp_path / "deeper" / run.name)
     with pytest.raises(ConfigError, match="two runs are named"):
         main([str(run), *SMALL, "--only", "counted", "--beside", str(copy)])

@@ -311,6 +311,17 @@ def test_maps_are_compared_beyond_those_of_another_scene(common, unique, said):
     assert UNTOLD in findings(overlaps(*parts, groups=np.arange(200) % 2)) or said != UNTOLD
 
 
+@pytest.mark.parametrize("seen", ["yes", "cannot be told"])
+def test_pairs_that_were_trained_on_give_no_verdict(seen):
+    rng = np.random.default_rng(0)
+    common, unique = (mean + 0.05 * rng.normal(size=(2, 200)) for mean in ([[0.8], [0.3]], 0.5))
+    arrays = overlaps(common, unique)
+    assert MORE in findings(arrays) and "no verdict" not in findings(arrays)
+    html = findings(arrays | {"seen": np.array(seen)})
+    assert "no verdict" in html and not any(said in html for said in (MORE, LESS, UNTOLD))
+    assert "the maps overlap by 0.80 on common dimensions" in html
+
+
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_few_samples_are_rarely_taken_for_a_difference(count):
     rng, fired, rounds = np.random.default_rng(0), 0, 300

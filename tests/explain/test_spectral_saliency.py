@@ -11,6 +11,7 @@ from decur.explain.spectral import (
     SpectralSettings,
     bands_above_even,
     findings,
+    independent_rows,
     plot_bands,
     spectral,
 )
@@ -115,7 +116,7 @@ def test_the_path_may_start_at_another_sample():
     picture = ScoredPictures(checkpoint, batch, "s", (torch.zeros(3), torch.ones(3)), "mean")
     found = picture.attributed(2, "other", "net")
     bands, missed = found.bands[0], found.missed[0]
-    assert found.paths.tolist() == [0, 1, 0, 1]  # each is the other's start
+    assert found.starts.tolist() == [2, 3, 0, 1]  # each is the other's start
     known = (x - x[[2, 3, 0, 1]]).mean((2, 3)).abs()
     np.testing.assert_allclose(bands, known / known.sum(1, keepdim=True), atol=1e-4)
     np.testing.assert_allclose(bands[:, 1], 0, atol=1e-6)
@@ -199,15 +200,16 @@ def test_attributions_are_those_of_captum(tiny_checkpoint, tiny_loader, samples)
 
 def test_two_that_start_at_each_other_are_one_sample_to_a_test(tiny_checkpoint, tiny_loader):
     arrays = spectral(tiny_checkpoint(), tiny_loader(6), settings=SpectralSettings(steps=1))
-    assert arrays["optical/paths"].tolist() == [0, 1, 2, 0, 1, 2]
-    shares = np.random.default_rng(3).dirichlet([56, 50, 50, 50, 50, 50], 12)
-    told = {}
-    for copies in (1, 20):
-        several = np.tile(shares, (copies, 1))
-        arrays["optical/paths"] = np.tile(np.arange(12), copies)
-        arrays |= {f"optical/{part}/importance": several for part in ("common", "unique")}
-        told[copies] = findings(arrays).partition("Were all bands alike")[2].partition(".</p>")[0]
-    assert told[1] == told[20]
+    pairs = np.array([[0, 3], [1, 4], [2, 5], [3, 0], [4, 1], [5, 2]])
+    np.testing.assert_array_equal(arrays["optical/groups"], pairs)
+    assert [rows.tolist() for rows in independent_rows(pairs)] == [[0, 3], [1, 4], [2, 5]]
+    for first, told in ((80, True), (53, False)):
+        shares = np.random.default_rng(3).dirichlet([first, 50, 50, 50, 50, 50], 12)
+        copies, two = (np.tile(x, (20, 1)) for x in (shares, np.arange(24).reshape(12, 2)))
+        found = bands_above_even({"common": copies}, two)["common"]
+        assert found.tolist() == bands_above_even({"common": shares})["common"].tolist()
+        assert found.tolist() == [told, *[False] * 5]
+        assert bands_above_even({"common": copies})["common"].any()  # as if they were independent
 
 
 def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
@@ -219,6 +221,39 @@ def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
     assert not found["unique"].any()
     one = bands_above_even({"common": planted[:1], "unique": alike[:1]})
     assert not one["common"].any()  # a single sample tells nothing
+
+
+@pytest.mark.parametrize("compare", [False, True])
+@pytest.mark.parametrize("groups", [3, 10])
+def test_samples_of_few_groups_are_no_more_than_these(groups, compare):
+    """Bands differ from place to place and not over all places: so they do not beyond chance."""
+    fired, alone, rounds = 0, 0, 30
+    for seed in range(rounds):
+        rng = np.random.default_rng(seed)
+        place = rng.dirichlet([8] * 4, groups)
+        own = rng.integers(0, groups, 120)
+        two = np.stack([own, np.roll(own, 60)], 1) if compare else own[:, None]
+        rows = place[two].mean(1) + rng.normal(0, 0.02, (120, 4))
+        values = {"common": rows / rows.sum(1, keepdims=True)}
+        fired += bands_above_even(values, two)["common"].any()
+        alone += bands_above_even(values)["common"].any()
+    assert fired <= 0.1 * rounds
+    assert alone > 0.5 * rounds  # as if samples were independent
+
+
+def test_groups_tell_of_a_band_where_they_agree_and_there_are_enough(tiny_checkpoint, tiny_loader):
+    rng = np.random.default_rng(0)
+    own = np.repeat(np.arange(12), 10)
+    rows = rng.dirichlet([40, 5, 5, 5], 12)[own]
+    known = [True, False, False, False]
+    assert bands_above_even({"common": rows}, own)["common"].tolist() == known
+    assert not bands_above_even({"common": rows[:20]}, own[:20])["common"].any()  # of two groups
+    loader = tiny_loader(6)
+    loader.data.groups = ["x", "x", "y", "y", "z", "z"]
+    arrays = spectral(tiny_checkpoint(), loader, settings=SpectralSettings(steps=1))
+    assert arrays["sar/groups"].tolist() == [[0, 1], [0, 2], [1, 2], [1, 0], [2, 0], [2, 1]]
+    text = findings(arrays)
+    assert text.count("whether one has more cannot be told from 6 samples of 3 groups") == 2
 
 
 def test_bands_that_change_nothing_have_no_largest_share(tiny_checkpoint, tiny_loader):

@@ -21,6 +21,10 @@ APART = 0.25
 LOW_RANK = 0.1  # least share of the rank that width and samples allow
 COLLAPSED = 1.05  # effective rank below which all samples lie on a line or in a point
 FEWEST = 10  # independent test samples, to tell that directions are not shared
+MORE = (
+    "Explain more samples: raise --samples and --options.shared.samples, or give more data with "
+    "--data.KEY VALUE."
+)
 _MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach
 
 
@@ -31,9 +35,11 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
 
     0. The run was trained on these pairs, or nobody can tell: no verdict. Pairs that were trained
        on agree in what was learned by heart.
-    1. The other sensor tells nothing beyond chance of any part: no verdict on the split. Nor is
-       there one where neither 2 nor 3 holds and it tells too little to be worth a dimension (0.1
-       of the variance).
+    1. The other sensor tells nothing beyond chance of any part, or whether it does cannot be told:
+       no verdict on the split; only an interval that lies below chance says that they share
+       nothing. Nor is there one where neither 2 nor 3 holds and it tells too
+       little to be worth a dimension (0.1 of the variance), or whether it tells so much cannot be
+       told.
     2. The unique dimensions of one sensor can be predicted from the other, from its unique
        dimensions or from its encoder's vector, by more than 0.1 of their variance beyond chance,
        and either more than half as well as the common ones, or with more than a quarter of all
@@ -64,13 +70,14 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     return [_on_the_split(measured), *copies, *on_width(arrays, pair)]
 
 
-def no_verdict_on_pairs_seen(arrays: Arrays) -> list[str]:
-    """Return the sentence of rule 0, where it holds.
+def no_verdict_on_pairs_seen(arrays: Arrays, run: int = 0) -> list[str]:
+    """Return the sentence of rule 0, where it holds: for every analysis of what sensors share.
 
     Args:
-        arrays: of `shared`.
+        arrays: of the analysis.
+        run: its number, where several stand side by side.
     """
-    seen = seen_in_training(arrays)
+    seen = seen_in_training(arrays, run)
     if seen is Verdict.NO:
         return []
     known = (
@@ -79,9 +86,8 @@ def no_verdict_on_pairs_seen(arrays: Arrays) -> list[str]:
         else "Whether the run was trained on these pairs cannot be told"
     )
     return [
-        f"{known}: what agrees in them may be learned by heart, so there is no verdict on the "
-        "split. Explain pairs that it has not seen: another split, folder or data set, with "
-        "--data.KEY VALUE."
+        f"{known}: what agrees in them may be learned by heart, so there is no verdict. Explain "
+        "pairs that it has not seen: another split, folder or data set, with --data.KEY VALUE."
     ]
 
 
@@ -151,11 +157,23 @@ def _on_the_split(found: _Measured) -> str:
     most = max(found.told.values())
     anything = any_of(*(x.above() for x in found.told.values()))
     enough = any_of(*(x.above(TELLS) for x in found.told.values()))
-    if anything is not Verdict.YES:
+    if anything is Verdict.NO:
         return (
-            f"Neither part of one sensor can be predicted from the other beyond chance: they share "
+            "Neither part of one sensor can be predicted from the other beyond chance: they share "
             f"nothing that a linear map shows on {found.samples}, or the run has hardly been "
             "trained. This says nothing about the split."
+        )
+    if anything is Verdict.UNTOLD:
+        much = (
+            f"less than is worth a dimension ({TELLS}). Either they share next to nothing that a "
+            "linear map shows, or the run has hardly been trained."
+            if enough is Verdict.NO
+            else f"which may be much or nothing. {MORE}"
+        )
+        return (
+            f"Whether the sensors share anything cannot be told from {found.samples}: of the part "
+            f"that is predicted best, the other sensor tells {most} of the variance beyond chance, "
+            f"{much} This says nothing about the split."
         )
     leaks, apart = _leaks(found), found.apart.above(TOO_MANY)
     common, unique = (found.told.get(part) for part in ("common", "unique"))
@@ -191,11 +209,13 @@ def _on_the_split(found: _Measured) -> str:
             f"common share is too large: {remedy}.{early}"
         )
     if enough is not Verdict.YES:
-        return (
-            f"The sensors tell something of each other beyond chance, at most {most} of the "
-            f"variance on {found.samples}: too little, or too few samples, for a verdict on the "
-            "split."
+        told = (
+            "The sensors tell something of each other beyond chance, at most "
+            f"{most} of the variance on {found.samples}"
         )
+        if enough is Verdict.NO:
+            return f"{told}: too little for a verdict on the split."
+        return f"{told}: too few samples for a verdict on the split. {MORE}"
     untold = [
         claim
         for claim, verdict in (
@@ -306,7 +326,7 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
     if shown < width:
         of = f"the {shown} main directions of {of}"
     return [
-        f"Only {shared} of {of} are told to be shared, and {nothing} surely are not: the rest are "
+        f"Only {shared} of {of} are told to be shared, and {nothing} surely are not: these are "
         "copies or mixtures. A lower objective.common may hold as much; only a run tells."
     ]
 
@@ -314,6 +334,8 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
 def on_width(arrays: Arrays, pair: str) -> list[str]:
     """Say which parts use few of their dimensions (rule 6)."""
     trained = arrays[f"{pair}/samples"][1]
+    # samples of one group may be alike: as many directions as groups can be all there is
+    trained = min(trained, arrays.get(f"{pair}/independent", [trained])[0])
     widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
     sensors = arrays[f"{pair}/sensors"].tolist()
     low, collapsed = [], []
@@ -394,11 +416,12 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
             "share of a block that names both in objective.blocks."
         )
     if not empty and not leaking:
-        sure = all(value.above(TELLS) is Verdict.YES for value in shared.values())
+        untold = [part for part, x in measured.items() if x.above(TELLS) is Verdict.UNTOLD]
         found.append(
-            "That is consistent with these blocks, and cannot tell their right shares."
-            if sure
-            else "That is too little, or these are too few samples, for a verdict on the blocks."
+            f"Whether the other sensor tells more than {TELLS} of {enumerated(untold)} cannot be "
+            f"told: these are too few samples, for a verdict on the blocks. {MORE}"
+            if untold
+            else "That is consistent with these blocks, and cannot tell their right shares."
         )
     return [*found, *on_width(arrays, pair)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.data.selection import interleaved
+from decur.explain.advice import TELLS, no_verdict_on_pairs_seen
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -17,20 +19,23 @@ from decur.explain.base import (
     Watch,
     check_option,
     register,
+    seen_in_training,
     text,
     unwatched,
 )
 from decur.explain.model import Checkpoint, encoded
-from decur.features import Features, SampleLoader
+from decur.features import SampleLoader
 from decur.objectives.blocks import COMMON, UNIQUE, is_shared_by
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.report import paragraph, table
+from decur.verdicts import LEVEL, Interval, Verdict
 
 Float = NDArray[np.float64]
 
 CHUNK = 256  # rows read at a time
 BINS = 20  # bins over (0, 1), the paper's range
 MISALIGNED = 0.25  # a dimension whose loss is above this is misaligned: its C_ii is below one half
+APART = TELLS**0.5  # correlation below which a dimension tells hardly anything of its partner
 
 
 def alignment(
@@ -59,7 +64,9 @@ def alignment(
     Returns:
         "runs" and "pairs", names; for run number R "R/parts", "R/bounds" (parts, 2), and for each
         pair that it has "R/A-B/all" and "R/A-B/batch", (K,) each, with their numbers of samples,
-        "R/A-B/samples" (2,); of further batches "R/A-B/batch/1" and so on, (K,).
+        "R/A-B/samples" (2,); of further batches "R/A-B/batch/1" and so on, (K,); of all samples
+        the standard errors, "R/A-B/error" (K,), and "R/A-B/independent", how many samples are
+        independent: the groups where the data names groups.
 
     Raises:
         ConfigError: for numbers out of range.
@@ -69,6 +76,7 @@ def alignment(
     check_option("alignment.batches", batches, 1)
     runs = [checkpoint, *beside]
     arrays: Arrays = {"runs": text(*(run.name for run in runs))}
+    groups = None if loader.groups is None else np.array(loader.groups)
     pairs: dict[str, None] = {}
     for number, run in enumerate(runs):
         arrays[f"{number}/parts"] = text(*run.parts)
@@ -81,11 +89,15 @@ def alignment(
             if len(rows) < 2:
                 continue
             key = f"{number}/{a}-{b}"
-            arrays[f"{key}/all"] = diagonal(_chunks(whole, a, b, rows))
+            own = None if groups is None else groups[rows]
+            two = whole.embeddings[a], whole.embeddings[b]
+            arrays[f"{key}/all"], arrays[f"{key}/error"] = diagonal_with_error(*two, rows, own)
+            independent = len(rows) if own is None else len(np.unique(own))
+            arrays[f"{key}/independent"] = np.array(independent)
             sets = interleaved(len(rows), batch, batches)
             for drawn, spaced in enumerate(sets):
                 name = f"batch/{drawn}" if drawn else "batch"
-                arrays[f"{key}/{name}"] = diagonal(_chunks(whole, a, b, rows[spaced]))
+                arrays[f"{key}/{name}"] = diagonal(_chunks(*two, rows[spaced]))
             arrays[f"{key}/samples"] = np.array([len(rows), len(sets[0])])
             pairs[f"{a}-{b}"] = None
     if not pairs:
@@ -101,45 +113,128 @@ def alignment(
 def diagonal(chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Float:
     """Return the correlation of each column of A with that of B, in one pass over rows (Eq. 1).
 
-    Sums of squares about the running means are merged chunk by chunk (Chan, Golub and LeVeque
-    1983), in float64: the result is exact whatever the means and the chunks.
-
     Args:
         chunks: rows of A and B, (n, K) each.
 
     Returns:
         (K,); 0 where a column is constant to the precision of what came in.
     """
-    seen = 0
-    mean_a = mean_b = squares_a = squares_b = product = np.zeros(0)
-    rounding = 0.0
-    for part_a, part_b in chunks:
-        rounding = max(np.finfo(x.dtype).eps for x in (part_a, part_b))
-        a, b = part_a.astype(np.float64), part_b.astype(np.float64)  # (n, K)
-        new_a, new_b = a.mean(0), b.mean(0)
-        a, b = a - new_a, b - new_b
-        new = (a**2).sum(0), (b**2).sum(0), (a * b).sum(0)
-        if not seen:
-            mean_a, mean_b, (squares_a, squares_b, product) = new_a, new_b, new
+    return _Moments.of(chunks).correlation
+
+
+def diagonal_with_error(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    rows: NDArray[Any],
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+) -> Float:
+    """Return the correlation of each column of A with that of B, and its standard error.
+
+    The error is that of `decur.verdicts.standard_error`, from the influence of each sample on a
+    correlation (Devlin et al. 1975), in a second pass over rows.
+
+    Args:
+        a: (N, K), in memory or on disk.
+        b: (N, K), likewise.
+        rows: (n,) which rows count.
+        groups: (n,) of these rows; None: each is one of its own.
+
+    Returns:
+        (2, K); errors are infinite where there is one group alone.
+    """
+    codes = np.arange(len(rows))
+    if groups is not None:
+        codes = np.unique(np.asarray(groups), return_inverse=True)[1]
+        order = np.argsort(codes, kind="stable")  # so that a group is summed in one go
+        rows, codes = rows[order], codes[order]
+    found = _Moments.of(_chunks(a, b, rows))
+    c, scale = found.correlation, found.scale
+    squares = np.zeros_like(c)
+    last, open_sum = -1, np.zeros_like(c)  # of the group that the next chunk may go on with
+    for start, (part_a, part_b) in zip(
+        range(0, len(rows), CHUNK), _chunks(a, b, rows), strict=True
+    ):
+        x = (part_a.astype(np.float64) - found.mean_a) * scale[0]  # (m, K)
+        y = (part_b.astype(np.float64) - found.mean_b) * scale[1]
+        influence = x * y - c * (x**2 + y**2) / 2
+        own = codes[start : start + CHUNK]
+        firsts = np.flatnonzero(np.diff(own, prepend=-1))
+        sums = np.add.reduceat(influence, firsts)  # (groups, K)
+        if own[0] == last:
+            sums[0] += open_sum
         else:
-            n = len(a)
-            delta_a, delta_b = new_a - mean_a, new_b - mean_b
-            weight = seen * n / (seen + n)
-            squares_a = squares_a + new[0] + delta_a**2 * weight
-            squares_b = squares_b + new[1] + delta_b**2 * weight
-            product = product + new[2] + delta_a * delta_b * weight
-            mean_a, mean_b = (
-                mean_a + delta_a * n / (seen + n),
-                mean_b + delta_b * n / (seen + n),
-            )
-        seen += len(a)
-    varies = (squares_a > seen * (rounding * mean_a) ** 2) & (
-        squares_b > seen * (rounding * mean_b) ** 2
-    )
-    scale = np.sqrt(squares_a) * np.sqrt(squares_b)
-    zeros = np.zeros_like(product)
-    correlation: Float = np.divide(product, scale, out=zeros, where=varies & (scale > 0))
-    return correlation
+            squares += open_sum**2
+        squares += (sums[:-1] ** 2).sum(0)
+        last, open_sum = int(own[-1]), sums[-1]
+    squares += open_sum**2
+    independent = last + 1
+    if independent < 2:
+        return np.stack([c, np.full_like(c, np.inf)])
+    return np.stack([c, np.sqrt(squares * independent / (independent - 1)) / len(rows)])
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Means, sums of squares about them and sums of products of the columns of A and B, (K,)."""
+
+    seen: int
+    mean_a: Float
+    mean_b: Float
+    squares_a: Float
+    squares_b: Float
+    product: Float
+    rounding: float
+
+    @classmethod
+    def of(cls, chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> _Moments:
+        """Take them in one pass over rows.
+
+        Sums of squares about the running means are merged chunk by chunk (Chan, Golub and LeVeque
+        1983), in float64: the result is exact whatever the means and the chunks.
+        """
+        seen = 0
+        mean_a = mean_b = squares_a = squares_b = product = np.zeros(0)
+        rounding = 0.0
+        for part_a, part_b in chunks:
+            rounding = max(np.finfo(x.dtype).eps for x in (part_a, part_b))
+            a, b = part_a.astype(np.float64), part_b.astype(np.float64)  # (n, K)
+            new_a, new_b = a.mean(0), b.mean(0)
+            a, b = a - new_a, b - new_b
+            new = (a**2).sum(0), (b**2).sum(0), (a * b).sum(0)
+            if not seen:
+                mean_a, mean_b, (squares_a, squares_b, product) = new_a, new_b, new
+            else:
+                n = len(a)
+                delta_a, delta_b = new_a - mean_a, new_b - mean_b
+                weight = seen * n / (seen + n)
+                squares_a = squares_a + new[0] + delta_a**2 * weight
+                squares_b = squares_b + new[1] + delta_b**2 * weight
+                product = product + new[2] + delta_a * delta_b * weight
+                mean_a, mean_b = (
+                    mean_a + delta_a * n / (seen + n),
+                    mean_b + delta_b * n / (seen + n),
+                )
+            seen += len(a)
+        return cls(seen, mean_a, mean_b, squares_a, squares_b, product, rounding)
+
+    @property
+    def scale(self) -> tuple[Float, Float]:
+        """Return 1 / standard deviation of the columns of A and B, 0 where either is constant."""
+        varies = (self.squares_a > self.seen * (self.rounding * self.mean_a) ** 2) & (
+            self.squares_b > self.seen * (self.rounding * self.mean_b) ** 2
+        )
+        varies &= np.sqrt(self.squares_a) * np.sqrt(self.squares_b) > 0
+        spreads = (np.sqrt(squares / self.seen) for squares in (self.squares_a, self.squares_b))
+        one, two = (
+            np.divide(1, spread, out=np.zeros_like(spread), where=varies) for spread in spreads
+        )
+        return one, two
+
+    @property
+    def correlation(self) -> Float:
+        """Return the correlation of each column of A with that of B, 0 where one is constant."""
+        one, two = self.scale
+        return np.asarray(self.product / self.seen * one * two)
 
 
 def losses(diagonal: Float) -> Float:
@@ -187,45 +282,113 @@ def findings(arrays: Arrays) -> str:
             for part, dims in _parts(arrays, number).items():
                 c = arrays[f"{key}/all"][dims]
                 loss, once = losses(c), losses(arrays[f"{key}/batch"][dims])
-                bad = float((loss > MISALIGNED).mean())
+                agrees = is_shared_by(part, pair)
+                apart = float(((c if agrees else np.abs(c)) < APART).mean())
+                agreed = agreement(arrays, key, dims, agrees=agrees)
                 rows.append(
                     [*([run] if len(runs) > 1 else []), *([pair] if len(pairs) > 1 else [])]
-                    + [part, float(loss.mean()), f"{bad:.0%}", f"{(loss > 1).mean():.0%}"]
-                    + [float(once.mean()), float(c.mean()), len(c)]
+                    + [part, float(loss.mean()), f"{apart:.0%}", str(agreed)]
+                    + [f"{(loss > 1).mean():.0%}", float(once.mean()), float(c.mean()), len(c)]
                 )
-                told.append(_sentence(part, loss, bad, agrees=is_shared_by(part, pair)))
+                said = f"{apart:.0%} are apart"
+                if seen_in_training(arrays, number) is Verdict.NO:
+                    kind = part if part in (COMMON, UNIQUE) else "shared" if agrees else "other"
+                    said = _verdict(agreed, said, kind, agrees=agrees)
+                told.append(f"{loss.mean():.2f} on its {len(loss)} {part} dimensions ({said})")
             n, once_n = arrays[f"{key}/samples"]
+            independent = int(arrays.get(f"{key}/independent", n))
+            chance = (
+                f"{n} samples, where C_ii is 0 ± {(n - 1) ** -0.5:.2f} by chance,"
+                if independent == n
+                else f"{n} samples of {independent} groups"
+            )
             sentences.append(
-                f"{pair} in {run}: over {n} samples, where C_ii is 0 ± {(n - 1) ** -0.5:.2f} by "
-                "chance, the mean loss is "
+                f"{pair} in {run}: over {chance} the mean loss is "
                 + ", ".join(told)
                 + f". The one batch has {once_n} samples."
             )
+    for number, run in enumerate(runs):
+        of = f"{run}: " if len(runs) > 1 else ""
+        sentences += [of + reason for reason in no_verdict_on_pairs_seen(arrays, number)]
     reading = (
         "The loss is 0 where two sensors agree in a dimension and 1 where they have nothing to do "
-        f"with each other; apart is a loss above {MISALIGNED} (a correlation below one half). "
-        "Unique dimensions should be apart, all of them. Common ones should not; those that are "
-        "may be shared and noisy, or not shared, which this cannot tell: see the section on how "
-        "much is shared. What lies above 1 correlates negatively: of a dimension without "
+        f"with each other; apart is a dimension whose correlation is below {APART:.2f}, of either "
+        "sign where it should be apart: it tells less than a tenth of the variance of its partner. "
+        "Agreement is that share of the variance, the mean of C_ii squared, beyond what chance "
+        "gives, with its 95 % interval (negative where dimensions that should agree do the "
+        "opposite). Unique dimensions should be apart, all of them. Common ones should not; those "
+        "that are may be shared and noisy, or not shared, which this cannot tell: see the section "
+        "on how much is shared. What lies above 1 correlates negatively: of a dimension without "
         "correlation that is as likely as not, so about half of well decoupled dimensions are "
         "there. It is counted in the last bin."
     )
     head = [*(["run"] if len(runs) > 1 else []), *(["sensors"] if len(pairs) > 1 else [])]
-    head += ["part", "mean loss", "apart", "above 1", "of one batch", "mean C_ii", "dimensions"]
+    head += ["part", "mean loss", "apart", "agreement", "above 1", "of one batch", "mean C_ii"]
     return (
         "".join(paragraph(sentence) for sentence in sentences)
-        + table(head, rows)
+        + table([*head, "dimensions"], rows)
         + paragraph(reading)
     )
 
 
-def _sentence(part: str, loss: Float, apart: float, *, agrees: bool) -> str:
-    """Say how a part does, by what is wanted of it: that the pair agrees in it, or does not."""
-    kind = part if part in (COMMON, UNIQUE) else "shared" if agrees else "other"
-    told = f"{loss.mean():.2f} on its {len(loss)} {part} dimensions ({apart:.0%} are apart,"
+def agreement(arrays: Arrays, key: str, dims: slice, *, agrees: bool) -> Interval:
+    """Return the share of the variance of dimensions that their partners tell, beyond chance.
+
+    That is the mean of C_ii squared. Ends are those of each C_ii by Fisher's transformation and
+    Student's t, averaged: they hold also where all dimensions err in the same direction.
+
+    Args:
+        arrays: of `alignment`.
+        key: "RUN NUMBER/PAIR".
+        dims: which dimensions.
+        agrees: whether the sensors are to agree in them: a negative C_ii then counts against it,
+            and chance gives both signs. Otherwise either sign is agreement.
+    """
+    from scipy.stats import t
+
+    c = arrays[f"{key}/all"][dims]
+    samples = int(arrays[f"{key}/samples"][0])
+    error = arrays.get(f"{key}/error", np.zeros(dims.stop))[dims]
+    freedom = int(arrays.get(f"{key}/independent", samples)) - 1
+    if freedom < 1:
+        return Interval(float((c * np.abs(c) if agrees else c**2).mean()))
+    # error of the transformed C_ii; few samples underrate it, and where there is no correlation
+    # it is no less than that of independent samples
+    within = np.maximum(1 - c**2, np.finfo(float).eps)
+    spread = np.maximum(error / within, (samples - 1) ** -0.5)
+    reach = t.ppf(1 - LEVEL / 2, freedom) * spread
+    z = np.arctanh(np.clip(c, -1 + 1e-12, 1 - 1e-12))
     if agrees:
-        return f"{told} which {kind} ones should not be)"
-    return f"{told} {'as' if apart > 0.5 else 'though'} {kind} ones should be)"
+        ends = np.tanh([z, z - reach, z + reach])
+        return Interval(*(float(x) for x in (ends * np.abs(ends)).mean(1)))
+    ends = np.tanh([np.abs(z), np.maximum(np.abs(z) - reach, 0), np.abs(z) + reach])
+    return Interval(*(float(x) for x in (ends**2).mean(1))) - float((spread**2).mean())
+
+
+def _verdict(agreed: Interval, apart: str, kind: str, *, agrees: bool) -> str:
+    """Say whether dimensions do what is wanted of them: that two sensors agree, or do not.
+
+    Args:
+        agreed: share of variance in which they agree, beyond chance.
+        apart: "100% are apart".
+        kind: of the dimensions: "common", "unique", ...
+        agrees: whether they are to agree.
+    """
+    beyond, much = agreed.above(), agreed.above(TELLS)
+    if beyond is not Verdict.YES and much is not Verdict.NO:
+        wanted = "agree" if agrees else "are apart"
+        be = "" if agrees else " be"
+        return f"whether they {wanted}, as {kind} ones should{be}, these samples cannot tell"
+    if agrees:
+        how = {Verdict.YES: "", Verdict.NO: "; they hardly agree"}
+        found = how.get(much, "; that they agree is beyond chance")
+        return f"{apart}, which {kind} ones should not be{found}"
+    if much is Verdict.YES:
+        return f"{apart}, though {kind} ones should be"
+    if beyond is Verdict.YES:
+        little = "a little " if much is Verdict.NO else ""
+        return f"{apart}, yet they agree {little}more than by chance, which {kind} ones should not"
+    return f"{apart}, as {kind} ones should be"
 
 
 def _pairs(modalities: int) -> int:
@@ -233,11 +396,11 @@ def _pairs(modalities: int) -> int:
 
 
 def _chunks(
-    whole: Features, a: str, b: str, rows: NDArray[Any]
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    a: NDArray[Any], b: NDArray[Any], rows: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]
-        yield whole.embeddings[a][some], whole.embeddings[b][some]
+        yield a[some], b[some]
 
 
 def _parts(arrays: Arrays, number: int) -> dict[str, slice]:

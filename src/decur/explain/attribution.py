@@ -29,14 +29,15 @@ class Attributed:
         bands: (parts, n, C), their importance.
         missed: (parts, n), by how much attributions miss the difference of the scores.
         spans: (parts, n), that difference.
-        paths: (n,), the number of the path of each; two that start at each other share theirs.
+        starts: (n,), the picture at which the path of each starts; its own number where it starts
+            at no other.
     """
 
     net: NDArray[np.float32]
     bands: NDArray[np.float32]
     missed: NDArray[np.float32]
     spans: NDArray[np.float32]
-    paths: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
     @classmethod
     def nothing(cls, parts: int, bands: int) -> Attributed:
@@ -47,16 +48,16 @@ class Attributed:
 
 def join_batches(batches: Sequence[Attributed]) -> Attributed:
     """Join the pictures of all batches."""
-    paths, used = [], 0
+    starts, used = [], 0
     for batch in batches:
-        paths.append(used + batch.paths)
-        used += len(np.unique(batch.paths))
+        starts.append(used + batch.starts)
+        used += len(batch.starts)
     return Attributed(
         net=np.concatenate([batch.net for batch in batches], 1),
         bands=np.concatenate([batch.bands for batch in batches], 1),
         missed=np.concatenate([batch.missed for batch in batches], 1),
         spans=np.concatenate([batch.spans for batch in batches], 1),
-        paths=np.concatenate(paths),
+        starts=np.concatenate(starts),
     )
 
 
@@ -79,6 +80,7 @@ class ScoredPictures:
         self.checkpoint, self.name = checkpoint, name
         self.statistics, self.score = statistics, score
         self.x = checkpoint.pictures(batch, name)  # (n, C, H, W)
+        self.rows = batch["present"][name].nonzero()[:, 0]  # (n,) of the batch
         self.others: dict[str, Tensor] = {}
         if is_crossing(checkpoint.encoder(name)):
             has = batch["present"][name]
@@ -87,7 +89,7 @@ class ScoredPictures:
                 if other != name and is_crossing(checkpoint.encoder(other)):
                     both = has & beside
                     if both.any():
-                        self.x = self.x[both[has]]
+                        self.x, self.rows = self.x[both[has]], both.nonzero()[:, 0]
                         self.others[other] = checkpoint.pictures(batch, other)[both[beside]]
 
     def scores(self, x: Tensor, *others: Tensor) -> Tensor:
@@ -105,7 +107,11 @@ class ScoredPictures:
         x, others = self.x, tuple(self.others.values())
         if isinstance(baseline, str) and len(x) < 2:  # there is no other
             return Attributed.nothing(len(self.checkpoint.parts), x.shape[1])
-        start = self._another(x) if isinstance(baseline, str) else 0 * x + baseline
+        starts = torch.arange(len(x))
+        if isinstance(baseline, str):
+            start, starts = self._another(x), self._another(starts)
+        else:
+            start = 0 * x + baseline
         # Half a batch away and back: each path is that of another picture, too, the other way
         # round, and the nodes lie alike. Both have its gradients, and half the work is saved.
         shared = isinstance(baseline, str) and len(x) % 2 == 0 and not others
@@ -122,7 +128,7 @@ class ScoredPictures:
             bands=_array(bands),
             missed=_array((attribution.sum((2, 3, 4)) - span).abs()),
             spans=_array(span.abs()),
-            paths=np.arange(len(x)) % distinct,
+            starts=starts.numpy(),
         )
 
     def _mean_slopes(

@@ -21,7 +21,7 @@ from decur.verdicts import Verdict
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]  # kept as .npz: numbers and text, nothing that is pickled
-SEEN = "seen"  # key in the arrays: whether the run was trained on these samples
+SEEN = "seen"  # key in the arrays: whether the run, or each of several, was trained on the samples
 
 
 def unwatched(steps: Iterable[T], n: int) -> Iterator[T]:
@@ -163,13 +163,17 @@ def check_option(option: str, value: float, least: float, most: float = np.inf) 
     require(least <= value <= most, f"options.{option}: {allowed}, is {value}")
 
 
-def seen_in_training(arrays: Arrays) -> Verdict:
-    """Return whether the run was trained on the samples; NO where the arrays do not say.
+def seen_in_training(arrays: Arrays, run: int = 0) -> Verdict:
+    """Return whether a run was trained on the samples; NO where the arrays do not say.
 
     Args:
         arrays: of any analysis; `explain` adds to them what is known.
+        run: its number, where several stand side by side; UNTOLD where arrays tell of fewer.
     """
-    return Verdict(str(arrays[SEEN])) if SEEN in arrays else Verdict.NO
+    if SEEN not in arrays:
+        return Verdict.NO
+    known = np.atleast_1d(arrays[SEEN])
+    return Verdict(str(known[run])) if run < len(known) else Verdict.UNTOLD
 
 
 def text(*values: str) -> NDArray[np.str_]:

@@ -140,7 +140,10 @@ def _explain(
             data = ((left_out or unseen_part(whole)) if settings.unseen else None) or trained
         checkpoints = _open_checkpoints(run, data, settings)
         loader = _choose_samples(data, checkpoints[0], settings)
-        writer.seen = was_trained_on(run, data, loader.indices, trained)
+        writer.seen = [
+            was_trained_on(path, data, loader.indices, known)
+            for path, known in ((run, trained), *((other, None) for other in settings.beside))
+        ]
         writer.introduce(checkpoints, loader)
         try:
             for analysis in chosen:
@@ -229,7 +232,7 @@ class _Writer:
 
     def __init__(self, done: Explained, console: Console) -> None:
         self.done, self.console = done, console
-        self.seen = Verdict.UNTOLD  # whether the run was trained on the samples
+        self.seen = [Verdict.UNTOLD]  # whether each of the runs was trained on the samples
 
     def say(self, what: str, text: str) -> None:
         """Print one line."""
@@ -246,7 +249,7 @@ class _Writer:
         self.say("data", loader.data.describe())
         pixels = f"resized to {checkpoints[0].size} px"
         self.say("samples", f"{len(loader.indices)}, {pixels}, on {checkpoints[0].device.type}")
-        self.say("trained on", _SEEN[self.seen])
+        self.say("trained on", _SEEN[self.seen[0]])
 
     def explain(
         self,
@@ -260,10 +263,11 @@ class _Writer:
         options = dict(settings.options.get(analysis.name, {}))
         path = arrays_path(self.done.folder, analysis)
         compared = checkpoints if analysis.several else checkpoints[:1]
-        digest = arrays_digest(analysis, compared, loader, {**options, SEEN: self.seen.value})
+        seen = [verdict.value for verdict in self.seen[: len(compared)]]
+        digest = arrays_digest(analysis, compared, loader, {**options, SEEN: seen})
         samples = (
             f"{len(loader.indices):,} samples of {type(loader.data).__name__}; the run was trained "
-            f"on them: {_SEEN[self.seen]}"
+            f"on them: {_SEEN[self.seen[0]]}"
         )
         found = None if settings.overwrite else read_arrays(path)
         if found is not None and found[1] == digest:
@@ -280,7 +284,7 @@ class _Writer:
                 say_inapplicable(self.done.folder, analysis, str(reason))
                 self.say(analysis.name, f"does not apply: {reason}")
                 return
-            arrays = {**arrays, SEEN: text(self.seen.value)[0]}
+            arrays = {**arrays, SEEN: np.array(seen) if len(seen) > 1 else np.array(seen[0])}
             write_arrays(path, arrays, digest or "", samples)
             self.done.computed.append(analysis.name)
             how = f"{time.monotonic() - started:.1f} s"

@@ -19,7 +19,7 @@ from decur.agreement import Halves, at_random, canonical, coordinates, guessed, 
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
 from decur.explain.advice import advice, advice_on_blocks, has_blocks
-from decur.explain.alignment import MISALIGNED, diagonal, losses
+from decur.explain.alignment import MISALIGNED, diagonal_with_error, losses
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -37,7 +37,7 @@ from decur.objectives.alignment import effective_rank
 from decur.plotting import Figure, part_colour, part_line, plain, subplots
 from decur.report import paragraph, table
 from decur.scores import FEWEST_GROUPS, Float, split, standardised
-from decur.verdicts import LEVEL, Interval, ratio_interval, standard_error
+from decur.verdicts import LEVEL, Interval, ratio_interval
 
 FEWEST = 40  # samples that both sensors see
 TARGETS, CHANCE_TARGETS = 512, 128  # dimensions that stand for a part when it is predicted
@@ -45,7 +45,6 @@ RECALL = (1, 5)
 _CANONICAL_DRAWS = 20  # permutations are cheap there
 _SAMPLES_A_COMPONENT = 10
 _COMPONENTS = 128
-_COLUMNS = 512  # whose errors are computed at a time
 _HATCH = {"unique": "///"}
 
 _ANSWERS = 4  # intervals of a part that are looked at together: two directions, two predictors
@@ -174,7 +173,7 @@ class _Fitting:
                 for part, both in found.items()
             },
         }
-        correlation = diagonal([(raw[0], raw[1])])
+        correlation, error = diagonal_with_error(*raw, np.arange(len(self.rows)), self.groups)
         for part, dims in parts.items():
             own = [self._coordinates(x[:, dims]) for x in z]
             ranks = [float(effective_rank(torch.from_numpy(side.train))) for side in own]
@@ -186,7 +185,7 @@ class _Fitting:
             yield {
                 f"rank/{part}": np.array(ranks),
                 f"aligned/{part}": np.array([c.mean(), (losses(c) > MISALIGNED).mean()]),
-                f"diagonal/{part}": np.stack([c, self._error(raw[0][:, dims], raw[1][:, dims])]),
+                f"diagonal/{part}": np.stack([c, error[dims]]),
                 **self._canonical(part, own, rng),
             }
             for key, sources in (("same", own), ("features", vectors)):
@@ -214,17 +213,6 @@ class _Fitting:
             return len(rows)
         within = rows if rows is self.test else np.arange(len(rows))
         return len({self.groups[row] for row in within})
-
-    def _error(self, a: NDArray[np.float32], b: NDArray[np.float32]) -> Float:
-        """Return the standard error of the correlation of each column of A with that of B: (k,)."""
-        found = []
-        for start in range(0, a.shape[1], _COLUMNS):
-            x, y = (standardised(z[:, start : start + _COLUMNS]) for z in (a, b))
-            x, y = x.astype(np.float64), y.astype(np.float64)  # (N, k)
-            # the influence of each sample on a correlation (Devlin et al. 1975)
-            influence = x * y - (x * y).mean(0) * (x**2 + y**2) / 2
-            found.append(standard_error(influence, self.groups)[0])
-        return np.concatenate(found)
 
     def _predicted(self, x: Halves, y: Halves, rng: np.random.Generator) -> tuple[Interval, Float]:
         """Return R2 with its interval, and what it is by chance: (permutations,)."""

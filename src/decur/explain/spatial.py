@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from decur.data.selection import evenly_spaced
+from decur.explain.advice import no_verdict_on_pairs_seen
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -20,6 +21,7 @@ from decur.explain.base import (
     Watch,
     check_option,
     register,
+    seen_in_training,
     text,
     unwatched,
 )
@@ -357,6 +359,8 @@ def findings(arrays: Arrays) -> str:
                 means[part] = _mean(known)
         if {"common", "unique"} <= means.keys():
             sentences.append(_compared(pair, arrays, means))
+    if sentences:
+        sentences += no_verdict_on_pairs_seen(arrays)
     if not rows:
         sentences.append("Overlap compares sensors, and the run has one.")
     empty = [
@@ -418,6 +422,8 @@ def _compared(pair: str, arrays: Arrays, means: Mapping[str, float]) -> str:
         for part in ("common", "unique")
     )
     told = f"{pair}: the maps overlap {told}"
+    if seen_in_training(arrays) is not Verdict.NO:
+        return f"{told}."
     excess = [excess_over_another_scene(arrays, pair, part) for part in ("common", "unique")]
     difference = excess[0] - excess[1]  # (n,)
     known = np.isfinite(difference)

@@ -82,11 +82,12 @@ def spectral(
 
     Returns:
         "modalities" and "parts", names; "score", "steps", "baseline" and "pixels"; for each
-        sensor that has several bands "A/bands", names, "A/paths" (n,), numbers that two samples
-        share which are each other's baseline, and for each part "A/PART/importance", (n, C), whose
-        rows sum to 1, and "A/PART/error", how far attributions miss the difference of the score
-        between picture and baseline that they should sum to: the mean of what they miss, divided
-        by the mean difference, absolute values both. "A/PART/exchanged" (m, C) is
+        sensor that has several bands "A/bands", names, "A/groups" (n, 2), by number the group of
+        each picture and of the one at which its path starts (pictures where the data names no
+        groups), "A/grouped", whether it names some, and for each part "A/PART/importance", (n, C),
+        whose rows sum to 1, and "A/PART/error", how far attributions miss the difference of the
+        score between picture and baseline that they should sum to: the mean of what they miss,
+        divided by the mean difference, absolute values both. "A/PART/exchanged" (m, C) is
         a measure without gradients: how much the score changes when the band alone is taken from
         another sample, of the samples that share a batch with one; rows sum to 1. With `paper`,
         "A/PART/of_batch" (C,), the mean of the attributions over samples and pixels, of either
@@ -108,14 +109,23 @@ def spectral(
     statistics = {name: whole.statistics(name) for name in names}
     found: dict[str, list[Attributed]] = {name: [] for name in names}
     exchanged: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    groups: dict[str, list[NDArray[np.int64]]] = {name: [] for name in names}
     some = loader.some(how.samples)
+    of_sample = np.arange(len(some.indices))
+    if some.groups is not None:
+        of_sample = np.unique(some.groups, return_inverse=True)[1]
+    start = 0
     for batch in watch(some, len(some)):
+        of_batch = of_sample[start : start + len(batch["ids"])]
+        start += len(of_batch)
         for name in names:
             if not batch["present"][name].any():
                 continue
             picture = ScoredPictures(checkpoint, batch, name, statistics[name], how.score)
             exchanged[name].append(picture.exchanged())
             found[name].append(picture.attributed(how.steps, how.baseline, how.pixels))
+            own = of_batch[picture.rows.numpy()]
+            groups[name].append(own[: len(found[name][-1].starts)])
     arrays: Arrays = {
         "modalities": text(*checkpoint.modalities),
         "parts": text(*checkpoint.parts),
@@ -130,7 +140,9 @@ def spectral(
         nothing = Attributed.nothing(len(checkpoint.parts), len(bands))
         every = join_batches([nothing, *found[name]])
         changes = np.concatenate([nothing.bands, *exchanged[name]], 1)  # (parts, m, C)
-        arrays[f"{name}/paths"] = every.paths
+        own = np.concatenate([np.empty(0, int), *groups[name]])
+        arrays[f"{name}/groups"] = np.stack([own, own[every.starts]], 1)
+        arrays[f"{name}/grouped"] = np.array(some.groups is not None)
         for number, part in enumerate(checkpoint.parts):
             key = f"{name}/{part}"
             arrays[f"{key}/importance"] = every.bands[number]
@@ -229,8 +241,11 @@ def findings(arrays: Arrays) -> str:
             said.append(paragraph(f"No sample that was looked at has {name}{beside}."))
             continue
         changes = {part: arrays[f"{name}/{part}/exchanged"] for part in parts}
-        paths = arrays.get(f"{name}/paths", np.arange(count))  # version 0.1 has none
-        sentence, rows = _told(name, bands, values, changes, paths)
+        groups = arrays.get(f"{name}/groups", np.arange(count))  # version 0.1 has none
+        samples = f"{count} samples"
+        if arrays.get(f"{name}/grouped", False):
+            samples += f" of {len(np.unique(groups[:, 0]))} groups"
+        sentence, rows = _told(name, bands, values, changes, groups, samples)
         said.append(paragraph(sentence))
         head = ["band"] + [
             f"{part}, {what}" for part in parts for what in ("mean", "spread", "exchanged")
@@ -249,7 +264,7 @@ def findings(arrays: Arrays) -> str:
         errors = ", ".join(f"{x:.0%} ({p})" for p, x in missed.items() if np.isfinite(x))
         said.append(
             paragraph(
-                f"{count} samples, evenly spaced; {int(arrays['steps'])} steps from {start}; "
+                f"{samples}, evenly spaced; {int(arrays['steps'])} steps from {start}; "
                 f"score: {arrays['score'].item()} of a part's dimensions."
                 + (
                     f" Attributions miss the difference that they should sum to by {errors}; more "
@@ -266,7 +281,8 @@ def findings(arrays: Arrays) -> str:
             "deviation. Exchanged: the same without gradients, how much the score changes when the "
             "band alone is taken from another sample; a band that tells nothing is low there, "
             "whatever the start. Where the two disagree, trust neither for that band. Tests "
-            "take samples as independent; two whose starts are each other count as one."
+            "take groups as independent where the data names groups, samples where not; two of "
+            "which one is the start of the other count as one."
         )
     )
     return "".join(said)
@@ -288,7 +304,8 @@ def _told(
     bands: list[str],
     values: dict[str, NDArray[Any]],
     changes: dict[str, NDArray[Any]],
-    paths: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    samples: str,
 ) -> tuple[str, list[list[object]]]:
     means = {part: x.mean(0, dtype=np.float64) for part, x in values.items()}  # (C,)
     spreads = {part: x.std(0, dtype=np.float64) for part, x in values.items()}
@@ -306,9 +323,7 @@ def _told(
         if _both(list(means)):
             row.append(f"{means['unique'][i] - means['common'][i]:+.3f}")
         rows.append(row)
-    # two pictures that start at each other tell the same
-    distinct = np.unique(paths, return_index=True)[1]
-    above = bands_above_even({part: x[distinct] for part, x in values.items()})
+    above = bands_above_even(values, groups)
     sure = [
         f"{', '.join(bands[i] for i in np.flatnonzero(of))} ({part})"
         for part, of in above.items()
@@ -319,24 +334,54 @@ def _told(
             f"{name}: no band changes any part; the pictures or the embeddings are all alike.",
             rows,
         )
-    even = f"Were all bands alike, each would have {1 / len(bands):.0%}; more than that, beyond "
-    even += f"chance, {'have ' + ', '.join(sure) if sure else 'none has'}."
+    even = f"Were all bands alike, each would have {1 / len(bands):.0%}; " + (
+        f"more than that, beyond chance, have {', '.join(sure)}."
+        if sure
+        else f"whether one has more cannot be told from {samples}."
+    )
     return f"{name}: the largest shares are to {'; to '.join(told)}. {even}", rows
 
 
-def bands_above_even(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
-    """Tell which bands have more than an even share: t-tests over samples, corrected by Holm.
+def bands_above_even(
+    values: Mapping[str, NDArray[Any]], groups: NDArray[Any] | None = None
+) -> dict[str, NDArray[np.bool_]]:
+    """Tell which bands have more than an even share: t-tests corrected by Holm.
 
     Args:
         values: `{part: (n, C)}`, rows that sum to 1.
+        groups: (n,) the group of each row, or (n, 2) the two groups that it compares: means of
+            `independent_rows` are tested; None: each row is one of its own.
 
     Returns:
-        `{part: (C,)}`.
+        `{part: (C,)}`, False where there is no more or it cannot be told.
     """
     shares = np.concatenate([x.T for x in values.values()]).astype(np.float64)  # (parts * C, n)
     excess = shares * shares.shape[0] / len(values) - 1
+    if groups is not None:
+        excess = np.stack([excess[:, rows].mean(1) for rows in independent_rows(groups)], 1)
     passed = holm([paired_p(x) for x in excess]) & (excess.mean(1) > 0)
     return dict(zip(values, np.split(passed, len(values)), strict=True))
+
+
+def independent_rows(groups: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Return sets of rows of which no two have a group in common.
+
+    Rows of one group are one set. Rows that compare two groups depend on both: rows of the same
+    two are a set, and of sets that share a group the one with most rows stays.
+
+    Args:
+        groups: (n,) or (n, 2).
+    """
+    ends = np.sort(np.asarray(groups).reshape(len(groups), -1), axis=1)  # (n, 1 or 2)
+    each, of, counts = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+    taken: set[Any] = set()
+    kept = []
+    for number in np.argsort(-counts, kind="stable").tolist():
+        two = set(each[number].tolist())
+        if not two & taken:
+            taken |= two
+            kept.append(np.flatnonzero(of.reshape(-1) == number))
+    return kept
 
 
 register(
