@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,6 +356,20 @@ def test_a_damaged_count_is_told_in_a_line(whole, written, tmp_path, capsys):
         main(["pretrain", "--resume", f"--run={folder}"])
     assert error.value.code == 2
     assert "share.json" in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
+def test_the_count_of_another_run_is_told_from_that_of_the_checkpoint(whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    counted = Counted.read(RunFolder(folder))
+    all_agree = {kind: dict.fromkeys(getattr(counted, kind), 40) for kind in ("between", "within")}
+    replace(counted, **all_agree).write(RunFolder(folder))
+    with pytest.raises(SystemExit) as error:
+        main(["pretrain", "--resume", f"--run={folder}", "--trainer.max_epochs=99"])
+    assert error.value.code == 2
+    line = capsys.readouterr().err
+    assert "share.json: makes 8 of 8 dimensions common, and" in line
+    assert line.endswith("has 2; delete it, and the checkpoint's are kept\n")
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def _pretrain(
     make = partial(_seeded_model, data, objective)
     model = make(settings, max_steps)
     # what is being deleted must not be looked at
-    counted = None if anew else take_counted(folder, model)
+    counted = None if anew else take_counted(folder, model, checkpoint)
     outcome = Outcome(folder, data)
     state = TrainingState(folder, settings.checkpoint, data=_look_at(data))
     log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])

@@ -205,18 +205,22 @@ class CountShare(Callback):
         return replace(found, samples=len(data.held_out), steps=trainer.global_step)
 
 
-def take_counted(folder: RunFolder, model: Pretrainer) -> Counted | None:
+def take_counted(
+    folder: RunFolder, model: Pretrainer, checkpoint: Path | None = None
+) -> Counted | None:
     """Set the share that was counted for a run; all dimensions are common if none was.
 
     Args:
         folder: of the run.
         model: whose objective's share is set.
+        checkpoint: from which the run goes on, if there is one.
 
     Returns:
         What was counted.
 
     Raises:
-        DataError: if what was counted cannot be read, or is of other sensors.
+        DataError: if what was counted cannot be read, is of other sensors, or is not what the
+            checkpoint has.
     """
     objective = model.objective
     if not wants_share(objective):
@@ -231,7 +235,15 @@ def take_counted(folder: RunFolder, model: Pretrainer) -> Counted | None:
             f"{folder.counted}: is of {' and '.join(counted.within)}, and these are "
             f"{' and '.join(model.modalities)}; delete it, or start anew with --overwrite"
         )
-    objective.set_share(counted.taken())
+    common = objective.set_share(counted.taken())
+    if checkpoint is not None and checkpoint.is_file():  # a folder where it is sharded
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        kept = int(state["state_dict"].get("objective.counted", common))
+        if kept not in (-1, common):  # -1 is not counted yet
+            raise DataError(
+                f"{folder.counted}: makes {common} of {objective.dim} dimensions common, and "
+                f"{checkpoint} has {kept}; delete it, and the checkpoint's are kept"
+            )
     return counted
 
 
