@@ -274,6 +274,9 @@ def print_results(console: Console, folder: RunFolder, results: dict[str, Any]) 
         limits = f"   95 % {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
         floor = f"   floor {value['floor']:.4f}" if "floor" in value else ""
         console.print(f"{name:<18}{value['value']:.4f}{limits}{floor}", highlight=False)
+    given = ["interval" in value for value in results["metrics"].values()]
+    if any(given) and not all(given):  # the reason
+        console.print(f"intervals {results['intervals']}", highlight=False, markup=False)
     tell_result("results   ", folder.path / "results.json")
     tell_result("report    ", folder.report)
 

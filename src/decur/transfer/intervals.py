@@ -128,7 +128,7 @@ def measure_intervals(
 def _counts(task: Task, shown: NDArray[np.int64], few: NDArray[np.bool_]) -> str:
     """Return of some classes how many units show them, in words."""
     names = [f"{shown[i]} show {task.classes[i]!r}" for i in np.flatnonzero(few)]
-    more = [f"of {len(names) - MOST_NAMED} more classes fewer than {FEWEST_UNITS} do"]
+    more = [f"fewer than {FEWEST_UNITS} each of {len(names) - MOST_NAMED} more classes"]
     return enumerated([*names[:MOST_NAMED], *(more if len(names) > MOST_NAMED else [])])
 
 
@@ -136,9 +136,11 @@ def _class_scores(task: Task, kept: Kept) -> dict[str, Float]:
     """Return the (C,) scores of the classes that each mean over classes is of."""
     if not task.averages:
         return {}
-    rows = task.by_class(kept).values()
+    rows = list(task.by_class(kept).values())
     return {
-        metric: np.array([row[score] for row in rows]) for metric, score in task.averages.items()
+        metric: np.array([row[score] for row in rows])
+        for metric, score in task.averages.items()
+        if rows and all(score in row for row in rows)  # a kind of one's own may have others
     }
 
 
