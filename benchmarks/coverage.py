@@ -5,8 +5,9 @@
 
 Test parts are drawn from worlds whose groups differ: in how many samples they have (5 to 50), in
 how hard they are and in what they show. The truth is the metric of 2,000 groups of the same world.
-Prints, for each metric and number of groups, the share of intervals that hold the truth (95 % are
-claimed) and their median width; and the same for 20 samples without groups.
+Prints, for each metric and number of groups, how many test parts get an interval, the share of
+intervals that hold the truth (95 % are claimed) and their median width; and the same for samples
+without groups. In two worlds a class is rare: one sample in ten, one group in five.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from decur.data import Target
-from decur.transfer.evaluate import measure_intervals
+from decur.transfer.intervals import measure_intervals
 from decur.transfer.tasks import Kept, make_task
 
 Generator = np.random.Generator
@@ -29,6 +30,14 @@ def classes(rng: Generator, sizes: np.ndarray) -> Kept:
     """Draw samples of two classes, of which a group has its own share right, 0.8 on average."""
     right = rng.random(sizes.sum()) < np.repeat(rng.beta(6.4, 1.6, len(sizes)), sizes)
     truth = rng.integers(0, 2, sizes.sum())
+    return {"truth": truth, "output": np.eye(2)[np.where(right, truth, 1 - truth)]}
+
+
+def rare_class(rng: Generator, sizes: np.ndarray) -> Kept:
+    """Draw samples of two classes as `classes` does, one of them a tenth of the samples."""
+    drawn = classes(rng, sizes)
+    right = drawn["output"].argmax(axis=1) == drawn["truth"]
+    truth = (rng.random(sizes.sum()) < 0.1).astype(np.int64)
     return {"truth": truth, "output": np.eye(2)[np.where(right, truth, 1 - truth)]}
 
 
@@ -60,16 +69,28 @@ def masks(rng: Generator, sizes: np.ndarray) -> Kept:
     return {"confusion": np.repeat((4096 * matrix).astype(np.int64), sizes, axis=0)}
 
 
+def rare_masks(rng: Generator, sizes: np.ndarray) -> Kept:
+    """Draw confusion matrices as `masks` does; four groups in five do not show the third class."""
+    drawn = masks(rng, sizes)
+    absent = np.repeat(rng.random(len(sizes)) < 0.8, sizes)
+    drawn["confusion"][absent, 2] = 0
+    return drawn
+
+
 WORLDS: dict[str, tuple[str, Target, Callable[[Generator, np.ndarray], Kept]]] = {
     "accuracy": ("accuracy", Target("class", ("a", "b")), classes),
+    "balanced": ("balanced_accuracy", Target("class", ("a", "b")), rare_class),
     "mAP": ("mAP_micro", Target("multilabel", CLASSES), labels),
     "mIoU": ("mIoU", Target("mask", CLASSES), masks),
+    "mIoU, rare": ("mIoU", Target("mask", CLASSES), rare_masks),
     "R2": ("R2", Target("scalar"), numbers),
 }
 
 
-def coverage(name: str, groups: int, parts: int, single: bool = False) -> tuple[float, float]:
-    """Return the share of intervals that hold the truth, and their median width.
+def coverage(
+    name: str, groups: int, parts: int, single: bool = False
+) -> tuple[float, float, float]:
+    """Return the share of parts with an interval, of these that hold the truth, and their width.
 
     Args:
         name: of the metric.
@@ -91,7 +112,11 @@ def coverage(name: str, groups: int, parts: int, single: bool = False) -> tuple[
         found = measure_intervals(task, kept, None if single else names).limits
         limits.append(found.get(metric, (np.nan, np.nan)))
     low, high = np.array(limits).T
-    return float(((low <= truth) & (truth <= high)).mean()), float(np.nanmedian(high - low))
+    given = np.isfinite(low)
+    if not given.any():
+        return 0.0, np.nan, np.nan
+    held = (low <= truth) & (truth <= high)
+    return float(given.mean()), float(held[given].mean()), float(np.nanmedian(high - low))
 
 
 def main() -> None:
@@ -99,15 +124,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", type=int, default=200, help="test parts of each kind")
     parts = parser.parse_args().parts
-    print(f"{'metric':<10}{'test part':<14}{'held':>7}{'width':>8}")
+    print(f"{'metric':<12}{'test part':<14}{'given':>7}{'held':>9}{'width':>8}")
+    sizes = [(count, False) for count in (3, 5, 10, 20)] + [(count, True) for count in (20, 60)]
     for name in WORLDS:
-        for groups in (3, 5, 10, 20):
-            held, width = coverage(name, groups, parts)
+        for count, single in sizes:
+            given, held, width = coverage(name, count, parts, single)
+            part = f"{count} {'samples' if single else 'groups'}"
             print(
-                f"{name:<10}{f'{groups} groups':<14}{100 * held:>5.1f} %{width:>8.3f}", flush=True
+                f"{name:<12}{part:<14}{100 * given:>5.0f} %{100 * held:>7.1f} %{width:>8.3f}",
+                flush=True,
             )
-        held, width = coverage(name, 20, parts, single=True)
-        print(f"{name:<10}{'20 samples':<14}{100 * held:>5.1f} %{width:>8.3f}", flush=True)
 
 
 if __name__ == "__main__":

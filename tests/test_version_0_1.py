@@ -13,7 +13,7 @@ from decur.data import PackedPairs, PairedFolder
 from decur.embed import read_vectors
 from decur.encoders import load_encoder
 from decur.pretrain.command_pretrain import parse
-from decur.transfer import load_model
+from decur.transfer import command_transfer, load_model
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 
@@ -70,6 +70,16 @@ def test_a_model_of_a_transfer_opens(folder):
     model, about = load_model(OLD / folder / "model.safetensors")
     assert set(model.encoders) == {"dem", "rgb"}
     assert about["target"] == "cover"
+
+
+@pytest.mark.parametrize("more", [[], ["--fit.augment", "true"]])
+def test_a_transfer_is_done_again_by_the_configuration_that_it_kept(old, more, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "decur.transfer.run.transfer", lambda _, settings, **__: seen.append(settings)
+    )
+    command_transfer.main(["--config", "transfer/config.yaml", "--run", "new", *more])
+    assert seen[0].fit.augment is (True if more else None)  # it wrote true where nothing was said
 
 
 def test_packed_data_holds_the_pictures_of_its_folder():

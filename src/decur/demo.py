@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from decur.features import Features
 from decur.pretrain import PairedData, Pretrainer
 from decur.pretrain.command_pretrain import start
 from decur.pretrain.monitors import encode_samples
-from decur.probes import quick_probe
-from decur.scores import METRICS, chance, known
+from decur.probes import quick_answers, quick_probe
+from decur.scores import METRICS, chance, known, score
 from decur.terminal import make_table
+from decur.transfer.intervals import interval
+from decur.verdicts import Interval, Verdict, any_of
 
 SAMPLES = 1500  # scenes that are probed; half fit a probe, half test it
 UNSEEN = 1_000_000  # distance between the first scene trained on and the first that is probed
@@ -45,7 +48,7 @@ _KEEP = "Where they keep it (linear probe of the projector's dimensions)"
 _ABOUT_KEEP = (
     "Common dimensions should carry what both sensors see, unique ones what only this sensor sees. "
 )
-CLEAR = 0.05  # a difference of scores that another seed hardly turns round
+BLOCKS = 50  # parts of the test scenes that are left out in turn, for intervals
 
 
 def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
@@ -80,7 +83,7 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
         report.paragraph(about_scenes),
     ]
     kept = _part_scores(after, data, model.objective.parts)
-    about_keep = _ABOUT_KEEP + split_shown(kept, list(model.objective.parts))
+    about_keep = _ABOUT_KEEP + split_shown(_told(after, data, model.objective.parts))
     for title, head, rows, about in (
         (_KNOW, know_head, _feature_scores(before, after, data), _ABOUT_KNOW),
         (_KEEP, keep_head, kept, about_keep),
@@ -144,38 +147,113 @@ def _part_scores(
     return rows
 
 
-def split_shown(rows: Sequence[tuple[Any, ...]], parts: Sequence[str]) -> str:
-    """Say whether the scores of the parts show the split, factor by factor.
+@dataclass(frozen=True)
+class Told:
+    """How well the parts of a sensor's embedding tell a factor that the sensor sees.
 
     Args:
-        rows: (factor, sensors that see it, sensor, score by chance, score of each part).
-        parts: names of the parts, in the order of the scores.
+        factor: and its sensor, as "cover (sar)".
+        common: by how much the score of the common part is above one guess for all scenes.
+        unique: the same of the unique part.
+        better: by how much the part that should carry the factor is above the other.
+        scenes: how many tested both.
+    """
 
-    Returns:
-        A sentence; "" for a method without common and unique dimensions.
+    factor: str
+    common: Interval
+    unique: Interval
+    better: Interval
+    scenes: int
+
+
+def _told(found: Features, data: PairedData, parts: Mapping[str, slice]) -> list[Told]:
+    """Return of each factor and sensor that sees it what its common and its unique part tell.
+
+    Both parts are probed on the same scenes, so that the interval is of the paired difference.
     """
     if not {"common", "unique"} <= set(parts):
-        return ""
-    common, unique = (4 + parts.index(part) for part in ("common", "unique"))
+        return []
+    told = []
+    for name, labels in found.labels.items():
+        target = data.dataset.targets[name]
+        for sensor, z in found.embeddings.items():
+            if target.modalities and sensor not in target.modalities:
+                continue  # nothing to find
+            rows = ~np.isnan(z).any(axis=1) & known(labels, target)
+            answers = [
+                quick_answers(z[rows, parts[part]], labels[rows], target)
+                for part in ("common", "unique")
+            ]
+            if answers[0] is None or answers[1] is None:
+                continue
+            (common, truth), (unique, _) = answers
+            by_chance = chance(truth, target)
+            expected, other = (unique, common) if target.modalities else (common, unique)
+            told.append(
+                Told(
+                    f"{name} ({sensor})",
+                    excess(common, None, truth, target) - by_chance,
+                    excess(unique, None, truth, target) - by_chance,
+                    excess(expected, other, truth, target),
+                    len(truth),
+                )
+            )
+    return told
+
+
+def excess(
+    output: NDArray[Any], other: NDArray[Any] | None, truth: NDArray[Any], target: Target
+) -> Interval:
+    """Return the score of a head's output with its 95 % interval (jackknife, Student's t).
+
+    Args:
+        output: as `decur.scores.score` takes it.
+        other: of another head for the same samples, whose score is taken off; None: nothing is.
+        truth: the labels.
+        target: what they mean.
+    """
+    block = np.arange(len(truth)) % BLOCKS  # the order is random, as it was split
+
+    def measure(rows: NDArray[np.bool_]) -> float:
+        less = 0.0 if other is None else score(other[rows], truth[rows], target)
+        return score(output[rows], truth[rows], target) - less
+
+    without = np.array([measure(block != left_out) for left_out in range(block.max() + 1)])
+    value = measure(block >= 0)
+    return Interval(value, *interval(value, without, "plain"))
+
+
+def split_shown(told: Sequence[Told]) -> str:
+    """Say whether the parts show the split, factor by factor, where their intervals bear it.
+
+    Args:
+        told: of each factor and sensor; none for a method without common and unique dimensions.
+
+    Returns:
+        Sentences; "" where nothing is told.
+    """
     found: dict[str, list[str]] = {"yes": [], "no": [], "untold": [], "missing": []}
-    for row in rows:
-        factor, seen, sensor, by_chance = row[:4]
-        if seen not in ("all", sensor):
-            continue  # nothing to find
-        if max(row[common], row[unique]) - by_chance <= CLEAR:
-            found["missing"].append(f"{factor} ({sensor})")
-            continue
-        above = row[common] - row[unique]
-        expected = above if seen == "all" else -above
-        answer = "yes" if expected > CLEAR else "no" if expected < -CLEAR else "untold"
-        found[answer].append(f"{factor} ({sensor})")
+    for each in told:
+        answer = "yes" if each.better.low > 0 else "no" if each.better.high < 0 else "untold"
+        if any_of(each.common.above(), each.unique.above()) != Verdict.YES:
+            answer = "missing"
+        by = abs(each.better.value)
+        found[answer].append(
+            f"{each.factor} by {by:.2f}" if answer in ("yes", "no") else each.factor
+        )
     lines = {
-        "yes": "The part that should carry it tells it better by more than {}: {}.",
-        "no": "The other part tells it better by more than {}: {}.",
-        "untold": "Within {}, so that one run cannot tell where it is kept: {}.",
-        "missing": "No part tells it by more than {} better than one guess for all: {}.",
+        "yes": "The part that should carry it tells it better: {}.",
+        "no": "The other part tells it better: {}.",
+        "untold": "It cannot be told where it is kept: {}.",
+        "missing": "No part is sure to tell it better than one guess for all: {}.",
     }
-    said = [lines[key].format(CLEAR, ", ".join(names)) for key, names in found.items() if names]
+    said = [lines[key].format(", ".join(names)) for key, names in found.items() if names]
+    if said:
+        scenes = min(each.scenes for each in told)
+        said.append(
+            f"Each follows from a 95 % interval over the {scenes} scenes that tested both parts, "
+            "of one training: another seed may find other factors."
+        )
     return " ".join(said)
 
 

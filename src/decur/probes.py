@@ -289,53 +289,92 @@ def quick_probe(
     return scores
 
 
+def quick_answers(
+    x: FeatureRows,
+    labels: NDArray[Any],
+    target: Target,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Return what the linear probe of `quick_probe` answers for the half that tests, and the truth.
+
+    Args:
+        x: (N, D), without NaN.
+        labels: (N, ...) known labels.
+        target: what they are.
+        groups: of each sample.
+        seed: of the split.
+
+    Returns:
+        Outputs and labels as `decur.scores.score` takes them; None where labels do not suffice.
+    """
+    parts = _halves(x, labels, target, groups, seed)
+    if target.kind not in METRICS or parts is None:
+        return None
+    y, train, test = parts
+    ridge = _quick_models(target, len(train))["linear"]
+    return _quick_output(ridge, x, y, target, train, test), y[test]
+
+
 def _quick_scores(
     x: FeatureRows, y: NDArray[Any], target: Target, groups: Sequence[str] | None, seed: int
 ) -> dict[str, float]:
-    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    if len(x) < FEWEST or (groups and len(set(groups)) < 2):
+    parts = _halves(x, y, target, groups, seed)
+    if parts is None:
         return {}
+    y, train, test = parts
+    return {
+        kind: score(_quick_output(model, x, y, target, train, test), y[test], target)
+        for kind, model in _quick_models(target, len(train)).items()
+    }
+
+
+def _halves(
+    x: FeatureRows, y: NDArray[Any], target: Target, groups: Sequence[str] | None, seed: int
+) -> tuple[NDArray[Any], Rows, Rows] | None:
+    """Return the labels to learn, rows to train on and rows to test on; None: they do not do."""
+    if len(x) < FEWEST or (groups and len(set(groups)) < 2):
+        return None
     train, test = split(len(x), groups or None, seed, share=0.5, fewest_groups=2)
     if target.kind == "multilabel":
         # a class that all or none of either half show has no precision to measure
         mixed = [y[part].mean(axis=0) > 0 for part in (train, test)]
         mixed += [y[part].mean(axis=0) < 1 for part in (train, test)]
         y = y[:, np.logical_and.reduce(mixed)]
-        if not y.shape[1]:
-            return {}
-    elif len(np.unique(y[train])) < 2:
-        return {}
-    k = min(NEIGHBOURS, max(1, len(train) // QUARTER))
+        return (y, train, test) if y.shape[1] else None
+    return (y, train, test) if len(np.unique(y[train])) > 1 else None
+
+
+def _quick_models(target: Target, count: int) -> dict[str, Any]:
+    """Return the models that learn from so many samples, not fitted."""
+    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    k = min(NEIGHBOURS, max(1, count // QUARTER))
     scalar = target.kind == "scalar"
-    models = {
+    return {
         "linear": RidgeCV(QUICK_RIDGE) if scalar else RidgeClassifierCV(QUICK_RIDGE),
         "knn": KNeighborsRegressor(k) if scalar else KNeighborsClassifier(k),
     }
-    scores = {}
+
+
+def _quick_output(
+    model: Any, x: FeatureRows, y: NDArray[Any], target: Target, train: Rows, test: Rows
+) -> NDArray[Any]:
+    """Fit a model on standardised features, and return its output for `score`."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     fit_to = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # scikit-learn wants it flat
-    for kind, model in models.items():
-        fitted = make_pipeline(StandardScaler(), model).fit(x[train], fit_to[train])
-        scores[kind] = _quick_score(fitted, x[test], y[test], target)
-    return scores
-
-
-def _quick_score(model: Any, x: FeatureRows, y: NDArray[Any], target: Target) -> float:
-    from sklearn.metrics import accuracy_score
-
+    model = make_pipeline(StandardScaler(), model).fit(x[train], fit_to[train])
     if target.kind == "class":
-        return float(accuracy_score(y, model.predict(x)))
+        return np.asarray(model.predict(x[test])[:, None] == np.arange(y.max() + 1))
     if target.kind == "scalar":
-        output = model.predict(x)
-    elif hasattr(model, "decision_function"):
-        output = model.decision_function(x).reshape(y.shape)  # (N, classes)
-    else:  # one (N, 2) array a class, and no list of one
-        found = model.predict_proba(x)
-        output = np.stack([p[:, -1] for p in (found if y.shape[1] > 1 else [found])], axis=1)
-    return score(output, y, target)
+        return np.asarray(model.predict(x[test]))
+    if hasattr(model, "decision_function"):
+        return np.asarray(model.decision_function(x[test]).reshape(y[test].shape))  # (N, classes)
+    found = model.predict_proba(x[test])  # one (N, 2) array a class, and no list of one
+    return np.stack([p[:, -1] for p in (found if y.shape[1] > 1 else [found])], axis=1)
 
 
 def score_of_neighbours(x: FeatureRows, labels: Float, classes: int, k: int) -> float:

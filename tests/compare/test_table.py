@@ -24,6 +24,7 @@ from decur.compare.rendering import (
     markdown,
     tables_csv,
 )
+from decur.compare.run import _outcome
 from decur.compare.settings import MethodAxis, TaskSettings
 from decur.compare.tables import (
     Scores,
@@ -629,6 +630,15 @@ def test_the_floor_stands_below_the_scores(make):
         (cell.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
     (table,) = tabulate(cells, {}, {"cover": TaskSettings(metric=["accuracy", "macro_F1"])})
     assert as_text(table, 2).to_numpy().tolist()[-1] == ["constant guess", "55.0", "–"]
+    written = list(csv.DictReader(io.StringIO(tables_csv([table]))))
+    assert [(row["metric"], row["floor"]) for row in written] == [
+        ("accuracy", "0.550000"),
+        ("macro_F1", ""),
+    ]
+    written = list(csv.DictReader(io.StringIO(cells_csv(cells))))
+    assert list(written[0])[-2:] == ["folder", "floor_accuracy"]  # new columns stand at the end
+    assert [row["floor_accuracy"] for row in written] == ["0.5", "0.6"]
+    assert _outcome(cells[0], None).startswith("accuracy 0.900 (constant guess 0.500), ")
     first, second = best_scores([table], 2)
     assert first == (
         "cover, (accuracy) in percent",

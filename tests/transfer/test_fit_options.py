@@ -274,6 +274,28 @@ def test_a_linear_probe_sees_augmented_pictures_only_where_it_is_asked_to(
     assert not torch.allclose(*heads)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "used"),
+    [
+        ("class", {"probe": "ridge"}, False),
+        ("class", {"probe": "logistic"}, False),
+        ("class", {"probe": "auto"}, False),
+        ("scalar", {}, False),
+        ("class", {"probe": "sgd"}, True),
+        ("class", {"probe": "ridge", "freeze": False}, True),
+        ("mask", {}, True),
+    ],
+)
+def test_augmentation_that_would_not_be_done_is_refused(kind, options, used):
+    task = make_task("label", Target(kind, () if kind == "scalar" else ("a", "b")))
+    settings = TransferSettings(fit=FitSettings(augment=True), **options)
+    if used:
+        assert settings.complete(task).fit.augment
+        return
+    with pytest.raises(ConfigError, match=r"fit\.augment: .* the probe \w+ .* take --probe sgd"):
+        settings.complete(task)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 @pytest.mark.parametrize("key", ["seed", "fold_seed"])
 def test_seeds_that_numpy_does_not_take_are_refused(key, seed):

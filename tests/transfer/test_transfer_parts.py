@@ -19,7 +19,7 @@ from decur.digest import digest
 from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
-from decur.transfer.evaluate import measure_intervals
+from decur.transfer.intervals import measure_intervals
 from decur.transfer.settings import FitSettings, TransferSettings
 from decur.transfer.splits import choose_parts, draw_fraction, join, refuse_shared, shared_groups
 from decur.transfer.tasks import make_task

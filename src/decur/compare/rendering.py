@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from decur.compare.cells import Cell, is_done, read_scores, seconds
+from decur.compare.cells import Cell, is_done, read_floors, read_scores, seconds
 from decur.compare.settings import MethodAxis
 from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Column, Line, Scores, Table
 from decur.plotting import legend, plain, subplots
@@ -241,24 +241,30 @@ _TEX = str.maketrans(
 
 
 def cells_csv(cells: Iterable[Cell]) -> str:
-    """Return a CSV with a row for each finished transfer, which holds all its metrics."""
+    """Return a CSV with a row for each finished transfer: all its metrics, at the end their floors.
+
+    The floor of `mIoU`, what a constant guess gives on the same test part, is `floor_mIoU`.
+    """
+    done = [cell for cell in cells if cell.command == "transfer" and is_done(cell)]
+    if not done:
+        return ""
     found = [
         {
             **_place(cell, cell),
             "seed": cell.seed,
-            **{
-                name: None if value is None else round(value, 6)
-                for name, value in read_scores(cell).items()
-            },
+            **_rounded(read_scores(cell)),
             "seconds": round(seconds(cell) or 0, 1),
             "folder": cell.folder.name,
         }
-        for cell in cells
-        if cell.command == "transfer" and is_done(cell)
+        for cell in done
     ]
-    if not found:
-        return ""
-    return pd.DataFrame(found).to_csv(index=False, lineterminator="\n")
+    floors = pd.DataFrame([_rounded(read_floors(cell)) for cell in done]).dropna(axis=1, how="all")
+    both = pd.concat([pd.DataFrame(found), floors.add_prefix("floor_")], axis=1)
+    return both.to_csv(index=False, lineterminator="\n")
+
+
+def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 6) for name, value in values.items()}
 
 
 def _place(line: Line | Cell, column: Column | Cell) -> dict[str, Any]:
@@ -275,6 +281,7 @@ def _place(line: Line | Cell, column: Column | Cell) -> dict[str, Any]:
 def tables_csv(tables: Sequence[Table]) -> str:
     """Return all tables as one CSV: a row for each line in each column, with mean and spread.
 
+    `floor` is what a constant guess gives there, the mean over seeds, empty where it is not known.
     Rows with a method in `against` are differences from it, "best" if they are surely not chance.
     """
     found = [
@@ -287,12 +294,13 @@ def tables_csv(tables: Sequence[Table]) -> str:
             "best": scores.sure,
             "failed": "; ".join(dict.fromkeys(scores.failed.values())),
             "against": table.against,
+            "floor": f"{table.floors[column]:.6f}" if column in table.floors else "",
         }
         for table in tables
         for (line, column), scores in table.cells.items()
     ]
     columns = ["task", "method", "backbone", "modalities", "label_fraction", "metric"]
-    columns += ["mean", "std", "seeds", "best", "failed", "against"]
+    columns += ["mean", "std", "seeds", "best", "failed", "against", "floor"]
     return pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n")
 
 

@@ -18,7 +18,7 @@ from rich.progress import TimeElapsedColumn
 from decur import plotting, report
 from decur.bounded_yaml import LOADER
 from decur.compare import rendering
-from decur.compare.cells import Cell, is_done, read_scores, seconds
+from decur.compare.cells import Cell, is_done, read_floors, read_scores, seconds
 from decur.compare.execute import Execution
 from decur.compare.plan import plan_cells
 from decur.compare.settings import ClusterSettings, CompareSettings, MethodAxis, check_cluster
@@ -287,14 +287,16 @@ def _run(
 
 
 def _outcome(cell: Cell, reason: str | None) -> str:
-    """Return how a cell ended: its first score, how long it took, or why it failed."""
+    """Return how a cell ended: its first score and its floor, how long it took, why it failed."""
     if reason is not None:
         return f"failed: {reason}"
     took = f"{seconds(cell):.0f} s"
     if cell.command == "pretrain":
         return took
     metric, value = next(iter(read_scores(cell).items()))
-    return f"{metric} {'undefined' if value is None else f'{value:.3f}'}, {took}"
+    floor = read_floors(cell)[metric]
+    beside = "" if floor is None else f" ({rendering.FLOOR} {floor:.3f})"
+    return f"{metric} {'undefined' if value is None else f'{value:.3f}'}{beside}, {took}"
 
 
 def write(

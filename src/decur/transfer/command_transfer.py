@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from decur.config import Parser
 from decur.data.base import PairedDataset
 from decur.errors import ConfigError
+from decur.recipes import find_config
 from decur.transfer.settings import TransferSettings
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str]) -> Transferred:
         DecurError: for whatever a person can mend.
     """
     parser = shared_parser()
-    parsed = parser.parse(arguments)
+    parsed = parser.parse(_as_version_0_1(arguments))
     text = parser.dump(parsed, skip_none=False, skip_validation=True)
     data = _open_data(parser, parsed)
     for key in ("config", "data", "test_data", *_SPLITS):
@@ -103,6 +104,31 @@ def main(arguments: Sequence[str]) -> Transferred:
     return transfer(
         data.train, settings, test_data=data.test, val_data=data.validation, config=text
     )
+
+
+# The keys of `fit` in a configuration that version 0.1 has kept, which later ones add to.
+_FIT_0_1 = {
+    *("name", "lr", "weight_decay", "momentum", "epochs", "steps", "schedule", "milestones"),
+    *("augment", "crop", "scales", "piece", "warmup_epochs"),
+}
+
+
+def _as_version_0_1(arguments: Sequence[str]) -> list[str]:
+    """Return arguments by which a configuration that version 0.1 has kept does what it did.
+
+    It wrote `augment: true` where nothing was said, and then augmented what it trained on pictures
+    anyway, which is null today.
+    """
+    found: list[str] = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        found.append(word)
+        name = word if before == "--config" else word.removeprefix("--config=")
+        if before != "--config" and name == word:
+            continue
+        kept = [layer.get("fit") for layer in find_config(name)]
+        if any(isinstance(fit, dict) and fit.keys() == _FIT_0_1 and fit["augment"] for fit in kept):
+            found += ["--fit.augment", "null"]
+    return found
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _transfer(
     strength, kept = _learn(model, seen, parts, settings, engine)
     spent = round(ready - started, 3), round(time.monotonic() - ready, 3)
     results = {
-        **score_test_part(parts, kept, settings),
+        **score_test_part(parts, kept, settings, task.missing_classes(labels[task.known(labels)])),
         **describe_transfer(parts, settings, list(encoders), strength),
         "validation": None if engine.best is None else engine.best.plain(),
         "bad": len(seen.bad),

@@ -93,7 +93,7 @@ class FitSettings:
         augment: Train on random resized crops and horizontal flips, the same for all sensors and
             the mask; None: where pictures are trained on anyway. With frozen encoders and the probe
             "sgd", true encodes the augmented pictures in each epoch (B.2), and false or None the
-            pictures as they are, once.
+            pictures as they are, once; probes that are solved refuse true.
         standardise: Train the FCN of frozen encoders on maps whose channels have mean 0 and
             standard deviation 1 over the training part, so that one learning rate serves encoders
             whose maps differ in size, as those of fresh and of trained ones do; the model that is
@@ -342,6 +342,11 @@ class TransferSettings:
             raise ConfigError(
                 f"fit.class_weights: is for what trains in steps, not for the probe {self.probe}; "
                 "take --probe sgd, or --freeze false"
+            )
+        if solved and fit.augment:
+            raise ConfigError(
+                f"fit.augment: is for what is trained on pictures, and the probe {self.probe} is "
+                "solved on vectors that are computed once; take --probe sgd, or --freeze false"
             )
         if fit.class_weights is not None and not task.has_weights:
             raise ConfigError(f"fit.class_weights: {task.name!r} is a {task.kind}; leave it out")

@@ -51,6 +51,7 @@ class Task(ABC):
         measured: what of `Kept` the metrics are computed from.
         scales: of metrics that are no shares in [0, 1], what they are: "explained" (an R2),
             "positive" (an error) or "plain"; their intervals are found on that scale.
+        averages: of metrics that are means over classes, the score in `by_class` that they average.
 
     Args:
         name: of the label in the data.
@@ -67,6 +68,7 @@ class Task(ABC):
     solved_as: ClassVar[str | None] = None
     measured: ClassVar[tuple[str, ...]] = ("output", "truth")
     scales: ClassVar[Mapping[str, str]] = {}
+    averages: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, name: str, target: Target) -> None:
         self.name, self.target = name, target
@@ -180,13 +182,21 @@ class Task(ABC):
         """
         return None
 
+    def floors(self, kept: Kept) -> dict[str, float]:
+        """Return what each metric is for the best guess that is the same for every sample.
+
+        That is one guess for all metrics, `trivial`, unless another is better for some of them.
+        """
+        trivial = self.trivial(kept)
+        return {} if trivial is None else self.metrics(trivial)
+
     def guesses(self, kept: Kept) -> set[int]:
         """Return the classes that are predicted somewhere; empty where a model predicts none."""
         return set()
 
-    def shown(self, kept: Kept) -> set[int]:
-        """Return the classes that are true somewhere; empty where `guesses` is."""
-        return set()
+    def shows(self, kept: Kept) -> NDArray[np.bool_]:
+        """Tell which classes each sample shows, by what is `measured`: (N, C)."""
+        return np.zeros((len(kept[self.measured[0]]), len(self.classes)), bool)
 
     @abstractmethod
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:

@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    f1_score,
-    recall_score,
-)
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -49,6 +45,7 @@ class SingleLabel(Task):
         "macro_F1": "F1 averaged over classes",
     }
     main = "accuracy"
+    averages: ClassVar = {"balanced_accuracy": "recall", "macro_F1": "F1"}
     says = "class"
     fit_defaults = _PAPER
     probes = ("ridge", "logistic", "sgd")
@@ -76,13 +73,18 @@ class SingleLabel(Task):
 
         The latter is over the classes that are there or predicted.
         """
-        truth, guess = kept["truth"], kept["output"].argmax(axis=1)
-        there = np.unique(truth)
+        matrix = self._confusion(kept)
+        f1, recall = _f1_and_recall(matrix)
         return {
-            "accuracy": score(kept["output"], truth, self.known_as),
-            "balanced_accuracy": float(recall_score(truth, guess, labels=there, average="macro")),
-            "macro_F1": float(f1_score(truth, guess, average="macro", zero_division=0)),
+            "accuracy": float(np.trace(matrix) / matrix.sum()),
+            "balanced_accuracy": float(np.nanmean(recall)),
+            "macro_F1": float(np.nanmean(f1)),
         }
+
+    def _confusion(self, kept: Kept) -> NDArray[np.int64]:
+        """Return how many samples of each class got each answer, (K, K) true by predicted."""
+        cell = kept["truth"] * self.outputs + kept["output"].argmax(axis=1)
+        return np.bincount(cell, minlength=self.outputs**2).reshape(self.outputs, -1)
 
     def trivial(self, kept: Kept) -> Kept:
         """Predict the most frequent class for every sample."""
@@ -94,18 +96,17 @@ class SingleLabel(Task):
         """Return the classes that are predicted for some sample."""
         return set(kept["output"].argmax(axis=1).tolist())
 
-    def shown(self, kept: Kept) -> set[int]:
-        """Return the classes that some sample has."""
-        return set(kept["truth"].tolist())
+    def shows(self, kept: Kept) -> NDArray[np.bool_]:
+        """Tell which class each sample has, (N, K)."""
+        return np.asarray(kept["truth"][:, None] == np.arange(self.outputs))
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """Return F1 and recall of each class, NaN without a test sample."""
-        truth, guess = kept["truth"], kept["output"].argmax(axis=1)
-        options = {"labels": range(self.outputs), "average": None, "zero_division": np.nan}
-        f1, recall = f1_score(truth, guess, **options), recall_score(truth, guess, **options)
+        matrix = self._confusion(kept)
+        columns = (*_f1_and_recall(matrix), matrix.sum(axis=1))
         return {
-            name: {"F1": float(f1[i]), "recall": float(recall[i]), "n": int((truth == i).sum())}
-            for i, name in enumerate(self.target.classes)
+            name: {"F1": float(f1), "recall": float(recall), "n": int(count)}
+            for name, f1, recall, count in zip(self.target.classes, *columns, strict=True)
         }
 
     def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
@@ -125,9 +126,7 @@ class SingleLabel(Task):
 
     def draw(self, kept: Kept) -> Figure:
         """Draw the confusion matrix."""
-        guess = kept["output"].argmax(axis=1)
-        matrix = confusion_matrix(kept["truth"], guess, labels=range(self.outputs))
-        return draw_confusion(matrix, self.target.classes)
+        return draw_confusion(self._confusion(kept), self.target.classes)
 
 
 @TASKS.register("multilabel")
@@ -139,6 +138,7 @@ class MultiLabel(Task):
         "mAP_macro": "average precision averaged over classes",
     }
     main = "mAP_micro"
+    averages: ClassVar = {"mAP_macro": "AP"}
     says = "flags"
     fit_defaults = _PAPER
     probes = ("ridge", "sgd")
@@ -180,6 +180,10 @@ class MultiLabel(Task):
         truth = kept["truth"]
         return {**kept, "output": np.tile(truth.mean(axis=0, dtype=np.float64), (len(truth), 1))}
 
+    def shows(self, kept: Kept) -> NDArray[np.bool_]:
+        """Tell which classes each sample shows, (N, K)."""
+        return np.asarray(kept["truth"] > 0)
+
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """Average precision of each class, NaN where no sample shows it."""
         truth, output = kept["truth"], kept["output"]
@@ -214,6 +218,18 @@ class MultiLabel(Task):
 
     def draw_classes(self, kept: Kept) -> None:
         """Draw nothing: `draw` shows the classes."""
+
+
+def _f1_and_recall(matrix: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return F1 and recall of each class, (K,): NaN where it is not there, of F1 nor predicted.
+
+    Args:
+        matrix: (K, K) samples by true and predicted class.
+    """
+    right, true = np.diag(matrix), matrix.sum(axis=1)
+    both = true + matrix.sum(axis=0)
+    f1 = np.where(both > 0, 2 * right / np.maximum(both, 1), np.nan)
+    return f1, np.where(true > 0, right / np.maximum(true, 1), np.nan)
 
 
 def _shares(output: Tensor) -> Tensor:

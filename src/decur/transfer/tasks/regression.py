@@ -71,9 +71,14 @@ class Regression(Task):
         }
 
     def trivial(self, kept: Kept) -> Kept:
-        """Predict the mean for every sample."""
+        """Predict the mean for every sample, which is the best constant for R2."""
         mean = kept["truth"].mean(dtype=np.float64)  # as exact as R2 is, or that would not be 0
         return {**kept, "output": np.full(len(kept["truth"]), mean)}
+
+    def floors(self, kept: Kept) -> dict[str, float]:
+        """Return the R2 of the mean, and the MAE of the median, which no constant falls below."""
+        truth = kept["truth"].astype(np.float64)
+        return {**super().floors(kept), "MAE": float(np.abs(truth - np.median(truth)).mean())}
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """Return nothing: a number has no classes."""

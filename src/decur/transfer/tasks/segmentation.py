@@ -29,6 +29,7 @@ class Segmentation(Task):
         "overall_accuracy": "share of pixels that are right",
     }
     main = "mIoU"
+    averages: ClassVar = {"mIoU": "IoU"}
     dense = True
     says = "class"
     fit_defaults = FitDefaults(lr=1e-4, epochs=30, schedule="constant", crop=(0.2, 1.0))
@@ -99,9 +100,9 @@ class Segmentation(Task):
         """Return the classes that are predicted for some pixel."""
         return set(np.flatnonzero(kept["confusion"].sum(axis=(0, 1))).tolist())
 
-    def shown(self, kept: Kept) -> set[int]:
-        """Return the classes that some pixel has."""
-        return set(np.flatnonzero(kept["confusion"].sum(axis=(0, 2))).tolist())
+    def shows(self, kept: Kept) -> NDArray[np.bool_]:
+        """Tell which classes each mask shows, (N, C)."""
+        return np.asarray(kept["confusion"].sum(axis=2) > 0)
 
     def by_class(self, kept: Kept) -> dict[str, dict[str, float]]:
         """Return IoU of each class, NaN where it is neither there nor predicted; pixels."""
