@@ -180,13 +180,13 @@ def _told(found: Features, data: PairedData, parts: Mapping[str, slice]) -> list
             if target.modalities and sensor not in target.modalities:
                 continue  # nothing to find
             rows = ~np.isnan(z).any(axis=1) & known(labels, target)
-            answers = [
+            of_common, of_unique = (
                 quick_answers(z[rows, parts[part]], labels[rows], target)
                 for part in ("common", "unique")
-            ]
-            if answers[0] is None or answers[1] is None:
+            )
+            if of_common is None or of_unique is None:
                 continue
-            (common, truth), (unique, _) = answers
+            (common, truth), (unique, _) = of_common, of_unique
             by_chance = chance(truth, target)
             expected, other = (unique, common) if target.modalities else (common, unique)
             told.append(

@@ -173,7 +173,9 @@ class _Fitting:
                 for part, both in found.items()
             },
         }
-        correlation, error = diagonal_with_error(*raw, np.arange(len(self.rows)), self.groups)
+        correlation, error = diagonal_with_error(
+            raw[0], raw[1], np.arange(len(self.rows)), self.groups
+        )
         for part, dims in parts.items():
             own = [self._coordinates(x[:, dims]) for x in z]
             ranks = [float(effective_rank(torch.from_numpy(side.train))) for side in own]
