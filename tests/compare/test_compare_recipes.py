@@ -19,11 +19,32 @@ ALIKE = r"compare-(attention|common|loss|projector|settings|vit)-"  # one axis o
     [pytest.param(n, marks=pytest.mark.slow) if re.match(ALIKE, n) else n for n in COMPARISONS],
 )
 def test_every_comparison_can_be_planned(name, planned):
-    lines = planned(name)[0].splitlines()
+    said, plan = planned(name)
+    lines = said.splitlines()
     cells = [line.strip() for line in lines[2:]]
     assert f"{len(cells)}: 0 done, {len(cells)} to do" in lines[1] and len(set(cells)) == len(cells)
     for seed in find_config(name)[0].get("seeds", (0, 1, 2)):
         assert any(c.startswith("pretraining, DeCUR") and c.endswith(f"seed {seed}") for c in cells)
+    assert_fresh_weights_are_the_network_of_the_trained_rows(find_config(name)[-1]["methods"], plan)
+
+
+def assert_fresh_weights_are_the_network_of_the_trained_rows(methods, plan):
+    """Methods that name an encoder of their own may train another network."""
+    plain = {n for n, m in methods.items() if "encoder" not in str((m or {}).get("pretrain"))}
+    trained, fresh = {}, []
+    for cell in {(c.command, c.method, c.backbone, c.task): c for c in plan}.values():
+        config = yaml.load(cell.config, LOADER)
+        encoder = {
+            key: config["encoder"][key] for key in ("name", "attention", "geometry", "options")
+        }
+        if cell.command == "pretrain" and cell.method in plain:
+            trained.setdefault(cell.backbone, encoder)
+        elif cell.command == "transfer" and config["encoders"] == ["random"]:
+            fresh.append((cell, encoder))
+    asked = any("encoders" not in m and m.get("pretrain", m) is None for m in methods.values() if m)
+    assert bool(fresh) == asked
+    for cell, encoder in fresh:
+        assert encoder == trained[cell.backbone], cell.label
 
 
 def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkeypatch):
@@ -45,25 +66,3 @@ def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkey
     transfer = yaml.load(next(c.config for c in cells if c.command == "transfer"), LOADER)
     assert transfer["precision"] == "bf16-mixed" and transfer["loader"]["batch_size"] == 16
     assert set(transfer["data"]["init_args"]["modalities"]) == {"s1", "s2"}
-
-
-def _network(encoder):
-    return {key: encoder[key] for key in ("name", "attention", "geometry", "options")}
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in COMPARISONS if re.search(r"^  (random|supervised): ", recipes()[n], re.M)]
-)
-def test_fresh_weights_are_the_network_of_the_trained_rows(name, planned):
-    methods = find_config(name)[-1]["methods"]
-    plain = {n for n, m in methods.items() if "encoder" not in str((m or {}).get("pretrain"))}
-    trained, fresh = {}, []
-    for cell in planned(name)[1]:
-        config = yaml.load(cell.config, LOADER)
-        if cell.command == "pretrain" and cell.method in plain:
-            trained.setdefault(cell.backbone, _network(config["encoder"]))
-        elif cell.command == "transfer" and config["encoders"] == ["random"]:
-            fresh.append((cell, _network(config["encoder"])))
-    assert fresh
-    for cell, network in fresh:
-        assert network == trained[cell.backbone], cell.label
