@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,10 +57,10 @@ def test_pictures_tell_what_was_trained_on(make_pairs, run_on, tmp_path):
     assert was_trained_on(run, data, range(4)) == YES
     copied = PairedFolder(shutil.copytree(root, tmp_path / "copied"))
     assert was_trained_on(run, copied, [3]) == YES
-    other = SimpleNamespace(
-        ids=data.ids, read=lambda i: {"images": {"s1": data[i]["images"]["s1"] + 1}}
-    )
-    assert was_trained_on(run, other, range(4)) == NO  # the same names, of other pictures
+    others = shutil.copytree(root, tmp_path / "others")
+    for file in others.glob("s?/*.npy"):
+        np.save(file, np.load(file) + 1)
+    assert was_trained_on(run, PairedFolder(others), range(4)) == NO  # the same names
     shutil.rmtree(root)
     assert was_trained_on(run, copied, range(4)) == UNTOLD
 
@@ -95,6 +94,20 @@ def test_windows_of_a_scene_were_trained_on_where_they_overlap(tmp_path):
     between = [i for i, id_ in enumerate(other.ids) if id_ not in windows.ids]
     assert was_trained_on("", other, between[:1], Derived(windows, FIRST)) == YES
     assert was_trained_on("", other, between[1:], Derived(windows, FIRST)) == NO
+    smaller = PairedScenes(tmp_path, modalities=modalities, window=32)  # some of the same names
+    assert set(smaller.ids) & set(windows.ids)
+    assert was_trained_on("", smaller, range(len(smaller)), windows) == YES
+
+
+def test_samples_of_one_file_are_told_apart_by_their_names(tmp_path):
+    class OneFile(SyntheticScenes):
+        def files(self, index):
+            return [tmp_path / "all.mat"]
+
+    (tmp_path / "all.mat").write_bytes(b"everything")
+    trained, other = OneFile(10, 32), OneFile(10, 32, start=50)
+    assert was_trained_on("", other, range(10), trained) == NO
+    assert was_trained_on("", OneFile(10, 16), range(10), trained) == YES  # of another size
 
 
 def test_the_fold_that_a_run_left_out_is_held_out(make_pairs, run_on):

@@ -126,7 +126,7 @@ FURTHER = (
     1_000_000  # samples between the first of generated data that was trained on and an unseen one
 )
 _LOOKED_AT = 4  # samples, to tell whether they are of the same pictures
-_LOOKED_THROUGH = 20_000  # samples of a run whose files are compared where no name is the same
+_LOOKED_THROUGH = 100_000  # samples of a run whose files are compared, at most
 
 
 def folds_of(
@@ -150,7 +150,7 @@ def folds_of(
     given = {"folds": values.get("folds", 5), "seed": values.get("fold_seed", 0)}
     try:
         rows, held = fold_split(np.arange(len(whole)), whole.groups, fold=fold, **given)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise DataError(f"{RunFolder(Path(run)).config}: without_fold: {error}") from error
     return Derived(whole, rows), Derived(whole, held)
 
@@ -204,11 +204,11 @@ def was_trained_on(
         return Verdict.UNTOLD
     place = {name: index for index, name in enumerate(trained.ids)}
     both = [(place[data.ids[i]], i) for i in indices if data.ids[i] in place]
-    if not both:
-        return Verdict.YES if _are_files_of(trained, data, indices) else Verdict.NO
     compared = 0
     # names such as 0001 are found in many a folder: pictures decide
-    for own, other in both[:: -(-len(both) // _LOOKED_AT)]:
+    for own, other in both[:: -(-len(both) // _LOOKED_AT) or 1]:
+        if _are_same_files(trained, own, data, other):
+            return Verdict.YES  # though perhaps cut or scaled otherwise
         try:
             one, two = trained.read(own)["images"], data.read(other)["images"]
         except BadSampleError:
@@ -216,39 +216,76 @@ def was_trained_on(
         compared += 1
         if any(name in two and torch.equal(x, two[name]) for name, x in one.items()):
             return Verdict.YES
-    return Verdict.NO if compared else Verdict.UNTOLD
+    if _are_files_of(trained, data, indices):
+        return Verdict.YES
+    return Verdict.UNTOLD if both and not compared else Verdict.NO
+
+
+def _are_same_files(trained: PairedDataset, own: int, data: PairedDataset, other: int) -> bool:
+    """Return whether two samples are read from the very same files."""
+    files = [
+        {os.path.realpath(file) for file in _files(each.only(targets=()), row)}
+        for each, row in ((trained, own), (data, other))
+    ]
+    return bool(files[0]) and files[0] == files[1]
 
 
 def _are_files_of(trained: PairedDataset, data: PairedDataset, indices: Sequence[int]) -> bool:
     """Return whether samples are of files that a run was trained on, under names of their own.
 
     So are copies of other names, and windows that begin elsewhere in the same scene: these are the
-    same where they overlap.
+    same where they overlap. Names decide where samples have no files of their own, as packed and
+    generated ones, and where there are too many to be looked at.
+
+    Args:
+        trained: what the run was trained on.
+        data: any data set.
+        indices: of the samples in it, of which some are looked at.
     """
     pictures, own = data.only(targets=()), trained.only(targets=())
     wanted = {i: _files(pictures, i) for i in indices[:: -(-len(indices) // _LOOKED_AT)]}
-    wanted = {index: files for index, files in wanted.items() if files}
-    for row in range(min(len(own), _LOOKED_THROUGH) if wanted else 0):
-        there = _files(own, row)
-        for index, files in wanted.items():
-            # all of them: files beside pictures may be alike everywhere
-            if _overlap(own.place(row), pictures.place(index)) and all(
-                any(filecmp.cmp(file, other, shallow=False) for other in there) for file in files
-            ):
-                return True
+    if not any(wanted.values()) or len(own) > _LOOKED_THROUGH:
+        return False
+    rows: dict[str, list[int]] = {}  # that a file is of
+    for row in range(len(own)):
+        for file in _files(own, row):
+            rows.setdefault(str(file), []).append(row)
+    by_size: dict[int, list[str]] = {}
+    for file in rows:
+        by_size.setdefault(os.path.getsize(file), []).append(file)
+    for index, files in wanted.items():
+        found = [
+            {
+                row
+                for other in by_size.get(os.path.getsize(file), ())
+                if filecmp.cmp(file, other, shallow=False)
+                for row in rows[other]
+                if _is_of(own.place(row), pictures.place(index), alone=len(rows[other]) == 1)
+            }
+            for file in files
+        ]
+        # all of them: files beside pictures may be alike everywhere
+        if found and set.intersection(*found):
+            return True
     return False
 
 
 def _files(data: PairedDataset, index: int) -> list[str | Path]:
-    """Return the files of a sample that are there."""
+    """Return the files of a sample that can be read."""
     try:
-        return [file for file in data.files(index) if os.path.isfile(file)]
+        return [file for file in data.files(index) if os.access(file, os.R_OK)]
     except BadSampleError:
         return []
 
 
-def _overlap(one: Grid | None, other: Grid | None) -> bool:
-    """Return whether two samples may be of one place: also where either does not say where."""
+def _is_of(one: Grid | None, other: Grid | None, *, alone: bool) -> bool:
+    """Return whether two samples of one file show the same of it.
+
+    Args:
+        one: where a sample is that was trained on; None where it does not say.
+        other: where the other one is.
+        alone: whether the file is of the first sample alone.
+    """
     if one is None or other is None:
-        return True
+        return alone
     return one.crs == other.crs and one.bounds.overlap(other.bounds) > 0
