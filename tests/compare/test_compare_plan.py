@@ -243,6 +243,14 @@ DEEP["options"] = {"stem_width": 16}
             "methods": {"DeCUR": {"encoder": DEEP}, "ViT": {"encoder.name": "test_vit"}},
             "transfer": {"encoder.name": "resnet10t"},
         },
+        {
+            "methods": {
+                "DeCUR": {"encoder": DEEP},
+                "plain": {"encoder": {**DEEP, "attention": None}},
+                "wide": {"encoder": {**DEEP, "options": {"stem_width": 32}}},
+            },
+            "transfer": {"encoder.attention": "rda", "encoder.options.stem_width": 16},
+        },
     ],
     ids=[
         "pretrain",
@@ -254,6 +262,7 @@ DEEP["options"] = {"stem_width": 16}
         "a method's base",
         "one",
         "named",
+        "named by attention and option",
     ],
 )
 def test_fresh_weights_are_the_trained_network_wherever_it_is_named(changes, tmp_path):
@@ -276,6 +285,16 @@ def test_fresh_weights_are_the_trained_network_wherever_it_is_named(changes, tmp
     assert len(fresh) == 2
 
 
+def test_fresh_weights_may_be_a_network_that_no_method_trains_if_it_is_named(caplog):
+    (found,) = cells(
+        backbones=None,
+        methods={"DeCUR": MethodSettings(tasks=[]), "random": MethodSettings(None)},
+        transfer={"encoder.name": "resnet34"},
+    )
+    assert settings(found)["encoder.name"] == "resnet34"
+    assert "methods.random: its fresh weights are the 'resnet34'" in caplog.text
+
+
 def test_fresh_weights_never_start_from_the_weights_of_the_trained_ones():
     start = {"pretrained": True, "options": {"checkpoint_path": "x.pth", "stem_width": 16}}
     for where in (
@@ -296,9 +315,10 @@ def test_fresh_weights_never_start_from_the_weights_of_the_trained_ones():
         ({}, True),
         ({"unseen_test": True}, False),
         ({"pretrain": {"base": "demo", "data.start": 5000}}, False),
-        ({"transfer": {"test_data": {"init_args": {"start": 5000}}}}, False),
+        ({"transfer": {"test_data": {"start": 5000}}}, False),
+        ({"unseen_test": True, "transfer": {"test_data": {"size": 16}}}, True),
     ],
-    ids=["folds of what is trained on", "left out", "other data", "tested elsewhere"],
+    ids=["folds of what is trained on", "left out", "other data", "tested elsewhere", "the same"],
 )
 def test_cells_know_whether_pretraining_has_seen_what_tests(changes, seen):
     methods = {"random": MethodSettings(None), "DeCUR": MethodSettings()}
@@ -313,8 +333,22 @@ def test_a_split_that_tests_is_seen_by_pretraining_on_all_of_the_data(split, see
         data={"class_path": "PairedFolder", "init_args": {"root": str(tmp_path)}},
         pretrain={"data.split": split},
         transfer={"train_split": "train", "test_split": "test"},
+        unseen_test=True,  # which leaves out folds alone
     )
     assert found.transductive == seen
+
+
+@pytest.mark.parametrize("trained", ["train", None])
+@pytest.mark.parametrize("tested", ["train", None])
+def test_folds_of_a_split_are_seen_where_pretraining_is_on_them(trained, tested, tmp_path):
+    (found,) = cells(
+        methods={"DeCUR": MethodSettings()},
+        data={"class_path": "PairedFolder", "init_args": {"root": str(tmp_path)}},
+        pretrain={"data.split": trained},
+        transfer={"data.split": tested},
+        unseen_test=trained != tested,  # and then nothing can be left out
+    )
+    assert found.transductive
 
 
 # -- their folders ---------------------------------------------------------------------------------
@@ -440,17 +474,9 @@ COVER = {"target": "cover"}
                     "B": {"pretrain": {"encoder.name": "test_vit"}},
                 },
             },
-            "methods.random: cannot tell which network its fresh weights are",
+            "methods.random: cannot tell which network its fresh weights are, as encoder.name of "
+            "those that are trained is 'resnet18' (A), 'test_vit' (B)",
             "compare them in backbones",
-        ),
-        (
-            {
-                "backbones": None,
-                "methods": {"random": {"pretrain": None}, "DeCUR": {}},
-                "transfer": {"encoder.name": "resnet50"},
-            },
-            "methods.random: cannot tell which network its fresh weights are; transfer.enc",
-            "leave it out",
         ),
         (
             {"methods": {"CLIP": {"pretrain": {"trainer": {"max_epochs": "ten"}}}}},

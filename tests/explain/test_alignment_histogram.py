@@ -168,7 +168,7 @@ def test_unique_dimensions_are_judged_beyond_chance(unique, samples, groups, sai
         (0.9, 10_000, "(0% are apart, which common ones should not be)"),
         (0.36, 200, "(0% are apart, which common ones should not be; that they agree is beyond"),
         (0.05, 10_000, "(100% are apart, which common ones should not be; they hardly agree)"),
-        (-0.9, 10_000, "(100% are apart, which common ones should not be; they hardly agree)"),
+        (-0.9, 10_000, "(100% are apart, as they do the opposite, which common ones should not)"),
         (0.5, 6, "whether they agree, as common ones should, these samples cannot tell)"),
     ],
 )

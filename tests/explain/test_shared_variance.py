@@ -11,12 +11,13 @@ from sklearn.metrics import r2_score
 
 from decur.agreement import Halves, at_random, canonical, coordinates, places, predicted
 from decur.explain import DoesNotApply, encoded
-from decur.explain.advice import advice, advice_on_blocks
+from decur.explain.advice import _on_the_split, advice, advice_on_blocks
 from decur.explain.base import text
 from decur.explain.shared import _Fitting, findings, plot_canonical, plot_shared, shared
 from decur.features import Features
 from decur.objectives.alignment import effective_rank
 from decur.scores import split, standardised
+from decur.verdicts import Interval
 
 N = 900
 TRAIN, TEST = split(N, None, 0)
@@ -218,6 +219,13 @@ def test_the_advice_follows_its_rules(options, said, tiny_checkpoint, tiny_loade
     arrays = shared(*made(tiny_checkpoint, tiny_loader, **options))
     sentences = advice(arrays, "optical-sar")
     assert said in sentences[0] and len(sentences) == 1
+
+
+def test_the_interval_that_is_shown_is_that_which_nothing_can_be_told_by():
+    told = {"common": Interval(0.05, -0.02, 0.08), "unique": Interval(0.02, -0.5, 0.6)}
+    said = _on_the_split(SimpleNamespace(told=told, samples="15 samples"))
+    assert "the other sensor tells 0.02 (-0.50 to 0.60) of the variance" in said
+    assert "which may be much or nothing" in said
 
 
 def measured(common, unique, seen=None, groups=None, ceilings=None):

@@ -144,9 +144,10 @@ def test_fresh_weights_of_a_run_are_refused_where_they_make_no_sense(runs, refus
     run = runs["DeCUR"].folder.path
     line = refused(*SCENES, "--encoders", f"random:{run}", "timm:resnet18")
     assert f"'random:{run}' asks for fresh weights" in line and line.endswith("with encoder.name")
-    assert "with encoder.name" in refused(*SCENES, "--encoders=random:timm:resnet18")
+    for source in ("timm:resnet18", "random", "random:runs/mine", ""):
+        assert "with encoder.name" in refused(*SCENES, f"--encoders=random:{source}")
     line = refused(*SCENES, f"--encoders=random:{run}", "--representation=common")
-    assert f"which random:{run} has not" in line
+    assert f"random:{run} has fresh weights; take features" in line
     assert "nowhere: no such file or folder" in refused(*SCENES, "--encoders=random:nowhere")
 
 
@@ -155,6 +156,7 @@ def test_fresh_weights_of_a_run_are_refused_where_they_make_no_sense(runs, refus
     [
         (["runs/mine"], "random:runs/mine"),
         (["a.safetensors", "runs/b"], "random:a.safetensors random:runs/b"),
+        (["runs/my own"], "'random:runs/my own'"),
         (["timm:resnet18.a1_in1k"], "random --encoder.name resnet18.a1_in1k"),
         (["random"], ""),
         (["random:runs/mine"], ""),

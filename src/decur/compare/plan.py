@@ -174,7 +174,8 @@ class _Planner:
         """Return the network of fresh weights, which is that of the trained rows beside them.
 
         Where methods train different networks it is the one of those that name no encoder of their
-        own, or the one whose name the backbone or the transfer gives.
+        own, or the one that has what the backbone and the transfer say of it. A transfer may also
+        name one that no method trains; a warning says so.
 
         Args:
             method: the method that has fresh weights.
@@ -184,8 +185,8 @@ class _Planner:
         Raises:
             ConfigError: if the trained rows do not tell which network it is.
         """
-        networks: dict[str, list[Changes]] = {}
-        plain: dict[str, list[Changes]] = {}  # of methods that name no encoder of their own
+        networks: dict[str, Changes] = {}
+        plain: dict[str, Changes] = {}  # of methods that name no encoder of their own
         for name, other in self.settings.methods.items():
             if other.pretrain is None:
                 continue
@@ -194,25 +195,29 @@ class _Planner:
                 networks[name] = _architecture(self.pretraining.complete(layers)["encoder"])
             if not _named_architecture([other.pretrain]):
                 plain[name] = networks[name]
-        given, wanted = encoder_name([backbone]), encoder_name([backbone, *transfers])
-        if not networks or (given and not _of_name(networks, given)):
-            layers = ordered_layers(self.settings.pretrain, backbone, data={})
-            return _named_architecture([backbone] if given else layers)
-        found = _of_name(plain, wanted) or _of_name(networks, wanted)
+        own = _named_architecture(transfers)
+        given = _named_architecture([backbone])
+        found = _that_have(plain, [*given, *own]) or _that_have(networks, [*given, *own])
         if not found:
-            raise ConfigError(
-                f"methods.{method}: cannot tell which network its fresh weights are; "
-                f"transfer.encoder.name is {wanted!r}, which no method trains; leave it out"
-            )
+            if networks and encoder_name(own) is not None:
+                log.warning(
+                    "methods.%s: its fresh weights are the %r that its transfer names, which no "
+                    "method trains",
+                    method,
+                    encoder_name(own),
+                )
+            layers = [backbone] if given else ordered_layers(self.settings.pretrain, data={})
+            return _named_architecture(layers)
         first = next(iter(found.values()))
         if any(other != first for other in found.values()):
-            names = ", ".join(f"{encoder_name(v)} ({name})" for name, v in found.items())
+            key = next(k for k in first if any(each[k] != first[k] for each in found.values()))
+            each = ", ".join(f"{network[key]!r} ({name})" for name, network in found.items())
             raise ConfigError(
-                f"methods.{method}: cannot tell which network its fresh weights are; name one of "
-                f"those that are trained, {names}, in methods.{method}.transfer as encoder.name, "
-                "or compare them in backbones"
+                f"methods.{method}: cannot tell which network its fresh weights are, as {key} of "
+                f"those that are trained is {each}; give one of these in "
+                f"methods.{method}.transfer, or compare them in backbones"
             )
-        return first
+        return [{key: value} for key, value in first.items()]
 
     def _left_out(self, line: _Line, layers: Sequence[Changes]) -> Changes:
         """Return the fold that a line's pretraining must not see, as keys of `decur pretrain`.
@@ -273,7 +278,9 @@ class _Planner:
         seen = method.pretrain is not None and _has_seen(
             self.pretraining.read(self._pretraining_layers(method.pretrain, line.changes)),
             common,
-            left_out=settings.unseen_test,
+            left_out=settings.unseen_test
+            and not _is_split(common)
+            and (line.method, task) not in self.elsewhere,
         )
         apart: Changes = {}
         if "fold" in own and common.fold_seed is None and line.seed and not settings.unseen_test:
@@ -314,33 +321,43 @@ def _is_fresh(method: MethodSettings) -> bool:
 
 def _named_architecture(layers: Sequence[Changes]) -> list[Changes]:
     """Return what layers say of the network of encoders, each key by itself."""
+    from decur.encoders.timm_models import STARTS_FROM  # timm takes seconds to import
+
     found: list[Changes] = []
     for layer in layers:
         whole = layer.get("encoder")
-        if isinstance(whole, dict):
-            found += [{f"encoder.{key}": v} for key, v in whole.items() if key in _ARCHITECTURE]
-        for key, value in layer.items():
+        inside = {f"encoder.{k}": v for k, v in whole.items()} if isinstance(whole, dict) else {}
+        for key, value in {**inside, **layer}.items():
             outer, _, inner = key.partition(".")
-            if outer == "encoder" and inner.partition(".")[0] in _ARCHITECTURE:
-                found.append({key: value})
+            name, _, option = inner.partition(".")
+            if outer != "encoder" or name not in _ARCHITECTURE or option in STARTS_FROM:
+                continue
+            found.append({key: _without_starts(value) if inner == "options" else value})
     return found
 
 
-def _architecture(encoder: Changes) -> list[Changes]:
+def _architecture(encoder: Changes) -> Changes:
     """Return the network of a complete configuration's encoder, without weights to start from."""
-    from decur.encoders.timm_models import STARTS_FROM  # timm takes seconds to import
-
-    options = {key: v for key, v in encoder["options"].items() if key not in STARTS_FROM}
-    return [{f"encoder.{k}": encoder[k]} for k in _ARCHITECTURE[:-1]] + [
-        {"encoder.options": options}
-    ]
+    network = {f"encoder.{key}": encoder[key] for key in _ARCHITECTURE}
+    return network | {"encoder.options": _without_starts(encoder["options"])}
 
 
-def _of_name(
-    networks: dict[str, list[Changes]], wanted: str | dict[str, str] | None
-) -> dict[str, list[Changes]]:
-    """Return the networks of a name; all where none is wanted."""
-    return {k: v for k, v in networks.items() if wanted is None or encoder_name(v) == wanted}
+def _without_starts(options: Changes) -> Changes:
+    """Return options of an encoder without those that name weights to start from."""
+    from decur.encoders.timm_models import STARTS_FROM
+
+    return {key: value for key, value in options.items() if key not in STARTS_FROM}
+
+
+def _that_have(networks: dict[str, Changes], wanted: Sequence[Changes]) -> dict[str, Changes]:
+    """Return the networks of which what is wanted is true, single options among it."""
+    keys = {key: value for layer in wanted for key, value in layer.items()}  # the last one holds
+
+    def has(network: Changes) -> bool:
+        single = {f"encoder.options.{k}": v for k, v in network["encoder.options"].items()}
+        return all({**network, **single}.get(key) == value for key, value in keys.items())
+
+    return {name: network for name, network in networks.items() if has(network)}
 
 
 def _is_split(transfer: Namespace) -> bool:
@@ -366,16 +383,15 @@ def _has_seen(pretraining: Namespace, transfer: Namespace, *, left_out: bool) ->
         transfer: its configuration.
         left_out: whether the pretraining leaves out the fold that tests.
     """
-    if transfer.test_data is not None:
-        return False  # of another place, or of one that a person chose
     trained, tested = _data_of(pretraining), _data_of(transfer)
-    split = "init_args.split"
-    splits = trained.pop(split, None), tested.pop(split, None)
-    if trained != tested:
+    for key, value in flatten(transfer.test_data or {}).items():
+        tested[key if key.startswith(("class_path", "init_args.")) else f"init_args.{key}"] = value
+    seen, test = trained.pop("init_args.split", None), tested.pop("init_args.split", None)
+    if left_out or trained != tested:
         return False
-    if transfer.train_split is not None:
-        return splits[0] in (None, transfer.test_split)
-    return not left_out and splits[0] in (None, splits[1])
+    if _is_split(transfer):
+        test = transfer.test_split or test
+    return seen is None or test is None or seen == test
 
 
 def _is_split_by_groups(folder: Path) -> bool:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 FLOOR = "constant guess"  # the last row of a table's own: the floor of its scores
 TRANSDUCTIVE = (
     "Pretraining has seen the pictures that test, though not their labels; on places that it has "
-    "not seen, scores may be lower (unseen_test: true leaves them out)."
+    "not seen, scores may be lower (unseen_test: true leaves out a fold, and pretrain.data.split "
+    "takes one split alone)."
 )
 
 

@@ -37,9 +37,8 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
        on agree in what was learned by heart.
     1. The other sensor tells nothing beyond chance of any part, or whether it does cannot be told:
        no verdict on the split; only an interval that lies below chance says that they share
-       nothing. Nor is there one where neither 2 nor 3 holds and it tells too
-       little to be worth a dimension (0.1 of the variance), or whether it tells so much cannot be
-       told.
+       nothing. Nor is there one where neither 2 nor 3 holds and it tells too little to be worth a
+       dimension (0.1 of the variance), or whether it tells so much cannot be told.
     2. The unique dimensions of one sensor can be predicted from the other, from its unique
        dimensions or from its encoder's vector, by more than 0.1 of their variance beyond chance,
        and either more than half as well as the common ones, or with more than a quarter of all
@@ -154,9 +153,10 @@ _PARTS = ("unique", "common")
 
 def _on_the_split(found: _Measured) -> str:
     """Return the sentence of rules 1 to 5."""
-    most = max(found.told.values())
     anything = any_of(*(x.above() for x in found.told.values()))
     enough = any_of(*(x.above(TELLS) for x in found.told.values()))
+    # where it cannot be told, the part that it turns on
+    most = max(found.told.values(), key=lambda x: x.high if enough is Verdict.UNTOLD else x.value)
     if anything is Verdict.NO:
         return (
             "Neither part of one sensor can be predicted from the other beyond chance: they share "
@@ -172,8 +172,8 @@ def _on_the_split(found: _Measured) -> str:
         )
         return (
             f"Whether the sensors share anything cannot be told from {found.samples}: of the part "
-            f"that is predicted best, the other sensor tells {most} of the variance beyond chance, "
-            f"{much} This says nothing about the split."
+            f"that may be predicted best, the other sensor tells {most} of the variance beyond "
+            f"chance, {much} This says nothing about the split."
         )
     leaks, apart = _leaks(found), found.apart.above(TOO_MANY)
     common, unique = (found.told.get(part) for part in ("common", "unique"))

@@ -380,6 +380,8 @@ def _verdict(agreed: Interval, apart: str, kind: str, *, agrees: bool) -> str:
         be = "" if agrees else " be"
         return f"whether they {wanted}, as {kind} ones should{be}, these samples cannot tell"
     if agrees:
+        if agreed.high < 0:
+            return f"{apart}, as they do the opposite, which {kind} ones should not"
         how = {Verdict.YES: "", Verdict.NO: "; they hardly agree"}
         found = how.get(much, "; that they agree is beyond chance")
         return f"{apart}, which {kind} ones should not be{found}"

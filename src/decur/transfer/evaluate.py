@@ -248,7 +248,8 @@ def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
         limits = "95 %: {:.3g} to {:.3g}".format(*value["interval"]) if "interval" in value else ""
         numbers.append((name, f"{value['value']:.3g}", "; ".join(filter(None, (floor, limits)))))
     then, untrained = [], baseline(results["encoders"])
-    if folder.config.is_file() and untrained:
+    whole = results.get("representation", "features") == "features"  # others need a projector
+    if folder.config.is_file() and untrained and whole:
         then = [
             f"decur transfer --config {folder.config} --encoders {untrained} "
             f"--run {folder.path}-random   # the same, untrained"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -90,7 +91,7 @@ def baseline(sources: Sequence[str]) -> str:
     weights = [parse_source(given) for given in sources]
     if len(weights) == 1 and weights[0] and (weights[0].carrier, weights[0].sensor) == (TIMM, None):
         return f"{RANDOM} --encoder.name {weights[0].name}"
-    return "" if any(weights) else " ".join(RANDOM_AS + given for given in sources)
+    return "" if any(weights) else " ".join(quote(RANDOM_AS + given) for given in sources)
 
 
 def take_known_bands(data: PairedDataset, encoders: Mapping[str, Encoder]) -> PairedDataset:
@@ -151,16 +152,15 @@ def gather_encoders(
         refuse_name(name)
     sources = encoder_sources(source)
     if fresh := [given for given in sources if given.startswith(RANDOM_AS)]:
-        if len(fresh) < len(sources) or any(
-            parse_source(given[len(RANDOM_AS) :]) for given in fresh
-        ):
+        trained = [given.removeprefix(RANDOM_AS) for given in sources]
+        files = [g for g in trained if g and not parse_source(g) and g.split(":")[0] != RANDOM]
+        if len(fresh) < len(sources) or files != trained:
             raise ConfigError(
                 f"encoders: {fresh[0]!r} asks for fresh weights in the networks of runs or encoder "
                 f"files; give only such ones, as {RANDOM_AS}RUN, or {RANDOM!r} with encoder.name"
             )
         if representation != "features":
             raise ConfigError(_no_projector(representation, fresh[0]))
-        trained = [given.removeprefix(RANDOM_AS) for given in sources]
         return _anew(
             gather_encoders(
                 trained, modalities, wanted, missing_bands=missing_bands, by_name=by_name
@@ -333,7 +333,12 @@ def _part(objective: Objective, representation: Representation, run: Path) -> tu
     return parts[part].indices(objective.dim)[:2]
 
 
-def _no_projector(representation: Representation, source: object) -> str:
+def _no_projector(representation: Representation, source: str | Path) -> str:
+    if str(source).startswith(RANDOM_AS):
+        return (
+            f"representation: {representation} is of a trained projector, and {source} has fresh "
+            "weights; take features"
+        )
     return (
         f"representation: {representation} needs the projector of a run, which {source} has not; "
         "give the run's folder, or take features"
