@@ -48,6 +48,8 @@ _KEEP = "Where they keep it (linear probe of the projector's dimensions)"
 _ABOUT_KEEP = (
     "Common dimensions should carry what both sensors see, unique ones what only this sensor sees. "
 )
+# Of each factor and sensor: what a probe of each part answers, and the truth; None: too few labels.
+Answers = dict[tuple[str, str], dict[str, tuple[NDArray[Any], NDArray[Any]] | None]]
 BLOCKS = 50  # parts of the test scenes that are left out in turn, for intervals
 
 
@@ -82,8 +84,9 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
         ),
         report.paragraph(about_scenes),
     ]
-    kept = _part_scores(after, data, model.objective.parts)
-    about_keep = _ABOUT_KEEP + split_shown(_told(after, data, model.objective.parts))
+    answers = _part_answers(after, data, model.objective.parts)
+    kept = _part_scores(after, data, answers)
+    about_keep = _ABOUT_KEEP + split_shown(_told(data, answers))
     for title, head, rows, about in (
         (_KNOW, know_head, _feature_scores(before, after, data), _ABOUT_KNOW),
         (_KEEP, keep_head, kept, about_keep),
@@ -130,20 +133,28 @@ def _feature_scores(
     return rows
 
 
-def _part_scores(
-    found: Features, data: PairedData, parts: Mapping[str, slice]
-) -> list[tuple[object, ...]]:
-    """Return rows (factor, sensors that see it, sensor, score by chance, score of each part)."""
-    rows: list[tuple[object, ...]] = []
+def _part_answers(found: Features, data: PairedData, parts: Mapping[str, slice]) -> Answers:
+    """Probe each part of each sensor's embedding for each factor, on the same scenes."""
+    answers: Answers = {}
     for name, labels in found.labels.items():
         target = data.dataset.targets[name]
         for sensor, z in found.embeddings.items():
-            scores = [
-                quick_probe({sensor: z[:, part]}, labels, target).get(f"{sensor}/linear", np.nan)
-                for part in parts.values()
-            ]
-            seen = ", ".join(target.modalities) or "all"
-            rows.append((name, seen, sensor, _by_chance(labels, target), *scores))
+            rows = ~np.isnan(z).any(axis=1) & known(labels, target)
+            answers[name, sensor] = {
+                part: quick_answers(z[rows, dims], labels[rows], target)
+                for part, dims in parts.items()
+            }
+    return answers
+
+
+def _part_scores(found: Features, data: PairedData, answers: Answers) -> list[tuple[object, ...]]:
+    """Return rows (factor, sensors that see it, sensor, score by chance, score of each part)."""
+    rows: list[tuple[object, ...]] = []
+    for (name, sensor), of_parts in answers.items():
+        target = data.dataset.targets[name]
+        scores = [np.nan if x is None else score(*x, target) for x in of_parts.values()]
+        seen = ", ".join(target.modalities) or "all"
+        rows.append((name, seen, sensor, _by_chance(found.labels[name], target), *scores))
     return rows
 
 
@@ -166,38 +177,30 @@ class Told:
     scenes: int
 
 
-def _told(found: Features, data: PairedData, parts: Mapping[str, slice]) -> list[Told]:
+def _told(data: PairedData, answers: Answers) -> list[Told]:
     """Return of each factor and sensor that sees it what its common and its unique part tell.
 
     Both parts are probed on the same scenes, so that the interval is of the paired difference.
     """
-    if not {"common", "unique"} <= set(parts):
-        return []
     told = []
-    for name, labels in found.labels.items():
+    for (name, sensor), of_parts in answers.items():
         target = data.dataset.targets[name]
-        for sensor, z in found.embeddings.items():
-            if target.modalities and sensor not in target.modalities:
-                continue  # nothing to find
-            rows = ~np.isnan(z).any(axis=1) & known(labels, target)
-            of_common, of_unique = (
-                quick_answers(z[rows, parts[part]], labels[rows], target)
-                for part in ("common", "unique")
+        of_common, of_unique = of_parts.get("common"), of_parts.get("unique")
+        sees = not target.modalities or sensor in target.modalities
+        if of_common is None or of_unique is None or not sees:
+            continue
+        (common, truth), (unique, _) = of_common, of_unique
+        by_chance = chance(truth, target)
+        expected, other = (unique, common) if target.modalities else (common, unique)
+        told.append(
+            Told(
+                f"{name} ({sensor})",
+                excess(common, None, truth, target) - by_chance,
+                excess(unique, None, truth, target) - by_chance,
+                excess(expected, other, truth, target),
+                len(truth),
             )
-            if of_common is None or of_unique is None:
-                continue
-            (common, truth), (unique, _) = of_common, of_unique
-            by_chance = chance(truth, target)
-            expected, other = (unique, common) if target.modalities else (common, unique)
-            told.append(
-                Told(
-                    f"{name} ({sensor})",
-                    excess(common, None, truth, target) - by_chance,
-                    excess(unique, None, truth, target) - by_chance,
-                    excess(expected, other, truth, target),
-                    len(truth),
-                )
-            )
+        )
     return told
 
 

@@ -64,6 +64,13 @@ def plan_cells(settings: CompareSettings) -> list[Cell]:
             planner.folds,
             len(settings.seeds),
         )
+    for method, network in planner.untrained:
+        log.warning(
+            "methods.%s: its fresh weights are the %r that its transfer names, which no method "
+            "trains",
+            method,
+            network,
+        )
     for method, task in planner.elsewhere:
         log.warning(
             "unseen_test: %s is pretrained on other data than %s tests on, and nothing is left out "
@@ -96,6 +103,8 @@ class _Planner:
         folds: the fewest folds of a task whose folds go by seed; 0 where there is none.
         elsewhere: methods and tasks, in order, where `unseen_test` has nothing to leave out, as the
             pretraining is on other data.
+        untrained: methods with fresh weights, and the networks that their transfers name, which no
+            method trains.
     """
 
     def __init__(
@@ -106,6 +115,7 @@ class _Planner:
         self.transfer = transfer
         self.folds = 0
         self.elsewhere: dict[tuple[str, str], None] = {}
+        self.untrained: dict[tuple[str, str], None] = {}
 
     def backbones(self, method: str) -> dict[str, Changes]:
         """Return the backbones of a method, and what each changes in its pretraining."""
@@ -199,13 +209,8 @@ class _Planner:
         given = _named_architecture([backbone])
         found = _that_have(plain, [*given, *own]) or _that_have(networks, [*given, *own])
         if not found:
-            if networks and encoder_name(own) is not None:
-                log.warning(
-                    "methods.%s: its fresh weights are the %r that its transfer names, which no "
-                    "method trains",
-                    method,
-                    encoder_name(own),
-                )
+            if networks and (named := encoder_name(own)) is not None:
+                self.untrained[method, str(named)] = None
             layers = [backbone] if given else ordered_layers(self.settings.pretrain, data={})
             return _named_architecture(layers)
         first = next(iter(found.values()))
@@ -321,7 +326,7 @@ def _is_fresh(method: MethodSettings) -> bool:
 
 def _named_architecture(layers: Sequence[Changes]) -> list[Changes]:
     """Return what layers say of the network of encoders, each key by itself."""
-    from decur.encoders.timm_models import STARTS_FROM  # timm takes seconds to import
+    from decur.encoders.header import without_starts  # timm takes seconds to import
 
     found: list[Changes] = []
     for layer in layers:
@@ -330,23 +335,18 @@ def _named_architecture(layers: Sequence[Changes]) -> list[Changes]:
         for key, value in {**inside, **layer}.items():
             outer, _, inner = key.partition(".")
             name, _, option = inner.partition(".")
-            if outer != "encoder" or name not in _ARCHITECTURE or option in STARTS_FROM:
+            if outer != "encoder" or name not in _ARCHITECTURE or not without_starts({option: 0}):
                 continue
-            found.append({key: _without_starts(value) if inner == "options" else value})
+            found.append({key: without_starts(value) if inner == "options" else value})
     return found
 
 
 def _architecture(encoder: Changes) -> Changes:
     """Return the network of a complete configuration's encoder, without weights to start from."""
+    from decur.encoders.header import without_starts
+
     network = {f"encoder.{key}": encoder[key] for key in _ARCHITECTURE}
-    return network | {"encoder.options": _without_starts(encoder["options"])}
-
-
-def _without_starts(options: Changes) -> Changes:
-    """Return options of an encoder without those that name weights to start from."""
-    from decur.encoders.timm_models import STARTS_FROM
-
-    return {key: value for key, value in options.items() if key not in STARTS_FROM}
+    return network | {"encoder.options": without_starts(encoder["options"])}
 
 
 def _that_have(networks: dict[str, Changes], wanted: Sequence[Changes]) -> dict[str, Changes]:

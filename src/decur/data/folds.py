@@ -69,7 +69,12 @@ def without_fold(data: PairedDataset, fold: int | None, folds: int, seed: int) -
     Raises:
         ConfigError: if there are too few samples or groups, or `fold` is none of the folds.
     """
-    if fold is None:
-        return data
-    rows, _ = fold_split(np.arange(len(data)), data.groups, folds, fold, seed)
-    return Derived(data, rows)
+    return data if fold is None else divide(data, fold, folds, seed)[0]
+
+
+def divide(
+    data: PairedDataset, fold: int, folds: int, seed: int
+) -> tuple[PairedDataset, PairedDataset]:
+    """Return a data set without one of its folds, and that fold; arguments as of `without_fold`."""
+    rows, held = fold_split(np.arange(len(data)), data.groups, folds, fold, seed)
+    return Derived(data, rows), Derived(data, held)

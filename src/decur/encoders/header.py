@@ -79,7 +79,7 @@ class EncoderHeader:
             raise DataError(f"{path}: its header is damaged (an encoder is no mapping)")
         wanted: dict[str, type] = {"encoder": str, "options": dict, "modality": dict}
         _check_fields(path, values, wanted)
-        name, options = values["encoder"], _without_starts(values["options"])
+        name, options = values["encoder"], without_starts(values["options"])
         _refuse_foreign(path, architecture_inside(name, options))
         _check_options(path, name, options)
         try:
@@ -244,7 +244,7 @@ def _refuse_unknown_attention(path: Path, name: object) -> None:
         )
 
 
-def _without_starts(options: Any) -> Any:
+def without_starts(options: Any) -> Any:
     """Return options without those that name weights to start from: the file has its own.
 
     Version 0.1 wrote them down.
@@ -252,7 +252,7 @@ def _without_starts(options: Any) -> Any:
     if not isinstance(options, dict):
         return options
     kept = {key: value for key, value in options.items() if key not in STARTS_FROM}
-    return kept | ({"options": _without_starts(kept["options"])} if "options" in kept else {})
+    return kept | ({"options": without_starts(kept["options"])} if "options" in kept else {})
 
 
 def _with_geometry(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from decur.data import LoaderSettings, PairedDataset
-from decur.data.base import Derived
-from decur.data.folds import fold_split
+from decur.data.folds import divide
 from decur.data.grid import Grid
+from decur.data.selection import spaced
 from decur.errors import PIXELS, BadSampleError, ConfigError, DataError, DecurError, check_ranges
 from decur.runs import RunFolder
 from decur.verdicts import Verdict
@@ -144,15 +143,16 @@ def folds_of(
     Raises:
         DataError: if the configuration of the run leaves out a fold that the data has not.
     """
+    from decur.pretrain.settings import PretrainSettings
+
     values = configuration(run, ())
     if (fold := values.get("without_fold")) is None:
         return whole, None
-    given = {"folds": values.get("folds", 5), "seed": values.get("fold_seed", 0)}
+    folds = values.get("folds", PretrainSettings.folds)
     try:
-        rows, held = fold_split(np.arange(len(whole)), whole.groups, fold=fold, **given)
+        return divide(whole, fold, folds, values.get("fold_seed", PretrainSettings.fold_seed))
     except (ConfigError, TypeError, ValueError) as error:
         raise DataError(f"{RunFolder(Path(run)).config}: without_fold: {error}") from error
-    return Derived(whole, rows), Derived(whole, held)
 
 
 def unseen_part(trained: PairedDataset) -> PairedDataset | None:
@@ -206,7 +206,7 @@ def was_trained_on(
     both = [(place[data.ids[i]], i) for i in indices if data.ids[i] in place]
     compared = 0
     # names such as 0001 are found in many a folder: pictures decide
-    for own, other in both[:: -(-len(both) // _LOOKED_AT) or 1]:
+    for own, other in spaced(both, _LOOKED_AT):
         if _are_same_files(trained, own, data, other):
             return Verdict.YES  # though perhaps cut or scaled otherwise
         try:
@@ -243,7 +243,7 @@ def _are_files_of(trained: PairedDataset, data: PairedDataset, indices: Sequence
         indices: of the samples in it, of which some are looked at.
     """
     pictures, own = data.only(targets=()), trained.only(targets=())
-    wanted = {i: _files(pictures, i) for i in indices[:: -(-len(indices) // _LOOKED_AT)]}
+    wanted = {i: _files(pictures, i) for i in spaced(indices, _LOOKED_AT)}
     if not any(wanted.values()) or len(own) > _LOOKED_THROUGH:
         return False
     rows: dict[str, list[int]] = {}  # that a file is of

@@ -160,7 +160,10 @@ def gather_encoders(
                 f"files; give only such ones, as {RANDOM_AS}RUN, or {RANDOM!r} with encoder.name"
             )
         if representation != "features":
-            raise ConfigError(_no_projector(representation, fresh[0]))
+            raise ConfigError(
+                f"representation: {representation} is of a trained projector, and {fresh[0]} has "
+                "fresh weights; take features"
+            )
         return _anew(
             gather_encoders(
                 trained, modalities, wanted, missing_bands=missing_bands, by_name=by_name
@@ -333,12 +336,7 @@ def _part(objective: Objective, representation: Representation, run: Path) -> tu
     return parts[part].indices(objective.dim)[:2]
 
 
-def _no_projector(representation: Representation, source: str | Path) -> str:
-    if str(source).startswith(RANDOM_AS):
-        return (
-            f"representation: {representation} is of a trained projector, and {source} has fresh "
-            "weights; take features"
-        )
+def _no_projector(representation: Representation, source: object) -> str:
     return (
         f"representation: {representation} needs the projector of a run, which {source} has not; "
         "give the run's folder, or take features"
