@@ -45,11 +45,11 @@ def build_parser() -> Parser:
         type=str,
         nargs="+",
         default=["random"],
-        help="Folders of runs, encoder files, `timm:NAME` for timm's pretrained weights (such as "
-        "timm:resnet50.a1_in1k), `torchgeo:NAME` for torchgeo's (such as "
+        help="Folders of runs, encoder files, `random:RUN` for fresh weights in the networks of a "
+        "run, `random` for fresh ones of `encoder.name`, `timm:NAME` for timm's pretrained weights "
+        "(such as timm:resnet50.a1_in1k), or `torchgeo:NAME` for torchgeo's (such as "
         "torchgeo:ResNet50_Weights.SENTINEL2_ALL_MOCO; `torchgeo:NAME@data` keeps the data's "
-        "scaling), `SENSOR=` before either where several sensors fit, `random` for fresh weights, "
-        "or `random:RUN` for fresh weights in the networks of a run.",
+        "scaling); `SENSOR=` before either where several sensors fit.",
     )
     parser.add_argument(
         "--modalities",
