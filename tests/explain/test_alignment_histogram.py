@@ -10,8 +10,6 @@ from decur.explain import DoesNotApply, encoded
 from decur.explain.alignment import (
     agreement,
     alignment,
-    diagonal,
-    diagonal_with_error,
     findings,
     histogram,
     losses,
@@ -19,6 +17,7 @@ from decur.explain.alignment import (
     plot_batch,
 )
 from decur.explain.base import text
+from decur.explain.correlation import diagonal, diagonal_with_error
 from decur.scores import standardised
 from decur.verdicts import standard_error
 

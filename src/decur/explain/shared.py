@@ -19,7 +19,7 @@ from decur.agreement import Halves, at_random, canonical, coordinates, guessed, 
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
 from decur.explain.advice import advice, advice_on_blocks, has_blocks
-from decur.explain.alignment import MISALIGNED, diagonal_with_error, losses
+from decur.explain.alignment import MISALIGNED, losses
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -30,6 +30,7 @@ from decur.explain.base import (
     text,
     unwatched,
 )
+from decur.explain.correlation import diagonal_with_error
 from decur.explain.model import Checkpoint, encoded
 from decur.features import Features, SampleLoader
 from decur.memory import require_memory
