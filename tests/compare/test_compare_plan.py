@@ -338,6 +338,49 @@ def test_a_split_that_tests_is_seen_by_pretraining_on_all_of_the_data(split, see
     assert found.transductive == seen
 
 
+@pytest.mark.parametrize(
+    ("reads", "seen"),
+    [
+        ({"root": "{}/./places"}, True),
+        ({"missing": "drop"}, True),
+        ({"class_path": "NYUDepthV2", "init_args.root": "{}/places"}, True),  # which cannot be told
+        ({"root": "{}/others"}, False),
+        ({"root": "{}/others", "split": "test"}, False),
+    ],
+    ids=["another spelling", "read otherwise", "another reader", "another folder", "its split"],
+)
+@pytest.mark.parametrize("unseen_test", [True, False])
+def test_one_folder_is_one_source_however_it_is_read(reads, seen, unseen_test, tmp_path):
+    tests_on = {key: value.format(tmp_path) for key, value in reads.items()}
+    (found,) = cells(
+        methods={"DeCUR": MethodSettings()},
+        data={"class_path": "PairedFolder", "init_args": {"root": str(tmp_path / "places")}},
+        transfer={f"data.{key}": value for key, value in tests_on.items()},
+        unseen_test=unseen_test,
+    )
+    left_out = unseen_test and reads == {"root": "{}/./places"}
+    assert found.transductive == (seen and not left_out)
+
+
+def test_encoders_of_an_earlier_run_have_seen_what_it_was_trained_on(tmp_path):
+    folder = {"class_path": "PairedFolder", "init_args": {"root": str(tmp_path / "places")}}
+    for fold in (None, 0, 1):
+        run = tmp_path / f"without-{fold}"
+        run.mkdir()
+        spelt = folder | {"class_path": "decur.data.PairedFolder"}
+        kept = {"data": spelt, "without_fold": fold, "folds": 5, "fold_seed": 0}
+        (run / "config.yaml").write_text(yaml.safe_dump(kept))
+
+    def seen(*encoders, **changes):
+        method = MethodSettings(None, encoders=[str(tmp_path / name) for name in encoders])
+        (found,) = cells(methods={"earlier": method}, data=folder, **changes)
+        return found.transductive
+
+    assert seen("without-None") and not seen("no-such-run")
+    assert not seen("without-0", unseen_test=True) and seen("without-1", unseen_test=True)
+    assert not seen("without-None", transfer={"data.root": str(tmp_path / "others")})
+
+
 @pytest.mark.parametrize("trained", ["train", None])
 @pytest.mark.parametrize("tested", ["train", None])
 def test_folds_of_a_split_are_seen_where_pretraining_is_on_them(trained, tested, tmp_path):
@@ -756,9 +799,12 @@ def test_tasks_of_other_folds_are_refused_and_other_data_is_told_of(caplog):
     tasks = {"cover": cover, "cloud": TaskSettings({"target": "cloud", "folds": 3})}
     with pytest.raises(ConfigError, match=r"unseen_test: the tasks of DeCUR .* different folds"):
         plan(tasks=tasks, unseen_test=True)
-    found = plan(pretrain={"base": "demo", "data.samples": 60}, unseen_test=True)
+    found = plan(pretrain={"base": "demo", "data.start": 5000}, unseen_test=True)
     assert "DeCUR is pretrained on other data than cover tests on" in caplog.text
     assert settings(found[0])["without_fold"] is None
+    found = plan(pretrain={"base": "demo", "data.samples": 60}, unseen_test=True)
+    assert "reads the same data otherwise; give both the same samples" in caplog.text
+    assert settings(found[0])["without_fold"] is None and found[1].transductive
 
 
 def test_what_tests_on_a_split_leaves_nothing_out():

@@ -47,6 +47,16 @@ def assert_fresh_weights_are_the_network_of_the_trained_rows(methods, plan):
         assert encoder == trained[cell.backbone], cell.label
 
 
+@pytest.mark.parametrize("name", ["compare-sunrgbd", "compare-sunrgbd-cmx", "compare-ombria"])
+def test_tables_say_whether_pretraining_has_seen_what_tests(name, planned):
+    cells = [cell for cell in planned(name)[1] if cell.command == "transfer"]
+    trained = {cell.method: bool(cell.needs) for cell in cells}
+    sun = "sunrgbd" in name  # pretrained on all scenes; the others leave out the fold that tests
+    assert {cell.method: cell.transductive for cell in cells} == {
+        method: sun and needs for method, needs in trained.items()
+    }
+
+
 def test_the_command_line_changes_single_keys_of_what_is_common(tmp_path, monkeypatch):
     plans = []
     monkeypatch.setattr("decur.compare.run.plan_cells", lambda plan: plans.append(plan) or [])

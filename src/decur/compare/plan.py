@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING
 
 from decur.compare.cells import Cell
 from decur.compare.configurations import Configurations, ordered_layers
+from decur.compare.seen import (
+    earlier_run_sees,
+    is_split,
+    samples_of,
+    sees_what_tests,
+)
 from decur.compare.settings import (
     Changes,
     CompareSettings,
@@ -71,12 +77,14 @@ def plan_cells(settings: CompareSettings) -> list[Cell]:
             method,
             network,
         )
-    for method, task in planner.elsewhere:
+    for (method, task), keys in planner.elsewhere.items():
         log.warning(
             "unseen_test: %s is pretrained on other data than %s tests on, and nothing is left out "
-            "of it",
-            method,
-            task,
+            "of it"
+            if not keys
+            else "unseen_test: no fold is left out of the pretraining of %s, which may see the "
+            "pictures that %s tests on: it reads the same data otherwise; give both the same %s",
+            *(method, task, *filter(None, [keys])),
         )
     return list(found.values())
 
@@ -101,8 +109,8 @@ class _Planner:
 
     Attributes:
         folds: the fewest folds of a task whose folds go by seed; 0 where there is none.
-        elsewhere: methods and tasks, in order, where `unseen_test` has nothing to leave out, as the
-            pretraining is on other data.
+        elsewhere: methods and tasks, in order, where `unseen_test` leaves nothing out, as the
+            pretraining is on other data, and the keys in which it reads the same data otherwise.
         untrained: methods with fresh weights, and the networks that their transfers name, which no
             method trains.
     """
@@ -114,7 +122,7 @@ class _Planner:
         self.pretraining = pretraining
         self.transfer = transfer
         self.folds = 0
-        self.elsewhere: dict[tuple[str, str], None] = {}
+        self.elsewhere: dict[tuple[str, str], str] = {}
         self.untrained: dict[tuple[str, str], None] = {}
 
     def backbones(self, method: str) -> dict[str, Changes]:
@@ -232,23 +240,29 @@ class _Planner:
         """
         if not self.settings.unseen_test:
             return {}
-        data, found = _data_of(self.pretraining.read(layers)), []
+        data, found = self._trained_on(layers), []
         for task in self.settings.tasks_of(line.method):
             _, common, own = self._read_task(line, task)
-            if _is_split(common):
+            if is_split(common):
                 continue
-            if _data_of(common) != data:
-                self.elsewhere[line.method, task] = None
+            tested = samples_of(flatten(common.data.as_dict()))
+            if tested != data:
+                differ = sorted(k for k in {*data, *tested} if data.get(k) != tested.get(k))
+                keys = ", ".join(k.removeprefix("init_args.") for k in differ)
+                seen = sees_what_tests(data, common)
+                self.elsewhere[line.method, task] = keys if seen else ""
                 continue
-            fold = own.get("fold", common.fold)
-            seed = common.fold_seed or 0
-            found.append({"without_fold": fold, "folds": common.folds, "fold_seed": seed})
+            found.append(_fold_of(common, own))
         if any(other != found[0] for other in found):
             raise ConfigError(
                 f"unseen_test: the tasks of {line.method} split the data by different folds; give "
                 "all the same, in the comparison's transfer"
             )
         return found[0] if found else {}
+
+    def _trained_on(self, layers: Sequence[Changes]) -> Changes:
+        """Return what says which samples a pretraining has."""
+        return samples_of(flatten(self.pretraining.read(layers).data.as_dict()))
 
     def _read_task(self, line: _Line, task: str) -> tuple[list[Changes], Namespace, Changes]:
         """Return a task's layers, the configuration that they give, and a line's keys of folds."""
@@ -263,10 +277,10 @@ class _Planner:
             layers = ordered_layers(*changes, data=settings.data)
             common = self.transfer.read(layers)
         own: Changes = {}
-        if not _is_split(common) and not any("fold" in layer for layer in layers):
+        if not is_split(common) and not any("fold" in layer for layer in layers):
             own["fold"] = line.seed % max(1, common.folds)
             self.folds = min(self.folds or common.folds, common.folds)
-        if settings.unseen_test and not _is_split(common):
+        if settings.unseen_test and not is_split(common):
             own["folds_of"] = "all"  # one partition for all seeds, whatever is labelled
         return layers, common, own
 
@@ -280,13 +294,16 @@ class _Planner:
             "cache": common.cache or str(Path(settings.run) / "cache"),
             **folds,
         }
-        seen = method.pretrain is not None and _has_seen(
-            self.pretraining.read(self._pretraining_layers(method.pretrain, line.changes)),
-            common,
-            left_out=settings.unseen_test
-            and not _is_split(common)
-            and (line.method, task) not in self.elsewhere,
-        )
+        if method.pretrain is None:
+            # whose fold is one of all samples, as a pretraining leaves it out
+            whole = not is_split(common) and folds.get("folds_of", common.folds_of) == "all"
+            left_out = _fold_of(common, folds) if whole else {}
+            seen = earlier_run_sees(method.encoders, common, left_out)
+        else:
+            without = self._pretraining_layers(method.pretrain, line.changes)
+            folds_apart = settings.unseen_test and not is_split(common)
+            left_out_here = folds_apart and (line.method, task) not in self.elsewhere
+            seen = not left_out_here and sees_what_tests(self._trained_on(without), common)
         apart: Changes = {}
         if "fold" in own and common.fold_seed is None and line.seed and not settings.unseen_test:
             apart["fold_seed"] = 0  # the folds of all seeds are one partition
@@ -360,38 +377,15 @@ def _that_have(networks: dict[str, Changes], wanted: Sequence[Changes]) -> dict[
     return {name: network for name, network in networks.items() if has(network)}
 
 
-def _is_split(transfer: Namespace) -> bool:
-    """Return whether a transfer tests on a split or on data of its own, not on a fold."""
-    return transfer.train_split is not None or transfer.test_data is not None
-
-
-def _data_of(config: Namespace) -> Changes:
-    """Return what says which samples a data set has: all but how sensors and labels are read."""
-    found: Changes = flatten(config.data.as_dict())
-    return {
-        key: value
-        for key, value in found.items()
-        if not re.match(r"(init_args\.)?(modalities|label|mask)", key)
-    }
-
-
-def _has_seen(pretraining: Namespace, transfer: Namespace, *, left_out: bool) -> bool:
-    """Return whether a pretraining sees the pictures that a transfer tests on.
+def _fold_of(transfer: Namespace, own: Changes) -> Changes:
+    """Return the fold that a transfer tests on, as keys of a pretraining that leaves it out.
 
     Args:
-        pretraining: its configuration.
         transfer: its configuration.
-        left_out: whether the pretraining leaves out the fold that tests.
+        own: keys of folds that a line adds.
     """
-    trained, tested = _data_of(pretraining), _data_of(transfer)
-    for key, value in flatten(transfer.test_data or {}).items():
-        tested[key if key.startswith(("class_path", "init_args.")) else f"init_args.{key}"] = value
-    seen, test = trained.pop("init_args.split", None), tested.pop("init_args.split", None)
-    if left_out or trained != tested:
-        return False
-    if _is_split(transfer):
-        test = transfer.test_split or test
-    return seen is None or test is None or seen == test
+    fold, seed = own.get("fold", transfer.fold), transfer.fold_seed or 0
+    return {"without_fold": fold, "folds": transfer.folds, "fold_seed": seed}
 
 
 def _is_split_by_groups(folder: Path) -> bool:
