@@ -8,11 +8,13 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from decur.cli import main
 from decur.embed import read_vectors
+from decur.embed.parquet import HEADER
 from decur.errors import ConfigError, DataError
 from decur.explain.base import unwatched
 from decur.explore import explore
@@ -124,6 +126,19 @@ def test_the_page_holds_what_was_embedded(embedded, pairs, tmp_path):
     ]
     assert 2 * away[0].mean() < min(away[1].mean(), away[2].mean())  # of JPEG alone
     assert (sheet[:side, 3 * side : 4 * side] < 40).all()  # absent
+
+
+@pytest.mark.parametrize("part", [None, "block:s1+s2", "unique", "common"])
+def test_sensors_are_compared_by_what_they_share(part, embedded, tmp_path):
+    header, name = embedded.folder / HEADER, "common" if part == "common" else "s2+s1"
+    header.write_text(header.read_text().replace('"common"', json.dumps(name)))
+    for file in embedded.folder.glob("part-*.parquet"):
+        table = pq.read_table(file)
+        names = [name if column == "common" else column for column in table.column_names]
+        pq.write_table(table.rename_columns(names), file)
+    page = explore(embedded.folder, out=tmp_path / "page.html", part=part, layout="pca")
+    about = json.loads(Scripts(page.read_text()).texts["about"])
+    assert about["together"] == ("s1>s2" in about["ranking"]) == (part != "unique")
 
 
 def test_large_maps_take_no_minutes_unless_they_are_asked_to(caplog, monkeypatch):

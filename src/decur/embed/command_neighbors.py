@@ -19,14 +19,14 @@ from decur.embed.neighbors import (
     choose,
     default_part,
     find_partners,
+    is_comparable,
     nearest,
     neighbors_sheet,
     read_vectors,
     recall,
 )
-from decur.embed.parquet import WHOLE, read_folder_header
+from decur.embed.parquet import read_folder_header
 from decur.errors import ConfigError, install
-from decur.objectives.blocks import PREFIX, is_shared
 from decur.runs import atomic, writing
 from decur.terminal import make_table
 
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str]) -> Hits:
 
 def _warn_unlike(part: Part, source: str, target: str) -> None:
     """Warn where nothing drives the compared dimensions of two sensors together."""
-    if source == target or part == WHOLE or is_shared(part.removeprefix(PREFIX), source, target):
+    if is_comparable(part, source, target):
         return
     log.warning(
         "%s: training does not align these numbers of %s with those of %s, so near vectors need "

@@ -18,7 +18,7 @@ from decur.agreement import ranks, unit_rows
 from decur.embed.parquet import WHOLE, read_folder_header, require_pyarrow
 from decur.errors import ConfigError, DataError, did_you_mean, needing
 from decur.features.rows import refuse_rows_not_finite
-from decur.objectives.blocks import find_part, is_shared
+from decur.objectives.blocks import PREFIX, find_part, is_shared
 
 MOST_NEIGHBOURS = 10_000  # most neighbours of each query
 _LABELS = 3  # labels below a picture, at most
@@ -54,6 +54,11 @@ def default_part(folder: str | Path) -> Part:
     header = read_folder_header(Path(folder))
     shared = [part for part in header["parts"] if is_shared(part, *header["modalities"])]
     return shared[0] if shared else "embedding" if len(header["widths"]) > 1 else "features"
+
+
+def is_comparable(part: Part, *sensors: str) -> bool:
+    """Return whether a part of an embedding means the same for sensors."""
+    return part == WHOLE or len(set(sensors)) == 1 or is_shared(part.removeprefix(PREFIX), *sensors)
 
 
 def read_vectors(folder: str | Path, modality: str, *, part: Part = "features") -> Vectors:

@@ -304,8 +304,8 @@ function hint([x, y]) {
 /* How well partners find each other, over all samples of the page. */
 const number = (n) => n.toLocaleString("en");
 const dims = { common: "the common dimensions", unique: "the unique dimensions", embedding: "the whole embedding", features: "the encoders' features" };
-$("summary").textContent = `Neighbours by the cosine of ${dims[about.part]}.`
-  + (about.together || sensors.length < 2 ? "" : " Each sensor has a map of its own, as these cannot be compared across sensors.");
+$("summary").textContent = `Neighbours by the cosine of ${dims[about.part] ?? `the block ${about.part}`}.`
+  + (about.together || sensors.length < 2 ? "" : " Each sensor has a map of its own, as these cannot be compared across all sensors.");
 for (const [pair, r] of crossing) {
   const ranks = r.rank.filter((v) => v > 0).sort(), [a, b] = pair.split(">");
   if (!ranks.length) continue;

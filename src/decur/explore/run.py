@@ -18,12 +18,13 @@ from decur.agreement import nearest_rows, unit_rows
 from decur.data import PairedDataset
 from decur.data.loader import reporting_lost_workers
 from decur.data.selection import spaced
-from decur.embed.neighbors import Part, Vectors, default_part, read_vectors
+from decur.embed.neighbors import Part, Vectors, default_part, is_comparable, read_vectors
 from decur.embed.parquet import read_folder_header
 from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
 from decur.explain.tsne import FEWEST, lay_out, reduced
 from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
+from decur.objectives.blocks import PREFIX
 from decur.runs import writing
 from decur.terminal import progress_bar, tell_result
 
@@ -33,7 +34,6 @@ PlotLayout = Literal["tsne", "pca"]
 
 PAGE = "explore.html"
 MOST = 20_000  # samples of a page that a browser still opens
-_COMPARABLE = ("common", "embedding")  # parts that mean the same for each sensor
 _MOST_NEIGHBORS = 50
 _QUICK = 5_000  # samples that t-SNE lays out in about a minute
 
@@ -53,8 +53,8 @@ def explore(
     The page has a map with a dot for each sample and sensor, and for the sample that is chosen the
     pictures of all sensors, its labels, its nearest neighbours in each sensor by the cosine, and
     the rank of its true partner, the other sensor's vector of the same sample. Sensors are compared
-    with each other by the common dimensions or the whole embedding alone; by another part, each has
-    a map and neighbours of its own.
+    with each other by dimensions that they share or by the whole embedding alone; by another part,
+    each has a map and neighbours of its own.
 
     Args:
         embeddings: folder that `embed` wrote.
@@ -92,8 +92,8 @@ def explore(
     with reporting_lost_workers("lower --samples"):
         seen = Seen({}, {}, {}) if data is None else look_at(data, ids, sensors, _watch(console))
     units = {name: _units(each, ids) for name, each in vectors.items()}
-    together = part in _COMPARABLE
-    pairs = [(a, b) for a in sensors for b in sensors if a == b or together]
+    together = is_comparable(part, *sensors)
+    pairs = [(a, b) for a in sensors for b in sensors if is_comparable(part, a, b)]
     ranking = {(a, b): rank_rows(units[a], units[b], neighbors, itself=a != b) for a, b in pairs}
     places = lay_out_sensors(
         units, _chosen(layout, len(ids)), together=together, watch=_watch(console)
@@ -101,7 +101,7 @@ def explore(
     contents = Contents(
         title=f"{folder.resolve().name}: {len(ids):,} samples",
         ids=ids,
-        part=part,
+        part=part.removeprefix(PREFIX),
         together=together,
         places=places,
         ranking=ranking,
