@@ -812,3 +812,22 @@ def test_what_tests_on_a_split_leaves_nothing_out():
     first, second = plan(tasks={"cover": TaskSettings(split)}, unseen_test=True)
     assert settings(first)["without_fold"] is None
     assert settings(second)["folds_of"] == "labelled"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": {"blocks": MethodSettings({"objective.blocks": {"optical+sar": 0.5}})}},
+            "methods.blocks: common 0.75 and blocks both say",
+        ),
+        (
+            {"transfer": {"representation": "block:optical+sar"}},
+            r"tasks.cover of DeCUR: .* no block:optical\+sar dimensions; choose from features",
+        ),
+    ],
+    ids=["options of a method", "a part that it has not"],
+)
+def test_methods_are_made_before_any_is_trained(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(**changes)

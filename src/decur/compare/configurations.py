@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from decur.config import Parser
+    from decur.objectives.base import Objective
 
 # Keys that may change without making another cell: they do not change the result.
 _FREE = re.compile(
@@ -58,6 +59,18 @@ class Configurations:
     def complete(self, layers: Sequence[Changes]) -> Changes:
         """Return the configuration that layers give as plain values, which must not be changed."""
         return self._parse(layers).complete
+
+    def objective(self, layers: Sequence[Changes]) -> Objective:
+        """Return the method of a pretraining, made anew.
+
+        Raises:
+            ConfigError: for options that make no sense together.
+        """
+        from jsonargparse import Namespace
+
+        alone = Namespace(objective=self.read(layers).objective)
+        objective: Objective = self._parser.instantiate_classes(alone).objective
+        return objective
 
     def place(
         self,

@@ -158,6 +158,7 @@ class _Planner:
         if method.pretrain is None:
             return []
         layers = self._pretraining_layers(method.pretrain, line.changes)
+        self.pretraining.objective(layers)  # which refuses options before hours of work
         cells = []
         own = {"seed": line.seed, **self._left_out(line, layers)}
         for sensor in settings.sensors() if method.apart else [""]:
@@ -301,6 +302,9 @@ class _Planner:
             seen = earlier_run_sees(method.encoders, common, left_out)
         else:
             without = self._pretraining_layers(method.pretrain, line.changes)
+            if common.representation != "features":
+                with _naming(f"tasks.{task} of {line.method}"):
+                    self.pretraining.objective(without).dimensions_of(common.representation)
             folds_apart = settings.unseen_test and not is_split(common)
             left_out_here = folds_apart and (line.method, task) not in self.elsewhere
             seen = not left_out_here and sees_what_tests(self._trained_on(without), common)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from decur.errors import ConfigError
 from decur.objectives.batch import Embeddings, GlobalBatch, Operand, Present
+from decur.objectives.blocks import PREFIX, find_part
 from decur.objectives.distributed import with_sum_over_processes
 from decur.registry import Made, Registry
 
@@ -92,6 +93,26 @@ class Objective(Made, nn.Module, ABC):
     @abstractmethod
     def terms(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """Return this process's share of each weighted term; shares add up over the processes."""
+
+    def dimensions_of(self, representation: str, of: str = "") -> slice:
+        """Return which dimensions of the embedding a representation has.
+
+        Args:
+            representation: "embedding" (all), the name of a part, or "block:" and a block.
+            of: where the method is from, for the message.
+
+        Raises:
+            ConfigError: if there is no such part.
+        """
+        parts = {"embedding": slice(0, self.dim), **self.parts}
+        part = find_part(representation, list(parts))
+        if part is None:
+            names = [f"{PREFIX}{name}" if "+" in name else name for name in parts]
+            raise ConfigError(
+                f"representation: {type(self).__name__}{of} has no {representation} "
+                f"dimensions; choose from features, {', '.join(names)}"
+            )
+        return parts[part]
 
     def check_modalities(self, names: list[str]) -> None:
         """Refuse modalities on which the method makes no sense.

@@ -27,8 +27,6 @@ from decur.encoders.pretrained import (
 from decur.encoders.settings import MissingBands
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
-from decur.objectives import Objective
-from decur.objectives.blocks import PREFIX, find_part
 from decur.pretrain.restore import restore
 from decur.transfer.augment import scaled_size
 from decur.transfer.settings import Representation, TransferSettings, encoder_sources
@@ -213,7 +211,8 @@ def gather_encoders(
         if home.run is None:
             raise ConfigError(_no_projector(representation, home.file))
         run = reopen(home.run)
-        part = _part(run.objective, representation, home.run)
+        dims = run.objective.dimensions_of(representation, f" of {home.run}")
+        part = (dims.start, dims.stop)
         encoder = fit(run.encoders[home.file.stem], modality, file=home.file)
         found[name] = ProjectedEncoder(encoder, run.projectors[home.file.stem], part=part).eval()
     return found
@@ -321,19 +320,6 @@ def _fit(
             remedy = f"; with --missing_bands empty, {absent} counts as empty"
         raise DataError(f"{file}: {error}{remedy}") from error
     return encoder
-
-
-def _part(objective: Objective, representation: Representation, run: Path) -> tuple[int, int]:
-    """Return the first dimension of the embedding that is wanted, and the one after the last."""
-    parts = {"embedding": slice(None), **objective.parts}
-    part = find_part(representation, list(parts))
-    if part is None:
-        names = [f"{PREFIX}{name}" if "+" in name else name for name in parts]
-        raise ConfigError(
-            f"representation: {type(objective).__name__} of {run} has no {representation} "
-            f"dimensions; choose from features, {', '.join(names)}"
-        )
-    return parts[part].indices(objective.dim)[:2]
 
 
 def _no_projector(representation: Representation, source: object) -> str:
