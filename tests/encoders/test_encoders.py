@@ -133,3 +133,26 @@ def test_pretrained_weights_see_pictures_normalised_as_in_their_training(bands, 
     fresh = build_encoder(name, modality).eval()
     fresh.load_state_dict(plain.state_dict())
     assert torch.equal(fresh(x), plain(x))  # what is not pretrained takes pictures as they are
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bands", [1, 2, 4])
+def test_pretrained_weights_of_other_bands_see_them_normalised_too(bands, tmp_path):
+    """As timm deals filters out: summed for one band, red, green, blue in turn for others."""
+    torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 0}
+    start = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    modality = Modality("sar", tuple("abcd"[:bands]), scaling="range")
+    encoder = build_encoder("resnet10t", modality, **start).eval()
+    plain = timm.create_model("resnet10t", num_classes=0, in_chans=bands, **start).eval()
+    x = torch.rand(2, bands, 64, 64)
+    mean, std = (
+        torch.tensor([sum(three) / 3] if bands == 1 else (three * 2)[:bands])[:, None, None]
+        for three in (plain.pretrained_cfg[key] for key in ("mean", "std"))
+    )
+    torch.testing.assert_close(encoder(x), plain((x - mean) / std), atol=1e-4, rtol=1e-3)
+    again = load_encoder(save_encoder(encoder, tmp_path / "sar.safetensors"))
+    assert torch.equal(again(x), encoder(x))
+    numbers = dict.fromkeys(("mean", "std"), (1.0,) * bands)
+    normal = Modality("sar", modality.bands, scaling="zscore", **numbers)
+    assert torch.equal(build_encoder("resnet10t", normal, **start).eval()(x), plain(x))

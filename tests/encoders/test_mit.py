@@ -70,18 +70,20 @@ def test_it_is_segmentation_models_own():
             assert torch.equal(found, expected)
 
 
-def test_weights_of_imagenet_take_pictures_in_0_to_1(monkeypatch):
-    plain = smp_encoders.get_encoder("mit_b0", weights=None)
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_weights_of_imagenet_take_pictures_in_0_to_1(bands, monkeypatch):
+    plain = smp_encoders.get_encoder("mit_b0", in_channels=bands, weights=None)
     plain.patch_embed1.proj.bias.data.uniform_()
     kept = {key: value.clone() for key, value in plain.state_dict().items()}
     monkeypatch.setattr(smp_encoders, "get_encoder", lambda *a, weights, **b: plain)
-    encoder = build_encoder("mit_b0", 3, pretrained=True)
-    x = torch.rand(1, 3, 64, 64)
+    encoder = build_encoder("mit_b0", bands, pretrained=True)
+    x = torch.rand(1, bands, 64, 64)
     with torch.no_grad():
         found = encoder.patch_embed1.proj(x)
         plain.load_state_dict(kept)
         mean, std = (
-            torch.tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            torch.tensor([sum(v) / 3] if bands == 1 else [*v, v[0]][:bands])[:, None, None]
+            for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         )
         expected = plain.patch_embed1.proj((x - mean) / std)
     torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])  # borders: black

@@ -40,8 +40,8 @@ def build_encoder(
             encoder, or any other network, of one's own.
         modality: the sensor, or only its number of bands.
         pretrained: start from published weights (downloads them). Weights of photographs take
-            pictures in [0, 1] of three bands, whose colours are found by name (R, G, B or
-            Sentinel-2's B4, B3, B2); other bands are taken as they come.
+            pictures in [0, 1], normalised as in their training; the colours of three bands are
+            found by name (R, G, B or Sentinel-2's B4, B3, B2), other bands are taken as they come.
         **options: further arguments of what builds the encoder: of `TimmEncoder` (`attention`, and
             what `timm.create_model` takes), of `MLPEncoder`, ...
 
@@ -66,6 +66,9 @@ def build_encoder(
         raise ConfigError(f"encoder {name!r}: needs a band at least, got {channels}")
     builder = _builder(name)
     if builder is None:
+        if pretrained and isinstance(modality, Modality) and modality.scaling == "zscore":
+            unchanged = {"mean": [0.0] * channels, "std": [1.0] * channels}  # as normal already
+            options = {"normalisation": unchanged, **options}
         encoder: Encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
     else:
         encoder = _built(name, builder, modality, pretrained=pretrained, options=options)

@@ -35,8 +35,8 @@ class MiTEncoder(Encoder):
     Args:
         name: "mit_b0" to "mit_b5".
         bands: number of input bands.
-        pretrained: start from weights of ImageNet (downloads them), the first layer adapted: to
-            the number of bands, and where that is 3 to pictures in [0, 1].
+        pretrained: start from weights of ImageNet (downloads them), the first layer adapted to the
+            number of bands and to pictures in [0, 1].
 
     Raises:
         ConfigError: for another name, without segmentation-models-pytorch, or if the weights
@@ -56,7 +56,7 @@ class MiTEncoder(Encoder):
         for number in range(1, self.stages + 1):
             for part in ("patch_embed", "block", "norm"):
                 self.add_module(f"{part}{number}", getattr(made, f"{part}{number}"))
-        if pretrained and bands == 3:
+        if pretrained:
             first = made.patch_embed1.proj
             with torch.no_grad():
                 weight, shift = fold(first.weight)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from decur.encoders.attention.base import Geometry, attach, has_geometry
 from decur.encoders.base import Encoder
+from decur.encoders.imagenet import dealt_out
 from decur.errors import ConfigError
 
 Normalisation = Mapping[str, Sequence[float]]  # "mean" and "std", a number for each band
@@ -33,8 +34,8 @@ class TimmEncoder(Encoder):
     Args:
         name: a timm model name.
         channels: number of input bands.
-        pretrained: start from timm's weights (downloads them). Of three bands, the first layer then
-            takes pictures in [0, 1] to the mean and deviation that the weights were trained with.
+        pretrained: start from timm's weights (downloads them). The first layer then takes pictures
+            in [0, 1] to the mean and deviation that the weights were trained with.
         normalisation: `{"mean": [...], "std": [...]}` of each band, that pictures in [0, 1] are
             normalised by before the first layer; None: that of pretrained weights, else none.
         attention: the attention after each stage, as `{"layer3": "rda", "layer4": "rda"}`, or
@@ -139,12 +140,13 @@ def _convolutions(backbone: nn.Module) -> Iterator[nn.Conv2d]:
 
 
 def _own_normalisation(backbone: Any, channels: int) -> Normalisation | None:
-    """Return the mean and deviation that timm's weights were trained with; None for other bands."""
+    """Return the mean and deviation that timm's weights were trained with, one for each band."""
     found = {key: backbone.pretrained_cfg.get(key) for key in ("mean", "std")}
-    if channels != 3 or any(value is None or len(value) != 3 for value in found.values()):
+    if any(value is None or len(value) != 3 for value in found.values()):
         return None
-    changes = any(found["mean"]) or set(found["std"]) != {1.0}
-    return found if changes else None
+    if not any(found["mean"]) and set(found["std"]) == {1.0}:
+        return None
+    return {key: dealt_out(values, channels) for key, values in found.items()}
 
 
 def _normalise_before(layer: nn.Module, normalisation: Normalisation) -> None:
