@@ -3,18 +3,19 @@
     python benchmarks/structure.py
     python benchmarks/structure.py --steps 200 --seeds
     python benchmarks/structure.py --steps 0 --seeds 0 1 2 --objective.common 0.5
+    python benchmarks/structure.py --steps 200 --seeds --pairs
 
-On `SyntheticScenes(structure=True)` of optics, radar and heights. The first table says what a small
-network of one sensor tells of scenes that it has not seen: with random weights and a linear probe
-(mean and standard deviation over networks), of that sensor's own factor after training on labels,
-and what the network that was trained on its own factor tells of another sensor's. The tables that
-follow are of DeCUR on optics and radar, by the recipe `structure` and whatever options of `decur
-pretrain` are given: accuracy of linear probes of the features and of both parts of the embedding,
-seed by seed, then as mean and standard deviation over seeds, with the p-value of a paired t test of
-the difference of the parts, not corrected for the number of tests. All in percent. Probes are
-fitted on one half of the scenes and tested on the other; a guess is the class that is most frequent
-in the first. With each seed come the correlation of the common dimensions, epoch by epoch, and the
-effective ranks of features and embeddings.
+On `SyntheticScenes(structure=True)` of optics, radar and heights; `--pairs` adds the factors that
+two of the three share. The first table says what a small network of one sensor tells of scenes that
+it has not seen: with random weights and a linear probe (mean and standard deviation over networks),
+after training on labels, and what the trained network tells of factors that only other sensors see,
+beside a guess. The tables that follow are of DeCUR on optics and radar, by the recipe `structure`
+and whatever options of `decur pretrain` are given: accuracy of linear probes of the features and of
+both parts of the embedding, seed by seed, then as mean and standard deviation over seeds, with the
+p-value of a paired t test of the difference of the parts, not corrected for the number of tests.
+All in percent. Probes are fitted on one half of the scenes and tested on the other; a guess is the
+class that is most frequent in the first. With each seed come the correlation of the common
+dimensions, epoch by epoch, and the effective ranks of features and embeddings.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from decur.data import SyntheticScenes
-from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN
+from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN, seen_by
 from decur.encoders import build_encoder
 from decur.errors import ConfigError
 from decur.pretrain import PairedData
@@ -49,13 +50,15 @@ Labels = dict[str, Tensor]
 Scores = dict[tuple[str, str], list[float]]  # of each factor and sensor
 
 
-def scenes(count: int, start: int, sensors: list[str]) -> SyntheticScenes:
-    return SyntheticScenes(count, SIZE, start=start, modalities=sensors, structure=True)
+def scenes(count: int, start: int, sensors: list[str], pairs: bool) -> SyntheticScenes:
+    return SyntheticScenes(
+        count, SIZE, start=start, modalities=sensors, structure=True, pair_factors=pairs
+    )
 
 
-def read(count: int, start: int) -> tuple[Pictures, Labels]:
+def read(count: int, start: int, pairs: bool) -> tuple[Pictures, Labels]:
     """Return pictures as encoders see them, and labels, both of all sensors."""
-    data = scenes(count, start, list(OWN))
+    data = scenes(count, start, list(OWN), pairs)
     samples = [data[i] for i in range(count)]
     images = {name: torch.stack([s["images"][name] for s in samples]) for name in data.modalities}
     labels = {name: torch.stack([s["target"][name] for s in samples]) for name in data.targets}
@@ -100,10 +103,12 @@ def trained_on(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
     return network
 
 
-def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[str, ...]]:
-    """Return rows (sensor, factor, guess, random, supervised, another sensor's and its guess)."""
-    images, labels = read(TRAINED, 0)
-    unseen, truth = read(PROBED, UNSEEN)
+def told_by(
+    sensors: list[str], networks: list[int], steps: int, pairs: bool
+) -> list[tuple[str, ...]]:
+    """Return rows (sensor, factor, guess, random, supervised, factors of others and a guess)."""
+    images, labels = read(TRAINED, 0, pairs)
+    unseen, truth = read(PROBED, UNSEEN, pairs)
     rows: list[tuple[str, ...]] = []
     for sensor in sensors:
         untrained = []
@@ -112,37 +117,42 @@ def told_by(sensors: list[str], networks: list[int], steps: int) -> list[tuple[s
             untrained.append(
                 features(build_encoder(ENCODER, unseen[sensor].shape[1]), unseen[sensor])
             )
-        other = next(name for name in OWN.values() if name != OWN[sensor])
-        for factor in (LAYOUT, OWN[sensor]):
+        seen = seen_by([sensor], pairs)
+        others = [factor for factor in truth if factor not in seen]
+        for factor in seen:
             random = [probed(vectors, truth[factor]) for vectors in untrained]
             network = trained_on(images[sensor], labels[factor], steps)
             right = features(network, unseen[sensor]).argmax(1) == truth[factor]
-            others = probed(features(network[0], unseen[sensor]), truth[other])
+            vectors = features(network[0], unseen[sensor])
+            told = {
+                other: (probed(vectors, truth[other]), guessed(truth[other])) for other in others
+            }
             rows.append(
                 (
                     *(sensor, factor, f"{guessed(truth[factor]):.1f}", spread(np.array(random))),
                     f"{100 * right.float().mean():.1f}",
-                    f"{others:.1f} ({other}, guess {guessed(truth[other]):.1f})",
+                    ", ".join(f"{name} {x:.1f} ({guess:.1f})" for name, (x, guess) in told.items()),
                 )
             )
             print(*rows[-1], flush=True)
     return rows
 
 
-def split(seed: int, options: list[str]) -> Scores:
+def split(seed: int, options: list[str], pairs: bool) -> Scores:
     """Pretrain by the recipe; return the scores of a guess, of the features and of each part."""
     sensors = ["optical", "sar"]
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["--run", str(Path(folder) / "run"), "--seed", str(seed)]
+        fixed += ["--data.pair_factors", str(pairs).lower()]
         run = start(["--config", "structure", "--monitor.every_epochs", "0", *options, *fixed])
         by_epoch = read_metrics(run.folder)
-    data = PairedData(scenes(PROBED, UNSEEN, sensors))
+    data = PairedData(scenes(PROBED, UNSEEN, sensors, pairs))
     found = encode_samples(run.model, data, PROBED)
     diagonal = [f"{row['diagonal/common/optical-sar']:.2f}" for row in by_epoch]
     print(f"seed {seed}, common diagonal by epoch:", *diagonal)
     print(*(f"{key} {rank:.1f}" for key, rank in effective_ranks(found).items()))
     scores: Scores = {}
-    for factor in (LAYOUT, *(OWN[sensor] for sensor in sensors)):
+    for factor in data.dataset.targets:
         for sensor, z in found.embeddings.items():
             labels = torch.from_numpy(found.labels[factor])
             parts = [torch.from_numpy(z[:, part]) for part in run.model.objective.parts.values()]
@@ -175,6 +185,7 @@ def main() -> None:
     )
     parser.add_argument("--sensors", nargs="+", default=list(OWN), choices=list(OWN))
     parser.add_argument("--networks", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--pairs", action="store_true", help="add factors of each two sensors")
     parser.add_argument("--steps", type=int, default=250, help="of training on labels; 0: none")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of DeCUR; none: none")
     arguments, options = parser.parse_known_args()
@@ -185,13 +196,13 @@ def main() -> None:
         parser.error(str(error))
     console = Console()
     if arguments.steps:
-        table = Table("sensor", "factor", "guess", "random", "supervised", "another sensor's")
-        for row in told_by(arguments.sensors, arguments.networks, arguments.steps):
+        table = Table("sensor", "factor", "guess", "random", "supervised", "of others (guess)")
+        for row in told_by(arguments.sensors, arguments.networks, arguments.steps, arguments.pairs):
             table.add_row(*row)
         console.print(table)
     found: list[Scores] = []
     for seed in arguments.seeds:
-        found.append(split(seed, options))
+        found.append(split(seed, options, arguments.pairs))
         console.print(scores_table(f"DeCUR, seed {seed}", found[-1:]))
     if len(found) > 1:
         console.print(scores_table(f"DeCUR, {len(found)} seeds", found))

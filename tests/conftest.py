@@ -48,7 +48,8 @@ def _scenes_are_drawn_once(request, monkeypatch):
     draw = SyntheticScenes.read
 
     def read(self, index):
-        number, kind = self.start + index, (self.noise, self.structure)
+        number = self.start + index
+        kind = (self.noise, self.structure, self.pair_factors)
         key = (self.seed, number, self.size, tuple(self.modalities), kind)
         if key not in _drawn or not 0 <= index < len(self):
             if len(_drawn) > 4000:

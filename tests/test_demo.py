@@ -43,7 +43,7 @@ def test_scenes_are_probed_with_the_options_that_were_trained_with(tmp_path, mon
     main(["demo", *TINY, "--data.noise=true", "--data.seed=3", f"--run={run}"])
     expected = {
         **{"samples": 60, "size": 32, "seed": 3, "modalities": ["optical", "sar"]},
-        **{"start": demo.UNSEEN, "noise": True, "structure": True},
+        **{"start": demo.UNSEEN, "noise": True, "structure": True, "pair_factors": False},
     }
     assert probed and all(made_of == expected for made_of in probed)
     out = capsys.readouterr().out
@@ -104,6 +104,17 @@ def test_what_is_said_of_the_split_follows_from_the_intervals():
         "training: another seed may find other factors."
     )
     assert demo.split_shown([]) == ""
+
+
+def test_no_part_should_carry_what_two_of_three_sensors_share():
+    scenes = SyntheticScenes(
+        **{"samples": 8, "size": 32, "modalities": ["optical", "sar", "elevation"]},
+        **{"structure": True, "pair_factors": True},
+    )
+    answers = dict.fromkeys(("common", "unique"), (np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 1])))
+    each = {(factor, "sar"): answers for factor in scenes.targets}
+    told = demo._told(SimpleNamespace(dataset=scenes), each)
+    assert [one.factor for one in told] == ["layout (sar)", "tillage (sar)"]
 
 
 def test_the_interval_of_two_parts_is_that_of_the_paired_difference():

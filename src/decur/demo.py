@@ -37,6 +37,10 @@ _STRUCTURE = (
     "pictures of views leave out, each sees strips that no other sees: optical streets of clouds, "
     "radar rows of tillage, heights ridges. All of them are faint, under grain."
 )
+_PAIRS = (
+    " Further bands show what two sensors see and the third does not: orchards optics and radar, "
+    "terraces optics and heights, ditches radar and heights."
+)
 _KNOW = "What the encoders know (linear probe of frozen features)"
 _ABOUT_KNOW = (
     "Before training the same network has its first weights, from which some of a factor can be "
@@ -70,6 +74,7 @@ def demo(arguments: Sequence[str], scenes: Mapping[str, Any]) -> None:
         return
     folder, model = trained.folder, trained.model
     about_scenes = _STRUCTURE if scenes["structure"] else _SCENES
+    about_scenes += _PAIRS if scenes["pair_factors"] else ""
     console.print(f"\nprobing {SAMPLES} scenes that were not trained on. {about_scenes}")
     unseen = {"samples": SAMPLES, "start": scenes["start"] + UNSEEN}
     data = PairedData(SyntheticScenes(**{**scenes, **unseen, "modalities": list(model.modalities)}))
@@ -186,8 +191,9 @@ def _told(data: PairedData, answers: Answers) -> list[Told]:
     for (name, sensor), of_parts in answers.items():
         target = data.dataset.targets[name]
         of_common, of_unique = of_parts.get("common"), of_parts.get("unique")
-        sees = not target.modalities or sensor in target.modalities
-        if of_common is None or of_unique is None or not sees:
+        # What several sensors see and others do not has no part that should carry it.
+        has_part = target.modalities in ((), (sensor,))
+        if of_common is None or of_unique is None or not has_part:
             continue
         (common, truth), (unique, _) = of_common, of_unique
         by_chance = chance(truth, target)

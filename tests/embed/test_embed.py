@@ -10,13 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from decur.cli import main
+from decur.data import LinearGaussianFactors
 from decur.embed import embed
 from decur.embed.neighbors import read_vectors
 from decur.embed.parts import PartWriter
-from decur.encoders import load_encoder, save_encoder
+from decur.encoders import EncoderSettings, load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
+from decur.objectives import DeCUR
 from decur.pretrain import LoaderSettings
 from decur.pretrain.restore import restore
+from decur.pretrain.run import pretrain
+from decur.pretrain.settings import MonitorSettings, ProjectorSettings, ViewSettings
 
 BATCH = LoaderSettings(batch_size=4, workers=0, max_bad=0.2)
 CPU = {"accelerator": "cpu"}
@@ -190,6 +195,50 @@ def test_other_contents_of_the_folder_are_refused(pairs, run, embedded, tmp_path
 def test_what_cannot_be_embedded_is_refused_in_a_line(refused, tmp_path, arguments, says):
     data = ("--data", "SyntheticScenes", "--data.samples", "8", "--data.size", "32")
     assert says in refused("embed", *data, "--out", str(tmp_path / "none"), *arguments)
+
+
+def test_columns_bear_the_names_of_blocks_whose_sensors_may_be_asked_in_any_order(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("decur.plotting.available", lambda: False)  # pictures take seconds
+    data = LinearGaussianFactors(6, 2, dim=12, sensors=("x", "y", "z"), pair_dims=2)
+    run = pretrain(
+        data,
+        DeCUR(8, blocks={"x+y+z": 0.25, "y+x": 0.5}),
+        run=str(tmp_path / "run"),
+        encoder=EncoderSettings("mlp"),
+        projector=ProjectorSettings(8, 1),
+        views=ViewSettings(1, augment={"all": {"crop_scale": [0.2, 1.0]}}),
+        config=(
+            "projector: {width: 8, layers: 1}\n"
+            "objective: {class_path: DeCUR, init_args: {blocks: {x+y+z: 0.25, y+x: 0.5}}}\n"
+        ),
+        loader=LoaderSettings(batch_size=6, workers=0),
+        monitor=MonitorSettings(every_epochs=0),
+        trainer={"max_epochs": 1, **CPU},
+    )
+    out = embed(data, run, out=str(tmp_path / "out"), loader=BATCH, trainer=CPU)
+    layout = pq.read_schema(min(out.folder.glob("part-*.parquet")))
+    parts = {"x+y+z": [0, 2], "y+x": [2, 6], "unique": [6, 8]}
+    assert json.loads(layout.metadata[b"decur"])["parts"] == parts
+    restored, rows = restore(tmp_path / "run"), rows_of(out.folder)
+    for name, modality in data.modalities.items():
+        x = modality.scale(data[3]["images"][name])[None]
+        with torch.no_grad():
+            z = restored.projectors[name](restored.encoders[name](x))[0].numpy()
+        row = rows[data.ids[3], name]
+        assert list(row) == ["features", *parts]
+        for part, (start, stop) in parts.items():
+            np.testing.assert_allclose(row[part], z[start:stop], rtol=1e-5, atol=1e-6)
+    named = read_vectors(out.folder, "y", part="y+x").values
+    assert named.shape == (6, 4)
+    for asked in ("block:x+y", "block:y+x", "x+y"):
+        assert (read_vectors(out.folder, "y", part=asked).values == named).all()
+    capsys.readouterr()
+    main(["neighbors", str(out.folder), "--from=x", "--to=y", "--part=block:x+y"])
+    assert "x to y, block:x+y, 6 searched" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"--part block:x\+z: .* y\+x, unique; choose one"):
+        read_vectors(out.folder, "y", part="block:x+z")
 
 
 @pytest.mark.slow

@@ -78,6 +78,13 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 _BANDS = {"optical": OPTICAL_BANDS, "sar": SAR_BANDS, "elevation": ("height",)}
 _AUGMENTATION = {"optical": "optical", "sar": "sar", "elevation": "dem"}
+# Of scenes of structure, whose factors have bands of their own; with those of pairs one band each.
+_STRUCTURE_BANDS = _BANDS | {"elevation": ("height", "roughness")}
+_PAIR_BANDS = {
+    "optical": ("blue", "green", "red", "nir"),
+    "sar": ("HH", "HV", "VH", "VV"),
+    "elevation": ("height", "roughness", "slope", "curvature"),
+}
 _SEEN_BY = {"cloud": "optical", "moisture": "sar", "relief": "elevation"}
 
 
@@ -112,9 +119,17 @@ class SyntheticScenes(PairedDataset):
             `ridges` (class: level, slanted or upright). These are the only targets. Strips have
             their width in pixels, so that another `size` shows more or less of them. Heights
             have two bands then, "height" and "roughness".
+        pair_factors: Add to scenes of `structure` one factor for each two of the three sensors,
+            which the third does not see: which way rows of `orchards` (optical and radar), steps of
+            `terraces` (optical and elevation) and `ditches` under trees (radar and elevation) run.
+            Each sensor has four bands then, in this order: the layout, its two pairs' factors, its
+            own. A sensor that is left out changes nothing that the others show: the factor of a
+            pair is a target as long as one of the two is there. Of two sensors alone, their pair's
+            factor is one that all share, and each sees that of its pair with the absent one alone.
 
     Raises:
-        ConfigError: for unknown modalities, or numbers out of range.
+        ConfigError: for unknown modalities, numbers out of range, or `pair_factors` without
+            `structure`.
     """
 
     def __init__(
@@ -127,6 +142,7 @@ class SyntheticScenes(PairedDataset):
         start: int = 0,
         noise: bool = False,
         structure: bool = False,
+        pair_factors: bool = False,
     ) -> None:
         unknown = [name for name in modalities if name not in _BANDS]
         if unknown or not modalities or len(set(modalities)) < len(modalities):
@@ -142,9 +158,13 @@ class SyntheticScenes(PairedDataset):
         ):
             if value < least:
                 raise ConfigError(f"SyntheticScenes: {name} must be at least {least}, is {value}")
+        if pair_factors and not structure:
+            raise ConfigError(
+                "SyntheticScenes: pair_factors are of scenes of structure; set structure to true"
+            )
         self.size, self.seed, self.start, self.noise = size, seed, start, noise
-        self.structure = structure
-        bands = _BANDS | ({"elevation": ("height", "roughness")} if structure else {})
+        self.structure, self.pair_factors = structure, pair_factors
+        bands = _PAIR_BANDS if pair_factors else _STRUCTURE_BANDS if structure else _BANDS
         counts = {name: len(own) for name, own in bands.items()}
         statistics = structures.statistics(counts) if structure else _STATISTICS
         self.modalities = {
@@ -168,12 +188,9 @@ class SyntheticScenes(PairedDataset):
         self.ids = [f"{start + index:07d}" for index in range(samples)]
         self.present = {name: np.ones(samples, dtype=bool) for name in modalities}
         if structure:
-            seen_by = {structures.LAYOUT: ()} | {
-                structures.OWN[name]: (name,) for name in modalities
-            }
             self.targets = {
                 factor: Target("class", structures.DIRECTIONS, sensors)
-                for factor, sensors in seen_by.items()
+                for factor, sensors in structures.seen_by(modalities, pair_factors).items()
             }
             return
         self.targets = {"cover": Target("multilabel", CLASSES), "mask": Target("mask", CLASSES)}
@@ -210,16 +227,24 @@ class SyntheticScenes(PairedDataset):
         }
 
     def _read_structure(self, index: int) -> Sample:
-        fields = structures.draw_strips(self._ground(index), self.size)
-        images, target = {}, {structures.LAYOUT: torch.tensor(fields.direction)}
+        ground = self._ground(index)
+        fields = structures.draw_strips(ground, self.size)
+        # Those of all pairs are drawn, so that a sensor that is left out changes nothing.
+        pairs = structures.PAIRS if self.pair_factors else {}
+        of_pairs = {pair: structures.draw_strips(ground, self.size) for pair in pairs}
+        directions = {structures.LAYOUT: fields.direction}
+        directions |= {pairs[pair]: strips.direction for pair, strips in of_pairs.items()}
+        images = {}
         for name, modality in self.modalities.items():
             rng = self._stream(index, name)
             count = sum(band != NOISE for band in modality.bands)
-            image, direction = structures.see(rng, fields, name, count)
+            shared = [fields, *(strips for pair, strips in of_pairs.items() if name in pair)]
+            image, directions[structures.OWN[name]] = structures.see(rng, shared, name, count)
             if name == "optical":
                 image = self._with_noise(rng, image)
             images[name] = torch.from_numpy(image)
-            target[structures.OWN[name]] = torch.tensor(direction)
+        factors = structures.seen_by(list(self.modalities), self.pair_factors)
+        target = {factor: torch.tensor(directions[factor]) for factor in factors}
         return {"id": self.ids[index], "images": images, "target": target}
 
     def _with_noise(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

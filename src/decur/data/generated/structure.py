@@ -2,22 +2,29 @@
 
 Turning a direction changes neither mean nor variance and only turns the spectrum, and it is weaker
 than the grain: a network with random weights hardly finds it, a trained one does. Flips of a view
-leave each direction what it is; quarter turns would not. What a sensor alone sees has bands of its
-own, so that both factors can be alike: strips of the same widths, as faint as each other.
+leave each direction what it is; quarter turns would not. Each factor has bands of its own, so that
+all can be alike: strips of the same widths, as faint as each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decur.errors import ConfigError
+
 Picture = NDArray[np.float32]
 
 DIRECTIONS = ("level", "slanted", "upright")  # slanted: 45 degrees to either side
 LAYOUT = "layout"
+PAIRS = {
+    ("optical", "sar"): "orchards",
+    ("optical", "elevation"): "terraces",
+    ("sar", "elevation"): "ditches",
+}
 OWN = {"optical": "streets", "sar": "tillage", "elevation": "ridges"}
 
 # Mean and standard deviation of every band: reflectance, dB, metres.
@@ -53,25 +60,51 @@ def draw_strips(rng: np.random.Generator, size: int) -> Strips:
     return Strips(direction, numbers - numbers.min())
 
 
-def see(rng: np.random.Generator, fields: Strips, sensor: str, count: int) -> tuple[Picture, int]:
+def seen_by(sensors: Sequence[str], pair_factors: bool) -> dict[str, tuple[str, ...]]:
+    """Return which of some sensors see each factor; none are named where all of several share it.
+
+    Args:
+        sensors: those that are there, keys of `OWN`.
+        pair_factors: whether there are factors of each two.
+    """
+    found: dict[str, tuple[str, ...]] = {LAYOUT: ()}
+    for pair, factor in PAIRS.items() if pair_factors else ():
+        if there := tuple(name for name in sensors if name in pair):
+            found[factor] = () if len(there) == len(sensors) > 1 else there
+    return found | {OWN[name]: (name,) for name in sensors}
+
+
+def see(
+    rng: np.random.Generator, shared: Sequence[Strips], sensor: str, count: int
+) -> tuple[Picture, int]:
     """Return what a sensor sees of a scene, and the direction of its own strips.
 
-    The first half of the bands shows the fields, the second half strips that no other sensor sees.
-    The bands of a half show the same.
+    Its bands show the shared strips in their order, and last strips that no other sensor sees; each
+    has as many bands as the next one, or one more. The bands of one factor show the same.
 
     Args:
         rng: random numbers of this sensor.
-        fields: of the scene, the same for every sensor.
+        shared: of the scene, the same for every sensor that sees them; one or more.
         sensor: a key of `STATISTICS`.
-        count: number of bands, at least two.
+        count: number of bands.
 
     Returns:
         (count, H, W) in the sensor's units, and an index of `DIRECTIONS`.
+
+    Raises:
+        ConfigError: for fewer bands than factors.
     """
-    own = draw_strips(rng, len(fields.numbers))
+    factors = len(shared) + 1
+    if count < factors:
+        raise ConfigError(
+            f"{sensor} sees {factors} factors in bands of their own and has {count} bands; give it "
+            f"{factors} or more"
+        )
+    own = draw_strips(rng, len(shared[0].numbers))
     mean, std = STATISTICS[sensor]
-    halves = [mean + std * _faint(rng, strips) for strips in (fields, own)]
-    image = np.repeat(np.stack(halves), [-(-count // 2), count // 2], axis=0)
+    seen = [mean + std * _faint(rng, strips) for strips in (*shared, own)]
+    bands = [(count + factors - 1 - number) // factors for number in range(factors)]
+    image = np.repeat(np.stack(seen), bands, axis=0)
     return image.astype(np.float32), own.direction
 
 
