@@ -55,7 +55,7 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
        are shared than there are common dimensions, that is said.
     6. A part's effective rank is below a tenth of what its width and the training samples allow:
        a narrower embedding may be enough. Where it is hardly above 1, all samples lie on a line or
-       in a point: the part has collapsed, and its width says nothing.
+       in a point: the part has collapsed, its width says nothing, and none of rules 1 to 5 holds.
 
     Args:
         arrays: of `shared`.
@@ -63,6 +63,8 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     """
     if seen := no_verdict_on_pairs_seen(arrays):
         return seen
+    if _collapsed(arrays, pair):
+        return on_width(arrays, pair)
     measured = _Measured.of(arrays, pair)
     told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
     copies = [] if told_apart else _on_copies(arrays, pair)
@@ -243,7 +245,7 @@ def told(arrays: Arrays, pair: str, part: str) -> Interval:
     """Return R2 of a part beyond chance, from the better of its predictors and directions."""
     found = []
     for key in ("same", "features"):
-        chance = float(arrays[f"{pair}/{key}-chance/{part}"].max(initial=0))
+        chance = float(np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0))
         values = arrays[f"{pair}/{key}/{part}"]
         unknown = np.tile([-np.inf, np.inf], (len(values), 1))
         ends = arrays.get(f"{pair}/{key}-interval/{part}", unknown)
@@ -251,8 +253,8 @@ def told(arrays: Arrays, pair: str, part: str) -> Interval:
             Interval(float(value), float(low), float(high)) - chance
             for value, (low, high) in zip(values, ends, strict=True)
         ]
-    value, low, high = (max(getattr(x, end) for x in found) for end in ("value", "low", "high"))
-    return Interval(value, low, high)
+    value = float(np.fmax.reduce([x.value for x in found]))
+    return Interval(value, max(x.low for x in found), max(x.high for x in found))
 
 
 def _leaks(found: _Measured) -> Verdict:
@@ -333,19 +335,12 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
 
 def on_width(arrays: Arrays, pair: str) -> list[str]:
     """Say which parts use few of their dimensions (rule 6)."""
-    trained = arrays[f"{pair}/samples"][1]
-    # samples of one group may be alike: as many directions as groups can be all there is
-    trained = min(trained, arrays.get(f"{pair}/independent", [trained])[0])
-    widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
-    sensors = arrays[f"{pair}/sensors"].tolist()
-    low, collapsed = [], []
-    for part, width in widths:
-        for sensor, name in enumerate(sensors):
-            rank, most = arrays[f"{pair}/rank/{part}"][sensor], min(width, trained - 1)
-            if rank < COLLAPSED < most:
-                collapsed.append(f"{name} {part}")
-            elif rank < LOW_RANK * most:
-                low.append(f"{name} {part} ({rank:.0f} of {most})")
+    collapsed = _collapsed(arrays, pair)
+    low = [
+        f"{part} ({rank:.0f} of {most})"
+        for part, (rank, most) in _ranks(arrays, pair).items()
+        if rank < LOW_RANK * most and part not in collapsed
+    ]
     said = []
     if collapsed:
         said.append(
@@ -358,6 +353,36 @@ def on_width(arrays: Arrays, pair: str) -> list[str]:
             "(projector.width) may hold as much; only a run tells."
         )
     return said
+
+
+def _collapsed(arrays: Arrays, pair: str) -> list[str]:
+    """Return parts of which all samples lie on a line or in a point, as "s1 common"."""
+    ranks = _ranks(arrays, pair)
+    flat = {
+        f"{name} {part}"
+        for part in arrays[f"{pair}/parts"].tolist()
+        # the first direction is to the second sensor
+        for name, score in zip(
+            arrays[f"{pair}/sensors"].tolist()[::-1], arrays[f"{pair}/same/{part}"], strict=True
+        )
+        if np.isnan(score)
+    }
+    return [part for part, (rank, most) in ranks.items() if rank < COLLAPSED < most or part in flat]
+
+
+def _ranks(arrays: Arrays, pair: str) -> dict[str, tuple[float, int]]:
+    """Return the effective rank of each sensor's parts, and the most that it can be."""
+    trained = arrays[f"{pair}/samples"][1]
+    # samples of one group may be alike: as many directions as groups can be all there is
+    trained = min(trained, arrays.get(f"{pair}/independent", [trained])[0])
+    widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
+    return {
+        f"{name} {part}": (float(rank), min(width, trained - 1))
+        for part, width in widths
+        for name, rank in zip(
+            arrays[f"{pair}/sensors"].tolist(), arrays[f"{pair}/rank/{part}"], strict=True
+        )
+    }
 
 
 def _student(freedom: int, level: float) -> float:
@@ -386,7 +411,7 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     A block that names both should be told by the other sensor, by more than 0.1 of its variance
     beyond chance; a block that leaves one of them out, and the unique dimensions, should not. Each
     is judged with its interval; what cannot be told is not complained of. Of pairs that the run was
-    trained on, or nobody can tell, there is no verdict.
+    trained on, or nobody can tell, there is no verdict, and none where a part has collapsed.
 
     Args:
         arrays: of `shared`.
@@ -394,6 +419,8 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     """
     if seen := no_verdict_on_pairs_seen(arrays):
         return seen
+    if _collapsed(arrays, pair):
+        return on_width(arrays, pair)
     sensors = arrays[f"{pair}/sensors"].tolist()
     measured = {part: told(arrays, pair, part) for part in arrays[f"{pair}/parts"].tolist()}
     shared = {part: value for part, value in measured.items() if is_shared(part, *sensors)}
