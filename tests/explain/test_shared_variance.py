@@ -113,6 +113,22 @@ def test_of_a_split_with_a_collapsed_part_nothing_else_is_said(part):
     assert advice_on_blocks(blocks, "a-b") == [said.replace("common", "a+b")]
 
 
+def test_dead_dimensions_are_no_sign_of_a_common_share_that_is_too_large():
+    rng = np.random.default_rng(0)
+    common, unique = noisy(rng, 12, 0.8), noisy(rng, 6, 0)
+    whole = advice(measured(common, unique), "a-b")
+    dead = [np.hstack([x, np.full((len(x), 12), 0.3)]) for x in common]
+    arrays = measured(dead, unique)
+    said = advice(arrays, "a-b")
+    assert said[0] == whole[0] and "Consistent" in said[0]
+    assert said[1].startswith("12 of 24 common dimensions are the same for all samples of a sensor")
+    assert len(said) == 2
+    assert arrays["a-b/aligned/common"] == pytest.approx([0.8, 0], abs=0.02)
+    none = by_hand((0.25, 0.20, 0.30), NOTHING)
+    none["a-b/diagonal/common"][:] = np.nan  # each in one of the sensors
+    assert "12 of 12 common dimensions" in advice(none, "a-b")[1]
+
+
 def test_canonical_correlations_against_scikit_learn():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, N, 6))

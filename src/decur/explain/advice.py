@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from decur.errors import enumerated
 from decur.explain.base import Arrays, seen_in_training
 from decur.objectives.blocks import is_shared, sensors_of
+from decur.scores import Float
 from decur.verdicts import LEVEL, Interval, Verdict, all_of, any_of
 
 TELLS = 0.1  # least share of held-out variance, beyond chance, that is worth a dimension
@@ -24,6 +26,10 @@ FEWEST = 10  # independent test samples, to tell that directions are not shared
 MORE = (
     "Explain more samples: raise --samples and --options.shared.samples, or give more data with "
     "--data.KEY VALUE."
+)
+_ANEW = (
+    "Nothing can be told from these; look at the loss, and train anew with a lower optimizer.lr or "
+    "for longer."
 )
 _MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach
 
@@ -53,6 +59,7 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     5. None of them: the numbers are consistent with this split. They cannot tell the right share,
        as the objective fills any number of common dimensions with copies; where fewer directions
        are shared than there are common dimensions, that is said.
+       Dimensions that are the same for all samples of a sensor are left out, and said to be so.
     6. A part's effective rank is below a tenth of what its width and the training samples allow:
        a narrower embedding may be enough. Where it is hardly above 1, all samples lie on a line or
        in a point: the part has collapsed, its width says nothing, and none of rules 1 to 5 holds.
@@ -68,7 +75,8 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     measured = _Measured.of(arrays, pair)
     told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
     copies = [] if told_apart else _on_copies(arrays, pair)
-    return [_on_the_split(measured), *copies, *on_width(arrays, pair)]
+    constant = on_constant(_diagonals(arrays, pair))
+    return [_on_the_split(measured), *copies, *constant, *on_width(arrays, pair)]
 
 
 def no_verdict_on_pairs_seen(arrays: Arrays, run: int = 0) -> list[str]:
@@ -98,6 +106,7 @@ class _Measured:
 
     Args:
         widths: dimensions by part.
+        vary: those of them that vary, by part.
         told: of each part, how much the other sensor tells beyond chance by its better predictor.
         apart: share of the common dimensions that the sensors do not share.
         reached: correlation that a common dimension can reach.
@@ -105,6 +114,7 @@ class _Measured:
     """
 
     widths: dict[str, int]
+    vary: dict[str, int]
     told: dict[str, Interval]
     apart: Interval
     reached: float
@@ -120,6 +130,7 @@ class _Measured:
         reached = correlation_reached(arrays, pair)
         return cls(
             widths=widths,
+            vary=widths | {p: len(varying(c)) for p, c in _diagonals(arrays, pair).items()},
             told={part: told(arrays, pair, part) for part in parts},
             apart=share_apart(arrays, pair, reached),
             reached=reached,
@@ -135,7 +146,7 @@ class _Measured:
     def held(self) -> Interval:
         """Share of the unique dimensions in all the variance that can be predicted."""
         unique, common = (self.told.get(part, Interval(0.0, 0.0, 0.0)) for part in _PARTS)
-        k_unique, k_common = (self.widths.get(part, 0) for part in _PARTS)
+        k_unique, k_common = (self.vary.get(part, 0) for part in _PARTS)
         pairs = [
             (k_unique * max(u, 0.0), k_common * max(c, 0.0))
             for u, c in (
@@ -278,7 +289,9 @@ def correlation_reached(arrays: Arrays, pair: str) -> float:
     """
     if f"{pair}/diagonal/common" not in arrays:
         return float("nan")
-    c, error = arrays[f"{pair}/diagonal/common"]  # (k,) each
+    c, error = varying(arrays[f"{pair}/diagonal/common"])  # (k,) each
+    if not len(c):
+        return float("nan")
     reach = _student(int(arrays[f"{pair}/independent"][0]) - 1, LEVEL) * error
     own = float(np.quantile(c - reach, _MOST_ALIKE))
     views = float(arrays[f"{pair}/ceiling"].min())  # 0 where it is not known
@@ -300,7 +313,7 @@ def share_apart(arrays: Arrays, pair: str, reached: float) -> Interval:
     """
     if not np.isfinite(reached):
         return Interval(float("nan"))
-    c, error = arrays[f"{pair}/diagonal/common"]  # (k,) each
+    c, error = varying(arrays[f"{pair}/diagonal/common"])  # (k,) each
     reach = _student(int(arrays[f"{pair}/independent"][0]) - 1, LEVEL) * error
     limit = APART * reached
     low, high = (c + reach < limit).mean(), 1 - (c - reach > limit).mean()
@@ -313,7 +326,7 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
         return []
     values = arrays[f"{pair}/canonical/common"]
     level = arrays[f"{pair}/canonical-chance/common"].max()
-    width = int(arrays[f"{pair}/widths"][arrays[f"{pair}/parts"].tolist().index("common")])
+    width = len(varying(arrays[f"{pair}/diagonal/common"][0]))
     shown = min(width, int(arrays[f"{pair}/looked"]))
     tested = int(arrays[f"{pair}/independent"][1])
     if tested < FEWEST:
@@ -343,16 +356,48 @@ def on_width(arrays: Arrays, pair: str) -> list[str]:
     ]
     said = []
     if collapsed:
-        said.append(
-            f"Collapsed to a line or a point: {', '.join(collapsed)}. Nothing can be told from "
-            "these; look at the loss, and train anew with a lower optimizer.lr or for longer."
-        )
+        said.append(f"Collapsed to a line or a point: {', '.join(collapsed)}. {_ANEW}")
     if low:
         said.append(
             f"The effective rank is low beside the width: {', '.join(low)}. A narrower embedding "
             "(projector.width) may hold as much; only a run tells."
         )
     return said
+
+
+def on_constant(diagonals: Mapping[str, Float]) -> list[str]:
+    """Say how many dimensions of each part do not vary, which no other sentence counts.
+
+    Args:
+        diagonals: C_ii by part, (k,) each, NaN where a dimension is the same for all samples of
+            either sensor.
+    """
+    constant = [
+        f"{len(c) - len(varying(c))} of {len(c)} {part} dimensions"
+        for part, c in diagonals.items()
+        if len(varying(c)) < len(c)
+    ]
+    if not constant:
+        return []
+    return [f"{enumerated(constant)} are the same for all samples of a sensor: collapsed. {_ANEW}"]
+
+
+def varying(diagonal: Float) -> Float:
+    """Return the columns of correlations, (..., k), without those of dimensions that do not vary.
+
+    Args:
+        diagonal: C_ii, or rows of which the first is C_ii; NaN where a dimension does not vary.
+    """
+    return diagonal[..., ~np.isnan(np.atleast_2d(diagonal)[0])]
+
+
+def _diagonals(arrays: Arrays, pair: str) -> dict[str, Float]:
+    """Return C_ii of each part."""
+    return {
+        part: arrays[f"{pair}/diagonal/{part}"][0]
+        for part in arrays[f"{pair}/parts"].tolist()
+        if f"{pair}/diagonal/{part}" in arrays
+    }
 
 
 def _collapsed(arrays: Arrays, pair: str) -> list[str]:
@@ -450,7 +495,7 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
             if untold
             else "That is consistent with these blocks, and cannot tell their right shares."
         )
-    return [*found, *on_width(arrays, pair)]
+    return [*found, *on_constant(_diagonals(arrays, pair)), *on_width(arrays, pair)]
 
 
 def _listed(parts: dict[str, Interval], nothing: str = "nothing") -> str:

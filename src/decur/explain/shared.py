@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from decur.agreement import Halves, at_random, canonical, coordinates, guessed, places, predicted
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
-from decur.explain.advice import advice, advice_on_blocks, has_blocks
+from decur.explain.advice import advice, advice_on_blocks, has_blocks, varying
 from decur.explain.alignment import MISALIGNED, losses
 from decur.explain.base import (
     Analysis,
@@ -80,10 +80,11 @@ def shared(
         "pairs"; for each "PAIR/sensors", "PAIR/parts", "PAIR/widths" of parts, "PAIR/samples" (all,
         training, test), "PAIR/grouped"; and for each part P, directions A to B and B to A first:
         "PAIR/aligned/P" (mean C_ii, share misaligned); "PAIR/diagonal/P" (2, k), C_ii of all
-        samples and its standard error; "PAIR/same/P" (2,), held-out R2 of P of one from P of the
-        other, "PAIR/features/P" (2,), from the other's encoder, each with "PAIR/same-chance/P"
-        (2, permutations) and "PAIR/same-interval/P" (2, 2), the ends of intervals that hold all
-        four R2 of a part in 95 of 100 cases, and NaN R2 of what does not vary;
+        samples and its standard error, NaN where a dimension does not vary; "PAIR/same/P" (2,),
+        held-out R2 of P of one from P of the other, "PAIR/features/P" (2,), from the other's
+        encoder, NaN of what does not vary, each with "PAIR/same-chance/P" (2, permutations) and
+        "PAIR/same-interval/P" (2, 2), the ends of intervals that hold all four R2 of a part in 95
+        of 100 cases;
         "PAIR/canonical/P" (r,), with the largest of each permutation "PAIR/canonical-chance/P",
         "PAIR/kept/P" (2,), variance among the components, of which there are at most "PAIR/looked";
         "PAIR/independent" (2,), the samples, or groups where there are any, of all and of the test
@@ -187,7 +188,7 @@ class _Fitting:
             targets = [Halves(x[self.train], x[self.test]) for x in wanted]
             yield {
                 f"rank/{part}": np.array(ranks),
-                f"aligned/{part}": np.array([c.mean(), (losses(c) > MISALIGNED).mean()]),
+                f"aligned/{part}": _aligned(varying(c)),
                 f"diagonal/{part}": np.stack([c, error[dims]]),
                 **self._canonical(part, own, rng),
             }
@@ -370,7 +371,7 @@ def findings(arrays: Arrays) -> str:
             level = arrays[f"{pair}/canonical-chance/{part}"].max()
             recall = arrays[f"{pair}/recall/{part}"]
             row = [pair, part, width, " / ".join(f"{rank:.0f}" for rank in ranks)]
-            row.append(f"{arrays[f'{pair}/aligned/{part}'][0]:.2f}")
+            row.append(_score(arrays[f"{pair}/aligned/{part}"][0]))
             for key in ("same", "features"):
                 scores = arrays[f"{pair}/{key}/{part}"]
                 chance = np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0)
@@ -402,6 +403,13 @@ def findings(arrays: Arrays) -> str:
         "of the standardised embeddings."
     )
     return "".join(sentences) + table(head, rows) + paragraph(reading)
+
+
+def _aligned(c: Float) -> Float:
+    """Return the mean C_ii and the share that is misaligned, NaN where no dimension varies."""
+    if not len(c):
+        return np.full(2, np.nan)
+    return np.array([c.mean(), (losses(c) > MISALIGNED).mean()])
 
 
 def _score(value: float) -> str:
