@@ -80,6 +80,10 @@ def test_curves_leave_gaps_where_nothing_was_measured():
     assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.4], [3, 0.3]]
     (line,) = figures.probe_curves(rows).axes[0].lines
     assert line.get_xydata().tolist() == [[1, 0.1], [3, 0.3]]
+    rows = [row | ({"probe/x/a/chance": 0.2} if "probe/x/a/linear" in row else {}) for row in rows]
+    axis = figures.probe_curves(rows).axes[0]
+    assert axis.lines[1].get_xydata().tolist() == [[1, 0.2], [3, 0.2]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "by chance"]
     assert figures.rank_curves(rows) is None
 
 

@@ -39,8 +39,8 @@ _RANKS = "Effective rank: how many dimensions are in use. A fall towards 1 is a 
 _PROBES = (
     "Linear probe of frozen features, half of the monitored samples against the other half: "
     "accuracy, mean average precision or R2. The encoders have trained on the pictures of both "
-    "halves, without their labels: scores of new pictures are those of `decur transfer`, beside "
-    "those of a constant guess, which are not drawn here; of an R2 it is 0."
+    "halves, without their labels: scores of new pictures are those of `decur transfer`. Dashed: "
+    "one guess for all samples, where the run has measured it; of an R2 it is 0."
 )
 
 
@@ -304,6 +304,12 @@ def probe_curves(rows: Rows) -> Figure | None:
             for key in _keys(rows, _linear)
             if key.split("/")[1] == label
         }
+        for name, line in list(lines.items()):
+            by_chance = _curve(rows, f"probe/{label}/{name}/chance")
+            if by_chance[0]:
+                colour = line.get_color()
+                (dashed,) = axis.plot(*by_chance, "--", linewidth=1, color=colour)
+                lines["by chance"] = dashed
         axis.set_title(plain(label), fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=max(-0.25, axis.get_ylim()[0]))
