@@ -388,7 +388,8 @@ def varying(diagonal: Float) -> Float:
     Args:
         diagonal: C_ii, or rows of which the first is C_ii; NaN where a dimension does not vary.
     """
-    return diagonal[..., ~np.isnan(np.atleast_2d(diagonal)[0])]
+    found: Float = diagonal[..., ~np.isnan(np.atleast_2d(diagonal)[0])]
+    return found
 
 
 def _diagonals(arrays: Arrays, pair: str) -> dict[str, Float]:

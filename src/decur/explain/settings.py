@@ -257,8 +257,8 @@ def _are_alike(one: torch.Tensor, two: torch.Tensor) -> Verdict:
     """
     if one.shape[:-2] != two.shape[:-2]:
         return Verdict.UNTOLD
-    sides: Sequence[int] = one.shape[-2:]
-    if sides != two.shape[-2:]:  # half of the smaller one averages out how they were resized
+    sides = list(one.shape[-2:])
+    if sides != list(two.shape[-2:]):  # half of the smaller one averages out how they were resized
         sides = [max(min(one.shape[axis], two.shape[axis]) // 2, 1) for axis in (-2, -1)]
     x, y = (
         nn.functional.adaptive_avg_pool2d(each.flatten(0, -3)[None], sides).double()
