@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from decur.cli import main
+from decur.pretrain.metrics import read_metrics, write_metrics
+from decur.runs import RunFolder
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 
@@ -15,6 +17,9 @@ def test_runs_stand_side_by_side(tmp_path, capsys, drawing):
     other = shutil.copytree(OLD / "run", tmp_path / "other")
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("common: 0.5", "common: 0.25"))
+    rows = read_metrics(RunFolder(other))
+    rows[-1] |= {"probe/cover/rgb/linear": 0.75, "probe/cover/rgb/chance": 0.5}
+    write_metrics(RunFolder(other), rows)
     page = tmp_path / "page.html"
     main(["runs", str(OLD / "run"), str(other), str(OLD / "transfer"), "--out", str(page)])
     said = capsys.readouterr().out
@@ -23,6 +28,9 @@ def test_runs_stand_side_by_side(tmp_path, capsys, drawing):
     assert table["objective.common"] == ["0.5", "0.25", "–"] and f"look at     {page}" in said
     assert table["accuracy"] == ["–", "–", "0.75", "–"]  # version 0.1 measured no floor
     assert table["diagonal/common/dem-rgb"] == ["0.1584", "0.1584", "–", "0"]
+    assert table["probe/cover/rgb/linear"] == ["–", "0.75", "–", "0.5"]
+    assert "/chance" not in said
+    assert table["rank/features/rgb"][-1] == "–"  # vectors that tell nothing may have any rank
     assert "objective.common" in page.read_text() and page.with_suffix(".png").is_file()
 
 

@@ -25,6 +25,7 @@ def test_a_limit_within_the_interval_cannot_be_told():
     assert (found - 0.5).above() == UNTOLD and Interval(0.5).above() == UNTOLD
     assert Interval(float("nan")).above() == UNTOLD
     assert str(found) == "0.50 (0.40 to 0.60)" and str(Interval(0.5)) == "0.50"
+    assert str(Interval(float("nan"))) == "–"
     assert all_of(YES, UNTOLD) == UNTOLD and all_of(UNTOLD, NO) == NO and all_of(YES) == YES
     assert any_of(NO, UNTOLD) == UNTOLD and any_of(UNTOLD, YES) == YES and any_of(NO) == NO
 

@@ -60,20 +60,19 @@ def predicted(x: Halves, y: Halves, groups: Sequence[str] | None = None, targets
             own.
 
     Returns:
-        (targets,); about 0 where x tells nothing, 0 where there is nothing to tell.
+        (targets,); about 0 where x tells nothing, 0 where x does not vary, NaN where y does not.
     """
     from sklearn.metrics import r2_score
 
-    if not x.train.shape[1]:
-        return np.zeros(targets)
-    guess = guessed(x, y, groups)
-    pairs = zip(np.split(y.test, targets, 1), np.split(guess, targets, 1), strict=True)
-    return np.array(
-        [
-            r2_score(true, told, multioutput="variance_weighted") if true.any() else 0.0
-            for true, told in pairs
-        ]
-    )
+    guess = guessed(x, y, groups) if x.train.shape[1] else None
+    found = np.zeros(targets)
+    for target, true in enumerate(np.split(y.test, targets, 1)):
+        if not np.ptp(true, axis=0).any():
+            found[target] = np.nan
+        elif guess is not None:
+            told = np.split(guess, targets, 1)[target]
+            found[target] = r2_score(true, told, multioutput="variance_weighted")
+    return found
 
 
 def guessed(x: Halves, y: Halves, groups: Sequence[str] | None = None) -> Float:

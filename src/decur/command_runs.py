@@ -19,7 +19,8 @@ from decur.terminal import make_table, tell_result
 
 _ABOUT = (
     "Runs of decur pretrain and decur transfer on one page: curves overlaid, the settings that "
-    "differ, and scores with what is reached by chance: decur runs runs/a runs/b"
+    "differ, and scores with what is reached by chance, where that is known: "
+    "decur runs runs/a runs/b"
 )
 _CURVES = {
     "loss": "loss",
@@ -27,7 +28,7 @@ _CURVES = {
     "diagonal/unique": "agreement of sensors, unique dimensions",
     "rank/features": "effective rank of features",
 }
-_FLOORS = {"diagonal/": 0.0, "rank/": 1.0}  # no correlation at all; a collapse
+_CHANCE = "/chance"  # ends the name of what a probe has by chance
 _SCORES = ("diagonal/common", "diagonal/unique", "rank/features", "probe/")
 _PLACES = ("run", "resume", "overwrite", "config")  # where a run lies is no setting of it
 _NONE = "–"
@@ -99,9 +100,9 @@ def _open(path: str, name: str) -> _Run:
     try:
         rows = [row for row in read_metrics(folder) if "epoch" in row]
         scores: dict[str, tuple[float | None, float | None]] = {
-            key: (value, next((x for k, x in _FLOORS.items() if key.startswith(k)), None))
+            key: (value, _by_chance(key, rows[-1]))
             for key, value in (rows[-1] if rows else {}).items()
-            if key.startswith(_SCORES)
+            if key.startswith(_SCORES) and not key.endswith(_CHANCE)
         }
         if results.is_file():
             metrics = parse_json(results.read_text())["metrics"]
@@ -113,6 +114,13 @@ def _open(path: str, name: str) -> _Run:
         raise DataError(f"{path}: cannot be read ({reason_of(error)}); give another run") from error
     kept = folder.configuration(used=()) if folder.config.is_file() else {}
     return _Run(name, _flat(kept), rows, scores)
+
+
+def _by_chance(key: str, row: Mapping[str, float]) -> float | None:
+    """Return what a score has by chance; None where that is not known, as of a rank."""
+    if key.startswith("diagonal/"):
+        return 0.0  # no correlation at all
+    return row.get(key.rpartition("/")[0] + _CHANCE)
 
 
 def _number_in(value: Any) -> float | None:

@@ -43,8 +43,8 @@ _PAIRS = (
 )
 _KNOW = "What the encoders know (linear probe of frozen features)"
 _ABOUT_KNOW = (
-    "Before training the same network has its first weights, from which some of a factor can be "
-    "read, too. By chance is the score of one guess for all scenes, such as the most frequent "
+    "Before training is the same network with its first weights: what it has above chance was not "
+    "learned. By chance is the score of one guess for all scenes, such as the most frequent "
     "class. These are scores of one run: another seed may find other factors, and a difference of "
     "a few hundredths may point the other way."
 )

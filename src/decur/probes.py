@@ -21,6 +21,7 @@ from decur.scores import (
     FeatureRows,
     Float,
     Rows,
+    chance,
     known,
     score,
     split,
@@ -273,8 +274,10 @@ def quick_probe(
         seed: of the split.
 
     Returns:
-        `{"s1/linear": score, "s1/knn": ..., "s1+s2/linear": ...}`: accuracy, mean average
-        precision (macro) or R2. Empty where the labels do not suffice, or are of another kind.
+        `{"s1/linear": score, "s1/knn": ..., "s1/chance": ..., "s1+s2/linear": ...}`: accuracy, mean
+        average precision (macro) or R2, that of neighbours held against random ones; and what one
+        guess for all samples that test has. Empty where the labels do not suffice, or are of
+        another kind.
     """
     if target.kind not in METRICS:
         return {}
@@ -323,10 +326,32 @@ def _quick_scores(
     if parts is None:
         return {}
     y, train, test = parts
-    return {
-        kind: score(_quick_output(model, x, y, target, train, test), y[test], target)
-        for kind, model in _quick_models(target, len(train)).items()
-    }
+    scores = {}
+    for kind, model in _quick_models(target, len(train)).items():
+        output = _quick_output(model, x, y, target, train, test)
+        scores[kind] = score(output, y[test], target)
+        if kind == "knn" and target.kind == "scalar":
+            scores[kind] = _beyond_random(scores[kind], y[train], y[test], model.n_neighbors)
+    return {**scores, "chance": chance(y[test], target)}
+
+
+def _beyond_random(r2: float, pool: NDArray[Any], truth: NDArray[Any], k: int) -> float:
+    """Return the R2 of means over k neighbours held against means over k random samples.
+
+    Neighbours that tell nothing miss by more than the mean of all does: R2 has -1 / k by chance and
+    less of few samples, this has 0.
+
+    Args:
+        r2: of the neighbours.
+        pool: (n,) labels that neighbours are drawn from.
+        truth: (m,) labels that are told.
+        k: how many neighbours.
+    """
+    pool, truth = pool.astype(np.float64), truth.astype(np.float64)
+    # expected squared error of a mean of k that are drawn without replacement
+    drawn = pool.var(ddof=1) * (1 / k - 1 / len(pool))
+    random = ((truth - pool.mean()) ** 2).mean() + drawn
+    return float(1 - (1 - r2) * truth.var() / random)
 
 
 def _halves(

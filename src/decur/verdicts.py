@@ -50,7 +50,9 @@ class Interval:
         return float(self.value)  # whoever measured may have left a NumPy number
 
     def __str__(self) -> str:
-        """Return "0.81 (0.75 to 0.86)", or the value alone where the interval is unbounded."""
+        """Return "0.81 (0.75 to 0.86)", the value alone without bounds, or "–" if undefined."""
+        if np.isnan(self.value):
+            return "–"
         known = np.isfinite((self.low, self.high)).all()
         ends = f" ({self.low:z.2f} to {self.high:z.2f})" if known else ""
         return f"{self.value:z.2f}{ends}"  # z: what rounds to nothing has no sign

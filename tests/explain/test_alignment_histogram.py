@@ -1,6 +1,7 @@
 """The alignment histogram against numpy over all rows at once, and by hand."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -53,12 +54,12 @@ def test_it_is_no_average_of_batches():
     assert (whole > 0.99).all() and (halves < 0.5).all()
 
 
-def test_what_does_not_vary_correlates_with_nothing():
+def test_what_does_not_vary_has_no_correlation():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 64, 3)).astype(np.float32)
     a[:, 1] = 0.1
     found = diagonal(chunks(a, b, [30, 34]))
-    assert found[1] == 0 and (found[[0, 2]] != 0).all()
+    np.testing.assert_array_equal(np.isnan(found), [False, True, False])
 
 
 def test_the_last_bin_holds_what_is_above_one():
@@ -108,7 +109,7 @@ def test_errors_of_a_correlation_are_those_of_its_influences(groups):
     known = standard_error(x * y - (x * y).mean(0) * (x**2 + y**2) / 2, own)[0]
     np.testing.assert_allclose(c[:4], at_once(a[rows][:, :4], b[rows][:, :4]), atol=1e-10)
     np.testing.assert_allclose(error[:4], known[:4], rtol=1e-4)
-    assert c[4] == 0 and error[4] == 0
+    assert np.isnan(c[4]) and np.isnan(error[4])
     assert np.isinf(diagonal_with_error(a, b, rows, np.zeros(700))[1]).all()
 
 
@@ -173,6 +174,19 @@ def test_unique_dimensions_are_judged_beyond_chance(unique, samples, groups, sai
 )
 def test_common_dimensions_are_judged_beyond_chance(common, samples, said):
     assert said in findings(of_pair([common] * 4, [0.0] * 4, samples))
+
+
+def test_dimensions_that_do_not_vary_are_named_and_left_out():
+    nan = float("nan")
+    few = of_pair([0.9] * 3, [0.0] * 4, 10_000, 10_000)
+    html = findings(few)
+    assert "collapsed" not in html
+    some = findings(of_pair([0.9, nan, 0.9, nan, 0.9], [0.0] * 4, 10_000, 10_000))
+    told = "2 of 5 common dimensions are the same for all samples of a sensor: collapsed"
+    assert re.sub(f"<p>a-b in run: {told}.*?</p>", "", some) == html and told in some
+    none = findings(of_pair([0.9] * 3, [nan] * 4, 10_000, 10_000))
+    assert "4 of 4 unique dimensions" in none and "nan" not in none
+    plot_all(of_pair([0.9, nan], [nan], 10_000) | {"0/a-b/samples": np.array([10_000, 5])})
 
 
 @pytest.mark.parametrize("seen", ["yes", "cannot be told"])

@@ -118,6 +118,50 @@ def test_draws_what_is_kept_of_crossing_encoders_and_absent_sensors(tmp_path):
     assert figure.get_size_inches()[0] <= 9 and "layer4" in findings(kept)
 
 
+def test_where_points_start_is_what_their_strength_is_held_against():
+    checkpoint, loader = _checkpoint("rda", 1)
+    loader.data.groups = [f"place {row // 4}" for row in range(12)]
+    for module in checkpoint.encoder("optical").modules():
+        if isinstance(module, DeformableAttention):
+            torch.nn.init.zeros_(module.offset[-1].weight)  # so no point moves
+    arrays = points(checkpoint, loader)
+    assert arrays["groups"].tolist() == ["place 0", "place 1", "place 1", "place 2"]
+    for stage in ("layer3", "layer4"):
+        there, everywhere, before = arrays[f"optical/{stage}/strength"].T
+        np.testing.assert_array_equal(there, before)
+        assert (everywhere != there).any()
+    assert findings(arrays).count("cannot be told") == 2
+
+
+@pytest.mark.parametrize(
+    ("there", "before", "said"),
+    [
+        ([1.3, 1.2, 1.35, 1.25], [1.1, 1.05, 1.12, 1.02], "yes"),
+        ([1.0, 0.9, 1.1, 1.0], [1.2, 1.08, 1.32, 1.21], "no"),
+        ([1.11, 1.08, 1.1, 1.12], [1.1, 1.1, 1.08, 1.12], "cannot be told"),
+        ([1.3, 1.2, 1.35, 1.25], None, "cannot be told"),  # as decur 0.1 kept it
+    ],
+)
+def test_points_go_where_the_map_is_strong_only_beyond_their_starts(there, before, said):
+    columns = [there, np.ones(4), before] if before else [there, np.ones(4)]
+    strength = np.array(columns).T
+    strength = np.vstack([strength, np.full_like(strength[:1], np.nan)])  # the sensor is absent
+    arrays = {
+        "ids": np.array(list("abcde")),
+        "modalities": np.array(["s1"]),
+        "s1/stages": np.array(["layer4"]),
+        "s1/layer4/points": np.zeros((5, 1, 4, 2)),
+        "s1/layer4/starts": np.zeros((5, 1, 4, 2)),
+        "s1/layer4/share": np.full(5, 0.5),
+        "s1/layer4/strength": strength,
+    }
+    html = findings(arrays)
+    assert [x for x in ("yes", "no", "cannot be told") if f">{x}<" in html] == [said]
+    assert "nan" not in html
+    arrays["groups"] = np.array(["one"] * 5)
+    assert ">cannot be told<" in findings(arrays)
+
+
 def test_says_why_it_does_not_apply(tiny_checkpoint, tiny_loader):
     with pytest.raises(DoesNotApply, match="deformable"):
         points(tiny_checkpoint(), tiny_loader(8))

@@ -90,6 +90,45 @@ def test_shares_weigh_columns_by_their_variance_and_blocks_are_apart():
     np.testing.assert_allclose(found, [want, 0], atol=0.02)
 
 
+def test_what_does_not_vary_has_no_share_and_tells_nothing():
+    rng = np.random.default_rng(0)
+    x, flat = rng.normal(size=(2, N, 2))
+    flat[TEST] = 3
+    sides = [Halves(side[TRAIN], side[TEST]) for side in (x, np.hstack([flat, x]))]
+    found = predicted(*sides, targets=2)
+    assert np.isnan(found[0]) and found[1] == pytest.approx(1, abs=1e-3)
+    nothing = Halves(np.zeros((len(TRAIN), 0)), np.zeros((len(TEST), 0)))
+    np.testing.assert_array_equal(predicted(nothing, sides[1], targets=2), [np.nan, 0])
+
+
+@pytest.mark.parametrize("part", ["common", "unique"])
+def test_of_a_split_with_a_collapsed_part_nothing_else_is_said(part):
+    arrays = by_hand((0.25, 0.20, 0.30), NOTHING)
+    assert "Consistent" in advice(arrays, "a-b")[0]
+    arrays[f"a-b/rank/{part}"] = np.array([4.0, 1.01])  # on a line
+    (said,) = advice(arrays, "a-b")
+    assert f"line or a point: b {part}." in said
+    blocks = {key.replace("common", "a+b"): x for key, x in arrays.items()}
+    blocks["a-b/parts"] = text("a+b", "unique")
+    assert advice_on_blocks(blocks, "a-b") == [said.replace("common", "a+b")]
+
+
+def test_dead_dimensions_are_no_sign_of_a_common_share_that_is_too_large():
+    rng = np.random.default_rng(0)
+    common, unique = noisy(rng, 12, 0.8), noisy(rng, 6, 0)
+    whole = advice(measured(common, unique), "a-b")
+    dead = [np.hstack([x, np.full((len(x), 12), 0.3)]) for x in common]
+    arrays = measured(dead, unique)
+    said = advice(arrays, "a-b")
+    assert said[0] == whole[0] and "Consistent" in said[0]
+    assert said[1].startswith("12 of 24 common dimensions are the same for all samples of a sensor")
+    assert len(said) == 2
+    assert arrays["a-b/aligned/common"] == pytest.approx([0.8, 0], abs=0.02)
+    none = by_hand((0.25, 0.20, 0.30), NOTHING)
+    none["a-b/diagonal/common"][:] = np.nan  # each in one of the sensors
+    assert "12 of 12 common dimensions" in advice(none, "a-b")[1]
+
+
 def test_canonical_correlations_against_scikit_learn():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, N, 6))
@@ -460,11 +499,13 @@ def test_collapsed_embeddings_tell_nothing(tiny_checkpoint, tiny_loader):
     whole.embeddings["sar"][:] = 0.1
     arrays = shared(run, loader)
     for part in ("common", "unique"):
-        assert arrays[f"optical-sar/same/{part}"].tolist() == [0, 0]
+        np.testing.assert_array_equal(arrays[f"optical-sar/same/{part}"], [np.nan, 0])
+        assert np.isinf(arrays[f"optical-sar/same-interval/{part}"]).all()
         assert not len(arrays[f"optical-sar/canonical/{part}"])
         assert arrays[f"optical-sar/rank/{part}"][1] == 1
         assert arrays[f"optical-sar/recall/{part}"].max() == 0
-    assert "share nothing" in findings(arrays)
-    said = " ".join(advice(arrays, "optical-sar"))
-    assert "line or a point: sar common, sar unique" in said and "narrower" not in said
+    assert "share" not in findings(arrays).partition("samples have both")[0]
+    assert ">– / 0.00 (0.00)<" in findings(arrays) and "nan" not in findings(arrays)
+    (said,) = advice(arrays, "optical-sar")
+    assert "line or a point: sar common, sar unique" in said
     assert plot_shared(arrays) and plot_canonical(arrays)

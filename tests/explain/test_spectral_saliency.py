@@ -9,7 +9,9 @@ from decur.explain import Checkpoint, DoesNotApply, SampleLoader, encoded
 from decur.explain.attribution import ScoredPictures
 from decur.explain.spectral import (
     SpectralSettings,
+    _told,
     bands_above_even,
+    bands_weighed_differently,
     findings,
     independent_rows,
     plot_bands,
@@ -221,6 +223,29 @@ def test_a_band_is_above_an_even_share_only_where_that_is_no_chance():
     assert not found["unique"].any()
     one = bands_above_even({"common": planted[:1], "unique": alike[:1]})
     assert not one["common"].any()  # a single sample tells nothing
+
+
+def test_parts_weigh_a_band_differently_only_where_that_is_no_chance():
+    rng = np.random.default_rng(0)
+    common = rng.dirichlet([6, 6, 6, 6], 40)  # pictures differ more than parts do
+    moved = common + [0.02, -0.02, 0, 0] + rng.normal(0, 0.005, common.shape)
+    assert bands_weighed_differently(moved, common).tolist() == [1, -1, 0, 0]
+    assert not bands_weighed_differently(common[::-1], common).any()
+    assert not bands_weighed_differently(moved[:1], common[:1]).any()
+    of_two = np.arange(40) % 2
+    assert not bands_weighed_differently(moved, common, of_two).any()
+    fired = [bands_weighed_differently(*rng.dirichlet([3] * 4, (2, 20))).any() for _ in range(100)]
+    assert sum(fired) <= 10
+    values = {"unique": moved, "common": common}
+    bands = list("wxyz")
+    said, _ = _told("s1", bands, values, values, np.arange(40), "40 samples")
+    assert said.endswith(
+        "Beyond chance, the unique part gives a larger share than the common one to w, and a "
+        "smaller share than the common one to x."
+    )
+    values = {"unique": common[::-1], "common": common}
+    said, _ = _told("s1", bands, values, values, np.arange(40), "40 samples")
+    assert said.endswith("more to one part than to the other, 40 samples cannot tell.")
 
 
 @pytest.mark.parametrize("compare", [False, True])

@@ -11,6 +11,7 @@ from make_raster import write_placed
 from decur.data import BimodalTrifeature, PairedFolder, PairedScenes, SyntheticScenes
 from decur.data.base import Derived
 from decur.data.folds import without_fold
+from decur.data.packed import PackedPairs, pack
 from decur.errors import DataError
 from decur.explain.settings import folds_of, unseen_part, was_trained_on
 from decur.verdicts import Verdict
@@ -59,10 +60,48 @@ def test_pictures_tell_what_was_trained_on(make_pairs, run_on, tmp_path):
     assert was_trained_on(run, copied, [3]) == YES
     others = shutil.copytree(root, tmp_path / "others")
     for file in others.glob("s?/*.npy"):
-        np.save(file, np.load(file) + 1)
+        np.save(file, np.random.default_rng(1).normal(size=(1, 16, 16)).astype(np.float32))
     assert was_trained_on(run, PairedFolder(others), range(4)) == NO  # the same names
     shutil.rmtree(root)
     assert was_trained_on(run, copied, range(4)) == UNTOLD
+
+
+def test_packed_pictures_are_known_in_whatever_numbers_and_sizes(make_pairs, tmp_path):
+    data = PairedFolder(make_pairs({"s1": 1, "s2": 3}, samples=4, size=16))
+
+    def read(root, **changes):
+        """Open a folder with other statistics, or in another size."""
+        changed = {name: m.with_(**changes).to_dict() for name, m in data.modalities.items()}
+        return PairedFolder(root, changed)
+
+    packs = []
+    for name, source, quantize in (
+        ("float", data, False),
+        ("bytes", data, True),
+        ("stretched", read(data.root, scaling="image"), True),
+        ("small", read(data.root, size=(12, 12)), True),
+    ):
+        pack(source, tmp_path / name, quantize=quantize)
+        packs.append(PackedPairs(tmp_path / name))
+    for one in (data, *packs):
+        for two in (data, *packs):
+            assert was_trained_on("", one, range(4), two) == YES
+    other = shutil.copytree(data.root, tmp_path / "other")
+    for at, file in enumerate(sorted(other.glob("s?/*.npy"))):
+        np.save(file, np.random.default_rng(at).normal(size=np.load(file).shape))
+    for one in (data, *packs[:3]):
+        assert was_trained_on("", PairedFolder(other), range(4), one) == NO
+    # of another size, so that they may be pieces of what was trained on
+    assert was_trained_on("", read(other, size=(8, 8)), range(4), packs[0]) == UNTOLD
+
+
+def test_pictures_without_contrast_cannot_be_compared(make_pairs, tmp_path):
+    data = PairedFolder(make_pairs({"s1": 1}, samples=2, size=16))
+    flat = shutil.copytree(data.root, tmp_path / "flat")
+    for file in flat.glob("s?/*.npy"):
+        np.save(file, np.ones_like(np.load(file)))
+    modality = {"s1": {"bands": ["a"], "scaling": "range", "value_range": [0, 2]}}
+    assert was_trained_on("", PairedFolder(flat, modality), range(2), data) == UNTOLD
 
 
 def test_the_same_pictures_under_other_names_were_trained_on(make_pairs, run_on, tmp_path):

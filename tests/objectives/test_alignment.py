@@ -22,6 +22,7 @@ def test_alignment_equals_the_correlation_matrix(n, k, absent):
         "diagonal/common/s1-s2": c.diagonal()[:6].mean(),
         "diagonal/unique/s1-s2": c.diagonal()[6:].mean(),
         "offdiag_rms/s1-s2": off.square().mean().sqrt(),
+        "offdiag_chance/s1-s2": (both.sum() - 1) ** -0.5,
     }
     for name, views in embeddings.items():
         inside = correlation(*(z[masks[name]].double() for z in views))

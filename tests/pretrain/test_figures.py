@@ -56,18 +56,21 @@ def test_names_are_shown_as_they_are():
     assert [entry.get_text() for entry in axis.get_legend().get_texts()] == ["_s1"]
 
 
-def test_a_correlation_off_the_diagonal_stands_beside_its_chance(tmp_path):
-    """Of 2,000 dimensions without any relation it is one over the root of the samples."""
-    rows = [{"epoch": e, "loss": 1.0, "diagonal/common/a-b": 0.5, "offdiag_rms/a-b": 0.13}
-            for e in (1, 2)]  # fmt: skip
-    folder = RunFolder(tmp_path)
-    write_metrics(folder, rows)
-    figures.write_report(folder, SyntheticScenes(8, 32), batch=64)
-    page = folder.report.read_text()
-    assert "0.125" in page and "here 64" in page
+@pytest.mark.parametrize("pairs", [64, 32, 16])
+def test_a_correlation_off_the_diagonal_stands_beside_its_chance(tmp_path, pairs):
+    """Of dimensions without any relation: fewer samples that have both sensors have more of it."""
     noise = torch.randn(2, 64, 500, generator=torch.Generator().manual_seed(0))
-    found = alignment({"a": (noise[0],) * 2, "b": (noise[1],) * 2}, {"common": slice(0, 500)})
-    assert float(found["offdiag_rms/a-b"]) == pytest.approx(0.125, abs=0.005)
+    present = {"a": torch.ones(64, dtype=torch.bool), "b": torch.arange(64) < pairs}
+    views = {"a": (noise[0],) * 2, "b": (noise[1],) * 2}
+    found = alignment(views, {"common": slice(0, 500)}, present=present)
+    by_chance = float(found["offdiag_chance/a-b"])
+    assert float(found["offdiag_rms/a-b"]) == pytest.approx(by_chance, rel=0.02)
+    folder, row = RunFolder(tmp_path), {"epoch": 1, "loss": 1.0, "offdiag_rms/a-b": 0.5}
+    for more in ({}, {"offdiag_chance/a-b": by_chance}):
+        write_metrics(folder, [row | more])
+        figures.write_report(folder, SyntheticScenes(8, 32))
+        page = folder.report.read_text()
+        assert (f"{by_chance:.3g}" in page) == bool(more) and "offdiag_chance" not in page
 
 
 def test_curves_leave_gaps_where_nothing_was_measured():
@@ -80,13 +83,17 @@ def test_curves_leave_gaps_where_nothing_was_measured():
     assert line.get_xydata().tolist() == [[1, 0.5], [2, 0.4], [3, 0.3]]
     (line,) = figures.probe_curves(rows).axes[0].lines
     assert line.get_xydata().tolist() == [[1, 0.1], [3, 0.3]]
+    rows = [row | ({"probe/x/a/chance": 0.2} if "probe/x/a/linear" in row else {}) for row in rows]
+    axis = figures.probe_curves(rows).axes[0]
+    assert axis.lines[1].get_xydata().tolist() == [[1, 0.2], [3, 0.2]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "by chance"]
     assert figures.rank_curves(rows) is None
 
 
 def test_the_first_screen_says_how_far_the_sensors_agree(tmp_path):
     agreed = {"diagonal/common/a-b": 0.5, "diagonal/common/a-c": 0.7, "diagonal/unique/a-b": -0.001}
     write_metrics(RunFolder(tmp_path), [{"epoch": 3, "loss": 1.0, **agreed}])
-    figures.write_report(RunFolder(tmp_path), SyntheticScenes(8, 32), batch=64)
+    figures.write_report(RunFolder(tmp_path), SyntheticScenes(8, 32))
     page = (tmp_path / "report.html").read_text()
     assert "for 3 epochs on 8 samples" in page and "<b>0.60</b>" in page and "<b>0.00</b>" in page
     page = re.sub("</?span.*?>", "", page)  # which hold options together

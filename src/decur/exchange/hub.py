@@ -16,7 +16,7 @@ from decur.encoders import Encoder, TimmEncoder, load_encoder, save_encoder
 from decur.encoders.files import HUB, WEIGHTS
 from decur.errors import ConfigError, DataError, reading, reason_of
 from decur.modality import Modality
-from decur.pretrain.metrics import read_metrics
+from decur.pretrain.metrics import offdiag_by_chance, read_metrics
 from decur.runs import RunFolder, make_folder, write_json, write_text, writing
 
 log = logging.getLogger(__name__)
@@ -348,13 +348,13 @@ def _plain(values: Mapping[str, Any]) -> str:
 def _alignment(run: RunFolder) -> list[list[str]]:
     """Return how far the embeddings agree at the end of a run, beside what chance gives."""
     rows = read_metrics(run)
-    batch = _mapping(run.configuration(used=()), "loader").get("batch_size")
     found = []
     for key, value in (rows[-1] if rows else {}).items():
         if key.startswith("diagonal/"):
             found.append([f"training: {key}", f"{value:.3f}", "0", "uncorrelated embeddings"])
-        elif key.startswith("offdiag_rms/") and isinstance(batch, int) and batch > 0:
-            floor = f"{batch**-0.5:.3f}"
+        elif key.startswith("offdiag_rms/"):
+            by_chance = offdiag_by_chance(key, rows[-1])
+            floor = _ABSENT if by_chance is None else f"{by_chance:.3f}"
             found.append(
                 [f"training: {key}", f"{value:.3f}", floor, "uncorrelated embeddings of a batch"]
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from decur.errors import enumerated
 from decur.explain.base import Arrays, seen_in_training
 from decur.objectives.blocks import is_shared, sensors_of
+from decur.scores import Float
 from decur.verdicts import LEVEL, Interval, Verdict, all_of, any_of
 
 TELLS = 0.1  # least share of held-out variance, beyond chance, that is worth a dimension
@@ -24,6 +26,10 @@ FEWEST = 10  # independent test samples, to tell that directions are not shared
 MORE = (
     "Explain more samples: raise --samples and --options.shared.samples, or give more data with "
     "--data.KEY VALUE."
+)
+_ANEW = (
+    "Nothing can be told from these; look at the loss, and train anew with a lower optimizer.lr or "
+    "for longer."
 )
 _MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach
 
@@ -53,9 +59,10 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     5. None of them: the numbers are consistent with this split. They cannot tell the right share,
        as the objective fills any number of common dimensions with copies; where fewer directions
        are shared than there are common dimensions, that is said.
+       Dimensions that are the same for all samples of a sensor are left out, and said to be so.
     6. A part's effective rank is below a tenth of what its width and the training samples allow:
        a narrower embedding may be enough. Where it is hardly above 1, all samples lie on a line or
-       in a point: the part has collapsed, and its width says nothing.
+       in a point: the part has collapsed, its width says nothing, and none of rules 1 to 5 holds.
 
     Args:
         arrays: of `shared`.
@@ -63,10 +70,13 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     """
     if seen := no_verdict_on_pairs_seen(arrays):
         return seen
+    if _collapsed(arrays, pair):
+        return on_width(arrays, pair)
     measured = _Measured.of(arrays, pair)
     told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
     copies = [] if told_apart else _on_copies(arrays, pair)
-    return [_on_the_split(measured), *copies, *on_width(arrays, pair)]
+    constant = on_constant(_diagonals(arrays, pair))
+    return [_on_the_split(measured), *copies, *constant, *on_width(arrays, pair)]
 
 
 def no_verdict_on_pairs_seen(arrays: Arrays, run: int = 0) -> list[str]:
@@ -96,6 +106,7 @@ class _Measured:
 
     Args:
         widths: dimensions by part.
+        vary: those of them that vary, by part.
         told: of each part, how much the other sensor tells beyond chance by its better predictor.
         apart: share of the common dimensions that the sensors do not share.
         reached: correlation that a common dimension can reach.
@@ -103,6 +114,7 @@ class _Measured:
     """
 
     widths: dict[str, int]
+    vary: dict[str, int]
     told: dict[str, Interval]
     apart: Interval
     reached: float
@@ -118,6 +130,7 @@ class _Measured:
         reached = correlation_reached(arrays, pair)
         return cls(
             widths=widths,
+            vary=widths | {p: len(varying(c)) for p, c in _diagonals(arrays, pair).items()},
             told={part: told(arrays, pair, part) for part in parts},
             apart=share_apart(arrays, pair, reached),
             reached=reached,
@@ -133,7 +146,7 @@ class _Measured:
     def held(self) -> Interval:
         """Share of the unique dimensions in all the variance that can be predicted."""
         unique, common = (self.told.get(part, Interval(0.0, 0.0, 0.0)) for part in _PARTS)
-        k_unique, k_common = (self.widths.get(part, 0) for part in _PARTS)
+        k_unique, k_common = (self.vary.get(part, 0) for part in _PARTS)
         pairs = [
             (k_unique * max(u, 0.0), k_common * max(c, 0.0))
             for u, c in (
@@ -243,7 +256,7 @@ def told(arrays: Arrays, pair: str, part: str) -> Interval:
     """Return R2 of a part beyond chance, from the better of its predictors and directions."""
     found = []
     for key in ("same", "features"):
-        chance = float(arrays[f"{pair}/{key}-chance/{part}"].max(initial=0))
+        chance = float(np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0))
         values = arrays[f"{pair}/{key}/{part}"]
         unknown = np.tile([-np.inf, np.inf], (len(values), 1))
         ends = arrays.get(f"{pair}/{key}-interval/{part}", unknown)
@@ -251,8 +264,8 @@ def told(arrays: Arrays, pair: str, part: str) -> Interval:
             Interval(float(value), float(low), float(high)) - chance
             for value, (low, high) in zip(values, ends, strict=True)
         ]
-    value, low, high = (max(getattr(x, end) for x in found) for end in ("value", "low", "high"))
-    return Interval(value, low, high)
+    value = float(np.fmax.reduce([x.value for x in found]))
+    return Interval(value, max(x.low for x in found), max(x.high for x in found))
 
 
 def _leaks(found: _Measured) -> Verdict:
@@ -276,7 +289,9 @@ def correlation_reached(arrays: Arrays, pair: str) -> float:
     """
     if f"{pair}/diagonal/common" not in arrays:
         return float("nan")
-    c, error = arrays[f"{pair}/diagonal/common"]  # (k,) each
+    c, error = varying(arrays[f"{pair}/diagonal/common"])  # (k,) each
+    if not len(c):
+        return float("nan")
     reach = _student(int(arrays[f"{pair}/independent"][0]) - 1, LEVEL) * error
     own = float(np.quantile(c - reach, _MOST_ALIKE))
     views = float(arrays[f"{pair}/ceiling"].min())  # 0 where it is not known
@@ -298,7 +313,7 @@ def share_apart(arrays: Arrays, pair: str, reached: float) -> Interval:
     """
     if not np.isfinite(reached):
         return Interval(float("nan"))
-    c, error = arrays[f"{pair}/diagonal/common"]  # (k,) each
+    c, error = varying(arrays[f"{pair}/diagonal/common"])  # (k,) each
     reach = _student(int(arrays[f"{pair}/independent"][0]) - 1, LEVEL) * error
     limit = APART * reached
     low, high = (c + reach < limit).mean(), 1 - (c - reach > limit).mean()
@@ -311,7 +326,7 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
         return []
     values = arrays[f"{pair}/canonical/common"]
     level = arrays[f"{pair}/canonical-chance/common"].max()
-    width = int(arrays[f"{pair}/widths"][arrays[f"{pair}/parts"].tolist().index("common")])
+    width = len(varying(arrays[f"{pair}/diagonal/common"][0]))
     shown = min(width, int(arrays[f"{pair}/looked"]))
     tested = int(arrays[f"{pair}/independent"][1])
     if tested < FEWEST:
@@ -333,31 +348,87 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
 
 def on_width(arrays: Arrays, pair: str) -> list[str]:
     """Say which parts use few of their dimensions (rule 6)."""
-    trained = arrays[f"{pair}/samples"][1]
-    # samples of one group may be alike: as many directions as groups can be all there is
-    trained = min(trained, arrays.get(f"{pair}/independent", [trained])[0])
-    widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
-    sensors = arrays[f"{pair}/sensors"].tolist()
-    low, collapsed = [], []
-    for part, width in widths:
-        for sensor, name in enumerate(sensors):
-            rank, most = arrays[f"{pair}/rank/{part}"][sensor], min(width, trained - 1)
-            if rank < COLLAPSED < most:
-                collapsed.append(f"{name} {part}")
-            elif rank < LOW_RANK * most:
-                low.append(f"{name} {part} ({rank:.0f} of {most})")
+    collapsed = _collapsed(arrays, pair)
+    low = [
+        f"{part} ({rank:.0f} of {most})"
+        for part, (rank, most) in _ranks(arrays, pair).items()
+        if rank < LOW_RANK * most and part not in collapsed
+    ]
     said = []
     if collapsed:
-        said.append(
-            f"Collapsed to a line or a point: {', '.join(collapsed)}. Nothing can be told from "
-            "these; look at the loss, and train anew with a lower optimizer.lr or for longer."
-        )
+        said.append(f"Collapsed to a line or a point: {', '.join(collapsed)}. {_ANEW}")
     if low:
         said.append(
             f"The effective rank is low beside the width: {', '.join(low)}. A narrower embedding "
             "(projector.width) may hold as much; only a run tells."
         )
     return said
+
+
+def on_constant(diagonals: Mapping[str, Float]) -> list[str]:
+    """Say how many dimensions of each part do not vary, which no other sentence counts.
+
+    Args:
+        diagonals: C_ii by part, (k,) each, NaN where a dimension is the same for all samples of
+            either sensor.
+    """
+    constant = [
+        f"{len(c) - len(varying(c))} of {len(c)} {part} dimensions"
+        for part, c in diagonals.items()
+        if len(varying(c)) < len(c)
+    ]
+    if not constant:
+        return []
+    return [f"{enumerated(constant)} are the same for all samples of a sensor: collapsed. {_ANEW}"]
+
+
+def varying(diagonal: Float) -> Float:
+    """Return the columns of correlations, (..., k), without those of dimensions that do not vary.
+
+    Args:
+        diagonal: C_ii, or rows of which the first is C_ii; NaN where a dimension does not vary.
+    """
+    found: Float = diagonal[..., ~np.isnan(np.atleast_2d(diagonal)[0])]
+    return found
+
+
+def _diagonals(arrays: Arrays, pair: str) -> dict[str, Float]:
+    """Return C_ii of each part."""
+    return {
+        part: arrays[f"{pair}/diagonal/{part}"][0]
+        for part in arrays[f"{pair}/parts"].tolist()
+        if f"{pair}/diagonal/{part}" in arrays
+    }
+
+
+def _collapsed(arrays: Arrays, pair: str) -> list[str]:
+    """Return parts of which all samples lie on a line or in a point, as "s1 common"."""
+    ranks = _ranks(arrays, pair)
+    flat = {
+        f"{name} {part}"
+        for part in arrays[f"{pair}/parts"].tolist()
+        # the first direction is to the second sensor
+        for name, score in zip(
+            arrays[f"{pair}/sensors"].tolist()[::-1], arrays[f"{pair}/same/{part}"], strict=True
+        )
+        if np.isnan(score)
+    }
+    return [part for part, (rank, most) in ranks.items() if rank < COLLAPSED < most or part in flat]
+
+
+def _ranks(arrays: Arrays, pair: str) -> dict[str, tuple[float, int]]:
+    """Return the effective rank of each sensor's parts, and the most that it can be."""
+    trained = arrays[f"{pair}/samples"][1]
+    # samples of one group may be alike: as many directions as groups can be all there is
+    trained = min(trained, arrays.get(f"{pair}/independent", [trained])[0])
+    widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
+    return {
+        f"{name} {part}": (float(rank), min(width, trained - 1))
+        for part, width in widths
+        for name, rank in zip(
+            arrays[f"{pair}/sensors"].tolist(), arrays[f"{pair}/rank/{part}"], strict=True
+        )
+    }
 
 
 def _student(freedom: int, level: float) -> float:
@@ -386,7 +457,7 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     A block that names both should be told by the other sensor, by more than 0.1 of its variance
     beyond chance; a block that leaves one of them out, and the unique dimensions, should not. Each
     is judged with its interval; what cannot be told is not complained of. Of pairs that the run was
-    trained on, or nobody can tell, there is no verdict.
+    trained on, or nobody can tell, there is no verdict, and none where a part has collapsed.
 
     Args:
         arrays: of `shared`.
@@ -394,6 +465,8 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     """
     if seen := no_verdict_on_pairs_seen(arrays):
         return seen
+    if _collapsed(arrays, pair):
+        return on_width(arrays, pair)
     sensors = arrays[f"{pair}/sensors"].tolist()
     measured = {part: told(arrays, pair, part) for part in arrays[f"{pair}/parts"].tolist()}
     shared = {part: value for part, value in measured.items() if is_shared(part, *sensors)}
@@ -423,7 +496,7 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
             if untold
             else "That is consistent with these blocks, and cannot tell their right shares."
         )
-    return [*found, *on_width(arrays, pair)]
+    return [*found, *on_constant(_diagonals(arrays, pair)), *on_width(arrays, pair)]
 
 
 def _listed(parts: dict[str, Interval], nothing: str = "nothing") -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.data.selection import interleaved
-from decur.explain.advice import TELLS, no_verdict_on_pairs_seen
+from decur.explain.advice import TELLS, no_verdict_on_pairs_seen, on_constant, varying
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -61,7 +61,8 @@ def alignment(
 
     Returns:
         "runs" and "pairs", names; for run number R "R/parts", "R/bounds" (parts, 2), and for each
-        pair that it has "R/A-B/all" and "R/A-B/batch", (K,) each, with their numbers of samples,
+        pair that it has "R/A-B/all" and "R/A-B/batch", (K,) each, NaN where a dimension is the
+        same for all samples of either sensor, with their numbers of samples,
         "R/A-B/samples" (2,); of further batches "R/A-B/batch/1" and so on, (K,); of all samples
         the standard errors, "R/A-B/error" (K,), and "R/A-B/independent", how many samples are
         independent: the groups where the data names groups.
@@ -143,23 +144,27 @@ def findings(arrays: Arrays) -> str:
             key = f"{number}/{pair}"
             if f"{key}/all" not in arrays:
                 continue
-            if not arrays[f"{key}/all"].any():
+            if not varying(arrays[f"{key}/all"]).any():
                 sentences.append(
                     f"{pair} in {run}: one of the two has the same embedding for all samples, so "
                     "nothing can be compared."
                 )
                 continue
             told = []
+            diagonals = {p: arrays[f"{key}/all"][d] for p, d in _parts(arrays, number).items()}
             for part, dims in _parts(arrays, number).items():
-                c = arrays[f"{key}/all"][dims]
-                loss, once = losses(c), losses(arrays[f"{key}/batch"][dims])
+                c = varying(diagonals[part])
+                if not len(c):
+                    continue
+                loss, once = losses(c), losses(varying(arrays[f"{key}/batch"][dims]))
                 agrees = is_shared_by(part, pair)
                 apart = float(((c if agrees else np.abs(c)) < APART).mean())
                 agreed = agreement(arrays, key, dims, agrees=agrees)
                 rows.append(
                     [*([run] if len(runs) > 1 else []), *([pair] if len(pairs) > 1 else [])]
                     + [part, float(loss.mean()), f"{apart:.0%}", str(agreed)]
-                    + [f"{(loss > 1).mean():.0%}", float(once.mean()), float(c.mean()), len(c)]
+                    + [f"{(loss > 1).mean():.0%}", float(once.mean()) if len(once) else np.nan]
+                    + [float(c.mean()), len(c)]
                 )
                 said = f"{apart:.0%} are apart"
                 if seen_in_training(arrays, number) is Verdict.NO:
@@ -178,6 +183,7 @@ def findings(arrays: Arrays) -> str:
                 + ", ".join(told)
                 + f". The one batch has {once_n} samples."
             )
+            sentences += [f"{pair} in {run}: {said}" for said in on_constant(diagonals)]
     for number, run in enumerate(runs):
         of = f"{run}: " if len(runs) > 1 else ""
         sentences += [of + reason for reason in no_verdict_on_pairs_seen(arrays, number)]
@@ -217,9 +223,9 @@ def agreement(arrays: Arrays, key: str, dims: slice, *, agrees: bool) -> Interva
     """
     from scipy.stats import t
 
-    c = arrays[f"{key}/all"][dims]
-    samples = int(arrays[f"{key}/samples"][0])
     error = arrays.get(f"{key}/error", np.zeros(dims.stop))[dims]
+    c, error = varying(np.stack([arrays[f"{key}/all"][dims], error]))
+    samples = int(arrays[f"{key}/samples"][0])
     freedom = int(arrays.get(f"{key}/independent", samples)) - 1
     if freedom < 1:
         return Interval(float((c * np.abs(c) if agrees else c**2).mean()))

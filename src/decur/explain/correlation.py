@@ -24,7 +24,7 @@ def diagonal(chunks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> Float:
         chunks: rows of A and B, (n, K) each.
 
     Returns:
-        (K,); 0 where a column is constant to the precision of what came in.
+        (K,); NaN where a column is constant to the precision of what came in.
     """
     return _Moments.of(chunks).correlation
 
@@ -47,7 +47,7 @@ def diagonal_with_error(
         groups: (n,) of these rows; None: each is one of its own.
 
     Returns:
-        (2, K); errors are infinite where there is one group alone.
+        (2, K), NaN where a column is constant; errors are infinite where there is one group alone.
     """
     codes = np.arange(len(rows))
     if groups is not None:
@@ -139,9 +139,9 @@ class _Moments:
 
     @property
     def correlation(self) -> Float:
-        """Return the correlation of each column of A with that of B, 0 where one is constant."""
+        """Return the correlation of each column of A with that of B, NaN where one is constant."""
         one, two = self.scale
-        return np.asarray(self.product / self.seen * one * two)
+        return np.where(one > 0, self.product / self.seen * one * two, np.nan)
 
 
 def chunked(

@@ -19,6 +19,7 @@ from decur.explain.model import Checkpoint
 from decur.features import SampleLoader, each_batch, spread
 from decur.plotting import Figure, plain, render, subplots
 from decur.report import paragraph, table
+from decur.verdicts import LEVEL, Interval, ratio_interval
 
 SHOWN, MOST = 4, 16  # samples, where none are named and where they are
 _ACROSS = 2  # sensors side by side
@@ -45,9 +46,9 @@ def points(
         "M/stages", names; of each stage S "M/S/component" (n, h, w), of standard deviation 1 over
         its places; "M/S/points" and "M/S/starts" (n, g, p, 2), x and y, from -1 (left, top) to 1:
         where they are, and where they were before the attention moved them; "M/S/share" (n,), of
-        the map's variance that the component explains; and "M/S/strength" (n, 2), the mean length
-        of the vectors of the map that is sampled, at the points and everywhere. NaN where the
-        sensor is absent.
+        the map's variance that the component explains; and "M/S/strength" (n, 3), the mean length
+        of the vectors of the map that is sampled: at the points, everywhere and at the starts. NaN
+        where the sensor is absent. "groups" (n,), where the data names them.
 
     Raises:
         ConfigError: if there is no sample of such an id, or they are too many.
@@ -72,6 +73,8 @@ def points(
     one = LoaderSettings(batch_size=MOST, workers=0)
     few = SampleLoader(loader.data, settings=one, among=places)
     arrays: Arrays = {"ids": text(*few.ids), "modalities": text(*checkpoint.modalities)}
+    if few.groups is not None:
+        arrays["groups"] = text(*few.groups)
     of_batch = partial(_of_batch, checkpoint, attentions)
     for found in each_batch(checkpoint, few, make=of_batch, watch=watch):
         arrays |= found
@@ -126,16 +129,20 @@ def _of_batch(
             feature, inspection, sampled = seen[name, stage]
             found = [component(x.float().cpu().numpy()) for x in feature]
             at, start = _places(attentions[name][stage], inspection, feature.shape)
+            starts = start.expand_as(at)
             long = sampled.float().norm(dim=1, keepdim=True)  # (n, 1, h, w)
-            there = nn.functional.grid_sample(
-                long, at, mode="bilinear", padding_mode="border", align_corners=False
-            )  # (n, 1, g, p)
-            strength = torch.stack([there.mean((1, 2, 3)), long.mean((1, 2, 3))], 1)
+            there, before = (
+                nn.functional.grid_sample(
+                    long, grid, mode="bilinear", padding_mode="border", align_corners=False
+                )  # (n, 1, g, p)
+                for grid in (at, starts)
+            )
+            strength = torch.stack([x.mean((1, 2, 3)) for x in (there, long, before)], 1)
             for key, rows in (
                 ("component", np.stack([scores for scores, _ in found])),
                 ("share", np.array([share for _, share in found])),
                 ("points", at.cpu().numpy()),
-                ("starts", start.expand_as(at).cpu().numpy()),
+                ("starts", starts.cpu().numpy()),
                 ("strength", strength.cpu().numpy()),
             ):
                 arrays[f"{name}/{stage}/{key}"] = _among(has, rows)
@@ -255,31 +262,58 @@ def _draw(axes: Any, arrays: Arrays, name: str, row: int, heading: bool) -> None
 
 def findings(arrays: Arrays) -> str:
     """Write how far the points have moved, and whether they go where the map is strong."""
+    shown = [
+        (name, stage)
+        for name in arrays["modalities"].tolist()
+        for stage in arrays[f"{name}/stages"].tolist()
+        if f"{name}/{stage}/points" in arrays
+    ]
     rows: list[list[object]] = []
-    for name in arrays["modalities"].tolist():
-        for stage in arrays[f"{name}/stages"].tolist():
-            key = f"{name}/{stage}"
-            if f"{key}/points" not in arrays:
-                continue
-            at, start = arrays[f"{key}/points"], arrays[f"{key}/starts"]
-            far = float(np.nanmean(np.linalg.norm(at - start, axis=-1)) / 2)
-            step = at.shape[2] ** -0.5  # between points of a square grid, in widths of the picture
-            there, everywhere = np.nanmean(arrays[f"{key}/strength"], 0)
-            rows.append(
-                [name, stage, at.shape[1], at.shape[2], f"{100 * far:.1f} %", far / step]
-                + [float(there / everywhere) if everywhere else 1.0]
-                + [f"{100 * np.nanmean(arrays[f'{key}/share']):.0f} %"]
-            )
-    head = ["sensor", "stage", "groups", "points", "moved", "in steps", "strength", "explained"]
+    for name, stage in shown:
+        key = f"{name}/{stage}"
+        at, start = arrays[f"{key}/points"], arrays[f"{key}/starts"]
+        far = float(np.nanmean(np.linalg.norm(at - start, axis=-1)) / 2)
+        step = at.shape[2] ** -0.5  # between points of a square grid, in widths of the picture
+        there, before, more = _strengths(arrays, key, LEVEL / len(shown))
+        rows.append(
+            [name, stage, at.shape[1], at.shape[2], f"{100 * far:.1f} %", far / step]
+            + [there, before, str(more), more.above().value]
+            + [f"{100 * np.nanmean(arrays[f'{key}/share']):.0f} %"]
+        )
+    head = ["sensor", "stage", "groups", "points", "moved", "in steps", "strength", "at the starts"]
+    head += ["difference", "go where it is strong", "explained"]
     reading = (
         "moved: how far attention has moved its points on average, as a share of the picture's "
-        "width, and in steps of the grid that they start on; 0 is a module that has learned no "
-        "place yet. strength: mean length of the vectors of the map that is sampled at the points, "
-        "over that at all its places; above 1 the points go where the map is strong. explained: "
-        "share of the variance of the stage's map that its first component shows. Of the "
-        f"{len(arrays['ids'])} samples above."
+        "width, and in steps of the grid that they start on; a module with fresh weights has moved "
+        "them, too, so that this alone tells nothing of what was learned. strength: mean length of "
+        "the vectors of the map that is sampled at the points, over that at all its places; a grid "
+        "has one above or below 1, too, so that the points go where the map is strong only if it "
+        "is more than at their starts, beyond the interval of the difference (95 % for all rows "
+        "together). explained: share of the variance of the stage's map that its first component "
+        f"shows. Of the {len(arrays['ids'])} samples above; --options.points.ids takes up to "
+        f"{MOST}."
     )
     return table(head, rows) + paragraph(reading)
+
+
+def _strengths(arrays: Arrays, key: str, level: float) -> tuple[float, float, Interval]:
+    """Return the strength at the points and at their starts, and the difference with its interval.
+
+    Args:
+        arrays: of `points`.
+        key: "SENSOR/STAGE".
+        level: of the interval.
+    """
+    strength = arrays[f"{key}/strength"]
+    has = ~np.isnan(strength).any(1)
+    there, everywhere, *others = strength[has].T
+    before = others[0] if others else np.full_like(there, np.nan)  # decur 0.1 kept two
+    groups = arrays["groups"][has] if "groups" in arrays else None
+    if not everywhere.any():
+        return np.nan, np.nan, Interval(np.nan)
+    more = ratio_interval(there - before, everywhere, groups, level)
+    total = everywhere.sum()
+    return float(there.sum() / total), float(before.sum() / total), more
 
 
 register(
@@ -290,8 +324,8 @@ register(
             "Where deformable attention looks (Fig. 5b of the paper): each sensor's picture and, "
             "for each stage that has attention, the first principal component of its feature map, "
             "in colour where the picture is and in grey where not, over the picture, with the "
-            "points that are sampled. Bright is where the features are strong. Points that have "
-            "left their grid show what the encoder attends to, which differs from sensor to sensor."
+            "points that are sampled. Bright is where the features are strong. A line leads to "
+            "each point from where it started; fresh weights move points, too."
         ),
         arrays=points,
         plots={"map": plot_points},

@@ -56,7 +56,7 @@ T = TypeVar("T")
 _SEEN = {
     Verdict.YES: "yes, so that what agrees in them may be learned by heart",
     Verdict.NO: "no",
-    Verdict.UNTOLD: "cannot be told, as the data of the run is not there",
+    Verdict.UNTOLD: "cannot be told, as the data of the run is not there or cannot be compared",
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FIRST = 100  # place of the first analysis in the report: after what other commands write
 LAST = 900  # place of the first analysis that has nothing to say: after all others
-FORMAT = 5  # raised when an analysis would come out otherwise
+FORMAT = 6  # raised when an analysis would come out otherwise
 _ABOUT = "decur"  # key of what belongs to the file and not to the analysis
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from decur.data import LoaderSettings, PairedDataset
 from decur.data.folds import divide
@@ -125,6 +126,8 @@ FURTHER = (
     1_000_000  # samples between the first of generated data that was trained on and an unseen one
 )
 _LOOKED_AT = 4  # samples, to tell whether they are of the same pictures
+# Correlation of two pictures above which they show the same, and below which they do not.
+_SAME, _OTHER = 0.95, 0.5
 _LOOKED_THROUGH = 100_000  # samples of a run whose files are compared, at most
 
 
@@ -196,7 +199,9 @@ def was_trained_on(
         trained: what the run was trained on, where it is open already.
 
     Returns:
-        UNTOLD where the run's own data cannot be opened any more, or none of its pictures read.
+        UNTOLD where the run's own data cannot be opened any more, or pictures of the same names
+        cannot be compared. Samples of other names without files of their own, as packed ones, count
+        as other samples.
     """
     try:
         trained = folds_of(run, own_data(run))[0] if trained is None else trained
@@ -204,21 +209,70 @@ def was_trained_on(
         return Verdict.UNTOLD
     place = {name: index for index, name in enumerate(trained.ids)}
     both = [(place[data.ids[i]], i) for i in indices if data.ids[i] in place]
-    compared = 0
+    alike = []
     # names such as 0001 are found in many a folder: pictures decide
     for own, other in spaced(both, _LOOKED_AT):
         if _are_same_files(trained, own, data, other):
             return Verdict.YES  # though perhaps cut or scaled otherwise
-        try:
-            one, two = trained.read(own)["images"], data.read(other)["images"]
-        except BadSampleError:
-            continue
-        compared += 1
-        if any(name in two and torch.equal(x, two[name]) for name, x in one.items()):
-            return Verdict.YES
-    if _are_files_of(trained, data, indices):
+        alike.append(_are_same_pictures(trained, own, data, other))
+    if Verdict.YES in alike or _are_files_of(trained, data, indices):
         return Verdict.YES
-    return Verdict.UNTOLD if both and not compared else Verdict.NO
+    return Verdict.UNTOLD if both and Verdict.NO not in alike else Verdict.NO
+
+
+def _are_same_pictures(
+    trained: PairedDataset, own: int, data: PairedDataset, other: int
+) -> Verdict:
+    """Tell whether two samples show the same, in whatever numbers and sizes their pictures are.
+
+    Returns:
+        YES where a sensor does; NO where one surely does not and none does; UNTOLD where either
+        sample cannot be read, or they have no sensor that can be compared.
+    """
+    try:
+        one, two = trained[own]["images"], data[other]["images"]
+    except BadSampleError:
+        return Verdict.UNTOLD
+    found = []
+    for name in one.keys() & two.keys():
+        if torch.equal(one[name], two[name]):
+            return Verdict.YES
+        scaled = trained.modalities[name].scale(one[name]), data.modalities[name].scale(two[name])
+        found.append(_are_alike(*scaled))
+    if Verdict.YES in found:
+        return Verdict.YES
+    return Verdict.NO if Verdict.NO in found else Verdict.UNTOLD
+
+
+def _are_alike(one: torch.Tensor, two: torch.Tensor) -> Verdict:
+    """Tell whether two pictures of one sensor show the same, by the correlation of their pixels.
+
+    Quantising, other statistics and resizing hardly change it. Pictures of other bands, pictures
+    that are the same everywhere, and those of other sizes, of which one may be cut out of the
+    other, may be the same without a correlation.
+
+    Args:
+        one: (..., C, H, W), scaled.
+        two: (..., C, H', W'), scaled.
+    """
+    if one.shape[:-2] != two.shape[:-2]:
+        return Verdict.UNTOLD
+    sides = list(one.shape[-2:])
+    if sides != list(two.shape[-2:]):  # half of the smaller one averages out how they were resized
+        sides = [max(min(one.shape[axis], two.shape[axis]) // 2, 1) for axis in (-2, -1)]
+    x, y = (
+        nn.functional.adaptive_avg_pool2d(each.flatten(0, -3)[None], sides).double()
+        for each in (one, two)
+    )  # (1, C, h, w)
+    x, y = (each - each.mean((2, 3), keepdim=True) for each in (x, y))
+    norms = float(x.norm() * y.norm())
+    if norms <= 1e-6 * x.numel():  # a standard deviation of a thousandth: hardly any bits
+        return Verdict.UNTOLD
+    correlation = float((x * y).sum()) / norms
+    if correlation > _SAME:
+        return Verdict.YES
+    comparable = one.shape == two.shape and correlation < _OTHER
+    return Verdict.NO if comparable else Verdict.UNTOLD
 
 
 def _are_same_files(trained: PairedDataset, own: int, data: PairedDataset, other: int) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from decur.agreement import Halves, at_random, canonical, coordinates, guessed, places, predicted
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
-from decur.explain.advice import advice, advice_on_blocks, has_blocks
+from decur.explain.advice import advice, advice_on_blocks, has_blocks, varying
 from decur.explain.alignment import MISALIGNED, losses
 from decur.explain.base import (
     Analysis,
@@ -80,12 +80,13 @@ def shared(
         "pairs"; for each "PAIR/sensors", "PAIR/parts", "PAIR/widths" of parts, "PAIR/samples" (all,
         training, test), "PAIR/grouped"; and for each part P, directions A to B and B to A first:
         "PAIR/aligned/P" (mean C_ii, share misaligned); "PAIR/diagonal/P" (2, k), C_ii of all
-        samples and its standard error; "PAIR/same/P" (2,), held-out R2 of P of one from P of the
-        other, "PAIR/features/P" (2,), from the other's encoder, each with "PAIR/same-chance/P"
-        (2, permutations) and "PAIR/same-interval/P" (2, 2), the ends of intervals that hold all
-        four R2 of a part in 95 of 100 cases; "PAIR/canonical/P" (r,), with the largest of each
-        permutation "PAIR/canonical-chance/P", "PAIR/kept/P" (2,), variance among the components, of
-        which there are at most "PAIR/looked";
+        samples and its standard error, NaN where a dimension does not vary; "PAIR/same/P" (2,),
+        held-out R2 of P of one from P of the other, "PAIR/features/P" (2,), from the other's
+        encoder, NaN of what does not vary, each with "PAIR/same-chance/P" (2, permutations) and
+        "PAIR/same-interval/P" (2, 2), the ends of intervals that hold all four R2 of a part in 95
+        of 100 cases;
+        "PAIR/canonical/P" (r,), with the largest of each permutation "PAIR/canonical-chance/P",
+        "PAIR/kept/P" (2,), variance among the components, of which there are at most "PAIR/looked";
         "PAIR/independent" (2,), the samples, or groups where there are any, of all and of the test
         part; "PAIR/ceiling" (2,), the mean C_ii of two views of either sensor at the end of
         training, 0 unknown; "PAIR/rank/P" (2,) effective rank of A and of B; "PAIR/recall/P"
@@ -187,7 +188,7 @@ class _Fitting:
             targets = [Halves(x[self.train], x[self.test]) for x in wanted]
             yield {
                 f"rank/{part}": np.array(ranks),
-                f"aligned/{part}": np.array([c.mean(), (losses(c) > MISALIGNED).mean()]),
+                f"aligned/{part}": _aligned(varying(c)),
                 f"diagonal/{part}": np.stack([c, error[dims]]),
                 **self._canonical(part, own, rng),
             }
@@ -230,8 +231,10 @@ class _Fitting:
             np.hstack([half.train for half in mixed]), np.hstack([half.test for half in mixed])
         )
         whole = ((y.test - y.test.mean(0)) ** 2).sum(1)  # (m,)
-        true = Interval(0.0, 0.0, 0.0)  # where there is nothing to tell, or nothing to tell it by
-        if whole.any() and x.train.shape[1]:
+        varies = np.ptp(y.test, axis=0).any()
+        # without an interval: what does not vary neither tells nor can be told
+        true = Interval(0.0 if varies else float("nan"))
+        if varies and x.train.shape[1]:
             missed = ((y.test - guessed(x, y, train)) ** 2).sum(1)
             true = ratio_interval(whole - missed, whole, test, LEVEL / _ANSWERS)
         return true, predicted(x, stacked, train, targets=self.permutations)
@@ -279,7 +282,7 @@ def plot_shared(arrays: Arrays) -> Figure:
             bars = {part: arrays[f"{pair}/{key}/{part}"] for part in parts}
             chance = {part: arrays[f"{pair}/{key}-chance/{part}"].max(1) for part in parts}
             _bars(axis, arrays, pair, bars, chance)
-            axis.set_ylim(min(-0.05, *(float(v.min()) for v in bars.values())), 1)
+            axis.set_ylim(float(np.nanmin([-0.05, *np.concatenate(list(bars.values()))])), 1)
             if not row:
                 axis.set_title(f"held-out R2 {title}", fontsize=9)
         names = [*parts, "all"] if len(parts) > 1 else parts
@@ -368,11 +371,11 @@ def findings(arrays: Arrays) -> str:
             level = arrays[f"{pair}/canonical-chance/{part}"].max()
             recall = arrays[f"{pair}/recall/{part}"]
             row = [pair, part, width, " / ".join(f"{rank:.0f}" for rank in ranks)]
-            row.append(f"{arrays[f'{pair}/aligned/{part}'][0]:.2f}")
+            row.append(_score(arrays[f"{pair}/aligned/{part}"][0]))
             for key in ("same", "features"):
                 scores = arrays[f"{pair}/{key}/{part}"]
-                chance = arrays[f"{pair}/{key}-chance/{part}"].max(initial=0)
-                row.append(" / ".join(f"{score:.2f}" for score in scores) + f" ({chance:.2f})")
+                chance = np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0)
+                row.append(" / ".join(map(_score, scores)) + f" ({chance:.2f})")
             row.append(f"{(values > level).sum()} of {len(values)}")
             row.append(f"{values.max(initial=0):.2f} ({level:.2f})")
             row.append(" / ".join(f"{r:.1%}" for r in recall[:, 0]) + f" ({1 / n:.1%})")
@@ -393,12 +396,24 @@ def findings(arrays: Arrays) -> str:
         "not show. Two numbers are the two sensors, or the directions from the first to the second "
         "and back; in brackets what chance gives, by pairing samples (whole groups where there are "
         "groups) at random. R2 is the share of a part's variance that a ridge predicts of held-out "
-        "samples from the same part of the other sensor, or from the vector of its encoder. "
+        "samples from the same part of the other sensor, or from the vector of its encoder; a part "
+        "that does not vary has none (–). "
         "Canonical correlations are held out too, among the first principal components. R@1 and "
         "R@5: how often a picture's partner is the nearest, or among the five nearest, by cosine "
         "of the standardised embeddings."
     )
     return "".join(sentences) + table(head, rows) + paragraph(reading)
+
+
+def _aligned(c: Float) -> Float:
+    """Return the mean C_ii and the share that is misaligned, NaN where no dimension varies."""
+    if not len(c):
+        return np.full(2, np.nan)
+    return np.array([c.mean(), (losses(c) > MISALIGNED).mean()])
+
+
+def _score(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}"
 
 
 register(

@@ -339,7 +339,25 @@ def _told(
         if sure
         else f"whether one has more cannot be told from {samples}."
     )
+    if _both(list(values)):
+        even += " " + _on_parts(bands, values, groups, samples)
     return f"{name}: the largest shares are to {'; to '.join(told)}. {even}", rows
+
+
+def _on_parts(
+    bands: list[str], values: dict[str, NDArray[Any]], groups: NDArray[np.int64], samples: str
+) -> str:
+    """Say which bands the unique part weighs more or less than the common one."""
+    sign = bands_weighed_differently(values["unique"], values["common"], groups)
+    said = [
+        f"a {how} share than the common one to "
+        + ", ".join(bands[i] for i in np.flatnonzero(sign == way))
+        for way, how in ((1, "larger"), (-1, "smaller"))
+        if (sign == way).any()
+    ]
+    if not said:
+        return f"Whether a band matters more to one part than to the other, {samples} cannot tell."
+    return f"Beyond chance, the unique part gives {', and '.join(said)}."
 
 
 def bands_above_even(
@@ -356,11 +374,34 @@ def bands_above_even(
         `{part: (C,)}`, False where there is no more or it cannot be told.
     """
     shares = np.concatenate([x.T for x in values.values()]).astype(np.float64)  # (parts * C, n)
-    excess = shares * shares.shape[0] / len(values) - 1
-    if groups is not None:
-        excess = np.stack([excess[:, rows].mean(1) for rows in independent_rows(groups)], 1)
+    excess = _independent(shares * shares.shape[0] / len(values) - 1, groups)
     passed = holm([paired_p(x) for x in excess]) & (excess.mean(1) > 0)
     return dict(zip(values, np.split(passed, len(values)), strict=True))
+
+
+def bands_weighed_differently(
+    one: NDArray[Any], two: NDArray[Any], groups: NDArray[Any] | None = None
+) -> NDArray[np.int64]:
+    """Tell which bands one part weighs more or less than another: paired t-tests, as above.
+
+    Args:
+        one: (n, C), rows that sum to 1.
+        two: (n, C), of the same pictures.
+        groups: as those of `bands_above_even`.
+
+    Returns:
+        (C,): 1 more, -1 less, 0 where it cannot be told.
+    """
+    differences = _independent((one.astype(np.float64) - two).T, groups)
+    passed = holm([paired_p(x) for x in differences])
+    return np.where(passed, np.sign(differences.mean(1)), 0).astype(np.int64)
+
+
+def _independent(columns: NDArray[Any], groups: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the means of columns (C, n) over `independent_rows`; the columns without groups."""
+    if groups is None:
+        return columns
+    return np.stack([columns[:, rows].mean(1) for rows in independent_rows(groups)], 1)
 
 
 def independent_rows(groups: NDArray[Any]) -> list[NDArray[np.int64]]:
@@ -392,8 +433,9 @@ register(
             "Integrated Gradients of the common and of the unique part of each sensor's embedding "
             "(Algorithm 2 of the paper, Fig. 6b), averaged over the pixels of each band. A box is "
             "the middle half of the samples with their median, whiskers reach from the 5th to the "
-            "95th percentile, a point is the mean; a diamond is a check without gradients. Bands "
-            "that the two parts weigh differently tell what this sensor sees alone."
+            "95th percentile, a point is the mean; a diamond is a check without gradients. A band "
+            "that the unique part weighs more may be what this sensor sees alone; parts of a "
+            "network with fresh weights differ, too."
         ),
         arrays=spectral,
         settings=SpectralSettings,

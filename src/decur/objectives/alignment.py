@@ -28,8 +28,9 @@ def alignment(
     Returns:
         Float32 scalars: "diagonal/PART/A-B", the mean diagonal of the correlation (Eq. 1) between
         the first views of two modalities; "offdiag_rms/A-B", the root mean square of all that is
-        off its diagonal; "diagonal/intra/A", the mean diagonal between a modality's two views. NaN
-        where fewer than two samples can tell.
+        off its diagonal, and "offdiag_chance/A-B", that of embeddings without any correlation, one
+        over the root of the samples that have both less one; "diagonal/intra/A", the mean diagonal
+        between a modality's two views. NaN where fewer than two samples can tell.
 
     Raises:
         ConfigError: if shapes or names do not fit.
@@ -49,15 +50,17 @@ def alignment(
             found[f"diagonal/intra/{name}"] = diagonal.mean()
         for name_a, name_b in combinations(batch.names, 2):
             samples = batch.samples(name_a, name_b)
-            diagonal, rms = unknown.expand(dim), unknown
+            diagonal, rms, by_chance = unknown.expand(dim), unknown, unknown
             if samples.size > 1:
                 a, b = (standardise(batch.take((name, 0), samples)) for name in (name_a, name_b))
                 diagonal = (a * b).sum(0) / samples.size  # (K,)
                 squares = _sum_of_squares(a, b) - diagonal.square().sum()
                 rms = (squares / max(dim * (dim - 1), 1)).clamp_min(0).sqrt()
+                by_chance = torch.full_like(rms, (samples.size - 1) ** -0.5)
             for part, dims in parts.items():
                 found[f"diagonal/{part}/{name_a}-{name_b}"] = diagonal[dims].mean()
             found[f"offdiag_rms/{name_a}-{name_b}"] = rms
+            found[f"offdiag_chance/{name_a}-{name_b}"] = by_chance
     return found
 
 

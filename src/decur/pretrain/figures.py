@@ -18,7 +18,7 @@ from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.data import PairedData
 from decur.pretrain.directions import Counted
-from decur.pretrain.metrics import read_metrics
+from decur.pretrain.metrics import offdiag_by_chance, read_metrics
 from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder
 
@@ -39,8 +39,8 @@ _RANKS = "Effective rank: how many dimensions are in use. A fall towards 1 is a 
 _PROBES = (
     "Linear probe of frozen features, half of the monitored samples against the other half: "
     "accuracy, mean average precision or R2. The encoders have trained on the pictures of both "
-    "halves, without their labels: scores of new pictures are those of `decur transfer`, beside "
-    "those of a constant guess, which are not drawn here; of an R2 it is 0."
+    "halves, without their labels: scores of new pictures are those of `decur transfer`. Dashed: "
+    "one guess for all samples, where the run has measured it; of an R2 it is 0."
 )
 
 
@@ -97,7 +97,6 @@ def data_options(data: PairedDataset) -> str:
 def write_report(
     folder: RunFolder,
     data: PairedDataset | TrainedOn,
-    batch: int | None = None,
     *,
     about: str = "",
     draw: bool = True,
@@ -107,7 +106,6 @@ def write_report(
     Args:
         folder: the run's folder.
         data: the data set that was trained on, or its description.
-        batch: samples that each correlation was computed on; None: not known.
         about: how far the run has come, where it has not ended as it was to.
         draw: draw the figures anew; else those are shown that there are.
     """
@@ -116,7 +114,7 @@ def write_report(
         return
     trained_on = data if isinstance(data, TrainedOn) else TrainedOn.of(data)
     body = [report.paragraph(about)] if about else []
-    body += [report.paragraph(trained_on.text), _counted_share(folder), _last_values(rows, batch)]
+    body += [report.paragraph(trained_on.text), _counted_share(folder), _last_values(rows)]
     if plotting.available():
         body += _report_figures(folder, rows, draw)
     else:
@@ -195,17 +193,19 @@ def _counted_share(folder: RunFolder) -> str:
     )
 
 
-def _last_values(rows: Rows, batch: int | None) -> str:
+def _last_values(rows: Rows) -> str:
     """Write the first and the last epoch's values, and what correlations are by chance."""
     wanted = ("loss", "share/", "diagonal/", "offdiag_rms/", "rank/", "pairs_per_second")
     first, last = rows[0], rows[-1]
     names = [key for key in last if key.startswith(wanted)]
-    floors = {"diagonal/": 0.0, "offdiag_rms/": batch**-0.5 if batch else float("nan")}
-    floor = {name: f"{floors[k]:.3g}" for name in names for k in floors if name.startswith(k)}
+    floor = {name: "0" for name in names if name.startswith("diagonal/")}
+    for name in names:
+        if (by_chance := offdiag_by_chance(name, last)) is not None:
+            floor[name] = f"{by_chance:.3g}"
     reading = (
         "By chance: of embeddings without any correlation. Off the diagonal it is not 0 but one "
-        "over the square root of the samples of a batch"
-        + (f", here {batch}." if batch else ", which this folder does not tell.")
+        "over the square root of the samples of a batch on a device that have both sensors, less "
+        "one; runs of older versions do not tell it."
     )
     values = [
         (name, last[name], floor.get(name, ""), first.get(name, float("nan"))) for name in names
@@ -304,6 +304,12 @@ def probe_curves(rows: Rows) -> Figure | None:
             for key in _keys(rows, _linear)
             if key.split("/")[1] == label
         }
+        for name, line in list(lines.items()):
+            by_chance = _curve(rows, f"probe/{label}/{name}/chance")
+            if by_chance[0]:
+                colour = line.get_color()
+                (dashed,) = axis.plot(*by_chance, "--", linewidth=1, color=colour)
+                lines["by chance"] = dashed
         axis.set_title(plain(label), fontsize=10)
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=max(-0.25, axis.get_ylim()[0]))

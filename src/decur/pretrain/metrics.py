@@ -209,3 +209,14 @@ def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def offdiag_by_chance(name: str, row: Mapping[str, float]) -> float | None:
+    """Return what an `offdiag_rms/A-B` of a run is by chance; None where it has not told.
+
+    Args:
+        name: of a value in the row.
+        row: of the metrics.
+    """
+    kind, _, pair = name.partition("/")
+    return row.get(f"offdiag_chance/{pair}") if kind == "offdiag_rms" else None

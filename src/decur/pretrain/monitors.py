@@ -80,7 +80,7 @@ def probes(found: Features, data: PairedData, seed: int) -> dict[str, float]:
         seed: of the splits.
 
     Returns:
-        `{"probe/cover/s1/linear": ...}`.
+        `{"probe/cover/s1/linear": ...}`, and what they are by chance, "probe/cover/s1/chance".
     """
     scores = {}
     for name, labels in found.labels.items():

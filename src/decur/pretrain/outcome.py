@@ -41,7 +41,6 @@ class Saved:
 
     Args:
         data: what it trains on, as `TrainedOn` has it.
-        batch: samples that a correlation is computed on.
         epochs: after which the run was to end.
         done: whole epochs that it has trained.
         steps: optimiser steps that it has trained.
@@ -51,7 +50,6 @@ class Saved:
     """
 
     data: dict[str, Any]
-    batch: int
     epochs: int
     done: int
     steps: int
@@ -66,7 +64,7 @@ class Saved:
             return None
         schedule = checkpoint["lr_schedulers"][0]
         return cls(
-            **checkpoint[KEY],
+            **{key: checkpoint[KEY][key] for key in ("data", "epochs", "options", "objective")},
             done=epochs_done(checkpoint),
             steps=checkpoint["global_step"],
             rate=(schedule["_last_lr"][0], schedule["base_lrs"][0]),
@@ -100,7 +98,6 @@ class Outcome(Callback):
         assert isinstance(pl_module, Pretrainer)
         checkpoint[KEY] = {
             "data": asdict(self.data),
-            "batch": pl_module.batch_size // trainer.world_size,
             "epochs": trainer.max_epochs,
             "options": {name: pl_module.encoder(name).options for name in pl_module.modalities},
             "objective": dict(pl_module.objective.about()),
@@ -117,16 +114,14 @@ class Outcome(Callback):
         """Write the report of the epochs so far."""
         if not trainer.is_global_zero or trainer.current_epoch + 1 == trainer.max_epochs:
             return  # the report of the end follows
-        assert isinstance(pl_module, Pretrainer)
         begun = time.monotonic()
         draw = begun - self._drawn_at > _PAUSE * self.drawing
         about = (
             f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: the run has not ended. "
             f"Stopped, it ends with what there is by: decur pretrain --run {self.run.path} --finish"
         )
-        batch = pl_module.batch_size // trainer.world_size
         try:
-            write_report(self.run, self.data, batch, about=about, draw=draw)
+            write_report(self.run, self.data, about=about, draw=draw)
         except WriteError as error:
             log.warning("%s; training goes on", error)
         if draw:
@@ -193,7 +188,7 @@ def finish(run: RunFolder) -> None:
     about = f"Ended by --finish at {saved.place}."
     if saved.done < saved.epochs:
         about += f" The learning rate was {now:.3g} then, of {highest:.3g} at its highest."
-    write_report(run, TrainedOn(**saved.data), saved.batch, about=about)
+    write_report(run, TrainedOn(**saved.data), about=about)
     console.print(f"ended     {about}", highlight=False)
     tell_result("encoders  ", run.path / "encoders")
     tell_result("report    ", run.report)

@@ -178,7 +178,7 @@ def _pretrain(
     if model.is_sharded:
         model = gather(model, make(settings, max_steps))
     if trainer.is_global_zero:
-        _leave(folder, model, data, settings.loader.batch_size // trainer.world_size)
+        _leave(folder, model, data)
     return Pretrained(folder, model)
 
 
@@ -223,11 +223,11 @@ def _look_at(data: PairedDataset) -> str:
     return data.file_digest(evenly_spaced(len(data), _LOOKED_AT).tolist())
 
 
-def _leave(folder: RunFolder, model: Pretrainer, data: PairedDataset, batch: int) -> None:
-    """Write the encoders and the report, and say where they are; `batch` is of one device."""
+def _leave(folder: RunFolder, model: Pretrainer, data: PairedDataset) -> None:
+    """Write the encoders and the report, and say where they are."""
     for name in model.modalities:
         save_encoder(model.encoder(name), folder.encoder(name), objective=model.objective.about())
-    write_report(folder, data, batch)
+    write_report(folder, data)
     tell_result("encoders  ", folder.path / "encoders")
     tell_result("report    ", folder.report)
 
