@@ -9,7 +9,7 @@ from decur.cli import main
 from decur.data import LinearGaussianFactors
 from decur.errors import ConfigError
 from decur.pretrain.callbacks import epoch_line
-from decur.pretrain.metrics import read_metrics
+from decur.pretrain.metrics import agreements, read_metrics
 from decur.runs import RunFolder
 from decur.transfer import TransferSettings
 from decur.transfer.sources import gather_encoders
@@ -35,6 +35,12 @@ def test_blocks_are_named_in_metrics_and_headers(run):
     parts = {key.split("/")[1] for key in row if key.startswith("diagonal/")}
     assert parts == {"intra", "x+y+z", "y+x", "unique"}
     assert "common diagonal" in epoch_line(row, 1) and "unique diagonal" in epoch_line(row, 1)
+    shared = [row[f"diagonal/x+y+z/{pair}"] for pair in ("x-y", "x-z", "y-z")]
+    shared.append(row["diagonal/y+x/x-y"])
+    assert sorted(agreements(row)["common"]) == pytest.approx(sorted(shared))
+    assert len(agreements(row)["unique"]) == 5 and len(agreements(row)["intra"]) == 3
+    page = (run / "report.html").read_text()
+    assert "agreement of sensors, common dimensions" in page
     with safe_open(run / "encoders" / "z.safetensors", "pt") as file:
         header = json.loads(file.metadata()["decur"])
     assert header["objective"] == {

@@ -270,8 +270,8 @@ register(
         title="Samples, one by one",
         about=(
             "Some samples, evenly spaced. Each card opens to what each sensor's picture is salient "
-            "for (Grad-CAM of the part's energy, which does not hang on the sign of dimensions; "
-            "blue: common, orange: unique; brightest at the picture's highest) and to its nearest "
+            "for (Grad-CAM of the part's energy, which does not hang on the sign of dimensions; a "
+            "colour for each part, brightest at the picture's highest) and to its nearest "
             "neighbours in each sensor, with their cosine. Neighbours across sensors should show "
             "the same kind of place: what both of them see."
         ),

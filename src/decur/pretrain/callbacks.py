@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import TimeRemainingColumn
 
 from decur.errors import DataError
-from decur.objectives.blocks import COMMON, UNIQUE, is_shared_by
+from decur.objectives.blocks import COMMON, UNIQUE
 from decur.pretrain.data import PairedData
 from decur.pretrain.distributed import from_first
-from decur.pretrain.metrics import read_metrics, write_metrics
+from decur.pretrain.metrics import agreements, read_metrics, write_metrics
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import effective_ranks, encode_samples, probes, refuse_collapse
 from decur.pretrain.settings import MonitorSettings
@@ -114,23 +114,15 @@ def _rates(trainer: L.Trainer) -> dict[str, float]:
 def epoch_line(row: dict[str, float], epochs: int) -> str:
     """Return the line that the terminal shows of an epoch."""
     parts = [f"epoch {row['epoch']:.0f}/{epochs}", f"loss {row['loss']:.4g}"]
+    found = agreements(row)
     for kind in (COMMON, UNIQUE):
-        diagonals = [
-            v for part, pair, v in _diagonals(row) if is_shared_by(part, pair) == (kind == COMMON)
-        ]
-        if diagonals:
+        if diagonals := found.get(kind):
             parts.append(f"{kind} diagonal {sum(diagonals) / len(diagonals):+.3f}")
     effective = {k.rsplit("/", 1)[1]: v for k, v in row.items() if k.startswith("rank/features/")}
     if effective:
         parts.append("rank " + " ".join(f"{name} {rank:.1f}" for name, rank in effective.items()))
     parts.append(f"{row['pairs_per_second']:.0f} pairs/s")
     return "  ".join(parts)
-
-
-def _diagonals(row: dict[str, float]) -> list[tuple[str, str, float]]:
-    """Return part, pair of sensors and mean diagonal for each pair and part of an epoch."""
-    named = [(k.split("/", 2), v) for k, v in row.items() if k.startswith("diagonal/")]
-    return [(part, pair, v) for (_, part, pair), v in named if part != "intra"]
 
 
 class ProgressBar(Callback):

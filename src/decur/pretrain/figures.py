@@ -18,7 +18,7 @@ from decur.objectives.blocks import is_shared_by
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.data import PairedData
 from decur.pretrain.directions import Counted
-from decur.pretrain.metrics import offdiag_by_chance, read_metrics
+from decur.pretrain.metrics import agreements, offdiag_by_chance, read_metrics
 from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, float]]
 _DIAGONALS = (
-    "Mean diagonal of the cross-correlation matrix between sensors. Common dimensions should rise "
-    "towards 1, unique ones stay near 0; dotted: between two views of one sensor."
+    "Mean diagonal of the cross-correlation matrix between sensors. Of dimensions that they share "
+    "(solid lines) it should rise towards 1, of others (dashed) stay near 0; dotted: between two "
+    "views of one sensor."
 )
 _PARTS = {
     "common": "agreement of sensors, common dimensions",
@@ -130,9 +131,9 @@ def _summary(folder: RunFolder, data: TrainedOn, rows: Rows) -> str:
     last = rows[-1]
     epochs = f"{last['epoch']:.0f} epoch{'s' if last['epoch'] > 1 else ''}"
     numbers = []
+    found = agreements(last)
     for part, name in _PARTS.items():
-        values = [v for key, v in last.items() if key.startswith(f"diagonal/{part}/")]
-        if values:
+        if values := found.get(part):
             floor = "mean diagonal; 0 by chance, 1 at most"
             # + 0.0: not -0.00
             numbers.append((name, f"{round(sum(values) / len(values), 2) + 0.0:.2f}", floor))

@@ -16,6 +16,7 @@ from decur.devices import send
 from decur.encoders.stored import is_finite
 from decur.errors import DivergedError
 from decur.objectives.alignment import spread
+from decur.objectives.blocks import COMMON, UNIQUE, is_shared_by
 from decur.runs import RunFolder, atomic
 
 CONSTANT = 1e-5  # spread of embeddings, relative to their size, below which they are constant
@@ -209,6 +210,22 @@ def write_metrics(run: RunFolder, rows: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def agreements(row: Mapping[str, float]) -> dict[str, list[float]]:
+    """Return the mean diagonals of an epoch by what their dimensions are for.
+
+    Returns:
+        "common": of dimensions that the two sensors share, as common ones or in a block; "unique":
+        of all others; "intra": of two views of one sensor. What there is none of is left out.
+    """
+    found: dict[str, list[float]] = {}
+    for key, value in row.items():
+        if key.startswith("diagonal/"):
+            _, part, pair = key.split("/", 2)
+            shared = COMMON if is_shared_by(part, pair) else UNIQUE
+            found.setdefault(part if part == "intra" else shared, []).append(value)
+    return found
 
 
 def offdiag_by_chance(name: str, row: Mapping[str, float]) -> float | None:
