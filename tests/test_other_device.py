@@ -104,7 +104,7 @@ def measures():
 
     device = register()
     data = PairedData(scenes(24), LoaderSettings(8, workers=0))
-    data.held_out = np.arange(4, 20)
+    rows = np.arange(4, 20)
     found = {}
     for where in (torch.device("cpu"), device):
         torch.manual_seed(0)
@@ -124,7 +124,9 @@ def measures():
             model.meter.load_state_dict({"loss": (3.0, 1)})
             model.meter.add({"loss": torch.tensor(1.0).to(where)})
             views = {
-                f"{n}/{i}": z for n, v in embed_views(model, data).items() for i, z in enumerate(v)
+                f"{n}/{i}": z
+                for n, pair in embed_views(model, data, rows).items()
+                for i, z in enumerate(pair)
             }
             found[where] = {
                 **effective_ranks(features),

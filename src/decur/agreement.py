@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ Real = TypeVar("Real", np.float32, np.float64)
 STRENGTHS = np.logspace(-3, 3, 7)
 FOLDS = 3  # folds of groups that choose the penalty
 NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest count as zero
+PAIRINGS = 20  # ways to pair groups at random of which it takes as many to know what chance gives
 
 
 @dataclass(frozen=True)
@@ -146,38 +148,71 @@ def at_random(
     Samples of one group (a scene, a place) are alike, so that whole groups change partners:
     pairing single samples would break a likeness that has nothing to do with the other sensor,
     and chance would come out too low. A group's rows are repeated or cut to the other's number.
+    No group keeps its partner: among few groups that would often be the true pairs. With too few
+    groups all draws are alike, so that chance is not known: see `pairings`.
 
     Args:
         train: rows that train.
         test: rows that test; where they are of other groups, these change among themselves.
-        groups: of all samples, by row; None: each sample is one of its own.
+        groups: of all samples, by row; None: each sample is one of its own, of which so few keep
+            their partner that it does not matter.
         rng: of the pairing.
 
     Returns:
-        For each row of `train` the place in it of its new partner, and likewise for `test`.
+        For each row of `train` the place in it of its new partner, and likewise for `test`. A group
+        whose partner has no rows in a part has rows of all other groups; the only group of a part
+        has its own rows in another order.
     """
     if groups is None:
         return rng.permutation(len(train)), rng.permutation(len(test))
     names = np.asarray(groups)
     own = [names[rows] for rows in (train, test)]
     labels = [np.unique(x) for x in own]
-    if np.isin(
-        labels[0], labels[1]
-    ).any():  # not held out whole: a group has the same partner in both parts
+    if np.isin(*labels).any():  # not held out whole: a group has the same partner in both parts
         every = np.unique(np.concatenate(labels))
-        labels = [every, every]
-        swaps = [dict(zip(every, rng.permutation(every), strict=True))] * 2
+        swaps = [dict(zip(every, _others(every, rng), strict=True))] * 2
     else:
-        swaps = [dict(zip(x, rng.permutation(x), strict=True)) for x in labels]
+        swaps = [dict(zip(x, _others(x, rng), strict=True)) for x in labels]
     found = []
     for of_rows, swap in zip(own, swaps, strict=True):
         chosen = np.arange(len(of_rows))
-        for group, other in swap.items():
-            mine, theirs = np.flatnonzero(of_rows == group), np.flatnonzero(of_rows == other)
-            if len(theirs):
-                chosen[mine] = np.resize(theirs, len(mine))
+        for group in np.unique(of_rows):
+            mine, theirs = (np.flatnonzero(of_rows == name) for name in (group, swap[group]))
+            if not len(theirs) or swap[group] == group:
+                theirs = rng.permutation(np.flatnonzero(of_rows != group))
+            chosen[mine] = np.resize(theirs if len(theirs) else rng.permutation(mine), len(mine))
         found.append(chosen)
     return found[0], found[1]
+
+
+def _others(labels: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Return labels in an order at random in which none keeps its place, unless it is alone."""
+    places = np.arange(len(labels))
+    order = rng.permutation(places)
+    kept = np.flatnonzero(order == places)
+    if len(kept) == 1:
+        kept = np.append(kept, (kept + 1) % len(labels))
+    order[kept] = np.roll(order[kept], 1)  # which change places among themselves
+    return labels[order]
+
+
+def pairings(train: Rows, test: Rows, groups: Sequence[str] | None) -> int:
+    """Return in how many ways `at_random` can pair groups, or samples where there are no groups.
+
+    Chance is not known where these are fewer than `PAIRINGS`.
+
+    Args:
+        train: rows that train.
+        test: rows that test.
+        groups: of all samples, by row; None: each sample is one of its own.
+    """
+    labels = [
+        set(rows.tolist() if groups is None else (groups[row] for row in rows.tolist()))
+        for rows in (train, test)
+    ]
+    apart = labels if labels[0].isdisjoint(labels[1]) else [labels[0] | labels[1]]
+    # orders in which nothing keeps its place, of which there are n! / e to the next integer
+    return math.prod(round(math.factorial(min(len(of), 10)) / math.e) for of in apart)
 
 
 # -- nearest neighbours, and the rank of a sample's own vector among all of another sensor ---------

@@ -397,11 +397,14 @@ class Parser(ArgumentParser):
         if where and (wrong := _WRONG_VALUE.search(reason)):
             keys = self._keys()
             known = keys.values.get(where[0])
-            path = get(given, f"{where[0]}.class_path")
+            path, form = get(given, f"{where[0]}.class_path"), ""
             if where[1:] and path and where[0] in keys.bases:
-                known = options_of(keys.class_of(where[0], path)).get(where[1])
+                kind = keys.class_of(where[0], path)
+                known = options_of(kind).get(where[1])
+                form = getattr(kind, "forms", {}).get(where[1], "")
             if known is not None:
-                reason = f"expected {name_of(type_of(known))}, got '{wrong[1].strip()}'"
+                like = f", such as {form}" if form else ""
+                reason = f"expected {name_of(type_of(known))}{like}, got '{wrong[1].strip()}'"
         elif wrong := _NO_MAPPING.search(reason):
             value = "null" if wrong[1] == "None" else wrong[1]
             reason = f"each is a mapping of keys, or {{}} where it has none; {value} is not"

@@ -384,6 +384,8 @@ def name_of(hint: Any) -> str:
         return "null"
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(name_of, get_args(hint)))
+    if get_origin(hint) in (dict, Mapping) and get_args(hint):
+        return f"{{{': '.join(map(name_of, get_args(hint)))}}}"
     if get_origin(hint) is list:
         return f"list of {name_of(get_args(hint)[0])}"
     if get_origin(hint) is tuple and Ellipsis not in get_args(hint):

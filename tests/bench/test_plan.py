@@ -11,7 +11,6 @@ import torch
 from decur.bench.commands import print_cost
 from decur.bench.measure import MOST_ROWS, Pretraining
 from decur.bench.plan import (
-    length_of_run,
     line,
     measure_memory,
     measure_reading,
@@ -34,6 +33,7 @@ from decur.pretrain.settings import (
     TrainerSettings,
     ViewSettings,
 )
+from decur.pretrain.trainer import length_of_run
 
 SENSORS = ["optical", "sar"]
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_time_is_a_line():
     ],
 )
 def test_steps_of_a_run(options, expected):
-    assert length_of_run(options, 100, 8) == expected
+    assert length_of_run(options, 100 // 8) == expected
 
 
 @pytest.mark.parametrize(
@@ -243,11 +243,16 @@ SMALL = ["--data", "SyntheticScenes", "--data.samples", "16", "--data.size", "32
 def test_the_command(capsys, tmp_path):
     file = tmp_path / "new" / "plan.json"
     main(["plan", *SMALL, "--seconds", "0.1", "--gpus", "1", "2", "--samples", "4000"]
-         + ["--memory", "0.001", "--trainer.max_epochs", "2", "--json", str(file)])  # fmt: skip
+         + ["--memory", "0.001", "--trainer.max_epochs", "2", "--json", str(file)]
+         + ["--objective.common", "auto"])  # fmt: skip
     out = capsys.readouterr().out
     assert "4,000 samples, 2 epochs, 2,000 steps" in out and "2 devices" in out
     assert "WARNING" in out and "memory of a device" in out
+    # a tenth is held out of the training that counts, which takes an epoch
+    assert "900 steps come first and count the share" in out
     found = json.loads(file.read_text())
+    took = found["shares"][0]["seconds"]["a step"]
+    assert found["counting"] == 900 and found["shares"][0]["hours"] > 2900 * took / 3600
     assert found["steps"] == 2000 and len(found["shares"]) == 2 and len(found["warnings"]) == 2
     assert found["capacity"] == 1_000_000
     assert not (tmp_path / "runs").exists()

@@ -9,7 +9,15 @@ from sklearn.cross_decomposition import CCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from decur.agreement import Halves, at_random, canonical, coordinates, places, predicted
+from decur.agreement import (
+    Halves,
+    at_random,
+    canonical,
+    coordinates,
+    pairings,
+    places,
+    predicted,
+)
 from decur.explain import DoesNotApply, encoded
 from decur.explain.advice import _on_the_split, advice, advice_on_blocks
 from decur.explain.base import text
@@ -449,11 +457,43 @@ def test_whole_groups_change_partners():
         assert set().union(*partners.values()) == set(mine[rows])
     alone = at_random(train, test, None, np.random.default_rng(0))
     assert sorted(alone[0]) == list(range(len(train)))
-    few = ["a", "b"] * 20  # not held out whole: a and b change places in both parts, or in neither
     halves = np.arange(30), np.arange(30, 40)
+    threes = ["a", "b", "c"] * 14  # not held out whole: each has the same partner in both parts
     for seed in range(4):
-        x, y = at_random(*halves, few, np.random.default_rng(seed))
-        assert (x[0] % 2) == (y[0] % 2)
+        x, y = at_random(*halves, threes, np.random.default_rng(seed))
+        assert (x[0] % 3) == (y[0] % 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "ways"),
+    # by hand: orders of 2, 3, 4 and 5 things in which nothing keeps its place are 1, 2, 9 and 44
+    [("abc", "def", 4), ("abcd", "efgh", 81), ("abcd", "ef", 9), ("abcde", "abcde", 44)]
+    + [("ab", "abc", 2), ("a", "a", 0), ("abcd", "e", 0)],
+)
+def test_few_groups_never_keep_their_partner(train, test, ways):
+    groups = np.array([*train, *test] * 6)
+    rows = np.arange(len(groups))
+    place = rows % (len(train) + len(test))
+    halves = rows[place < len(train)], rows[place >= len(train)]
+    assert pairings(*halves, groups.tolist()) == ways
+    for seed in range(20):
+        found = at_random(*halves, groups.tolist(), np.random.default_rng(seed))
+        for new, half in zip(found, halves, strict=True):
+            alone = len(set(groups[half])) == 1
+            assert ((groups[half] != groups[half][new]) | alone).all()
+            assert not (new == np.arange(len(half))).all()
+    assert pairings(np.arange(9), np.arange(9, 18), None) > 10**10  # samples without groups
+
+
+def test_chance_among_few_groups_cannot_be_told(tiny_checkpoint, tiny_loader, monkeypatch):
+    run, loader = made(tiny_checkpoint, tiny_loader)
+    monkeypatch.setattr(loader.data, "groups", [f"g{i % 3}" for i in range(len(loader.data))])
+    arrays = shared(run, loader)
+    assert np.isnan(arrays["optical-sar/canonical-chance/common"]).all()
+    said = findings(arrays)
+    assert "cannot be told" in said and "(unknown)" in said and " of 0" not in said
+    assert "nan" not in said
+    plot_canonical(arrays)
 
 
 def test_a_low_rank_is_wider_than_needed(tiny_checkpoint, tiny_loader):

@@ -9,6 +9,7 @@ from decur.errors import ConfigError
 from decur.objectives import DeCUR
 from decur.objectives.blocks import find_part, is_shared
 from decur.objectives.redundancy import _Workspace
+from decur.pretrain.configuration import _changes
 
 NAMES = ["optical", "sar", "dem"]
 BLOCKS = {"optical+sar+dem": 0.5, "sar+optical": 0.125, "optical+dem": 0.125}
@@ -76,6 +77,9 @@ def test_what_a_name_says():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"blocks": "half"}, r"such as \{optical\+sar: 0.5\}; is 'half'"),
+        ({"blocks": ["a+b"]}, r"such as \{optical\+sar: 0.5\}"),
+        ({"blocks": {"a+b": "half"}}, "share of the dimensions"),
         ({"blocks": {"a": 0.5}}, "'a' must name two sensors or more"),
         ({"blocks": {"a+a": 0.5}}, r"'a\+a' must name two sensors or more, each once"),
         ({"blocks": {"a+": 0.5}}, r"'a\+' must name two"),
@@ -98,3 +102,26 @@ def test_blocks_of_unknown_sensors_are_refused():
     embeddings, _ = draw(4, 8, names=NAMES)
     with pytest.raises(ConfigError, match=r"'sar\+lidar' names lidar, which is not.*optical, sar"):
         DeCUR(dim=8, blocks={"sar+lidar": 0.5})(embeddings)
+
+
+def test_a_plus_in_a_sensors_name_is_refused_beside_blocks_alone():
+    names = ["a+b", "a", "b"]
+    DeCUR(8).check_modalities(names)
+    with pytest.raises(ConfigError, match=r"sensor 'a\+b' holds a \+.*rename") as error:
+        DeCUR(8, blocks={"a+b": 0.5}).check_modalities(names)
+    assert "\n" not in str(error.value)
+
+
+def test_the_order_of_blocks_is_part_of_a_run():
+    def configuration(*names):
+        blocks = "".join(f"\n      {name}: {share}" for name, share in names)
+        return f"objective:\n  init_args:\n    blocks:{blocks}\n"
+
+    one, other = ("x+y+z", 0.5), ("y+x", 0.25)
+    ((key, before, now),) = _changes(
+        configuration(one, other), configuration(other, one), whole=True
+    )
+    assert key == "objective.init_args.blocks" and before == [one, other] == now[::-1]
+    assert not list(_changes(*[configuration(one, other)] * 2, whole=True))
+    (change,) = _changes(configuration(one), "objective: {init_args: {blocks: null}}", whole=True)
+    assert change[1:] == ([one], None)

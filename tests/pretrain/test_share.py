@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import multiprocessing
@@ -90,6 +91,51 @@ def test_samples_without_a_sensor_do_not_count_and_groups_are_no_agreement():
     assert nothing.between == {("a", "b"): 0} and nothing.share() == 0
 
 
+@pytest.mark.parametrize("several", [5, 6, 7, 8, 20])
+def test_few_groups_count_as_many_directions_as_there_are(several):
+    embeddings = planted(np.random.default_rng(1), 326, 8, {"a": 8, "b": 8})
+    groups = [str(row % several) for row in range(326)]
+    counted = count_directions(embeddings, groups, seed=0)
+    assert counted.within == {"a": 16, "b": 16} and not counted.untold
+    assert counted.between["a", "b"] in (8, 9)  # chance has its level passed once in twenty times
+
+
+@pytest.mark.parametrize(
+    ("several", "words"), [(1, "1 group of the samples"), (4, "4 groups of the samples held out")]
+)
+def test_too_few_groups_are_said_and_a_quarter_is_taken(several, words, caplog, tmp_path, capsys):
+    embeddings = planted(np.random.default_rng(0), 80, 2, {"a": 2, "b": 2})
+    counted = count_directions(embeddings, [str(row % several) for row in range(80)], seed=0)
+    assert counted.between == {("a", "b"): None} and counted.within == {"a": None, "b": None}
+    assert counted.share() is None and counted.taken() == 0.25
+    folder = RunFolder(tmp_path)
+    counted.write(folder)
+    assert Counted.read(folder) == counted
+    objective = DeCUR(8, common="auto")
+    objective.set_share(counted.taken())
+    share.tell_share(counted, objective, Console(soft_wrap=True))
+    assert f"a occurs in {words}" in caplog.text and "too few to know chance" in caplog.text
+    assert "share cannot be told; 0.25 of the dimensions will be common" in caplog.text
+    assert "agree in no direction" not in caplog.text
+    said = capsys.readouterr().out
+    assert "chance: cannot be counted" in said and "common 2 of 8 dimensions (25%)" in said
+
+
+def test_sensors_that_never_occur_together_are_left_out_and_named():
+    embeddings = planted(np.random.default_rng(0), 800, 4, {"x": 6, "y": 6, "z": 6, "rare": 6})
+    for name, absent in (("x", slice(400, None)), ("z", slice(400)), ("rare", slice(5, None))):
+        for view in embeddings[name]:
+            view[absent] = np.nan
+    counted = count_directions(embeddings, None, seed=0)
+    assert counted.shares() == {("x", "y"): 0.4, ("y", "z"): 0.4} and counted.share() == 0.4
+    assert counted.untold == [
+        "rare occurs in 5 of the 800 samples held out: what it shares cannot be counted",
+        "x and z occur together in 0 of the 800 samples held out: what they share cannot be "
+        "counted",
+    ]
+    assert counted.apart() == [] and "rare" not in counted.sentence()
+
+
 def test_samples_held_out_are_not_seen_by_the_training_that_counts():
     paired = PairedData(LinearGaussianFactors(400, 2, unique_dims=2, dim=4), LoaderSettings(32))
     fewer = hold_out(paired)
@@ -101,6 +147,23 @@ def test_samples_held_out_are_not_seen_by_the_training_that_counts():
     paired.dataset.groups = [str(row // 4) for row in range(400)]
     held = hold_out(paired).held_out
     assert all(len(set(range(4 * (row // 4), 4 * (row // 4) + 4)) - set(held)) == 0 for row in held)
+
+
+@pytest.mark.parametrize(
+    ("samples", "groups", "held"),
+    # a quarter of 24 and a tenth of 50 would be too few to know chance; half of 12 at most
+    [(800, 24, 8), (3000, 50, 8), (1000, 200, 40), (600, 12, 6)],
+)
+def test_so_many_whole_groups_are_held_out_that_chance_is_known(samples, groups, held, monkeypatch):
+    monkeypatch.setattr(share, "MOST", 100 if samples == 3000 else share.MOST)
+    paired = PairedData(LinearGaussianFactors(samples, 2, unique_dims=2, dim=4), LoaderSettings(32))
+    of = np.arange(samples) % groups
+    paired.dataset.groups = [str(group) for group in of]
+    fewer = hold_out(paired)
+    out = np.isin(np.arange(samples), fewer.held_out)
+    assert len(set(of[out])) == held and not set(of[out]) & set(of[~out])
+    rows = share.counted_on(fewer)  # of all these groups, though there be too many samples
+    assert set(of[rows]) == set(of[out]) and len(rows) == min(len(fewer.held_out), share.MOST)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +179,15 @@ def test_what_cannot_be_counted_is_refused():
     few = PairedData(LinearGaussianFactors(20, 2, unique_dims=2, dim=4), LoaderSettings(4))
     with pytest.raises(ConfigError, match=r"auto needs 32 samples.*there are 20"):
         hold_out(few)
+    full = PairedData(LinearGaussianFactors(100, 2, unique_dims=2, dim=4), LoaderSettings(80))
+    held = (
+        "75 samples there are; set it to 75 or less, as objective.common: auto holds 25 of the 100"
+    )
+    with pytest.raises(ConfigError, match=held):
+        hold_out(full)
+    with pytest.raises(ConfigError, match=r"0\.01 is fewer than one of 8 dimensions.*or give 0"):
+        DeCUR(8, common=0.01)
+    assert DeCUR(8, common=0).parts == {"unique": slice(0, 8)}
     for options in ({"intra": False}, {"decouple": False}, {"blocks": {"a+b": 0.5}}):
         with pytest.raises(ConfigError, match=r"auto|blocks") as error:
             DeCUR(8, common="auto", **options)
@@ -130,6 +202,17 @@ def test_the_share_is_part_of_the_state():
     other.load_state_dict(torch.nn.ModuleDict({"objective": objective}).state_dict())
     assert other["objective"].parts == {"common": slice(0, 2), "unique": slice(2, 8)}
     assert not DeCUR(8).state_dict()  # as before
+    assert DeCUR(2, common="auto").set_share(0.25) == 1  # a quarter of two is rounded to none
+
+
+def test_the_share_of_a_checkpoint_is_that_of_the_run_whose_count_was_deleted(tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    torch.save({"state_dict": {"objective.counted": torch.tensor(3)}}, checkpoint)
+    model = SimpleNamespace(objective=DeCUR(8, common="auto"))
+    assert share.take_counted(RunFolder(tmp_path), model, checkpoint) is None
+    assert model.objective.parts == {"common": slice(0, 3), "unique": slice(3, 8)}
+    assert share.take_counted(RunFolder(tmp_path), model) is None
+    assert not model.objective.is_counted
 
 
 def _count_late(rank, folder):
@@ -345,6 +428,7 @@ def assert_same_counting(one, other):
         '{"between": [["x", "y", 3]], "within": {}, "looked": 8}',
         '{"between": [["x", "y", "3"]], "within": {"x": 4, "y": 4}, "looked": 8}',
         '{"between": [["a", "b", 3]], "within": {"a": 4, "b": 4}, "looked": 8}',
+        '{"between": [["x", "y", 3]], "within": {"x": 4, "y": 4}, "looked": 8, "untold": [1]}',
     ],
 )
 def test_a_damaged_count_is_told_in_a_line(whole, written, tmp_path, capsys):

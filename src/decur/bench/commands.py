@@ -180,6 +180,8 @@ def print_cost(cost: RunCost) -> None:
     reading, batch = cost.reading, cost.batch
     length = f"{cost.samples:,} samples, {cost.epochs:g} epochs, {cost.steps:,} steps of {batch}"
     _say("run", f"{length} samples, {cost.precision}, {cost.parameters:,} trained numbers")
+    if cost.counting:
+        _say("", f"{cost.counting:,} steps come first and count the share of common dimensions")
     epoch = quantity(cost.samples * reading.get("files", reading["pictures"]), "B")
     readers = "the process that trains"
     if cost.workers:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from decur.data import Batch, SkipBad
 from decur.errors import BadSampleError, ConfigError, DataError, require
 from decur.memory import memory_of_machine
 from decur.pretrain.compiling import pays
-from decur.pretrain.data import refuse_too_few
+from decur.pretrain.data import PairedData, refuse_too_few
 from decur.pretrain.distributed import traffic
 from decur.pretrain.module import Pretrainer
-from decur.pretrain.trainer import limited, refuse_endless
+from decur.pretrain.share import counting_steps, wants_share
+from decur.pretrain.trainer import length_of_run
 from decur.terminal import quantity
 
 # Share of a device's memory that a plan fills; the rest is for kernels and gaps between tensors.
@@ -56,6 +57,7 @@ class RunCost:
     batch: int  # samples of a step, on all devices
     epochs: float
     steps: int
+    counting: int  # steps before these, which count the share of common dimensions
     parameters: int  # that are trained
     measured: list[tuple[int, float]]  # samples and seconds of steps, the smaller batch first
     reading: dict[str, float]  # see `measure_reading`
@@ -125,7 +127,12 @@ def plan(
     settings, device, objective = run.settings, run.device, run.objective
     options, batch = settings.trainer.as_dict(), settings.loader.batch_size
     number, workers = samples or len(run.data), settings.loader.processes()
-    length, epoch = length_of_run(options, number, batch)
+    refuse_too_few(number, batch, ", or say with --samples how many there will be")
+    length, epoch = length_of_run(options, number // batch)
+    counting, epochs = 0, math.ceil(length / epoch)
+    if wants_share(objective):
+        paired = PairedData(run.data, settings.loader, seed=settings.seed)
+        counting = counting_steps(paired, epochs, number, options["limit_train_batches"])
     for count in gpus:
         require(count >= 1, f"--gpus: must be at least 1, is {count}")
         if batch % count or batch < LEAST * count:
@@ -184,7 +191,7 @@ def plan(
             memory=memory_of(own, batch),
             sent=sent,
             seconds=took,
-            hours=(length * step + paused) / 3600,
+            hours=((length + counting) * step + paused) / 3600,
         )
 
     return RunCost(
@@ -195,6 +202,7 @@ def plan(
         batch=batch,
         epochs=length / epoch,
         steps=length,
+        counting=counting,
         parameters=trained,
         measured=measured,
         reading=reading,
@@ -209,21 +217,6 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return memory_of_machine() or sys.maxsize
-
-
-def length_of_run(options: dict[str, Any], samples: int, batch: int) -> tuple[int, int]:
-    """Return the batches of a run, and of an epoch, under options of Lightning's Trainer.
-
-    Raises:
-        ConfigError: if there are not enough samples, or the run never ends.
-    """
-    refuse_endless(options)
-    refuse_too_few(samples, batch, ", or say with --samples how many there will be")
-    epoch = limited(samples // batch, options.get("limit_train_batches"))
-    epochs = 100 if options.get("max_epochs") is None else options["max_epochs"]
-    most = -1 if options.get("max_steps") is None else options["max_steps"]
-    most *= options.get("accumulate_grad_batches") or 1
-    return min(end for end in (epoch * epochs, most) if end >= 0), epoch
 
 
 def measure_reading(run: Pretraining, seconds: float) -> tuple[dict[str, float], Batch]:

@@ -15,7 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decur.agreement import Halves, at_random, canonical, coordinates, guessed, places, predicted
+from decur.agreement import (
+    PAIRINGS,
+    Halves,
+    at_random,
+    canonical,
+    coordinates,
+    guessed,
+    pairings,
+    places,
+    predicted,
+)
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
 from decur.explain.advice import advice, advice_on_blocks, has_blocks, varying
@@ -84,8 +94,8 @@ def shared(
         held-out R2 of P of one from P of the other, "PAIR/features/P" (2,), from the other's
         encoder, NaN of what does not vary, each with "PAIR/same-chance/P" (2, permutations) and
         "PAIR/same-interval/P" (2, 2), the ends of intervals that hold all four R2 of a part in 95
-        of 100 cases;
-        "PAIR/canonical/P" (r,), with the largest of each permutation "PAIR/canonical-chance/P",
+        of 100 cases; "PAIR/canonical/P" (r,), with the largest of each permutation
+        "PAIR/canonical-chance/P", NaN where there are too few groups to know it,
         "PAIR/kept/P" (2,), variance among the components, of which there are at most "PAIR/looked";
         "PAIR/independent" (2,), the samples, or groups where there are any, of all and of the test
         part; "PAIR/ceiling" (2,), the mean C_ii of two views of either sensor at the end of
@@ -254,8 +264,9 @@ class _Fitting:
                 f"canonical-chance/{part}": np.zeros(1),
                 f"kept/{part}": np.zeros(2),
             }
+        known = pairings(self.train, self.test, self.groups) >= PAIRINGS
         chance = [
-            canonical(x, self._permuted(y, rng), count).max(initial=0)
+            canonical(x, self._permuted(y, rng), count).max(initial=0) if known else np.nan
             for _ in range(_CANONICAL_DRAWS)
         ]
         kept = [
@@ -312,7 +323,9 @@ def plot_canonical(arrays: Arrays) -> Figure:
             order = np.arange(1, len(values) + 1)
             axis.plot(order, values, part_line(part), color=colour, label=part)
             level = arrays[f"{pair}/canonical-chance/{part}"].max()
-            axis.axhline(level, color=colour, linestyle=":", linewidth=1, label=f"{part}, chance")
+            if np.isfinite(level):
+                name = f"{part}, chance"
+                axis.axhline(level, color=colour, linestyle=":", linewidth=1, label=name)
         axis.set_title(plain(pair), fontsize=9)
         axis.set_ylim(top=1)
         axis.set_xlabel("component", fontsize=9)
@@ -376,8 +389,9 @@ def findings(arrays: Arrays) -> str:
                 scores = arrays[f"{pair}/{key}/{part}"]
                 chance = np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0)
                 row.append(" / ".join(map(_score, scores)) + f" ({chance:.2f})")
-            row.append(f"{(values > level).sum()} of {len(values)}")
-            row.append(f"{values.max(initial=0):.2f} ({level:.2f})")
+            above = f"{(values > level).sum()} of {len(values)}"
+            row.append("cannot be told" if np.isnan(level) else above)
+            row.append(f"{values.max(initial=0):.2f} ({level:.2f})".replace("(nan)", "(unknown)"))
             row.append(" / ".join(f"{r:.1%}" for r in recall[:, 0]) + f" ({1 / n:.1%})")
             row.append(" / ".join(f"{r:.1%}" for r in recall[:, 1]) + f" ({5 / n:.1%})")
             rows.append(row)

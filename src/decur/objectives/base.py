@@ -39,6 +39,7 @@ class Objective(Made, nn.Module, ABC):
             that `decur.objectives.blocks` explains; empty parts are left out.
         needs_whole_batch: why the gradients of small batches do not add up to that of a large one,
             so that gradient accumulation changes the method; None where they do.
+        forms: examples of the options whose form a type does not tell, for error messages.
         least_modalities: the smallest number of modalities on which the method makes sense.
 
     Raises:
@@ -47,6 +48,7 @@ class Objective(Made, nn.Module, ABC):
 
     registry: ClassVar[Registry[type[Objective]]] = OBJECTIVES
     needs_whole_batch: ClassVar[str | None] = None
+    forms: ClassVar[Mapping[str, str]] = {}
     least_modalities: ClassVar[int] = 1
 
     def __init__(self, dim: int) -> None:

@@ -1,7 +1,8 @@
 """Parts of an embedding by their names: which sensors share the dimensions of a part.
 
 A part is "common", which all sensors share; "unique", which none share; or a block such as
-"optical+sar", which the sensors that it names share. A sensor's name holds no "+".
+"optical+sar", which the sensors that it names share. Where there are blocks, a sensor's name holds
+no "+".
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from decur.errors import ConfigError
 
 COMMON, UNIQUE = "common", "unique"
 PREFIX = "block:"  # stands before a block beside words such as "features"
+FORM = "{optical+sar: 0.5}"  # of the shares of blocks
 _ROUNDING = 1e-9  # rounding of a sum of shares that a person gives in decimals
 
 
@@ -69,9 +71,11 @@ def split_into_blocks(blocks: Mapping[str, float], dim: int) -> dict[str, slice]
     Raises:
         ConfigError: in one line, for blocks that make no sense.
     """
+    if not isinstance(blocks, Mapping):
+        raise ConfigError(f"blocks: give the share of each, such as {FORM}; is {blocks!r}")
     seen: dict[frozenset[str], str] = {}
     for name, share in blocks.items():
-        sensors = name.split("+")
+        sensors = str(name).split("+")
         if len(set(sensors)) < max(len(sensors), 2) or not all(sensors):
             raise ConfigError(
                 f"blocks: {name!r} must name two sensors or more, each once, as optical+sar; what "
@@ -79,7 +83,7 @@ def split_into_blocks(blocks: Mapping[str, float], dim: int) -> dict[str, slice]
             )
         if (other := seen.setdefault(frozenset(sensors), name)) != name:
             raise ConfigError(f"blocks: {other!r} and {name!r} are the same block; give one")
-        if not 0 < share <= 1 + _ROUNDING:
+        if not isinstance(share, float | int) or not 0 < share <= 1 + _ROUNDING:
             raise ConfigError(f"blocks: {name!r} is a share of the dimensions, in (0, 1]: {share}")
     total = sum(blocks.values())
     if total > 1 + _ROUNDING:
@@ -98,16 +102,22 @@ def split_into_blocks(blocks: Mapping[str, float], dim: int) -> dict[str, slice]
     return found | ({UNIQUE: slice(edges[-1], dim)} if edges[-1] < dim else {})
 
 
-def refuse_unknown_sensors(parts: Sequence[str], sensors: Sequence[str]) -> None:
-    """Refuse blocks that name sensors which are not there.
+def refuse_sensors(parts: Sequence[str], sensors: Sequence[str]) -> None:
+    """Refuse blocks that name sensors which are not there, and beside blocks names with a "+".
 
     Args:
         parts: names of parts.
         sensors: those that are trained on.
 
     Raises:
-        ConfigError: naming the block.
+        ConfigError: naming the block, or the sensor.
     """
+    joined_names = [name for name in sensors if "+" in name]
+    if joined_names and any(sensors_of(part) for part in parts):
+        raise ConfigError(
+            f"blocks: the name of sensor {joined_names[0]!r} holds a +, which stands between the "
+            "sensors of a block; rename the sensor, or leave blocks out"
+        )
     for part in parts:
         if unknown := sorted(sensors_of(part) - set(sensors)):
             raise ConfigError(

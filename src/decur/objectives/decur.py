@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from decur.objectives.base import OBJECTIVES, Objective, cross_pairs
 from decur.objectives.batch import GlobalBatch
 from decur.objectives.blocks import (
     COMMON,
+    FORM,
     UNIQUE,
     is_shared,
     is_shared_by,
     joined,
-    refuse_unknown_sensors,
+    refuse_sensors,
     split_into_blocks,
 )
 from decur.objectives.redundancy import Correlation, redundancy
@@ -71,6 +72,7 @@ class DeCUR(Objective):
         "DeCUR correlates dimensions over the whole batch, and the gradients of small batches do "
         "not add up to that of a large one"
     )
+    forms: ClassVar[Mapping[str, str]] = {"blocks": FORM}
     least_modalities = 2
 
     def __init__(
@@ -105,7 +107,13 @@ class DeCUR(Objective):
             _refuse_beside_blocks(common, decouple)
             self.parts = split_into_blocks(blocks, dim)
         else:
-            self._split_at(round(share * dim) if decouple else dim)
+            split = round(share * dim) if decouple else dim
+            if share and not split:
+                raise ConfigError(
+                    f"common: {share:g} is fewer than one of {dim} dimensions; raise it or "
+                    "projector.width, or give 0"
+                )
+            self._split_at(split)
 
     @property
     def share(self) -> float:
@@ -122,12 +130,13 @@ class DeCUR(Objective):
         """Set the share that "auto" asks for; it becomes part of the state.
 
         Args:
-            share: in [0, 1]; None: it cannot be told, and the paper's is taken.
+            share: in [0, 1], of which one dimension is the least; None: it cannot be told, and the
+                paper's is taken.
 
         Returns:
             The number of common dimensions.
         """
-        split = round((SHARE if share is None else share) * self.dim)
+        split = max(1, round((SHARE if share is None else share) * self.dim))
         self.counted.fill_(split)
         self._split_at(split)
         return split
@@ -147,9 +156,9 @@ class DeCUR(Objective):
             self._split_at(int(self.counted) if self.is_counted else self.dim)
 
     def check_modalities(self, names: list[str]) -> None:
-        """See `Objective.check_modalities`; blocks must name no other modalities."""
+        """See `Objective.check_modalities`; blocks must be able to name them, and no others."""
         super().check_modalities(names)
-        refuse_unknown_sensors(list(self.parts), names)
+        refuse_sensors(list(self.parts), names)
 
     def dimensions(self, term: str, between: str = "") -> int:
         """See `Objective.dimensions`."""

@@ -43,6 +43,7 @@ _FREE = (
     "trainer.logger",
 )
 
+_BLOCKS = "objective.init_args.blocks"  # whose order is that of their dimensions
 ORDERS = ("resume", "finish", "overwrite")  # to the command: no part of a configuration
 # What `--help` lists; `--help-all` lists all.
 _ESSENTIALS = {
@@ -205,6 +206,9 @@ def _changes(before: str, now: str, *, whole: bool) -> Iterator[tuple[str, objec
     Of configurations that are not both whole, only keys that both of them tell are compared.
     """
     old, new = (flatten(yaml.load(text, LOADER)) for text in (before, now))
+    for values in (old, new):
+        if names := [key for key in values if key.startswith(f"{_BLOCKS}.")]:
+            values[_BLOCKS] = [(key.removeprefix(f"{_BLOCKS}."), values.pop(key)) for key in names]
     for key in sorted(set(old) | set(new) if whole else set(old) & set(new)):
         if old.get(key) != new.get(key) and not key.startswith(_FREE):
             yield key, old.get(key), new.get(key)

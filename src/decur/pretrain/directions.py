@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decur.agreement import Halves, at_random, canonical, coordinates
+from decur.agreement import PAIRINGS, Halves, at_random, canonical, coordinates, pairings
 from decur.data import Batch, LoaderSettings
 from decur.devices import send
 from decur.errors import DataError, reason_of
@@ -23,6 +23,7 @@ from decur.runs import RunFolder, write_json
 from decur.scores import FeatureRows, Rows, split, standardised
 
 LEAST = 8  # samples held out of which anything can be counted
+WHOLE_GROUPS = 8  # fewest that halves keep whole: three groups can hardly change partners
 LEAST_SHARE = 0.25  # of the dimensions, which are common where fewer directions agree
 _SAMPLES_A_COMPONENT = 4
 _DRAWS = 20  # permutations whose largest correlation is what chance gives
@@ -36,32 +37,39 @@ class Counted:
     """Directions in which embeddings agree beyond chance, on samples held out.
 
     Args:
-        between: `{"s1-s2": directions}` of each two sensors.
-        within: `{"s1": directions}` of the two views of each sensor.
+        between: `{("s1", "s2"): directions}` of each two sensors; None where it cannot be counted.
+        within: `{"s1": directions}` of the two views of each sensor, or None.
         looked: components of each embedding that were looked at, at most.
         samples: held out, on which they were counted.
         steps: of the training that came before.
+        untold: what cannot be counted, and why, in sentences.
     """
 
-    between: dict[tuple[str, str], int]
-    within: dict[str, int]
+    between: dict[tuple[str, str], int | None]
+    within: dict[str, int | None]
     looked: int
     samples: int = 0
     steps: int = 0
+    untold: list[str] = field(default_factory=list)
 
     def shares(self) -> dict[tuple[str, str], float]:
-        """Return the share of each two sensors: directions of both over the mean of either."""
-        return {
-            (a, b): min(1.0, 2 * count / (self.within[a] + self.within[b]))
-            for (a, b), count in self.between.items()
-            if self.within[a] + self.within[b]
-        }
+        """Return the share of each two sensors: directions of both over the mean of either.
+
+        Those that cannot be counted are left out, and those of whom not even two views agree.
+        """
+        found: dict[tuple[str, str], float] = {}
+        for (a, b), count in self.between.items():
+            most = (self.within[a] or 0) + (self.within[b] or 0)
+            if count is not None and most:
+                found[a, b] = min(1.0, 2 * count / most)
+        return found
 
     def share(self) -> float | None:
         """Return the share of directions that the sensors agree in; None if nothing can be told.
 
         With more than two sensors that is the least of any two, as the common dimensions are to be
-        shared by all of them. Nothing can be told where not even two views of a sensor agree.
+        shared by all of them. Nothing can be told where not even two views of a sensor agree, or no
+        two sensors can be counted.
         """
         return min(self.shares().values(), default=None)
 
@@ -70,10 +78,16 @@ class Counted:
 
         Fewer are too few, also where a small share is what is shared: what both sensors see does
         not fit into as many dimensions as it has directions, and goes into the unique ones as well
-        (docs/results/share.md). None where nothing can be told.
+        (docs/results/share.md). A quarter it is, too, where no two sensors can be counted. None
+        where not even two views of a sensor agree.
         """
-        share = self.share()
+        share = self.share() if self.is_counted else 0.0
         return None if share is None else max(share, LEAST_SHARE)
+
+    @property
+    def is_counted(self) -> bool:
+        """Return whether any two sensors could be counted."""
+        return any(count is not None for count in self.between.values())
 
     def plain(self) -> dict[str, Any]:
         """Return what JSON can hold, of which `of` makes the same again."""
@@ -89,9 +103,12 @@ class Counted:
         """
         between = {(a, b): count for a, b, count in plain["between"]}
         found = cls(**{**plain, "between": between})
-        numbers = (*between.values(), *found.within.values(), found.samples, found.steps)
+        counts = (*between.values(), *found.within.values())
+        numbers = (*(n for n in counts if n is not None), found.samples, found.steps)
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
             raise ValueError("a count is no whole number")
+        if not all(isinstance(line, str) for line in found.untold):
+            raise ValueError("what cannot be counted is told in no words")
         if set(between) != set(combinations(found.within, 2)):
             raise ValueError("it does not count each two sensors")
         return found
@@ -119,28 +136,27 @@ class Counted:
 
     def apart(self) -> list[str]:
         """Return each two sensors that agree in no direction, in words."""
-        return [f"{a} and {b}" for (a, b), count in self.between.items() if not count]
+        return [f"{a} and {b}" for (a, b), count in self.between.items() if count == 0]
 
     def sentence(self) -> str:
         """Return what was counted, in words."""
-        pairs = ", ".join(f"{a} and {b} {count}" for (a, b), count in self.between.items())
-        views = ", ".join(f"{name} {count}" for name, count in self.within.items())
-        return (
-            f"directions that agree beyond chance: {pairs}; two views of "
-            f"{views} (of {self.looked} at most)"
-        )
+        pairs = [f"{a} and {b} {n}" for (a, b), n in self.between.items() if n is not None]
+        views = [f"{name} {n}" for name, n in self.within.items() if n is not None]
+        told = [", ".join(pairs)] if pairs else []
+        if views:
+            told.append(f"two views of {', '.join(views)} (of {self.looked} at most)")
+        return f"directions that agree beyond chance: {'; '.join(told) or 'cannot be counted'}"
 
 
-def embed_views(model: Pretrainer, data: PairedData) -> dict[str, ViewPair]:
-    """Return the embeddings of two views of each sensor, of the samples held out.
+def embed_views(model: Pretrainer, data: PairedData, rows: Rows) -> dict[str, ViewPair]:
+    """Return the embeddings of two views of each sensor, of some samples.
 
     Args:
         model: whose encoders and projectors are used, in evaluation mode meanwhile.
-        data: the data set, with the samples that are held out.
+        data: the data set.
+        rows: of the samples.
     """
-    loader = SampleLoader(
-        data.dataset.only(targets=()), None, settings=_HERE, among=data.held_out.tolist()
-    )
+    loader = SampleLoader(data.dataset.only(targets=()), None, settings=_HERE, among=rows.tolist())
     none = torch.empty(0, model.objective.dim)
 
     def embed(batch: Batch) -> dict[str, list[Tensor]]:
@@ -178,24 +194,39 @@ def count_directions(
     that any of 20 permutations gives. Within a sensor it is its two views that agree; they tell
     how many directions can be found at all, by this network and on so many samples.
 
+    Halves keep groups whole, unless there are fewer than eight, and permutations always do. What is
+    of fewer than 8 samples, or of fewer than 5 groups, of which there are too few permutations to
+    know chance, cannot be counted.
+
     Args:
         embeddings: `{sensor: two views}`, (N, K) each, NaN where the sensor is absent.
-        groups: of the samples, which stay whole; None for none.
+        groups: of the samples; None for none.
         seed: of halves and permutations.
 
     Returns:
-        The numbers of directions.
+        The numbers of directions, without those of samples and steps.
     """
     has = {name: ~np.isnan(first[:, 0]) for name, (first, _) in embeddings.items()}
     looked = 0
+    untold: list[str] = []
 
-    def count(a: str, b: str, views: tuple[int, int]) -> int:
+    def count(a: str, b: str, views: tuple[int, int]) -> int | None:
         nonlocal looked
         rows = np.flatnonzero(has[a] & has[b])
         own = None if groups is None else [groups[row] for row in rows.tolist()]
+        where, what = f"{a} occurs", "what it shares"
+        if a != b:
+            where, what = f"{a} and {b} occur together", "what they share"
         if len(rows) < LEAST:
-            return 0
-        train, test = split(len(rows), own, seed, 0.5)
+            told = f"{where} in {len(rows)} of the {len(has[a])} samples held out"
+            untold.append(f"{told}: {what} cannot be counted")
+            return None
+        train, test = split(len(rows), own, seed, 0.5, WHOLE_GROUPS)
+        if pairings(train, test, own) < PAIRINGS:
+            several = len(set(own or ()))
+            told = f"{where} in {several} group{'s' * (several > 1)} of the samples held out"
+            untold.append(f"{told}, too few to know chance: {what} cannot be counted")
+            return None
         components = max(1, len(train) // _SAMPLES_A_COMPONENT)
         x, y = (
             coordinates(standardised(embeddings[name][view][rows], train), train, test)
@@ -208,8 +239,11 @@ def count_directions(
         return _above_chance(x, y, (train, test), own, seed)
 
     within = {name: count(name, name, (0, 1)) for name in embeddings}
-    between = {(a, b): count(a, b, (0, 0)) for a, b in combinations(embeddings, 2)}
-    return Counted(between, within, looked)
+    between = {
+        (a, b): None if None in (within[a], within[b]) else count(a, b, (0, 0))
+        for a, b in combinations(embeddings, 2)
+    }
+    return Counted(between, within, looked, untold=untold)
 
 
 def _above_chance(

@@ -187,6 +187,8 @@ def _counted_share(folder: RunFolder) -> str:
         less = f"; {taken:.0%} are common, as fewer would be too few" if found < taken else ""
         least = ", the least of any two sensors" if len(counted.shares()) > 1 else ""
         then = f"That is a share of {found:.0%}{least}{less}."
+    if counted.untold:
+        then = f"{'. '.join(counted.untold)}. {then}"
     return report.paragraph(
         f"The share of common dimensions was counted first, by a training of {counted.steps} "
         f"steps in which all were common. On {counted.samples} samples held out of it: "

@@ -206,8 +206,8 @@ def _pair(
     """
     paired = PairedData(data, settings.loader, seed=settings.seed, pairing=settings.pairing)
     objective.check_modalities(list(data.modalities))
+    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
     fewer = hold_out(paired) if wants_share(objective) else None
-    EpochBatches((fewer or paired).samples, settings.loader.batch_size, settings.seed)
     require_memory_for_batch(
         data.modalities.values(),
         settings.loader.batch_size // settings.trainer.num_nodes,
@@ -318,7 +318,9 @@ def _introduce(
     objective, settings = model.objective, model.optimizer_settings
     parts = ", ".join(f"{part} {s.stop - s.start}" for part, s in objective.parts.items())
     if isinstance(objective, DeCUR) and objective.counts_share and not objective.is_counted:
-        parts = "all common until the share is counted"
+        # a sharded checkpoint, which is not looked into
+        known = "the share that the checkpoint holds is common"
+        parts = "all common until the share is counted" if resume is None else known
     say("objective", f"{type(objective).__name__}, {objective.dim} dimensions: {parts}")
     groups = describe_groups(build_optimizer(model, settings, model.batch_size))
     say("optimizer", f"{settings.name}, {groups}")

@@ -28,21 +28,28 @@ from decur.errors import ConfigError, DataError
 from decur.objectives import DeCUR, Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
-from decur.pretrain.data import PairedData
-from decur.pretrain.directions import LEAST, LEAST_SHARE, Counted, count_directions, embed_views
+from decur.pretrain.data import PairedData, refuse_too_few
+from decur.pretrain.directions import (
+    LEAST,
+    LEAST_SHARE,
+    WHOLE_GROUPS,
+    Counted,
+    count_directions,
+    embed_views,
+)
 from decur.pretrain.distributed import from_first
 from decur.pretrain.module import Pretrainer
 from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, epochs_done
 from decur.pretrain.trainer import OWN, fit, limited, make_trainer
 from decur.runs import RunFolder
-from decur.scores import split
+from decur.scores import FEWEST_GROUPS, Rows, split
 
 log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 0.1, 0.15  # of the epochs, which the training that counts takes besides
 STEPS = 150  # of it that show most directions; fewer show too few (docs/results/share.md)
-HELD_OUT, FEWEST, MOST = 0.1, 200, 4000  # share of the samples that is held out, and its bounds
+HELD_OUT, FEWEST, MOST = 0.1, 200, 4000  # share of the samples that is counted on, and its bounds
 
 
 def wants_share(objective: Objective) -> bool:
@@ -67,23 +74,75 @@ def counting_epochs(epochs: int, steps: int) -> int:
 def hold_out(paired: PairedData) -> PairedData:
     """Return the pairs of the training that counts the share, some of which it does not see.
 
+    Groups stay whole, unless there are fewer than six. So many are held out that chance is known,
+    if that leaves half of them to train on.
+
     Args:
-        paired: the pairs of the training that follows; groups stay whole.
+        paired: the pairs of the training that follows.
 
     Raises:
         ConfigError: if there are too few samples.
     """
     count = len(paired.dataset)
+    groups, share = paired.dataset.groups, _held_out_of(count) / count
+    several = len(set(groups or ()))
+    if several >= FEWEST_GROUPS:
+        share = max(share, min(0.5, WHOLE_GROUPS / several))
+    fewer = copy(paired)
+    fewer.held_out = np.sort(split(count, groups, paired.seed, share)[1])
+    _refuse_no_batch(count, len(fewer.held_out), paired.settings.batch_size)
+    return fewer
+
+
+def _held_out_of(count: int) -> int:
+    """Return how many of so many samples are held out, where they need not be whole groups."""
     wanted = min(MOST, max(round(HELD_OUT * count), min(FEWEST, count // 4)))
     if wanted < LEAST:
         raise ConfigError(
             f"objective.common: auto needs {4 * LEAST} samples, to hold out a quarter of them; "
             f"there are {count}; give more, or the share"
         )
-    held = split(count, paired.dataset.groups, paired.seed, wanted / count)[1]
-    fewer = copy(paired)
-    fewer.held_out = np.sort(held[:MOST])
-    return fewer
+    return wanted
+
+
+def _refuse_no_batch(count: int, held: int, batch_size: int) -> None:
+    """Refuse to hold so many samples out that the others do not fill a batch."""
+    holds = f"objective.common: auto holds {held} of the {count} out"
+    refuse_too_few(count - held, batch_size, f", as {holds}; or give the share")
+
+
+def counting_steps(paired: PairedData, epochs: int, samples: int, limit: float | None) -> int:
+    """Return the steps of the training that counts the share.
+
+    Args:
+        paired: the pairs of the training that follows, or an example of them.
+        epochs: of that training.
+        samples: of the whole data set.
+        limit: the Trainer's `limit_train_batches`.
+
+    Raises:
+        ConfigError: if there are too few samples.
+    """
+    batch_size = paired.settings.batch_size
+    if samples == len(paired.dataset):
+        held = len(hold_out(paired).held_out)
+    else:
+        held = _held_out_of(samples)
+        _refuse_no_batch(samples, held, batch_size)
+    steps = limited((samples - held) // batch_size, limit)
+    return counting_epochs(epochs, steps) * steps
+
+
+def counted_on(fewer: PairedData) -> Rows:
+    """Return the rows on which directions are counted: those held out, 4,000 of them at most.
+
+    Args:
+        fewer: the pairs, as `hold_out` gives them.
+    """
+    rows: Rows = fewer.held_out
+    if len(rows) <= MOST:
+        return rows
+    return np.sort(np.random.default_rng(fewer.seed).choice(rows, MOST, replace=False))
 
 
 def count_share(
@@ -107,7 +166,7 @@ def count_share(
         options: of the run's Trainer.
         console: where its epochs are said.
     """
-    place, epochs, held = folder.counting, options["max_epochs"], len(fewer.held_out)
+    place, epochs, held = folder.counting, options["max_epochs"], len(counted_on(fewer))
     short = counting_epochs(
         epochs, limited(fewer.steps_per_epoch, options.get("limit_train_batches"))
     )
@@ -136,9 +195,10 @@ def count_share(
     if trainer.is_global_zero:
         if checkpoint is None:
             shutil.rmtree(place.path, ignore_errors=True)
+        of = f" of the {len(fewer.held_out)}" if held < len(fewer.held_out) else ""
         console.print(
             "share       is counted first, by a training with all dimensions common "
-            f"({short} epoch{'s' if short > 1 else ''}), on {held} samples held out of it",
+            f"({short} epoch{'s' if short > 1 else ''}), on {held}{of} samples held out of it",
             highlight=False,
         )
         if held < FEWEST:
@@ -190,25 +250,27 @@ class CountShare(Callback):
             objective.set_share(counted.taken())
             if trainer.is_global_zero:
                 counted.write(self.run)
-            values |= {f"directions/{a}-{b}": float(n) for (a, b), n in counted.between.items()}
-            values |= {f"directions/{name}": float(n) for name, n in counted.within.items()}
+            found = {f"{a}-{b}": n for (a, b), n in counted.between.items()} | counted.within
+            values |= {f"directions/{x}": float(n) for x, n in found.items() if n is not None}
         device = pl_module.device
         pl_module.meter.add({name: torch.tensor(v, device=device) for name, v in values.items()})
 
     def _count(self, trainer: L.Trainer, model: Pretrainer) -> Counted:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PairedData)
-        embeddings = embed_views(model, data)
-        groups = data.dataset.groups
-        own = None if groups is None else [groups[row] for row in data.held_out]
+        rows, groups = counted_on(data), data.dataset.groups
+        embeddings = embed_views(model, data, rows)
+        own = None if groups is None else [groups[row] for row in rows]
         found = count_directions(embeddings, own, model.seed)
-        return replace(found, samples=len(data.held_out), steps=trainer.global_step)
+        return replace(found, samples=len(rows), steps=trainer.global_step)
 
 
 def take_counted(
     folder: RunFolder, model: Pretrainer, checkpoint: Path | None = None
 ) -> Counted | None:
     """Set the share that was counted for a run; all dimensions are common if none was.
+
+    Where what was counted has been deleted, it is the share that the checkpoint holds.
 
     Args:
         folder: of the run.
@@ -227,8 +289,15 @@ def take_counted(
         return None
     assert isinstance(objective, DeCUR)
     counted = Counted.read(folder)
+    kept = -1  # not counted yet
+    if checkpoint is not None and checkpoint.is_file():  # a folder where it is sharded
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        kept = int(state["state_dict"].get("objective.counted", kept))
     if counted is None:
-        objective.forget_share()
+        if kept < 0:
+            objective.forget_share()
+        else:
+            objective.set_share(kept / objective.dim)
         return None
     if set(counted.within) != set(model.modalities):
         raise DataError(
@@ -236,14 +305,11 @@ def take_counted(
             f"{' and '.join(model.modalities)}; delete it, or start anew with --overwrite"
         )
     common = objective.set_share(counted.taken())
-    if checkpoint is not None and checkpoint.is_file():  # a folder where it is sharded
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        kept = int(state["state_dict"].get("objective.counted", common))
-        if kept not in (-1, common):  # -1 is not counted yet
-            raise DataError(
-                f"{folder.counted}: makes {common} of {objective.dim} dimensions common, and "
-                f"{checkpoint} has {kept}; delete it, and the checkpoint's are kept"
-            )
+    if kept not in (-1, common):
+        raise DataError(
+            f"{folder.counted}: makes {common} of {objective.dim} dimensions common, and "
+            f"{checkpoint} has {kept}; delete it, and the checkpoint's are kept"
+        )
     return counted
 
 
@@ -257,7 +323,15 @@ def tell_share(counted: Counted, objective: Objective, console: Console) -> None
     """
     assert isinstance(objective, DeCUR)
     found = counted.share()
-    if not found:
+    for line in counted.untold:
+        log.warning("objective.common: %s", line)
+    if not counted.is_counted:
+        log.warning(
+            "objective.common: the share cannot be told; %g of the dimensions will be common. Give "
+            "the share",
+            objective.share,
+        )
+    elif not found:
         log.warning(
             "objective.common: after a training of %d step%s %s agree in no direction beyond "
             "chance; %g of the dimensions will be common. Where sensors share more, train longer "

@@ -188,6 +188,24 @@ def refuse_accumulation(options: Mapping[str, Any], objective: Objective) -> Non
         )
 
 
+def length_of_run(options: Mapping[str, Any], batches: int) -> tuple[int, int]:
+    """Return the batches of a run, and of an epoch, under options of the Trainer.
+
+    Args:
+        options: of the Trainer.
+        batches: that the data has for an epoch.
+
+    Raises:
+        ConfigError: if the run never ends, or an epoch has no batch.
+    """
+    refuse_endless(options)
+    epoch = limited(batches, options.get("limit_train_batches"))
+    epochs = 100 if options.get("max_epochs") is None else options["max_epochs"]
+    most = -1 if options.get("max_steps") is None else options["max_steps"]
+    most *= options.get("accumulate_grad_batches") or 1
+    return min(end for end in (epoch * epochs, most) if end >= 0), epoch
+
+
 def take_max_steps(options: dict[str, Any], batches: int) -> int | None:
     """Remove `max_steps` from the Trainer's options, and set `max_epochs` to what it needs.
 
