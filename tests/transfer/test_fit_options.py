@@ -226,19 +226,23 @@ def test_what_would_not_be_done_is_refused(arguments, said, refused):
 
 
 def test_another_folder_is_tested_on_from_the_command_line(bright, transferred, refused, tmp_path):
-    """Sensors that stand inline hold for both; a folder elsewhere has other pictures and labels."""
+    """Sensors that stand inline hold for both; a folder elsewhere has other pictures and labels.
+
+    It shows one of the two classes, which has another number there, and has a label more.
+    """
     other = tmp_path / "elsewhere"
     (other / "s1").mkdir(parents=True)
     rng = np.random.default_rng(1)
     for i in range(6):
-        np.save(other / "s1" / f"x{i}.npy", rng.random((1, 32, 32), np.float32) + 2 * (i % 2))
-    names = [f"x{i},{('dark', 'bright')[i % 2]}" for i in range(6)]
-    (other / "labels.csv").write_text("\n".join(["id,kind:class", *names]) + "\n")
+        np.save(other / "s1" / f"x{i}.npy", rng.random((1, 32, 32), np.float32))
+    names = [f"x{i},dark,{i}" for i in range(6)]
+    (other / "labels.csv").write_text("\n".join(["id,kind:class,height:number", *names]) + "\n")
     sensors = "--data.modalities={s1: {bands: [a], scaling: range, value_range: [0, 3]}}"
     common = [f"--data.root={bright}", sensors]
     folder = transferred(*common, f"--test_data.root={other}", "--fit.augment=false")
     kept, found = np.load(folder / "predictions.npz"), results_of(folder)
     assert kept["ids"].tolist() == [f"x{i}" for i in range(6)] and found["train"] == 40
+    assert kept["truth"].tolist() == [1] * 6  # "dark" comes after "bright"
     guess = kept["output"].argmax(1)
     assert found["metrics"]["accuracy"]["value"] == accuracy_score(kept["truth"], guess)
     again = tmp_path / "again"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.data import PairedDataset, Sample
+from decur.data.base import Derived
 from decur.data.folds import fold_split
 from decur.errors import ConfigError, DataError, listed
 from decur.modality import Modality
@@ -221,6 +222,8 @@ def join_apart(
 ) -> PairedDataset:
     """Join data to train, to test and to validate on, which must have no sample in common.
 
+    Labels must be those of the data to train on, see `decur.transfer.matching`.
+
     Raises:
         ConfigError: if a sample is in two of them.
         DataError: if they differ in sensors, sizes or labels.
@@ -255,6 +258,8 @@ def refuse_shared(data: PairedDataset, test_data: PairedDataset, key: str = "tes
 
 def _source(data: PairedDataset) -> tuple[object, ...]:
     """Return what tells the source of samples: a folder, or the settings but for the split."""
+    while isinstance(data, Derived):
+        data = data.data
     if isinstance(root := getattr(data, "root", None), str | Path):
         return type(data), str(Path(root).resolve())
     made_of = {key: value for key, value in data.made_of.items() if key != "split"}
