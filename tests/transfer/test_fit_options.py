@@ -17,7 +17,7 @@ from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
 from decur.errors import ConfigError
-from decur.transfer import CMX, FitSettings, LateFusion, TransferSettings, trainee
+from decur.transfer import CMX, FitSettings, LateFusion, TransferSettings, evaluate, trainee
 from decur.transfer.engine import Best
 from decur.transfer.tasks import make_task
 from decur.transfer.trainee import fine_tuning_groups
@@ -178,6 +178,9 @@ def test_a_validation_part_is_neither_trained_nor_tested_on(bright, transferred,
     train = (folder / "train_ids.txt").read_text().split()
     test = np.load(folder / "predictions.npz")["ids"].tolist()
     assert len(train) + part["samples"] + len(test) == 40 and part["samples"] > 0
+    assert f"{len(train)} samples to train on and {part['samples']} to validate on (100 %" in (
+        evaluate.sentence(found)
+    )
     groups = [{int(i) // 4 for i in ids} for ids in (train, test)]
     assert not groups[0] & groups[1] and len(groups[0]) * 4 == len(train)
     assert part["best_epoch"] == int(scores.argmax()) + 1 and part["value"] == scores.max()
