@@ -108,6 +108,24 @@ def test_layers_decay_as_in_timm(name):
     assert len(set(body.values())) > 2 and len(ratio) == 1  # up to where the head stands
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0"])
+@pytest.mark.parametrize("attention", ["rda", "cbam"])
+def test_an_attention_has_the_rate_of_its_stage(name, attention):
+    modality = SyntheticScenes(1, 32, modalities=["sar"]).modalities["sar"]
+    plain, own = (
+        rates_of(
+            LateFusion({"sar": build_encoder(name, modality, attention=given)}, 3), layer_decay=0.5
+        )
+        for given in (None, attention)
+    )
+    added = own.keys() - plain.keys()
+    assert added and {key: own[key] for key in plain} == plain
+    for key in added:
+        stage = key.partition("attention")[0]
+        assert own[key] == max(rate for other, rate in plain.items() if other.startswith(stage))
+    assert len({own[key] for key in added}) == 2  # of the last two stages
+
+
 def test_biases_and_normalisations_are_spared_with_cmx():
     sensors = SyntheticScenes(4, 32, modalities=["optical", "sar"]).modalities
     model = CMX({name: build_encoder("mit_b0", m) for name, m in sensors.items()}, 3)
