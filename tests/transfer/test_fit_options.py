@@ -1,6 +1,7 @@
 """How a training on labels may differ from the paper's: weights, rates, validation, other data."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -241,6 +242,43 @@ def test_a_split_of_its_own_validates(label_folder, transferred, refused):
 )
 def test_what_would_not_be_done_is_refused(arguments, said, refused):
     assert said in refused(*SCENES, "--target=cover", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fit", "said"),
+    [
+        ("class", {"probe": "logistic"}, {"lr": 0.1, "steps": 3}, "fit.lr, fit.steps: .*logistic"),
+        ("scalar", {"probe": "auto"}, {"crop": (0.5, 1.0)}, "fit.crop: .* probe ridge"),
+        ("class", {"probe": "logistic"}, {"momentum": 0.9, "milestones": (0.6, 0.8)}, None),
+        ("class", {"probe": "sgd"}, {"lr": 0.1, "momentum": 0.5, "milestones": (0.5,)}, None),
+        ("class", {"probe": "sgd"}, {"crop": (0.5, 1.0)}, "fit.crop: .*not augmented"),
+        ("class", {"probe": "sgd"}, {"crop": (0.5, 1.0), "augment": True}, None),
+        ("mask", {}, {"crop": (0.5, 1.0)}, None),
+        (
+            "mask",
+            {},
+            {"scales": (2.0,), "piece": (8, 8), "augment": False},
+            "fit.scales, fit.piece",
+        ),
+        ("mask", {}, {"milestones": (0.5,)}, "fit.milestones: .*--fit.schedule steps"),
+        ("mask", {}, {"momentum": 0.5}, "fit.momentum: .*AdamW"),
+        ("class", {"freeze": False, "probe": "logistic"}, {"lr": 0.1}, "probe: logistic"),
+        ("class", {"freeze": False, "probe": "sgd"}, {"lr": 0.1}, None),
+    ],
+)
+def test_what_has_no_effect_is_warned_of_in_a_line(kind, options, fit, said, caplog):
+    """It is not refused: version 0.1 took it, and the tasks of a comparison may share it."""
+    task = make_task("label", Target(kind, () if kind == "scalar" else ("a", "b")))
+    TransferSettings(fit=FitSettings(**fit), **options).complete(task)
+    assert len(caplog.messages) == (said is not None)
+    assert said is None or re.match(said, caplog.messages[0])
+
+
+def test_folds_beside_data_of_their_own_are_warned_of(caplog):
+    task = make_task("label", Target("scalar"))
+    for tested in (False, True):
+        TransferSettings(fold=1, folds_of="all").complete(task, tested=tested)
+        assert ("fold, folds_of: without effect beside test_split" in caplog.text) == tested
 
 
 # -- other data to test on -------------------------------------------------------------------------

@@ -129,7 +129,10 @@ def _transfer(
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     data, whole = _join(data, test_data, val_data, settings)
     task = choose_task(whole.targets, settings.target)
-    given, settings = settings, settings.complete(task, validated=val_data is not None)
+    given, settings = (
+        settings,
+        settings.complete(task, validated=val_data is not None, tested=test_data is not None),
+    )
     encoders = open_encoders(whole.modalities, settings)
     whole = take_known_bands(whole, encoders)
     device = choose_device(settings.device)
