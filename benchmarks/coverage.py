@@ -3,8 +3,9 @@
     python benchmarks/coverage.py                # 200 test parts for each number of groups
     python benchmarks/coverage.py --parts 1000
 
-Test parts are drawn from worlds whose groups differ: in how many samples they have (5 to 50), in
-how hard they are and in what they show. The truth is the metric of 2,000 groups of the same world.
+Test parts are drawn from worlds whose groups differ: in how many samples they have (5 to 50; where
+they are uneven mostly 4 to 90, some hundreds), in how hard they are and in what they show. The
+truth is the metric of 2,000 groups of the same world.
 Prints, for each metric and number of groups, how many test parts get an interval, the share of
 intervals that hold the truth (95 % are claimed) and their median width; and the same for samples
 without groups. In two worlds a class is rare: one sample in ten, one group in five.
@@ -87,8 +88,23 @@ WORLDS: dict[str, tuple[str, Target, Callable[[Generator, np.ndarray], Kept]]] =
 }
 
 
+def even(rng: Generator, count: int) -> np.ndarray:
+    """Draw the sizes of groups of 5 to 49 samples."""
+    return rng.integers(5, 50, count)
+
+
+def uneven(rng: Generator, count: int) -> np.ndarray:
+    """Draw the sizes of groups of which a few have most of the samples."""
+    return np.maximum(1, rng.lognormal(3, 1.5, count).astype(int))
+
+
+def single(rng: Generator, count: int) -> np.ndarray:
+    """Return the sizes of groups of one sample each."""
+    return np.ones(count, int)
+
+
 def coverage(
-    name: str, groups: int, parts: int, single: bool = False
+    name: str, groups: int, parts: int, sizes: Callable[[Generator, int], np.ndarray] = even
 ) -> tuple[float, float, float]:
     """Return the share of parts with an interval, of these that hold the truth, and their width.
 
@@ -96,20 +112,21 @@ def coverage(
         name: of the metric.
         groups: how many a test part has.
         parts: how many test parts are drawn.
-        single: samples are groups of their own, and are told as samples.
+        sizes: draws the sizes of groups; those of `single` are told as samples.
     """
     metric, target, draw = WORLDS[name]
     task, rng = make_task("label", target), np.random.default_rng(0)
 
-    def drawn(count: int) -> tuple[Kept, list[str]]:
-        sizes = np.ones(count, int) if single else rng.integers(5, 50, count)
-        return draw(rng, sizes), np.repeat(np.arange(count), sizes).astype(str).tolist()
+    def drawn(counts: np.ndarray) -> tuple[Kept, list[str]]:
+        names = np.repeat(np.arange(len(counts)), counts).astype(str).tolist()
+        return draw(rng, counts), names
 
-    truth = task.metrics(drawn(WORLD)[0])[metric]
+    # no metric depends on the sizes, and of uneven groups a few would make up the truth
+    truth = task.metrics(drawn((even if sizes is uneven else sizes)(rng, WORLD))[0])[metric]
     limits = []
     for _ in range(parts):
-        kept, names = drawn(groups)
-        found = measure_intervals(task, kept, None if single else names).limits
+        kept, names = drawn(sizes(rng, groups))
+        found = measure_intervals(task, kept, None if sizes is single else names).limits
         limits.append(found.get(metric, (np.nan, np.nan)))
     low, high = np.array(limits).T
     given = np.isfinite(low)
@@ -124,14 +141,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", type=int, default=200, help="test parts of each kind")
     parts = parser.parse_args().parts
-    print(f"{'metric':<12}{'test part':<14}{'given':>7}{'held':>9}{'width':>8}")
-    sizes = [(count, False) for count in (3, 5, 10, 20)] + [(count, True) for count in (20, 60)]
+    print(f"{'metric':<12}{'test part':<18}{'given':>7}{'held':>9}{'width':>8}")
+    kinds = {even: "groups", uneven: "uneven groups", single: "samples"}
+    counts = [(count, sizes) for sizes in (even, uneven) for count in (3, 5, 10, 20)]
     for name in WORLDS:
-        for count, single in sizes:
-            given, held, width = coverage(name, count, parts, single)
-            part = f"{count} {'samples' if single else 'groups'}"
+        for count, sizes in [*counts, (20, single), (60, single)]:
+            given, held, width = coverage(name, count, parts, sizes)
+            part = f"{count} {kinds[sizes]}"
             print(
-                f"{name:<12}{part:<14}{100 * given:>5.0f} %{100 * held:>7.1f} %{width:>8.3f}",
+                f"{name:<12}{part:<18}{100 * given:>5.0f} %{100 * held:>7.1f} %{width:>8.3f}",
                 flush=True,
             )
 

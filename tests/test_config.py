@@ -5,12 +5,14 @@ from copy import deepcopy
 
 import pytest
 
+from decur.compare.command_compare import build_parser as compare_parser
 from decur.compare.settings import MethodSettings
 from decur.config import Parser
 from decur.embed.settings import EmbedSettings
 from decur.errors import ConfigError
 from decur.layers import override
 from decur.pretrain.configuration import build_parser
+from decur.transfer.command_transfer import shared_parser
 
 SCENES = {"data": {"class_path": "SyntheticScenes", "init_args": {"samples": 64}}}
 
@@ -108,6 +110,34 @@ def test_values_on_the_command_line_are_typed_by_their_key(tmp_path):
     listed = build_parser().parse([*given, "--modalities=[optical, sar]"])  # as YAML has it
     assert listed.modalities == ["optical", "sar"]
     assert settings.views.augment == {"sar": {"blur": 1}}
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "meant"),
+    [
+        (["--freeze_modalities", "s1"], "freeze_modalities", ["s1"]),
+        (["--freeze_modalities=s1"], "freeze_modalities", ["s1"]),
+        (["--freeze_modalities", "s1", "s2"], "freeze_modalities", ["s1", "s2"]),
+        (["--freeze_modalities", "[s1, s2]"], "freeze_modalities", ["s1", "s2"]),
+        (["--freeze_modalities", "null"], "freeze_modalities", None),
+        (["--modalities", "s1"], "modalities", ["s1"]),
+        (["--test_scales", "2"], "test_scales", (2.0,)),
+        (["--test_window", "48", "64"], "test_window", (48, 64)),
+        (["--fit.milestones", "0.5"], "fit.milestones", (0.5,)),
+        (["--fit.crop", "0.5", "1"], "fit.crop", (0.5, 1.0)),
+    ],
+)
+def test_one_word_or_several_make_a_list_as_yaml_does(words, key, meant):
+    parsed = shared_parser().parse(["--data=SyntheticScenes", *words, "--seed=5"])
+    assert (parsed[key], parsed.seed) == (meant, 5)
+
+
+def test_one_word_makes_a_list_in_a_file_and_in_a_mapping():
+    tasks = {"a": {"transfer": {}, "label_fractions": 0.5}}
+    parser = compare_parser()
+    read = parser.read([{"seeds": 3, "backbones": "resnet18", "tasks": tasks, "methods": {}}])
+    assert (read.seeds, read.backbones) == ([3], ["resnet18"])
+    assert read.tasks["a"].label_fractions == [0.5]
 
 
 @pytest.mark.parametrize("option", ["--overwrite", "--views.shared_geometry"])  # order and value

@@ -30,6 +30,7 @@ from decur.layers import (
     literals_of,
     name_of,
     options_of,
+    takes_list,
     type_of,
 )
 from decur.recipes import find_config, recipe_files
@@ -315,16 +316,17 @@ class Parser(ArgumentParser):
             flag = action is not None and action.nargs == 0
             other = action is not None and home != key != "config"  # such as --data.help
             many = action is not None and action.nargs == "+"
+            several = action is not None and takes_list(action)
             given = [value] if equals else []
             if not (flag or other or name.endswith("+")):
-                while words and not words[0].startswith("--") and (many or not given):
+                while words and not words[0].startswith("--") and (several or not given):
                     given.append(words.pop(0))
             # an option of a class, such as --data.mask_nodata -1 255, has no action here
             if many and len(given) == 1 and given[0].startswith("[") and given[0].endswith("]"):
                 listed = loaded(given[0])  # as in a YAML file, for --modalities "[s1, s2]"
                 given = [str(one) for one in listed] if isinstance(listed, list) else given
-            several = action is None and all(map(_NUMBER.fullmatch, given))
-            while several and given and words and _NUMBER.fullmatch(words[0]):
+            numbers = action is None and all(map(_NUMBER.fullmatch, given))
+            while numbers and given and words and _NUMBER.fullmatch(words[0]):
                 given.append(words.pop(0))
             if not (flag or other or name.endswith("+") or given):
                 raise ConfigError(f"--{name}: give a value; `{self.prog} --help` says how")

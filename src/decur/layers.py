@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
+_PLAIN = {str, int, float}
+
 # jsonargparse asks for the path of the class of each type hint thousands of times a command line,
 # and looks for it anew, which takes a tenth of the time, unless it has been told.
 for _kind in (type, UnionType):
@@ -206,8 +208,7 @@ class Keys:
             for name, inside in self._mapping(home, value).items():
                 self._put(merged, f"{home}.{name}", inside)
         elif home in self.values:
-            if self.values[home].nargs == "+" and isinstance(value, str) and not inner:
-                value = [value]
+            value = value if inner else _as_list(self.values[home], value)
             assign(merged, [*home.split("."), *inner], loaded(value) if inner else value)
         else:
             first = next(iter(flatten(value, key)), key)  # the nearest key has a value, too
@@ -364,6 +365,32 @@ def _subclasses(base: type) -> Iterator[type]:
 def type_of(action: Action) -> Any:
     """Return the type of a key's values."""
     return getattr(action, "_typehint", action.type)
+
+
+def takes_list(action: Action, *, of_any_length: bool = False) -> bool:
+    """Return whether a key takes a list of words or numbers, and neither a word nor a number.
+
+    Args:
+        action: of the key.
+        of_any_length: whether the list may have one item, unlike a height and a width.
+    """
+    hint = type_of(action)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    inside = [get_args(kind) for kind in kinds if get_origin(kind) in (list, tuple, Sequence)]
+    if of_any_length:
+        inside = [kind for kind in inside if len(kind) == 1 or Ellipsis in kind]
+    plain = {item for kind in inside for item in kind} - {Ellipsis}
+    listed = bool(plain) and plain <= _PLAIN and not _PLAIN & set(kinds)
+    return action.nargs == "+" or listed
+
+
+def _as_list(action: Action, value: Any) -> Any:
+    """Return what is given for a key, a single word or number as a list where it takes one."""
+    if action.nargs == "+":
+        return [value] if isinstance(value, str) else value
+    read = loaded(value)
+    alone = type(read) in _PLAIN and takes_list(action, of_any_length=True)
+    return [read] if alone else value
 
 
 def literals_of(hint: Any) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -110,6 +111,10 @@ def test_real_pairs_with_labels_are_compared_by_one_file(floods, tmp_path, capsy
             {"transfer": {"target": "water"}, "modalities": [["s3"]]},
             "tasks.wood: modalities: the data has no sensor 's3'; choose from s1",
         ),
+        (
+            {"transfer": {"target": "water", "test_data.root": "ELSEWHERE"}},
+            "tasks.wood: test_data: the training data has no class 'none' of 'water'",
+        ),
     ],
 )
 def test_a_label_or_sensor_that_is_not_there_is_told_before_anything_is_pretrained(
@@ -117,6 +122,10 @@ def test_a_label_or_sensor_that_is_not_there_is_told_before_anything_is_pretrain
 ):
     root = make_pairs({"s1": 1}, samples=4, size=16)
     (root / "labels.csv").write_text("id,water\n0000,much\n0001,little\n")
+    if "test_data.root" in task["transfer"]:
+        other = copytree(root, tmp_path / "other")
+        (other / "labels.csv").write_text("id,water\n0000,much\n0001,none\n")
+        task = {"transfer": {**task["transfer"], "test_data.root": str(other)}}
     with pytest.raises(SystemExit) as stopped:
         compared(tmp_path, root, tasks={"wood": task})
     assert stopped.value.code == 2 and message in capsys.readouterr().err

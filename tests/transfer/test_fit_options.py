@@ -1,6 +1,7 @@
 """How a training on labels may differ from the paper's: weights, rates, validation, other data."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from decur.cli import main
 from decur.data import SyntheticScenes, Target
 from decur.encoders import build_encoder
 from decur.errors import ConfigError
-from decur.transfer import CMX, FitSettings, LateFusion, TransferSettings, trainee
+from decur.transfer import CMX, FitSettings, LateFusion, TransferSettings, evaluate, trainee
 from decur.transfer.engine import Best
 from decur.transfer.tasks import make_task
 from decur.transfer.trainee import fine_tuning_groups
@@ -108,6 +109,24 @@ def test_layers_decay_as_in_timm(name):
     assert len(set(body.values())) > 2 and len(ratio) == 1  # up to where the head stands
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_b0"])
+@pytest.mark.parametrize("attention", ["rda", "cbam"])
+def test_an_attention_has_the_rate_of_its_stage(name, attention):
+    modality = SyntheticScenes(1, 32, modalities=["sar"]).modalities["sar"]
+    plain, own = (
+        rates_of(
+            LateFusion({"sar": build_encoder(name, modality, attention=given)}, 3), layer_decay=0.5
+        )
+        for given in (None, attention)
+    )
+    added = own.keys() - plain.keys()
+    assert added and {key: own[key] for key in plain} == plain
+    for key in added:
+        stage = key.partition("attention")[0]
+        assert own[key] == max(rate for other, rate in plain.items() if other.startswith(stage))
+    assert len({own[key] for key in added}) == 2  # of the last two stages
+
+
 def test_biases_and_normalisations_are_spared_with_cmx():
     sensors = SyntheticScenes(4, 32, modalities=["optical", "sar"]).modalities
     model = CMX({name: build_encoder("mit_b0", m) for name, m in sensors.items()}, 3)
@@ -178,6 +197,9 @@ def test_a_validation_part_is_neither_trained_nor_tested_on(bright, transferred,
     train = (folder / "train_ids.txt").read_text().split()
     test = np.load(folder / "predictions.npz")["ids"].tolist()
     assert len(train) + part["samples"] + len(test) == 40 and part["samples"] > 0
+    assert f"{len(train)} samples to train on and {part['samples']} to validate on (100 %" in (
+        evaluate.sentence(found)
+    )
     groups = [{int(i) // 4 for i in ids} for ids in (train, test)]
     assert not groups[0] & groups[1] and len(groups[0]) * 4 == len(train)
     assert part["best_epoch"] == int(scores.argmax()) + 1 and part["value"] == scores.max()
@@ -222,23 +244,64 @@ def test_what_would_not_be_done_is_refused(arguments, said, refused):
     assert said in refused(*SCENES, "--target=cover", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "fit", "said"),
+    [
+        ("class", {"probe": "logistic"}, {"lr": 0.1, "steps": 3}, "fit.lr, fit.steps: .*logistic"),
+        ("scalar", {"probe": "auto"}, {"crop": (0.5, 1.0)}, "fit.crop: .* probe ridge"),
+        ("class", {"probe": "logistic"}, {"momentum": 0.9, "milestones": (0.6, 0.8)}, None),
+        ("class", {"probe": "sgd"}, {"lr": 0.1, "momentum": 0.5, "milestones": (0.5,)}, None),
+        ("class", {"probe": "sgd"}, {"crop": (0.5, 1.0)}, "fit.crop: .*not augmented"),
+        ("class", {"probe": "sgd"}, {"crop": (0.5, 1.0), "augment": True}, None),
+        ("mask", {}, {"crop": (0.5, 1.0)}, None),
+        (
+            "mask",
+            {},
+            {"scales": (2.0,), "piece": (8, 8), "augment": False},
+            "fit.scales, fit.piece",
+        ),
+        ("mask", {}, {"milestones": (0.5,)}, "fit.milestones: .*--fit.schedule steps"),
+        ("mask", {}, {"momentum": 0.5}, "fit.momentum: .*AdamW"),
+        ("class", {"freeze": False, "probe": "logistic"}, {"lr": 0.1}, "probe: logistic"),
+        ("class", {"freeze": False, "probe": "sgd"}, {"lr": 0.1}, None),
+    ],
+)
+def test_what_has_no_effect_is_warned_of_in_a_line(kind, options, fit, said, caplog):
+    """It is not refused: version 0.1 took it, and the tasks of a comparison may share it."""
+    task = make_task("label", Target(kind, () if kind == "scalar" else ("a", "b")))
+    TransferSettings(fit=FitSettings(**fit), **options).complete(task)
+    assert len(caplog.messages) == (said is not None)
+    assert said is None or re.match(said, caplog.messages[0])
+
+
+def test_folds_beside_data_of_their_own_are_warned_of(caplog):
+    task = make_task("label", Target("scalar"))
+    for tested in (False, True):
+        TransferSettings(fold=1, folds_of="all").complete(task, tested=tested)
+        assert ("fold, folds_of: without effect beside test_split" in caplog.text) == tested
+
+
 # -- other data to test on -------------------------------------------------------------------------
 
 
 def test_another_folder_is_tested_on_from_the_command_line(bright, transferred, refused, tmp_path):
-    """Sensors that stand inline hold for both; a folder elsewhere has other pictures and labels."""
+    """Sensors that stand inline hold for both; a folder elsewhere has other pictures and labels.
+
+    It shows one of the two classes, which has another number there, and has a label more.
+    """
     other = tmp_path / "elsewhere"
     (other / "s1").mkdir(parents=True)
     rng = np.random.default_rng(1)
     for i in range(6):
-        np.save(other / "s1" / f"x{i}.npy", rng.random((1, 32, 32), np.float32) + 2 * (i % 2))
-    names = [f"x{i},{('dark', 'bright')[i % 2]}" for i in range(6)]
-    (other / "labels.csv").write_text("\n".join(["id,kind:class", *names]) + "\n")
+        np.save(other / "s1" / f"x{i}.npy", rng.random((1, 32, 32), np.float32))
+    names = [f"x{i},dark,{i}" for i in range(6)]
+    (other / "labels.csv").write_text("\n".join(["id,kind:class,height:number", *names]) + "\n")
     sensors = "--data.modalities={s1: {bands: [a], scaling: range, value_range: [0, 3]}}"
     common = [f"--data.root={bright}", sensors]
     folder = transferred(*common, f"--test_data.root={other}", "--fit.augment=false")
     kept, found = np.load(folder / "predictions.npz"), results_of(folder)
     assert kept["ids"].tolist() == [f"x{i}" for i in range(6)] and found["train"] == 40
+    assert kept["truth"].tolist() == [1] * 6  # "dark" comes after "bright"
     guess = kept["output"].argmax(1)
     assert found["metrics"]["accuracy"]["value"] == accuracy_score(kept["truth"], guess)
     again = tmp_path / "again"

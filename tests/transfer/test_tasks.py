@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from decur.data import Target
 from decur.errors import DataError
 from decur.transfer.evaluate import doubts, intervals
-from decur.transfer.intervals import interval, measure_intervals
+from decur.transfer.intervals import effective, interval, measure_intervals
 from decur.transfer.tasks import TASKS, choose_task, make_task
 from decur.transfer.tasks.segmentation import SAVED_PIXELS
 
@@ -219,6 +219,29 @@ def test_intervals_hold_the_truth_with_few_groups(draw, scale, true, units):
     rng = np.random.default_rng(0)
     limits = np.array([interval(*draw(rng, units), scale) for _ in range(400)])
     assert 0.91 <= ((limits[:, 0] <= true) & (true <= limits[:, 1])).mean() <= 0.99
+
+
+def test_groups_that_differ_in_size_count_as_fewer():
+    """By their plain number, intervals held the truth in 0.9 of parts where sizes differ much."""
+    task, sizes = make_task("label", Target("class", ("a", "b"))), np.array([10, 10, 20])
+    right = np.concatenate([np.arange(size) % 5 > 0 for size in sizes]) ^ (np.arange(40) == 39)
+    truth, groups = np.arange(40) % 2, np.repeat(list("xyz"), sizes)
+    kept = {"truth": truth, "output": np.eye(2)[np.where(right, truth, 1 - truth)]}
+    without = np.array([right[groups != group].mean() for group in "xyz"])
+    expected = interval(right.mean(), without, "share", 40**2 / (10**2 + 10**2 + 20**2) - 1)
+    found = measure_intervals(task, kept, groups.tolist()).limits["accuracy"]
+    assert found == pytest.approx(expected)
+    few = interval(right.mean(), without, "share")
+    assert found[0] < few[0] and few[1] < found[1]
+
+    rng, held = np.random.default_rng(0), []
+    for _ in range(400):
+        sizes = np.maximum(1, rng.lognormal(3, 1.5, 10).astype(int))
+        hits, count = rng.binomial(sizes, rng.beta(6.4, 1.6, 10)), sizes.sum()
+        without = (hits.sum() - hits) / (count - sizes)
+        low, high = interval(hits.sum() / count, without, "share", effective(sizes) - 1)
+        held.append(low <= 0.8 <= high)
+    assert 0.94 <= np.mean(held) <= 0.99
 
 
 def of_a_rare_class(rng):

@@ -61,6 +61,47 @@ def test_a_fold_of_all_is_what_a_pretraining_leaves_out_whatever_the_seed():
         assert test and not test & seen and train <= seen and len(test | train) == 20
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("class", [0, 0, 1, 2]),
+        ("multilabel", np.eye(3)[[0, 0, 1, 2]]),
+        ("mask", np.eye(3)[[0, 1, 1, 2]]),
+    ],
+)
+def test_what_is_held_out_leaves_each_class_a_sample_to_train_on(kind, labels, grouped, caplog):
+    """Two units of ten show the last class, which some draws would hold out."""
+    labels = np.repeat(np.array(labels), [3, 3, 2, 2], axis=0)
+    labels = np.repeat(labels, 4 if grouped else 1, axis=0)
+    data, test = (SyntheticScenes(n, 16, modalities=["sar"]) for n in (len(labels), 1))
+    whole = join(data, test)
+    whole.groups = [f"g{i // 4}" for i in range(len(whole))] if grouped else None
+    task, everything = make_task("y", Target(kind, tuple("abc"))), np.append(labels, labels[:1], 0)
+    for seed in range(12):
+        settings = TransferSettings(val_fraction=0.3, seed=seed, freeze=False)
+        parts = choose_parts(whole, data, task, everything, ["sar"], settings)
+        assert not task.missing_classes(everything[parts.train]) and len(parts.val)
+        assert shared_groups(whole.groups, parts.train, parts.val) == 0
+        assert sorted([*parts.train, *parts.val]) == list(range(len(data)))
+    assert "held out" not in caplog.text
+
+
+def test_a_class_that_is_only_held_out_is_warned_of(caplog):
+    """Of two groups one is held out, with all samples of one class or another."""
+    whole = SyntheticScenes(9, 16, modalities=["sar"])
+    whole.groups = list("ggggHHHHt")
+    task, labels = (
+        make_task("y", Target("class", tuple("abc"))),
+        np.array([0, 1] * 2 + [2, 1] * 3)[:9],
+    )
+    settings = TransferSettings(val_fraction=0.3, freeze=False)
+    data = SyntheticScenes(8, 16, modalities=["sar"])
+    parts = choose_parts(whole, data, task, labels, ["sar"], settings)
+    (lost,) = task.missing_classes(labels[parts.train])
+    assert f"that show {lost!r} are held out to validate on; give" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("groups", "folds", "fold", "said"),
     [

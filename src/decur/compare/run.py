@@ -24,7 +24,7 @@ from decur.compare.plan import plan_cells
 from decur.compare.settings import ClusterSettings, CompareSettings, MethodAxis, check_cluster
 from decur.compare.tables import Table, check_names, make_tables
 from decur.digest import digest
-from decur.errors import ConfigError, DecurError, reading
+from decur.errors import ConfigError, DataError, DecurError, reading
 from decur.runs import RunFolder, make_folder, write_json, write_text
 from decur.terminal import progress_bar, tell_result
 
@@ -178,7 +178,7 @@ class Opened:
 
 
 def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
-    """Open the data of all transfers, each once.
+    """Open the data of all transfers, that to test on as well, each once.
 
     Args:
         cells: that are still to run.
@@ -188,31 +188,43 @@ def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
 
     Raises:
         ConfigError: naming a task whose label or sensor the data has not.
-        DataError: if a data set cannot be opened.
+        DataError: if a data set cannot be opened, or what a task tests on has another label or
+            other sensors than what it trains on.
     """
     from decur.data.selection import join_columns
-    from decur.transfer.command_transfer import shared_parser
+    from decur.transfer.command_transfer import shared_parser, with_data_keys
+    from decur.transfer.matching import match_label
+    from decur.transfer.splits import join
     from decur.transfer.tasks import choose_task
 
     parser = shared_parser()
     opened: dict[str, PairedDataset] = {}
-    looked_at: set[tuple[str, str, str | None, tuple[str, ...]]] = set()
+    looked_at: set[tuple[str, str | None, str, str | None, tuple[str, ...]]] = set()
     for cell in cells:
         if cell.command != "transfer":
             continue
         config = yaml.load(cell.config, LOADER)
-        key, target = json.dumps(config["data"]), config["target"]
-        if (one := (key, cell.task, target, cell.modalities)) in looked_at:
+        key, target, other = json.dumps(config["data"]), config["target"], config["test_data"]
+        test_key = json.dumps([config["data"], other]) if other else None
+        if (one := (key, test_key, cell.task, target, cell.modalities)) in looked_at:
             continue
         looked_at.add(one)
+        given = parser.read([{"data": config["data"]}])
         if key not in opened:
-            given = parser.read([{"data": config["data"]}])
             opened[key] = parser.instantiate_classes(given).data
         data = opened[key]
         try:
-            choose_task(join_columns(data, target).targets, target)
-        except ConfigError as error:
-            raise ConfigError(f"tasks.{cell.task}: {error}") from error
+            if test_key is not None and test_key not in opened:
+                tested = with_data_keys(parser, given, other)
+                opened[test_key] = parser.instantiate_classes(tested).data
+            labelled = join_columns(data, target)
+            task = choose_task(labelled.targets, target)
+            if test_key is not None:
+                test_data = match_label(opened[test_key], task, "test_data")
+                join(labelled.only(targets=[task.name]), test_data)
+        except (ConfigError, DataError) as error:
+            kind = ConfigError if isinstance(error, ConfigError) else DataError
+            raise kind(f"tasks.{cell.task}: {error}") from error
         for name in cell.modalities:
             if name not in data.modalities:
                 raise ConfigError(

@@ -155,7 +155,7 @@ def _open_data(parser: Parser, parsed: Namespace) -> _Opened:
             raise ConfigError(f"{key}: is missing; name both splits, or neither and use folds")
     if own_test and splits["val_split"] is not None and splits["train_split"] is None:
         raise ConfigError("train_split: is missing; with val_split, name what is trained on, too")
-    tested = _with_keys(parser, parsed, other) if other else parsed
+    tested = with_data_keys(parser, parsed, other) if other else parsed
     return _Opened(
         train=_open_split(parser, parsed, "train_split"),
         test=_open_split(parser, tested, "test_split"),
@@ -165,7 +165,7 @@ def _open_data(parser: Parser, parsed: Namespace) -> _Opened:
     )
 
 
-def _with_keys(parser: Parser, parsed: Namespace, keys: Mapping[str, Any]) -> Namespace:
+def with_data_keys(parser: Parser, parsed: Namespace, keys: Mapping[str, Any]) -> Namespace:
     """Return the configuration with other keys of its data, as `test_data` gives them.
 
     Raises:

@@ -260,10 +260,11 @@ def _summary(folder: RunFolder, results: dict[str, Any], task: Task) -> str:
 def sentence(results: dict[str, Any]) -> str:
     """Describe what was done in one sentence."""
     how = "frozen" if results["freeze"] else "fine-tuned"
-    sensors = enumerated(results["modalities"])
+    sensors, validation = enumerated(results["modalities"]), results.get("validation")
+    held = f" and {validation['samples']} to validate on" if validation else ""
     return (
         f"{how} encoders of {sensors} from {', '.join(results['encoders'])}, "
-        f"{results['model']}; {results['train']} samples to train on "
+        f"{results['model']}; {results['train']} samples to train on{held} "
         f"({100 * results['label_fraction']:g} % of the labels), {results['test']} to test on"
     )
 

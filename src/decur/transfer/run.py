@@ -48,6 +48,7 @@ from decur.transfer.evaluate import (
 from decur.transfer.examples import choose_examples, draw_examples
 from decur.transfer.fit import averaging_of, train_on_maps, train_on_pictures, train_on_vectors
 from decur.transfer.heads import FCN, Fusion, LateFusion, build_model, save_model
+from decur.transfer.matching import match_label
 from decur.transfer.settings import TransferSettings
 from decur.transfer.sources import open_encoders, take_known_bands
 from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
@@ -128,7 +129,10 @@ def _transfer(
     folder, console = RunFolder(Path(settings.run)), Console(soft_wrap=True)
     data, whole = _join(data, test_data, val_data, settings)
     task = choose_task(whole.targets, settings.target)
-    given, settings = settings, settings.complete(task, validated=val_data is not None)
+    given, settings = (
+        settings,
+        settings.complete(task, validated=val_data is not None, tested=test_data is not None),
+    )
     encoders = open_encoders(whole.modalities, settings)
     whole = take_known_bands(whole, encoders)
     device = choose_device(settings.device)
@@ -174,13 +178,18 @@ def _join(
 
     Raises:
         ConfigError: if two things are to choose the best epoch.
+        DataError: if the label of another part does not fit that of the data.
     """
     if val_data is not None and settings.val_fraction:
         raise ConfigError("val_fraction: there is a validation part of its own; leave one out")
     data = join_columns(data, settings.target)
+    if test_data is None and val_data is None:
+        return data, data
+    task = choose_task(data.targets, settings.target)
+    data = data.only(targets=[task.name])  # other labels need not be alike
     test_data, val_data = (
-        None if other is None else join_columns(other, settings.target)
-        for other in (test_data, val_data)
+        None if other is None else match_label(other, task, key)
+        for key, other in (("test_data", test_data), ("val_data", val_data))
     )
     return data, join_apart(data, test_data, val_data)
 

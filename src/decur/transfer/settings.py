@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings, MissingBands
 from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges, require
+from decur.transfer.useless import Use, refuse_useless
 
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd", "auto"]
@@ -313,57 +314,25 @@ class TransferSettings:
         """Whether the mask of a test picture is told from several versions of it, or windows."""
         return self.test_scales != (1.0,) or self.test_flip or self.test_window is not None
 
-    def complete(self, task: Label, validated: bool = False) -> TransferSettings:
+    def complete(
+        self, task: Label, validated: bool = False, *, tested: bool = False
+    ) -> TransferSettings:
         """Return a copy for a task, in which `fit` and the probe leave nothing open.
 
         Args:
             task: what is learned.
             validated: whether there is a validation part besides `val_fraction`.
+            tested: whether there is a test part of its own, in place of a fold.
 
         Raises:
             ConfigError: if settings do not fit together; it names one.
         """
         if self.probe == "auto":
-            return replace(self, probe=task.usual_probe).complete(task, validated)
+            return replace(self, probe=task.usual_probe).complete(task, validated, tested=tested)
         self._refuse_mismatch(task)
-        self._refuse_useless(task, validated or self.val_fraction > 0)
-        return replace(self, fit=self.fit.complete(task, self.freeze, head=self.head))
-
-    def _refuse_useless(self, task: Label, validated: bool) -> None:
-        """Refuse what would not be done, so that no result says it was."""
-        fit = self.fit
-        solved = self.freeze and not task.dense and self.probe != "sgd"
-        if solved and validated:
-            raise ConfigError(
-                f"val_fraction, val_split: choose the best epoch, and the probe {self.probe} is "
-                "solved without epochs; take --probe sgd, or --freeze false"
-            )
-        if solved and fit.class_weights is not None:
-            raise ConfigError(
-                f"fit.class_weights: is for what trains in steps, not for the probe {self.probe}; "
-                "take --probe sgd, or --freeze false"
-            )
-        if solved and fit.augment:
-            raise ConfigError(
-                f"fit.augment: is for what is trained on pictures, and the probe {self.probe} is "
-                "solved on vectors that are computed once; take --probe sgd, or --freeze false"
-            )
-        if fit.class_weights is not None and not task.has_weights:
-            raise ConfigError(f"fit.class_weights: {task.name!r} is a {task.kind}; leave it out")
-        if fit.standardise and not (self.stores_maps and task.dense):
-            raise ConfigError(
-                "fit.standardise: is for the maps of frozen encoders that an FCN is trained on; "
-                "give it a mask, --freeze true, --fit.augment false and no test_scales, test_flip "
-                "or test_window, or leave it out"
-            )
-        if fit.patience is not None and not validated:
-            raise ConfigError("fit.patience: needs a validation part; give val_fraction")
-        if self.freeze:
-            for key, none in (("head_lr", None), ("layer_decay", 1.0)):
-                if getattr(fit, key) != none:
-                    raise ConfigError(f"fit.{key}: is for fine-tuning; give --freeze false")
-            if self.freeze_modalities:
-                raise ConfigError("freeze_modalities: freeze is on, for all; give --freeze false")
+        fit = self.fit.complete(task, self.freeze, head=self.head)
+        refuse_useless(Use(self, fit, task, validated or self.val_fraction > 0, tested))
+        return replace(self, fit=fit)
 
     def _refuse_mismatch(self, task: Label) -> None:
         kind = task.kind

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.data import PairedDataset, Sample
+from decur.data.base import Derived
 from decur.data.folds import fold_split
 from decur.errors import ConfigError, DataError, listed
 from decur.modality import Modality
@@ -149,7 +150,10 @@ def _hold_out(
     train: Rows,
     settings: TransferSettings,
 ) -> tuple[Rows, Rows]:
-    """Split the training part into rows to train on and rows to validate on; groups stay whole."""
+    """Split the training part into rows to train on and rows to validate on; groups stay whole.
+
+    A class all of whose samples were drawn to validate on gets a group, or a sample, back.
+    """
     groups = None if data.groups is None else np.array([data.groups[row] for row in train])
     found = validation_parts(
         labels[train], task.known_as, groups, settings.seed, share=settings.val_fraction
@@ -159,8 +163,29 @@ def _hold_out(
             f"val_fraction: {settings.val_fraction:g} of {len(train)} training samples leaves none "
             "to train on or to validate on; change it, or give val_split"
         )
-    fit, held = found[0]
-    return np.sort(train[fit]), np.sort(train[held])
+    fit, held = map(np.sort, found[0])
+    several = groups is not None and len(np.unique(groups)) > 1
+    units = groups if groups is not None and several else np.arange(len(train))
+    never, lost = task.missing_classes(labels[train]), []
+    for name in task.missing_classes(labels[train[fit]]):
+        if name in never or name not in task.missing_classes(labels[train[fit]]):
+            continue  # nothing shows it, or it came back with another class
+        showing = [i for i in held if name not in task.missing_classes(labels[train[[i]]])]
+        kept, counts = np.unique(units[held], return_counts=True)
+        there = np.isin(kept, units[showing])
+        back = kept[there][counts[there].argmin()]
+        if len(kept) > 1:
+            fit = np.sort(np.concatenate([fit, held[units[held] == back]]))
+            held = held[units[held] != back]
+        else:
+            lost.append(repr(name))
+    if lost:
+        log.warning(
+            "val_fraction: all training samples that show %s are held out to validate on; give "
+            "another val_fraction or seed, label more, or leave val_fraction out",
+            listed(lost),
+        )
+    return train[fit], train[held]
 
 
 def _refuse_parts(
@@ -221,6 +246,8 @@ def join_apart(
 ) -> PairedDataset:
     """Join data to train, to test and to validate on, which must have no sample in common.
 
+    Labels must be those of the data to train on, see `decur.transfer.matching`.
+
     Raises:
         ConfigError: if a sample is in two of them.
         DataError: if they differ in sensors, sizes or labels.
@@ -255,6 +282,8 @@ def refuse_shared(data: PairedDataset, test_data: PairedDataset, key: str = "tes
 
 def _source(data: PairedDataset) -> tuple[object, ...]:
     """Return what tells the source of samples: a folder, or the settings but for the split."""
+    while isinstance(data, Derived):
+        data = data.data
     if isinstance(root := getattr(data, "root", None), str | Path):
         return type(data), str(Path(root).resolve())
     made_of = {key: value for key, value in data.made_of.items() if key != "split"}

@@ -294,10 +294,34 @@ def _depths(encoder: Encoder) -> dict[str, int]:
 
         matcher = encoder.backbone.group_matcher(coarse=False)
         found: dict[str, int] = group_parameters(encoder.backbone, matcher, reverse=True)
-        return {name: found[name.removeprefix("backbone.")] for name in names}
+        return _with_attention(
+            {name: found[name.removeprefix("backbone.")] for name in names},
+            [f"backbone.{stage}." for stage in encoder.options.get("attention", {})],
+        )
     stages = {name: match for name in names if (match := _STAGE.match(name))}
     if len(stages) < len(names):
         raise ConfigError(
             f"fit.layer_decay: the layers of encoder {encoder.name!r} are not known; leave it out"
         )
     return {name: int(match[1]) for name, match in stages.items()}
+
+
+def _with_attention(depths: Mapping[str, int], stages: Sequence[str]) -> dict[str, int]:
+    """Return the depths of a network's parameters, attention as deep as the end of its stage.
+
+    timm knows no attention, and puts it behind all layers, which makes the others too shallow.
+
+    Args:
+        depths: by timm.
+        stages: beginnings of the names of parameters in stages that end in an attention.
+    """
+    attention = {
+        name for name in depths for stage in stages if name.startswith(f"{stage}attention.")
+    }
+    own = {name: depth for name, depth in depths.items() if name not in attention}
+    numbers = {depth: number for number, depth in enumerate(sorted(set(own.values())))}
+    found = {name: numbers[depth] for name, depth in own.items()}
+    for stage in stages:
+        last = max(found[name] for name in own if name.startswith(stage))
+        found |= {name: last for name in attention if name.startswith(stage)}
+    return found
