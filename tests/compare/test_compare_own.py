@@ -130,3 +130,17 @@ def test_a_label_or_sensor_that_is_not_there_is_told_before_anything_is_pretrain
         compared(tmp_path, root, tasks={"wood": task})
     assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_of_sensors_that_are_not_there_is_told_before_anything_is_pretrained(
+    make_pairs, tmp_path, capsys
+):
+    root = make_pairs({"s1": 1, "s2": 1}, samples=4, size=16)
+    (root / "labels.csv").write_text("id,water\n0000,much\n0001,little\n")
+    blocks = {"objective.blocks": {"s1+s3": 0.5}, "objective.common": 0.875}
+    water = {"transfer": {"target": "water"}}
+    with pytest.raises(SystemExit) as stopped:
+        compared(tmp_path, root, tasks={"water": water}, methods={"DeCUR": {"pretrain": blocks}})
+    said = "methods.DeCUR: blocks: 's1+s3' names s3, which is not trained on"
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -231,10 +231,38 @@ def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
                     f"tasks.{cell.task}: modalities: the data has no sensor {name!r}; choose from "
                     f"{', '.join(data.modalities)}"
                 )
+    _refuse_unknown_sensors(cells, opened)
     return {
         key: Opened(data.describe(), digest(data.file_digest(), data.labels))
         for key, data in opened.items()
     }
+
+
+def _refuse_unknown_sensors(cells: Sequence[Cell], opened: Mapping[str, PairedDataset]) -> None:
+    """Refuse pretraining whose method does not take the sensors of data that has been opened.
+
+    Raises:
+        ConfigError: naming the method, such as one with a block of a sensor that is not there.
+    """
+    from decur.compare.configurations import Configurations
+    from decur.pretrain.configuration import shared_parser
+
+    looked_at: set[tuple[str, ...]] = set()
+    for cell in cells:
+        if cell.command != "pretrain":
+            continue
+        config = yaml.load(cell.config, LOADER)
+        data = opened.get(json.dumps(config["data"]))
+        one = tuple(json.dumps(config[key]) for key in ("objective", "data", "modalities"))
+        if data is None or one in looked_at:
+            continue
+        looked_at.add(one)
+        alone = {key: config[key] for key in ("objective", "projector", "data")}
+        try:
+            objective = Configurations(shared_parser()).objective([alone])
+            objective.check_modalities(config["modalities"] or list(data.modalities))
+        except ConfigError as error:
+            raise ConfigError(f"methods.{cell.method}: {error}") from error
 
 
 def visible_devices(wanted: int | str | Sequence[int | str] | None) -> list[str]:
