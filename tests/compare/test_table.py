@@ -623,6 +623,18 @@ def test_a_legend_names_what_the_first_panel_lacks(make):
     assert late.get_color() == "C2"  # whichever other lines a panel has
 
 
+def test_what_is_doubtful_of_cells_is_told_below_the_table(make):
+    cells = [make("ours", seed, accuracy=0.5, macro_F1=0.3) for seed in (0, 1)]
+    told = "the model predicts 'sea' everywhere, and tells nothing of the label"
+    kept = {"metrics": {key: {"value": 0.5} for key in ("accuracy", "macro_F1")}}
+    (cells[1].folder / "results.json").write_text(json.dumps({**kept, "warnings": [told]}))
+    (table,) = tabulate(cells, {}, {"cover": TaskSettings(metric=["accuracy", "macro_F1"])})
+    said = f"A cell has warnings (all are in cells.csv), such as {cells[1].label}: {told}."
+    assert caption(table, 2).endswith(said) and said in markdown([table], 2)
+    written = list(csv.DictReader(io.StringIO(cells_csv(cells))))
+    assert [row["warnings"] for row in written] == ["", told]
+
+
 def test_the_floor_stands_below_the_scores(make):
     cells = [make("ours", seed, accuracy=0.9, macro_F1=0.8) for seed in (0, 1)]
     for cell, floor in zip(cells, (0.5, 0.6), strict=True):
@@ -636,7 +648,7 @@ def test_the_floor_stands_below_the_scores(make):
         ("macro_F1", ""),
     ]
     written = list(csv.DictReader(io.StringIO(cells_csv(cells))))
-    assert list(written[0])[-2:] == ["folder", "floor_accuracy"]  # new columns stand at the end
+    assert list(written[0])[-3:] == ["folder", "floor_accuracy", "warnings"]  # new ones at the end
     assert [row["floor_accuracy"] for row in written] == ["0.5", "0.6"]
     assert _outcome(cells[0], None).startswith("accuracy 0.900 (constant guess 0.500), ")
     first, second = best_scores([table], 2)

@@ -91,6 +91,13 @@ def read_floors(cell: Cell) -> dict[str, float | None]:
     return {name: found.get("floor") for name, found in _metrics(cell).items()}
 
 
+def read_warnings(cell: Cell) -> list[str]:
+    """Return what is doubtful of a finished transfer's scores; cells of version 0.1 say nothing."""
+    with reading(cell.folder / "results.json", "delete its folder, and it is done again"):
+        found = json.loads((cell.folder / "results.json").read_text()).get("warnings", [])
+        return [str(line) for line in found]
+
+
 def _metrics(cell: Cell) -> dict[str, dict[str, Any]]:
     path = cell.folder / "results.json"
     with reading(path, "delete its folder, and it is done again"):

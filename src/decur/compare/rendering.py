@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from decur.compare.cells import Cell, is_done, read_floors, read_scores, seconds
+from decur.compare.cells import (
+    Cell,
+    is_done,
+    read_floors,
+    read_scores,
+    read_warnings,
+    seconds,
+)
 from decur.compare.settings import MethodAxis
 from decur.compare.tables import FEWEST_SEEDS, IN_UNITS, Column, Line, Scores, Table
 from decur.plotting import legend, plain, subplots
@@ -54,8 +61,14 @@ def header(table: Table) -> tuple[list[str], list[str]]:
 
 
 def caption(table: Table, seeds: int) -> str:
-    """Return sentences that say what the numbers are, and what pretraining has seen."""
-    return _what_numbers_are(table, seeds) + (f" {TRANSDUCTIVE}" if table.transductive else "")
+    """Return sentences: what the numbers are, what pretraining has seen, and what is doubtful."""
+    parts = [_what_numbers_are(table, seeds)]
+    if table.transductive:
+        parts.append(TRANSDUCTIVE)
+    if warned := len(table.warnings):
+        cells = "A cell has warnings" if warned == 1 else f"{warned} cells have warnings"
+        parts.append(f"{cells} (all are in cells.csv), such as {table.warnings[0]}.")
+    return " ".join(parts)
 
 
 def _what_numbers_are(table: Table, seeds: int) -> str:
@@ -242,7 +255,7 @@ _TEX = str.maketrans(
 
 
 def cells_csv(cells: Iterable[Cell]) -> str:
-    """Return a CSV with a row for each finished transfer: all its metrics, at the end their floors.
+    """Return a CSV with a row for each finished transfer: all its metrics, their floors, warnings.
 
     The floor of `mIoU`, what a constant guess gives on the same test part, is `floor_mIoU`.
     """
@@ -261,6 +274,7 @@ def cells_csv(cells: Iterable[Cell]) -> str:
     ]
     floors = pd.DataFrame([_rounded(read_floors(cell)) for cell in done]).dropna(axis=1, how="all")
     both = pd.concat([pd.DataFrame(found), floors.add_prefix("floor_")], axis=1)
+    both["warnings"] = ["; ".join(read_warnings(cell)) for cell in done]
     return both.to_csv(index=False, lineterminator="\n")
 
 

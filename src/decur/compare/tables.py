@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from decur.bounded_yaml import LOADER
-from decur.compare.cells import Cell, is_done, read_floors, read_scores
+from decur.compare.cells import Cell, is_done, read_floors, read_scores, read_warnings
 from decur.compare.settings import TaskSettings
 from decur.errors import ConfigError
 from decur.verdicts import holm, paired_p
@@ -96,6 +96,7 @@ class Table:
         tests: how many comparisons the marks are corrected for; 0 where seeds are too few to mark.
         floors: what a constant guess gives in each column, the mean over seeds.
         transductive: whether some pretraining has seen the pictures that test.
+        warnings: of single cells, each with the method, the labels and sensors, and the seed.
     """
 
     title: str
@@ -108,6 +109,7 @@ class Table:
     tests: int = 0
     floors: dict[Column, float] = field(default_factory=dict)
     transductive: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 def make_tables(
@@ -147,13 +149,17 @@ def transfers(
         The columns `task`; `line` and `column`, where the score stands in a table; `seed`;
         `metric`, None while it is not known; `score`, NaN where there is none; `floor`, what a
         constant guess gives on the same test part, or NaN; `failed`, the reason why there is no
-        score, or empty; `transductive`, whether its pretraining has seen the pictures that test.
+        score, or empty; `transductive`, whether its pretraining has seen the pictures that test;
+        `warnings`, what is doubtful of it, in words.
     """
     found: list[dict[str, object]] = []
     for cell in cells:
         if cell.command != "transfer":
             continue
-        there, floors = (read_scores(cell), read_floors(cell)) if is_done(cell) else ({}, {})
+        there, floors, warnings = {}, {}, ""
+        if is_done(cell):
+            there, floors = read_scores(cell), read_floors(cell)
+            warnings = "; ".join(read_warnings(cell))
         for wanted in tasks[cell.task].metrics:
             metric = wanted or next(iter(there), None)
             score, reason = there.get(metric or ""), failed.get(cell.folder, "")
@@ -174,10 +180,11 @@ def transfers(
                     "floor": float("nan") if floor is None else floor,
                     "failed": reason,
                     "transductive": cell.transductive,
+                    "warnings": warnings and f"{cell.label}: {warnings}",
                 }
             )
     columns = ["task", "line", "column", "seed", "metric", "score", "floor", "failed"]
-    return pd.DataFrame(found, columns=[*columns, "transductive"])
+    return pd.DataFrame(found, columns=[*columns, "transductive", "warnings"])
 
 
 def tabulate(
@@ -211,6 +218,7 @@ def tabulate(
             },
             floors=_floors(own),
             transductive=bool(own["transductive"].any()),
+            warnings=[text for text in own["warnings"].unique() if text],
         )
         table.tests = mark_columns(
             [
