@@ -95,7 +95,8 @@ def even(rng: Generator, count: int) -> np.ndarray:
 
 def uneven(rng: Generator, count: int) -> np.ndarray:
     """Draw the sizes of groups of which a few have most of the samples."""
-    return np.maximum(1, rng.lognormal(3, 1.5, count).astype(int))
+    sizes: np.ndarray = np.maximum(1, rng.lognormal(3, 1.5, count).astype(int))
+    return sizes
 
 
 def single(rng: Generator, count: int) -> np.ndarray:

@@ -168,7 +168,9 @@ def at_random(
     names = np.asarray(groups)
     own = [names[rows] for rows in (train, test)]
     labels = [np.unique(x) for x in own]
-    if np.isin(*labels).any():  # not held out whole: a group has the same partner in both parts
+    if np.isin(
+        labels[0], labels[1]
+    ).any():  # not held out whole: a group has the same partner in both parts
         every = np.unique(np.concatenate(labels))
         swaps = [dict(zip(every, _others(every, rng), strict=True))] * 2
     else:
@@ -193,7 +195,8 @@ def _others(labels: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     if len(kept) == 1:
         kept = np.append(kept, (kept + 1) % len(labels))
     order[kept] = np.roll(order[kept], 1)  # which change places among themselves
-    return labels[order]
+    shuffled: NDArray[Any] = labels[order]
+    return shuffled
 
 
 def pairings(train: Rows, test: Rows, groups: Sequence[str] | None) -> int:

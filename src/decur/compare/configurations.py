@@ -66,9 +66,9 @@ class Configurations:
         Raises:
             ConfigError: for options that make no sense together.
         """
-        from jsonargparse import Namespace
+        from jsonargparse import dict_to_namespace
 
-        alone = Namespace(objective=self.read(layers).objective)
+        alone = dict_to_namespace({"objective": self.read(layers).objective})
         objective: Objective = self._parser.instantiate_classes(alone).objective
         return objective
 

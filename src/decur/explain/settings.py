@@ -257,9 +257,13 @@ def _are_alike(one: torch.Tensor, two: torch.Tensor) -> Verdict:
     """
     if one.shape[:-2] != two.shape[:-2]:
         return Verdict.UNTOLD
-    sides = list(one.shape[-2:])
-    if sides != list(two.shape[-2:]):  # half of the smaller one averages out how they were resized
-        sides = [max(min(one.shape[axis], two.shape[axis]) // 2, 1) for axis in (-2, -1)]
+    sides = one.shape[-2], one.shape[-1]
+    if sides != (
+        two.shape[-2],
+        two.shape[-1],
+    ):  # half of the smaller one averages out how they were resized
+        height, width = (max(min(one.shape[k], two.shape[k]) // 2, 1) for k in (-2, -1))
+        sides = height, width
     x, y = (
         nn.functional.adaptive_avg_pool2d(each.flatten(0, -3)[None], sides).double()
         for each in (one, two)

@@ -57,8 +57,10 @@ class _Rule(NamedTuple):
     refused: bool = True
 
 
-_FOR_STEPS = ("name", "lr", "weight_decay", "decay_biases", "momentum", "epochs", "steps")
-_FOR_STEPS += ("schedule", "milestones", "crop", "warmup_epochs")
+_FOR_STEPS = (
+    *("name", "lr", "weight_decay", "decay_biases", "momentum", "epochs", "steps"),
+    *("schedule", "milestones", "crop", "warmup_epochs"),
+)
 _USELESS = (
     _Rule(
         (),
