@@ -132,6 +132,15 @@ def test_one_word_or_several_make_a_list_as_yaml_does(words, key, meant):
     assert (parsed[key], parsed.seed) == (meant, 5)
 
 
+def test_a_list_in_brackets_is_whole():
+    parser = Parser("decur x")
+    parser.add_argument("file")
+    parser.add_argument("--size", type=tuple[int, int] | None, default=None)
+    for words in (["--size", "[2, 3]", "a"], ["--size=[2, 3]", "a"], ["a", "--size", "[2, 3]"]):
+        parsed = parser.parse(words)
+        assert (parsed.size, parsed.file) == ((2, 3), "a")
+
+
 def test_one_word_makes_a_list_in_a_file_and_in_a_mapping():
     tasks = {"a": {"transfer": {}, "label_fractions": 0.5}}
     parser = compare_parser()

@@ -30,8 +30,8 @@ from decur.layers import (
     literals_of,
     name_of,
     options_of,
-    takes_list,
     type_of,
+    words_taken,
 )
 from decur.recipes import find_config, recipe_files
 from decur.short_help import ShowAll, short_help
@@ -316,11 +316,12 @@ class Parser(ArgumentParser):
             flag = action is not None and action.nargs == 0
             other = action is not None and home != key != "config"  # such as --data.help
             many = action is not None and action.nargs == "+"
-            several = action is not None and takes_list(action)
+            most = words_taken(action) if action is not None else 1
             given = [value] if equals else []
             if not (flag or other or name.endswith("+")):
-                while words and not words[0].startswith("--") and (several or not given):
+                while words and not words[0].startswith("--") and len(given) < most:
                     given.append(words.pop(0))
+                    most = 1 if given[0].startswith("[") else most  # a list is whole
             # an option of a class, such as --data.mask_nodata -1 255, has no action here
             if many and len(given) == 1 and given[0].startswith("[") and given[0].endswith("]"):
                 listed = loaded(given[0])  # as in a YAML file, for --modalities "[s1, s2]"

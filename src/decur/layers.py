@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -382,6 +383,16 @@ def takes_list(action: Action, *, of_any_length: bool = False) -> bool:
     plain = {item for kind in inside for item in kind} - {Ellipsis}
     listed = bool(plain) and plain <= _PLAIN and not _PLAIN & set(kinds)
     return action.nargs == "+" or listed
+
+
+def words_taken(action: Action) -> float:
+    """Return how many words an option takes at most: several where it takes a list."""
+    if not takes_list(action):
+        return 1
+    kinds = get_args(type_of(action))
+    pairs = [get_args(kind) for kind in (type_of(action), *kinds) if get_origin(kind) is tuple]
+    fixed = [len(items) for items in pairs if Ellipsis not in items]
+    return max(fixed) if fixed else math.inf
 
 
 def _as_list(action: Action, value: Any) -> Any:

@@ -381,6 +381,13 @@ def test_encoders_of_an_earlier_run_have_seen_what_it_was_trained_on(tmp_path):
     assert not seen("without-None", transfer={"data.root": str(tmp_path / "others")})
 
 
+def test_an_earlier_run_on_generated_scenes_may_lack_keys_of_today(tmp_path):
+    old = {"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 60, "size": 16}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": old}))
+    (found,) = cells(methods={"earlier": MethodSettings(None, encoders=[str(tmp_path)])})
+    assert found.transductive
+
+
 @pytest.mark.parametrize("trained", ["train", None])
 @pytest.mark.parametrize("tested", ["train", None])
 def test_folds_of_a_split_are_seen_where_pretraining_is_on_them(trained, tested, tmp_path):
@@ -830,5 +837,9 @@ def test_what_tests_on_a_split_leaves_nothing_out():
     ids=["options of a method", "a part that it has not"],
 )
 def test_methods_are_made_before_any_is_trained(changes, message):
+    assert plan(  # which has unique dimensions once the share is counted
+        methods={"auto": MethodSettings({"objective.common": "auto"})},
+        transfer={"representation": "unique"},
+    )
     with pytest.raises(ConfigError, match=message):
         plan(**changes)

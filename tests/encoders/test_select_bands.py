@@ -43,6 +43,16 @@ def test_it_is_the_encoder_on_pictures_with_bands_of_zeros(name, options, bands)
     assert not torch.allclose(fewer(x), fewer(x.flip(0)))  # the pictures are looked at
 
 
+def test_a_band_that_is_left_out_is_at_the_mean_that_pictures_are_normalised_by():
+    normalised = {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7, 0.8]}
+    encoder = trained("resnet10t", normalisation=normalised)
+    x = torch.rand(2, 4, 64, 64)
+    x[:, 0], x[:, 2] = 0.1, 0.3
+    fewer = select_bands(encoder, ("d", "b"))
+    assert fewer.options["normalisation"] == {"mean": [0.4, 0.2], "std": [0.8, 0.6]}
+    assert torch.allclose(fewer(x[:, [3, 1]]), encoder(x), atol=1e-5, rtol=1e-4)
+
+
 def test_the_modality_keeps_what_belongs_to_the_bands():
     fewer = select_bands(trained("mlp", width=8).train(), ("d", "b"))
     assert fewer.modality == FOUR.with_(bands=("d", "b"), mean=(4, 2), std=(8, 6))

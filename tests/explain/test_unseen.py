@@ -104,6 +104,19 @@ def test_pictures_without_contrast_cannot_be_compared(make_pairs, tmp_path):
     assert was_trained_on("", PairedFolder(flat, modality), range(2), data) == UNTOLD
 
 
+def test_the_edge_that_two_places_share_makes_them_no_one_place(make_pairs, tmp_path):
+    root = make_pairs({"s1": 3}, samples=2, size=16)
+    other = shutil.copytree(root, tmp_path / "other")
+    for at, file in enumerate(sorted([*root.glob("s1/*.npy"), *other.glob("s1/*.npy")])):
+        picture = 5 + np.random.default_rng(at).normal(size=(3, 16, 16)).astype(np.float32)
+        picture[:, np.tri(16, dtype=bool)] = 0  # beyond the edge of a swath
+        np.save(file, picture)
+    data = PairedFolder(root)
+    assert was_trained_on("", PairedFolder(other), range(2), data) == NO
+    pack(data, tmp_path / "packed", quantize=True)
+    assert was_trained_on("", PackedPairs(tmp_path / "packed"), range(2), data) == YES
+
+
 def test_the_same_pictures_under_other_names_were_trained_on(make_pairs, run_on, tmp_path):
     root = make_pairs({"s1": 1, "s2": 1}, samples=4, size=16)
     run, data = run_on("PairedFolder", root=str(root)), PairedFolder(root)

@@ -166,6 +166,16 @@ def test_so_many_whole_groups_are_held_out_that_chance_is_known(samples, groups,
     assert set(of[rows]) == set(of[out]) and len(rows) == min(len(fewer.held_out), share.MOST)
 
 
+@pytest.mark.parametrize("groups", [5, 6, 7, 8, 9, 10, 12])
+def test_what_is_held_out_of_few_groups_can_be_counted_on(groups):
+    paired = PairedData(LinearGaussianFactors(1304, 2, unique_dims=2, dim=4), LoaderSettings(32))
+    paired.dataset.groups = [str(row % groups) for row in range(1304)]
+    rows = hold_out(paired).held_out
+    embeddings = planted(np.random.default_rng(1), len(rows), 8, {"a": 8, "b": 8})
+    counted = count_directions(embeddings, [paired.dataset.groups[row] for row in rows], seed=0)
+    assert not counted.untold and counted.between["a", "b"] >= 6
+
+
 @pytest.mark.parametrize(
     ("epochs", "steps", "counting"),
     # enough steps in a tenth; more epochs for them; as many as cost 15 %; at least one

@@ -264,6 +264,7 @@ def test_what_would_not_be_done_is_refused(arguments, said, refused):
         ("mask", {}, {"momentum": 0.5}, "fit.momentum: .*AdamW"),
         ("class", {"freeze": False, "probe": "logistic"}, {"lr": 0.1}, "probe: logistic"),
         ("class", {"freeze": False, "probe": "sgd"}, {"lr": 0.1}, None),
+        ("class", {"freeze": False, "probe": "auto"}, {"lr": 0.1}, None),
     ],
 )
 def test_what_has_no_effect_is_warned_of_in_a_line(kind, options, fit, said, caplog):

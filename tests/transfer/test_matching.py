@@ -55,6 +55,14 @@ def test_classes_are_matched_by_name(kind, classes, values, expected, caplog):
     assert join(train, matched)[0]["target"]["y"].tolist() == matched[0]["target"]["y"].tolist()
 
 
+@pytest.mark.parametrize("target", [Target("scalar"), Target("class", tuple("abc"))])
+def test_a_label_that_another_sensor_tells_is_taken_as_it_is(target):
+    task = make_task("y", Target(target.kind, target.classes, ("sar",)))
+    matched = match_label(Labelled("y", target, [0.5 if target.kind == "scalar" else 2]), task, "x")
+    assert matched.targets == {"y": task.target}
+    assert matched[0]["target"]["y"] == (0.5 if target.kind == "scalar" else 2)
+
+
 def test_masks_of_more_than_255_classes_have_another_value_for_unknown():
     many = tuple(map(str, range(300)))
     data = Labelled("y", Target("mask", many[1:3]), [[[0, 255]]])

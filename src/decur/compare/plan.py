@@ -303,8 +303,12 @@ class _Planner:
         else:
             without = self._pretraining_layers(method.pretrain, line.changes)
             if common.representation != "features":
+                from decur.pretrain.share import wants_share
+
+                objective = self.pretraining.objective(without)
                 with _naming(f"tasks.{task} of {line.method}"):
-                    self.pretraining.objective(without).dimensions_of(common.representation)
+                    if not wants_share(objective):  # which has both parts once it is counted
+                        objective.dimensions_of(common.representation)
             folds_apart = settings.unseen_test and not is_split(common)
             left_out_here = folds_apart and (line.method, task) not in self.elsewhere
             seen = not left_out_here and sees_what_tests(self._trained_on(without), common)

@@ -22,7 +22,8 @@ def select_bands(encoder: Encoder, bands: Sequence[str]) -> Encoder:
     """Return an encoder without some of its bands, as if they were 0 in every scaled picture.
 
     A band of zeros adds nothing to the first convolution, so what the encoder learned for it is
-    left out instead, which is exact.
+    left out instead, which is exact. Where an encoder normalises its pictures first, as one that
+    started from weights of photographs, a band that is left out is at its mean.
 
     Args:
         encoder: with its modality.
@@ -41,18 +42,18 @@ def select_bands(encoder: Encoder, bands: Sequence[str]) -> Encoder:
     for band in bands:
         if band not in known:
             raise DataError(f"the encoder knows no band {band!r}; it has {', '.join(known)}")
-    if encoder.options.get("normalisation"):
-        raise DataError(
-            f"encoder {encoder.name!r} cannot do without a band: its weights started from timm's, "
-            "which normalise all of them; give the data all of them"
-        )
     rows = [known.index(band) for band in bands]
     kept = {
         field: tuple(values[row] for row in rows)
         for field in ("bands", "mean", "std")
         if (values := getattr(encoder.modality, field)) is not None
     }
-    fewer = build_encoder(encoder.name, encoder.modality.with_(**kept), **encoder.options)
+    options = dict(encoder.options)
+    if normalised := options.get("normalisation"):
+        options["normalisation"] = {
+            key: [values[row] for row in rows] for key, values in normalised.items()
+        }
+    fewer = build_encoder(encoder.name, encoder.modality.with_(**kept), **options)
     state = encoder.state_dict()
     for key, value in first_weights(encoder).items():
         state[key] = value[:, rows]  # (out, bands, height, width)

@@ -65,14 +65,17 @@ def build_encoder(
     if channels < 1:
         raise ConfigError(f"encoder {name!r}: needs a band at least, got {channels}")
     builder = _builder(name)
+    normal = isinstance(modality, Modality) and modality.scaling == "zscore"  # the pictures are
     if builder is None:
-        if pretrained and isinstance(modality, Modality) and modality.scaling == "zscore":
-            unchanged = {"mean": [0.0] * channels, "std": [1.0] * channels}  # as normal already
+        if pretrained and normal:
+            unchanged = {"mean": [0.0] * channels, "std": [1.0] * channels}
             options = {"normalisation": unchanged, **options}
         encoder: Encoder = TimmEncoder(name, channels, pretrained=pretrained, **options)
     else:
         encoder = _built(name, builder, modality, pretrained=pretrained, options=options)
     encoder.modality = None if isinstance(modality, int) else modality
+    if pretrained and not normal and isinstance(encoder, MiTEncoder):
+        encoder.take_unit_pictures()
     if pretrained and isinstance(encoder, TimmEncoder | MiTEncoder):
         order = colour_order(() if isinstance(modality, int) else modality.bands)
         if order != sorted(order):

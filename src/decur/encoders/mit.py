@@ -36,7 +36,7 @@ class MiTEncoder(Encoder):
         name: "mit_b0" to "mit_b5".
         bands: number of input bands.
         pretrained: start from weights of ImageNet (downloads them), the first layer adapted to the
-            number of bands and to pictures in [0, 1].
+            number of bands. `build_encoder` also adapts it to pictures in [0, 1].
 
     Raises:
         ConfigError: for another name, without segmentation-models-pytorch, or if the weights
@@ -56,12 +56,14 @@ class MiTEncoder(Encoder):
         for number in range(1, self.stages + 1):
             for part in ("patch_embed", "block", "norm"):
                 self.add_module(f"{part}{number}", getattr(made, f"{part}{number}"))
-        if pretrained:
-            first = made.patch_embed1.proj
-            with torch.no_grad():
-                weight, shift = fold(first.weight)
-                first.weight.copy_(weight)
-                first.bias.sub_(shift)
+
+    @torch.no_grad()
+    def take_unit_pictures(self) -> None:
+        """Let the first layer take pictures in [0, 1], in place of ImageNet's normalised ones."""
+        first: Any = self.get_submodule("patch_embed1.proj")
+        weight, shift = fold(first.weight)
+        first.weight.copy_(weight)
+        first.bias.sub_(shift)
 
     @torch.no_grad()
     def reorder_bands(self, order: Sequence[int]) -> None:

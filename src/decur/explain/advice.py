@@ -252,16 +252,22 @@ def _on_the_split(found: _Measured) -> str:
     )
 
 
+def by_chance(permuted: Float) -> float:
+    """Return the most that chance gives, at least 0; NaN where it is not known."""
+    return float("nan") if np.isnan(permuted).all() else float(np.nanmax(permuted, initial=0))
+
+
 def told(arrays: Arrays, pair: str, part: str) -> Interval:
     """Return R2 of a part beyond chance, from the better of its predictors and directions."""
     found = []
     for key in ("same", "features"):
-        chance = float(np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0))
+        chance = by_chance(arrays[f"{pair}/{key}-chance/{part}"])
         values = arrays[f"{pair}/{key}/{part}"]
-        unknown = np.tile([-np.inf, np.inf], (len(values), 1))
-        ends = arrays.get(f"{pair}/{key}-interval/{part}", unknown)
+        ends = unknown = np.tile([-np.inf, np.inf], (len(values), 1))
+        if np.isfinite(chance):
+            ends = arrays.get(f"{pair}/{key}-interval/{part}", unknown)
         found += [
-            Interval(float(value), float(low), float(high)) - chance
+            Interval(float(value), float(low), float(high)) - np.nan_to_num(chance)
             for value, (low, high) in zip(values, ends, strict=True)
         ]
     value = float(np.fmax.reduce([x.value for x in found]))

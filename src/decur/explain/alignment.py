@@ -146,8 +146,7 @@ def findings(arrays: Arrays) -> str:
                 continue
             if not varying(arrays[f"{key}/all"]).any():
                 sentences.append(
-                    f"{pair} in {run}: one of the two has the same embedding for all samples, so "
-                    "nothing can be compared."
+                    f"{pair} in {run}: no dimension varies in both, so nothing can be compared."
                 )
                 continue
             told = []

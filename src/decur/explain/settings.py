@@ -247,9 +247,10 @@ def _are_same_pictures(
 def _are_alike(one: torch.Tensor, two: torch.Tensor) -> Verdict:
     """Tell whether two pictures of one sensor show the same, by the correlation of their pixels.
 
-    Quantising, other statistics and resizing hardly change it. Pictures of other bands, pictures
-    that are the same everywhere, and those of other sizes, of which one may be cut out of the
-    other, may be the same without a correlation.
+    Quantising, other statistics and resizing hardly change it. Where both have the value that they
+    have most often, as beyond the edge of a swath, two places are alike, too, so that pixel tells
+    nothing. Pictures of other bands, pictures that are the same everywhere, and those of other
+    sizes, of which one may be cut out of the other, may be the same without a correlation.
 
     Args:
         one: (..., C, H, W), scaled.
@@ -257,18 +258,16 @@ def _are_alike(one: torch.Tensor, two: torch.Tensor) -> Verdict:
     """
     if one.shape[:-2] != two.shape[:-2]:
         return Verdict.UNTOLD
-    sides = one.shape[-2], one.shape[-1]
-    if sides != (
-        two.shape[-2],
-        two.shape[-1],
-    ):  # half of the smaller one averages out how they were resized
+    height, width = one.shape[-2:]
+    if one.shape != two.shape:  # half of the smaller one averages out how they were resized
         height, width = (max(min(one.shape[k], two.shape[k]) // 2, 1) for k in (-2, -1))
-        sides = height, width
     x, y = (
-        nn.functional.adaptive_avg_pool2d(each.flatten(0, -3)[None], sides).double()
+        nn.functional.adaptive_avg_pool2d(each.flatten(0, -3), (height, width)).flatten(1).double()
         for each in (one, two)
-    )  # (1, C, h, w)
-    x, y = (each - each.mean((2, 3), keepdim=True) for each in (x, y))
+    )  # (C, h w)
+    tells = ~((x == x.mode(1, True).values) & (y == y.mode(1, True).values))
+    count = tells.sum(1, keepdim=True).clamp_min(1)
+    x, y = (tells * (each - (tells * each).sum(1, keepdim=True) / count) for each in (x, y))
     norms = float(x.norm() * y.norm())
     if norms <= 1e-6 * x.numel():  # a standard deviation of a thousandth: hardly any bits
         return Verdict.UNTOLD

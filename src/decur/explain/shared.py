@@ -28,7 +28,7 @@ from decur.agreement import (
 )
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
-from decur.explain.advice import advice, advice_on_blocks, has_blocks, varying
+from decur.explain.advice import advice, advice_on_blocks, by_chance, has_blocks, varying
 from decur.explain.alignment import MISALIGNED, losses
 from decur.explain.base import (
     Analysis,
@@ -247,7 +247,13 @@ class _Fitting:
         if varies and x.train.shape[1]:
             missed = ((y.test - guessed(x, y, train)) ** 2).sum(1)
             true = ratio_interval(whole - missed, whole, test, LEVEL / _ANSWERS)
-        return true, predicted(x, stacked, train, targets=self.permutations)
+        mixed_up = predicted(x, stacked, train, targets=self.permutations)
+        return true, mixed_up if self._chance_is_known else np.full_like(mixed_up, np.nan)
+
+    @property
+    def _chance_is_known(self) -> bool:
+        """Whether there are enough pairings of groups to know what chance gives."""
+        return pairings(self.train, self.test, self.groups) >= PAIRINGS
 
     def _permuted(self, y: Halves, rng: np.random.Generator) -> Halves:
         """Return other pairings, within the training and within the test samples."""
@@ -264,7 +270,7 @@ class _Fitting:
                 f"canonical-chance/{part}": np.zeros(1),
                 f"kept/{part}": np.zeros(2),
             }
-        known = pairings(self.train, self.test, self.groups) >= PAIRINGS
+        known = self._chance_is_known
         chance = [
             canonical(x, self._permuted(y, rng), count).max(initial=0) if known else np.nan
             for _ in range(_CANONICAL_DRAWS)
@@ -387,8 +393,9 @@ def findings(arrays: Arrays) -> str:
             row.append(_score(arrays[f"{pair}/aligned/{part}"][0]))
             for key in ("same", "features"):
                 scores = arrays[f"{pair}/{key}/{part}"]
-                chance = np.nanmax(arrays[f"{pair}/{key}-chance/{part}"], initial=0)
-                row.append(" / ".join(map(_score, scores)) + f" ({chance:.2f})")
+                chance = f"{by_chance(arrays[f'{pair}/{key}-chance/{part}']):.2f}"
+                chance = chance.replace("nan", "unknown")
+                row.append(" / ".join(map(_score, scores)) + f" ({chance})")
             above = f"{(values > level).sum()} of {len(values)}"
             row.append("cannot be told" if np.isnan(level) else above)
             row.append(f"{values.max(initial=0):.2f} ({level:.2f})".replace("(nan)", "(unknown)"))

@@ -43,12 +43,13 @@ from decur.pretrain.settings import PretrainSettings
 from decur.pretrain.state import AtomicCheckpointIO, TrainingState, epochs_done
 from decur.pretrain.trainer import OWN, fit, limited, make_trainer
 from decur.runs import RunFolder
-from decur.scores import FEWEST_GROUPS, Rows, split
+from decur.scores import Rows, split
 
 log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 0.1, 0.15  # of the epochs, which the training that counts takes besides
 STEPS = 150  # of it that show most directions; fewer show too few (docs/results/share.md)
+_CUT_BELOW = 10  # groups, of which half are too few to know chance
 HELD_OUT, FEWEST, MOST = 0.1, 200, 4000  # share of the samples that is counted on, and its bounds
 
 
@@ -74,8 +75,8 @@ def counting_epochs(epochs: int, steps: int) -> int:
 def hold_out(paired: PairedData) -> PairedData:
     """Return the pairs of the training that counts the share, some of which it does not see.
 
-    Groups stay whole, unless there are fewer than six. So many are held out that chance is known,
-    if that leaves half of them to train on.
+    Groups stay whole, unless there are fewer than ten: half of these are too few to know chance.
+    So many are held out that it is well known, if that leaves half of them to train on.
 
     Args:
         paired: the pairs of the training that follows.
@@ -86,10 +87,10 @@ def hold_out(paired: PairedData) -> PairedData:
     count = len(paired.dataset)
     groups, share = paired.dataset.groups, _held_out_of(count) / count
     several = len(set(groups or ()))
-    if several >= FEWEST_GROUPS:
+    if several >= _CUT_BELOW:
         share = max(share, min(0.5, WHOLE_GROUPS / several))
     fewer = copy(paired)
-    fewer.held_out = np.sort(split(count, groups, paired.seed, share)[1])
+    fewer.held_out = np.sort(split(count, groups, paired.seed, share, _CUT_BELOW)[1])
     _refuse_no_batch(count, len(fewer.held_out), paired.settings.batch_size)
     return fewer
 

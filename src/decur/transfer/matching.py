@@ -51,6 +51,8 @@ def match_label(data: PairedDataset, task: Task, key: str) -> PairedDataset:
         return data
     if found.kind != wanted.kind:
         raise DataError(_other_kind(name, found, wanted, key))
+    if found.classes == wanted.classes:  # but who sees it, say
+        return _Renumbered(data, name, wanted)
     _refuse_other_classes(name, found, wanted, key)
     numbers = [wanted.classes.index(each) for each in found.classes]
     moved = [f"{found.classes[i]!r} {i} to {n}" for i, n in enumerate(numbers) if i != n]
@@ -115,6 +117,8 @@ class _Renumbered(Derived):  # private, so that --help does not offer it
 
     def _renumbered(self, label: Tensor) -> Tensor:
         target = self.targets[self.name]
+        if self.before.classes == target.classes:
+            return label
         if target.kind == "multilabel":
             flags = torch.zeros(len(target.classes))
             flags[self.numbers] = label  # NaN, which is unknown, stays

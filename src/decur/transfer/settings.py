@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings, MissingBands
 from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges, require
-from decur.transfer.useless import Use, refuse_useless
+from decur.transfer.without_effect import Use, refuse_without_effect
 
 Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd", "auto"]
@@ -327,12 +327,11 @@ class TransferSettings:
         Raises:
             ConfigError: if settings do not fit together; it names one.
         """
-        if self.probe == "auto":
-            return replace(self, probe=task.usual_probe).complete(task, validated, tested=tested)
-        self._refuse_mismatch(task)
-        fit = self.fit.complete(task, self.freeze, head=self.head)
-        refuse_useless(Use(self, fit, task, validated or self.val_fraction > 0, tested))
-        return replace(self, fit=fit)
+        chosen = replace(self, probe=task.usual_probe) if self.probe == "auto" else self
+        chosen._refuse_mismatch(task)
+        chosen = replace(chosen, fit=self.fit.complete(task, self.freeze, head=self.head))
+        refuse_without_effect(Use(self, chosen, task, validated or self.val_fraction > 0, tested))
+        return chosen
 
     def _refuse_mismatch(self, task: Label) -> None:
         kind = task.kind

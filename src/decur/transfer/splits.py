@@ -285,7 +285,7 @@ def _source(data: PairedDataset) -> tuple[object, ...]:
     while isinstance(data, Derived):
         data = data.data
     if isinstance(root := getattr(data, "root", None), str | Path):
-        return type(data), str(Path(root).resolve())
+        return (str(Path(root).resolve()),)  # whatever reads it
     made_of = {key: value for key, value in data.made_of.items() if key != "split"}
     return type(data), repr(made_of)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from decur.errors import ConfigError
 
 if TYPE_CHECKING:
-    from decur.transfer.settings import FitSettings, Label, TransferSettings
+    from decur.transfer.settings import Label, TransferSettings
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +21,15 @@ class Use:
     """What settings are used for.
 
     Args:
-        settings: as they are given.
-        fit: theirs, with nothing left open.
+        given: settings as they are given.
+        settings: the same, in which `fit` and the probe leave nothing open.
         task: what is learned.
         validated: whether there is a validation part.
         tested: whether there is a test part of its own.
     """
 
+    given: TransferSettings
     settings: TransferSettings
-    fit: FitSettings
     task: Label
     validated: bool
     tested: bool
@@ -57,11 +57,20 @@ class _Rule(NamedTuple):
     refused: bool = True
 
 
-_FOR_STEPS = (
-    *("name", "lr", "weight_decay", "decay_biases", "momentum", "epochs", "steps"),
-    *("schedule", "milestones", "crop", "warmup_epochs"),
+_FOR_STEPS = (  # fields of `fit`
+    "name",
+    "lr",
+    "weight_decay",
+    "decay_biases",
+    "momentum",
+    "epochs",
+    "steps",
+    "schedule",
+    "milestones",
+    "crop",
+    "warmup_epochs",
 )
-_USELESS = (
+_RULES = (
     _Rule(
         (),
         lambda use: use.solved and use.validated,
@@ -76,7 +85,7 @@ _USELESS = (
     ),
     _Rule(
         ("fit.augment",),
-        lambda use: use.solved and bool(use.fit.augment),
+        lambda use: use.solved and bool(use.settings.fit.augment),
         "{keys}: is for what is trained on pictures, and the probe {probe} is solved on vectors "
         "that are computed once; take --probe sgd, or --freeze false",
     ),
@@ -116,20 +125,20 @@ _USELESS = (
     ),
     _Rule(
         ("fit.milestones",),
-        lambda use: not use.solved and use.fit.schedule != "steps",
+        lambda use: not use.solved and use.settings.fit.schedule != "steps",
         "{keys}: without effect, as the learning rate does not fall in steps; give --fit.schedule "
         "steps, or leave it out",
         refused=False,
     ),
     _Rule(
         ("fit.momentum",),
-        lambda use: not use.solved and use.fit.name != "sgd",
+        lambda use: not use.solved and use.settings.fit.name != "sgd",
         "{keys}: without effect on AdamW; give --fit.name sgd, or leave it out",
         refused=False,
     ),
     _Rule(
         ("fit.crop", "fit.scales", "fit.piece"),
-        lambda use: not use.solved and not use.fit.augment,
+        lambda use: not use.solved and not use.settings.fit.augment,
         "{keys}: without effect, as pictures are not augmented; give --fit.augment true, or leave "
         "it out",
         refused=False,
@@ -143,7 +152,7 @@ _USELESS = (
     ),
     _Rule(
         ("probe",),
-        lambda use: not use.settings.freeze and use.settings.probe == "logistic",
+        lambda use: not use.settings.freeze and use.given.probe == "logistic",
         "{keys}: {probe} is for frozen encoders, and has no effect on fine-tuning; give --freeze "
         "true, or leave it out",
         refused=False,
@@ -151,20 +160,19 @@ _USELESS = (
 )
 
 
-def refuse_useless(use: Use) -> None:
+def refuse_without_effect(use: Use) -> None:
     """Refuse what would not be done, so that no result says it was; warn of the rest in a line.
 
     Raises:
         ConfigError: naming the settings, and what to do.
     """
-    settings = use.settings
-    defaults = type(settings)()
-    for rule in _USELESS:
+    settings, defaults = use.given, type(use.given)()
+    for rule in _RULES:
         given = [key for key in rule.keys if attrgetter(key)(settings) != attrgetter(key)(defaults)]
         if (rule.keys and not given) or not rule.where(use):
             continue
         said = rule.said.format(
-            keys=", ".join(given), probe=settings.probe, name=use.task.name, kind=use.task.kind
+            keys=", ".join(given), probe=use.settings.probe, name=use.task.name, kind=use.task.kind
         )
         if rule.refused:
             raise ConfigError(said)
