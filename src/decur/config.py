@@ -320,8 +320,9 @@ class Parser(ArgumentParser):
             given = [value] if equals else []
             if not (flag or other or name.endswith("+")):
                 while words and not words[0].startswith("--") and len(given) < most:
+                    if given and given[0].startswith("["):  # the list is whole
+                        break
                     given.append(words.pop(0))
-                    most = 1 if given[0].startswith("[") else most  # a list is whole
             # an option of a class, such as --data.mask_nodata -1 255, has no action here
             if many and len(given) == 1 and given[0].startswith("[") and given[0].endswith("]"):
                 listed = loaded(given[0])  # as in a YAML file, for --modalities "[s1, s2]"
