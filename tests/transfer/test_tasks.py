@@ -221,6 +221,24 @@ def test_intervals_hold_the_truth_with_few_groups(draw, scale, true, units):
     assert 0.91 <= ((limits[:, 0] <= true) & (true <= limits[:, 1])).mean() <= 0.99
 
 
+def test_what_sums_err_by_is_no_spread():
+    """Average precision where all are right comes out as 1 in all but the last digits."""
+    right = interval(1.0, np.ones(30), "share")
+    for value in (1.0, 1 + 2e-16, 1 - 1e-16):
+        errs = 1 + 2e-16 * np.random.default_rng(0).integers(-2, 3, 30)
+        assert interval(value, errs, "share") == right
+    rng = np.random.default_rng(0)
+    for count in range(12, 40):
+        truth = (rng.random((count, 6)) < 0.3).astype(np.float32)
+        truth[0] = 1
+        task = make_task("y", Target("multilabel", tuple("abcdef")))
+        output = torch.from_numpy(truth + 0.1 * rng.random(truth.shape).astype(np.float32))
+        kept = task.keep(output, torch.from_numpy(truth))
+        assert 1 - 1e-12 < task.metrics(kept)["mAP_micro"] <= 1
+        low, high = measure_intervals(task, kept).limits["mAP_micro"]
+        assert 0.7 < low < 0.95 and high == pytest.approx(1)
+
+
 def test_groups_that_differ_in_size_count_as_fewer():
     """By their plain number, intervals held the truth in 0.9 of parts where sizes differ much."""
     task, sizes = make_task("label", Target("class", ("a", "b"))), np.array([10, 10, 20])

@@ -19,9 +19,17 @@ from decur.digest import digest
 from decur.encoders import TimmEncoder, build_encoder
 from decur.errors import ConfigError, DataError
 from decur.pretrain import LoaderSettings
+from decur.transfer.evaluate import score_test_part
 from decur.transfer.intervals import measure_intervals
 from decur.transfer.settings import FitSettings, TransferSettings
-from decur.transfer.splits import choose_parts, draw_fraction, join, refuse_shared, shared_groups
+from decur.transfer.splits import (
+    Parts,
+    choose_parts,
+    draw_fraction,
+    join,
+    refuse_shared,
+    shared_groups,
+)
 from decur.transfer.tasks import make_task
 from decur.transfer.tasks.base import draw_confusion
 from decur.transfer.trainee import rate_factor
@@ -298,6 +306,38 @@ def test_nothing_is_trained_on_and_tested_on(label_folder, tmp_path):
     refuse_shared(scenes, SyntheticScenes(5, 32, seed=1))  # the same ids of other pictures
     with pytest.raises(ConfigError, match="5 samples"):
         refuse_shared(scenes, SyntheticScenes(5, 32))
+
+
+@pytest.mark.parametrize("grouped", ["train", "test", "both"])
+def test_parts_keep_their_groups_whether_or_not_the_others_have_some(grouped):
+    train, test = (SyntheticScenes(4, 16, start=start, modalities=["sar"]) for start in (0, 90))
+    train.groups = None if grouped == "test" else ["a", "a", "b", "b"]
+    test.groups = None if grouped == "train" else ["x", "x", "y", "y"]
+    whole = join(train, test)
+    parts = Parts(whole, make_task("cloud", Target("scalar")), np.arange(4), np.arange(4, 8))
+    assert parts.groups(parts.train) == train.groups
+    assert parts.groups(parts.test) == test.groups
+    assert len(set(whole.groups)) == (4 if grouped == "both" else 6)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (range(4, 8), "sar is absent in all 4 samples to test on, and in 0 of 4 to train on: it"),
+        (range(4), "sar is absent in all 4 samples to train on, and in 0 of 4 to test on: it"),
+        (range(2, 6), None),
+    ],
+)
+def test_a_sensor_that_a_part_lacks_is_told_of(lacking, said, caplog):
+    data = SyntheticScenes(8, 16, modalities=["optical", "sar"])
+    data.present["sar"][list(lacking)] = False
+    task = make_task("moisture", Target("scalar"))
+    parts = Parts(data, task, np.arange(4), np.arange(4, 8), modalities=["optical", "sar"])
+    counts = {"train": len({*lacking} & {0, 1, 2, 3}), "test": len({*lacking} & {4, 5, 6, 7})}
+    assert parts.absent == {"sar": counts}
+    kept = task.keep(torch.tensor([[0.1], [0.2], [0.3], [0.5]]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    warnings = score_test_part(parts, kept, TransferSettings(bootstrap=0))["warnings"]
+    assert [line.startswith(said) for line in warnings] == [True] if said else not warnings
 
 
 def test_a_single_group_has_no_interval(caplog):

@@ -55,7 +55,7 @@ def score_test_part(
             metrics[name]["interval"] = list(found.limits[name])
         if name in floors:
             metrics[name]["floor"] = floors[name]
-    warnings = doubts(task, kept, metrics)
+    warnings = [*_absent_in_one(parts), *doubts(task, kept, metrics)]
     if found.limits and found.units < FEW_UNITS:
         unit = "groups" if parts.groups(parts.test) is not None else "samples"
         warnings.append(
@@ -72,6 +72,20 @@ def score_test_part(
         "warnings": warnings,
         "by_class": task.by_class(kept),
     }
+
+
+def _absent_in_one(parts: Parts) -> list[str]:
+    """Return a sentence for each sensor that all samples to train on or to test on lack."""
+    counts = {"train": len(parts.train), "test": len(parts.test)}
+    found = []
+    for name, absent in parts.absent.items():
+        for here, there in (("train", "test"), ("test", "train")):
+            if absent[here] == counts[here] and absent[there] < counts[there]:
+                found.append(
+                    f"{name} is absent in all {counts[here]} samples to {here} on, and in "
+                    f"{absent[there]} of {counts[there]} to {there} on: it tells nothing here"
+                )
+    return found
 
 
 def doubts(task: Task, kept: Kept, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -121,6 +135,7 @@ def describe_transfer(
     return {
         "encoders": settings.sources,
         "modalities": list(modalities),
+        "absent": parts.absent,
         "representation": settings.representation,
         "freeze": settings.freeze,
         "model": _model_in_words(settings, task),

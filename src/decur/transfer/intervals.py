@@ -25,6 +25,7 @@ Float = NDArray[np.float64]
 # of 0.5 to 0.98), with a single one in 86 % and more; `benchmarks/coverage.py` simulates it anew.
 FEWEST_UNITS = 3
 MOST_NAMED = 3  # classes, in the reason why there is no interval
+DIGITS = 12  # of a share: what sums err by would be taken for a spread where all are right
 BLOCKS = 200  # parts that are left out at most: of more units several are left out together
 
 
@@ -166,6 +167,7 @@ def _interval_of_mean(
     from scipy.stats import t
 
     # a class has no score where all that shows it is left out together: it counts as 0
+    values, without = values.round(DIGITS), without.round(DIGITS)
     ends = np.array(
         [
             _wilson(value, _variance(value, rest, count), count, t.ppf(1 - LEVEL / 2, count - 1))
@@ -204,6 +206,8 @@ def interval(
     from scipy.stats import t
 
     units = len(without)
+    if scale == "share":
+        value, without = round(value, DIGITS), without.round(DIGITS)
     quantile = float(t.ppf(1 - LEVEL / 2, units - 1 if freedom is None else freedom))
     if scale == "share" and min(value, without.min()) >= 0 and max(value, without.max()) <= 1:
         return _wilson(value, _variance(value, without, units), units, quantile)

@@ -35,6 +35,7 @@ class Parts:
         train: rows to train on.
         test: rows to test on.
         val: rows that choose the best epoch; none by default.
+        modalities: the sensors that are used.
     """
 
     data: PairedDataset
@@ -42,11 +43,24 @@ class Parts:
     train: Rows
     test: Rows
     val: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    modalities: Sequence[str] = ()
 
     def groups(self, rows: Rows) -> list[str] | None:
-        """Return the groups of samples; None where the data names none."""
-        names = self.data.groups
-        return None if names is None else [names[row] for row in rows]
+        """Return the groups of samples; None where the data names none, or each has its own."""
+        if self.data.groups is None:
+            return None
+        names = [self.data.groups[row] for row in rows]
+        return None if len(set(names)) == len(names) else names
+
+    @property
+    def absent(self) -> dict[str, dict[str, int]]:
+        """Return how many samples to train and to test on lack a sensor, where any does."""
+        lacks = {name: ~self.data.present[name] for name in self.modalities}
+        found = {
+            name: {"train": int(x[self.train].sum()), "test": int(x[self.test].sum())}
+            for name, x in lacks.items()
+        }
+        return {name: counts for name, counts in found.items() if any(counts.values())}
 
     def ids(self, rows: Rows) -> list[str]:
         """Return the ids of samples."""
@@ -140,7 +154,7 @@ def choose_parts(
         )
     if by_class is None and missing:
         log.warning("no training sample shows %s", listed(list(map(repr, missing))))
-    return Parts(whole, task, train, test, val)
+    return Parts(whole, task, train, test, val, modalities)
 
 
 def _hold_out(
@@ -252,22 +266,26 @@ def join_apart(
         ConfigError: if a sample is in two of them.
         DataError: if they differ in sensors, sizes or labels.
     """
-    parts = [data]
+    parts, uses = [data], ["trained"]
     for key, part in (("test_split", test_data), ("val_split", val_data)):
         if part is not None:
-            for other in parts:
-                refuse_shared(other, part, key)
+            for other, use in zip(parts, uses, strict=True):
+                refuse_shared(other, part, key, use)
             parts.append(part)
+            uses.append("tested")
     return join(*parts) if len(parts) > 1 else data
 
 
-def refuse_shared(data: PairedDataset, test_data: PairedDataset, key: str = "test_split") -> None:
+def refuse_shared(
+    data: PairedDataset, test_data: PairedDataset, key: str = "test_split", use: str = "trained"
+) -> None:
     """Refuse samples that are in two parts, where both are of one source.
 
     Args:
         data: one part.
         test_data: another one.
         key: of the configuration that gives the other one.
+        use: of the one part, as "trained".
 
     Raises:
         ConfigError: saying how many samples are in both parts.
@@ -275,7 +293,7 @@ def refuse_shared(data: PairedDataset, test_data: PairedDataset, key: str = "tes
     shared = sorted(set(data.ids) & set(test_data.ids))
     if shared and _source(data) == _source(test_data):
         raise ConfigError(
-            f"{key}: {len(shared)} samples are also trained on, such as {shared[0]!r}; choose "
+            f"{key}: {len(shared)} samples are also {use} on, such as {shared[0]!r}; choose "
             "another split"
         )
 
@@ -317,8 +335,14 @@ class _Joined(PairedDataset):  # private, so that --help does not offer it
         self.present = {
             name: np.concatenate([part.present[name] for part in parts]) for name in first.present
         }
-        groups = [part.groups for part in parts]
-        self.groups = [g for part in groups for g in part or ()] if None not in groups else None
+        self.groups = None
+        if any(part.groups is not None for part in parts):
+            # a sample without a group is one of its own
+            self.groups = [
+                group
+                for n, part in enumerate(parts)
+                for group in part.groups or (f"{id_} of part {n}" for id_ in part.ids)
+            ]
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def digest_parts(self) -> object:

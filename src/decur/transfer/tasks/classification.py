@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 _PAPER = FitDefaults("sgd", lr=0.05, frozen_lr=0.5, weight_decay=0.0)  # appendix B.2
 
 
+def average_precision(truth: Array, output: Array, average: str = "macro") -> float:
+    """Return scikit-learn's average precision, whose sums come out a digit above 1."""
+    return min(1.0, float(average_precision_score(truth, output, average=average)))
+
+
 @TASKS.register("class")
 class SingleLabel(Task):
     """One class a sample: cross-entropy; accuracy, balanced accuracy and macro F1."""
@@ -171,7 +176,7 @@ class MultiLabel(Task):
         if not truth.any():
             return {"mAP_micro": np.nan, "mAP_macro": np.nan}
         return {
-            "mAP_micro": float(average_precision_score(truth, output, average="micro")),
+            "mAP_micro": average_precision(truth, output, average="micro"),
             "mAP_macro": score(output, truth, self.known_as),
         }
 
@@ -189,9 +194,7 @@ class MultiLabel(Task):
         truth, output = kept["truth"], kept["output"]
         return {
             name: {
-                "AP": float(average_precision_score(truth[:, i], output[:, i]))
-                if truth[:, i].any()
-                else np.nan,
+                "AP": average_precision(truth[:, i], output[:, i]) if truth[:, i].any() else np.nan,
                 "n": int(truth[:, i].sum()),
             }
             for i, name in enumerate(self.target.classes)
