@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from decur.cli import main
 from decur.pretrain import Pretrainer
 from decur.pretrain.command_pretrain import main as pretrain
+from decur.pretrain.outcome import KEY
 from decur.pretrain.restore import restore
 from decur.pretrain.state import TrainingState
 from decur.runs import RunFolder
@@ -90,6 +91,17 @@ def test_the_folder_alone_is_enough_also_where_options_have_come_since(ready):
     (broken / "config.yaml").write_text(yaml.safe_dump(config))
     pretrain(["--resume", f"--run={broken}"])
     assert_same_run(whole, broken)
+
+
+def test_a_run_whose_pictures_were_normalised_otherwise_is_not_gone_on_with(ready, refused):
+    folder = ready()
+    older, last = sorted((folder / "checkpoints").glob("*.ckpt"))[-2:]
+    last.unlink()
+    saved = torch.load(older, weights_only=True)
+    saved[KEY]["options"]["sar"]["normalisation"] = {"mean": [0.5, 0.5], "std": [0.2, 0.2]}
+    torch.save(saved, older)
+    said = refused("pretrain", "--resume", f"--run={folder}")
+    assert "gave the pretrained weights of sar pictures" in said
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, ready, caplog):

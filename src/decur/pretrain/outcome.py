@@ -103,6 +103,21 @@ class Outcome(Callback):
             "objective": dict(pl_module.objective.about()),
         }
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to go on with weights of photographs that have seen pictures of another range."""
+        assert isinstance(pl_module, Pretrainer)
+        saved = checkpoint.get(KEY, {}).get("options", {})
+        for name in pl_module.modalities:
+            kept, now = saved.get(name, {}), pl_module.encoder(name).options
+            if kept.get("normalisation") != now.get("normalisation"):
+                raise ConfigError(
+                    f"{self.run.path}: was begun by an older decur, which gave the pretrained "
+                    f"weights of {name} pictures that are not normalised as in their training; "
+                    "finish it with that one, or train anew with --overwrite"
+                )
+
     def keep_encoders(self, checkpoint: Mapping[str, Any]) -> None:
         """Write the encoders of a checkpoint that has just been written; a full disk is told."""
         try:
