@@ -10,16 +10,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from decur.cli import main
+from decur.data import PairedFolder
 from decur.embed import read_vectors
 from decur.embed.parquet import HEADER
 from decur.errors import ConfigError, DataError
 from decur.explain.base import unwatched
 from decur.explore import explore
-from decur.explore.run import _chosen, lay_out_sensors, rank_rows
+from decur.explore.run import _chosen, _seen_in_training, lay_out_sensors, rank_rows
 from decur.plotting import small_pictures
+from decur.verdicts import Verdict
 
 
 class Scripts(HTMLParser):
@@ -104,6 +107,7 @@ def test_the_page_holds_what_was_embedded(embedded, pairs, tmp_path):
     assert f"script-src &#39;sha256-{code}&#39;;" in html and "img-src data: blob:;" in html
     about = json.loads(found.texts["about"])
     assert about["ids"] == sorted(pairs.ids) and about["part"] == "common" and about["together"]
+    assert about["total"] == 22 and about["trained"].startswith("Whether the encoders were trained")
     s1, s2 = (read_vectors(embedded.folder, name, part="common") for name in ("s1", "s2"))
     told = about["ranking"]["s1>s2"]
     nearest = numbers(told["rows"], "<i4", 22, 3)
@@ -152,11 +156,34 @@ def test_large_maps_take_no_minutes_unless_they_are_asked_to(caplog, monkeypatch
         _chosen("tsne", 10)
 
 
+def test_the_page_tells_whether_its_samples_were_trained_on(pairs, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other" / "s1"
+    run.mkdir()
+    other.mkdir(parents=True)
+    for id_ in pairs.ids:
+        np.save(other / f"{id_}.npy", np.random.default_rng(9).normal(size=(1, 32, 32)))
+    named = {"class_path": "PairedFolder", "init_args": {"root": str(pairs.root)}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": named, "views": {}}))
+    for encoders, data, verdict in (
+        ([str(run)], pairs, Verdict.YES),
+        (["random", str(run)], pairs, Verdict.YES),
+        ([str(run)], PairedFolder(other.parent), Verdict.NO),
+        (["random:runs/any"], None, Verdict.NO),
+        ([str(run)], None, Verdict.UNTOLD),
+        (["timm:resnet18"], pairs, Verdict.UNTOLD),
+        ([str(run), "timm:resnet18"], PairedFolder(other.parent), Verdict.UNTOLD),
+        ([], pairs, Verdict.UNTOLD),  # of a header that does not say
+    ):
+        assert _seen_in_training(encoders, data, pairs.ids[:9]) == verdict
+
+
 def test_the_command(embedded, pairs, tmp_path, capsys, refused):
     folder = str(embedded.folder)
     main(["explore", folder, "--part", "unique", "--layout", "pca", "--samples", "10"])
     assert "look at" in capsys.readouterr().out
-    about = json.loads(Scripts((embedded.folder / "explore.html").read_text()).texts["about"])
+    html = (embedded.folder / "explore.html").read_text()
+    about = json.loads(Scripts(html).texts["about"])
+    assert about["total"] == 22 and "10 of 22 samples" in html
     assert sorted(about["ranking"]) == ["s1>s1", "s2>s2"] and len(about["ids"]) == 10
     assert not about["pictured"] and not about["labels"]
     assert "--samples: must be from 2 to 20,000" in refused("explore", folder, "--samples", "20001")

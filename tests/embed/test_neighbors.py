@@ -195,8 +195,11 @@ def test_the_command_prints_writes_and_draws(embedded, pairs, tmp_path, capsys, 
     main(["neighbors", str(embedded.folder), "--k", "3"])
     said = capsys.readouterr().out
     assert "own place among the first 3" in said and "by chance 0.1500" in said
+    assert "pairs that the encoders were trained on are found more easily" in said
     assert "does not align" not in caplog.text
-    main(["neighbors", str(embedded.folder), "--part", "unique"])
+    assert "--data: without effect" not in caplog.text
+    main(["neighbors", str(embedded.folder), "--part", "unique", "--data.root", "nowhere"])
+    assert "--data: without effect, as pictures alone are read from it" in caplog.text
     assert "unique: training does not align these numbers of s1 with those of s2" in caplog.text
 
 

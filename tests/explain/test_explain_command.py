@@ -198,14 +198,24 @@ def test_a_damaged_file_is_computed_anew(run, counted):
     assert main(given).computed == ["counted"] and main(given).computed == []
 
 
-def test_runs_stand_beside_each_other(run, counted, tmp_path):
+def test_runs_stand_beside_each_other(run, counted, tmp_path, capsys):
     twin = shutil.copytree(run, tmp_path / "twin")
     done = main([str(run), *SMALL, "--only", "counted", "--beside", str(twin)])
     assert counted == [[run.name, "twin"]]
     assert done.arrays["counted"]["seen"].tolist() == ["no", "no"]  # of each run
+    assert "beside      compared in counted alone" in capsys.readouterr().out
     copy = shutil.copytree(run, tmp_path / "deeper" / run.name)
     with pytest.raises(ConfigError, match="two runs are named"):
         main([str(run), *SMALL, "--only", "counted", "--beside", str(copy)])
+
+
+def test_sections_that_compare_no_runs_say_so(run, monkeypatch, tmp_path, caplog):
+    alone = Analysis("alone", "Alone", "", lambda *_, **__: {}, {}, lambda arrays: "")
+    with_analysis(monkeypatch, alone)
+    twin = shutil.copytree(run, tmp_path / "twin")
+    main([str(run), *SMALL, "--only", "alone", "--beside", str(twin)])
+    said = "beside: without effect, as no chosen analysis compares runs; alignment does"
+    assert said in caplog.text
 
 
 def test_an_interrupted_command_goes_on(run, counted, monkeypatch):

@@ -16,7 +16,9 @@ from decur.explain import samples as sample_map
 from decur.explain.base import text
 from decur.explain.dimensions import (
     _across,
+    chances,
     chart_map,
+    dealt_parts,
     dimensions,
     findings,
     neighbours,
@@ -157,9 +159,11 @@ def test_common_dimensions_find_their_partners(split_run, tmp_path):
     assert chart_map({k: v for k, v in arrays.items() if k != "correlation"}) is None  # an old file
     text = findings(arrays)
     assert "1 do not vary" in text and "100%" in text
-    row = text.partition("by chance")[2].partition("</tr>")[0]  # 16 and 15 of 31 points, 24 and 7
-    assert "6.5%" in row and f"{1 - (16**2 + 15**2) / 31**2:.0%}" in row
-    assert f"{(24**2 + 7**2) / 31**2:.0%}" in row
+    # 16 and 15 of 31 points, 24 and 7; one of the 7 has no partner
+    row = text.partition(">unique<")[2].partition("</tr>")[0]
+    assert f"(by chance {(3 / 15 + 3 / 16) / 7:.1%})" in row
+    assert f"0% (by chance {(4 * 15 + 3 * 16) / (7 * 30):.1%})" in row
+    assert f"100% (by chance {6 / 30:.1%})" in row
 
 
 @pytest.mark.parametrize("sensors", [2, 3])
@@ -182,7 +186,33 @@ def test_the_chance_told_is_that_of_noise(sensors):
         "constant": np.array(0),
     }
     assert neighbours(arrays, sensor >= 0)[0] == pytest.approx(1 / width, abs=0.0045)
-    assert "by chance 0.2% do" in findings(arrays)
+    assert "(by chance 0.2%)" in findings(arrays) and "dealt" not in findings(arrays)
+
+
+def test_each_part_has_the_chance_of_its_own_size():
+    """Noise of 2 x 256 dimensions, an eighth unique: every point may be the nearest."""
+    rng, point = np.random.default_rng(0), np.arange(512)
+    arrays = {
+        "modality": point // 256,
+        "dimension": point % 256,
+        "part": (point % 256 >= 224).astype(int),
+    }
+    common, unique = (arrays["part"] == part for part in (0, 1))
+    drawn, within = [], []
+    for draw in range(40):
+        arrays["nearest"] = (point + rng.integers(1, 512, 512)) % 512
+        arrays["across"] = rng.integers(0, 256, 512) + 256 * (point < 256)
+        drawn.append([neighbours(arrays, chosen) for chosen in (common, unique)])
+        low, high = dealt_parts(arrays, unique) if draw < 10 else (0, 1)
+        within.append(low <= drawn[-1][1][2] <= high)
+    expected = [chances(arrays, chosen) for chosen in (common, unique)]
+    np.testing.assert_allclose(np.mean(drawn, 0), expected, atol=0.03)
+    assert [own for _, _, own in expected] == pytest.approx([447 / 511, 63 / 511])
+    assert sum(within[:10]) >= 8
+    arrays["nearest"] = (point + 256) % 512  # the partner: in the own part, whatever the parts are
+    assert dealt_parts(arrays, unique) == (1, 1)
+    arrays["nearest"] = point // 32 * 32 + (point + 1) % 32  # the unique ones are the last 32
+    assert dealt_parts(arrays, unique)[1] < 0.3 < neighbours(arrays, unique)[2] == 1
 
 
 def test_best_match_across_against_numpy(split_run):

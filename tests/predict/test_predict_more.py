@@ -1,6 +1,7 @@
 """`decur predict`: parts of a map, maps of features, and data sets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from decur.data import LoaderSettings, PairedFolder
 from decur.encoders import load_encoder, save_encoder
 from decur.errors import ConfigError, DataError
 from decur.predict import predict, predict_data
-from decur.predict.folder import mask_name
+from decur.predict.folder import _fitted, mask_name
 from decur.predict.model import open_predictor
+from decur.predict.settings import PredictSettings
+from decur.predict.sheet import Sheet
 from decur.transfer.heads import load_model, save_model
 
 QUICK = LoaderSettings(batch_size=8, workers=0)
@@ -155,6 +158,45 @@ def test_classes_come_with_their_probabilities(make_model, pairs, tmp_path):
     assert len(table) == 12
     np.testing.assert_allclose(table["p a"] + table["p b"], 1, atol=1e-6)
     assert (table["class"] == np.where(table["p a"] >= 0.5, "a", "b")).all()
+
+
+@pytest.mark.usefixtures("drawing")
+@pytest.mark.parametrize(("probe", "says"), [("ridge", "a, score 0.60"), ("logistic", "a 62 %")])
+def test_the_sheet_calls_least_squares_no_probability(
+    make_model, pairs, tmp_path, monkeypatch, probe, says
+):
+    """Shares of least squares are 3/4 and 2/4, of which 0.6 is the first's; a softmax has 62 %."""
+    predictor = open_predictor(make_model("late_fusion", "class", ("a", "b"), probe=probe))
+    drawn = []
+    monkeypatch.setattr("decur.plotting.save", lambda figure, path: drawn.append(figure))
+    sheet = Sheet(predictor, PairedFolder(pairs), 12)
+    sheet.add(7, predictor.answers(torch.tensor([[0.5, 0.0]]))[0].numpy())
+    sheet.save(tmp_path / "sheet.png")
+    assert drawn[0].axes[0].get_title().splitlines()[1] == says
+
+
+@pytest.mark.parametrize("seen", [True, False, None])
+def test_a_sensor_that_no_training_lacked_is_told_of_a_data_set(make_model, pairs, caplog, seen):
+    predictor = open_predictor(make_model("late_fusion", "class", ("a", "b"), absent=seen))
+    _fitted(PairedFolder(pairs), predictor)
+    shutil.rmtree(pairs / "s2")
+    _fitted(PairedFolder(pairs), predictor)
+    told = [line for line in caplog.messages if "no sample of the training lacked" in line]
+    assert [line.partition(", which")[0] for line in told] == (
+        ["the data has no s2 for 1 of 12 samples", "the data has no s2"] if seen is False else []
+    )
+
+
+def test_settings_that_a_data_set_has_no_use_for_are_refused(make_model, pairs):
+    folder, data = make_model(), PairedFolder(pairs)
+    given = {
+        **{"features": "pca", "probabilities": True, "bounds": (0, 0, 1, 1), "resolution": 10},
+        **{"part": "1/2", "window": 64, "overlap": 0.3, "shifts": 3, "min_valid": 0.9, "tile": 128},
+    }
+    for name, value in given.items():
+        with pytest.raises(ConfigError, match=f"^{name}: is for a scene, not for a data set"):
+            predict_data(folder, data, **{name: value})
+    assert given.keys() | {"out", "loader", "device"} == vars(PredictSettings()).keys()
 
 
 def test_bands_are_found_by_name_and_nodata_is_the_data_s_own(make_model, pairs, tmp_path):

@@ -265,6 +265,9 @@ def test_what_would_not_be_done_is_refused(arguments, said, refused):
         ("class", {"freeze": False, "probe": "logistic"}, {"lr": 0.1}, "probe: logistic"),
         ("class", {"freeze": False, "probe": "sgd"}, {"lr": 0.1}, None),
         ("class", {"freeze": False, "probe": "auto"}, {"lr": 0.1}, None),
+        ("mask", {"probe": "sgd"}, {}, "probe: sgd .*'label' is a mask"),
+        ("mask", {"freeze": False, "probe": "sgd"}, {}, "probe: sgd .*'label' is a mask"),
+        ("mask", {"probe": "auto"}, {}, None),
     ],
 )
 def test_what_has_no_effect_is_warned_of_in_a_line(kind, options, fit, said, caplog):

@@ -94,7 +94,11 @@ def main(arguments: Sequence[str]) -> Hits:
         raise ConfigError("--picture: needs the pictures; give --data.root FOLDER, or --data CLASS")
     if settings.picture and not plotting.available():
         raise ConfigError(f"--picture needs matplotlib: {install('explain')}")
-    data = open_data("decur neighbors", settings.data.as_dict()) if settings.picture else None
+    data = None
+    if settings.picture:
+        data = open_data("decur neighbors", settings.data.as_dict())
+    elif settings.data is not None:
+        log.warning("--data: without effect, as pictures alone are read from it; give --picture")
     folder = Path(settings.embeddings)
     names = list(read_folder_header(folder)["modalities"])
     source, target = settings["from"] or names[0], settings.to or names[-1]
@@ -161,6 +165,12 @@ def _print_recall(
         chance = f", by chance {min(1, k / len(searched)):.4f}" if count else ""
         console.print(
             f"own place among the first {k}: {found}{count} queries{chance}{note}", highlight=False
+        )
+    if count:
+        console.print(
+            "pairs that the encoders were trained on are found more easily; `decur explain RUN "
+            "--data.root FOLDER` tells whether its run was trained on samples",
+            highlight=False,
         )
 
 

@@ -209,7 +209,8 @@ def _sentence(arrays: Arrays, names: Sequence[str]) -> str:
                     told.append(
                         f"from {a} to {b} the sample's own picture is the nearest of {searched} "
                         f"for {(rank == 1).sum()} of {len(rank)}, its median rank "
-                        f"{np.median(rank):.0f}"
+                        f"{np.median(rank):.0f} (by chance {len(rank) / searched:.2g} of "
+                        f"{len(rank)}, and {(searched + 1) / 2:g})"
                     )
     which = f"{arrays['part'][0]} dimensions" if arrays["part"][0] else "the whole embedding"
     text = f"Neighbours by the cosine of {which}. Open a card to see them."

@@ -34,8 +34,9 @@ def build_parser() -> Parser:
     parser.add_argument("run", type=str, help="Folder of a run of `decur pretrain`; comes first.")
     parser.add_config(shipped=False)
     known = analyses()
+    comparing = ", ".join(analysis.name for analysis in known if analysis.several)
     for name, text in (
-        ("beside", "Folders of more runs, for the analyses that compare runs."),
+        ("beside", f"Folders of more runs, for the analyses that compare runs: {comparing}."),
         ("only", f"Analyses to do, of {', '.join(a.name for a in known)}; by default all."),
         (
             "modalities",

@@ -30,6 +30,7 @@ from decur.report import paragraph, table
 from decur.scores import standardised
 
 FEWEST = 8  # samples that make a dimension a point
+_DEALS = 1000  # random divisions of the dimensions into parts
 _OF_POINTS = ("xy", "modality", "part", "dimension", "nearest", "correlation", "partner")
 
 
@@ -239,27 +240,36 @@ def findings(arrays: Arrays) -> str:
         f"its values on {arrays['samples']} samples"
     )
     about += f"; {arrays['constant']} do not vary and are left out." if arrays["constant"] else "."
+    if sensors == 1:
+        return paragraph(about)
+    several = len(np.unique(arrays["part"])) > 1
     rows: list[list[object]] = []
     for name, chosen in _kinds(arrays):
         if chosen.any():
-            shares = neighbours(arrays, chosen)
-            rows.append([name, int(chosen.sum()), *(f"{share:.0%}" for share in shares)])
-    if sensors == 1:
-        return paragraph(about)
-    chance = sensors / total  # a partner in each other sensor, among all of their points
-    each = [arrays[key] for key in ("modality", "part")]
-    in_same = [float(sum((np.bincount(x) / total) ** 2)) for x in each]
-    rows.append(["by chance", total, f"{chance:.1%}", f"{1 - in_same[0]:.0%}", f"{in_same[1]:.0%}"])
+            shares = zip(neighbours(arrays, chosen), chances(arrays, chosen), strict=True)
+            row = [f"{share:.0%} (by chance {chance:.1%})" for share, chance in shares]
+            if several:
+                low, high = dealt_parts(arrays, chosen)
+                row.append(f"{low:.0%} to {high:.0%}")
+            rows.append([name, int(chosen.sum()), *row])
     reading = (
-        "Nearest is meant by correlation, before the points are laid out in a plane. Of all "
+        "Nearest is meant by correlation, before the points are laid out in a plane; by chance "
+        "any other point is the nearest, so that each part has a chance of its own. Of all "
         "points of other sensors, a common dimension should have its own partner nearest, the "
-        f"same dimension there (by chance {chance:.1%} do), and a unique one should find "
-        "no partner, nor one of a block in a sensor that the block does not name. Two islands of "
-        "one kind may be mirror images: dimensions that correlate negatively lie apart. Distances "
-        "between islands mean little on such a map."
+        "same dimension there, and a unique one should find no partner, nor one of a block in a "
+        "sensor that the block does not name. Two islands of one kind may be mirror images: "
+        "dimensions that correlate negatively lie apart. Distances between islands mean little on "
+        "such a map."
     )
     head = ["part", "points", "nearest in another sensor is its partner"]
     head += ["nearest of all is in another sensor", "in its own part"]
+    if several:
+        head.append("in its own part, if parts were dealt at random")
+        reading += (
+            " In the last column dimensions are dealt to the parts at random, and neighbours stay "
+            "as they are: 95 % of deals lie in that range, and a share within it does not tell "
+            "that the part keeps to itself, or does not."
+        )
     return paragraph(about) + table(head, rows) + paragraph(reading)
 
 
@@ -298,6 +308,47 @@ def neighbours(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float,
     other = arrays["modality"][nearest] != arrays["modality"][chosen]
     own = arrays["part"][nearest] == arrays["part"][chosen]
     return float(partner.mean()), float(other.mean()), float(own.mean())
+
+
+def chances(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return what `neighbours` is on average where any other point is as likely the nearest.
+
+    Args:
+        arrays: of `dimensions`, of several sensors.
+        chosen: (P,) which points.
+    """
+    modality, part, dimension = (arrays[key] for key in ("modality", "part", "dimension"))
+    total = len(modality)
+    elsewhere = total - np.bincount(modality)[modality]  # (P,) points of other sensors
+    partner = (np.bincount(dimension)[dimension] - 1) / np.maximum(elsewhere, 1)
+    other = elsewhere / (total - 1)
+    own = (np.bincount(part)[part] - 1) / (total - 1)
+    return float(partner[chosen].mean()), float(other[chosen].mean()), float(own[chosen].mean())
+
+
+def dealt_parts(arrays: Arrays, chosen: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the share in the own part, 2.5th and 97.5th percentile, if parts were dealt at random.
+
+    Dimensions change their parts, in all sensors alike, as points of one dimension may be partners;
+    who is near to whom stays as it is.
+
+    Args:
+        arrays: of `dimensions`.
+        chosen: (P,) points of one part, of some sensors.
+    """
+    names, place = np.unique(arrays["dimension"], return_inverse=True)  # (K,), (P,)
+    parts = np.zeros(len(names), np.int64)
+    parts[place] = arrays["part"]
+    mine = parts == arrays["part"][chosen][0]
+    asked = np.isin(arrays["modality"], arrays["modality"][chosen])  # (P,)
+    asking, nearest = place[asked], place[arrays["nearest"][asked]]
+    rng, shares = np.random.default_rng(0), np.empty(_DEALS)
+    for deal in range(_DEALS):
+        dealt = rng.permutation(mine)
+        here = dealt[asking]
+        shares[deal] = (here & dealt[nearest]).sum() / max(here.sum(), 1)
+    low, high = np.percentile(shares, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _across(features: NDArray[np.float32], sensor: NDArray[Any]) -> NDArray[np.int64]:

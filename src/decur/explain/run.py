@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +53,7 @@ from decur.runs import RunFolder
 from decur.terminal import progress_bar, tell_result
 from decur.verdicts import Verdict
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SEEN = {
     Verdict.YES: "yes, so that what agrees in them may be learned by heart",
@@ -145,6 +147,8 @@ def _explain(
             for path, known in ((run, trained), *((other, None) for other in settings.beside))
         ]
         writer.introduce(checkpoints, loader)
+        if settings.beside:
+            writer.tell_compared(chosen)
         try:
             for analysis in chosen:
                 writer.explain(analysis, checkpoints, loader, settings)
@@ -250,6 +254,14 @@ class _Writer:
         pixels = f"resized to {checkpoints[0].size} px"
         self.say("samples", f"{len(loader.indices)}, {pixels}, on {checkpoints[0].device.type}")
         self.say("trained on", _SEEN[self.seen[0]])
+
+    def tell_compared(self, chosen: Sequence[Analysis]) -> None:
+        """Print which of the chosen analyses compare runs; warn where none does."""
+        if comparing := [analysis.name for analysis in chosen if analysis.several]:
+            self.say("beside", f"compared in {', '.join(comparing)} alone")
+            return
+        able = ", ".join(analysis.name for analysis in analyses() if analysis.several)
+        log.warning("beside: without effect, as no chosen analysis compares runs; %s does", able)
 
     def explain(
         self,

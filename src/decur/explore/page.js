@@ -305,6 +305,7 @@ function hint([x, y]) {
 const number = (n) => n.toLocaleString("en");
 const dims = { common: "the common dimensions", unique: "the unique dimensions", embedding: "the whole embedding", features: "the encoders' features" };
 $("summary").textContent = `Neighbours by the cosine of ${dims[about.part] ?? `the block ${about.part}`}.`
+  + (ids.length < about.total ? ` These are ${number(ids.length)} of ${number(about.total)} samples, evenly spaced; neighbours and ranks are among them.` : "")
   + (about.together || sensors.length < 2 ? "" : " Each sensor has a map of its own, as these cannot be compared across all sensors.");
 for (const [pair, r] of crossing) {
   const ranks = r.rank.filter((v) => v > 0).sort(), [a, b] = pair.split(">");
@@ -313,7 +314,8 @@ for (const [pair, r] of crossing) {
     `${(100 / r.searched).toPrecision(2)} %`, number(ranks[ranks.length >> 1]), number(Math.ceil(r.searched / 2)), number(r.searched)];
   $("partners").tBodies[0].append(element("tr", {}, ...cells.map((text, k) => element("td", { className: k ? "number" : "" }, text))));
 }
-$("partners").hidden = !$("partners").tBodies[0].rows.length;
+$("partners").hidden = $("trained").hidden = !$("partners").tBodies[0].rows.length;
+$("trained").textContent = about.trained;
 
 dark.addEventListener("change", recolour);
 addEventListener("resize", fit);

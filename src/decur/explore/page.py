@@ -51,6 +51,8 @@ class Contents:
     Args:
         title: its heading.
         ids: of the samples.
+        total: how many samples the embeddings have, of which these may be a selection.
+        trained: a sentence on whether the encoders were trained on the samples.
         part: of the vectors, which is compared.
         together: whether all sensors are in one map, and compared with each other.
         places: `{sensor: (n, 2)}`, NaN where a sample lacks the sensor.
@@ -60,6 +62,8 @@ class Contents:
 
     title: str
     ids: list[str]
+    total: int
+    trained: str
     part: str
     together: bool
     places: Mapping[str, NDArray[np.float32]]
@@ -72,6 +76,8 @@ def write_page(path: Path, contents: Contents) -> Path:
     seen = contents.seen
     about = {
         "ids": contents.ids,
+        "total": contents.total,
+        "trained": contents.trained,
         "part": contents.part,
         "together": contents.together,
         "sensors": list(contents.places),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -22,17 +22,27 @@ from decur.embed.neighbors import Part, Vectors, default_part, is_comparable, re
 from decur.embed.parquet import read_folder_header
 from decur.errors import ConfigError, install, require
 from decur.explain.base import Watch
+from decur.explain.settings import was_trained_on
 from decur.explain.tsne import FEWEST, lay_out, reduced
 from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
 from decur.objectives.blocks import PREFIX
 from decur.runs import writing
 from decur.terminal import progress_bar, tell_result
+from decur.transfer.sources import RANDOM, RANDOM_AS
+from decur.verdicts import Verdict
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 PlotLayout = Literal["tsne", "pca"]
 
 PAGE = "explore.html"
+_TRAINED = {
+    Verdict.YES: "The encoders were trained on these samples, so that partners may be learned by "
+    "heart: those of new samples are found less easily.",
+    Verdict.NO: "The encoders were not trained on these samples.",
+    Verdict.UNTOLD: "Whether the encoders were trained on these samples cannot be told here; "
+    "partners that they were trained on are found more easily.",
+}
 MOST = 20_000  # samples of a page that a browser still opens
 _MOST_NEIGHBORS = 50
 _QUICK = 5_000  # samples that t-SNE lays out in about a minute
@@ -83,9 +93,11 @@ def explore(
     if page.is_dir():
         raise ConfigError(f"--out {page}: is a folder; give a file in it")
     part = part or default_part(folder)
-    sensors = list(read_folder_header(folder)["modalities"])
+    header = read_folder_header(folder)
+    sensors = list(header["modalities"])
     vectors = {name: read_vectors(folder, name, part=part) for name in sensors}
-    ids = _choose(vectors.values(), samples)
+    every = sorted({id_ for each in vectors.values() for id_ in each.ids})
+    ids = _choose(every, samples)
     console = Console(soft_wrap=True, markup=False, emoji=False)
     if data is None:
         log.info("without --data.root FOLDER the page shows neither pictures nor labels")
@@ -98,9 +110,12 @@ def explore(
     places = lay_out_sensors(
         units, _chosen(layout, len(ids)), together=together, watch=_watch(console)
     )
+    counted = _counted(ids, every)
     contents = Contents(
-        title=f"{folder.resolve().name}: {len(ids):,} samples",
+        title=f"{folder.resolve().name}: {counted} samples",
         ids=ids,
+        total=len(every),
+        trained=_TRAINED[_seen_in_training(header.get("encoders") or (), data, ids)],
         part=part.removeprefix(PREFIX),
         together=together,
         places=places,
@@ -110,14 +125,13 @@ def explore(
     with writing(page):
         write_page(page, contents)
     size = page.stat().st_size / 1e6
-    console.print(f"samples     {len(ids):,}, {', '.join(sensors)}, {part}", highlight=False)
+    console.print(f"samples     {counted}, {', '.join(sensors)}, {part}", highlight=False)
     tell_result("look at     ", page, f" ({size:.1f} MB)")
     return page
 
 
-def _choose(vectors: Iterable[Vectors], samples: int) -> list[str]:
+def _choose(every: list[str], samples: int) -> list[str]:
     """Return the ids of a page: all that any sensor has, or some of them evenly spaced."""
-    every = sorted({id_ for each in vectors for id_ in each.ids})
     if len(every) <= samples:
         return every
     log.info(
@@ -126,6 +140,35 @@ def _choose(vectors: Iterable[Vectors], samples: int) -> list[str]:
         f"{len(every):,}",
     )
     return spaced(every, samples)
+
+
+def _counted(ids: list[str], every: list[str]) -> str:
+    """Return how many samples a page has, and of how many where these are more."""
+    return f"{len(ids):,} of {len(every):,}" if len(ids) < len(every) else f"{len(ids):,}"
+
+
+def _seen_in_training(
+    encoders: Sequence[str], data: PairedDataset | None, ids: Sequence[str]
+) -> Verdict:
+    """Tell whether encoders were trained on samples: any of them on any.
+
+    Args:
+        encoders: where they came from, as the header of embeddings names them.
+        data: that has the samples; None: it is not known.
+        ids: of the samples.
+    """
+    fresh = [name == RANDOM or name.startswith(RANDOM_AS) for name in encoders]
+    if encoders and all(fresh):
+        return Verdict.NO
+    if data is None:
+        return Verdict.UNTOLD
+    place = {id_: index for index, id_ in enumerate(data.ids)}
+    indices = [place[id_] for id_ in ids]
+    trained = [name for name, made in zip(encoders, fresh, strict=True) if not made]
+    told = {was_trained_on(name, data, indices) for name in trained}  # of what is no run: untold
+    if Verdict.YES in told:
+        return Verdict.YES
+    return Verdict.NO if told == {Verdict.NO} else Verdict.UNTOLD
 
 
 def _units(vectors: Vectors, ids: list[str]) -> NDArray[np.float32]:

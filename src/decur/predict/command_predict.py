@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from decur.config import Parser
 from decur.data.base import PairedDataset, open_data
@@ -27,8 +27,6 @@ _ESSENTIALS = {
     "windows": ("window", "overlap", "shifts", "min_valid"),
     "where it runs": ("device", "loader.batch_size", "loader.workers", "config"),
 }
-# What a data set, whose samples are neither windows nor parts of anything, has no use for.
-_OF_SCENES = ("features", "probabilities", "bounds", "resolution", "part", "window", "shifts")
 
 
 def build_parser() -> Parser:
@@ -96,19 +94,6 @@ def main(arguments: Sequence[str]) -> Mapped | Predicted:
         return predict(model, scene, settings=settings)
     if spec is None or scene or with_scene:
         raise ConfigError("scene: give --scene SENSOR=FILE ..., or --data.root FOLDER; one of them")
-    _refuse_of_scenes(settings)
     from decur.predict.folder import predict_data
 
     return predict_data(model, open_data("decur predict", spec.as_dict()), settings=settings)
-
-
-def _refuse_of_scenes(settings: PredictSettings) -> None:
-    """Refuse options that would do nothing.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    default: Any = PredictSettings()
-    for name in _OF_SCENES:
-        if getattr(settings, name) != getattr(default, name):
-            raise ConfigError(f"{name}: is for a scene, not for a data set; leave it out")

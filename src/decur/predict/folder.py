@@ -32,7 +32,7 @@ from decur.features import SampleLoader
 from decur.layers import override
 from decur.modality import Modality
 from decur.plotting import class_colours
-from decur.predict.model import HeadPredictor, open_predictor
+from decur.predict.model import HeadPredictor, open_predictor, warn_absent
 from decur.predict.pixels import map_layout
 from decur.predict.raster_files import write_tile
 from decur.predict.settings import PredictSettings
@@ -43,6 +43,8 @@ from decur.terminal import progress_bar, tell_result
 log = logging.getLogger(__name__)
 
 _LONGEST = 200  # bytes of a mask's name; a disk takes 255, with the ending and a temporary name
+# Settings that a data set, whose samples are neither windows nor parts of anything, can use.
+_OF_DATA = ("out", "loader", "device")
 TABLE, MASKS, SHEET = "predictions.parquet", "masks", "contact_sheet.png"
 
 
@@ -65,7 +67,8 @@ def predict_data(
     """Predict every sample of a data set.
 
     `predictions.parquet` has a row for each: its id, and the class with the probability of each
-    class, the labels likewise, the number, or of a mask the share of each class. Masks lie in
+    class, the labels likewise, the number, or of a mask the share of each class. A ridge tells no
+    probabilities: its columns "p CLASS" are scores from 0 to 1, by least squares. Masks lie in
     `masks`, named by id: GeoTIFFs where the data knows their place, else PNGs with a palette.
     `contact_sheet.png` shows some samples.
 
@@ -83,6 +86,7 @@ def predict_data(
         DataError: if data and model do not fit together, or too much of it cannot be read.
     """
     settings = override(settings or PredictSettings(), options, "predict")
+    _refuse_of_scenes(settings)
     with needing("a table of predictions", "eo"):
         import pyarrow  # noqa: F401  # before hours of predicting
     predictor = open_predictor(model)
@@ -97,6 +101,18 @@ def predict_data(
     check_units(wanted, {name: predictor.modalities[name] for name in wanted.modalities})
     with reporting_lost_workers(), folder.owned("--out"), writing(folder.path):
         return _predict(predictor, wanted, settings, folder, console)
+
+
+def _refuse_of_scenes(settings: PredictSettings) -> None:
+    """Refuse settings that would do nothing.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    default = PredictSettings()
+    for name, value in vars(settings).items():
+        if name not in _OF_DATA and value != getattr(default, name):
+            raise ConfigError(f"{name}: is for a scene, not for a data set; leave it out")
 
 
 def _refuse_columns(predictor: HeadPredictor) -> None:
@@ -127,6 +143,7 @@ def _fitted(data: PairedDataset, predictor: HeadPredictor) -> PairedDataset:
         raise DataError(f"the model is for {known}, and the data has {there}; name sensors alike")
     if predictor.needs_all and len(names) < len(predictor.modalities):
         raise ConfigError(f"the model's head needs all of {known}, and the data has only {there}")
+    warn_absent(predictor, _absent(data, predictor), "the data")
     data = take_bands(data, {name: predictor.modalities[name].bands for name in names})
     made = copy.copy(data.only(names, targets=()))
     made.modalities = dict(data.modalities)
@@ -141,6 +158,17 @@ def _fitted(data: PairedDataset, predictor: HeadPredictor) -> PairedDataset:
         made.modalities[name] = _as_meant(own, wanted)
     predictor.reference = names[0]
     return made
+
+
+def _absent(data: PairedDataset, predictor: HeadPredictor) -> list[str]:
+    """Return the sensors of the model that samples of the data lack, and how many where not all."""
+    found = []
+    for name in predictor.modalities:
+        if name not in data.modalities:
+            found.append(name)
+        elif lacking := int((~data.present[name]).sum()):
+            found.append(f"{name} for {lacking:,} of {len(data):,} samples")
+    return found
 
 
 def _as_meant(own: Modality, wanted: Modality) -> Modality:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from decur.features import scaled
 from decur.modality import Modality
 from decur.transfer.heads import CMX, load_model
 from decur.transfer.tasks import Task, make_task
+
+log = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
 Size = tuple[int, int]  # height and width
@@ -148,7 +151,7 @@ class HeadPredictor(Predictor):
 
     @torch.inference_mode()
     def predict(self, images: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """Return probabilities, or a number in the label's units; see `Predictor.predict`."""
+        """Return probabilities, scores of a ridge, or numbers; see `Predictor.predict`."""
         first = images[self.reference]
         window = (first.shape[-2], first.shape[-1])
         pictures = {}
@@ -159,7 +162,7 @@ class HeadPredictor(Predictor):
         return self.answers(output.float())
 
     def answers(self, output: Tensor) -> Tensor:
-        """Return the model's output (B, K, ...) as probabilities or numbers: (B, K, h, w)."""
+        """Return what `Task.answers` makes of the model's output (B, K, ...): (B, K, h, w)."""
         found = self.task.answers(output, least_squares=self.ridge)
         return found if self.dense else found[:, :, None, None]
 
@@ -209,6 +212,23 @@ def _checked_task(file: Path, header: Mapping[str, Any], outputs: int) -> Task:
 
 def _size(value: object) -> Size | None:
     return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) else None
+
+
+def warn_absent(predictor: Predictor, absent: Sequence[str], where: str) -> None:
+    """Warn of sensors that are absent, where no sample of the training lacked any.
+
+    Args:
+        predictor: what predicts.
+        absent: the sensors, each with how many samples lack it where that is not all.
+        where: what lacks them, as "the scene".
+    """
+    if absent and predictor.seen_absent is False:
+        log.warning(
+            "%s has no %s, which no sample of the training lacked; expect worse predictions than "
+            "the test part promised",
+            where,
+            " and no ".join(absent),
+        )
 
 
 def open_predictor(path: str | os.PathLike[str]) -> HeadPredictor:

@@ -38,7 +38,7 @@ from decur.predict.map_files import (
     remove_stale,
     tell_replaced,
 )
-from decur.predict.model import Predictor
+from decur.predict.model import Predictor, warn_absent
 from decur.predict.picture import draw_map
 from decur.predict.pixels import (
     map_layout,
@@ -150,12 +150,7 @@ def _check_absent(predictor: Predictor, files: Mapping[str, object]) -> None:
             f"{', '.join(predictor.modalities)}; give {absent[0]}=FILE, or a model with the head "
             "fcn"
         )
-    if absent and predictor.seen_absent is False:
-        log.warning(
-            "the scene has no %s, which no sample of the training lacked; expect a worse map than "
-            "the test part promised",
-            " and no ".join(absent),
-        )
+    warn_absent(predictor, absent, "the scene")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class PredictSettings:
         out: Map to write, a .tif file, or for a data set a folder; None: map.tif, predictions.
         features: Map the features that the encoders see: all of them, or three principal
             components; None: what the model was trained to tell.
-        probabilities: Write the probability of each class beside the classes.
+        probabilities: Write the probability of each class beside the classes; of a ridge a score
+            from 0 to 1, which is no probability.
         bounds: Left, lower, right and upper edge of the map, in units of the reference sensor's
             CRS; None: all of the scene.
         resolution: Size of a pixel of the map, in units of the reference sensor's CRS; None: the

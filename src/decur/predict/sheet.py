@@ -63,8 +63,9 @@ class Sheet:
                 axis.set_title(title, fontsize=7)
                 axes[row, column * panels + 1].imshow(table[answer.argmax(axis=0)])
             else:
-                words = plotting.plain(self.predictor.task.words(answer))
-                axis.set_title(f"{title}\n{words}", fontsize=7)
+                ridge = self.predictor.ridge
+                words = self.predictor.task.words(answer, least_squares=ridge)
+                axis.set_title(f"{title}\n{plotting.plain(words)}", fontsize=7)
         if masks:
             names = self.predictor.classes
             colours = plotting.class_colours(len(names))

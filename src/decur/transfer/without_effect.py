@@ -157,6 +157,13 @@ _RULES = (
         "true, or leave it out",
         refused=False,
     ),
+    _Rule(
+        ("probe",),
+        lambda use: use.task.dense and use.given.probe == "sgd",
+        "{keys}: {probe} is for vectors of whole pictures, and {name!r} is a {kind}, which has a "
+        "head of its own; leave it out",
+        refused=False,
+    ),
 )
 
 

@@ -233,11 +233,12 @@ class Task(ABC):
         """
         return [(name, float(each[0, 0])) for name, each in zip(self.bands, answer, strict=True)]
 
-    def words(self, answer: Array) -> str:
+    def words(self, answer: Array, *, least_squares: bool = False) -> str:
         """Return what was predicted for a sample, as it stands on its picture.
 
         Args:
             answer: as `columns` takes it.
+            least_squares: as `answers` takes it.
         """
         return ", ".join(f"{number:.4g}" for number in answer[:, 0, 0])
 

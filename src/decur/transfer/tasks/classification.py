@@ -115,7 +115,7 @@ class SingleLabel(Task):
         }
 
     def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
-        """Return the probability of each class."""
+        """Return the probability of each class; of least squares a score, which is none."""
         if not least_squares:
             return output.softmax(dim=1)
         shares = _shares(output)
@@ -125,9 +125,10 @@ class SingleLabel(Task):
         """Return the most probable class, and the probability of each."""
         return [("class", self.classes[int(answer.argmax())]), *_probabilities(self, answer)]
 
-    def words(self, answer: Array) -> str:
-        """Return the most probable class, and how probable it is."""
-        return f"{self.classes[int(answer.argmax())][:LETTERS]} {100 * answer.max():.0f} %"
+    def words(self, answer: Array, *, least_squares: bool = False) -> str:
+        """Return the most probable class, and how probable it is; the score of a ridge."""
+        name, value = self.classes[int(answer.argmax())][:LETTERS], answer.max()
+        return f"{name}, score {value:.2f}" if least_squares else f"{name} {100 * value:.0f} %"
 
     def draw(self, kept: Kept) -> Figure:
         """Draw the confusion matrix."""
@@ -201,7 +202,7 @@ class MultiLabel(Task):
         }
 
     def answers(self, output: Tensor, *, least_squares: bool = False) -> Tensor:
-        """Return the probability of each class by itself."""
+        """Return the probability of each class by itself; of least squares a score."""
         return _shares(output) if least_squares else output.sigmoid()
 
     def columns(self, answer: Array) -> list[tuple[str, Any]]:
@@ -209,7 +210,7 @@ class MultiLabel(Task):
         flags = zip(self.classes, (answer[:, 0, 0] > 0.5).tolist(), strict=True)
         return [*flags, *_probabilities(self, answer)]
 
-    def words(self, answer: Array) -> str:
+    def words(self, answer: Array, *, least_squares: bool = False) -> str:
         """Return the classes that a sample shows."""
         there = [name for name, value in zip(self.classes, answer, strict=True) if value > 0.5]
         return ", ".join(there)[: 2 * LETTERS] or "none"
@@ -241,6 +242,6 @@ def _shares(output: Tensor) -> Tensor:
 
 
 def _probabilities(task: Task, answer: Array) -> list[tuple[str, Any]]:
-    """Return the columns that hold the probability of each class."""
+    """Return the columns that hold the answer for each class."""
     values = answer[:, 0, 0].tolist()
     return [(f"p {name}", value) for name, value in zip(task.classes, values, strict=True)]
