@@ -124,7 +124,7 @@ def _open(path: str, name: str) -> _Run:
             for key, value in (rows[-1] if rows else {}).items()
             if key.startswith(_SCORES) and not key.endswith(_CHANCE)
         }
-        tested, warnings = "", []
+        tested, warnings = "", list[str]()
         if results.is_file():
             found = parse_json(results.read_text())
             for key, each in found["metrics"].items():

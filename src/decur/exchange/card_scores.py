@@ -87,8 +87,8 @@ def _rows(found: Mapping[str, Any], warnings: Sequence[str]) -> list[list[str]]:
         *([] if share is None else [f"{100 * share:g} % of the labels"]),
     ]
     how = [] if model is None else [str(model)]
-    told = representation == "features" or representation.removeprefix(PREFIX) in str(model)
-    how += [] if told else [f"on {representation}"]
+    if representation != "features" and representation.removeprefix(PREFIX) not in str(model):
+        how.append(f"on {representation}")
     how += [f"{found[part]} samples to {part}" for part in ("train", "test") if part in found]
     if warnings:
         how.append(f"warning{'s' * (len(warnings) > 1)} {', '.join(warnings)}")
