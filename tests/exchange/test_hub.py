@@ -141,7 +141,7 @@ def scored(tmp_path):
 
 
 def test_a_card_claims_only_what_is_known(make, scored, tmp_path):
-    file = make()[1]
+    file = make()[1].rename(tmp_path / "mine.safetensors")
     first = {"label_fraction": 0.1, "train": 3, "test": 8, "warnings": ["few | samples", "so so"]}
     folders = [
         scored("a", encoders=[str(file)], model="linear head (ridge)", **first),
@@ -174,6 +174,7 @@ def test_a_card_claims_only_what_is_known(make, scored, tmp_path):
 )
 def test_scores_of_other_encoders_are_refused(results, said, make, scored, tmp_path):
     encoder, file = make()
+    file = file.rename(tmp_path / "mine.safetensors")
     with torch.no_grad():
         next(encoder.parameters())[0] += 1
     save_encoder(encoder, other := tmp_path / "other.safetensors")

@@ -60,6 +60,8 @@ def export_hub(
     source, out = Path(source), Path(out)
     run, files = _sources(source)
     encoders = {name: load_encoder(file) for name, file in files.items()}
+    if not source.is_dir():  # whose name says nothing of the sensor
+        encoders = {e.modality.name: e for e in encoders.values() if e.modality is not None}
     homes = {name: out / name if source.is_dir() else out for name in encoders}
     written = [home / name for home in homes.values() for name in (CONFIG, WEIGHTS)]
     told = read_scores(scores, encoders, trained=run is not None)
