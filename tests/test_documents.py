@@ -147,6 +147,23 @@ def test_the_page_of_results_repeats_numbers_of_its_tables_only():
             assert any((HOME / home / target).is_file() for home in ("docs", "docs/results")), line
 
 
+def test_tables_of_results_say_what_a_constant_guess_gives():
+    score = re.compile(r"^\|.*\d\.\d ± \d+\.\d", re.M)
+    floor = re.compile(
+        r"^\|.*constant guess|constant\s+guess\s+(gives|has)\s+\d|chance( is)? \d", re.M
+    )
+    for page in (HOME / "docs/results.md", *sorted((HOME / "docs/results").iterdir())):
+        text = page.read_text()
+        for part in re.split(r"^## ", text, flags=re.M):
+            # what the page says above its parts holds for all of them
+            above = text.partition("\n### ")[0].partition("\n## ")[0]
+            first = part.partition("\n")[0]
+            assert not score.search(part) or floor.search(part) or floor.search(above), (
+                page,
+                first,
+            )
+
+
 def test_the_questions_quote_messages_that_there_are():
     """What stands in quotation marks in bold; what a message fills in is "..." there."""
     files = sorted((HOME / "src/decur").rglob("*.py"))

@@ -1,5 +1,7 @@
 """`decur runs`: what is on the page of runs, those of version 0.1 among them."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,9 +28,12 @@ def test_runs_stand_side_by_side(tmp_path, capsys, drawing):
     lines = [line.split() for line in said.splitlines() if line.strip()]
     table = {cells[0]: cells[1:] for cells in lines}
     assert table["objective.common"] == ["0.5", "0.25", "–"] and f"look at     {page}" in said
-    assert table["accuracy"] == ["–", "–", "0.75", "–"]  # version 0.1 measured no floor
-    assert table["diagonal/common/dem-rgb"] == ["0.1584", "0.1584", "–", "0"]
-    assert table["probe/cover/rgb/linear"] == ["–", "0.75", "–", "0.5"]
+    # version 0.1 measured no floor
+    assert table["accuracy"] == ["transfer", "0.75", "0.3625", "to", "1", "–"]
+    place = next(i for i, cells in enumerate(lines) if cells[0] == "diagonal/common/dem-rgb")
+    assert lines[place][1:] == ["run", "0.1584", "–", "0"]
+    assert lines[place + 1] == ["other", "0.1584", "–", "0"]
+    assert table["probe/cover/rgb/linear"] == ["other", "0.75", "–", "0.5"]
     assert "/chance" not in said
     assert table["rank/features/rgb"][-1] == "–"  # vectors that tell nothing may have any rank
     assert "objective.common" in page.read_text() and page.with_suffix(".png").is_file()
@@ -42,6 +47,44 @@ def test_a_mapping_that_one_run_has_is_told_of_all(tmp_path, capsys):
     main(["runs", str(OLD / "run"), str(other), "--out", str(tmp_path / "page.html")])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["views.augment.rgb.jitter_p", "{}", "0"] in lines
+
+
+def results(value, floor, *, target="cover", test=8, warnings=(), **more):
+    metrics = {"accuracy": {"value": value, "floor": floor, **more}}
+    return {"target": target, "test": test, "warnings": warnings, "metrics": metrics}
+
+
+@pytest.mark.parametrize(
+    ("second", "differ"),
+    [
+        (results(0.625, 0.625), None),
+        (results(0.625, 0.375), "a constant guess has not the same accuracy in all of them"),
+        (results(0.625, 0.625, test=9), "both cover, 8 test samples; four cover, 9 test samples"),
+        (
+            results(0.625, 0.625, target="soil"),
+            "both cover, 8 test samples; four soil, 8 test samples",
+        ),
+    ],
+)
+def test_each_score_has_its_floor_and_its_warnings(second, differ, tmp_path, capsys):
+    doubt, page = "the interval of accuracy holds <0.625>", tmp_path / "page.html"
+    first = results(1.0, 0.625, interval=[0.5, 1.0], warnings=[doubt])
+    for name, told in (("both", first), ("four", second)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(told))
+    main(["runs", str(tmp_path / "both"), str(tmp_path / "four"), "--out", str(page)])
+    said, html = capsys.readouterr().out, page.read_text()
+    lines = [line.split() for line in said.splitlines()]
+    assert ["accuracy", "both", "1", "0.5", "to", "1", "0.625"] in lines
+    floor = f"{second['metrics']['accuracy']['floor']}"
+    assert ["four", "0.625", "–", floor] in lines
+    cells = ("both", "1", "0.5 to 1", "0.625")
+    assert "</td><td>".join(cells) in re.sub(' class="[a-z]+"', "", html)
+    assert f"WARNING     both: {doubt}\n" in said
+    assert "Warning: both: the interval of accuracy holds &lt;0.625&gt;." in html
+    warning = f"labels or test parts differ, so that scores do not compare: {differ}"
+    assert differ is None or warning in said
+    assert ("do not compare" in said) == ("do not compare" in html) == (differ is not None)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from decur.terminal import make_table, tell_result
 
 _ABOUT = (
     "Runs of decur pretrain and decur transfer on one page: curves overlaid, the settings that "
-    "differ, and scores with what is reached by chance, where that is known: "
-    "decur runs runs/a runs/b"
+    "differ, and scores, each with its interval and what is reached by chance, where these are "
+    "known: decur runs runs/a runs/b"
 )
 _CURVES = {
     "loss": "loss",
@@ -31,7 +31,17 @@ _CURVES = {
 _CHANCE = "/chance"  # ends the name of what a probe has by chance
 _SCORES = ("diagonal/common", "diagonal/unique", "rank/features", "probe/")
 _PLACES = ("run", "resume", "overwrite", "config")  # where a run lies is no setting of it
+_SCORED = ("score", "run", "value", "95 %", "by chance")  # of the table of scores
 _NONE = "–"
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A score of a run; `floor` is what is reached by chance; None: not known."""
+
+    value: float | None
+    floor: float | None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,18 @@ class _Run:
         name: of its folder, or the whole path where two have the same name.
         settings: `{"optimizer.lr": value}`.
         rows: metrics of each epoch; none of a transfer that fits in closed form.
-        scores: `{metric: (value, floor)}`; a floor is None where it is not known.
+        scores: `{metric: score}`.
+        tested: label and number of samples that a transfer was tested on, in words; "" of a
+            pretraining, and where they are not known.
+        warnings: of a transfer's results.
     """
 
     name: str
     settings: Mapping[str, Any]
     rows: list[dict[str, float]]
-    scores: Mapping[str, tuple[float | None, float | None]]
+    scores: Mapping[str, _Score]
+    tested: str = ""
+    warnings: Sequence[str] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str]) -> Path:
@@ -67,13 +82,18 @@ def main(arguments: Sequence[str]) -> Path:
     require(not page.is_dir(), f"--out {page}: is a folder; give a file in it")
     names = _names(settings.runs)
     runs = [_open(path, name) for path, name in zip(settings.runs, names, strict=True)]
-    different, scores = _different_settings(runs), _scores(runs)
+    different, scores, doubts = _different_settings(runs), _scores(runs), _doubts(runs)
     console = Console(soft_wrap=True, markup=False, emoji=False)
-    for title, rows in (("settings that differ", different), ("scores", scores)):
-        head = ["", *names, *(["by chance"] if rows is scores else [])]
-        console.print(make_table(head, rows, title=title) if rows else f"{title}: none")
+    for title, head, rows in (
+        ("settings that differ", ["", *names], different),
+        ("scores", _SCORED, scores),
+    ):
+        table = make_table(head, rows, title=title, words=["run"]) if rows else f"{title}: none"
+        console.print(table)
+    for doubt in doubts:
+        console.print(f"WARNING     {doubt}", highlight=False)
     with writing(page):
-        write_text(page, _page(runs, different, scores, page))
+        write_text(page, _page(runs, different, scores, doubts, page))
     tell_result("look at     ", page)
     return page
 
@@ -99,21 +119,27 @@ def _open(path: str, name: str) -> _Run:
         raise DataError(f"{path}: holds neither metrics.csv nor results.json; give that of a run")
     try:
         rows = [row for row in read_metrics(folder) if "epoch" in row]
-        scores: dict[str, tuple[float | None, float | None]] = {
-            key: (value, _by_chance(key, rows[-1]))
+        scores = {
+            key: _Score(value, _by_chance(key, rows[-1]))
             for key, value in (rows[-1] if rows else {}).items()
             if key.startswith(_SCORES) and not key.endswith(_CHANCE)
         }
+        tested, warnings = "", list[str]()
         if results.is_file():
-            metrics = parse_json(results.read_text())["metrics"]
-            scores |= {
-                key: (_number_in(each["value"]), _number_in(each.get("floor")))
-                for key, each in metrics.items()
-            }
+            found = parse_json(results.read_text())
+            for key, each in found["metrics"].items():
+                limits = [_number_in(limit) for limit in each.get("interval") or ()]
+                low, high = limits or (None, None)
+                interval = None if low is None or high is None else (low, high)
+                value, floor = _number_in(each["value"]), _number_in(each.get("floor"))
+                scores[key] = _Score(value, floor, interval)
+            if "target" in found and "test" in found:
+                tested = f"{found['target']}, {found['test']} test samples"
+            warnings = [str(line) for line in found.get("warnings", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({reason_of(error)}); give another run") from error
     kept = folder.configuration(used=()) if folder.config.is_file() else {}
-    return _Run(name, _flat(kept), rows, scores)
+    return _Run(name, _flat(kept), rows, scores, tested, warnings)
 
 
 def _by_chance(key: str, row: Mapping[str, float]) -> float | None:
@@ -163,13 +189,34 @@ def _setting(run: _Run, key: str) -> str:
 
 
 def _scores(runs: Sequence[_Run]) -> list[list[str]]:
-    """Return a row for each score: that of each run, and what is reached by chance."""
+    """Return a row for each score of each run, the runs of a score one below the other."""
     rows = []
     for key in dict.fromkeys(key for run in runs for key in run.scores):
-        found = [run.scores.get(key, (None, None)) for run in runs]
-        floors = sorted({_number(floor) for _, floor in found if floor is not None})
-        rows.append([key, *(_number(value) for value, _ in found), " / ".join(floors) or _NONE])
+        title = key  # once
+        for run in runs:
+            if (score := run.scores.get(key)) is not None:
+                limits = " to ".join(map(_number, score.interval or ())) or _NONE
+                rows.append([title, run.name, _number(score.value), limits, _number(score.floor)])
+                title = ""
     return rows
+
+
+def _doubts(runs: Sequence[_Run]) -> list[str]:
+    """Return what keeps scores from being read as success, or from being compared."""
+    found = [f"{run.name}: {warning}" for run in runs for warning in run.warnings]
+    transfers = [run for run in runs if run.tested]
+    others = "labels or test parts differ, so that scores do not compare"
+    if len({run.tested for run in transfers}) > 1:
+        each = "; ".join(f"{run.name} {run.tested}" for run in transfers)
+        return [*found, f"{others}: {each}"]
+    floors: dict[str, set[str]] = {}
+    for run in transfers:
+        for key, score in run.scores.items():
+            if score.floor is not None:  # depends on nothing but the labels of the test part
+                floors.setdefault(key, set()).add(_number(score.floor))
+    if differ := [key for key, values in floors.items() if len(values) > 1]:
+        found.append(f"{others}: a constant guess has not the same {differ[0]} in all of them")
+    return found
 
 
 def _number(value: float | None) -> str:
@@ -180,13 +227,15 @@ def _page(
     runs: Sequence[_Run],
     different: Sequence[Sequence[str]],
     scores: Sequence[Sequence[str]],
+    doubts: Sequence[str],
     page: Path,
 ) -> str:
     """Return the page; its picture lies beside it, too."""
     names = [run.name for run in runs]
     body = [report.paragraph(f"{len(runs)} runs: {', '.join(names)}.")]
     if scores:
-        body.append(report.table(["score", *names, "by chance"], scores))
+        body.append(report.table(_SCORED, scores))
+    body += [report.paragraph(f"Warning: {doubt}.") for doubt in doubts]
     if different:
         body.append(report.table(["setting", *names], different))
     else:

@@ -200,6 +200,17 @@ def test_a_plan_adds_up(planned, scenes):
     assert planned.reading["pictures"] == 32 * 32 * (6 + 2) * 4
 
 
+def test_a_plan_states_what_it_assumes(planned, capsys):
+    print_cost(dataclasses.replace(planned, capacity=16 * 10**9, link=5e8))
+    said = capsys.readouterr().out.partition("assumed:")[2]
+    for assumed in (
+        "all devices are like cpu, have 16 GB each and send 500 MB/s (--link)",
+        "memory lies on the line through steps of 2 and 4 samples; kernels, the allocator and",
+        "files that are in memory (page cache)",
+    ):
+        assert assumed in said
+
+
 def test_what_to_do_where_memory_will_not_do(planned):
     assert not list(planned.warnings())
     one, two = planned.shares

@@ -111,7 +111,9 @@ def test_the_card_of_a_run_tells_what_it_was_made_from(tmp_path):
         "| data | PairedFolder, pairs |",
         "| objective | DeCUR: common 0.5, ",
         "| epochs | 2 |",
-        "| accuracy of cover, dem+rgb, fine-tuned | 0.250 (0.000 to 0.500) | – |",
+        "one encoder for each sensor, trained without\nlabels by DeCUR (",
+        " cover, dem+rgb, fine-tuned, 100 % of the labels | 0.250 (0.000 to 0.500) | – |",
+        "| late fusion, linear head; 8 samples to train; 4 samples to test; of run: whether these",
         "| training: diagonal/common/dem-rgb | 0.158 | 0 |",
         "| training: offdiag_rms/dem-rgb | 0.571 | – |",  # version 0.1 measured no chance
         "timm has no architecture for the rgb encoder (mlp)",
@@ -122,6 +124,72 @@ def test_the_card_of_a_run_tells_what_it_was_made_from(tmp_path):
     assert sorted(encoder_files(str(tmp_path / "mine"))) == ["dem", "rgb"]
     for name, file in encoder_files(str(tmp_path / "mine")).items():
         assert file == tmp_path / "mine" / name / "model.safetensors"
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """The folder of a transfer, of which only the results are there."""
+
+    def scored(name, **results):
+        told = {"target": "cover", "modalities": ["s1"], "freeze": True, "warnings": []}
+        told["metrics"] = {"accuracy": {"value": 1.0, "interval": [0.6, 1.0], "floor": 0.625}}
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "results.json").write_text(json.dumps(told | results))
+        return tmp_path / name
+
+    return scored
+
+
+def test_a_card_claims_only_what_is_known(make, scored, tmp_path):
+    file = make()[1].rename(tmp_path / "mine.safetensors")
+    first = {"label_fraction": 0.1, "train": 3, "test": 8, "warnings": ["few | samples", "so so"]}
+    folders = [
+        scored("a", encoders=[str(file)], model="linear head (ridge)", **first),
+        scored("b", encoders=["torchgeo:X"], label_fraction=1.0, representation="common"),
+        scored("old"),
+    ]
+    text = export_hub(file, tmp_path / "out", scores=folders)[-1].read_text()
+    assert "s1: an encoder; how it was trained is not known ([decur]" in text
+    assert "without" not in text and "self-supervised-learning" not in text.split("---")[1]
+    start, floor = "| accuracy of cover, s1, frozen", "1.000 (0.600 to 1.000) | 0.625 | the best"
+    guess, unknown = f"{floor} constant guess |", "whether these are the ones here is not known |"
+    for line in (
+        f"{start}, 10 % of the labels | {guess} linear head (ridge); 3 samples to train; "
+        "8 samples to test; warnings 1, 2 |",
+        f"{start}, 100 % of the labels | {guess} on common; of torchgeo:X: {unknown}",
+        f"{start} | {guess} –; of unknown encoders: {unknown}",
+        "\n\nWarnings, which rows name by number:\n\n1. few \\| samples\n2. so so\n\n## Licence",
+    ):
+        assert line in text, line
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ({"encoders": ["random"]}, r"are of fresh weights, not of what is exported"),
+        ({"encoders": ["random:mine"]}, r"are of fresh weights, not of what is exported"),
+        ({"encoders": ["mine"], "modalities": ["s1", "s2"]}, r"s1 and s2, and s2 is not exported"),
+        ({"encoders": ["OTHER"]}, r"whose s1 encoder has other weights than the one exported"),
+    ],
+)
+def test_scores_of_other_encoders_are_refused(results, said, make, scored, tmp_path):
+    encoder, file = make()
+    file = file.rename(tmp_path / "mine.safetensors")
+    with torch.no_grad():
+        next(encoder.parameters())[0] += 1
+    save_encoder(encoder, other := tmp_path / "other.safetensors")
+    results["encoders"] = [x.replace("OTHER", str(other)) for x in results["encoders"]]
+    with pytest.raises(ConfigError, match=rf"^--scores .*: .*{said}") as refused:
+        export_hub(file, tmp_path / "out", scores=[scored("t", **results)])
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_scores_of_what_is_exported_are_known_by_its_weights(make, scored, tmp_path):
+    file = make()[1]
+    export_hub(file, tmp_path / "before")
+    for source in (file, file.parent.parent, tmp_path / "before"):
+        card = export_hub(file, tmp_path / "out", scores=[scored("t", encoders=[str(source)])])[-1]
+        assert "is not known |" not in card.read_text()
 
 
 def test_a_repository_goes_up_and_comes_down(hub, make, tmp_path):

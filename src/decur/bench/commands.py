@@ -47,7 +47,7 @@ _COLUMNS = {
 _CELLS: dict[str, Callable[[Row], str]] = {
     "median": lambda row: duration(row["seconds"]),
     "half of them": lambda row: " - ".join(map(duration, row["quartiles"])),
-    "pairs/s": lambda row: f"{row['pairs_per_second']:,.0f}",
+    "pairs/s": lambda row: f"{rate:,.0f}" if (rate := row["pairs_per_second"]) else "–",
     "memory": lambda row: quantity(row["memory"], "B"),
     "share": lambda row: "" if row["share"] is None else f"{row['share']:.1%}",
     "x floor": lambda row: f"{row['seconds'] / row['floor']:,.1f}" if row["floor"] else "",
@@ -91,9 +91,8 @@ def bench_command(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--dims: is for `decur bench loss`, not {name}; see projector.width")
     widths, least = len(parsed.dims or ()), min(parsed.dims or [1])
     require(least >= 1, f"--dims: must be at least 1, is {least}")
-    require(
-        widths <= MOST_ROWS, f"--dims: takes up to {MOST_ROWS} widths, got {widths}; give fewer"
-    )
+    many = f"--dims: takes up to {MOST_ROWS} widths, got {widths}; give fewer"
+    require(widths <= MOST_ROWS, many)
     parsed.json = parsed.json or ("bench.json" if name == "all" else None)
     _bench(parsed, _instantiate(parser, parsed), list(_COLUMNS) if name == "all" else [name])
 
@@ -160,18 +159,16 @@ def plan_command(arguments: Sequence[str]) -> RunCost:
         }
     )
     parsed = parser.parse(arguments)
-    run = _instantiate(parser, parsed)
-
+    run, link = _instantiate(parser, parsed), parsed.link * 1e9
     from decur.bench.plan import plan
 
-    link = parsed.link * 1e9
     cost = plan(run, gpus=parsed.gpus, link=link, seconds=parsed.seconds, samples=parsed.samples)
     if parsed.memory is not None:
         cost = dataclasses.replace(cost, capacity=round(parsed.memory * 1e9))
     _say("data", run.data.describe())
     print_cost(cost)
-    values = {"ahead": cost.ahead, "warnings": list(cost.warnings())}
-    _write(parsed.json, {**dataclasses.asdict(cost), **values})
+    said = {"assumptions": list(cost.assumptions()), "warnings": list(cost.warnings())}
+    _write(parsed.json, {**dataclasses.asdict(cost), "ahead": cost.ahead, **said})
     return cost
 
 
@@ -207,8 +204,8 @@ def print_cost(cost: RunCost) -> None:
     ]
     _print_table(["time", *devices], rows)
     _say("sent are", "embeddings and their gradients for the loss, and gradients of the weights")
-    _say("assumed", f"all devices are like {cost.device}, with {quantity(cost.capacity, 'B')} each")
-    _say("", "reading has the cores of this machine")
+    for assumption in cost.assumptions():
+        _say("assumed:", assumption)
     for warning in cost.warnings():
         _say("WARNING", warning)
 
@@ -243,7 +240,6 @@ def _instantiate(parser: Parser, parsed: Namespace) -> Pretraining:
                 tempfile.TemporaryFile(dir=path.parent).close()
     device = open_device(parsed.device)
     made = parser.instantiate_classes(parsed)
-
     from decur.pretrain.data import seen_data
 
     keys = (key.name for key in dataclasses.fields(PretrainSettings))

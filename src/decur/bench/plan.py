@@ -19,7 +19,7 @@ from decur.bench.data import batches, loss_step
 from decur.bench.measure import NumberFormats, Pretraining, formats_of, measure
 from decur.bench.step import StepClock, Steps
 from decur.data import Batch, SkipBad
-from decur.errors import BadSampleError, ConfigError, DataError, require
+from decur.errors import BadSampleError, DataError, require
 from decur.memory import memory_of_machine
 from decur.pretrain.compiling import pays
 from decur.pretrain.data import PairedData, refuse_too_few
@@ -63,12 +63,21 @@ class RunCost:
     reading: dict[str, float]  # see `measure_reading`
     workers: int  # that read for a device
     capacity: int  # bytes of a device
+    link: float  # bytes a second that each device sends
     shares: list[Share]
 
     @property
     def ahead(self) -> float:
         """Bytes of main memory in which a device's workers keep two batches each ready."""
         return 2 * self.workers * self.batch * self.reading["pictures"]
+
+    def assumptions(self) -> Iterator[str]:
+        """Yield what is taken to be so and is not measured."""
+        there, rate = quantity(self.capacity, "B"), quantity(self.link, "B/s")
+        yield f"all devices are like {self.device}, have {there} each and send {rate} (--link)"
+        kept = f"memory lies on the line through steps of {LEAST} and {2 * LEAST} samples"
+        yield f"{kept}; kernels, the allocator and Python itself are not counted"
+        yield "reading has the cores of this machine, and files that are in memory (page cache)"
 
     def warnings(self) -> Iterator[str]:
         """Yield what will not do, each with what would."""
@@ -135,11 +144,9 @@ def plan(
         counting = counting_steps(paired, epochs, number, options["limit_train_batches"])
     for count in gpus:
         require(count >= 1, f"--gpus: must be at least 1, is {count}")
-        if batch % count or batch < LEAST * count:
-            raise ConfigError(
-                f"--gpus: loader.batch_size {batch} does not divide among {count} devices, "
-                f"{LEAST} or more samples for each"
-            )
+        divides = batch % count == 0 and batch >= LEAST * count
+        apart = f"does not divide among {count} devices, {LEAST} or more samples for each"
+        require(divides, f"--gpus: loader.batch_size {batch} {apart}")
     compiled = pays(device, length) if settings.compile == "auto" else settings.compile
     encoder = dataclasses.replace(settings.encoder, pretrained=False)  # costs the same
     settings = dataclasses.replace(settings, encoder=encoder, compile=False)
@@ -147,11 +154,9 @@ def plan(
     steps, formats = Steps(run), formats_of(options)
     trained = sum(p.numel() for p in steps.model.parameters() if p.requires_grad)
     size, there = formats.parameters.itemsize, device_memory(device)
-    if 2 * trained * size > there:
-        raise ConfigError(
-            f"{device}: weights and gradients take {quantity(2 * trained * size, 'B')}, there are "
-            f"{quantity(there, 'B')}; choose a smaller encoder.name or projector.width"
-        )
+    taken, free = 2 * trained * size, f"there are {quantity(there, 'B')}"
+    need = f"{device}: weights and gradients take {quantity(taken, 'B')}, {free}"
+    require(taken <= there, f"{need}; choose a smaller encoder.name or projector.width")
     reading, examples = measure_reading(run, min(5.0, seconds / 3))
     sensors = list(run.data.modalities)
     views = loss_step(objective, sensors, 4, torch.device("cpu"))()
@@ -208,6 +213,7 @@ def plan(
         reading=reading,
         workers=workers,
         capacity=there,
+        link=link,
         shares=[share_of(count) for count in gpus],
     )
 

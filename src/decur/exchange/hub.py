@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from decur.bounded_yaml import parse_json
 from decur.encoders import Encoder, TimmEncoder, load_encoder, save_encoder
 from decur.encoders.files import HUB, WEIGHTS
-from decur.errors import ConfigError, DataError, reading, reason_of
+from decur.errors import ConfigError, DataError, reason_of
+from decur.exchange.card_scores import ABSENT, CardScores, read_scores
 from decur.modality import Modality
 from decur.pretrain.metrics import offdiag_by_chance, read_metrics
 from decur.runs import RunFolder, make_folder, write_json, write_text, writing
@@ -45,22 +45,26 @@ def export_hub(
             that run, too.
         out: the folder; it must be new, empty, or hold an export of the same encoders.
         licence: of the weights, as the hub names it ("apache-2.0", "cc-by-4.0").
-        scores: folders of `decur transfer`, whose results come into the card.
+        scores: folders of `decur transfer`, whose results come into the card. Those of other
+            encoders are refused; where that cannot be told, a row names the encoders.
         push: "USER/REPO" of the hub, which is made where it is missing.
 
     Returns:
         The files.
 
     Raises:
-        ConfigError: if `out` holds something else or cannot be written, or the hub refuses.
+        ConfigError: if `out` holds something else or cannot be written, if scores are of other
+            encoders, or if the hub refuses.
         DataError: if an encoder or a result cannot be read.
     """
     source, out = Path(source), Path(out)
     run, files = _sources(source)
     encoders = {name: load_encoder(file) for name, file in files.items()}
+    if not source.is_dir():  # whose name says nothing of the sensor
+        encoders = {e.modality.name: e for e in encoders.values() if e.modality is not None}
     homes = {name: out / name if source.is_dir() else out for name in encoders}
     written = [home / name for home in homes.values() for name in (CONFIG, WEIGHTS)]
-    rows = [row for folder in scores for row in _results(Path(folder))]
+    told = read_scores(scores, encoders, trained=run is not None)
     _check_folder(out, [*written, out / CARD])
     with writing(out):
         for name, encoder in encoders.items():
@@ -73,7 +77,7 @@ def export_hub(
             folders=shown,
             run=run,
             licence=licence,
-            scores=rows,
+            scores=told,
             repository=push,
         )
     if push is not None:
@@ -197,7 +201,6 @@ def _push(folder: Path, repository: str) -> None:
 
 # -- the model card: what encoders take, how they were made, what they are worth -------------------
 
-_ABSENT = "–"
 _SCALING = {
     "standard": "clip((x - mean + 2 std) / (4 std), 0, 1)",
     "zscore": "(x - mean) / std",
@@ -212,7 +215,7 @@ def write_card(
     folders: Mapping[str, str],
     run: RunFolder | None,
     licence: str | None,
-    scores: Sequence[list[str]],
+    scores: CardScores,
     repository: str | None,
 ) -> Path:
     """Write the card of some encoders, and return its path.
@@ -223,7 +226,7 @@ def write_card(
         folders: where each lies, from the card's folder on; "." for that folder itself.
         run: that has trained them; None: not known.
         licence: of the weights.
-        scores: rows of the table of scores: what, value, floor, what the floor is.
+        scores: of transfers.
         repository: "USER/REPO" of the hub; None: the folder stays here.
     """
     title = repository or path.parent.resolve().name
@@ -243,7 +246,8 @@ def write_card(
         timm=all(sensor["timm"] for sensor in sensors),
         objective=objective,
         training=training,
-        scores=[*scores, *([] if run is None else _alignment(run))],
+        scores=[*scores.rows, *([] if run is None else _alignment(run))],
+        warnings=scores.warnings,
         licence=licence,
     )
     return write_text(path, text)
@@ -261,7 +265,7 @@ def _sensor(name: str, encoder: Encoder, source: str) -> dict[str, Any]:
     modality = encoder.modality
     assert modality is not None
     attention = bool(encoder.options.get("attention"))
-    blank = [_ABSENT] * modality.channels
+    blank = [ABSENT] * modality.channels
     numbers = [
         [f"{value:g}" for value in values] if values is not None else blank
         for values in (modality.mean, modality.std)
@@ -312,13 +316,14 @@ def _training(run: RunFolder) -> tuple[list[tuple[str, str]], dict[str, Any] | N
     name = str(spec.get("class_path", "")).rpartition(".")[2]
     data = _mapping(values, "data")
     root = _mapping(data, "init_args").get("root")
+    started = _plain(_started(_mapping(values, "encoder")))
     rows = read_metrics(run)
     last = rows[-1] if rows else {}
     table = {
         "data": str(data.get("class_path", "")).rpartition(".")[2]
         + (f", {Path(str(root)).name}" if root else ""),
         "objective": f"{name}: {_plain(_mapping(spec, 'init_args'))}",
-        "encoders started from": _plain(_started(_mapping(values, "encoder"))),
+        "encoders started from": started,
         "projector": _plain(_mapping(values, "projector")),
         "views": _plain({"size": _mapping(values, "views").get("size")}),
         "optimiser": _plain(_mapping(values, "optimizer")),
@@ -327,7 +332,10 @@ def _training(run: RunFolder) -> tuple[list[tuple[str, str]], dict[str, Any] | N
         "steps": f"{last['step']:.0f}" if "step" in last else "",
         "seed": str(values.get("seed", "")),
     }
-    return [(k, v) for k, v in table.items() if v], {"name": name} if name else None
+    return [(k, v) for k, v in table.items() if v], {
+        "name": name,
+        "started": started,
+    } if name else None
 
 
 def _started(encoder: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,33 +359,13 @@ def _alignment(run: RunFolder) -> list[list[str]]:
     found = []
     for key, value in (rows[-1] if rows else {}).items():
         if key.startswith("diagonal/"):
-            found.append([f"training: {key}", f"{value:.3f}", "0", "uncorrelated embeddings"])
+            floor, about = "0", "uncorrelated embeddings"
         elif key.startswith("offdiag_rms/"):
             by_chance = offdiag_by_chance(key, rows[-1])
-            floor = _ABSENT if by_chance is None else f"{by_chance:.3f}"
-            found.append(
-                [f"training: {key}", f"{value:.3f}", floor, "uncorrelated embeddings of a batch"]
-            )
+            floor = ABSENT if by_chance is None else f"{by_chance:.3f}"
+            about = "uncorrelated embeddings of a batch"
+        else:
+            continue
+        shown = [f"training: {key}", f"{value:.3f}", floor, about]
+        found.append([*shown, "on training batches of the last epoch"])
     return found
-
-
-def _results(folder: Path) -> list[list[str]]:
-    """Return the scores of a transfer, each with its interval and its floor."""
-    path = folder / "results.json"
-    if not path.is_file():
-        raise ConfigError(f"--scores {folder}: holds no results.json; give a folder of a transfer")
-    with reading(path, "transfer again"):
-        found = parse_json(path.read_text())
-        how = "fine-tuned" if found["freeze"] is False else "frozen"
-        what = f"{found['target']}, {'+'.join(found['modalities'])}, {how}"
-        rows = []
-        for metric, told in found["metrics"].items():
-            value, limits, floor = told["value"], told.get("interval"), told.get("floor")
-            shown = _ABSENT if value is None else f"{value:.3f}"
-            if limits:
-                shown += f" ({limits[0]:.3f} to {limits[1]:.3f})"
-            floor = _ABSENT if floor is None else f"{floor:.3f}"
-            rows.append([f"{metric} of {what}", shown, floor, "the best constant guess"])
-    if not rows:
-        raise DataError(f"{path}: holds no score; transfer again")
-    return rows
