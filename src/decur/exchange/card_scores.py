@@ -16,7 +16,7 @@ from decur.encoders.files import encoder_files
 from decur.encoders.pretrained import parse_source
 from decur.errors import ConfigError, DataError, DecurError, enumerated, reading
 from decur.objectives.blocks import PREFIX
-from decur.transfer.sources import RANDOM, RANDOM_AS
+from decur.transfer.settings import is_fresh
 
 ABSENT = "–"
 
@@ -137,7 +137,7 @@ def _are_exported(
         )
     known = set()
     for source in sources:
-        fresh = source == RANDOM or source.startswith(RANDOM_AS)
+        fresh = is_fresh(source)
         if fresh or (trained and parse_source(source)):
             weights = "fresh weights" if fresh else f"weights of {source}"
             raise ConfigError(

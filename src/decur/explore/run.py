@@ -28,7 +28,7 @@ from decur.explore.page import Contents, Ranking, Seen, look_at, write_page
 from decur.objectives.blocks import PREFIX
 from decur.runs import writing
 from decur.terminal import progress_bar, tell_result
-from decur.transfer.sources import RANDOM, RANDOM_AS
+from decur.transfer.settings import is_fresh
 from decur.verdicts import Verdict
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _seen_in_training(
         data: that has the samples; None: it is not known.
         ids: of the samples.
     """
-    fresh = [name == RANDOM or name.startswith(RANDOM_AS) for name in encoders]
+    fresh = [is_fresh(name) for name in encoders]
     if encoders and all(fresh):
         return Verdict.NO
     if data is None:

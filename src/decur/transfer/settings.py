@@ -16,6 +16,8 @@ Schedule = Literal["steps", "poly", "constant"]
 Probe = Literal["ridge", "logistic", "sgd", "auto"]
 Head = Literal["fcn", "cmx"]
 Representation = str  # one of these, or "block:optical+sar"
+RANDOM = "random"
+RANDOM_AS = f"{RANDOM}:"  # before a run or file whose networks get fresh weights
 REPRESENTATIONS = ("features", "embedding", "common", "unique")
 
 
@@ -354,6 +356,11 @@ class TransferSettings:
                 f"test_scales, test_flip: are for masks, and {task.name!r} is a {kind}; leave them "
                 "out, and test_window"
             )
+
+
+def is_fresh(source: str) -> bool:
+    """Return whether encoders from a source have fresh weights."""
+    return source == RANDOM or source.startswith(RANDOM_AS)
 
 
 def encoder_sources(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:

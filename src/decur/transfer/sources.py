@@ -29,12 +29,17 @@ from decur.errors import ConfigError, DataError
 from decur.modality import Modality
 from decur.pretrain.restore import restore
 from decur.transfer.augment import scaled_size
-from decur.transfer.settings import Representation, TransferSettings, encoder_sources
+from decur.transfer.settings import (
+    RANDOM,
+    RANDOM_AS,
+    Representation,
+    TransferSettings,
+    encoder_sources,
+    is_fresh,
+)
 
 log = logging.getLogger(__name__)
 
-RANDOM = "random"
-RANDOM_AS = f"{RANDOM}:"  # before a run or file whose networks get fresh weights
 _CHOICES = (
     f"a run's folder, encoder files, {HUB}USER/REPO, torchgeo:NAME, {TIMM}NAME, {RANDOM!r}, or "
     f"{RANDOM_AS}RUN"
@@ -84,7 +89,7 @@ def baseline(sources: Sequence[str]) -> str:
     Args:
         sources: where encoders come from, as `gather_encoders` takes them.
     """
-    if any(given == RANDOM or given.startswith(RANDOM_AS) for given in sources):
+    if any(map(is_fresh, sources)):
         return ""
     weights = [parse_source(given) for given in sources]
     if len(weights) == 1 and weights[0] and (weights[0].carrier, weights[0].sensor) == (TIMM, None):
