@@ -402,13 +402,16 @@ class Parser(ArgumentParser):
             keys = self._keys()
             known = keys.values.get(where[0])
             path, form = get(given, f"{where[0]}.class_path"), ""
+            value = wrong[1].strip()
             if where[1:] and path and where[0] in keys.bases:
+                # jsonargparse may show an argument of its own that holds what was given
+                value = get(given, f"{where[0]}.init_args.{where[1]}") or value
                 kind = keys.class_of(where[0], path)
                 known = options_of(kind).get(where[1])
                 form = getattr(kind, "forms", {}).get(where[1], "")
             if known is not None:
                 like = f", such as {form}" if form else ""
-                reason = f"expected {name_of(type_of(known))}{like}, got '{wrong[1].strip()}'"
+                reason = f"expected {name_of(type_of(known))}{like}, got '{value}'"
         elif wrong := _NO_MAPPING.search(reason):
             value = "null" if wrong[1] == "None" else wrong[1]
             reason = f"each is a mapping of keys, or {{}} where it has none; {value} is not"

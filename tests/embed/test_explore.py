@@ -188,6 +188,8 @@ def test_the_command(embedded, pairs, tmp_path, capsys, refused):
     assert not about["pictured"] and not about["labels"]
     assert "--samples: must be from 2 to 20,000" in refused("explore", folder, "--samples", "20001")
     assert "holds no embeddings" in refused("explore", str(tmp_path))
+    scenes = ("--data", "SyntheticScenes", "--data.samples", "abc")
+    assert "data.samples: expected int, got 'abc'" in refused("explore", folder, *scenes)
     with pytest.raises(ConfigError, match="is a folder; give a file in it"):
         explore(folder, out=tmp_path)
     pairs.ids = pairs.ids[:-1]
