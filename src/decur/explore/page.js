@@ -311,7 +311,7 @@ for (const [pair, r] of crossing) {
   const ranks = r.rank.filter((v) => v > 0).sort(), [a, b] = pair.split(">");
   if (!ranks.length) continue;
   const cells = [`${a} to ${b}`, `${(100 * ranks.filter((v) => v === 1).length / ranks.length).toFixed(1)} %`,
-    `${(100 / r.searched).toPrecision(2)} %`, number(ranks[ranks.length >> 1]), number(Math.ceil(r.searched / 2)), number(r.searched)];
+    `${(100 / r.searched).toPrecision(2)} %`, number(ranks[ranks.length >> 1]), number((r.searched + 1) / 2), number(r.searched)];
   $("partners").tBodies[0].append(element("tr", {}, ...cells.map((text, k) => element("td", { className: k ? "number" : "" }, text))));
 }
 $("partners").hidden = $("trained").hidden = !$("partners").tBodies[0].rows.length;
