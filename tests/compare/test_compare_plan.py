@@ -384,8 +384,12 @@ def test_encoders_of_an_earlier_run_have_seen_what_it_was_trained_on(tmp_path):
 def test_an_earlier_run_on_generated_scenes_may_lack_keys_of_today(tmp_path):
     old = {"class_path": "decur.data.SyntheticScenes", "init_args": {"samples": 60, "size": 16}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": old}))
-    (found,) = cells(methods={"earlier": MethodSettings(None, encoders=[str(tmp_path)])})
+    earlier = {"earlier": MethodSettings(None, encoders=[str(tmp_path)])}
+    (found,) = cells(methods=earlier)
     assert found.transductive
+    for elsewhere in ({"start": 1_000_000}, {"structure": True}):
+        (found,) = cells(methods=earlier, transfer={"test_data": elsewhere})
+        assert not found.transductive
 
 
 @pytest.mark.parametrize("trained", ["train", None])
@@ -822,6 +826,14 @@ def test_what_tests_on_a_split_leaves_nothing_out():
     assert settings(second)["folds_of"] == "labelled"
 
 
+def test_parts_that_a_share_to_be_counted_makes_may_be_probed():
+    auto = {"auto": MethodSettings({"objective.common": "auto"})}
+    (found,) = cells(methods=auto, transfer={"representation": "unique"})
+    assert settings(found)["representation"] == "unique"
+    with pytest.raises(ConfigError, match=r"no block:optical\+sar dimensions"):
+        plan(methods=auto, transfer={"representation": "block:optical+sar"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -837,9 +849,5 @@ def test_what_tests_on_a_split_leaves_nothing_out():
     ids=["options of a method", "a part that it has not"],
 )
 def test_methods_are_made_before_any_is_trained(changes, message):
-    assert plan(  # which has unique dimensions once the share is counted
-        methods={"auto": MethodSettings({"objective.common": "auto"})},
-        transfer={"representation": "unique"},
-    )
     with pytest.raises(ConfigError, match=message):
         plan(**changes)

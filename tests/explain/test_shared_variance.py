@@ -489,9 +489,11 @@ def test_chance_among_few_groups_cannot_be_told(tiny_checkpoint, tiny_loader, mo
     run, loader = made(tiny_checkpoint, tiny_loader)
     monkeypatch.setattr(loader.data, "groups", [f"g{i % 3}" for i in range(len(loader.data))])
     arrays = shared(run, loader)
-    assert np.isnan(arrays["optical-sar/canonical-chance/common"]).all()
+    for key in ("canonical-chance", "same-chance", "features-chance"):
+        assert np.isnan(arrays[f"optical-sar/{key}/common"]).all()
     said = findings(arrays)
-    assert "cannot be told" in said and "(unknown)" in said and " of 0" not in said
+    assert "cannot be told" in said and said.count("(unknown)") == 6 and " of 0" not in said
+    assert "no verdict on the split" in said and "beyond chance:" not in said
     assert "nan" not in said
     plot_canonical(arrays)
 

@@ -306,8 +306,10 @@ class _Planner:
                 from decur.pretrain.share import wants_share
 
                 objective = self.pretraining.objective(without)
+                # a share that is to be counted makes these parts, mostly
+                to_come = ("common", "unique") if wants_share(objective) else ()
                 with _naming(f"tasks.{task} of {line.method}"):
-                    if not wants_share(objective):  # which has both parts once it is counted
+                    if common.representation not in to_come:
                         objective.dimensions_of(common.representation)
             folds_apart = settings.unseen_test and not is_split(common)
             left_out_here = folds_apart and (line.method, task) not in self.elsewhere

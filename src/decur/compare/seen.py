@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import TYPE_CHECKING
 
 from decur.compare.settings import Changes
@@ -48,8 +50,24 @@ def is_one_source(one: Changes, other: Changes) -> bool:
     """
     if _ROOT in one or _ROOT in other:
         return bool(one.get(_ROOT) == other.get(_ROOT))
-    both = one.keys() & other.keys() - {_COUNT, _SPLIT}  # a run of version 0.1 may lack keys
-    return all(one[key] == other[key] for key in both)
+    apart = {_COUNT, _SPLIT}
+    first, second = (_with_defaults(each) for each in (one, other))
+    return {k: v for k, v in first.items() if k not in apart} == {
+        k: v for k, v in second.items() if k not in apart
+    }
+
+
+def _with_defaults(data: Changes) -> Changes:
+    """Return a data set with the defaults of its class, which a run of version 0.1 may lack."""
+    kind = locate(str(data.get("class_path")))
+    if not isinstance(kind, type):
+        return data
+    defaults = {
+        f"init_args.{name}": parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return {**samples_of(defaults), **data}
 
 
 def sees_what_tests(trained: Changes, transfer: Namespace) -> bool:

@@ -19,7 +19,8 @@ class EmbedSettings:
         modalities: Sensors to use; None for all of the data that there is an encoder for.
         projector: Compute the embedding besides the features.
         missing_bands: What is done about bands of an encoder that the data lacks: "empty" takes
-            them as 0 in every scaled picture; the bands of the data are found by name.
+            them as 0 in every scaled picture, or as their mean where the encoder normalises
+            pictures; the bands of the data are found by name.
         encoder: Architecture of fresh weights.
         loader: Batches, workers and the tolerance of bad samples.
         size: Height and width in pixels that pictures are resized to; None for their own.

@@ -63,7 +63,7 @@ def read_scores(
             own = {name: encoders.get(name) for name in found["modalities"]}
             sources = [str(source) for source in found.get("encoders", ())]
             first = len(scores.warnings) + 1
-            scores.warnings += [_plain(line) for line in found.get("warnings", ())]
+            scores.warnings += [_in_a_cell(line) for line in found.get("warnings", ())]
             numbers = range(first, len(scores.warnings) + 1)
             rows = _rows(found, [str(number) for number in numbers])
         if not rows:
@@ -71,7 +71,7 @@ def read_scores(
         if not _are_exported(folder, sources, own, trained=trained):
             names = enumerated(sources) if sources else "unknown encoders"
             for row in rows:
-                row[-1] += _plain(f"; of {names}: whether these are the ones here is not known")
+                row[-1] += _in_a_cell(f"; of {names}: whether these are the ones here is not known")
         scores.rows += rows
     return scores
 
@@ -101,11 +101,11 @@ def _rows(found: Mapping[str, Any], warnings: Sequence[str]) -> list[list[str]]:
         floor = ABSENT if floor is None else f"{floor:.3f}"
         about = "; ".join(how) or ABSENT
         cells = [f"{metric} of {', '.join(what)}", shown, floor, "the best constant guess", about]
-        rows.append([_plain(cell) for cell in cells])
+        rows.append([_in_a_cell(cell) for cell in cells])
     return rows
 
 
-def _plain(text: str) -> str:
+def _in_a_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 

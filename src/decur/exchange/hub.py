@@ -332,10 +332,8 @@ def _training(run: RunFolder) -> tuple[list[tuple[str, str]], dict[str, Any] | N
         "steps": f"{last['step']:.0f}" if "step" in last else "",
         "seed": str(values.get("seed", "")),
     }
-    return [(k, v) for k, v in table.items() if v], {
-        "name": name,
-        "started": started,
-    } if name else None
+    known = {"name": name, "started": started} if name else None
+    return [(k, v) for k, v in table.items() if v], known
 
 
 def _started(encoder: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,10 @@ _ANEW = (
     "Nothing can be told from these; look at the loss, and train anew with a lower optimizer.lr or "
     "for longer."
 )
+_NO_CHANCE = (
+    "What chance gives is not known, as the samples are of too few groups to pair these otherwise, "
+    f"so there is no verdict on the split. {MORE}"
+)
 _MOST_ALIKE = 0.9  # quantile of the common dimensions that shows what a dimension can reach
 
 
@@ -72,6 +76,8 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
         return seen
     if _collapsed(arrays, pair):
         return on_width(arrays, pair)
+    if _is_chance_unknown(arrays, pair):
+        return [_NO_CHANCE, *on_width(arrays, pair)]
     measured = _Measured.of(arrays, pair)
     told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
     copies = [] if told_apart else _on_copies(arrays, pair)
@@ -250,6 +256,12 @@ def _on_the_split(found: _Measured) -> str:
         "predicted from the other sensor, beyond chance. Whether fewer would do, and whether they "
         f"leave out what only one sensor sees, this cannot tell.{doubt}"
     )
+
+
+def _is_chance_unknown(arrays: Arrays, pair: str) -> bool:
+    """Return whether there were too few pairings to know what R2 is by chance."""
+    parts = arrays[f"{pair}/parts"].tolist()
+    return all(np.isnan(by_chance(arrays[f"{pair}/same-chance/{part}"])) for part in parts)
 
 
 def by_chance(permuted: Float) -> float:
@@ -473,6 +485,8 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
         return seen
     if _collapsed(arrays, pair):
         return on_width(arrays, pair)
+    if _is_chance_unknown(arrays, pair):
+        return [_NO_CHANCE, *on_width(arrays, pair)]
     sensors = arrays[f"{pair}/sensors"].tolist()
     measured = {part: told(arrays, pair, part) for part in arrays[f"{pair}/parts"].tolist()}
     shared = {part: value for part, value in measured.items() if is_shared(part, *sensors)}

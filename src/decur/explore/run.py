@@ -37,8 +37,8 @@ PlotLayout = Literal["tsne", "pca"]
 
 PAGE = "explore.html"
 _TRAINED = {
-    Verdict.YES: "The encoders were trained on these samples, so that partners may be learned by "
-    "heart: those of new samples are found less easily.",
+    Verdict.YES: "The encoders were trained on these samples, or on some of them, so that partners "
+    "may be learned by heart: those of new samples are found less easily.",
     Verdict.NO: "The encoders were not trained on these samples.",
     Verdict.UNTOLD: "Whether the encoders were trained on these samples cannot be told here; "
     "partners that they were trained on are found more easily.",

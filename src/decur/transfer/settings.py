@@ -208,7 +208,8 @@ class TransferSettings:
             or "unique" dimensions, or those of a block, as "block:optical+sar". The model that is
             saved then holds the projectors as well.
         missing_bands: What is done about bands of an encoder that the data lacks: "empty" takes
-            them as 0 in every scaled picture, as the authors insert B10; the bands of the data are
+            them as 0 in every scaled picture, as the authors insert B10, or as their mean where
+            the encoder normalises pictures; the bands of the data are
             found by name.
         encoder: Architecture of fresh weights.
         fit: Training of heads and encoders; what is left open is the paper's.

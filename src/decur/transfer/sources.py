@@ -129,7 +129,8 @@ def gather_encoders(
             its run on top the embedding, or the dimensions of it that the objective calls common
             or unique, or those of a block, as "block:optical+sar".
         missing_bands: whether data without some of an encoder's bands is refused, or these count
-            as empty: 0 in every scaled picture, as the authors insert B10. Bands go by name then,
+            as empty: 0 in every scaled picture, as the authors insert B10, or their mean where the
+            encoder normalises pictures. Bands go by name then,
             whatever their order; those of torchgeo's weights always do.
         by_name: take an encoder also where the data has its bands among others, or in another
             order; `decur.data.chosen_bands.take_bands` then gives data of just these.

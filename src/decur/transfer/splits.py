@@ -47,10 +47,7 @@ class Parts:
 
     def groups(self, rows: Rows) -> list[str] | None:
         """Return the groups of samples; None where the data names none, or each has its own."""
-        if self.data.groups is None:
-            return None
-        names = [self.data.groups[row] for row in rows]
-        return None if len(set(names)) == len(names) else names
+        return _groups_of(self.data, rows)
 
     @property
     def absent(self) -> dict[str, dict[str, int]]:
@@ -157,6 +154,13 @@ def choose_parts(
     return Parts(whole, task, train, test, val, modalities)
 
 
+def _groups_of(data: PairedDataset, rows: Rows) -> list[str] | None:
+    if data.groups is None:
+        return None
+    names = [data.groups[row] for row in rows]
+    return None if len(set(names)) == len(names) else names
+
+
 def _hold_out(
     data: PairedDataset,
     task: Task,
@@ -168,7 +172,8 @@ def _hold_out(
 
     A class all of whose samples were drawn to validate on gets a group, or a sample, back.
     """
-    groups = None if data.groups is None else np.array([data.groups[row] for row in train])
+    names = _groups_of(data, train)
+    groups = None if names is None else np.array(names)
     found = validation_parts(
         labels[train], task.known_as, groups, settings.seed, share=settings.val_fraction
     )
