@@ -1,6 +1,6 @@
 """Which block tells which factor? Three sensors, factors of all, of each pair and of each alone.
 
-    python benchmarks/blocks.py                        # one seed, under three minutes on two cores
+    python benchmarks/blocks.py                        # one seed, under a minute on two cores
     python benchmarks/blocks.py --seeds 0 1 2 --epochs 12
     python benchmarks/blocks.py --scenes               # pictures, by the recipe `structure`
 
