@@ -93,18 +93,21 @@ def read_floors(cell: Cell) -> dict[str, float | None]:
 
 def read_warnings(cell: Cell) -> list[str]:
     """Return what is doubtful of a finished transfer's scores; cells of version 0.1 say nothing."""
-    with reading(cell.folder / "results.json", "delete its folder, and it is done again"):
-        found = json.loads((cell.folder / "results.json").read_text()).get("warnings", [])
-        return [str(line) for line in found]
+    return [str(line) for line in _results(cell).get("warnings", [])]
 
 
 def _metrics(cell: Cell) -> dict[str, dict[str, Any]]:
+    metrics: dict[str, dict[str, Any]] = _results(cell)["metrics"]
+    return metrics
+
+
+def _results(cell: Cell) -> dict[str, Any]:
     path = cell.folder / "results.json"
     with reading(path, "delete its folder, and it is done again"):
-        metrics: dict[str, dict[str, Any]] = json.loads(path.read_text())["metrics"]
-        if not all("value" in found for found in metrics.values()):
+        results: dict[str, Any] = json.loads(path.read_text())
+        if not all("value" in found for found in results["metrics"].values()):
             raise KeyError("value")
-    return metrics
+    return results
 
 
 def run_cell(cell: Cell) -> str | None:

@@ -285,6 +285,21 @@ class _Planner:
             own["folds_of"] = "all"  # one partition for all seeds, whatever is labelled
         return layers, common, own
 
+    def _refuse_unknown_part(self, layers: Sequence[Changes], representation: str) -> None:
+        """Refuse to probe a part of the embedding that a pretraining does not make.
+
+        Raises:
+            ConfigError: naming the parts that it makes.
+        """
+        from decur.pretrain.share import wants_share
+
+        if representation == "features":
+            return
+        objective = self.pretraining.objective(layers)
+        # a share that is to be counted makes these parts, mostly
+        if not (wants_share(objective) and representation in ("common", "unique")):
+            objective.dimensions_of(representation)
+
     def _transfers(self, line: _Line, task: str, sources: Sequence[Path]) -> Iterator[Cell]:
         """Yield a line's transfers to a task: all shares of the labels with all sets of sensors."""
         settings, method = self.settings, self.settings.methods[line.method]
@@ -302,15 +317,8 @@ class _Planner:
             seen = earlier_run_sees(method.encoders, common, left_out)
         else:
             without = self._pretraining_layers(method.pretrain, line.changes)
-            if common.representation != "features":
-                from decur.pretrain.share import wants_share
-
-                objective = self.pretraining.objective(without)
-                # a share that is to be counted makes these parts, mostly
-                to_come = ("common", "unique") if wants_share(objective) else ()
-                with _naming(f"tasks.{task} of {line.method}"):
-                    if common.representation not in to_come:
-                        objective.dimensions_of(common.representation)
+            with _naming(f"tasks.{task} of {line.method}"):
+                self._refuse_unknown_part(without, common.representation)
             folds_apart = settings.unseen_test and not is_split(common)
             left_out_here = folds_apart and (line.method, task) not in self.elsewhere
             seen = not left_out_here and sees_what_tests(self._trained_on(without), common)

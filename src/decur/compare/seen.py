@@ -50,11 +50,11 @@ def is_one_source(one: Changes, other: Changes) -> bool:
     """
     if _ROOT in one or _ROOT in other:
         return bool(one.get(_ROOT) == other.get(_ROOT))
-    apart = {_COUNT, _SPLIT}
-    first, second = (_with_defaults(each) for each in (one, other))
-    return {k: v for k, v in first.items() if k not in apart} == {
-        k: v for k, v in second.items() if k not in apart
-    }
+    first, second = (
+        {k: v for k, v in _with_defaults(each).items() if k not in (_COUNT, _SPLIT)}
+        for each in (one, other)
+    )
+    return first == second
 
 
 def _with_defaults(data: Changes) -> Changes:

@@ -67,7 +67,7 @@ class TimmEncoder(Encoder):
         self.backbone: Any = _create(name, channels, pretrained, options)
         if normalisation is None and pretrained:
             normalisation = _own_normalisation(self.backbone, channels)
-        if normalisation is not None:
+        if normalisation is not None and _changes(normalisation):
             self.options["normalisation"] = {k: list(v) for k, v in normalisation.items()}
             for layer in first_layers(self.backbone):
                 _normalise_before(layer, normalisation)
@@ -144,9 +144,12 @@ def _own_normalisation(backbone: Any, channels: int) -> Normalisation | None:
     found = {key: backbone.pretrained_cfg.get(key) for key in ("mean", "std")}
     if any(value is None or len(value) != 3 for value in found.values()):
         return None
-    if not any(found["mean"]) and set(found["std"]) == {1.0}:
-        return None
     return {key: dealt_out(values, channels) for key, values in found.items()}
+
+
+def _changes(normalisation: Normalisation) -> bool:
+    """Return whether pictures are other ones when they are normalised."""
+    return any(normalisation["mean"]) or set(normalisation["std"]) != {1.0}
 
 
 def _normalise_before(layer: nn.Module, normalisation: Normalisation) -> None:

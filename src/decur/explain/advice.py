@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from decur.errors import enumerated
 from decur.explain.base import Arrays, seen_in_training
+from decur.explain.collapse import collapsed_parts, diagonals, on_constant, on_width, varying
 from decur.objectives.blocks import is_shared, sensors_of
 from decur.scores import Float
 from decur.verdicts import LEVEL, Interval, Verdict, all_of, any_of
@@ -20,16 +20,10 @@ LEAKS = 0.25  # largest share of all predictable variance that may lie in unique
 TOO_MANY = 0.2  # largest share of common dimensions that may fail to agree
 # Share of the correlation that a dimension can reach, below which the sensors do not share it.
 APART = 0.25
-LOW_RANK = 0.1  # least share of the rank that width and samples allow
-COLLAPSED = 1.05  # effective rank below which all samples lie on a line or in a point
 FEWEST = 10  # independent test samples, to tell that directions are not shared
 MORE = (
     "Explain more samples: raise --samples and --options.shared.samples, or give more data with "
     "--data.KEY VALUE."
-)
-_ANEW = (
-    "Nothing can be told from these; look at the loss, and train anew with a lower optimizer.lr or "
-    "for longer."
 )
 _NO_CHANCE = (
     "What chance gives is not known, as the samples are of too few groups to pair these otherwise, "
@@ -74,14 +68,14 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
     """
     if seen := no_verdict_on_pairs_seen(arrays):
         return seen
-    if _collapsed(arrays, pair):
+    if collapsed_parts(arrays, pair):
         return on_width(arrays, pair)
     if _is_chance_unknown(arrays, pair):
         return [_NO_CHANCE, *on_width(arrays, pair)]
     measured = _Measured.of(arrays, pair)
     told_apart = measured.apart.above(TOO_MANY) is Verdict.YES
     copies = [] if told_apart else _on_copies(arrays, pair)
-    constant = on_constant(_diagonals(arrays, pair))
+    constant = on_constant(diagonals(arrays, pair))
     return [_on_the_split(measured), *copies, *constant, *on_width(arrays, pair)]
 
 
@@ -136,7 +130,7 @@ class _Measured:
         reached = correlation_reached(arrays, pair)
         return cls(
             widths=widths,
-            vary=widths | {p: len(varying(c)) for p, c in _diagonals(arrays, pair).items()},
+            vary=widths | {p: len(varying(c)) for p, c in diagonals(arrays, pair).items()},
             told={part: told(arrays, pair, part) for part in parts},
             apart=share_apart(arrays, pair, reached),
             reached=reached,
@@ -364,91 +358,6 @@ def _on_copies(arrays: Arrays, pair: str) -> list[str]:
     ]
 
 
-def on_width(arrays: Arrays, pair: str) -> list[str]:
-    """Say which parts use few of their dimensions (rule 6)."""
-    collapsed = _collapsed(arrays, pair)
-    low = [
-        f"{part} ({rank:.0f} of {most})"
-        for part, (rank, most) in _ranks(arrays, pair).items()
-        if rank < LOW_RANK * most and part not in collapsed
-    ]
-    said = []
-    if collapsed:
-        said.append(f"Collapsed to a line or a point: {', '.join(collapsed)}. {_ANEW}")
-    if low:
-        said.append(
-            f"The effective rank is low beside the width: {', '.join(low)}. A narrower embedding "
-            "(projector.width) may hold as much; only a run tells."
-        )
-    return said
-
-
-def on_constant(diagonals: Mapping[str, Float]) -> list[str]:
-    """Say how many dimensions of each part do not vary, which no other sentence counts.
-
-    Args:
-        diagonals: C_ii by part, (k,) each, NaN where a dimension is the same for all samples of
-            either sensor.
-    """
-    constant = [
-        f"{len(c) - len(varying(c))} of {len(c)} {part} dimensions"
-        for part, c in diagonals.items()
-        if len(varying(c)) < len(c)
-    ]
-    if not constant:
-        return []
-    return [f"{enumerated(constant)} are the same for all samples of a sensor: collapsed. {_ANEW}"]
-
-
-def varying(diagonal: Float) -> Float:
-    """Return the columns of correlations, (..., k), without those of dimensions that do not vary.
-
-    Args:
-        diagonal: C_ii, or rows of which the first is C_ii; NaN where a dimension does not vary.
-    """
-    found: Float = diagonal[..., ~np.isnan(np.atleast_2d(diagonal)[0])]
-    return found
-
-
-def _diagonals(arrays: Arrays, pair: str) -> dict[str, Float]:
-    """Return C_ii of each part."""
-    return {
-        part: arrays[f"{pair}/diagonal/{part}"][0]
-        for part in arrays[f"{pair}/parts"].tolist()
-        if f"{pair}/diagonal/{part}" in arrays
-    }
-
-
-def _collapsed(arrays: Arrays, pair: str) -> list[str]:
-    """Return parts of which all samples lie on a line or in a point, as "s1 common"."""
-    ranks = _ranks(arrays, pair)
-    flat = {
-        f"{name} {part}"
-        for part in arrays[f"{pair}/parts"].tolist()
-        # the first direction is to the second sensor
-        for name, score in zip(
-            arrays[f"{pair}/sensors"].tolist()[::-1], arrays[f"{pair}/same/{part}"], strict=True
-        )
-        if np.isnan(score)
-    }
-    return [part for part, (rank, most) in ranks.items() if rank < COLLAPSED < most or part in flat]
-
-
-def _ranks(arrays: Arrays, pair: str) -> dict[str, tuple[float, int]]:
-    """Return the effective rank of each sensor's parts, and the most that it can be."""
-    trained = arrays[f"{pair}/samples"][1]
-    # samples of one group may be alike: as many directions as groups can be all there is
-    trained = min(trained, arrays.get(f"{pair}/independent", [trained])[0])
-    widths = zip(arrays[f"{pair}/parts"].tolist(), arrays[f"{pair}/widths"].tolist(), strict=True)
-    return {
-        f"{name} {part}": (float(rank), min(width, trained - 1))
-        for part, width in widths
-        for name, rank in zip(
-            arrays[f"{pair}/sensors"].tolist(), arrays[f"{pair}/rank/{part}"], strict=True
-        )
-    }
-
-
 def _student(freedom: int, level: float) -> float:
     """Return the one-sided point of Student's t; infinite where there is no freedom."""
     from scipy.stats import t
@@ -483,7 +392,7 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     """
     if seen := no_verdict_on_pairs_seen(arrays):
         return seen
-    if _collapsed(arrays, pair):
+    if collapsed_parts(arrays, pair):
         return on_width(arrays, pair)
     if _is_chance_unknown(arrays, pair):
         return [_NO_CHANCE, *on_width(arrays, pair)]
@@ -516,7 +425,7 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
             if untold
             else "That is consistent with these blocks, and cannot tell their right shares."
         )
-    return [*found, *on_constant(_diagonals(arrays, pair)), *on_width(arrays, pair)]
+    return [*found, *on_constant(diagonals(arrays, pair)), *on_width(arrays, pair)]
 
 
 def _listed(parts: dict[str, Interval], nothing: str = "nothing") -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decur.data.selection import interleaved
-from decur.explain.advice import TELLS, no_verdict_on_pairs_seen, on_constant, varying
+from decur.explain.advice import TELLS, no_verdict_on_pairs_seen
 from decur.explain.base import (
     Analysis,
     Arrays,
@@ -21,6 +21,7 @@ from decur.explain.base import (
     text,
     unwatched,
 )
+from decur.explain.collapse import on_constant, varying
 from decur.explain.correlation import chunked, diagonal, diagonal_with_error
 from decur.explain.model import Checkpoint, encoded
 from decur.features import SampleLoader

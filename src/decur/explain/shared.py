@@ -28,7 +28,7 @@ from decur.agreement import (
 )
 from decur.data.selection import evenly_spaced
 from decur.errors import SEEDS
-from decur.explain.advice import advice, advice_on_blocks, by_chance, has_blocks, varying
+from decur.explain.advice import advice, advice_on_blocks, by_chance, has_blocks
 from decur.explain.alignment import MISALIGNED, losses
 from decur.explain.base import (
     Analysis,
@@ -40,6 +40,7 @@ from decur.explain.base import (
     text,
     unwatched,
 )
+from decur.explain.collapse import varying
 from decur.explain.correlation import diagonal_with_error
 from decur.explain.model import Checkpoint, encoded
 from decur.features import Features, SampleLoader

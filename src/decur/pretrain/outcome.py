@@ -76,12 +76,6 @@ class Saved:
         return f"epoch {self.done} of {self.epochs}, step {self.steps:,}"
 
 
-def _normalisation(options: Mapping[str, Any]) -> dict[str, list[float]] | None:
-    """Return what an encoder normalises pictures by; None where that leaves them as they are."""
-    found = {key: list(values) for key, values in (options.get("normalisation") or {}).items()}
-    return found if any(found.get("mean", ())) or set(found.get("std", (1.0,))) != {1.0} else None
-
-
 class Outcome(Callback):
     """Write the encoders with each checkpoint, and the report at the end of each epoch.
 
@@ -116,9 +110,8 @@ class Outcome(Callback):
         assert isinstance(pl_module, Pretrainer)
         saved = checkpoint.get(KEY, {}).get("options", {})
         for name in pl_module.modalities:
-            options = saved.get(name, {}), pl_module.encoder(name).options
-            kept, now = (_normalisation(each) for each in options)
-            if kept != now:
+            kept, now = saved.get(name, {}), pl_module.encoder(name).options
+            if kept.get("normalisation") != now.get("normalisation"):
                 raise ConfigError(
                     f"{self.run.path}: was begun by an older decur, which gave the pretrained "
                     f"weights of {name} pictures that are not normalised as in their training; "
