@@ -42,7 +42,10 @@ def main(arguments: Sequence[str]) -> list[Path]:
         help="License of the weights, for the card, such as cc-by-4.0.",
     )
     parser.add_argument(
-        "--scores", type=str, nargs="+", help="Folders of `decur transfer`, for the card."
+        "--scores",
+        type=str,
+        nargs="+",
+        help="Folders of `decur transfer` with these encoders, for the card.",
     )
     parser.add_argument(
         "--scaling", type=bool, default=False, help="Let the graph take raw values and scale them."
