@@ -13,9 +13,11 @@ beside a guess. The tables that follow are of DeCUR on optics and radar, by the 
 and whatever options of `decur pretrain` are given: accuracy of linear probes of the features and of
 both parts of the embedding, seed by seed, then as mean and standard deviation over seeds, with the
 p-value of a paired t test of the difference of the parts, not corrected for the number of tests.
-All in percent. Probes are fitted on one half of the scenes and tested on the other; a guess is the
-class that is most frequent in the first. With each seed come the correlation of the common
-dimensions, epoch by epoch, and the effective ranks of features and embeddings.
+With each seed come the correlation of the common dimensions, epoch by epoch, the effective ranks of
+features and embeddings, and how much of the features hangs on the bands that show a factor: the
+share of their variance that changes where these bands are another scene's, with random weights and
+after training. All in percent. Probes are fitted on one half of the scenes and tested on the other;
+a guess is the class that is most frequent in the first.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from decur.data import SyntheticScenes
-from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN, seen_by
+from decur.data.generated.structure import DIRECTIONS, LAYOUT, OWN, bands_of, seen_by
 from decur.encoders import build_encoder
 from decur.errors import ConfigError
 from decur.pretrain import PairedData
 from decur.pretrain.command_pretrain import parse, start
 from decur.pretrain.metrics import read_metrics
+from decur.pretrain.module import Pretrainer
 from decur.pretrain.monitors import effective_ranks, encode_samples
 from decur.probes import quick_probe
 from decur.verdicts import paired_p
@@ -69,6 +72,21 @@ def read(count: int, start: int, pairs: bool) -> tuple[Pictures, Labels]:
 def features(network: nn.Module, images: Tensor) -> Tensor:
     network.eval()
     return torch.cat([network(batch) for batch in images.split(128)])
+
+
+def changes(network: nn.Module, images: Tensor, bands: slice) -> float:
+    """Return how much of the features' variance changes with some bands, in percent.
+
+    Args:
+        network: from pictures (N, C, H, W) to features (N, d).
+        images: of many scenes.
+        bands: those that each scene gets from the next one.
+    """
+    mixed = images.clone()
+    mixed[:, bands] = images.roll(1, 0)[:, bands]
+    own, other = features(network, images), features(network, mixed)  # (N, d)
+    # twice the variance is what two scenes differ by
+    return 100 * float((own - other).square().mean() / (2 * own.var(0, unbiased=False).mean()))
 
 
 def probed(rows: Tensor, labels: Tensor) -> float:
@@ -138,6 +156,27 @@ def told_by(
     return rows
 
 
+def hangs_on(model: Pretrainer, seed: int, pairs: bool) -> Table:
+    """Return how much the features of each sensor change with the bands of each factor."""
+    table = Table("bands of", "sensor", "random", "trained", title="what features hang on")
+    sensors = list(model.modalities)
+    images, _ = read(PROBED, UNSEEN, pairs)
+    for sensor in sensors:
+        torch.manual_seed(seed)
+        random = build_encoder(ENCODER, images[sensor].shape[1])
+        factors = [
+            name for name, by in seen_by(sensors, pairs).items() if sensor in (by or sensors)
+        ]
+        start = 0
+        for factor, count in zip(
+            factors, bands_of(len(factors), images[sensor].shape[1]), strict=True
+        ):
+            bands = slice(start, start := start + count)
+            told = (changes(net, images[sensor], bands) for net in (random, model.encoder(sensor)))
+            table.add_row(factor, sensor, *(f"{value:.1f}" for value in told))
+    return table
+
+
 def split(seed: int, options: list[str], pairs: bool) -> Scores:
     """Pretrain by the recipe; return the scores of a guess, of the features and of each part."""
     sensors = ["optical", "sar"]
@@ -151,6 +190,7 @@ def split(seed: int, options: list[str], pairs: bool) -> Scores:
     diagonal = [f"{row['diagonal/common/optical-sar']:.2f}" for row in by_epoch]
     print(f"seed {seed}, common diagonal by epoch:", *diagonal)
     print(*(f"{key} {rank:.1f}" for key, rank in effective_ranks(found).items()))
+    Console().print(hangs_on(run.model, seed, pairs))
     scores: Scores = {}
     for factor in data.dataset.targets:
         for sensor, z in found.embeddings.items():

@@ -128,8 +128,10 @@ def canonical(x: Halves, y: Halves, components: int) -> Float:
 
 
 def _whitened(half: Halves, components: int) -> Halves:
+    """Return components of unit variance, in float32, which takes half the time and is enough."""
     spread = half.train[:, :components].std(0)
-    return Halves(half.train[:, :components] / spread, half.test[:, :components] / spread)
+    train, test = (x[:, :components] / spread for x in (half.train, half.test))
+    return Halves(train.astype(np.float32), test.astype(np.float32))
 
 
 def _correlations(a: Float, b: Float) -> Float:

@@ -195,6 +195,11 @@ def test_what_cannot_be_counted_is_refused():
     )
     with pytest.raises(ConfigError, match=held):
         hold_out(full)
+    for several, words in ((1, "1 group to"), (4, "4 groups to")):  # before hours of training
+        few = PairedData(LinearGaussianFactors(100, 2, unique_dims=2, dim=4), LoaderSettings(32))
+        few.dataset.groups = [str(row % several) for row in range(100)]
+        with pytest.raises(ConfigError, match=f"auto has samples of {words}.*; give the share"):
+            hold_out(few)
     with pytest.raises(ConfigError, match=r"0\.01 is fewer than one of 8 dimensions.*or give 0"):
         DeCUR(8, common=0.01)
     assert DeCUR(8, common=0).parts == {"unique": slice(0, 8)}

@@ -49,10 +49,10 @@ def advice(arrays: Arrays, pair: str) -> list[str]:
        the variance that can be predicted (share times number of dimensions) in them: the common
        share is too small; raise `objective.common`.
     3. More than a fifth of the common dimensions correlate with their partner less than a quarter
-       as well as a dimension can: the common share is too large; lower it. What a dimension can
-       reach shows in the best tenth of the common ones, and in two views of one sensor where
-       training has measured that. So noise, which weakens all of them alike, is not taken for a
-       wrong split.
+       as well as a dimension can: the common share is too large; lower it, unless training was
+       short or had few pairs, which shows alike. What a dimension can reach shows in the best
+       tenth of the common ones, and in two views of one sensor where training has measured that.
+       So noise, which weakens all of them alike, is not taken for a wrong split.
     4. Rules 2 and 3 at once: the parts are not told apart; train longer.
     5. None of them: the numbers are consistent with this split. They cannot tell the right share,
        as the objective fills any number of common dimensions with copies; where fewer directions
@@ -211,15 +211,11 @@ def _on_the_split(found: _Measured) -> str:
             else f"DeCUR with objective.common of about {max(1 - found.apart.value, 0.1):.1f} "
             "would free them"
         )
-        early = (
-            ""
-            if enough is Verdict.YES
-            else " In a run that has hardly been trained this shows, too."
-        )
         return (
             f"{found.apart.value:.0%} of the common dimensions have hardly anything to do with the "
             f"other sensor, though a dimension can reach a correlation of {found.reached:.2f}. The "
-            f"common share is too large: {remedy}.{early}"
+            f"common share is too large: {remedy}. A run of few steps shows this, too, and so does "
+            "one that has learned few pairs by heart; then train longer, or on more pairs, first."
         )
     if enough is not Verdict.YES:
         told = (

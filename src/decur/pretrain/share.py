@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from decur.agreement import PAIRINGS, pairings
 from decur.errors import ConfigError, DataError
 from decur.objectives import DeCUR, Objective
 from decur.pretrain.batchnorm import SyncBatchNorms
@@ -82,11 +83,17 @@ def hold_out(paired: PairedData) -> PairedData:
         paired: the pairs of the training that follows.
 
     Raises:
-        ConfigError: if there are too few samples.
+        ConfigError: if there are too few samples, or too few groups to know chance.
     """
     count = len(paired.dataset)
     groups, share = paired.dataset.groups, _held_out_of(count) / count
     several = len(set(groups or ()))
+    every = np.arange(count)
+    if pairings(every, every, groups) < PAIRINGS:
+        raise ConfigError(
+            f"objective.common: auto has samples of {several} group{'s' * (several > 1)} "
+            "to count on, too few to know chance; five groups are enough; give the share"
+        )
     if several >= _CUT_BELOW:
         share = max(share, min(0.5, WHOLE_GROUPS / several))
     fewer = copy(paired)

@@ -103,9 +103,13 @@ def see(
     own = draw_strips(rng, len(shared[0].numbers))
     mean, std = STATISTICS[sensor]
     seen = [mean + std * _faint(rng, strips) for strips in (*shared, own)]
-    bands = [(count + factors - 1 - number) // factors for number in range(factors)]
-    image = np.repeat(np.stack(seen), bands, axis=0)
+    image = np.repeat(np.stack(seen), bands_of(factors, count), axis=0)
     return image.astype(np.float32), own.direction
+
+
+def bands_of(factors: int, count: int) -> list[int]:
+    """Return how many of a sensor's bands show each factor, in the order of its bands."""
+    return [(count + factors - 1 - number) // factors for number in range(factors)]
 
 
 def statistics(bands: Mapping[str, int]) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
