@@ -136,6 +136,69 @@ def test_sensors_that_never_occur_together_are_left_out_and_named():
     assert counted.apart() == [] and "rare" not in counted.sentence()
 
 
+@pytest.mark.parametrize("absent", [(700, 700), (0, 1400)])  # of the first and of the second
+def test_sensors_are_compared_on_the_samples_that_have_both(absent):
+    embeddings = planted(np.random.default_rng(0), 1600, 16, {"a": 16, "b": 16})
+    first, last = absent
+    for view in (0, 1):
+        embeddings["a"][view][:first] = np.nan
+        embeddings["b"][view][len(embeddings["b"][view]) - last :] = np.nan
+    counted = count_directions(embeddings, None, seed=0)
+    alone = {
+        name: tuple(view[first : 1600 - last] for view in views)
+        for name, views in embeddings.items()
+    }
+    # as many directions as on these samples alone, of which few are found
+    assert counted.share() == count_directions(alone, None, seed=0).share() > 0.4
+    assert counted.within["a"] == 32
+    assert "occur together in 200 of the 1600" not in "".join(counted.untold)
+    with_fewer = {name: tuple(view.copy() for view in v) for name, v in embeddings.items()}
+    for view in with_fewer["b"]:
+        view[: first + 50] = np.nan
+    (line,) = count_directions(with_fewer, None, seed=0).untold
+    assert line.startswith("a and b occur together in 150 of the 1600") and "rough" in line
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "words"),
+    [
+        (0, 0, "not even two views of a sensor agree in any direction beyond chance"),
+        (0, 9, "x and y agree in no direction beyond chance"),
+    ],
+)
+def test_a_warning_says_what_agrees_in_no_direction(between, within, words, caplog):
+    objective = DeCUR(8, common="auto")
+    objective.set_share(0.25)
+    counted = Counted({("x", "y"): between}, {"x": within, "y": within}, 64, 2000, 57)
+    share.tell_share(counted, objective, Console())
+    assert f"after a training of 57 steps {words}; 0.25 of" in caplog.text
+
+
+def test_what_is_said_of_a_share_is_not_rounded_to_its_contrary(capsys):
+    objective = DeCUR(128, common="auto")
+    objective.set_share(0.25)
+    counted = Counted({("x", "y"): 30}, {"x": 120, "y": 122}, 128, 2000, 57)
+    share.tell_share(counted, objective, Console(soft_wrap=True))
+    assert "common 32 of 128 dimensions (25%, the least; counted were 24.8%)" in (
+        capsys.readouterr().out
+    )
+    alike = dict.fromkeys([("x", "y"), ("x", "z"), ("y", "z")], 40)
+    counted = Counted(alike, dict.fromkeys("xyz", 120), 128, 2000, 57)
+    share.tell_share(counted, objective, Console(soft_wrap=True))
+    assert "of two sensors: x-y 33%, x-z 33%, y-z 33%\n" in capsys.readouterr().out
+
+
+def test_groups_that_are_cut_deal_out_no_picture_that_is_held_out():
+    data = LinearGaussianFactors(120, 2, unique_dims=2, dim=4)
+    data.groups = [str(row % 6) for row in range(120)]
+    fewer = hold_out(PairedData(data, LoaderSettings(16), pairing="group"))
+    held = set(fewer.held_out.tolist())
+    rows = fewer.order(np.random.default_rng(0)).tolist()
+    read = [fewer.anew.source(row, name, epoch=0) for row in rows for name in ("x", "y")]
+    assert len(held) == 30 and not held & set(read) and sorted(read) == sorted(2 * rows)
+    assert set(fewer.dataset.groups) == set("012345")
+
+
 def test_samples_held_out_are_not_seen_by_the_training_that_counts():
     paired = PairedData(LinearGaussianFactors(400, 2, unique_dims=2, dim=4), LoaderSettings(32))
     fewer = hold_out(paired)
@@ -200,6 +263,8 @@ def test_what_cannot_be_counted_is_refused():
         few.dataset.groups = [str(row % several) for row in range(100)]
         with pytest.raises(ConfigError, match=f"auto has samples of {words}.*; give the share"):
             hold_out(few)
+    with pytest.raises(ConfigError, match="2 batches of an epoch of the training that counts"):
+        share.counting_batches(hold_out(PairedData(full.dataset, LoaderSettings(32))), 0.3)
     with pytest.raises(ConfigError, match=r"0\.01 is fewer than one of 8 dimensions.*or give 0"):
         DeCUR(8, common=0.01)
     assert DeCUR(8, common=0).parts == {"unique": slice(0, 8)}
@@ -395,7 +460,7 @@ def test_an_objective_that_has_counted_counts_again(tmp_path):
     assert_same(tmp_path / "one", tmp_path / "other")
 
 
-@pytest.mark.parametrize("when", ["within", "after"])
+@pytest.mark.parametrize("when", ["within", "after", "after, and the count was deleted"])
 def test_counting_goes_on_where_it_was_stopped(whole, when, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     made = share.make_trainer
@@ -413,18 +478,37 @@ def test_counting_goes_on_where_it_was_stopped(whole, when, tmp_path, capsys, mo
         main([*ARGUMENTS, f"--run={folder}"])
     monkeypatch.undo()
     assert RunFolder(folder).is_begun() and not RunFolder(folder).saved_checkpoints()
-    assert RunFolder(folder).counted.exists() == (when == "after")
+    assert RunFolder(folder).counted.exists() == (when != "within")
+    if "deleted" in when:  # the checkpoint of the training that counted has a split
+        RunFolder(folder).counted.unlink()
     with pytest.raises(SystemExit) as error:  # what is begun is not of another share
         main([*ARGUMENTS, "--objective.common=0.5", f"--run={folder}"])
     assert error.value.code == 2 and "--overwrite" in capsys.readouterr().err
     main(["pretrain", "--resume", f"--run={folder}"])
-    assert ("counted first" in capsys.readouterr().out) == (when == "within")
+    assert ("counted first" in capsys.readouterr().out) == (when != "after")
     assert_same(whole, folder)
     assert_same_counting(whole, folder)
 
 
 def stopped(*_):
     raise KeyboardInterrupt
+
+
+def test_a_count_on_other_data_is_told(whole, tmp_path, caplog):
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, folder.path)
+    shutil.rmtree(folder.checkpoints)
+    replace(Counted.read(folder), data="of other files").write(folder)
+    main([*ARGUMENTS, f"--run={folder.path}"])
+    assert f"the data has changed since {folder.counted} was written" in caplog.text
+
+
+def test_a_training_that_breaks_counts_nothing(tmp_path, capsys):
+    broken = ["--optimizer.lr=1e38", "--trainer.limit_train_batches=1", f"--run={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as error:
+        main([*ARGUMENTS, *broken])
+    assert error.value.code == 3 and "occurs in 0" not in capsys.readouterr().err
+    assert not RunFolder(tmp_path / "run").counted.exists()
 
 
 def assert_same_counting(one, other):
@@ -444,6 +528,11 @@ def assert_same_counting(one, other):
         '{"between": [["x", "y", "3"]], "within": {"x": 4, "y": 4}, "looked": 8}',
         '{"between": [["a", "b", 3]], "within": {"a": 4, "b": 4}, "looked": 8}',
         '{"between": [["x", "y", 3]], "within": {"x": 4, "y": 4}, "looked": 8, "untold": [1]}',
+        '{"between": [["x", "y", 3]], "within": {"x": 4, "y": 4}, "looked": 8, "untold": "words"}',
+        '{"between": [["x", "y", 3]], "within": {"x": 4, "y": 4}, "looked": "many"}',
+        '{"between": [["x", "y", true]], "within": {"x": 4, "y": 4}, "looked": 8}',
+        '{"between": [["x", "y", 200]], "within": {"x": 4, "y": 4}, "looked": 8}',
+        '{"between": [["x", "y", 2]], "within": {"x": null, "y": 4}, "looked": 8}',
     ],
 )
 def test_a_damaged_count_is_told_in_a_line(whole, written, tmp_path, capsys):
@@ -461,8 +550,9 @@ def test_the_count_of_another_run_is_told_from_that_of_the_checkpoint(whole, tmp
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     counted = Counted.read(RunFolder(folder))
-    all_agree = {kind: dict.fromkeys(getattr(counted, kind), 40) for kind in ("between", "within")}
-    replace(counted, **all_agree).write(RunFolder(folder))
+    most = counted.looked
+    all_agree = {k: dict.fromkeys(getattr(counted, k), most) for k in ("between", "within")}
+    replace(counted, **all_agree, views={}).write(RunFolder(folder))
     with pytest.raises(SystemExit) as error:
         main(["pretrain", "--resume", f"--run={folder}", "--trainer.max_epochs=99"])
     assert error.value.code == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from fnmatch import fnmatchcase
 from typing import Self, TypeVar
 
@@ -153,6 +154,19 @@ class Regrouped(Dataset[Sample]):
                 return {"id": whole["id"], "images": {}, "bad": part["bad"]}
             whole["images"].update({name: part["images"][name] for name in names})
         return whole
+
+    def without(self, rows: Iterable[int]) -> Regrouped:
+        """Return the same of all other samples: of these no picture is dealt out.
+
+        Args:
+            rows: of the samples that are left out; their index stays.
+        """
+        left_out, fewer = set(rows), copy(self)
+        fewer._members = {
+            group: [row for row in members if row not in left_out]
+            for group, members in self._members.items()
+        }
+        return fewer
 
     def source(self, index: int, name: str, *, epoch: int) -> int:
         """Return the sample whose picture of a sensor another one shows in an epoch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ from torch import Tensor
 from decur.agreement import PAIRINGS, Halves, at_random, canonical, coordinates, pairings
 from decur.data import Batch, LoaderSettings
 from decur.devices import send
-from decur.errors import DataError, reason_of
+from decur.errors import DataError, DivergedError, reason_of
 from decur.features import SampleLoader, each_batch, spread
 from decur.pretrain.data import PairedData
 from decur.pretrain.module import Pretrainer
 from decur.runs import RunFolder, write_json
 from decur.scores import FeatureRows, Rows, split, standardised
 
+FEW = 200  # samples held out on which only strong directions are told from chance
 LEAST = 8  # samples held out of which anything can be counted
 WHOLE_GROUPS = 8  # fewest that halves keep whole: three groups can hardly change partners
 LEAST_SHARE = 0.25  # of the dimensions, which are common where fewer directions agree
@@ -39,10 +40,13 @@ class Counted:
     Args:
         between: `{("s1", "s2"): directions}` of each two sensors; None where it cannot be counted.
         within: `{"s1": directions}` of the two views of each sensor, or None.
+        views: `{("s1", "s2"): (directions, directions)}` of the two views of either, on the samples
+            that have both sensors: on fewer samples fewer directions are found.
         looked: components of each embedding that were looked at, at most.
         samples: held out, on which they were counted.
         steps: of the training that came before.
-        untold: what cannot be counted, and why, in sentences.
+        untold: what cannot be counted, or only roughly, and why, in sentences.
+        data: digest of the files that they were counted on.
     """
 
     between: dict[tuple[str, str], int | None]
@@ -51,6 +55,8 @@ class Counted:
     samples: int = 0
     steps: int = 0
     untold: list[str] = field(default_factory=list)
+    data: str | None = None
+    views: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     def shares(self) -> dict[tuple[str, str], float]:
         """Return the share of each two sensors: directions of both over the mean of either.
@@ -58,10 +64,10 @@ class Counted:
         Those that cannot be counted are left out, and those of whom not even two views agree.
         """
         found: dict[tuple[str, str], float] = {}
-        for (a, b), count in self.between.items():
-            most = (self.within[a] or 0) + (self.within[b] or 0)
+        for pair, count in self.between.items():
+            most = sum(self.views.get(pair, [self.within[name] or 0 for name in pair]))
             if count is not None and most:
-                found[a, b] = min(1.0, 2 * count / most)
+                found[pair] = min(1.0, 2 * count / most)
         return found
 
     def share(self) -> float | None:
@@ -92,7 +98,8 @@ class Counted:
     def plain(self) -> dict[str, Any]:
         """Return what JSON can hold, of which `of` makes the same again."""
         pairs = [[a, b, count] for (a, b), count in self.between.items()]
-        return {**asdict(self), "between": pairs}
+        views = [[a, b, *counts] for (a, b), counts in self.views.items()]
+        return {**asdict(self), "between": pairs, "views": views}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Counted:
@@ -102,15 +109,23 @@ class Counted:
             ValueError: if it was made of nothing of this kind; or KeyError, TypeError.
         """
         between = {(a, b): count for a, b, count in plain["between"]}
-        found = cls(**{**plain, "between": between})
-        counts = (*between.values(), *found.within.values())
-        numbers = (*(n for n in counts if n is not None), found.samples, found.steps)
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        views = {(a, b): (x, y) for a, b, x, y in plain.get("views", [])}
+        found = cls(**{**plain, "between": between, "views": views})
+        counts = (*between.values(), *found.within.values(), *chain(*views.values()))
+        numbers = [n for n in counts if n is not None]
+        if not all(type(n) is int and n >= 0 for n in (*numbers, found.samples, found.steps)):
             raise ValueError("a count is no whole number")
-        if not all(isinstance(line, str) for line in found.untold):
+        if type(found.looked) is not int or found.looked < max(numbers, default=0):
+            raise ValueError("more directions agree than were looked at")
+        if type(found.untold) is not list or not all(type(line) is str for line in found.untold):
             raise ValueError("what cannot be counted is told in no words")
-        if set(between) != set(combinations(found.within, 2)):
+        if set(between) != set(combinations(found.within, 2)) or not set(views) <= set(between):
             raise ValueError("it does not count each two sensors")
+        if any(
+            n is not None and None in (found.within[a], found.within[b])
+            for (a, b), n in between.items()
+        ):
+            raise ValueError("two sensors are counted of which one is not")
         return found
 
     def write(self, run: RunFolder) -> None:
@@ -155,6 +170,9 @@ def embed_views(model: Pretrainer, data: PairedData, rows: Rows) -> dict[str, Vi
         model: whose encoders and projectors are used, in evaluation mode meanwhile.
         data: the data set.
         rows: of the samples.
+
+    Raises:
+        DivergedError: if an embedding is not finite.
     """
     loader = SampleLoader(data.dataset.only(targets=()), None, settings=_HERE, among=rows.tolist())
     none = torch.empty(0, model.objective.dim)
@@ -172,6 +190,11 @@ def embed_views(model: Pretrainer, data: PairedData, rows: Rows) -> dict[str, Vi
                 if len(rows[name])
             }
             _, z = model.embed(images, present)  # (n, K)
+            if not all(x.isfinite().all() for x in z.values()):
+                raise DivergedError(
+                    "objective.common: the training that counts the share broke the encoders; "
+                    "lower optimizer.lr, or set trainer.gradient_clip_val"
+                )
             for name, has in present.items():
                 found[name].append(spread(z.get(name, none), has))
         return found
@@ -192,7 +215,8 @@ def count_directions(
     They are canonical correlations (Hotelling 1936): directions are fitted on one half of the
     samples, correlations taken on the other. Counted are those that are larger than the largest
     that any of 20 permutations gives. Within a sensor it is its two views that agree; they tell
-    how many directions can be found at all, by this network and on so many samples.
+    how many directions can be found at all, by this network and on so many samples. So beside two
+    sensors of which some samples lack one they are counted on the samples that have both.
 
     Halves keep groups whole, unless there are fewer than eight, and permutations always do. What is
     of fewer than 8 samples, or of fewer than 5 groups, of which there are too few permutations to
@@ -210,9 +234,8 @@ def count_directions(
     looked = 0
     untold: list[str] = []
 
-    def count(a: str, b: str, views: tuple[int, int]) -> int | None:
+    def count(a: str, b: str, views: tuple[int, int], rows: Rows) -> int | None:
         nonlocal looked
-        rows = np.flatnonzero(has[a] & has[b])
         own = None if groups is None else [groups[row] for row in rows.tolist()]
         where, what = f"{a} occurs", "what it shares"
         if a != b:
@@ -238,12 +261,28 @@ def count_directions(
         looked = max(looked, min(x.train.shape[1], y.train.shape[1]))
         return _above_chance(x, y, (train, test), own, seed)
 
-    within = {name: count(name, name, (0, 1)) for name in embeddings}
-    between = {
-        (a, b): None if None in (within[a], within[b]) else count(a, b, (0, 0))
-        for a, b in combinations(embeddings, 2)
-    }
-    return Counted(between, within, looked, untold=untold)
+    within = {name: count(name, name, (0, 1), np.flatnonzero(has[name])) for name in embeddings}
+    between: dict[tuple[str, str], int | None] = {}
+    own_views: dict[tuple[str, str], tuple[int, int]] = {}
+    for pair in combinations(embeddings, 2):
+        both = np.flatnonzero(has[pair[0]] & has[pair[1]])
+        if None in (within[name] for name in pair):
+            between[pair] = None
+            continue
+        between[pair] = count(*pair, (0, 0), both)
+        if between[pair] is None:
+            continue
+        first, second = (
+            within[name] if len(both) == has[name].sum() else count(name, name, (0, 1), both)
+            for name in pair
+        )
+        own_views[pair] = (first or 0, second or 0)
+        if len(both) < min(FEW, len(has[pair[0]])):
+            untold.append(
+                f"{' and '.join(pair)} occur together in {len(both)} of the {len(has[pair[0]])} "
+                "samples held out, which are few: their share will be a rough one"
+            )
+    return Counted(between, within, looked, untold=untold, views=own_views)
 
 
 def _above_chance(

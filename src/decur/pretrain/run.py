@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from decur.pretrain.settings import PretrainSettings, TrainerSettings
 from decur.pretrain.share import (
     CountShare,
     count_share,
+    counting_batches,
     hold_out,
     take_counted,
     tell_share,
@@ -54,6 +56,8 @@ from decur.pretrain.trainer import (
 )
 from decur.runs import RunFolder
 from decur.terminal import tell_result
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 2000  # samples whose files tell changed data: to look at all of a large set takes long
 
@@ -137,7 +141,9 @@ def _pretrain(
     data = seen_data(data, settings)
     paired, fewer = _pair(data, objective, settings)
     max_steps = take_max_steps(options, paired.steps_per_epoch)
-    limited((fewer or paired).steps_per_epoch, options.get("limit_train_batches"))
+    limited(paired.steps_per_epoch, options.get("limit_train_batches"))
+    if fewer is not None:
+        counting_batches(fewer, options.get("limit_train_batches"))
     own_callbacks = make_callbacks(settings.trainer.callbacks)
     length = "" if anew else _new_length(folder, options["max_epochs"])
     checkpoint = open_run(folder, config, anew)
@@ -147,15 +153,15 @@ def _pretrain(
     counted = None if anew else take_counted(folder, model, checkpoint)
     outcome = Outcome(folder, data)
     state = TrainingState(folder, settings.checkpoint, data=_look_at(data))
-    log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])
+    epoch_log = EpochLog(folder, settings.monitor, console, options["log_every_n_steps"])
     trainer = make_trainer(
         options,
         logger=make_loggers(settings.trainer.logger, folder),
         callbacks=[
             BadSamples(folder, settings.loader.max_bad, len(data)),
             *([CountShare(folder)] if wants_share(objective) else []),
-            log,
-            ProgressBar(log, console),
+            epoch_log,
+            ProgressBar(epoch_log, console),
             *own_callbacks,
             outcome,
             state,  # last, so that nothing is saved that the others refuse
@@ -169,8 +175,14 @@ def _pretrain(
         _tell_fold_and_length(console, settings, length)
     if fewer is not None and checkpoint is None:
         if counted is None:
-            counted = count_share(folder, fewer, make, settings, options, console)
+            counted = count_share(folder, fewer, make, settings, options, console, state.data)
             model = make(settings, max_steps)
+        elif counted.data != state.data and trainer.is_global_zero:
+            log.warning(
+                "the data has changed since %s was written: its share is kept. --overwrite counts "
+                "anew",
+                folder.counted,
+            )
         if trainer.is_global_zero:
             tell_share(counted, objective, console)
             shutil.rmtree(folder.counting.checkpoints, ignore_errors=True)
@@ -206,8 +218,8 @@ def _pair(
     """
     paired = PairedData(data, settings.loader, seed=settings.seed, pairing=settings.pairing)
     objective.check_modalities(list(data.modalities))
-    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
     fewer = hold_out(paired) if wants_share(objective) else None
+    EpochBatches(paired.samples, settings.loader.batch_size, settings.seed)
     require_memory_for_batch(
         data.modalities.values(),
         settings.loader.batch_size // settings.trainer.num_nodes,

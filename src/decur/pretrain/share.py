@@ -31,6 +31,7 @@ from decur.pretrain.batchnorm import SyncBatchNorms
 from decur.pretrain.callbacks import BadSamples, EpochLog, ProgressBar
 from decur.pretrain.data import PairedData, refuse_too_few
 from decur.pretrain.directions import (
+    FEW,
     LEAST,
     LEAST_SHARE,
     WHOLE_GROUPS,
@@ -51,7 +52,8 @@ log = logging.getLogger(__name__)
 SHORTEST, LONGEST = 0.1, 0.15  # of the epochs, which the training that counts takes besides
 STEPS = 150  # of it that show most directions; fewer show too few (docs/results/share.md)
 _CUT_BELOW = 10  # groups, of which half are too few to know chance
-HELD_OUT, FEWEST, MOST = 0.1, 200, 4000  # share of the samples that is counted on, and its bounds
+HELD_OUT, FEWEST, MOST = 0.1, FEW, 4000  # share of the samples that is counted on, and its bounds
+_COUNTING = "an epoch of the training that counts the share"  # for messages
 
 
 def wants_share(objective: Objective) -> bool:
@@ -98,6 +100,8 @@ def hold_out(paired: PairedData) -> PairedData:
         share = max(share, min(0.5, WHOLE_GROUPS / several))
     fewer = copy(paired)
     fewer.held_out = np.sort(split(count, groups, paired.seed, share, _CUT_BELOW)[1])
+    if fewer.anew is not None:  # a group that is cut would deal them out to its other samples
+        fewer.anew = fewer.anew.without(fewer.held_out.tolist())
     _refuse_no_batch(count, len(fewer.held_out), paired.settings.batch_size)
     return fewer
 
@@ -137,8 +141,21 @@ def counting_steps(paired: PairedData, epochs: int, samples: int, limit: float |
     else:
         held = _held_out_of(samples)
         _refuse_no_batch(samples, held, batch_size)
-    steps = limited((samples - held) // batch_size, limit)
+    steps = limited((samples - held) // batch_size, limit, _COUNTING)
     return counting_epochs(epochs, steps) * steps
+
+
+def counting_batches(fewer: PairedData, limit: float | None) -> int:
+    """Return the batches of an epoch of the training that counts the share.
+
+    Args:
+        fewer: the pairs, as `hold_out` gives them.
+        limit: the Trainer's `limit_train_batches`.
+
+    Raises:
+        ConfigError: if it leaves none.
+    """
+    return limited(fewer.steps_per_epoch, limit, _COUNTING)
 
 
 def counted_on(fewer: PairedData) -> Rows:
@@ -160,6 +177,7 @@ def count_share(
     settings: PretrainSettings,
     options: Mapping[str, Any],
     console: Console,
+    data: str | None = None,
 ) -> Counted:
     """Set the share of common dimensions that a short training finds, and return what it counted.
 
@@ -173,18 +191,17 @@ def count_share(
         settings: of the run.
         options: of the run's Trainer.
         console: where its epochs are said.
+        data: digest of the files, by which a change is noticed where it goes on.
     """
     place, epochs, held = folder.counting, options["max_epochs"], len(counted_on(fewer))
-    short = counting_epochs(
-        epochs, limited(fewer.steps_per_epoch, options.get("limit_train_batches"))
-    )
+    short = counting_epochs(epochs, counting_batches(fewer, options.get("limit_train_batches")))
     warmup = settings.optimizer.warmup_epochs * short / epochs
     settings = replace(settings, optimizer=replace(settings.optimizer, warmup_epochs=warmup))
     checkpoint = place.newest_checkpoint()
-    if checkpoint is not None and _epochs_of(checkpoint) >= short:
-        checkpoint = None  # of a longer training, which has not counted yet
+    if checkpoint is not None and not _goes_on(checkpoint, short):
+        checkpoint = None
     epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
-    state = TrainingState(place, settings.checkpoint)
+    state = TrainingState(place, settings.checkpoint, data=data)
     trainer = make_trainer(
         # a limit of time is for the training that follows
         {key: value for key, value in options.items() if key != "max_time"} | {"max_epochs": short},
@@ -192,7 +209,7 @@ def count_share(
         plugins=[AtomicCheckpointIO(), SyncBatchNorms()],
         callbacks=[
             BadSamples(place, settings.loader.max_bad, len(fewer.dataset)),
-            CountShare(folder),
+            CountShare(folder, data),
             epoch_log,
             ProgressBar(epoch_log, console),
             state,
@@ -212,9 +229,11 @@ def count_share(
         if held < FEWEST:
             log.warning(
                 "objective.common: auto counts on %d samples held out, which are few: the share "
-                "will be a rough one; give %d samples or more, or the share",
+                "will be a rough one; give %s, or the share",
                 held,
-                4 * FEWEST,
+                f"{4 * FEWEST} samples or more"
+                if len(fewer.dataset) < 4 * FEWEST
+                else "more samples in each group",
             )
     place.path.mkdir(parents=True, exist_ok=True)
     model = make(settings)
@@ -226,9 +245,19 @@ def count_share(
     return counted
 
 
-def _epochs_of(checkpoint: Path) -> int:
-    """Return how many whole epochs a checkpoint has trained."""
-    return epochs_done(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
+def _goes_on(checkpoint: Path, short: int) -> bool:
+    """Return whether a training of so many epochs can go on from a checkpoint and count.
+
+    It cannot from one of a longer training, nor from one that has counted, of which the count has
+    been deleted: its split is set.
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return epochs_done(saved) < short and _counted_in(saved) < 0
+
+
+def _counted_in(saved: Mapping[str, Any]) -> int:
+    """Return how many common dimensions a checkpoint has counted; -1 for not yet."""
+    return int(saved["state_dict"].get("objective.counted", -1))
 
 
 class CountShare(Callback):
@@ -239,10 +268,11 @@ class CountShare(Callback):
 
     Args:
         run: the run's folder, to which the share is written.
+        data: digest of the files, which is written beside it.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    def __init__(self, run: RunFolder, data: str | None = None) -> None:
+        self.run, self.data = run, data
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the share of the epoch; after the last one, count it."""
@@ -270,7 +300,7 @@ class CountShare(Callback):
         embeddings = embed_views(model, data, rows)
         own = None if groups is None else [groups[row] for row in rows]
         found = count_directions(embeddings, own, model.seed)
-        return replace(found, samples=len(rows), steps=trainer.global_step)
+        return replace(found, samples=len(rows), steps=trainer.global_step, data=self.data)
 
 
 def take_counted(
@@ -299,8 +329,7 @@ def take_counted(
     counted = Counted.read(folder)
     kept = -1  # not counted yet
     if checkpoint is not None and checkpoint.is_file():  # a folder where it is sharded
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        kept = int(state["state_dict"].get("objective.counted", kept))
+        kept = _counted_in(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True))
     if counted is None:
         if kept < 0:
             objective.forget_share()
@@ -341,25 +370,25 @@ def tell_share(counted: Counted, objective: Objective, console: Console) -> None
         )
     elif not found:
         log.warning(
-            "objective.common: after a training of %d step%s %s agree in no direction beyond "
-            "chance; %g of the dimensions will be common. Where sensors share more, train longer "
-            "or give the share",
+            "objective.common: after a training of %d step%s %s; %g of the dimensions will be "
+            "common. Where sensors share more, train longer or give the share",
             counted.steps,
             "s" if counted.steps > 1 else "",
-            "not even two views of a sensor" if found is None else ", ".join(counted.apart()),
+            "not even two views of a sensor agree in any direction beyond chance"
+            if found is None
+            else f"{', '.join(counted.apart())} agree in no direction beyond chance",
             objective.share,
         )
     console.print(f"share       {counted.sentence()}", highlight=False)
-    if len(counted.shares()) > 1:
-        each = ", ".join(f"{a}-{b} {x:.0%}" for (a, b), x in counted.shares().items())
-        console.print(
-            f"share       of two sensors: {each}; the least is common to all, and "
-            "objective.blocks can give more to two of them",
-            highlight=False,
-        )
+    shares = counted.shares()
+    if len(shares) > 1:
+        each = ", ".join(f"{a}-{b} {x:.0%}" for (a, b), x in shares.items())
+        differ = len(set(shares.values())) > 1
+        more = "; objective.blocks can give more to two of them" if differ else ""
+        console.print(f"share       of two sensors: {each}{more}", highlight=False)
     common = round(objective.share * objective.dim)
     few = found is not None and found < LEAST_SHARE
-    why = f", as {found:.0%} would be too few" if few else ""
+    why = f", the least; counted were {found:.1%}" if few else ""
     console.print(
         f"share       common {common} of {objective.dim} dimensions ({objective.share:.0%}{why}); "
         "training starts with it",

@@ -144,8 +144,13 @@ def seed_everything(seed: int) -> None:
     L.seed_everything(seed, verbose=False)
 
 
-def limited(batches: int, limit: float | None) -> int:
+def limited(batches: int, limit: float | None, what: str = "an epoch") -> int:
     """Return how many batches of an epoch the Trainer's `limit_train_batches` leaves.
+
+    Args:
+        batches: of an epoch.
+        limit: a number, or a share of them; None for all.
+        what: whose batches they are, for the message.
 
     Raises:
         ConfigError: if it leaves none.
@@ -157,7 +162,8 @@ def limited(batches: int, limit: float | None) -> int:
         left = int(batches * limit_or_all)
     if left < 1:
         raise ConfigError(
-            f"trainer.limit_train_batches: {limit} of {batches} batches an epoch is none; raise it"
+            f"trainer.limit_train_batches: {limit} of the {batches} batches of {what} is none; "
+            "raise it"
         )
     return left
 
