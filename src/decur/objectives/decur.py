@@ -209,8 +209,8 @@ def _refuse_beside_blocks(common: float | str, decouple: bool) -> None:
     """Refuse options that say otherwise than blocks do which dimensions are common."""
     if common != SHARE:
         raise ConfigError(
-            f"common {common} and blocks both say which dimensions are shared; give one of them "
-            f"(beside blocks, common stays at its default, {SHARE:g})"
+            f"objective.common {common} and objective.blocks both say which dimensions are shared; "
+            f"give one of them (beside blocks, common stays at its default, {SHARE:g})"
         )
     if not decouple:
-        raise ConfigError("decouple: false makes all dimensions common; leave blocks out")
+        raise ConfigError("decouple: false makes all dimensions common; leave objective.blocks out")
