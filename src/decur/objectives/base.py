@@ -112,9 +112,14 @@ class Objective(Made, nn.Module, ABC):
             names = [f"{PREFIX}{name}" if "+" in name else name for name in parts]
             raise ConfigError(
                 f"representation: {type(self).__name__}{of} has no {representation} "
-                f"dimensions; choose from features, {', '.join(names)}"
+                f"dimensions{self._reason_without(representation)}; choose from features, "
+                f"{', '.join(names)}"
             )
         return parts[part]
+
+    def _reason_without(self, part: str) -> str:
+        """Return why a method has no dimensions of a part, where options do not tell."""
+        return ""
 
     def check_modalities(self, names: list[str]) -> None:
         """Refuse modalities on which the method makes no sense, or whose terms share a name.

@@ -169,6 +169,15 @@ class DeCUR(Objective):
         ]
         return sum(part.stop - part.start for part in dims)
 
+    def _reason_without(self, part: str) -> str:
+        """See `Objective._reason_without`."""
+        if part != UNIQUE or not self.is_counted:
+            return ""
+        return (
+            ", as objective.common: auto has counted all as common (to have some, train with a "
+            "share that you give)"
+        )
+
     def _dimensions_of(self, *sensors: str, shared: bool) -> tuple[slice, ...]:
         """Return the dimensions in which some sensors are to agree, or those in which they are not.
 
