@@ -141,6 +141,6 @@ def test_a_method_of_sensors_that_are_not_there_is_told_before_anything_is_pretr
     water = {"transfer": {"target": "water"}}
     with pytest.raises(SystemExit) as stopped:
         compared(tmp_path, root, tasks={"water": water}, methods={"DeCUR": {"pretrain": blocks}})
-    said = "methods.DeCUR: blocks: 's1+s3' names s3, which is not trained on"
+    said = "methods.DeCUR: objective.blocks: 's1+s3' names s3, which is not trained on"
     assert stopped.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

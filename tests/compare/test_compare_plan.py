@@ -839,7 +839,7 @@ def test_parts_that_a_share_to_be_counted_makes_may_be_probed():
     [
         (
             {"methods": {"blocks": MethodSettings({"objective.blocks": {"optical+sar": 0.5}})}},
-            "methods.blocks: common 0.75 and blocks both say",
+            "methods.blocks: objective.common 0.75 and objective.blocks both say",
         ),
         (
             {"transfer": {"representation": "block:optical+sar"}},

@@ -13,9 +13,11 @@ from small_hub import SmallHub
 from decur import Modality
 from decur.cli import main
 from decur.encoders import EncoderSettings, build_encoder, load_encoder, save_encoder
-from decur.encoders.files import encoder_files
+from decur.encoders.files import encoder_files, read_objective
 from decur.errors import ConfigError, DataError
 from decur.exchange.hub import export_hub
+from decur.pretrain.directions import Counted
+from decur.runs import RunFolder
 from decur.transfer.sources import gather_encoders
 
 RUN = Path(__file__).parents[1] / "fixtures" / "v0.1" / "run"
@@ -124,6 +126,30 @@ def test_the_card_of_a_run_tells_what_it_was_made_from(tmp_path):
     assert sorted(encoder_files(str(tmp_path / "mine"))) == ["dem", "rgb"]
     for name, file in encoder_files(str(tmp_path / "mine")).items():
         assert file == tmp_path / "mine" / name / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "directions", "told"),
+    [
+        ({"common": 0.875, "blocks": {"s1+s2": 0.5}}, None, "blocks {'s1+s2': 0.5}, intra True"),
+        ({"common": "auto"}, 12, "common 0.6 (counted), intra True"),
+        ({"common": "auto"}, 2, "common 0.25 (counted 0.1, too few), intra True"),
+        ({"common": "auto"}, None, "common 0.25 (could not be counted), intra True"),
+    ],
+)
+def test_the_card_tells_which_dimensions_were_shared(options, directions, told, make, tmp_path):
+    encoder, file = make()
+    about = {"name": "DeCUR", "dim": 16, "parts": {"s1+s2": [0, 8], "unique": [8, 16]}}
+    save_encoder(encoder, file, objective=about)
+    run = RunFolder(file.parents[1])
+    options |= {"intra": True}
+    objective = {"class_path": "decur.objectives.DeCUR", "init_args": options}
+    run.config.write_text(yaml.safe_dump({"objective": objective}))
+    if options.get("common") == "auto":
+        Counted({("s1", "s2"): directions}, {"s1": 20, "s2": 20}, looked=24).write(run)
+    _, weights, card = export_hub(file, tmp_path / "out")
+    assert f"| objective | DeCUR: {told} |" in card.read_text()
+    assert read_objective(weights) == about
 
 
 @pytest.fixture

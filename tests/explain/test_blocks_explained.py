@@ -8,6 +8,7 @@ from planted import Means
 from decur.data import LinearGaussianFactors
 from decur.encoders import Projector
 from decur.explain import Checkpoint, SampleLoader
+from decur.explain.advice import advice_on_blocks
 from decur.explain.alignment import alignment
 from decur.explain.alignment import findings as of_alignment
 from decur.explain.dimensions import _kinds
@@ -64,11 +65,27 @@ def test_how_much_is_shared_by_subset(planted):
     assert "x and y: Of the variance" in of_shared(arrays)
     assert of_shared(arrays).count("too few samples, for a verdict on the blocks") == 1
 
+    for part in ("x+y+z", "y+x"):  # in which nothing is shared
+        for key in ("same", "features"):
+            arrays[f"x-y/{key}/{part}"] = np.zeros(2)
+            arrays[f"x-y/{key}-interval/{part}"] = np.zeros((2, 2))
+    text = " ".join(advice_on_blocks(arrays, "x-y"))
+    assert "x+y+z and y+x: hardly anything in them is shared by these two; lower their" in text
+    arrays["x-z/parts"], arrays["x-z/widths"] = arrays["x-z/parts"][1:], arrays["x-z/widths"][1:]
+    text = " ".join(advice_on_blocks(arrays, "x-z"))  # as if there were no block of all three
+    assert text.startswith("No block names both. Of the variance of each part, beyond chance, the ")
+    assert (
+        "nothing" not in text and text.count("; add a block that names both in objective.bl") == 1
+    )
+
 
 def test_a_part_is_wanted_apart_where_a_pair_does_not_share_it(planted):
     text = of_alignment(alignment(*planted))
     assert "y+z dimensions (0% are apart, which shared ones should not be)" in text
-    assert "y+z dimensions (100% are apart, as other ones should be)" in text
+    assert (
+        "y+z dimensions (100% are apart, as dimensions that no block gives to both should be)"
+        in text
+    )
 
 
 def test_points_of_a_block_are_told_apart_by_its_sensors():

@@ -1,5 +1,8 @@
 """Blocks of dimensions that some of several modalities share."""
 
+import random
+from itertools import accumulate, pairwise
+
 import objective_references as references
 import pytest
 import torch
@@ -50,6 +53,43 @@ def test_dimensions_of_blocks_come_in_their_order_and_the_rest_is_unique():
     assert [(part.start, part.stop) for part in thirds.values()] == [(0, 3), (3, 5), (5, 8)]
 
 
+@pytest.mark.parametrize(
+    ("dim", "shares", "expected"),
+    [
+        (8, [1.5 / 8, 1 / 8], [2, 1]),  # ends at 1.5 and 2.5, which both round to 2
+        (10, [0.35, 0.1], [4, 1]),
+        (10, [0.05, *[0.1] * 9], [0, *[1] * 9]),
+        (6, [1 / 6] * 6, [1] * 6),
+        (16, [1.5 / 16, 1 / 16, 1 / 16, 2.5 / 16, 10 / 16], [2, 1, 1, 2, 10]),
+    ],
+)
+def test_a_block_that_asks_for_one_dimension_gets_it(dim, shares, expected):
+    names = ["a+b", "a+c", "b+c", "a+d", "b+d", "c+d", "a+e", "b+e", "c+e", "d+e"]
+    blocks = dict(zip(names, shares, strict=False))
+    if 0 in expected:  # half a dimension is still refused
+        with pytest.raises(
+            ConfigError, match=r"objective.blocks: 'a\+b' gets fewer than one of 10"
+        ):
+            DeCUR(dim=dim, blocks=blocks)
+    else:
+        parts = DeCUR(dim=dim, blocks=blocks).parts
+        assert [parts[name].stop - parts[name].start for name in blocks] == expected
+
+
+def test_layouts_are_those_of_rounded_ends():
+    drawn = random.Random(0)
+    for _ in range(500):
+        dim, few = drawn.randint(4, 64), drawn.randint(1, 4)
+        shares = [drawn.randint(1, 8) / 32 for _ in range(few)]
+        ends = [0, *(round(end * dim) for end in accumulate(shares))]
+        wanted = [b - a for a, b in pairwise(ends)]
+        if min(wanted):
+            names = ["a+b", "a+c", "b+c", "a+d"]
+            parts = DeCUR(dim=dim, blocks=dict(zip(names, shares, strict=False))).parts
+            found = [d.stop - d.start for name, d in parts.items() if name != "unique"]
+            assert found == wanted
+
+
 def test_terms_are_divided_by_the_dimensions_of_their_pair():
     objective = DeCUR(dim=32, blocks=BLOCKS)
     terms = {
@@ -83,12 +123,16 @@ def test_what_a_name_says():
         ({"blocks": {"a": 0.5}}, "'a' must name two sensors or more"),
         ({"blocks": {"a+a": 0.5}}, r"'a\+a' must name two sensors or more, each once"),
         ({"blocks": {"a+": 0.5}}, r"'a\+' must name two"),
+        ({"blocks": {"a + b": 0.5}}, r"^objective.blocks: 'a \+ b' has a blank .*'a '.*'a\+b'$"),
         ({"blocks": {"a+b": 0.5, "b+a": 0.1}}, r"'a\+b' and 'b\+a' are the same block"),
         ({"blocks": {"a+b": 0.75, "a+c": 0.5}}, "add up to 1.25; lower"),
         ({"blocks": {"a+b": 0.5, "a+c": 0.01}}, r"'a\+c' gets fewer than one of 8 dim.*width"),
         ({"blocks": {"a+b": 0.0}}, r"'a\+b' is a share"),
         ({"blocks": {"a+b": float("nan")}}, r"'a\+b' is a share"),
-        ({"blocks": {"a+b": 0.5}, "common": 0.5}, "common 0.5 and blocks both say.*give one"),
+        (
+            {"blocks": {"a+b": 0.5}, "common": 0.5},
+            "objective.common 0.5 and objective.blocks both say.*give one",
+        ),
         ({"blocks": {"a+b": 0.5}, "decouple": False}, "decouple: false"),
     ],
 )

@@ -1,5 +1,7 @@
 """Facts about every objective; a new one is tested by being listed (and given its reference)."""
 
+from itertools import combinations
+
 import objective_references as references
 import pytest
 import torch
@@ -339,3 +341,27 @@ def test_clip_can_have_one_direction_and_a_temperature_that_stays():
     expected = -(za @ zb.T).log_softmax(1).diagonal().mean()
     terms = objective({"s1": (a, a), "s2": (b, b)})
     torch.testing.assert_close(terms["infonce/s1-s2"], expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["a", "b-c", "a-b", "c"],
+            r"'a' and 'b-c' would have .* as 'a-b' and 'c', 'a-b-c'; rename",
+        ),
+        (["a", "b", "a-b"], r"'a-b' would have the same name as 'a' and 'b', 'a-b'; rename"),
+        (["a-b", "b-a", "a"], r"'a-b' and 'a' would .* as 'a' and 'b-a', 'a-b-a'; rename"),
+        (["s-1", "s-2", "s-1-b", "a-a", "a"], None),
+    ],
+)
+def test_names_by_which_a_pair_would_be_lost_are_refused(method, names, message):
+    objective = OBJECTIVES[method](dim=8)
+    if message is None:
+        terms = objective(draw(6, 8, names=names)[0])
+        pairs = {f"{a}-{b}" for a, b in combinations(names, 2)}
+        assert pairs <= {key.partition("/")[2] for key in terms}
+        return
+    with pytest.raises(ConfigError, match=message) as error:
+        objective(draw(6, 8, names=names)[0])
+    assert "\n" not in str(error.value)

@@ -10,8 +10,10 @@ import torch
 
 from decur import Modality, plotting
 from decur.data import PairedFolder, SyntheticScenes
+from decur.objectives import DeCUR
 from decur.objectives.alignment import alignment
 from decur.pretrain import figures
+from decur.pretrain.directions import Counted
 from decur.pretrain.metrics import write_metrics
 from decur.runs import RunFolder
 
@@ -98,6 +100,61 @@ def test_the_first_screen_says_how_far_the_sensors_agree(tmp_path):
     assert "for 3 epochs on 8 samples" in page and "<b>0.60</b>" in page and "<b>0.00</b>" in page
     page = re.sub("</?span.*?>", "", page)  # which hold options together
     assert f"decur transfer --encoders {tmp_path} --data.root FOLDER --target LABEL" in page
+
+
+def told(tmp_path, objective):
+    """Return the page of a run that was trained with an objective."""
+    write_metrics(RunFolder(tmp_path), [{"epoch": 1, "loss": 1.0}])
+    data = SyntheticScenes(8, 32)
+    figures.write_report(RunFolder(tmp_path), data, objective=objective.about(), draw=False)
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_report_lists_the_parts_of_the_embedding(tmp_path):
+    blocks = {"optical+sar+elevation": 0.25, "optical+sar": 0.125}
+    page = told(tmp_path, DeCUR(32, blocks=blocks))
+    sizes = "optical+sar+elevation 8, optical+sar 4, unique 20 of 32 dimensions"
+    assert f"Parts of the embedding: {sizes}; the sensors that a block names share its" in page
+    assert "common 24, unique 8 of 32 dimensions." in told(tmp_path, DeCUR(32, common=0.75))
+    assert "Parts of" not in told(tmp_path, DeCUR(32, common=1.0))
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "untold", "said"),
+    [
+        (30, 60, [], "That is a share of 50%; 64 of 128 dimensions are common.</p>"),
+        (3, 100, [], "of 3%; 32 of 128 dimensions are common, as fewer would be too few.</p>"),
+        (123, 495, [], "of 24.8%; 32 of 128 dimensions are common, as fewer"),
+        (
+            0,
+            9,
+            [],
+            "of 0%; 32 of 128 dimensions are common, as fewer would be too few. Where sensors "
+            "share more, train longer or give the share.</p>",
+        ),
+        (
+            0,
+            0,
+            [],
+            "Not even two views of a sensor agree in a direction beyond chance. So the share could "
+            "not be counted, and 112 of 128 dimensions are common. Where sensors share more, train",
+        ),
+        (
+            None,
+            None,
+            ["a and b occur together in no sample"],
+            "a and b occur together in no sample. So the share could not be counted, and 32 of 128 "
+            "dimensions are common. Give the share.</p>",
+        ),
+    ],
+)
+def test_the_report_tells_which_share_was_taken(between, within, untold, said, tmp_path):
+    counted = Counted({("a", "b"): between}, {"a": within, "b": within}, 99, 200, 1, untold)
+    counted.write(RunFolder(tmp_path))
+    objective = DeCUR(128, common="auto")
+    objective.set_share(counted.taken())
+    page = told(tmp_path, objective)
+    assert said in page and "by a training of 1 step in" in page
 
 
 def test_commands_to_go_on_with_read_the_data_as_the_run_did(tmp_path):

@@ -8,10 +8,11 @@ from safetensors import safe_open
 from decur.cli import main
 from decur.data import LinearGaussianFactors
 from decur.errors import ConfigError
+from decur.pretrain import LoaderSettings
 from decur.pretrain.callbacks import epoch_line
 from decur.pretrain.metrics import agreements, read_metrics
 from decur.runs import RunFolder
-from decur.transfer import TransferSettings
+from decur.transfer import TransferSettings, transfer
 from decur.transfer.sources import gather_encoders
 
 BLOCKS = {"x+y+z": 0.5, "y+x": 0.25}
@@ -64,12 +65,29 @@ def test_what_is_refused_leaves_no_folder(tmp_path, capsys):
     assert not list(tmp_path.glob("run/*.yaml"))
 
 
-def test_a_block_is_probed(run):
-    modalities = LinearGaussianFactors(1, dim=12, sensors=("x", "y", "z")).modalities
+def test_a_block_is_probed(run, tmp_path, caplog):
+    data = LinearGaussianFactors(40, dim=12, sensors=("x", "y", "z"))
+    modalities = data.modalities
     for given in ("block:x+y", "block:y+x"):
         encoders = gather_encoders(str(run), modalities, representation=given)
         assert {encoder.dim for encoder in encoders.values()} == {4}
+    caplog.clear()
+    results = transfer(
+        data,
+        encoders=str(run),
+        target=next(iter(data.targets)),
+        representation="block:x+y",
+        modalities=["x", "z"],
+        run=str(tmp_path),
+        loader=LoaderSettings(workers=0),
+    ).results
+    assert results["representation"] == "block:y+x"  # as the run calls it
+    assert results["model"] == "linear head (ridge) on the y+x dimensions"
+    said = "representation: block:y+x does not name z, whose dimensions there are its own"
+    assert [line for line in caplog.messages if "does not name" in line] == [said]
     with pytest.raises(ConfigError, match=r"no common dimensions; .*block:x\+y\+z, block:y\+x, un"):
         gather_encoders(str(run), modalities, representation="common")
     with pytest.raises(ConfigError, match=r"'all' is none; choose from features.*block:NAME"):
         TransferSettings(representation="all")
+    with pytest.raises(ConfigError, match=r"'block:unique' is none; give --representation unique$"):
+        TransferSettings(representation="block:unique")

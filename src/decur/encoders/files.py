@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
+from decur.bounded_yaml import parse_json
 from decur.encoders.base import Encoder
 from decur.encoders.build import architecture_inside, can_be_built
 from decur.encoders.header import EncoderHeader, build_to_fit, parse_header
@@ -140,6 +142,20 @@ def load_encoder(path: str | Path, modality: Modality | None = None) -> Encoder:
     if unfinished := values.get("unfinished"):
         _tell_unfinished(path.parent, str(unfinished)[:100])
     return encoder.eval()
+
+
+def read_objective(path: Path) -> Mapping[str, Any] | None:
+    """Return what an encoder file says of its training, as `Objective.about` gave it.
+
+    Args:
+        path: of a file that `load_encoder` reads.
+
+    Returns:
+        The mapping; None where the file tells nothing, as those of version 0.1 do.
+    """
+    with safe_open(path, framework="pt") as file:
+        found = parse_json((file.metadata() or {}).get("decur", "{}")).get("objective")
+    return found if isinstance(found, dict) else None
 
 
 @cache  # once for all encoders of a run, however often they are opened

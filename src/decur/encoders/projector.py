@@ -82,7 +82,13 @@ class ProjectedEncoder(Encoder):
         projector: from its vector to the embedding, K wide.
         part: first dimension of the embedding that is given, and the one after the last; all by
             default.
+
+    Attributes:
+        block: name of the block of its run that these dimensions are, where they are one and it is
+            known.
     """
+
+    block: str = ""
 
     def __init__(
         self, encoder: Encoder, projector: Projector, *, part: tuple[int, int] | None = None

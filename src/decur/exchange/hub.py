@@ -12,10 +12,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from decur.encoders import Encoder, TimmEncoder, load_encoder, save_encoder
-from decur.encoders.files import HUB, WEIGHTS
+from decur.encoders.files import HUB, WEIGHTS, read_objective
 from decur.errors import ConfigError, DataError, reason_of
 from decur.exchange.card_scores import ABSENT, CardScores, read_scores
 from decur.modality import Modality
+from decur.objectives.blocks import COMMON
+from decur.objectives.decur import SHARE
+from decur.pretrain.directions import LEAST_SHARE, Counted
 from decur.pretrain.metrics import offdiag_by_chance, read_metrics
 from decur.runs import RunFolder, make_folder, write_json, write_text, writing
 
@@ -60,6 +63,7 @@ def export_hub(
     source, out = Path(source), Path(out)
     run, files = _sources(source)
     encoders = {name: load_encoder(file) for name, file in files.items()}
+    objectives = [read_objective(file) for file in files.values()]
     if not source.is_dir():  # whose name says nothing of the sensor
         encoders = {e.modality.name: e for e in encoders.values() if e.modality is not None}
     homes = {name: out / name if source.is_dir() else out for name in encoders}
@@ -67,9 +71,9 @@ def export_hub(
     told = read_scores(scores, encoders, trained=run is not None)
     _check_folder(out, [*written, out / CARD])
     with writing(out):
-        for name, encoder in encoders.items():
+        for (name, encoder), objective in zip(encoders.items(), objectives, strict=True):
             write_json(homes[name] / CONFIG, timm_config(encoder, licence))
-            save_encoder(encoder, homes[name] / WEIGHTS)
+            save_encoder(encoder, homes[name] / WEIGHTS, objective=objective)
         shown = {name: home.relative_to(out).as_posix() for name, home in homes.items()}
         card = write_card(
             out / CARD,
@@ -322,7 +326,7 @@ def _training(run: RunFolder) -> tuple[list[tuple[str, str]], dict[str, Any] | N
     table = {
         "data": str(data.get("class_path", "")).rpartition(".")[2]
         + (f", {Path(str(root)).name}" if root else ""),
-        "objective": f"{name}: {_plain(_mapping(spec, 'init_args'))}",
+        "objective": f"{name}: {_plain(_in_effect(_mapping(spec, 'init_args'), run))}",
         "encoders started from": started,
         "projector": _plain(_mapping(values, "projector")),
         "views": _plain({"size": _mapping(values, "views").get("size")}),
@@ -334,6 +338,20 @@ def _training(run: RunFolder) -> tuple[list[tuple[str, str]], dict[str, Any] | N
     }
     known = {"name": name, "started": started} if name else None
     return [(k, v) for k, v in table.items() if v], known
+
+
+def _in_effect(options: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:
+    """Return the options of an objective that its run went by: its blocks, or the share counted."""
+    chosen = dict(options)
+    if chosen.get("blocks"):
+        chosen.pop(COMMON, None)  # which has no effect beside blocks
+    if chosen.get(COMMON) == "auto" and (counted := Counted.read(run)) is not None:
+        found, taken = counted.share(), counted.taken()
+        how = "could not be counted" if found is None else "counted"
+        if found is not None and found < LEAST_SHARE:
+            how = f"counted {found:.2g}, too few"
+        chosen[COMMON] = f"{SHARE if taken is None else taken:.3g} ({how})"
+    return chosen
 
 
 def _started(encoder: Mapping[str, Any]) -> dict[str, Any]:

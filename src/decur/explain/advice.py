@@ -396,22 +396,24 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     measured = {part: told(arrays, pair, part) for part in arrays[f"{pair}/parts"].tolist()}
     shared = {part: value for part, value in measured.items() if is_shared(part, *sensors)}
     others = {part: value for part, value in measured.items() if part not in shared}
-    found = [
-        "Of the variance of each part, beyond chance, the other sensor tells "
-        f"{_listed(shared, 'of what no block gives to both')}"
-        + (f", and of the dimensions that they do not share {_listed(others)}." if others else ".")
-    ]
+    tells = "Of the variance of each part, beyond chance, the other sensor tells "
+    found = [f"No block names both. {tells}{_listed(others)}."]
+    if shared:
+        apart = f", and of the dimensions that they do not share {_listed(others)}"
+        found = [f"{tells}{_listed(shared)}{apart if others else ''}."]
     empty = [part for part, value in shared.items() if value.above(TELLS) is Verdict.NO]
     leaking = [part for part, value in others.items() if value.above(TELLS) is Verdict.YES]
     if empty:
+        it, its = ("it", "its share") if len(empty) == 1 else ("them", "their shares")
         found.append(
-            f"{enumerated(empty)}: hardly anything in it is shared by these two; lower its share "
+            f"{enumerated(empty)}: hardly anything in {it} is shared by these two; lower {its} "
             "in objective.blocks, or train longer."
         )
     if leaking:
+        remedy = "raise the share of" if shared else "add"
         found.append(
-            f"{enumerated(leaking)}: these two share what should not be shared there; raise the "
-            "share of a block that names both in objective.blocks."
+            f"{enumerated(leaking)}: these two share what should not be shared there; {remedy} a "
+            "block that names both in objective.blocks."
         )
     if not empty and not leaking:
         untold = [part for part, x in measured.items() if x.above(TELLS) is Verdict.UNTOLD]
@@ -424,6 +426,6 @@ def advice_on_blocks(arrays: Arrays, pair: str) -> list[str]:
     return [*found, *on_constant(diagonals(arrays, pair)), *on_width(arrays, pair)]
 
 
-def _listed(parts: dict[str, Interval], nothing: str = "nothing") -> str:
+def _listed(parts: dict[str, Interval]) -> str:
     """Return "0.81 (0.75 to 0.86) of optical+sar, 0.10 of unique"."""
-    return ", ".join(f"{value} of {part}" for part, value in parts.items()) or f"nothing {nothing}"
+    return ", ".join(f"{value} of {part}" for part, value in parts.items())

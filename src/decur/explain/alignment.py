@@ -168,8 +168,10 @@ def findings(arrays: Arrays) -> str:
                 )
                 said = f"{apart:.0%} are apart"
                 if seen_in_training(arrays, number) is Verdict.NO:
-                    kind = part if part in (COMMON, UNIQUE) else "shared" if agrees else "other"
-                    said = _verdict(agreed, said, kind, agrees=agrees)
+                    ones = "shared ones" if agrees else "dimensions that no block gives to both"
+                    if part in (COMMON, UNIQUE):
+                        ones = f"{part} ones"
+                    said = _verdict(agreed, said, ones, agrees=agrees)
                 told.append(f"{loss.mean():.2f} on its {len(loss)} {part} dimensions ({said})")
             n, once_n = arrays[f"{key}/samples"]
             independent = int(arrays.get(f"{key}/independent", n))
@@ -242,32 +244,32 @@ def agreement(arrays: Arrays, key: str, dims: slice, *, agrees: bool) -> Interva
     return Interval(*(float(x) for x in (ends**2).mean(1))) - float((spread**2).mean())
 
 
-def _verdict(agreed: Interval, apart: str, kind: str, *, agrees: bool) -> str:
+def _verdict(agreed: Interval, apart: str, ones: str, *, agrees: bool) -> str:
     """Say whether dimensions do what is wanted of them: that two sensors agree, or do not.
 
     Args:
         agreed: share of variance in which they agree, beyond chance.
         apart: "100% are apart".
-        kind: of the dimensions: "common", "unique", ...
+        ones: what the dimensions are called: "common ones", "unique ones", ...
         agrees: whether they are to agree.
     """
     beyond, much = agreed.above(), agreed.above(TELLS)
     if beyond is not Verdict.YES and much is not Verdict.NO:
         wanted = "agree" if agrees else "are apart"
         be = "" if agrees else " be"
-        return f"whether they {wanted}, as {kind} ones should{be}, these samples cannot tell"
+        return f"whether they {wanted}, as {ones} should{be}, these samples cannot tell"
     if agrees:
         if agreed.high < 0:
-            return f"{apart}, as they do the opposite, which {kind} ones should not"
+            return f"{apart}, as they do the opposite, which {ones} should not"
         how = {Verdict.YES: "", Verdict.NO: "; they hardly agree"}
         found = how.get(much, "; that they agree is beyond chance")
-        return f"{apart}, which {kind} ones should not be{found}"
+        return f"{apart}, which {ones} should not be{found}"
     if much is Verdict.YES:
-        return f"{apart}, though {kind} ones should be"
+        return f"{apart}, though {ones} should be"
     if beyond is Verdict.YES:
         little = "a little " if much is Verdict.NO else ""
-        return f"{apart}, yet they agree {little}more than by chance, which {kind} ones should not"
-    return f"{apart}, as {kind} ones should be"
+        return f"{apart}, yet they agree {little}more than by chance, which {ones} should not"
+    return f"{apart}, as {ones} should be"
 
 
 def _pairs(modalities: int) -> int:

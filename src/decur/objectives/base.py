@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, ClassVar
 
 import torch
@@ -112,16 +112,22 @@ class Objective(Made, nn.Module, ABC):
             names = [f"{PREFIX}{name}" if "+" in name else name for name in parts]
             raise ConfigError(
                 f"representation: {type(self).__name__}{of} has no {representation} "
-                f"dimensions; choose from features, {', '.join(names)}"
+                f"dimensions{self._reason_without(representation)}; choose from features, "
+                f"{', '.join(names)}"
             )
         return parts[part]
 
+    def _reason_without(self, part: str) -> str:
+        """Return why a method has no dimensions of a part, where options do not tell."""
+        return ""
+
     def check_modalities(self, names: list[str]) -> None:
-        """Refuse modalities on which the method makes no sense.
+        """Refuse modalities on which the method makes no sense, or whose terms share a name.
 
         Raises:
-            ConfigError: if there are too few.
+            ConfigError: if there are too few, or two pairs of them would have the same name.
         """
+        _refuse_alike(names)
         if len(names) < self.least_modalities:
             raise ConfigError(
                 f"{type(self).__name__} compares modalities: it needs at least "
@@ -155,6 +161,24 @@ class Objective(Made, nn.Module, ABC):
             return self.dim
         part = self.parts.get(term)
         return part.stop - part.start if part else 1
+
+
+def _refuse_alike(names: list[str]) -> None:
+    """Refuse modalities whose pairs have the name of another pair, or of a modality.
+
+    Terms and metrics are known by it, so that one would take the place of the other. A pair is
+    known by both of its orders.
+    """
+    seen: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
+    for pair in permutations(names, 2):
+        key = "-".join(pair)
+        other = seen.setdefault(key, pair)
+        if set(other) != set(pair):
+            one, two = (" and ".join(map(repr, each)) for each in (other, pair))
+            raise ConfigError(
+                f"modalities: in terms and metrics, {one} would have the same name as {two}, "
+                f"{key!r}; rename one of the sensors"
+            )
 
 
 def cross_pairs(names: list[str]) -> dict[str, tuple[Operand, Operand]]:

@@ -8,12 +8,13 @@ no "+".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise, permutations
+from itertools import pairwise, permutations
 
 from decur.errors import ConfigError
 
 COMMON, UNIQUE = "common", "unique"
 PREFIX = "block:"  # stands before a block beside words such as "features"
+_KEY = "objective.blocks"
 FORM = "{optical+sar: 0.5}"  # of the shares of blocks
 _ROUNDING = 1e-9  # rounding of a sum of shares that a person gives in decimals
 
@@ -72,31 +73,41 @@ def split_into_blocks(blocks: Mapping[str, float], dim: int) -> dict[str, slice]
         ConfigError: in one line, for blocks that make no sense.
     """
     if not isinstance(blocks, Mapping):
-        raise ConfigError(f"blocks: give the share of each, such as {FORM}; is {blocks!r}")
+        raise ConfigError(f"{_KEY}: give the share of each, such as {FORM}; is {blocks!r}")
     seen: dict[frozenset[str], str] = {}
     for name, share in blocks.items():
         sensors = str(name).split("+")
+        if blank := next((sensor for sensor in sensors if sensor != sensor.strip()), None):
+            raise ConfigError(
+                f"{_KEY}: {name!r} has a blank beside a name ({blank!r}); write "
+                f"{'+'.join(sensor.strip() for sensor in sensors)!r}"
+            )
         if len(set(sensors)) < max(len(sensors), 2) or not all(sensors):
             raise ConfigError(
-                f"blocks: {name!r} must name two sensors or more, each once, as optical+sar; what "
+                f"{_KEY}: {name!r} must name two sensors or more, each once, as optical+sar; what "
                 "one sensor sees alone is in the dimensions that no block takes"
             )
         if (other := seen.setdefault(frozenset(sensors), name)) != name:
-            raise ConfigError(f"blocks: {other!r} and {name!r} are the same block; give one")
+            raise ConfigError(f"{_KEY}: {other!r} and {name!r} are the same block; give one")
         if not isinstance(share, float | int) or not 0 < share <= 1 + _ROUNDING:
-            raise ConfigError(f"blocks: {name!r} is a share of the dimensions, in (0, 1]: {share}")
+            raise ConfigError(f"{_KEY}: {name!r} is a share of the dimensions, in (0, 1]: {share}")
     total = sum(blocks.values())
     if total > 1 + _ROUNDING:
         raise ConfigError(
-            f"blocks: the shares of {', '.join(blocks)} add up to {total:g}; lower them to 1 at "
+            f"{_KEY}: the shares of {', '.join(blocks)} add up to {total:g}; lower them to 1 at "
             "most, and to less where sensors see something alone"
         )
-    edges = [0, *(round(min(end, 1.0) * dim) for end in accumulate(blocks.values()))]
+    edges, end = [0], 0.0
+    for share in blocks.values():
+        end += share
+        # two ends that are one dimension apart may round to the same even number: 1.5 and 2.5
+        least = int(share * dim >= 1 - _ROUNDING)
+        edges.append(max(round(min(end, 1.0) * dim), edges[-1] + least))
     found = {name: slice(*ends) for name, ends in zip(blocks, pairwise(edges), strict=True)}
     for name, dims in found.items():
         if dims.stop == dims.start:
             raise ConfigError(
-                f"blocks: {name!r} gets fewer than one of {dim} dimensions; raise its share "
+                f"{_KEY}: {name!r} gets fewer than one of {dim} dimensions; raise its share "
                 f"({blocks[name]:g}) or projector.width"
             )
     return found | ({UNIQUE: slice(edges[-1], dim)} if edges[-1] < dim else {})
@@ -115,14 +126,14 @@ def refuse_sensors(parts: Sequence[str], sensors: Sequence[str]) -> None:
     joined_names = [name for name in sensors if "+" in name]
     if joined_names and any(sensors_of(part) for part in parts):
         raise ConfigError(
-            f"blocks: the name of sensor {joined_names[0]!r} holds a +, which stands between the "
+            f"{_KEY}: the name of sensor {joined_names[0]!r} holds a +, which stands between the "
             "sensors of a block; rename the sensor, or leave blocks out"
         )
     for part in parts:
         if unknown := sorted(sensors_of(part) - set(sensors)):
             raise ConfigError(
-                f"blocks: {part!r} names {', '.join(unknown)}, which is not trained on; there are "
-                f"{', '.join(sensors)}"
+                f"{_KEY}: {part!r} names {', '.join(unknown)}, which is not trained on; "
+                f"there are {', '.join(sensors)}"
             )
 
 

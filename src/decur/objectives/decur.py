@@ -169,6 +169,15 @@ class DeCUR(Objective):
         ]
         return sum(part.stop - part.start for part in dims)
 
+    def _reason_without(self, part: str) -> str:
+        """See `Objective._reason_without`."""
+        if part != UNIQUE or not self.is_counted:
+            return ""
+        return (
+            ", as objective.common: auto has counted all as common (to have some, train with a "
+            "share that you give)"
+        )
+
     def _dimensions_of(self, *sensors: str, shared: bool) -> tuple[slice, ...]:
         """Return the dimensions in which some sensors are to agree, or those in which they are not.
 
@@ -209,8 +218,8 @@ def _refuse_beside_blocks(common: float | str, decouple: bool) -> None:
     """Refuse options that say otherwise than blocks do which dimensions are common."""
     if common != SHARE:
         raise ConfigError(
-            f"common {common} and blocks both say which dimensions are shared; give one of them "
-            f"(beside blocks, common stays at its default, {SHARE:g})"
+            f"objective.common {common} and objective.blocks both say which dimensions are shared; "
+            f"give one of them (beside blocks, common stays at its default, {SHARE:g})"
         )
     if not decouple:
-        raise ConfigError("decouple: false makes all dimensions common; leave blocks out")
+        raise ConfigError("decouple: false makes all dimensions common; leave objective.blocks out")

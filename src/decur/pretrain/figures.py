@@ -14,7 +14,8 @@ from decur import plotting, report
 from decur.data.base import DATASETS, Derived, PairedDataset
 from decur.data.sample import Batch
 from decur.errors import enumerated
-from decur.objectives.blocks import is_shared_by
+from decur.objectives.blocks import COMMON, is_shared_by, sensors_of
+from decur.objectives.decur import SHARE
 from decur.plotting import legend, plain, render, subplots
 from decur.pretrain.data import PairedData
 from decur.pretrain.directions import Counted
@@ -99,6 +100,7 @@ def write_report(
     folder: RunFolder,
     data: PairedDataset | TrainedOn,
     *,
+    objective: Mapping[str, Any] | None = None,
     about: str = "",
     draw: bool = True,
 ) -> None:
@@ -107,6 +109,7 @@ def write_report(
     Args:
         folder: the run's folder.
         data: the data set that was trained on, or its description.
+        objective: what is trained with, as `Objective.about` gives it; None: not told.
         about: how far the run has come, where it has not ended as it was to.
         draw: draw the figures anew; else those are shown that there are.
     """
@@ -115,7 +118,8 @@ def write_report(
         return
     trained_on = data if isinstance(data, TrainedOn) else TrainedOn.of(data)
     body = [report.paragraph(about)] if about else []
-    body += [report.paragraph(trained_on.text), _counted_share(folder), _last_values(rows)]
+    body += [report.paragraph(trained_on.text), *_parts(objective or {})]
+    body += [_counted_share(folder, objective or {}), _last_values(rows)]
     if plotting.available():
         body += _report_figures(folder, rows, draw)
     else:
@@ -176,24 +180,57 @@ def _report_figures(folder: RunFolder, rows: Rows, draw: bool) -> list[str]:
     return found
 
 
-def _counted_share(folder: RunFolder) -> str:
-    """Write how the share of common dimensions was counted, where it was."""
+def _parts(objective: Mapping[str, Any]) -> list[str]:
+    """Write how many dimensions each part of the embedding has, where there are several."""
+    parts: Mapping[str, tuple[int, int]] = objective.get("parts", {})
+    if len(parts) < 2:
+        return []
+    sizes = ", ".join(f"{name} {last - first}" for name, (first, last) in parts.items())
+    blocks = any(sensors_of(name) for name in parts)
+    shared = "; the sensors that a block names share its dimensions" if blocks else ""
+    return [
+        report.paragraph(
+            f"Parts of the embedding: {sizes} of {objective['dim']} dimensions{shared}."
+        )
+    ]
+
+
+def _counted_share(folder: RunFolder, objective: Mapping[str, Any]) -> str:
+    """Write how the share of common dimensions was counted, where it was, and what was taken."""
     counted = Counted.read(folder)
     if counted is None:
         return ""
     found, taken = counted.share(), counted.taken()
-    then = "So the share could not be counted."
-    if found is not None and taken is not None:
-        less = f"; {taken:.0%} are common, as fewer would be too few" if found < taken else ""
+    share = SHARE if taken is None else taken
+    common = f"{share:.0%} of the dimensions"
+    if COMMON in (parts := objective.get("parts", {})):
+        first, last = parts[COMMON]
+        common = f"{last - first} of {objective['dim']} dimensions"
+    told = [*counted.untold]
+    if found is None:
+        if counted.is_counted:
+            told.append("Not even two views of a sensor agree in a direction beyond chance")
+        told.append(f"So the share could not be counted, and {common} are common")
+    else:
         least = ", the least of any two sensors" if len(counted.shares()) > 1 else ""
-        then = f"That is a share of {found:.0%}{least}{less}."
-    if counted.untold:
-        then = f"{'. '.join(counted.untold)}. {then}"
+        few = ", as fewer would be too few" if found < share else ""
+        told.append(f"That is a share of {_percent(found, share)}{least}; {common} are common{few}")
+    if not counted.is_counted:
+        told.append("Give the share")
+    elif not found:
+        told.append("Where sensors share more, train longer or give the share")
+    steps = f"{counted.steps} step{'s' * (counted.steps != 1)}"
     return report.paragraph(
-        f"The share of common dimensions was counted first, by a training of {counted.steps} "
-        f"steps in which all were common. On {counted.samples} samples held out of it: "
-        f"{counted.sentence()}. {then}"
+        f"The share of common dimensions was counted first, by a training of {steps} in which all "
+        f"were common. On {counted.samples} samples held out of it: {counted.sentence()}. "
+        f"{'. '.join(told)}."
     )
+
+
+def _percent(share: float, other: float) -> str:
+    """Return a share in percent, with a decimal where it would look like another one without."""
+    alike = share != other and f"{share:.0%}" == f"{other:.0%}"
+    return f"{share:.1%}" if alike else f"{share:.0%}"
 
 
 def _last_values(rows: Rows) -> str:

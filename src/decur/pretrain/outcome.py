@@ -129,6 +129,8 @@ class Outcome(Callback):
         """Write the report of the epochs so far."""
         if not trainer.is_global_zero or trainer.current_epoch + 1 == trainer.max_epochs:
             return  # the report of the end follows
+        assert isinstance(pl_module, Pretrainer)
+        objective = pl_module.objective.about()
         begun = time.monotonic()
         draw = begun - self._drawn_at > _PAUSE * self.drawing
         about = (
@@ -136,7 +138,7 @@ class Outcome(Callback):
             f"Stopped, it ends with what there is by: decur pretrain --run {self.run.path} --finish"
         )
         try:
-            write_report(self.run, self.data, about=about, draw=draw)
+            write_report(self.run, self.data, objective=objective, about=about, draw=draw)
         except WriteError as error:
             log.warning("%s; training goes on", error)
         if draw:
@@ -203,7 +205,7 @@ def finish(run: RunFolder) -> None:
     about = f"Ended by --finish at {saved.place}."
     if saved.done < saved.epochs:
         about += f" The learning rate was {now:.3g} then, of {highest:.3g} at its highest."
-    write_report(run, TrainedOn(**saved.data), about=about)
+    write_report(run, TrainedOn(**saved.data), objective=saved.objective, about=about)
     console.print(f"ended     {about}", highlight=False)
     tell_result("encoders  ", run.path / "encoders")
     tell_result("report    ", run.report)

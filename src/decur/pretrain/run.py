@@ -237,9 +237,10 @@ def _look_at(data: PairedDataset) -> str:
 
 def _leave(folder: RunFolder, model: Pretrainer, data: PairedDataset) -> None:
     """Write the encoders and the report, and say where they are."""
+    objective = model.objective.about()
     for name in model.modalities:
-        save_encoder(model.encoder(name), folder.encoder(name), objective=model.objective.about())
-    write_report(folder, data)
+        save_encoder(model.encoder(name), folder.encoder(name), objective=objective)
+    write_report(folder, data, objective=objective)
     tell_result("encoders  ", folder.path / "encoders")
     tell_result("report    ", folder.report)
 

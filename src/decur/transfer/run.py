@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from decur.transfer.fit import averaging_of, train_on_maps, train_on_pictures, t
 from decur.transfer.heads import FCN, Fusion, LateFusion, build_model, save_model
 from decur.transfer.matching import match_label
 from decur.transfer.settings import TransferSettings
-from decur.transfer.sources import open_encoders, take_known_bands
+from decur.transfer.sources import open_encoders, representation_of, take_known_bands
 from decur.transfer.splits import Parts, Rows, choose_parts, join_apart
 from decur.transfer.tasks import Kept, choose_task
 from decur.transfer.tasks.segmentation import Segmentation
@@ -134,6 +134,9 @@ def _transfer(
         settings.complete(task, validated=val_data is not None, tested=test_data is not None),
     )
     encoders = open_encoders(whole.modalities, settings)
+    settings = replace(
+        settings, representation=representation_of(encoders, settings.representation)
+    )
     whole = take_known_bands(whole, encoders)
     device = choose_device(settings.device)
     cache = _make_folders(folder, settings.cache)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from decur.data.loader import LoaderSettings
 from decur.encoders.settings import EncoderSettings, MissingBands
 from decur.errors import EPOCHS, PIXELS, RATES, SEEDS, STEPS, ConfigError, check_ranges, require
+from decur.objectives.blocks import PREFIX
 from decur.transfer.without_effect import Use, refuse_without_effect
 
 Schedule = Literal["steps", "poly", "constant"]
@@ -276,10 +277,14 @@ class TransferSettings:
         if not 0 < self.label_fraction <= 1:
             raise ConfigError(f"label_fraction: a share in (0, 1], is {self.label_fraction:g}")
         if self.representation not in REPRESENTATIONS and "+" not in self.representation:
-            raise ConfigError(
-                f"representation: {self.representation!r} is none; choose from "
-                f"{', '.join(REPRESENTATIONS)}, or block:NAME for a block such as optical+sar"
+            plain = self.representation.removeprefix(PREFIX)
+            remedy = (
+                f"give --representation {plain}"
+                if plain in REPRESENTATIONS
+                else f"choose from {', '.join(REPRESENTATIONS)}, or block:NAME for a block such as "
+                "optical+sar"
             )
+            raise ConfigError(f"representation: {self.representation!r} is none; {remedy}")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"val_fraction: a share in [0, 1), is {self.val_fraction:g}")
         check_ranges(self, size=PIXELS, folds=(2, 10_000), bootstrap=(0, 1_000_000))

@@ -27,6 +27,7 @@ from decur.encoders.pretrained import (
 from decur.encoders.settings import MissingBands
 from decur.errors import ConfigError, DataError
 from decur.modality import Modality
+from decur.objectives.blocks import PREFIX, find_part, sensors_of
 from decur.pretrain.restore import restore
 from decur.transfer.augment import scaled_size
 from decur.transfer.settings import (
@@ -218,10 +219,31 @@ def gather_encoders(
             raise ConfigError(_no_projector(representation, home.file))
         run = reopen(home.run)
         dims = run.objective.dimensions_of(representation, f" of {home.run}")
-        part = (dims.start, dims.stop)
         encoder = fit(run.encoders[home.file.stem], modality, file=home.file)
-        found[name] = ProjectedEncoder(encoder, run.projectors[home.file.stem], part=part).eval()
+        projected = ProjectedEncoder(
+            encoder, run.projectors[home.file.stem], part=(dims.start, dims.stop)
+        )
+        if block := find_part(representation, [p for p in run.objective.parts if sensors_of(p)]):
+            projected.block = block
+            if name not in sensors_of(block):
+                log.warning(
+                    "representation: %s does not name %s, whose dimensions there are its own",
+                    f"{PREFIX}{block}",
+                    name,
+                )
+        found[name] = projected.eval()
     return found
+
+
+def representation_of(encoders: Mapping[str, Encoder], given: Representation) -> Representation:
+    """Return a representation by its run's name: "block:sar+optical" may be "block:optical+sar".
+
+    Args:
+        encoders: as `gather_encoders` gives them.
+        given: the representation that was asked for.
+    """
+    blocks = [e.block for e in encoders.values() if isinstance(e, ProjectedEncoder) and e.block]
+    return f"{PREFIX}{blocks[0]}" if blocks else given
 
 
 def _make(
