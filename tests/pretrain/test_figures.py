@@ -149,7 +149,7 @@ def test_the_report_lists_the_parts_of_the_embedding(tmp_path):
     ],
 )
 def test_the_report_tells_which_share_was_taken(between, within, untold, said, tmp_path):
-    counted = Counted({("a", "b"): between}, {"a": within, "b": within}, 99, 200, 1, untold)
+    counted = Counted({("a", "b"): between}, {"a": within, "b": within}, 500, 200, 1, untold)
     counted.write(RunFolder(tmp_path))
     objective = DeCUR(128, common="auto")
     objective.set_share(counted.taken())
