@@ -263,7 +263,7 @@ def test_what_cannot_be_counted_is_refused():
         few.dataset.groups = [str(row % several) for row in range(100)]
         with pytest.raises(ConfigError, match=f"auto has samples of {words}.*; give the share"):
             hold_out(few)
-    with pytest.raises(ConfigError, match="2 batches of an epoch of the training that counts"):
+    with pytest.raises(ConfigError, match="2 batches an epoch of the training that counts"):
         share.counting_batches(hold_out(PairedData(full.dataset, LoaderSettings(32))), 0.3)
     with pytest.raises(ConfigError, match=r"0\.01 is fewer than one of 8 dimensions.*or give 0"):
         DeCUR(8, common=0.01)

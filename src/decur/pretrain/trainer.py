@@ -162,8 +162,7 @@ def limited(batches: int, limit: float | None, what: str = "an epoch") -> int:
         left = int(batches * limit_or_all)
     if left < 1:
         raise ConfigError(
-            f"trainer.limit_train_batches: {limit} of the {batches} batches of {what} is none; "
-            "raise it"
+            f"trainer.limit_train_batches: {limit} of {batches} batches {what} is none; raise it"
         )
     return left
 
