@@ -18,7 +18,7 @@ from decur.exchange.card_scores import ABSENT, CardScores, read_scores
 from decur.modality import Modality
 from decur.objectives.blocks import COMMON
 from decur.objectives.decur import SHARE
-from decur.pretrain.directions import LEAST_SHARE, Counted
+from decur.pretrain.directions import Counted
 from decur.pretrain.metrics import offdiag_by_chance, read_metrics
 from decur.runs import RunFolder, make_folder, write_json, write_text, writing
 
@@ -348,7 +348,7 @@ def _in_effect(options: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:
     if chosen.get(COMMON) == "auto" and (counted := Counted.read(run)) is not None:
         found, taken = counted.share(), counted.taken()
         how = "could not be counted" if found is None else "counted"
-        if found is not None and found < LEAST_SHARE:
+        if counted.is_few:
             how = f"counted {found:.2g}, too few"
         chosen[COMMON] = f"{SHARE if taken is None else taken:.3g} ({how})"
     return chosen

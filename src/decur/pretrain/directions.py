@@ -91,6 +91,12 @@ class Counted:
         return None if share is None else max(share, LEAST_SHARE)
 
     @property
+    def is_few(self) -> bool:
+        """Return whether so few directions were counted that more dimensions are made common."""
+        share = self.share()
+        return share is not None and share < LEAST_SHARE
+
+    @property
     def is_counted(self) -> bool:
         """Return whether any two sensors could be counted."""
         return any(count is not None for count in self.between.values())

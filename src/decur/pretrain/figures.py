@@ -213,7 +213,7 @@ def _counted_share(folder: RunFolder, objective: Mapping[str, Any]) -> str:
         told.append(f"So the share could not be counted, and {common} are common")
     else:
         least = ", the least of any two sensors" if len(counted.shares()) > 1 else ""
-        few = ", as fewer would be too few" if found < share else ""
+        few = ", as fewer would be too few" if counted.is_few else ""
         told.append(f"That is a share of {_percent(found, share)}{least}; {common} are common{few}")
     if not counted.is_counted:
         told.append("Give the share")

@@ -177,7 +177,7 @@ def _pretrain(
         if counted is None:
             counted = count_share(folder, fewer, make, settings, options, console, state.data)
             model = make(settings, max_steps)
-        elif counted.data != state.data and trainer.is_global_zero:
+        elif counted.data not in (None, state.data) and trainer.is_global_zero:
             log.warning(
                 "the data has changed since %s was written: its share is kept. --overwrite counts "
                 "anew",

@@ -33,7 +33,6 @@ from decur.pretrain.data import PairedData, refuse_too_few
 from decur.pretrain.directions import (
     FEW,
     LEAST,
-    LEAST_SHARE,
     WHOLE_GROUPS,
     Counted,
     count_directions,
@@ -52,7 +51,7 @@ log = logging.getLogger(__name__)
 SHORTEST, LONGEST = 0.1, 0.15  # of the epochs, which the training that counts takes besides
 STEPS = 150  # of it that show most directions; fewer show too few (docs/results/share.md)
 _CUT_BELOW = 10  # groups, of which half are too few to know chance
-HELD_OUT, FEWEST, MOST = 0.1, FEW, 4000  # share of the samples that is counted on, and its bounds
+HELD_OUT, MOST = 0.1, 4000  # share of the samples that is counted on, and how many at most
 _COUNTING = "an epoch of the training that counts the share"  # for messages
 
 
@@ -90,8 +89,8 @@ def hold_out(paired: PairedData) -> PairedData:
     count = len(paired.dataset)
     groups, share = paired.dataset.groups, _held_out_of(count) / count
     several = len(set(groups or ()))
-    every = np.arange(count)
-    if pairings(every, every, groups) < PAIRINGS:
+    each = np.arange(several)
+    if groups is not None and pairings(each, each, None) < PAIRINGS:
         raise ConfigError(
             f"objective.common: auto has samples of {several} group{'s' * (several > 1)} "
             "to count on, too few to know chance; five groups are enough; give the share"
@@ -108,7 +107,7 @@ def hold_out(paired: PairedData) -> PairedData:
 
 def _held_out_of(count: int) -> int:
     """Return how many of so many samples are held out, where they need not be whole groups."""
-    wanted = min(MOST, max(round(HELD_OUT * count), min(FEWEST, count // 4)))
+    wanted = min(MOST, max(round(HELD_OUT * count), min(FEW, count // 4)))
     if wanted < LEAST:
         raise ConfigError(
             f"objective.common: auto needs {4 * LEAST} samples, to hold out a quarter of them; "
@@ -226,13 +225,13 @@ def count_share(
             f"({short} epoch{'s' if short > 1 else ''}), on {held}{of} samples held out of it",
             highlight=False,
         )
-        if held < FEWEST:
+        if held < FEW:
             log.warning(
                 "objective.common: auto counts on %d samples held out, which are few: the share "
                 "will be a rough one; give %s, or the share",
                 held,
-                f"{4 * FEWEST} samples or more"
-                if len(fewer.dataset) < 4 * FEWEST
+                f"{4 * FEW} samples or more"
+                if len(fewer.dataset) < 4 * FEW
                 else "more samples in each group",
             )
     place.path.mkdir(parents=True, exist_ok=True)
@@ -387,8 +386,7 @@ def tell_share(counted: Counted, objective: Objective, console: Console) -> None
         more = "; objective.blocks can give more to two of them" if differ else ""
         console.print(f"share       of two sensors: {each}{more}", highlight=False)
     common = round(objective.share * objective.dim)
-    few = found is not None and found < LEAST_SHARE
-    why = f", the least; counted were {found:.1%}" if few else ""
+    why = f", the least; counted were {found:.1%}" if counted.is_few else ""
     console.print(
         f"share       common {common} of {objective.dim} dimensions ({objective.share:.0%}{why}); "
         "training starts with it",
