@@ -3,6 +3,7 @@
     python benchmarks/blocks.py                        # one seed, under a minute on two cores
     python benchmarks/blocks.py --seeds 0 1 2 --epochs 12
     python benchmarks/blocks.py --scenes               # pictures, by the recipe `structure`
+    python benchmarks/blocks.py --scenes --only blocks --objective.lambda_common 0.1
 
 On `LinearGaussianFactors` with sensors x, y and z, DeCUR with a block of dimensions for all three
 and one for each pair is trained beside DeCUR with one common block, of the share that each two
@@ -14,7 +15,8 @@ leave the sensor out.
 
 With `--scenes` the same is trained on `SyntheticScenes(structure=True, pair_factors=True)` of
 optics, radar and heights, and each number is the accuracy of a linear probe, in percent, where a
-guess has about a third.
+guess has about a third. Whatever options of `decur pretrain` are given stand after those of the
+benchmark, and so replace them.
 """
 
 from __future__ import annotations
@@ -177,17 +179,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="8000 by default, of scenes 2048")
     parser.add_argument("--epochs", type=int, help="5 by default, of scenes 40")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    arguments = parser.parse_args()
+    parser.add_argument("--only", choices=list(objectives()), help="one of the two ways")
+    arguments, options = parser.parse_known_args()
+    if options and not arguments.scenes:
+        parser.error(f"without --scenes there is no {options[0]}")
     samples, epochs = (2048, 40) if arguments.scenes else (8_000, 5)
     length = (arguments.samples or samples, arguments.epochs or epochs)
     ways: dict[str, Callable[[int], Told]]
     if arguments.scenes:
         ways = {
-            n: partial(told_of_scenes, each, *length) for n, each in options_of_scenes().items()
+            name: partial(told_of_scenes, [*each, *options], *length)
+            for name, each in options_of_scenes().items()
         }
     else:
         ways = {name: partial(told, each, *length) for name, each in objectives().items()}
-    for name, train in ways.items():
+    for name in [arguments.only] if arguments.only else ways:
+        train = ways[name]
         runs = [train(seed) for seed in arguments.seeds]
         parts = [part for part in dict.fromkeys(p for _, p in runs[0]) if part != ALONE_COLUMN]
         columns = [Column(part, overflow="fold") for part in parts]

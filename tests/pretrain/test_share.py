@@ -418,7 +418,9 @@ def test_counting_starts_anew_where_nothing_of_it_was_saved(whole, tmp_path, cap
         shutil.rmtree(folder / part)
     RunFolder(folder).counted.unlink()  # as a kill before the first checkpoint leaves it
     main([*ARGUMENTS, f"--run={folder}"])
-    assert "counted first" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "counted first" in said
+    assert said.index("\ncounting epoch 1/") < said.index("\nepoch 1/")  # not called alike
     assert_same(whole, folder)
     assert_same_counting(whole, folder)
 

@@ -35,13 +35,19 @@ class EpochLog(Callback):
         settings: how often ranks and probes are computed, and on how many samples.
         console: where the line of an epoch is printed.
         every_steps: how often the loss of a step goes to TensorBoard; 0: never.
+        word: what an epoch is called in the terminal.
     """
 
     def __init__(
-        self, run: RunFolder, settings: MonitorSettings, console: Console, every_steps: int = 50
+        self,
+        run: RunFolder,
+        settings: MonitorSettings,
+        console: Console,
+        every_steps: int = 50,
+        word: str = "epoch",
     ) -> None:
         self.run, self.settings, self.console = run, settings, console
-        self.every_steps = every_steps
+        self.every_steps, self.word = every_steps, word
         self.rows: list[dict[str, float]] = []
         self._started, self._steps = time.monotonic(), 0
 
@@ -96,7 +102,8 @@ class EpochLog(Callback):
             write_metrics(self.run, self.rows)
             for logger in trainer.loggers:
                 logger.log_metrics({k: v for k, v in row.items() if k != "epoch"}, epoch)
-            self.console.print(epoch_line(row, trainer.max_epochs or 0), highlight=False)
+            line = epoch_line(row, trainer.max_epochs or 0, self.word)
+            self.console.print(line, highlight=False)
         refuse_collapse(found, self.settings.min_rank)
 
     def _monitor(self, trainer: L.Trainer, model: Pretrainer) -> dict[str, float]:
@@ -111,9 +118,9 @@ def _rates(trainer: L.Trainer) -> dict[str, float]:
     return {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
 
 
-def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """Return the line that the terminal shows of an epoch."""
-    parts = [f"epoch {row['epoch']:.0f}/{epochs}", f"loss {row['loss']:.4g}"]
+def epoch_line(row: dict[str, float], epochs: int, word: str = "epoch") -> str:
+    """Return the line that the terminal shows of an epoch, whose name is `word`."""
+    parts = [f"{word} {row['epoch']:.0f}/{epochs}", f"loss {row['loss']:.4g}"]
     found = agreements(row)
     for kind in (COMMON, UNIQUE):
         if diagonals := found.get(kind):
@@ -136,9 +143,8 @@ class ProgressBar(Callback):
     def __init__(self, epochs: EpochLog, console: Console) -> None:
         self.epochs = epochs
         speed = "steps, {task.fields[speed]:.0f} pairs/s "
-        self.bar = progress_bar(
-            console, "epoch {task.fields[epoch]}", speed, TimeRemainingColumn(), wide=True
-        )
+        which = f"{epochs.word} {{task.fields[epoch]}}"
+        self.bar = progress_bar(console, which, speed, TimeRemainingColumn(), wide=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar, from where a resumed run goes on."""

@@ -199,7 +199,8 @@ def count_share(
     checkpoint = place.newest_checkpoint()
     if checkpoint is not None and not _goes_on(checkpoint, short):
         checkpoint = None
-    epoch_log = EpochLog(place, replace(settings.monitor, every_epochs=0), console, 0)
+    quiet = replace(settings.monitor, every_epochs=0)
+    epoch_log = EpochLog(place, quiet, console, 0, "counting epoch")
     state = TrainingState(place, settings.checkpoint, data=data)
     trainer = make_trainer(
         # a limit of time is for the training that follows
