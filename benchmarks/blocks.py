@@ -3,7 +3,7 @@
     python benchmarks/blocks.py                        # one seed, under a minute on two cores
     python benchmarks/blocks.py --seeds 0 1 2 --epochs 12
     python benchmarks/blocks.py --scenes               # pictures, by the recipe `structure`
-    python benchmarks/blocks.py --scenes --only blocks --objective.lambda_common 0.1
+    python benchmarks/blocks.py --scenes --labels 600 --epochs 10
 
 On `LinearGaussianFactors` with sensors x, y and z, DeCUR with a block of dimensions for all three
 and one for each pair is trained beside DeCUR with one common block, of the share that each two
@@ -15,8 +15,9 @@ leave the sensor out.
 
 With `--scenes` the same is trained on `SyntheticScenes(structure=True, pair_factors=True)` of
 optics, radar and heights, and each number is the accuracy of a linear probe, in percent, where a
-guess has about a third. Whatever options of `decur pretrain` are given stand after those of the
-benchmark, and so replace them.
+guess has about a third. With `--labels STEPS` the encoders are first trained on labels, so that
+they see all factors, and the table says what DeCUR puts where. Whatever options of `decur pretrain`
+are given stand after those of the benchmark, and so replace them.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from rich.table import Column, Table
 
 from decur.agreement import Halves, predicted
 from decur.data import LinearGaussianFactors, LoaderSettings
-from decur.data.generated.structure import LAYOUT, PAIRS
-from decur.encoders import EncoderSettings
+from decur.data.generated.structure import LAYOUT, PAIRS, seen_by
+from decur.encoders import Encoder, EncoderSettings, save_encoder
 from decur.features import FeatureModel, SampleLoader, compute_features
 from decur.objectives import DeCUR, Objective
 from decur.objectives.blocks import sensors_of
@@ -53,7 +54,7 @@ from decur.pretrain.command_pretrain import start
 from decur.pretrain.monitors import encode_samples
 from decur.pretrain.settings import MonitorSettings
 from decur.scores import standardised
-from structure import PROBED, UNSEEN, probed, scenes
+from structure import PROBED, TRAINED, UNSEEN, features, probed, read, scenes, trained_on
 
 SENSORS = ("x", "y", "z")
 OF_SCENES = ["optical", "sar", "elevation"]
@@ -133,9 +134,42 @@ def options_of_scenes() -> dict[str, list[str]]:
     return {"blocks": blocks, "one common block": ["--objective.common", "0.375"]}
 
 
-def told_of_scenes(options: list[str], samples: int, epochs: int, seed: int) -> Told:
-    """Train by the recipe; return the accuracy in percent by factor and part."""
+def encoders_of_labels(folder: Path, steps: int, seed: int) -> list[str]:
+    """Train an encoder of each sensor on labels of all factors that it sees; return options.
+
+    What it tells of each factor, on scenes that it has not seen, is printed in percent.
+    """
+    images, labels = read(TRAINED, 0, pairs=True)
+    unseen, truth = read(PROBED, UNSEEN, pairs=True)
+    files = {}
+    for sensor in OF_SCENES:
+        known = [
+            name for name, by in seen_by(OF_SCENES, True).items() if sensor in (by or [sensor])
+        ]
+        of_all = torch.stack([labels[name] for name in known], dim=1)  # (N, F)
+        encoder = trained_on(images[sensor], of_all, steps, seed)[0]
+        assert isinstance(encoder, Encoder)
+        vectors = features(encoder, unseen[sensor])
+        told = ", ".join(f"{name} {probed(vectors, truth[name]):.0f}" for name in known)
+        print(f"seed {seed}, {sensor} after training on labels: {told}", flush=True)
+        encoder.modality = scenes(1, 0, OF_SCENES, pairs=True).modalities[sensor]
+        files[sensor] = str(save_encoder(encoder, folder / f"{sensor}.safetensors"))
+    return ["--encoder.weights", json.dumps(files)]
+
+
+def told_of_scenes(options: list[str], steps: int, samples: int, epochs: int, seed: int) -> Told:
+    """Train by the recipe; return the accuracy in percent by factor and part.
+
+    Args:
+        options: of `decur pretrain`.
+        steps: of a training of the encoders on labels, which comes first; 0: none.
+        samples: number of scenes.
+        epochs: of DeCUR.
+        seed: of both trainings.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        if steps:
+            options = [*encoders_of_labels(Path(folder), steps, seed), *options]
         of_data = {"modalities": json.dumps(OF_SCENES), "pair_factors": "true", "samples": samples}
         model = start(
             [
@@ -171,24 +205,36 @@ def dimensions(objective: Objective, sensor: str) -> dict[str, NDArray[np.int64]
     return found | {ALONE_COLUMN: np.array(alone)}
 
 
+def first_by(values: NDArray[np.float64], own: int) -> float:
+    """Return how far one of some values (parts,) is above the largest of the others."""
+    return float(values[own] - np.delete(values, own).max())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scenes", action="store_true", help="pictures, not linear mixtures")
+    parser.add_argument(
+        "--labels",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="of pictures: train the encoders on labels of all factors first",
+    )
     parser.add_argument("--samples", type=int, help="8000 by default, of scenes 2048")
     parser.add_argument("--epochs", type=int, help="5 by default, of scenes 40")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", choices=list(objectives()), help="one of the two ways")
     arguments, options = parser.parse_known_args()
-    if options and not arguments.scenes:
-        parser.error(f"without --scenes there is no {options[0]}")
+    if (options or arguments.labels) and not arguments.scenes:
+        parser.error(f"{options[0] if options else '--labels'} is for --scenes")
     samples, epochs = (2048, 40) if arguments.scenes else (8_000, 5)
     length = (arguments.samples or samples, arguments.epochs or epochs)
     ways: dict[str, Callable[[int], Told]]
     if arguments.scenes:
         ways = {
-            name: partial(told_of_scenes, [*each, *options], *length)
+            name: partial(told_of_scenes, [*each, *options], arguments.labels, *length)
             for name, each in options_of_scenes().items()
         }
     else:
@@ -199,19 +245,24 @@ def main() -> None:
         parts = [part for part in dict.fromkeys(p for _, p in runs[0]) if part != ALONE_COLUMN]
         columns = [Column(part, overflow="fold") for part in parts]
         table = Table("factor", *columns, ALONE_COLUMN, "own part first by", title=f"DeCUR, {name}")
+        if len(runs) > 1:
+            table.add_column("by seed")
         for factor in dict.fromkeys(factor for factor, _ in runs[0]):
-            means = {
-                part: float(np.mean([run[factor, part] for run in runs]))
-                for part in (*parts, ALONE_COLUMN)
-                if (factor, part) in runs[0]
-            }
             own = parts[0] if factor in ("shared", LAYOUT) else OWN.get(factor, ALONE_COLUMN)
-            others = [value for part, value in means.items() if part != own]
-            ahead = f"{means[own] - max(others):+.0f}" if own in means else "has none"
-            cells = (
+            found = [part for part in (*parts, ALONE_COLUMN) if (factor, part) in runs[0]]
+            # (seeds, parts)
+            values = np.array([[run[factor, part] for part in found] for run in runs])
+            means = dict(zip(found, values.mean(0), strict=True))
+            cells = [
                 f"{means[part]:.0f}" if part in means else "" for part in (*parts, ALONE_COLUMN)
-            )
-            table.add_row(factor, *cells, ahead)
+            ]
+            ahead = ["has none"]
+            if own in found:
+                place = found.index(own)
+                ahead = [f"{first_by(values.mean(0), place):+.0f}"]
+                if len(runs) > 1:
+                    ahead.append(", ".join(f"{first_by(each, place):+.0f}" for each in values))
+            table.add_row(factor, *cells, *ahead)
         Console().print(table)
 
 

@@ -23,6 +23,7 @@ a guess is the class that is most frequent in the first.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 
@@ -101,11 +102,19 @@ def guessed(labels: Tensor) -> float:
     return probed(torch.zeros(len(labels), 1), labels)
 
 
-def trained_on(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
-    """Train a network of one sensor and its classifier on labels; flips are all that is varied."""
-    torch.manual_seed(0)
+def trained_on(images: Tensor, labels: Tensor, steps: int, seed: int = 0) -> nn.Sequential:
+    """Train a network of one sensor and its classifier on labels; flips are all that is varied.
+
+    Args:
+        images: (N, C, H, W) as encoders see them.
+        labels: (N,) of one factor, or (N, F) of several at once.
+        steps: of 64 pictures.
+        seed: of the weights and of the order.
+    """
+    torch.manual_seed(seed)
     encoder = build_encoder(ENCODER, images.shape[1])
-    network = nn.Sequential(encoder, nn.LazyLinear(len(DIRECTIONS)))
+    answers = (len(DIRECTIONS), *labels.shape[1:])
+    network = nn.Sequential(encoder, nn.LazyLinear(math.prod(answers)))
     network(images[:2])
     optimiser = torch.optim.AdamW(network.parameters(), 0.003)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.003, total_steps=steps)
@@ -113,7 +122,8 @@ def trained_on(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
     for _ in range(steps):
         chosen = torch.randint(len(images), (64,))
         flipped = [axis for axis in (-1, -2) if torch.rand(()) < 0.5]
-        loss = F.cross_entropy(network(images[chosen].flip(flipped)), labels[chosen])
+        told = network(images[chosen].flip(flipped)).unflatten(1, answers)  # (B, 3) or (B, 3, F)
+        loss = F.cross_entropy(told, labels[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
