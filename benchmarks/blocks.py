@@ -261,7 +261,7 @@ def main() -> None:
                 place = found.index(own)
                 ahead = [f"{first_by(values.mean(0), place):+.0f}"]
                 if len(runs) > 1:
-                    ahead.append(", ".join(f"{first_by(each, place):+.0f}" for each in values))
+                    ahead.append(", ".join(f"{first_by(each, place):+.1f}" for each in values))
             table.add_row(factor, *cells, *ahead)
         Console().print(table)
 
