@@ -241,7 +241,7 @@ def main() -> None:
     arguments, options = parser.parse_known_args()
     try:  # before minutes of work
         given, settings = parse(["--config", "structure", *options])
-        given.instantiate_classes(settings)
+        given.instantiate(settings)
     except ConfigError as error:
         parser.error(str(error))
     console = Console()

@@ -192,7 +192,7 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
 
     for cell, parser in ((trained, pretrain_parser()), (transferred, transfer_parser())):
         again = parser.read([yaml.load(cell.config, LOADER)])
-        values = yaml.safe_load(parser.dump(again, skip_none=False, skip_validation=True))
+        values = yaml.safe_load(parser.dump(again, skip_unset=False, skip_validation=True))
         assert {k: v for k, v in values.items() if k not in ORDERS} == yaml.load(
             cell.config, LOADER
         )
@@ -772,7 +772,7 @@ def write_places(root, places=12, each=4):
 def opened(cell, parser, tmp_path):
     """The data and the settings of a cell, as its command makes them."""
     (tmp_path / "config.yaml").write_text(cell.config)
-    return parser.instantiate_classes(parser.parse(["--config", str(tmp_path / "config.yaml")]))
+    return parser.instantiate(parser.parse(["--config", str(tmp_path / "config.yaml")]))
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -239,7 +239,7 @@ def _instantiate(parser: Parser, parsed: Namespace) -> Pretraining:
             with writing(path, f"--{key}"):  # measuring takes minutes
                 tempfile.TemporaryFile(dir=path.parent).close()
     device = open_device(parsed.device)
-    made = parser.instantiate_classes(parsed)
+    made = parser.instantiate(parsed)
     from decur.pretrain.data import seen_data
 
     keys = (key.name for key in dataclasses.fields(PretrainSettings))

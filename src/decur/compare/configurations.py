@@ -66,10 +66,10 @@ class Configurations:
         Raises:
             ConfigError: for options that make no sense together.
         """
-        from jsonargparse import dict_to_namespace
+        from jsonargparse import Namespace
 
-        alone = dict_to_namespace({"objective": self.read(layers).objective})
-        objective: Objective = self._parser.instantiate_classes(alone).objective
+        alone = Namespace(objective=self.read(layers).objective)
+        objective: Objective = self._parser.instantiate(alone).objective
         return objective
 
     def place(
@@ -124,7 +124,7 @@ class Configurations:
             complete, differing = (
                 yaml.load(
                     self._parser.dump(
-                        settings, skip_none=False, skip_default=skip, skip_validation=True
+                        settings, skip_unset=False, skip_default=skip, skip_validation=True
                     ),
                     LOADER,
                 )

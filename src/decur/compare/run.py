@@ -211,12 +211,12 @@ def open_inputs(cells: Sequence[Cell]) -> dict[str, Opened]:
         looked_at.add(one)
         given = parser.read([{"data": config["data"]}])
         if key not in opened:
-            opened[key] = parser.instantiate_classes(given).data
+            opened[key] = parser.instantiate(given).data
         data = opened[key]
         try:
             if test_key is not None and test_key not in opened:
                 tested = with_data_keys(parser, given, other)
-                opened[test_key] = parser.instantiate_classes(tested).data
+                opened[test_key] = parser.instantiate(tested).data
             labelled = join_columns(data, target)
             task = choose_task(labelled.targets, target)
             if test_key is not None:

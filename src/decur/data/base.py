@@ -387,7 +387,7 @@ def open_data(command: str, spec: Mapping[str, Any]) -> PairedDataset:
     parser = Parser(command)
     parser.add_argument("--data", type=PairedDataset, required=True)
     settings = parser.parse(["--data", json.dumps(spec, default=str)])
-    data: PairedDataset = parser.instantiate_classes(settings).data
+    data: PairedDataset = parser.instantiate(settings).data
     return data
 
 

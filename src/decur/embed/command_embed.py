@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> Embedded:
     parser = embed_parser()
     settings = parser.parse(arguments)
     settings.pop("config", None)
-    made = vars(parser.instantiate_classes(settings))
+    made = vars(parser.instantiate(settings))
     from decur.embed.embedding import embed
 
     data, encoders, trainer = (made.pop(key) for key in ("data", "encoders", "trainer"))

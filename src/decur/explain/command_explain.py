@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> Explained:
     own = parser.get_defaults().data if arguments else None
     if spec is not None and not given.redraw and spec != own:
         data = open_data("decur explain", spec.as_dict())
-    made = vars(parser.instantiate_classes(given))
+    made = vars(parser.instantiate(given))
     run = made.pop("run")
     settings = ExplainSettings(**{**made, "options": made["options"].as_dict()})
     return explain(run, data, settings=settings)

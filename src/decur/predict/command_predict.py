@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> Mapped | Predicted:
     given = parser.parse(arguments)
     given.pop("config", None)
     spec = given.pop("data", None)
-    made = vars(parser.instantiate_classes(given))
+    made = vars(parser.instantiate(given))
     model, scene, bounds = (made.pop(key) for key in ("model", "scene", "bounds"))
     if bounds is not None and len(bounds) != 4:
         raise ConfigError(f"bounds: four numbers, left lower right upper, not {len(bounds)}")

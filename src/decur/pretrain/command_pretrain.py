@@ -88,11 +88,11 @@ def _run(parser: Parser, settings: Namespace) -> Pretrained:
     resume, overwrite = orders["resume"], orders["overwrite"]
     if resume and not folder.is_begun():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
-    config = parser.dump(settings, skip_none=False, skip_validation=True)
+    config = parser.dump(settings, skip_unset=False, skip_validation=True)
     if not overwrite:
         config = refuse_another_run(folder, config) + config
     settings.pop("config", None)
-    made = vars(parser.instantiate_classes(settings))
+    made = vars(parser.instantiate(settings))
     data, objective = made.pop("data"), made.pop("objective")
 
     from lightning.pytorch.utilities import rank_zero_only  # only now: it takes seconds

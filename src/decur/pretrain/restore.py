@@ -113,7 +113,7 @@ def _objective(spec: Mapping[str, Any], dim: int) -> Objective:
     parser.add_subclass_arguments(Objective, "objective")
     whole = {**spec, "init_args": {**spec.get("init_args", {}), "dim": dim}}
     settings = parser.parse(["--objective", json.dumps(whole)])
-    objective: Objective = parser.instantiate_classes(settings).objective
+    objective: Objective = parser.instantiate(settings).objective
     return objective
 
 

@@ -93,11 +93,11 @@ def main(arguments: Sequence[str]) -> Transferred:
     """
     parser = shared_parser()
     parsed = parser.parse(_as_version_0_1(arguments))
-    text = parser.dump(parsed, skip_none=False, skip_validation=True)
+    text = parser.dump(parsed, skip_unset=False, skip_validation=True)
     data = _open_data(parser, parsed)
     for key in ("config", "data", "test_data", *_SPLITS):
         parsed.pop(key, None)
-    options = vars(parser.instantiate_classes(parsed))
+    options = vars(parser.instantiate(parsed))
     from decur.transfer.run import transfer
 
     settings = TransferSettings(**options)
@@ -148,7 +148,7 @@ def _open_data(parser: Parser, parsed: Namespace) -> _Opened:
     """
     splits, other = {key: parsed[key] for key in _SPLITS}, parsed.test_data
     if set(splits.values()) == {None} and other is None:
-        return _Opened(parser.instantiate_classes(parsed).data)
+        return _Opened(parser.instantiate(parsed).data)
     own_test = other is not None
     for key in ("train_split", "test_split"):
         if splits[key] is None and not own_test and set(splits.values()) != {None}:
@@ -190,5 +190,5 @@ def _open_split(parser: Parser, parsed: Namespace, key: str) -> PairedDataset:
         if "split" not in chosen.data.init_args:
             raise ConfigError(f"{key}: {chosen.data.class_path} has no splits; leave it out")
         chosen.data.init_args.split = split
-    opened: PairedDataset = parser.instantiate_classes(chosen).data
+    opened: PairedDataset = parser.instantiate(chosen).data
     return opened

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     if folders:
         arguments = ["--data.root", folders[0], "--out", folders[1], *arguments]
     settings = build_parser().parse(arguments)
-    made = build_parser().instantiate_classes(settings)
+    made = build_parser().instantiate(settings)
     data: PairedDataset = made.data
     print(f"data        {data.describe()}")
     before = (Path(made.out) / HEADER).is_file()
