@@ -218,6 +218,17 @@ class Parser(ArgumentParser):
         self._refuse_other(alone, settings)
         return settings
 
+    def to_yaml(self, settings: Namespace, *, skip_default: bool = False) -> str:
+        """Return what was parsed as YAML that gives the same again, nulls too.
+
+        Args:
+            settings: a configuration that this parser has checked.
+            skip_default: leave out what is as by default.
+        """
+        return str(
+            self.dump(settings, skip_unset=False, skip_default=skip_default, skip_validation=True)
+        )
+
     def merge(self, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Return one nested configuration of several layers, the later over the earlier.
 

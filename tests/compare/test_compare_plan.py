@@ -192,7 +192,7 @@ def test_a_configuration_is_whole_and_the_later_layer_wins():
 
     for cell, parser in ((trained, pretrain_parser()), (transferred, transfer_parser())):
         again = parser.read([yaml.load(cell.config, LOADER)])
-        values = yaml.safe_load(parser.dump(again, skip_unset=False, skip_validation=True))
+        values = yaml.safe_load(parser.to_yaml(again))
         assert {k: v for k, v in values.items() if k not in ORDERS} == yaml.load(
             cell.config, LOADER
         )

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> Compared:
             raise ConfigError(f"{part}: must be a mapping of keys, not null")
     for part, values in changes.items():
         given[part] = {**given[part], **values}
-    text = parser.dump(given, skip_unset=False, skip_validation=True)
+    text = parser.to_yaml(given)
     made = given.as_dict()  # not instantiated: classes within belong to the cells
     made["methods"] = {name: MethodSettings(**each) for name, each in made["methods"].items()}
     made["tasks"] = {name: TaskSettings(**each) for name, each in made["tasks"].items()}

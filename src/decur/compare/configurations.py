@@ -122,12 +122,7 @@ class Configurations:
             for order in ORDERS:
                 settings.pop(order, None)
             complete, differing = (
-                yaml.load(
-                    self._parser.dump(
-                        settings, skip_unset=False, skip_default=skip, skip_validation=True
-                    ),
-                    LOADER,
-                )
+                yaml.load(self._parser.to_yaml(settings, skip_default=skip), LOADER)
                 for skip in (False, True)
             )
             self._parsed[key] = _Parsed(settings, complete, flatten(differing))

@@ -88,7 +88,7 @@ def _run(parser: Parser, settings: Namespace) -> Pretrained:
     resume, overwrite = orders["resume"], orders["overwrite"]
     if resume and not folder.is_begun():
         raise ConfigError(f"--resume: {folder.path} holds no checkpoint to go on from")
-    config = parser.dump(settings, skip_unset=False, skip_validation=True)
+    config = parser.to_yaml(settings)
     if not overwrite:
         config = refuse_another_run(folder, config) + config
     settings.pop("config", None)

@@ -171,8 +171,7 @@ def _kept_configuration(path: Path, now: str) -> str:
     refuse_foreign_classes(path, now)
     parser = shared_parser(starts=False)
     settings = parser.parse(["--config", str(path), *as_version_0_1(path)])
-    text: str = parser.dump(settings, skip_unset=False, skip_validation=True)
-    return text
+    return parser.to_yaml(settings)
 
 
 def refuse_foreign_classes(path: Path, now: str = "{}") -> None:
@@ -248,8 +247,7 @@ def configuration_of(data: PairedDataset, objective: Objective, settings: Pretra
         except ConfigError:  # of a class that only Python can make
             untold.append("all of it")
         else:
-            whole: str = parser.dump(read, skip_unset=False, skip_validation=True)
-            return whole
+            return parser.to_yaml(read)
     return f"{UNTOLD}{', '.join(untold)}.\n{as_yaml(values)}"
 
 

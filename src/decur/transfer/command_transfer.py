@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> Transferred:
     """
     parser = shared_parser()
     parsed = parser.parse(_as_version_0_1(arguments))
-    text = parser.dump(parsed, skip_unset=False, skip_validation=True)
+    text = parser.to_yaml(parsed)
     data = _open_data(parser, parsed)
     for key in ("config", "data", "test_data", *_SPLITS):
         parsed.pop(key, None)

@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"decur pack {folders[0]}: where to? decur pack DATA OUT")
     if folders:
         arguments = ["--data.root", folders[0], "--out", folders[1], *arguments]
-    settings = build_parser().parse(arguments)
-    made = build_parser().instantiate(settings)
+    parser = build_parser()
+    made = parser.instantiate(parser.parse(arguments))
     data: PairedDataset = made.data
     print(f"data        {data.describe()}")
     before = (Path(made.out) / HEADER).is_file()
